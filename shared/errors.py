@@ -1,0 +1,35 @@
+"""Errors that tell a user what is wrong, where, and what to do. Every one derives from ``SumError``."""
+
+from __future__ import annotations
+
+
+class SumError(Exception):
+    """Base of all errors that are the input's fault, or the environment's; the command line prints them plainly."""
+
+
+class ImageError(SumError):
+    """An image cannot be read or used; labelling records it and goes on."""
+
+
+class SourceError(SumError):
+    """A source of images is missing, empty or contradicts itself."""
+
+
+class CheckpointError(SumError):
+    """A file of weights is damaged, or does not fit the model that was asked for."""
+
+
+class ShardError(SumError):
+    """A shard set is missing, damaged or of another version."""
+
+
+class SettingsDifferError(ShardError):
+    """A shard set exists and was made with other settings."""
+
+
+class StorageError(SumError):
+    """A file cannot be written: no permission, no space, no such bucket."""
+
+
+class WorkerError(SumError):
+    """A unit of work failed more often than is allowed."""
