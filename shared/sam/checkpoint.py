@@ -1,0 +1,129 @@
+"""Load SAM's weights: official ``.pth`` files, safetensors, and the ``vit_t`` that ships in this package."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from shared.errors import CheckpointError
+from shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture, meta_state
+
+PACKAGED = "vit_t"
+"""The model whose trained weights ship in the package."""
+
+
+@dataclass(frozen=True)
+class LoadedSam:
+    """A SAM in fp32 on the CPU, in eval mode; what it is; and the SHA-256 of the file its weights came from."""
+
+    sam: Sam
+    architecture: SamArchitecture
+    sha256: str
+
+
+def load_sam(weights: str = PACKAGED, model_type: str | None = None) -> LoadedSam:
+    """Load ``weights``: a path to a ``.pth`` or ``.safetensors`` file, or "vit_t" for the packaged ones.
+
+    The model type is read off the weights' names and shapes; ``model_type`` only checks it. Files are unpickled
+    with ``weights_only``: nothing in them is run. Raises ``CheckpointError`` for a missing, truncated or foreign file, and if
+    any name or shape does not fit.
+    """
+    with _located(weights) as path:
+        state = read_state(path)
+        architecture = identify(state, path, model_type)
+        sam = build_architecture(architecture)
+        sam.load_state_dict({name: value.float() for name, value in state.items()})
+        return LoadedSam(sam, architecture, file_sha256(path))
+
+
+def identify_weights(weights: str = PACKAGED, model_type: str | None = None) -> dict[str, object]:
+    """Return what a shard set records of ``weights``, without building the model. Raises as ``load_sam``."""
+    with _located(weights) as path:
+        architecture = identify(read_state(path), path, model_type)
+        return _identity(architecture, file_sha256(path))
+
+
+@contextmanager
+def _located(weights: str) -> Iterator[Path]:
+    """Give the path of the file that ``weights`` names."""
+    if weights == PACKAGED:
+        with as_file(files("shared.sam") / "weights" / f"{PACKAGED}.safetensors") as path:
+            yield path
+    elif weights in ARCHITECTURES:
+        raise CheckpointError(f"{weights}: its weights do not ship here; give the path of SAM's official .pth file")
+    else:
+        yield Path(weights)
+
+
+def _identity(architecture: SamArchitecture, sha256: str) -> dict[str, object]:
+    return {"model_type": architecture.name, "image_size": architecture.image_size, "sha256": sha256}
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a ``.pth`` or ``.safetensors`` file. Raises ``CheckpointError``."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected SAM weights (.pth or .safetensors), or {PACKAGED!r}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, SafetensorError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: damaged, cut short ({path.stat().st_size} bytes) or no file of weights ({reason}); "
+            "download it again"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: expected a flat dictionary of named tensors, as SAM's official files are")
+    return dict(state)
+
+
+def identify(state: Mapping[str, Tensor], path: Path, model_type: str | None = None) -> SamArchitecture:
+    """Find the architecture whose names and shapes ``state`` has, all of them and no others.
+
+    Raises ``CheckpointError`` if there is none, or if it is not ``model_type``.
+    """
+    if model_type is not None and model_type not in ARCHITECTURES:
+        raise CheckpointError(f"{model_type!r} is no model type; there are {', '.join(ARCHITECTURES)}")
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    differences = {name: _differences(shapes, architecture) for name, architecture in ARCHITECTURES.items()}
+    fitting = [name for name, difference in differences.items() if not difference]
+    if fitting and model_type in (None, fitting[0]):
+        return ARCHITECTURES[fitting[0]]
+    if fitting:
+        raise CheckpointError(
+            f"{path}: these are weights of {fitting[0]}, not of {model_type}; leave the model type out"
+        )
+    closest = model_type or min(differences, key=lambda name: len(differences[name]))
+    listed = differences[closest]
+    shown = "; ".join(listed[:5]) + (f"; and {len(listed) - 5} more" if len(listed) > 5 else "")
+    raise CheckpointError(f"{path}: these weights do not fit {closest}, the closest model: {shown}")
+
+
+def _differences(shapes: Mapping[str, tuple[int, ...]], architecture: SamArchitecture) -> list[str]:
+    expected = {name: tuple(value.shape) for name, value in meta_state(architecture).items()}
+    missing = [f"{name} is missing" for name in expected if name not in shapes]
+    foreign = [f"{name} is not expected" for name in shapes if name not in expected]
+    wrong = [
+        f"{name} has shape {shapes[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
+    ]
+    return missing + foreign + wrong
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
