@@ -1,0 +1,94 @@
+"""The manifest of a unit in a layer: a Parquet file with one row a mask, or one for an image that has none.
+
+It is written last, and its presence is the only proof that the unit is committed. Its file metadata names the data
+file's size and SHA-256 and the ids of the unit and the layer.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shared.errors import ShardError
+from shared.shards.dataset import unit_name
+
+MASK_SCHEMA = pa.schema(
+    [
+        ("image", pa.string()),
+        ("image_index", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("error", pa.string()),
+        ("mask", pa.int32()),
+        ("offset", pa.int64()),
+        ("length", pa.int32()),
+        ("crc32", pa.uint32()),
+        ("box_x", pa.int32()),
+        ("box_y", pa.int32()),
+        ("box_w", pa.int32()),
+        ("box_h", pa.int32()),
+        ("area", pa.int64()),
+        ("point_x", pa.float32()),
+        ("point_y", pa.float32()),
+        ("predicted_iou", pa.float32()),
+        ("stability", pa.float32()),
+        ("crop_x0", pa.int32()),
+        ("crop_y0", pa.int32()),
+        ("crop_x1", pa.int32()),
+        ("crop_y1", pa.int32()),
+    ]
+)
+"""Columns of the ``masks`` layer. ``offset`` and ``length`` place the frame in the data file. A row whose ``mask`` is
+null stands for an image without masks: ``error`` says why, or is null if SAM found none."""
+
+_METADATA_KEY = b"sum_factory"
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """What a manifest says of its unit as a whole."""
+
+    unit: int
+    unit_id: str
+    layer_id: str
+    images: int
+    masks: int
+    errors: int
+    data_bytes: int
+    data_sha256: str
+
+
+def manifest_path(layer: str, number: int) -> str:
+    """Return the path of a unit's manifest inside the shard set."""
+    return f"manifest/{layer}/{unit_name(number)}.parquet"
+
+
+def write_manifest(rows: pa.Table, record: UnitRecord) -> bytes:
+    """Return the bytes of a manifest; equal input gives equal bytes."""
+    metadata = {_METADATA_KEY: json.dumps(asdict(record), sort_keys=True).encode()}
+    sink = io.BytesIO()
+    pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_manifest(data: bytes, name: str) -> tuple[pa.Table, UnitRecord]:
+    """Parse a manifest. Raises ``ShardError``, naming the file, if it is damaged."""
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        record = UnitRecord(**json.loads(table.schema.metadata[_METADATA_KEY]))
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise ShardError(f"{name}: damaged ({error}); delete it and run the same command again") from error
+    return table, record
+
+
+def read_record(data: bytes, name: str) -> UnitRecord:
+    """Parse only what a manifest says of its unit as a whole."""
+    try:
+        metadata = pq.read_schema(pa.BufferReader(data)).metadata
+        return UnitRecord(**json.loads(metadata[_METADATA_KEY]))
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise ShardError(f"{name}: damaged ({error}); delete it and run the same command again") from error

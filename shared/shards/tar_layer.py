@@ -1,0 +1,102 @@
+"""A unit of a layer as a WebDataset tar with fixed bytes, and random access into it by offset.
+
+Each image is one sample of two members, ``KEY.labels`` (the frames of its masks, one after the other) and ``KEY.json``
+(what is known of the image and its masks; the lengths that cut ``KEY.labels``). In member names the characters ``%``
+and ``.`` of a key are percent-encoded, since WebDataset ends a key at the first dot.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.errors import ShardError
+from shared.shards.dataset import unit_name
+
+LABELS, META = "labels", "json"
+
+
+def tar_path(layer: str, number: int) -> str:
+    """Return the path of a unit's data inside the shard set."""
+    return f"{layer}/{unit_name(number)}.tar"
+
+
+def sample_key(key: str) -> str:
+    """Return an image key as a WebDataset key, without dots."""
+    return key.replace("%", "%25").replace(".", "%2E")
+
+
+@dataclass
+class TarWriter:
+    """Builds a tar in memory; the bytes depend on what is added and on nothing else."""
+
+    _buffer: io.BytesIO = field(default_factory=io.BytesIO)
+
+    def add(self, name: str, data: bytes) -> int:
+        """Add a member; return the offset of its data in the tar."""
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o644
+        self._buffer.write(info.tobuf(tarfile.PAX_FORMAT))
+        offset = self._buffer.tell()
+        self._buffer.write(data)
+        self._buffer.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        return offset
+
+    def finish(self) -> bytes:
+        """Close the tar and return its bytes."""
+        self._buffer.write(bytes(2 * tarfile.BLOCKSIZE))
+        return self._buffer.getvalue()
+
+
+def add_sample(writer: TarWriter, key: str, frames: list[bytes], meta: Mapping[str, Any]) -> list[int]:
+    """Add an image with the frames of its masks; return the offset of each frame in the tar."""
+    name = sample_key(key)
+    start = writer.add(f"{name}.{LABELS}", b"".join(frames))
+    described = {**meta, "key": key, "length": [len(frame) for frame in frames]}
+    writer.add(f"{name}.{META}", json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
+    offsets = []
+    for frame in frames:
+        offsets.append(start)
+        start += len(frame)
+    return offsets
+
+
+def read_samples(data: bytes, name: str) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+    """Yield the description and the frames of every image of a tar, in order.
+
+    Raises ``ShardError`` if the tar is damaged. A tar that was cut between two members ends early and raises nothing:
+    only its manifest can tell.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            members = {member.name: member for member in tar if member.isfile()}
+            for path in members:
+                if path.endswith(f".{META}"):
+                    meta = json.loads(_content(tar, members[path]))
+                    blob = _content(tar, members[f"{path.removesuffix(META)}{LABELS}"])
+                    yield meta, _cut(blob, meta["length"])
+    except (tarfile.TarError, ValueError, KeyError) as error:
+        raise ShardError(f"{name}: damaged ({error}); run `labelgen verify`") from error
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None, "only regular files get here"
+    data = file.read()
+    if len(data) != member.size:
+        raise ValueError(f"{member.name} is cut short")
+    return data
+
+
+def _cut(blob: bytes, lengths: list[int]) -> list[bytes]:
+    if sum(lengths) != len(blob):
+        raise ValueError("frames and their lengths do not match")
+    frames, start = [], 0
+    for length in lengths:
+        frames.append(blob[start : start + length])
+        start += length
+    return frames
