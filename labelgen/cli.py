@@ -1,0 +1,168 @@
+"""The ``labelgen`` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from labelgen.automask import AutomaskSettings
+from labelgen.export import export_coco
+from labelgen.run import RunSettings, run
+from labelgen.view.page import write_page
+from shared.errors import SumError
+from shared.sam.checkpoint import PACKAGED
+from shared.sam.runtime import Runtime
+from shared.shards.shard_set import ShardSet
+from shared.shards.verify import verify
+
+FINISHED_WITH_IMAGE_ERRORS = 3
+FAILED = 1
+
+shards_option = click.option("--shards", required=True, help="Folder of the shard set: a path or an fsspec URL.")
+
+
+class _Commands(click.Group):
+    """A group whose commands print a ``SumError`` plainly and exit with status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SumError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(FAILED)
+
+
+@click.group(cls=_Commands, context_settings={"show_default": True})
+@click.version_option(package_name="sum-factory")
+def main() -> None:
+    """Label photos with a frozen SAM, once; train from the labels as often as you like."""
+
+
+def automask_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add an option for every field of ``AutomaskSettings``."""
+    for setting in reversed(fields(AutomaskSettings)):
+        name = f"--{setting.name.replace('_', '-')}"
+        command = click.option(name, type=type(setting.default), default=setting.default)(command)
+    return command
+
+
+@main.command("run")
+@click.option("--images", required=True, multiple=True, help="Folder, tar, list file, image, or pattern; repeatable.")
+@shards_option
+@click.option("--sam", default=PACKAGED, help=f"SAM weights (.pth, .safetensors), or {PACKAGED}, which ships here.")
+@click.option("--model-type", default=None, help="vit_t, vit_b, vit_l or vit_h  [default: read off the weights]")
+@click.option("--workers", default=0, help="Ray actors; 0 labels in this process, without Ray.")
+@click.option("--ray-address", default=None, help='A running Ray cluster, "auto" for the one of this machine.')
+@click.option("--gpus-per-worker", default=0.0)
+@click.option("--cpus-per-worker", default=1.0)
+@click.option("--unit-size", default=RunSettings.unit_size, help="Images a unit.")
+@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--bf16", is_flag=True, help="Run the image encoder in bfloat16: faster, masks differ slightly.")
+@click.option("--compile", "compile_", is_flag=True, help="Compile the image encoder with torch.compile.")
+@click.option("--points-per-batch", default=64, help="Prompts decoded together; does not change the result.")
+@automask_options
+def run_command(
+    images: tuple[str, ...],
+    shards: str,
+    sam: str,
+    model_type: str | None,
+    workers: int,
+    ray_address: str | None,
+    gpus_per_worker: float,
+    cpus_per_worker: float,
+    unit_size: int,
+    device: str,
+    bf16: bool,
+    compile_: bool,
+    points_per_batch: int,
+    **automask: Any,
+) -> None:
+    """Label images into a shard set. Run it again after any interruption: what is done stays done."""
+    settings = RunSettings(
+        images=images,
+        shards=shards,
+        sam=sam,
+        model_type=model_type,
+        automask=AutomaskSettings(**automask),
+        runtime=Runtime(device, bf16, compile_),
+        unit_size=unit_size,
+        points_per_batch=points_per_batch,
+        workers=workers,
+        ray_address=ray_address,
+        gpus_per_worker=gpus_per_worker,
+        cpus_per_worker=cpus_per_worker,
+    )
+    summary = run(settings)
+    click.echo(summary.lines())
+    if summary.errors:
+        click.echo(f"{len(summary.errors)} images were skipped; the manifest says why (`labelgen status`)")
+        click.get_current_context().exit(FINISHED_WITH_IMAGE_ERRORS)
+
+
+@main.command()
+@shards_option
+def status(shards: str) -> None:
+    """Say how much of a shard set is done, and which images were skipped."""
+    shard_set = ShardSet.open(shards)
+    click.echo(f"{shards}: {shard_set.dataset.image_count} images in {len(shard_set.dataset.unit_ids)} units")
+    for name, layer in shard_set.dataset.layers.items():
+        done = shard_set.committed(name)
+        records = [shard_set.manifest(number, name)[1] for number in done]
+        click.echo(
+            f"layer {name} ({layer.encoding}): {len(done)} of {len(shard_set.dataset.unit_ids)} units, "
+            f"{sum(r.images for r in records)} images, {sum(r.masks for r in records)} masks, "
+            f"{sum(r.errors for r in records)} errors, {sum(r.data_bytes for r in records) / 1e6:.1f} MB"
+        )
+    for _, image in shard_set.walk():
+        if image.error is not None:
+            click.echo(f"skipped {image.key}: {image.error}")
+
+
+@main.command("verify")
+@shards_option
+@click.pass_context
+def verify_command(ctx: click.Context, shards: str) -> None:
+    """Check counts and checksums, and that every frame decodes. Exit status 1 if anything is wrong."""
+    shard_set = ShardSet.open(shards)
+    checks = list(verify(shard_set))
+    problems = [problem for check in checks for problem in check.problems]
+    for problem in problems:
+        click.echo(f"problem: {problem}")
+    sound = [check.record for check in checks if check.record is not None]
+    missing = len(shard_set.dataset.unit_ids) - len(shard_set.committed())
+    click.echo(
+        f"{len(sound)} units sound with {sum(r.masks for r in sound)} masks, {len(problems)} problems, "
+        f"{missing} units not labelled yet"
+    )
+    if problems:
+        ctx.exit(FAILED)
+
+
+@main.command("export")
+@shards_option
+@click.option("--format", "format_", type=click.Choice(["coco"]), default="coco")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
+def export_command(shards: str, format_: str, out: Path) -> None:
+    """Write all masks at the photos' own size as a COCO instances file."""
+    assert format_ == "coco", "click allows no other"
+    images, masks = export_coco(ShardSet.open(shards), out)
+    click.echo(f"wrote {out}: {images} images, {masks} masks")
+
+
+@main.command()
+@shards_option
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
+@click.option("--limit", default=48, help="Images on the page, spread evenly over the shard set.")
+def view(shards: str, out: Path, limit: int) -> None:
+    """Write a self-contained HTML page of overlays."""
+    shown = write_page(ShardSet.open(shards), out, limit)
+    click.echo(f"wrote {out}: {shown} images")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Export a shard set to other formats."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pycocotools import mask as coco_mask
+
+from shared.errors import StorageError
+from shared.frame import paste
+from shared.shards.dataset import PlannedImage
+from shared.shards.shard_set import LabelledImage, ShardSet
+
+
+def full_size_masks(shards: ShardSet, unit: int, image: LabelledImage) -> Iterator[npt.NDArray[np.bool_]]:
+    """Yield the masks of an image at the photo's own size, bool (H, W), one at a time."""
+    for k, logits in enumerate(shards.read_logits(unit, image, list(range(len(image.masks))))):
+        frame = image.frame(k, shards.input_side)
+        crop_mask = frame.upsample(torch.from_numpy(logits)[None]) > 0
+        yield paste(crop_mask, frame, image.height, image.width)[0].numpy()
+
+
+def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:
+    """Write all committed masks as COCO instances with compressed RLE; return the numbers of images and masks.
+
+    The file is written aside, one annotation at a time, and renamed: it is whole or absent. Raises ``StorageError``.
+    """
+    aside = out.with_name(f".partial-{out.name}")
+    images: list[dict[str, Any]] = []
+    count = 0
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("w") as file:
+            file.write('{"info": {"description": "pseudo-labels of a frozen SAM, made by labelgen"},\n')
+            file.write('"categories": [{"id": 1, "name": "object"}],\n"annotations": [')
+            for number in shards.committed():
+                planned = shards.unit(number).images
+                for image in shards.images(number):
+                    if image.error is not None:
+                        continue
+                    images.append(_image_entry(image, planned[image.index], len(images) + 1))
+                    for row, mask in zip(image.masks, full_size_masks(shards, number, image), strict=True):
+                        count += 1
+                        file.write(",\n" if count > 1 else "\n")
+                        file.write(json.dumps(_annotation(row, mask, count, len(images))))
+            file.write(f'],\n"images": {json.dumps(images)}}}\n')
+        os.replace(aside, out)
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error.strerror}; check the path and the free space") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return len(images), count
+
+
+def _image_entry(image: LabelledImage, planned: PlannedImage, number: int) -> dict[str, Any]:
+    name = planned.member or planned.url.rsplit("/", 1)[-1]
+    return {
+        "id": number,
+        "file_name": name,
+        "key": image.key,
+        "source": planned.url,
+        "height": image.height,
+        "width": image.width,
+    }
+
+
+def _annotation(row: dict[str, Any], mask: npt.NDArray[np.bool_], number: int, image_number: int) -> dict[str, Any]:
+    """Return a COCO annotation; its box and area are those of the exported mask, in COCO's own convention."""
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    box = [float(value) for value in coco_mask.toBbox(rle)]
+    return {
+        "id": number,
+        "image_id": image_number,
+        "category_id": 1,
+        "iscrowd": 0,
+        "segmentation": {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")},
+        "area": int(coco_mask.area(rle)),
+        "bbox": box,
+        "predicted_iou": row["predicted_iou"],
+        "stability_score": row["stability"],
+        "point_coords": [[row["point_x"], row["point_y"]]],
+        "crop_box": [row["crop_x0"], row["crop_y0"], row["crop_x1"] - row["crop_x0"], row["crop_y1"] - row["crop_y0"]],
+    }

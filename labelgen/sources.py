@@ -1,0 +1,168 @@
+"""Find images in folders, list files and tars (SA-1B's or WebDataset's), at local paths or fsspec URLs.
+
+A source is listed once, when a run is planned, and every image gets a key that names it in the shard set: its path
+without the extension, relative to the folder, the list or the tar. Images come in a fixed order.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+
+from shared.errors import SourceError
+from shared.images import IMAGE_SUFFIXES
+
+LIST_SUFFIXES = (".txt", ".lst", ".list")
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where one image lies. ``offset`` and ``size`` are set for a member of a tar: its bytes inside it.
+
+    ``stamp`` changes when the file does, as far as the file system tells without reading it.
+    """
+
+    key: str
+    url: str
+    member: str = ""
+    offset: int = 0
+    size: int | None = None
+    stamp: str = ""
+
+    @property
+    def name(self) -> str:
+        """What to call the image in a message."""
+        return f"{self.url}::{self.member}" if self.member else self.url
+
+
+def read_bytes(ref: ImageRef) -> bytes:
+    """Read an image's file. Raises ``SourceError`` if it is gone or cannot be read."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(ref.url)
+        end = None if ref.size is None or not ref.member else ref.offset + ref.size
+        data = bytes(filesystem.cat_file(path, start=ref.offset if ref.member else None, end=end))
+    except OSError as error:
+        raise SourceError(f"{ref.name}: cannot be read ({error.strerror or error})") from error
+    return data
+
+
+def list_images(sources: Iterable[str]) -> list[ImageRef]:
+    """List the images of all sources, in order, with unique keys.
+
+    A source is a folder (searched to any depth), a tar, a text file with one path or URL a line, an image, or a
+    pattern with ``*`` of these. Images that would have one key get ``~2``, ``~3``, ... in the order of the listing.
+    Raises ``SourceError`` for a source that is missing or holds no image.
+    """
+    refs: list[ImageRef] = []
+    for source in sources:
+        found = [ref for path in _expand(source) for ref in _list_one(path)]
+        if not found:
+            raise SourceError(f"{source}: no images there; expected {', '.join(IMAGE_SUFFIXES)}, or tars of such files")
+        refs += found
+    return _with_unique_keys(refs)
+
+
+def _expand(source: str) -> list[str]:
+    filesystem, path = fsspec.core.url_to_fs(source)
+    if any(c in path for c in "*?[") and not filesystem.exists(path):
+        matches = sorted(filesystem.glob(path))
+        if not matches:
+            raise SourceError(f"{source}: no file matches this pattern")
+        return [filesystem.unstrip_protocol(match) if "://" in source else match for match in matches]
+    if not filesystem.exists(path):
+        raise SourceError(f"{source}: no such file or folder; check --images")
+    return [source]
+
+
+def _list_one(source: str) -> Iterator[ImageRef]:
+    filesystem, path = fsspec.core.url_to_fs(source)
+    try:
+        if filesystem.isdir(path):
+            yield from _list_folder(source, filesystem, path)
+        elif path.endswith(".tar"):
+            yield from _list_tar(source, filesystem, path)
+        elif path.endswith(LIST_SUFFIXES):
+            yield from _list_file(source, filesystem, path)
+        elif _is_image(path):
+            yield _file_ref(source, PurePosixPath(path).stem, filesystem.info(path))
+        else:
+            raise SourceError(f"{source}: expected a folder, a .tar, a list ({', '.join(LIST_SUFFIXES)}) or an image")
+    except OSError as error:
+        raise SourceError(f"{source}: cannot be read ({error.strerror or error})") from error
+
+
+def _list_folder(source: str, filesystem: Any, path: str) -> Iterator[ImageRef]:
+    root = path.rstrip("/")
+    for file, info in sorted(filesystem.find(root, detail=True).items()):
+        relative = file[len(root) + 1 :]
+        if _is_image(file):
+            yield _file_ref(f"{source.rstrip('/')}/{relative}", str(PurePosixPath(relative).with_suffix("")), info)
+        elif file.endswith(".tar"):
+            yield from _list_tar(f"{source.rstrip('/')}/{relative}", filesystem, file)
+
+
+def _list_tar(source: str, filesystem: Any, path: str) -> Iterator[ImageRef]:
+    stamp = _stamp(filesystem.info(path))
+    try:
+        with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.isfile() and _is_image(member.name):
+                    key = str(PurePosixPath(member.name).with_suffix(""))
+                    yield ImageRef(key, source, member.name, member.offset_data, member.size, stamp)
+    except tarfile.TarError as error:
+        raise SourceError(f"{source}: not a whole, uncompressed tar ({error}); fetch it again") from error
+
+
+def _list_file(source: str, filesystem: Any, path: str) -> Iterator[ImageRef]:
+    folder = source.rsplit("/", 1)[0] if "/" in source else "."
+    text = filesystem.cat_file(path).decode("utf-8", "replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        entry = line.strip()
+        if not entry or entry.startswith("#"):
+            continue
+        absolute = entry.startswith("/") or "://" in entry
+        url = entry if absolute else f"{folder}/{entry}"
+        entry_filesystem, entry_path = fsspec.core.url_to_fs(url)
+        if not entry_filesystem.exists(entry_path):
+            raise SourceError(f"{source}, line {number}: {entry}: no such file")
+        if entry_path.endswith(".tar"):
+            yield from _list_tar(url, entry_filesystem, entry_path)
+        else:
+            plain = PurePosixPath(entry_path).stem if absolute else str(PurePosixPath(entry).with_suffix(""))
+            yield _file_ref(url, plain, entry_filesystem.info(entry_path))
+
+
+def _file_ref(url: str, key: str, info: dict[str, Any]) -> ImageRef:
+    return ImageRef(key, url, size=info.get("size"), stamp=_stamp(info))
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    changed = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""
+    return f"{info.get('size')}:{changed}"
+
+
+def _is_image(path: str) -> bool:
+    name = PurePosixPath(path).name.lower()
+    return name.endswith(IMAGE_SUFFIXES) and not fnmatch.fnmatch(name, ".*")
+
+
+def _with_unique_keys(refs: list[ImageRef]) -> list[ImageRef]:
+    taken = {ref.key for ref in refs}
+    seen: Counter[str] = Counter()
+    unique = []
+    for ref in refs:
+        seen[ref.key] += 1
+        key, ordinal = ref.key, seen[ref.key]
+        while ordinal > 1 and (key := f"{ref.key}~{ordinal}") in taken:
+            ordinal += 1
+        seen[ref.key] = ordinal
+        taken.add(key)
+        unique.append(ImageRef(key, ref.url, ref.member, ref.offset, ref.size, ref.stamp))
+    return unique
