@@ -1,0 +1,116 @@
+"""Losses against naive versions written pixel by pixel."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.losses import LossSettings, dice_loss, focal_loss, kept_fraction, mask_loss, true_iou
+
+SETTINGS = LossSettings()
+
+
+def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits, targets, valid area (not square) and certainty of three masks."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 9, 12, generator=generator, dtype=torch.float64) * 3
+    targets = torch.rand(3, 9, 12, generator=generator) > 0.6
+    valid = torch.zeros(3, 9, 12, dtype=torch.bool)
+    valid[0, :5], valid[1, :, :7], valid[2] = True, True, True
+    certainty = torch.rand(3, 9, 12, generator=generator, dtype=torch.float64)
+    return logits, targets, valid, certainty
+
+
+def naive_focal(logits: Tensor, targets: Tensor, valid: Tensor, certainty: Tensor) -> float:
+    total = 0.0
+    for y in range(logits.shape[0]):
+        for x in range(logits.shape[1]):
+            if not valid[y, x]:
+                continue
+            p = 1 / (1 + math.exp(-float(logits[y, x])))
+            value = 0.25 * (1 - p) ** 2 * -math.log(p) if targets[y, x] else 0.75 * p**2 * -math.log(1 - p)
+            total += float(certainty[y, x]) * value
+    return total / int(valid.sum())
+
+
+def naive_dice(logits: Tensor, targets: Tensor, valid: Tensor, certainty: Tensor, theta: float) -> float:
+    overlap = both = 0.0
+    for y in range(logits.shape[0]):
+        for x in range(logits.shape[1]):
+            if valid[y, x] and float(certainty[y, x]) > theta:
+                p = 1 / (1 + math.exp(-float(logits[y, x])))
+                overlap += p * bool(targets[y, x])
+                both += p + bool(targets[y, x])
+    return 1 - (2 * overlap + 1) / (both + 1)
+
+
+def test_losses_equal_naive_sums_over_the_valid_area() -> None:
+    logits, targets, valid, certainty = example()
+    focal = focal_loss(logits, targets, valid, certainty, SETTINGS)
+    dice = dice_loss(logits, targets, valid, certainty, SETTINGS)
+    for k in range(3):
+        assert float(focal[k]) == pytest.approx(naive_focal(logits[k], targets[k], valid[k], certainty[k]), rel=1e-10)
+        assert float(dice[k]) == pytest.approx(
+            naive_dice(logits[k], targets[k], valid[k], certainty[k], 0.6), rel=1e-10
+        )
+    assert torch.allclose(mask_loss(logits, targets, valid, certainty, SETTINGS), 20 * focal + dice)
+
+
+def test_padding_has_no_effect_on_any_loss() -> None:
+    logits, targets, valid, certainty = example()
+    noise = torch.where(valid, logits, logits + 50)
+    flipped = torch.where(valid, targets, ~targets)
+    doubted = torch.where(valid, certainty, 1 - certainty)
+    for loss in (focal_loss, dice_loss):
+        assert torch.equal(
+            loss(logits, targets, valid, certainty, SETTINGS), loss(noise, flipped, valid, doubted, SETTINGS)
+        )
+    assert torch.equal(true_iou(logits, targets, valid), true_iou(noise, flipped, valid))
+
+
+def test_full_certainty_gives_the_losses_of_human_masks() -> None:
+    logits, targets, valid, _ = example()
+    ones = torch.ones_like(logits)
+    for loss in (focal_loss, dice_loss):
+        assert torch.allclose(
+            loss(logits, targets, valid, ones, SETTINGS), loss(logits, targets, valid, None, SETTINGS)
+        )
+
+
+def test_dice_filter_is_strict_and_applies_to_prediction_and_label() -> None:
+    logits = torch.tensor([[[2.0, -1.0, 3.0]]], dtype=torch.float64)
+    targets = torch.tensor([[[True, True, False]]])
+    valid = torch.ones(1, 1, 3, dtype=torch.bool)
+    at_theta = torch.tensor([[[0.9, 0.6, 0.6]]], dtype=torch.float64)
+    p = 1 / (1 + math.exp(-2.0))
+    expected = 1 - (2 * p + 1) / (1 + p + 1)
+    assert float(dice_loss(logits, targets, valid, at_theta, SETTINGS)) == pytest.approx(expected)
+    assert float(kept_fraction(valid, at_theta, SETTINGS)) == pytest.approx(1 / 3)
+
+
+def test_everything_doubtful_gives_no_dice_loss_and_no_gradient() -> None:
+    logits, targets, valid, _ = example()
+    logits.requires_grad_()
+    dice = dice_loss(logits, targets, valid, torch.full_like(logits, 0.6), SETTINGS)
+    assert torch.equal(dice, torch.zeros_like(dice))
+    dice.sum().backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_focal_divides_by_all_valid_pixels_not_by_the_certainty() -> None:
+    logits, targets, valid, _ = example()
+    half = torch.full_like(logits, 0.5)
+    whole = focal_loss(logits, targets, valid, None, SETTINGS)
+    assert torch.allclose(focal_loss(logits, targets, valid, half, SETTINGS), whole / 2)
+
+
+def test_iou_of_empty_masks_is_one_and_carries_no_gradient() -> None:
+    logits = torch.full((1, 4, 4), -3.0, requires_grad=True)
+    nothing = torch.zeros(1, 4, 4, dtype=torch.bool)
+    iou = true_iou(logits, nothing, ~nothing)
+    assert iou.item() == 1.0
+    assert not iou.requires_grad

@@ -1,0 +1,190 @@
+"""Interactive training: seven rounds of prompts on one encoding of the images (METHOD: App. B.1, Sec. 3.2.4).
+
+Round 1 gives a box or a point, rounds 2 to 6 add one click at an error each, round 7 adds nothing. Every round also
+gets the logits of the one before as mask prompt, detached. The image embedding is a detached leaf: each round is
+backpropagated at once into its gradient, and the encoder is run backwards once at the end, so that memory does not
+grow with the rounds while gradients stay those of the whole graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+from torch.nn import functional as F
+
+from shared.sam.decode import BOX_MIN, PAD, Prompts, decode_prompts, dense_positions
+from trainer.losses import LossSettings, mask_loss, true_iou
+from trainer.prompts import click_errors, first_prompts
+
+SINGLE, SEVERAL = slice(0, 1), slice(1, None)
+"""Mask tokens: the one for prompts that leave no doubt, the three for an ambiguous one."""
+
+
+@dataclass(frozen=True)
+class InteractiveSettings:
+    """How the rounds go. ``continuous_task_prompt`` gives the task in every round instead of the first."""
+
+    rounds: int = 7
+    box_share: float = 0.5
+    continuous_task_prompt: bool = False
+    loss: LossSettings = field(default_factory=LossSettings)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What P masks of B images should be, on a grid of ``stride`` input pixels a cell.
+
+    ``masks`` and ``valid`` are bool (P, H, W). ``certainty`` weighs the losses, ``sampling`` the drawing of points;
+    both float (P, H, W), 1 for human masks. ``image_index`` is int64 (P,).
+    """
+
+    masks: Tensor
+    valid: Tensor
+    certainty: Tensor
+    sampling: Tensor
+    image_index: Tensor
+    stride: int
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One round: the loss of each mask with its graph, (P,), and what to log, detached, (P,) each."""
+
+    number: int
+    loss: Tensor
+    mask_loss: Tensor
+    iou: Tensor
+    predicted_iou: Tensor
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The prompt tokens of P masks, which need not be equally many: ``count`` of each row are given, the first ones."""
+
+    coords: Tensor
+    labels: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, prompts: Prompts) -> _Tokens:
+        full = torch.full((len(prompts),), prompts.labels.shape[1], device=prompts.labels.device)
+        return cls(prompts.coords, prompts.labels, full)
+
+    def add(self, coords: Tensor, labels: Tensor, given: Tensor) -> _Tokens:
+        """Put one click in front of the rows that ``given`` (P,) marks."""
+        longer_coords = torch.cat([coords[:, None], self.coords], 1)
+        longer_labels = torch.cat([labels[:, None], self.labels], 1)
+        padded_coords = F.pad(self.coords, (0, 0, 0, 1))
+        padded_labels = F.pad(self.labels, (0, 1), value=PAD)
+        return _Tokens(
+            torch.where(given[:, None, None], longer_coords, padded_coords),
+            torch.where(given[:, None], longer_labels, padded_labels),
+            self.count + given.long(),
+        )
+
+    def groups(self, mask_logits: Tensor | None) -> Iterator[tuple[Tensor, Prompts]]:
+        """Yield rows of equal token count with their prompts: a padding token would not be without effect."""
+        for count in self.count.unique().tolist():
+            rows = (self.count == count).nonzero()[:, 0]
+            masks = None if mask_logits is None else mask_logits[rows]
+            yield rows, Prompts(self.coords[rows, :count], self.labels[rows, :count], masks)
+
+    @property
+    def ambiguous(self) -> Tensor:
+        """Which rows hold a single point and nothing else, bool (P,)."""
+        return (self.count == 2) & (self.labels != BOX_MIN).all(1)
+
+
+def play_rounds(
+    sam: Sam,
+    embeddings_BCHW: Tensor,
+    task_vectors_BC: Tensor | None,
+    targets: Targets,
+    settings: InteractiveSettings,
+    generator: torch.Generator,
+) -> Iterator[RoundResult]:
+    """Play all rounds and yield each one's result; the caller backpropagates a result before asking for the next.
+
+    ``embeddings_BCHW`` are the image embeddings, ``task_vectors_BC`` the vector of each image's task, added to its
+    embedding in the first round (in all with ``continuous_task_prompt``), or None.
+    """
+    side = int(sam.image_encoder.img_size)
+    tokens = _Tokens.of(
+        first_prompts(targets.masks, targets.sampling, settings.box_share, targets.stride, side, generator)
+    )
+    previous: Tensor | None = None
+    for number in range(1, settings.rounds + 1):
+        if 1 < number < settings.rounds:
+            assert previous is not None, "round 1 leaves logits"
+            predicted = to_grid(previous, targets)[:, 0] > 0
+            weights = targets.sampling * targets.valid
+            tokens = tokens.add(*click_errors(predicted, targets.masks, weights, targets.stride, generator))
+        given = task_vectors_BC if number == 1 or settings.continuous_task_prompt else None
+        source = embeddings_BCHW if given is None else embeddings_BCHW + given[:, :, None, None]
+        logits, predicted_iou = _decode(sam, source, targets.image_index, tokens, previous)
+        result, previous = _judge(number, logits, predicted_iou, tokens.ambiguous & (number == 1), targets, settings)
+        yield result
+
+
+def to_grid(logits: Tensor, targets: Targets) -> Tensor:
+    """Bring low-resolution logits (P, K, h, w) to the grid of the targets, (P, K, H, W)."""
+    return F.interpolate(logits, targets.masks.shape[1:], mode="bilinear", align_corners=False)
+
+
+def _decode(
+    sam: Sam, source: Tensor, image_index: Tensor, tokens: _Tokens, mask_logits: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Decode all rows, those of equal token count together; logits (P, 4, h, w) and predicted IoU (P, 4)."""
+    positions = dense_positions(sam)
+    rows, logits, iou = [], [], []
+    for group, prompts in tokens.groups(mask_logits):
+        group_logits, group_iou = decode_prompts(sam, source, image_index[group], prompts, positions)
+        rows.append(group)
+        logits.append(group_logits)
+        iou.append(group_iou)
+    order = torch.cat(rows).argsort()
+    return torch.cat(logits)[order].to(source.dtype), torch.cat(iou)[order].to(source.dtype)
+
+
+def _judge(
+    number: int,
+    logits: Tensor,
+    predicted_iou: Tensor,
+    ambiguous: Tensor,
+    targets: Targets,
+    settings: InteractiveSettings,
+) -> tuple[RoundResult, Tensor]:
+    """Choose the output that is trained and the one that is fed back, and take the losses of the former.
+
+    An ambiguous prompt trains the best of its three outputs by mask loss, and feeds back the one of highest
+    *predicted* IoU, as inference does. Otherwise both are the single-mask output.
+    """
+    row = torch.arange(len(logits), device=logits.device)
+    trained = torch.zeros_like(row)
+    fed = torch.zeros_like(row)
+    if ambiguous.any():
+        which = ambiguous.nonzero()[:, 0]
+        with torch.no_grad():
+            losses = [_mask_loss(logits[which, k : k + 1], targets, which, settings) for k in range(1, logits.shape[1])]
+        trained[which] = 1 + torch.stack(losses, 1).argmin(1)
+        fed[which] = 1 + predicted_iou[which, SEVERAL].detach().argmax(1)
+    chosen = to_grid(logits[row, trained][:, None], targets)[:, 0]
+    masks, valid = targets.masks, targets.valid
+    losses_of_masks = mask_loss(chosen, masks, valid, targets.certainty, settings.loss)
+    iou = true_iou(chosen, masks, valid)
+    predicted = predicted_iou[row, trained]
+    loss = losses_of_masks + settings.loss.iou_weight * (predicted - iou) ** 2
+    result = RoundResult(number, loss, losses_of_masks.detach(), iou, predicted.detach())
+    return result, logits[row, fed][:, None].detach()
+
+
+def _mask_loss(logits: Tensor, targets: Targets, rows: Tensor, settings: InteractiveSettings) -> Tensor:
+    grid = to_grid(logits, targets)[:, 0]
+    return mask_loss(grid, targets.masks[rows], targets.valid[rows], targets.certainty[rows], settings.loss)

@@ -1,0 +1,88 @@
+"""Losses on masks that are only partly to be trusted (METHOD: Sec. 3.2.1, App. B.1).
+
+All take logits and targets of P masks on one grid, (P, H, W), with ``valid`` True where the photo is: the padding of
+SAM's square enters no sum and no mean. ``certainty`` is c = 1 - u in [0, 1], or None for human masks, which are certain
+everywhere; with c = 1 everywhere the uncertainty-aware losses are the plain ones. All return one value a mask, (P,).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weights and constants of the mask loss; the defaults are the paper's."""
+
+    focal_weight: float = 20.0
+    dice_weight: float = 1.0
+    iou_weight: float = 1.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+    theta: float = 0.6
+    """Pixels whose certainty is not above this do not enter the Dice loss."""
+    epsilon: float = 1.0
+
+
+def focal_loss(
+    logits: Tensor, targets: Tensor, valid: Tensor, certainty: Tensor | None, settings: LossSettings
+) -> Tensor:
+    """UA-focal: the mean over *all* valid pixels of c * focal(p, y); not divided by the sum of c."""
+    wanted = targets.to(logits.dtype)
+    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    probability = logits.sigmoid()
+    miss = torch.where(targets, 1 - probability, probability)
+    balance = torch.where(targets, settings.alpha, 1 - settings.alpha)
+    per_pixel = balance * miss**settings.gamma * entropy
+    if certainty is not None:
+        per_pixel = per_pixel * certainty
+    pixels = valid.flatten(1).sum(1).clamp(min=1)
+    return (per_pixel * valid).flatten(1).sum(1) / pixels
+
+
+def dice_loss(
+    logits: Tensor, targets: Tensor, valid: Tensor, certainty: Tensor | None, settings: LossSettings
+) -> Tensor:
+    """UA-Dice: 1 - (2 sum(y p k) + eps) / (sum((y + p) k) + eps), with k = [c > theta] on valid pixels.
+
+    If nothing is kept the loss is 0.
+    """
+    kept = valid if certainty is None else valid & (certainty > settings.theta)
+    k = kept.to(logits.dtype)
+    probability = logits.sigmoid() * k
+    wanted = targets.to(logits.dtype) * k
+    overlap = (probability * wanted).flatten(1).sum(1)
+    total = (probability + wanted).flatten(1).sum(1)
+    return 1 - (2 * overlap + settings.epsilon) / (total + settings.epsilon)
+
+
+def mask_loss(
+    logits: Tensor, targets: Tensor, valid: Tensor, certainty: Tensor | None, settings: LossSettings
+) -> Tensor:
+    """The weighted sum of focal and Dice, 20 : 1 by default."""
+    focal = focal_loss(logits, targets, valid, certainty, settings)
+    dice = dice_loss(logits, targets, valid, certainty, settings)
+    return settings.focal_weight * focal + settings.dice_weight * dice
+
+
+@torch.no_grad()
+def true_iou(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """IoU of [logits > 0] with the target on valid pixels, float; empty with empty is 1. No gradient."""
+    predicted = ((logits > 0) & valid).flatten(1)
+    wanted = (targets & valid).flatten(1)
+    union = (predicted | wanted).sum(1)
+    overlap = (predicted & wanted).sum(1)
+    return torch.where(union == 0, torch.ones_like(union, dtype=logits.dtype), overlap / union.clamp(min=1))
+
+
+@torch.no_grad()
+def kept_fraction(valid: Tensor, certainty: Tensor | None, settings: LossSettings) -> Tensor:
+    """The share of valid pixels that the Dice loss keeps, (P,)."""
+    if certainty is None:
+        return torch.ones(len(valid), dtype=torch.float32, device=valid.device)
+    kept = (valid & (certainty > settings.theta)).flatten(1).sum(1)
+    return kept / valid.flatten(1).sum(1).clamp(min=1)

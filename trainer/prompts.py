@@ -1,0 +1,93 @@
+"""Draw prompts from masks: noisy boxes, first points, and clicks at errors (METHOD: Sec. 3.2.2, App. B.1).
+
+Masks live on a grid of ``stride`` input pixels a cell, (P, H, W). Cell x covers the input pixels whose centre is
+(x + 0.5) * stride - 0.5 on average; prompts are in input pixels, x before y.
+
+Every function takes the random numbers it needs from a ``torch.Generator`` on the CPU, so that a run does not depend on
+the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts
+
+BOX_NOISE = 0.1
+"""Standard deviation of the noise on a box coordinate, as a share of the side."""
+BOX_NOISE_LIMIT = 20 / 1024
+"""The noise is clipped to this share of the input's side: 20 px of 1024."""
+
+
+def to_input(cells: Tensor, stride: int) -> Tensor:
+    """Map cell coordinates to input pixels."""
+    return (cells.float() + 0.5) * stride - 0.5
+
+
+def sample_cells(weights: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw one cell of each map (P, H, W) in proportion to its weight, which must not be negative.
+
+    Returns the cells as int64 (P, 2), x and y, and bool (P,): False where a map is zero everywhere; then the cell means
+    nothing. A cell of weight zero is never drawn.
+    """
+    cumulative = weights.flatten(1).double().cumsum(1)
+    total = cumulative[:, -1:]
+    threshold = torch.rand(len(weights), 1, generator=generator, dtype=torch.float64).to(weights.device) * total
+    cell = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    last = weights.flatten(1).shape[1] - 1 - (weights.flatten(1) > 0).flip(1).int().argmax(1)
+    cell = torch.minimum(cell, last)  # rounding can put the threshold on the total itself
+    return torch.stack([cell % weights.shape[2], cell // weights.shape[2]], 1), total[:, 0] > 0
+
+
+def boxes_of(masks: Tensor, stride: int) -> Tensor:
+    """Return the boxes of masks, bool (P, H, W), as float32 (P, 4) x0, y0, x1, y1: the centres of their outer pixels.
+
+    An empty mask gives the box of the whole grid.
+    """
+    height, width = masks.shape[1:]
+    columns, rows = masks.any(1).int(), masks.any(2).int()
+    low = torch.stack([columns.argmax(1), rows.argmax(1)], 1)
+    high = torch.stack([width - 1 - columns.flip(1).argmax(1), height - 1 - rows.flip(1).argmax(1)], 1)
+    return torch.cat([low.float() * stride, (high.float() + 1) * stride - 1], 1)
+
+
+def jitter_boxes(boxes: Tensor, input_side: int, generator: torch.Generator) -> Tensor:
+    """Add Gaussian noise to each coordinate independently: 10 % of the side, clipped to 20 px of 1024, both ways."""
+    sides = (boxes[:, 2:] - boxes[:, :2] + 1).repeat(1, 2)
+    noise = torch.randn(boxes.shape, generator=generator).to(boxes.device) * BOX_NOISE * sides
+    limit = BOX_NOISE_LIMIT * input_side
+    return (boxes + noise.clamp(-limit, limit)).clamp(0, input_side - 1)
+
+
+def first_prompts(
+    masks: Tensor, weights: Tensor, box_share: float, stride: int, input_side: int, generator: torch.Generator
+) -> Prompts:
+    """Prompt each mask with its noisy box, with probability ``box_share``, or with a point inside it.
+
+    ``weights`` (P, H, W) says how likely each cell of the mask is drawn: 1 for human masks, the certainty for
+    pseudo-labels. Where all weights inside the mask are zero the box is taken.
+    """
+    cells, found = sample_cells(weights * masks, generator)
+    boxes = jitter_boxes(boxes_of(masks, stride), input_side, generator).view(-1, 2, 2)
+    chosen = (torch.rand(len(masks), generator=generator) < box_share).to(masks.device) | ~found
+    points = to_input(cells, stride)
+    point_tokens = torch.stack([points, torch.zeros_like(points)], 1)
+    coords = torch.where(chosen[:, None, None], boxes, point_tokens)
+    kinds = torch.tensor([[POSITIVE, PAD], [BOX_MIN, BOX_MAX]], device=masks.device)
+    return Prompts(coords, kinds[chosen.long()])
+
+
+def click_errors(
+    predicted: Tensor, masks: Tensor, weights: Tensor, stride: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one click of each mask in the region where ``predicted`` and ``masks``, bool (P, H, W), differ.
+
+    A cell i of the error region R is drawn with probability w_i / sum_R w_j (Sec. 3.2.2). A false negative gives a
+    positive point, a false positive a negative one. Returns coordinates float32 (P, 2), labels int64 (P,), and bool
+    (P,): False where R is empty or all its weights are zero; there is nothing to click, and the rest means nothing.
+    """
+    cells, found = sample_cells(weights * (predicted ^ masks), generator)
+    wanted = masks[torch.arange(len(masks), device=masks.device), cells[:, 1], cells[:, 0]]
+    labels = torch.where(wanted, POSITIVE, NEGATIVE)
+    return to_input(cells, stride), labels, found
