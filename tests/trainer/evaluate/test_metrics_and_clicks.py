@@ -1,0 +1,94 @@
+"""Metrics and clicks against versions written with other tools."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy.ndimage import binary_erosion, distance_transform_edt
+
+from trainer.evaluate.clicks import click_near_boundary, depth, first_click, next_click
+from trainer.evaluate.metrics import boundary_band, boundary_iou, iou
+
+Mask = npt.NDArray[np.bool_]
+
+
+def blob(seed: int, height: int, width: int) -> Mask:
+    """A random mask with large and small structures, touching the border."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.random((height // 8 + 1, width // 8 + 1)) > 0.5
+    large = np.kron(coarse, np.ones((8, 8), bool))[:height, :width]
+    return np.asarray(large & (rng.random((height, width)) > 0.02))
+
+
+def naive_band(mask: Mask) -> Mask:
+    """Boundary band by repeated erosion with a 3 x 3 square, background beyond the image."""
+    steps = max(1, round(0.02 * float(np.sqrt(mask.shape[0] ** 2 + mask.shape[1] ** 2))))
+    eroded = binary_erosion(mask, np.ones((3, 3)), iterations=steps, border_value=0)
+    return np.asarray(mask & ~eroded)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (100, 37), (256, 256), (1, 30)])
+def test_boundary_iou_equals_erosion_step_by_step(height: int, width: int) -> None:
+    for seed in range(4):
+        a, b = blob(seed, height, width), blob(seed + 100, height, width)
+        assert np.array_equal(boundary_band(a), naive_band(a))
+        band_a, band_b = naive_band(a), naive_band(b)
+        expected = (band_a & band_b).sum() / (band_a | band_b).sum()
+        assert boundary_iou(a, b) == pytest.approx(expected)
+
+
+def test_empty_masks_agree() -> None:
+    nothing = np.zeros((20, 30), bool)
+    assert iou(nothing, nothing) == boundary_iou(nothing, nothing) == 1.0
+    assert iou(nothing, ~nothing) == boundary_iou(nothing, ~nothing) == 0.0
+
+
+def test_whole_image_has_a_boundary() -> None:
+    band = boundary_band(np.ones((100, 100), bool))
+    assert band[:3].all()
+    assert not band[3:-3, 3:-3].any()
+
+
+def test_first_click_is_deepest_inside_with_the_border_as_boundary() -> None:
+    for seed in range(5):
+        mask = blob(seed, 70, 90)
+        distance = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+        click = first_click(mask)
+        assert mask[click.y, click.x]
+        assert distance[click.y, click.x] == pytest.approx(distance.max(), abs=1e-3)
+        assert np.allclose(depth(mask), distance, atol=1e-3)
+
+
+def test_next_click_goes_to_the_deeper_error_with_its_label() -> None:
+    target = np.zeros((60, 60), bool)
+    target[10:30, 10:30] = True
+    predicted = np.zeros_like(target)
+    predicted[10:30, 20:30] = True  # misses 20 x 10
+    predicted[40:46, 40:46] = True  # wrong in 6 x 6
+    missed = next_click(predicted, target)
+    assert missed is not None
+    assert missed.positive
+    assert target[missed.y, missed.x]
+    assert not predicted[missed.y, missed.x]
+    predicted[36:56, 36:56] = True  # now wrong in 20 x 20
+    wrong = next_click(predicted, target)
+    assert wrong is not None
+    assert not wrong.positive
+    assert predicted[wrong.y, wrong.x]
+    assert not target[wrong.y, wrong.x]
+
+
+def test_no_error_means_no_click() -> None:
+    mask = blob(1, 40, 40)
+    assert next_click(mask, mask) is None
+
+
+def test_near_boundary_click_is_within_ten_pixels_and_repeatable() -> None:
+    target = np.zeros((120, 120), bool)
+    target[10:110, 10:110] = True
+    distance = distance_transform_edt(np.pad(target, 1))[1:-1, 1:-1]
+    clicks = {click_near_boundary(target, f"image/{k}") for k in range(50)}
+    assert all(0 < distance[click.y, click.x] <= 10 and click.positive for click in clicks)
+    assert len(clicks) > 40
+    assert click_near_boundary(target, "image/7") == click_near_boundary(target, "image/7")

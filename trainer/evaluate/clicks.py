@@ -1,0 +1,71 @@
+"""Where a simulated user clicks (METHOD: App. B.3): deterministic, at the photo's own size."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Mask = npt.NDArray[np.bool_]
+
+NEAR = 10.0
+"""The near-boundary protocol draws the first point within this many pixels of the boundary."""
+
+
+@dataclass(frozen=True)
+class Click:
+    """A point in pixels of the photo, on the object (``positive``) or off it."""
+
+    x: int
+    y: int
+    positive: bool
+
+
+def depth(region: Mask) -> npt.NDArray[np.float32]:
+    """Return each pixel's Euclidean distance to the outside of ``region``; beyond the image is outside."""
+    padded = np.pad(region, 1).astype(np.uint8)
+    return np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1], np.float32)
+
+
+def first_click(target: Mask) -> Click:
+    """Click the pixel of the target farthest from its boundary. Raises ``ValueError`` for an empty target."""
+    if not target.any():
+        raise ValueError("an empty mask has no point to click")
+    x, y, _ = _peak(depth(target))
+    return Click(x, y, True)
+
+
+def click_near_boundary(target: Mask, name: str) -> Click:
+    """Click a pixel of the target within 10 px of its boundary, drawn by the hash of ``name``."""
+    near = target & (depth(target) <= NEAR)
+    if not near.any():
+        raise ValueError("an empty mask has no point to click")
+    ys, xs = np.nonzero(near)
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    pick = int(np.random.default_rng(seed).integers(len(ys)))
+    return Click(int(xs[pick]), int(ys[pick]), True)
+
+
+def next_click(predicted: Mask, target: Mask) -> Click | None:
+    """Click the deepest pixel of the error region, false negatives and false positives both considered.
+
+    The deeper of the two decides place and label; if they are equally deep, the false negative. None if there is no
+    error.
+    """
+    missed, wrong = depth(target & ~predicted), depth(predicted & ~target)
+    missed_x, missed_y, missed_depth = _peak(missed)
+    wrong_x, wrong_y, wrong_depth = _peak(wrong)
+    if max(missed_depth, wrong_depth) == 0:
+        return None
+    if missed_depth >= wrong_depth:
+        return Click(missed_x, missed_y, True)
+    return Click(wrong_x, wrong_y, False)
+
+
+def _peak(distance: npt.NDArray[np.float32]) -> tuple[int, int, float]:
+    """Return x, y and value of the largest entry, the first in reading order."""
+    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+    return int(x), int(y), float(distance[y, x])

@@ -1,0 +1,35 @@
+"""IoU and boundary IoU of two masks at the photo's own size (METHOD: Sec. 4.1)."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Mask = npt.NDArray[np.bool_]
+
+BOUNDARY_SHARE = 0.02
+"""Width of the boundary band as a share of the image diagonal."""
+
+
+def iou(predicted: Mask, target: Mask) -> float:
+    """Return the IoU of two masks, bool (H, W); empty with empty is 1."""
+    union = int(np.count_nonzero(predicted | target))
+    return 1.0 if union == 0 else int(np.count_nonzero(predicted & target)) / union
+
+
+def boundary_iou(predicted: Mask, target: Mask) -> float:
+    """Return the IoU of the boundary bands of two masks, bool (H, W); empty with empty is 1.
+
+    The band of a mask is the mask without its erosion by d = round(2 % of the image diagonal), at least 1, steps of a
+    3 x 3 square; beyond the image there is background, so that the image border counts as boundary.
+    """
+    return iou(boundary_band(predicted), boundary_band(target))
+
+
+def boundary_band(mask: Mask) -> Mask:
+    """Return the pixels of ``mask`` that lie within the band's width of its boundary, bool (H, W)."""
+    width = max(1, round(BOUNDARY_SHARE * float(np.hypot(*mask.shape))))
+    padded = np.pad(mask, 1).astype(np.uint8)
+    distance = cv2.distanceTransform(padded, cv2.DIST_C, 3)[1:-1, 1:-1]
+    return np.asarray(mask & (distance <= width))

@@ -1,0 +1,145 @@
+"""Prompt a model as a simulated user would, and measure every round (METHOD: Sec. 4.1, App. B.3).
+
+The first prompt is a point or a box; each further round adds one click at the deeper error. Masks are judged at the
+photo's own size. A single point has three outputs: *oracle* reports the one closest to the target, *single* the fixed
+single-mask output. Every other prompt has the single-mask output alone. The logits of what was reported are the next
+round's mask prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from shared.frame import Frame
+from shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts, decode_prompts
+from trainer.evaluate.clicks import Click, click_near_boundary, first_click, next_click
+from trainer.evaluate.metrics import boundary_iou, iou
+
+FirstPrompt = Literal["point", "box", "near-boundary"]
+Output = Literal["oracle", "single"]
+Masks = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a set is evaluated. The task prompt is given in the first ``task_rounds`` rounds: 1, or all for ablation."""
+
+    first: FirstPrompt = "point"
+    rounds: int = 6
+    output: Output = "oracle"
+    task_rounds: int = 1
+
+
+@dataclass(frozen=True)
+class RoundScore:
+    """IoU and boundary IoU of one mask after one round, and what the model thought its IoU was."""
+
+    mask: int
+    round: int
+    iou: float
+    boundary_iou: float
+    predicted_iou: float
+
+
+@dataclass
+class _State:
+    """One target while it is being prompted: its tokens in pixels of the square input, and the reported logits."""
+
+    target: Masks
+    coords: list[tuple[float, float]]
+    labels: list[int]
+    boxed: bool
+    logits: Tensor | None = None
+    mask: Masks | None = None
+
+    def tokens(self) -> tuple[list[tuple[float, float]], list[int]]:
+        """The tokens in upstream's order: points, then the box or one padding token."""
+        return (self.coords, self.labels) if self.boxed else ([*self.coords, (0.0, 0.0)], [*self.labels, PAD])
+
+
+@torch.no_grad()
+def evaluate_image(
+    sam: Sam,
+    embedding: Tensor,
+    task_vector: Tensor | None,
+    frame: Frame,
+    targets: Masks,
+    name: str,
+    protocol: Protocol,
+) -> list[RoundScore]:
+    """Play the protocol on the masks of one image.
+
+    ``embedding`` is (1, C, g, g), ``task_vector`` (C,) or None, ``targets`` bool (K, H, W) without empty masks;
+    ``name`` names the image for the near-boundary draw. Returns a score for every mask and round.
+    """
+    states = [_start(target, frame, f"{name}/{k}", protocol) for k, target in enumerate(targets)]
+    scores = []
+    for number in range(1, protocol.rounds + 1):
+        if number > 1:
+            for state in states:
+                _click(state, frame)
+        given = task_vector if number <= protocol.task_rounds else None
+        source = embedding if given is None else embedding + given[None, :, None, None]
+        for count in sorted({len(state.tokens()[1]) for state in states}):
+            rows = [k for k, state in enumerate(states) if len(state.tokens()[1]) == count]
+            predicted = _decode(sam, source, [states[k] for k in rows], frame, protocol.output)
+            for k, predicted_iou in zip(rows, predicted, strict=True):
+                mask = states[k].mask
+                assert mask is not None, "a decoded state has a mask"
+                target = states[k].target
+                scores.append(RoundScore(k, number, iou(mask, target), boundary_iou(mask, target), predicted_iou))
+    return scores
+
+
+def _start(target: Masks, frame: Frame, name: str, protocol: Protocol) -> _State:
+    if protocol.first == "box":
+        ys, xs = np.nonzero(target)
+        corners = [(int(xs.min()), int(ys.min())), (int(xs.max()), int(ys.max()))]
+        return _State(target, [_to_input(frame, x, y) for x, y in corners], [BOX_MIN, BOX_MAX], True)
+    click = first_click(target) if protocol.first == "point" else click_near_boundary(target, name)
+    return _State(target, [_to_input(frame, click.x, click.y)], [POSITIVE], False)
+
+
+def _click(state: _State, frame: Frame) -> None:
+    """Add the next click; nothing where the mask is already the target."""
+    assert state.mask is not None, "round 1 leaves a mask"
+    click: Click | None = next_click(state.mask, state.target)
+    if click is not None:
+        state.coords.insert(0, _to_input(frame, click.x, click.y))
+        state.labels.insert(0, POSITIVE if click.positive else NEGATIVE)
+
+
+def _decode(sam: Sam, source: Tensor, states: list[_State], frame: Frame, output: Output) -> list[float]:
+    """Decode states of equal token count and set what they report; return their predicted IoU."""
+    device = source.device
+    tokens = [state.tokens() for state in states]
+    previous = [state.logits for state in states]
+    prompts = Prompts(
+        torch.tensor([coords for coords, _ in tokens], dtype=torch.float32, device=device),
+        torch.tensor([labels for _, labels in tokens], device=device),
+        None if previous[0] is None else torch.stack([logits for logits in previous if logits is not None]),
+    )
+    index = torch.zeros(len(states), dtype=torch.long, device=device)
+    logits, predicted = decode_prompts(sam, source, index, prompts)
+    scores = []
+    for k, state in enumerate(states):
+        ambiguous = output == "oracle" and not state.boxed and len(state.labels) == 1
+        candidates = range(1, logits.shape[1]) if ambiguous else range(1)
+        masks = {c: (frame.upsample(logits[k, c : c + 1]) > 0)[0].cpu().numpy() for c in candidates}
+        chosen = max(candidates, key=lambda c: iou(masks[c], state.target))
+        state.mask, state.logits = masks[chosen], logits[k, chosen : chosen + 1]
+        scores.append(float(predicted[k, chosen]))
+    return scores
+
+
+def _to_input(frame: Frame, x: float, y: float) -> tuple[float, float]:
+    """Map a pixel of the photo to the square input, as upstream's ``ResizeLongestSide.apply_coords``."""
+    (height, width), (new_height, new_width) = frame.crop_size, frame.input_size
+    return x * (new_width / width), y * (new_height / height)
