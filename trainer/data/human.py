@@ -1,0 +1,223 @@
+"""Human masks from the three layouts in use: folder pairs, COCO JSON, label maps.
+
+A set is opened once, which checks that its files are there, and gives samples by index. Nothing is replaced silently: a
+sample that cannot be read raises an error that names the file (METHOD 6, trap 6).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+from pycocotools import mask as coco_mask
+
+from shared.errors import ImageError, SourceError
+from shared.images import IMAGE_SUFFIXES, RgbImage, decode_image
+
+Masks = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class HumanSample:
+    """A photo, RGB uint8 (H, W, 3), its masks, bool (K, H, W), and the id of the task that they are masks for."""
+
+    key: str
+    image: RgbImage
+    masks: Masks
+    task: int
+
+
+class HumanSet(Protocol):
+    """Photos with human masks for one task."""
+
+    task: int
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> HumanSample:
+        """Read one sample. Raises ``SourceError`` or ``ImageError``, naming the file."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderPairs:
+    """A folder of photos and a folder of masks of the same stem, one mask a photo; 128 and above is foreground."""
+
+    images: Path
+    masks: Path
+    task: int
+
+    @cached_property
+    def pairs(self) -> list[tuple[Path, Path]]:
+        """The photo and the mask of each sample, sorted by stem."""
+        photos, masks = _by_stem(self.images), _by_stem(self.masks)
+        _require_same_stems(photos, masks, self.images, self.masks)
+        return [(photos[stem], masks[stem]) for stem in sorted(photos)]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def load(self, index: int) -> HumanSample:
+        """Read one sample."""
+        photo, mask = self.pairs[index]
+        image = decode_image(photo.read_bytes(), str(photo))
+        grey = decode_image(mask.read_bytes(), str(mask)).max(axis=2)
+        _require_same_size(image, grey, photo, mask)
+        return HumanSample(photo.stem, image, (grey >= 128)[None], self.task)
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """A folder of photos and a folder of PNGs of the same stem, in which each value but ``ignored`` is one mask."""
+
+    images: Path
+    labels: Path
+    task: int
+    ignored: tuple[int, ...] = (0, 255)
+
+    @cached_property
+    def pairs(self) -> list[tuple[Path, Path]]:
+        """The photo and the label map of each sample, sorted by stem."""
+        photos, labels = _by_stem(self.images), _by_stem(self.labels)
+        _require_same_stems(photos, labels, self.images, self.labels)
+        return [(photos[stem], labels[stem]) for stem in sorted(photos)]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def load(self, index: int) -> HumanSample:
+        """Read one sample; masks come in the order of their values."""
+        photo, path = self.pairs[index]
+        image = decode_image(photo.read_bytes(), str(photo))
+        labels = _read_label_map(path)
+        _require_same_size(image, labels, photo, path)
+        values = [value for value in np.unique(labels).tolist() if value not in self.ignored]
+        masks = [labels == value for value in values]
+        return HumanSample(photo.stem, image, np.stack(masks) if masks else _no_masks(image), self.task)
+
+
+@dataclass(frozen=True)
+class CocoInstances:
+    """A COCO-style JSON with RLE (compressed or not) or polygons; ``file_name`` is relative to ``images``.
+
+    Crowd annotations are left out; so are images without any other.
+    """
+
+    annotations: Path
+    images: Path
+    task: int
+
+    @cached_property
+    def samples(self) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """The image entries that have masks, in the file's order, each with its annotations."""
+        try:
+            content = json.loads(self.annotations.read_text())
+            entries = {entry["id"]: entry for entry in content["images"]}
+            by_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+            for annotation in content["annotations"]:
+                if annotation["image_id"] not in entries:
+                    raise SourceError(
+                        f"{self.annotations}: annotation {annotation.get('id')} is of image {annotation['image_id']}, "
+                        "which the file does not list"
+                    )
+                if not annotation.get("iscrowd", 0):
+                    by_image[annotation["image_id"]].append(annotation)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SourceError(f"{self.annotations}: expected COCO instances JSON ({error!r})") from error
+        return [(entry, by_image[number]) for number, entry in entries.items() if by_image[number]]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def load(self, index: int) -> HumanSample:
+        """Read one sample."""
+        entry, annotations = self.samples[index]
+        path = self.images / entry["file_name"]
+        if not path.is_file():
+            raise SourceError(f"{path}: missing, but {self.annotations} lists it")
+        image = decode_image(path.read_bytes(), str(path))
+        height, width = image.shape[:2]
+        if (entry.get("height", height), entry.get("width", width)) != (height, width):
+            raise SourceError(
+                f"{path}: {width} x {height}, but {self.annotations} says {entry['width']} x {entry['height']}"
+            )
+        masks = np.stack([self._decode(annotation, height, width) for annotation in annotations])
+        return HumanSample(Path(entry["file_name"]).stem, image, masks, self.task)
+
+    def _decode(self, annotation: Mapping[str, Any], height: int, width: int) -> Masks:
+        segmentation = annotation["segmentation"]
+        try:
+            if isinstance(segmentation, list):
+                rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+            elif isinstance(segmentation["counts"], list):
+                rle = coco_mask.frPyObjects(segmentation, height, width)
+            else:
+                rle = segmentation
+            mask = np.asarray(coco_mask.decode(rle)).astype(bool)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise SourceError(
+                f"{self.annotations}: annotation {annotation.get('id')} does not decode ({error})"
+            ) from error
+        if mask.shape != (height, width):
+            raise SourceError(
+                f"{self.annotations}: annotation {annotation.get('id')} is {mask.shape[1]} x {mask.shape[0]}, "
+                f"its image {width} x {height}"
+            )
+        return mask
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: no such folder")
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise SourceError(f"{folder}: no images there; expected {', '.join(IMAGE_SUFFIXES)}")
+    stems: dict[str, Path] = {}
+    for path in files:
+        if path.stem in stems:
+            raise SourceError(f"{path}: has the stem of {stems[path.stem].name}; one of them has to go")
+        stems[path.stem] = path
+    return stems
+
+
+def _require_same_stems(left: Mapping[str, Path], right: Mapping[str, Path], images: Path, masks: Path) -> None:
+    for these, those, folder in ((left, right, masks), (right, left, images)):
+        alone = sorted(set(these) - set(those))
+        if alone:
+            raise SourceError(
+                f"{folder}: {len(alone)} files have no partner there, the first is {these[alone[0]]}; "
+                "photos and masks are paired by stem"
+            )
+
+
+def _require_same_size(image: RgbImage, other: npt.NDArray[Any], photo: Path, path: Path) -> None:
+    if image.shape[:2] != other.shape[:2]:
+        raise SourceError(
+            f"{path}: {other.shape[1]} x {other.shape[0]}, "
+            f"but its photo {photo.name} is {image.shape[1]} x {image.shape[0]}"
+        )
+
+
+def _read_label_map(path: Path) -> npt.NDArray[np.int64]:
+    """Read a single-channel PNG by value: palette indices stay indices, 16-bit values stay whole."""
+    try:
+        image = Image.open(io.BytesIO(path.read_bytes()))
+        labels = np.asarray(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{path}: expected a label map as PNG ({error})") from error
+    if labels.ndim != 2:
+        raise ImageError(f"{path}: expected one channel (grey or palette), found mode {image.mode}")
+    return labels.astype(np.int64)
+
+
+def _no_masks(image: RgbImage) -> Masks:
+    return np.zeros((0, *image.shape[:2]), bool)
