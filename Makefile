@@ -1,0 +1,38 @@
+# One environment in .venv, made once and made again only when the project's requirements change.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT ?= out/demo
+
+# glibc gives large tensors back to the kernel and page faults are slow; see docs/performance.md.
+export MALLOC_MMAP_THRESHOLD_ := 4294967296
+export MALLOC_TRIM_THRESHOLD_ := 68719476736
+export MALLOC_TOP_PAD_ := 268435456
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)
+	$(BIN)/python -m pipelines.quickstart --out $(OUT)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m pipelines.bench
+
+clean:
+	rm -rf $(VENV) out
+
+# torch comes first and alone, pinned, so that no other requirement picks one.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e ".[dev]"
+	touch $@
