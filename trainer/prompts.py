@@ -61,9 +61,14 @@ def jitter_boxes(boxes: Tensor, input_side: int, generator: torch.Generator) -> 
 
 
 def first_prompts(
-    masks: Tensor, weights: Tensor, box_share: float, stride: int, input_side: int, generator: torch.Generator
+    masks: Tensor,
+    weights: Tensor,
+    box_share: float | Tensor,
+    stride: int,
+    input_side: int,
+    generator: torch.Generator,
 ) -> Prompts:
-    """Prompt each mask with its noisy box, with probability ``box_share``, or with a point inside it.
+    """Prompt each mask with its noisy box, with probability ``box_share`` (one, or one a mask), or a point inside it.
 
     ``weights`` (P, H, W) says how likely each cell of the mask is drawn: 1 for human masks, the certainty for
     pseudo-labels. Where all weights inside the mask are zero the box is taken.

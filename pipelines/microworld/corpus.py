@@ -7,6 +7,7 @@ import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -75,7 +76,8 @@ def _draw(
     background = np.lib.format.open_memmap(aside / "background.npy", "w+", np.uint8, (count, TARGET_SIDE**2 // 8))
     packed, first = [], [0]
     chunks = [(seed, start, min(64, count - start), world, coarseness) for start in range(0, count, 64)]
-    with ProcessPoolExecutor(workers) as pool, tqdm(total=count, unit="scene", desc="drawing") as progress:
+    context = get_context("spawn")  # a fork of a process that has threads can hang
+    with ProcessPoolExecutor(workers, context) as pool, tqdm(total=count, unit="scene", desc="drawing") as progress:
         for (_, start, size, _, _), drawn in zip(chunks, pool.map(_draw_chunk, chunks), strict=True):
             images[start : start + size], background[start : start + size] = drawn[0], drawn[1]
             for rows in drawn[2]:

@@ -1,0 +1,233 @@
+"""Measure ``vit_t`` on held-out scenes: from a point, from a box, and in automatic mode.
+
+    python -m pipelines.microworld.measure --scenes 200 --out out/vit_t.json
+
+The figures of ``docs/vit_t.md`` come from this command. Prompts are deterministic: the first point is the pixel of
+the target farthest from its boundary, the box is the target's own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.ndimage import distance_transform_edt
+from segment_anything.modeling import Sam
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from labelgen.automask import AutomaskSettings, ImageLabels, LabelGenerator
+from pipelines.microworld.coarse import Coarseness, coarsen
+from pipelines.microworld.scene import Scene, make_scenes
+from shared.allocator import tune_malloc
+from shared.sam.checkpoint import PACKAGED, load_sam
+from shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Prompts, decode_prompts
+
+Masks = npt.NDArray[np.bool_]
+
+HELD_OUT_SEED = 1_000_003
+"""The world that pre-training never draws from."""
+LEAST_SHARE = 0.01
+"""Masks smaller than this share of the image are left out of the prompted figures."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One prompted target.
+
+    ``iou`` and ``iou_exact`` are the IoU of the three outputs, (3,), with the coarse and with the exact mask,
+    ``predicted`` what the model thinks they are. Of the best output: ``wrong`` pixels against the exact mask,
+    ``systematic`` ones among them, where the coarse mask is wrong as well, and the sums of the confidence
+    |2 sigmoid - 1| over both.
+    """
+
+    task: str
+    prompt: str
+    iou: npt.NDArray[np.float64]
+    iou_exact: npt.NDArray[np.float64]
+    predicted: npt.NDArray[np.float64]
+    wrong: int
+    systematic: int
+    confidence_wrong: float
+    confidence_systematic: float
+
+
+def centre(mask: Masks) -> tuple[int, int]:
+    """Return the x, y of the pixel farthest from the mask's boundary; the image border counts as boundary."""
+    distance = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(int(np.argmax(distance)), mask.shape)
+    return int(x), int(y)
+
+
+def box_of(mask: Masks) -> tuple[int, int, int, int]:
+    """Return x0, y0, x1, y1 of a mask, the last pixels included."""
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return x, y, x + width - 1, y + height - 1
+
+
+@torch.no_grad()
+def prompt_scene(sam: Sam, scene: Scene) -> list[Outcome]:
+    """Prompt every entity and part of a scene with a point and with a box."""
+    targets: list[tuple[str, Masks, Masks]] = []
+    for task in ("entity", "part"):
+        for exact in scene.masks(task):
+            coarse = coarsen(exact, Coarseness())
+            if coarse.mean() >= LEAST_SHARE:
+                targets.append((task, coarse, exact))
+    if not targets:
+        return []
+    image = torch.from_numpy(scene.image).permute(2, 0, 1)[None].to(sam.device)
+    embedding = sam.image_encoder(sam.preprocess(image.float()))
+    outcomes = []
+    for prompt in ("point", "box"):
+        tokens = [(centre(m), (0, 0)) if prompt == "point" else np.reshape(box_of(m), (2, 2)) for _, m, _ in targets]
+        labels = (POSITIVE, PAD) if prompt == "point" else (BOX_MIN, BOX_MAX)
+        prompts = Prompts(
+            torch.tensor(np.array(tokens), dtype=torch.float32, device=sam.device),
+            torch.tensor([labels] * len(targets), device=sam.device),
+        )
+        index = torch.zeros(len(targets), dtype=torch.long, device=sam.device)
+        logits, predicted = decode_prompts(sam, embedding, index, prompts)
+        large = upsample(logits[:, 1:], scene.image.shape[0])
+        for k, (task, coarse, exact) in enumerate(targets):
+            outcomes.append(judge(task, prompt, large[k], predicted[k, 1:].double().cpu().numpy(), coarse, exact))
+    return outcomes
+
+
+def judge(
+    task: str,
+    prompt: str,
+    logits: npt.NDArray[np.float32],
+    predicted: npt.NDArray[np.float64],
+    coarse: Masks,
+    exact: Masks,
+) -> Outcome:
+    """Compare the three outputs of one prompt, logits float32 (3, S, S), with the coarse and the exact mask."""
+    overlap = iou(logits > 0, coarse)
+    best = logits[int(overlap.argmax())]
+    confidence = np.abs(np.tanh(best.astype(np.float64) / 2))  # |2 sigmoid(x) - 1|
+    wrong = (best > 0) ^ exact
+    systematic = wrong & (coarse ^ exact)
+    return Outcome(
+        task=task,
+        prompt=prompt,
+        iou=overlap,
+        iou_exact=iou(logits > 0, exact),
+        predicted=predicted,
+        wrong=int(wrong.sum()),
+        systematic=int(systematic.sum()),
+        confidence_wrong=float(confidence[wrong].sum()),
+        confidence_systematic=float(confidence[systematic].sum()),
+    )
+
+
+def upsample(logits: Tensor, side: int) -> npt.NDArray[np.float32]:
+    """Bring low-resolution logits (P, K, h, w) to float32 (P, K, side, side)."""
+    large = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+    return np.asarray(large.cpu().numpy(), np.float32)
+
+
+def iou(masks: Masks, target: Masks) -> npt.NDArray[np.float64]:
+    """Return the IoU of each of ``masks`` (K, H, W) with ``target`` (H, W); empty with empty is 1."""
+    union = (masks | target).sum((1, 2))
+    return np.where(union == 0, 1.0, (masks & target).sum((1, 2)) / np.maximum(union, 1))
+
+
+def automatic(generator: LabelGenerator, scene: Scene) -> tuple[ImageLabels, dict[str, list[bool]], list[float]]:
+    """Label a scene automatically.
+
+    Returns the labels; by task, for each coarse mask of at least 1 %, whether a kept mask has IoU >= 0.5 with it;
+    and for each kept mask its best IoU with any coarse mask.
+    """
+    labels = generator.label(scene.image)
+    side = scene.image.shape[0]
+    kept = upsample(torch.from_numpy(labels.logits)[:, None], side)[:, 0] > 0
+    found: dict[str, list[bool]] = {"entity": [], "part": []}
+    best = np.zeros(len(labels))
+    for task, hits in found.items():
+        for exact in scene.masks(task):
+            coarse = coarsen(exact, Coarseness())
+            if not coarse.any():
+                continue
+            overlap = iou(kept, coarse)
+            best = np.maximum(best, overlap)
+            if coarse.mean() >= LEAST_SHARE:
+                hits.append(bool((overlap >= 0.5).any()))
+    return labels, found, best.tolist()
+
+
+def measure(sam: Sam, scenes: int, points_per_side: int, settings: AutomaskSettings | None = None) -> dict[str, Any]:
+    """Return all figures on ``scenes`` held-out scenes."""
+    generator = LabelGenerator(sam, settings or AutomaskSettings(points_per_side=points_per_side), 256)
+    outcomes: list[Outcome] = []
+    found: dict[str, list[bool]] = {"entity": [], "part": []}
+    kept, precision = [], []
+    for scene in tqdm(make_scenes(HELD_OUT_SEED, 0, scenes), total=scenes, unit="scene"):
+        outcomes += prompt_scene(sam, scene)
+        labels, hits, best = automatic(generator, scene)
+        kept.append(len(labels))
+        precision += best
+        for task, values in hits.items():
+            found[task] += values
+    return {
+        "scenes": scenes,
+        "prompted": {prompt: _prompted([o for o in outcomes if o.prompt == prompt]) for prompt in ("point", "box")},
+        "automatic": {
+            "points_per_side": points_per_side,
+            "masks_per_scene": float(np.mean(kept)),
+            "recall_of_entities_at_0.5": float(np.mean(found["entity"])),
+            "recall_of_parts_at_0.5": float(np.mean(found["part"])),
+            "mean_best_iou_of_kept_masks": float(np.mean(precision)) if precision else 0.0,
+        },
+    }
+
+
+def _prompted(outcomes: list[Outcome]) -> dict[str, float]:
+    best = np.array([o.iou.max() for o in outcomes])
+    chosen = np.array([o.iou[o.predicted.argmax()] for o in outcomes])
+    predicted = np.array([o.predicted.max() for o in outcomes])
+    exact = np.array([o.iou_exact.max() for o in outcomes])
+    entity = np.array([o.task == "entity" for o in outcomes])
+    wrong = max(1, sum(o.wrong for o in outcomes))
+    return {
+        "masks": len(outcomes),
+        "mIoU_best_of_3": float(best.mean()),
+        "mIoU_best_of_3_entity": float(best[entity].mean()),
+        "mIoU_best_of_3_part": float(best[~entity].mean()),
+        "mIoU_highest_predicted": float(chosen.mean()),
+        "mIoU_best_of_3_exact_masks": float(exact.mean()),
+        "share_of_wrong_pixels_that_coarse_masks_share": sum(o.systematic for o in outcomes) / wrong,
+        "confidence_where_wrong": sum(o.confidence_wrong for o in outcomes) / wrong,
+        "confidence_where_coarse_masks_are_wrong_too": sum(o.confidence_systematic for o in outcomes)
+        / max(1, sum(o.systematic for o in outcomes)),
+        "predicted_iou_error": float(np.abs(predicted - chosen).mean()),
+        "predicted_iou_correlation": float(np.corrcoef(predicted, chosen)[0, 1]),
+    }
+
+
+@click.command()
+@click.option("--sam", "weights", default=PACKAGED, show_default=True)
+@click.option("--scenes", default=200, show_default=True)
+@click.option("--points-per-side", default=16, show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=None)
+def main(weights: str, scenes: int, points_per_side: int, out: Path | None) -> None:
+    """Measure a tiny SAM on held-out micro-world scenes."""
+    tune_malloc()
+    figures = measure(load_sam(weights).sam, scenes, points_per_side)
+    text = json.dumps(figures, indent=1)
+    click.echo(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
