@@ -1,0 +1,66 @@
+"""How fast one core draws micro-world scenes, and makes their coarse masks.
+
+    python -m pipelines.bench.microworld [--quick]
+
+The last line is a JSON object. ``scenes_equal`` says that a second process drew the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import click
+import cv2
+
+from pipelines.microworld.coarse import coarse_masks
+from pipelines.microworld.scene import make_scene, make_scenes
+
+SEED = 11
+
+
+def digest_scenes(count: int) -> str:
+    """Return a hash of all that ``count`` scenes hold."""
+    hasher = hashlib.sha256()
+    for scene in make_scenes(SEED, 0, count):
+        for array in (scene.image, scene.entities, scene.parts, scene.salient):
+            hasher.update(array.tobytes())
+    return hasher.hexdigest()
+
+
+def time_scenes(count: int, with_coarse: bool) -> float:
+    """Return scenes a second on one core."""
+    started = time.perf_counter()
+    for scene in make_scenes(SEED, 0, count):
+        if with_coarse:
+            coarse_masks(scene)
+    return count / (time.perf_counter() - started)
+
+
+@click.command()
+@click.option("--quick", is_flag=True)
+def main(quick: bool) -> None:
+    """Time the scene generator."""
+    cv2.setNumThreads(1)
+    count, repeats = (100, 3) if quick else (500, 5)
+    make_scene(SEED, 0)  # loads the textures
+    drawn = [time_scenes(count, False) for _ in range(repeats)]
+    coarse = [time_scenes(count, True) for _ in range(repeats)]
+    with ProcessPoolExecutor(1) as pool:
+        equal = pool.submit(digest_scenes, 20).result() == digest_scenes(20)
+    figures = {
+        "scenes_per_second_per_core": round(statistics.median(drawn), 1),
+        "spread": [round(min(drawn), 1), round(max(drawn), 1)],
+        "with_coarse_masks": round(statistics.median(coarse), 1),
+        "scenes_equal": equal,
+    }
+    for name, value in figures.items():
+        click.echo(f"{name:28} {value}")
+    click.echo(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
