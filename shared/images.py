@@ -8,13 +8,26 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from shared.errors import ImageError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif")
-MAX_PIXELS = 200_000_000
-"""Larger images are refused: one full-resolution logit map of this size takes 0.8 GB."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+"""What is tried, whatever a file is called; other formats of Pillow's would start programs (EPS) or are no photos."""
+MAX_PIXELS = 178_000_000
+"""Larger images are refused: one full-resolution logit map of this size takes 0.7 GB. Pillow's own limit is
+just above."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 RgbImage = npt.NDArray[np.uint8]
 
@@ -35,15 +48,17 @@ def decode_image(data: bytes, name: str) -> RgbImage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(image, name)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(_upright(image))
+    except ImageError:
+        raise
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not an image of a known format; it starts with {data[:12]!r}") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise ImageError(f"{name}: more than the limit of pixels ({error}); scale it down or cut it up") from error
+    except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they run into
         raise ImageError(f"{name}: damaged or cut short ({error}); fetch it again or leave it out") from error
 
 
@@ -54,6 +69,15 @@ def _check_size(image: ImageFile.ImageFile, name: str) -> None:
             f"{name}: {width} x {height} is {width * height / 1e6:.0f} megapixels, more than the limit of "
             f"{MAX_PIXELS / 1e6:.0f}; scale it down or cut it up"
         )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation, if there is a valid one."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata do not spoil the pixels
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> RgbImage:

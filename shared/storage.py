@@ -61,10 +61,10 @@ class Storage:
         filesystem, _ = self._filesystem
         with self._explained(folder, "list"):
             try:
-                entries = filesystem.ls(self._full(folder), detail=False, refresh=True)
+                entries = filesystem.ls(self._full(folder), detail=True, refresh=True)
             except FileNotFoundError:
                 return []
-        names = (PurePosixPath(str(entry)).name for entry in entries)
+        names = (PurePosixPath(str(entry["name"])).name for entry in entries if entry["type"] != "directory")
         return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -121,12 +121,15 @@ class Storage:
 
     @contextmanager
     def _explained(self, name: str, verb: str) -> Iterator[None]:
-        """Turn a refusal of the file system into a ``StorageError`` that says which file and why."""
+        """Turn a refusal of the file system into a ``StorageError`` that says which file and why.
+
+        What is missing is the caller's to judge, unless it is the place to write to: then it is a refusal too.
+        """
         try:
             yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and verb != "write":
+                raise
             reason = error.strerror or str(error) or type(error).__name__
             raise StorageError(
                 f"cannot {verb} {self.path(name)}: {reason}; check the path, its permissions and the free space"

@@ -1,0 +1,132 @@
+"""What test files share: six tiny photos, settings that keep masks whatever the weights, a labelled shard set."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from segment_anything.modeling import Sam
+
+from labelgen.automask import AutomaskSettings
+from labelgen.run import RunSettings, RunSummary, run
+from shared.sam.architecture import SamArchitecture, build_architecture
+from shared.sam.runtime import Runtime
+
+# The same examples every time, and as slow as they like: what a test says must not depend on luck or load.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_threaded() -> Iterator[None]:
+    """Tiny tensors are faster on one thread, and much faster when other processes keep the cores busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def draw(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Return RGB pixels with a few rectangles on a gradient."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:height, 0:width]
+    pixels = np.stack([rows * 2, columns * 2, rows + columns], axis=2).astype(np.uint8)
+    for _ in range(4):
+        top, left = random.integers(0, height - 8), random.integers(0, width - 8)
+        pixels[top : top + height // 3, left : left + width // 3] = random.integers(0, 256, 3)
+    return pixels
+
+
+@pytest.fixture(scope="session")
+def tiny_sam() -> Sam:
+    """A SAM of upstream's classes with random weights: 128 px input, low-resolution grid of 32, milliseconds a call.
+
+    Tests that change its weights copy it first.
+    """
+    torch.manual_seed(0)
+    sam = build_architecture(
+        SamArchitecture("tiny", 32, 2, 2, (1,), 128, window_size=3, prompt_dim=32, decoder_mlp_dim=64)
+    )
+    with torch.no_grad():  # upstream starts these at zero, where a bug in their use would not show
+        for name, parameter in sam.image_encoder.named_parameters():
+            if "pos" in name:
+                parameter.normal_(0, 0.2)
+    return sam
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six tiny photos. Tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("photos")
+    sizes = [(48, 64), (64, 48), (40, 40), (33, 77), (90, 60), (64, 64)]
+    for seed, (height, width) in enumerate(sizes):
+        path = folder / ("sub" if seed % 2 else ".") / f"photo{seed}.{'jpg' if seed < 3 else 'png'}"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(draw(seed, height, width)).save(path)
+    return folder
+
+
+@pytest.fixture
+def own_photos(photos: Path, tmp_path: Path) -> Path:
+    """A copy of ``photos``, time stamps and all, for a test to change."""
+    return shutil.copytree(photos, tmp_path / "photos")
+
+
+@pytest.fixture(scope="session")
+def loose() -> AutomaskSettings:
+    """Filters that let masks through whatever the weights are worth."""
+    return AutomaskSettings(points_per_side=2, pred_iou_thresh=-1000.0, stability_score_thresh=0.0, max_area_share=2.0)
+
+
+@pytest.fixture(scope="session")
+def loose_options(loose: AutomaskSettings) -> list[str]:
+    """``loose`` and units of two images as options of ``labelgen run``."""
+    changed = ("points_per_side", "pred_iou_thresh", "stability_score_thresh", "max_area_share")
+    options = [f"--{name.replace('_', '-')}={getattr(loose, name)}" for name in changed]
+    return [*options, "--unit-size=2", "--device=cpu"]
+
+
+@pytest.fixture(scope="session")
+def label(loose: AutomaskSettings) -> Callable[..., RunSummary]:
+    """``label(images, shards, **changes)`` labels in this process, with ``loose`` and units of two images."""
+
+    def label(images: Path | str, shards: Path | str, **changes: Any) -> RunSummary:
+        settings = {"automask": loose, "unit_size": 2, "runtime": Runtime("cpu"), **changes}
+        return run(RunSettings(images=(str(images),), shards=str(shards), **settings))
+
+    return label
+
+
+@pytest.fixture(scope="session")
+def finished(
+    photos: Path, label: Callable[..., RunSummary], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, RunSummary]:
+    """The shard set of an undisturbed run over ``photos``, which no test may change, and the run's summary."""
+    shards = tmp_path_factory.mktemp("finished") / "shards"
+    return shards, label(photos, shards)
+
+
+@pytest.fixture
+def own_shards(finished: tuple[Path, RunSummary], tmp_path: Path) -> Path:
+    """A copy of the finished shard set for a test to change."""
+    return shutil.copytree(finished[0], tmp_path / "own_shards")
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[Path], dict[str, str]]:
+    """``snapshot(folder)`` gives the SHA-256 of every file below a folder, hidden ones too."""
+
+    def snapshot(folder: Path) -> dict[str, str]:
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    return snapshot

@@ -1,0 +1,201 @@
+"""Files appear whole or not at all, the first writer wins, and refusals name the path."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from shared.errors import StorageError
+from shared.storage import TEMPORARY_PREFIX, Storage
+
+
+@pytest.fixture(params=["local", "file URL", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    """A folder that does not exist yet, on each kind of file system."""
+    if request.param == "local":
+        yield Storage(str(tmp_path / "set"))
+    elif request.param == "file URL":
+        yield Storage(f"file://{tmp_path}/set")
+    else:
+        name = uuid.uuid4().hex
+        yield Storage(f"memory://{name}/set")
+        fsspec.filesystem("memory").rm(f"/{name}", recursive=True)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
+
+
+def refuse(*args: object, **kwargs: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_is_written_is_read(storage: Storage) -> None:
+    storage.write("a/b.bin", b"0123456789")
+    assert storage.read("a/b.bin") == b"0123456789"
+    assert storage.read("a/b.bin", 2, 5) == b"234"
+    assert storage.size("a/b.bin") == 10
+    assert storage.exists("a/b.bin")
+    assert not storage.exists("a/c.bin")
+
+
+def test_write_replaces_and_create_does_not(storage: Storage) -> None:
+    assert storage.create("x", b"first")
+    assert not storage.create("x", b"second")
+    assert storage.read("x") == b"first"
+    storage.write("x", b"third")
+    assert storage.read("x") == b"third"
+
+
+def test_missing_file_is_for_the_caller_to_judge(storage: Storage) -> None:
+    storage.write("present", b"")
+    with pytest.raises(FileNotFoundError):
+        storage.read("absent")
+    with pytest.raises(FileNotFoundError):
+        storage.size("absent")
+
+
+def test_names_are_the_sorted_files_of_one_folder(storage: Storage) -> None:
+    assert storage.names("") == []
+    assert storage.names("a") == []
+    for name in ("a/2", "a/10", "a/1", "a/deeper/3", "4", f"a/{TEMPORARY_PREFIX}2-00ff"):
+        storage.write(name, b"x")
+    assert storage.names("a") == ["1", "10", "2"]
+    assert storage.names("") == ["4"]
+
+
+def test_names_see_what_another_process_wrote(storage: Storage) -> None:
+    storage.write("a/1", b"x")
+    assert storage.names("a") == ["1"]
+    Storage(storage.url).write("a/2", b"x")
+    assert storage.names("a") == ["1", "2"]
+
+
+def test_linked_file_has_a_name_too(local: Storage, tmp_path: Path) -> None:
+    local.write("a/1", b"x")
+    (tmp_path / "a/2").symlink_to(tmp_path / "a/1")
+    assert local.names("a") == ["1", "2"]
+
+
+def test_trailing_slash_does_not_matter(tmp_path: Path) -> None:
+    Storage(f"{tmp_path}/set/").write("x", b"1")
+    assert (tmp_path / "set" / "x").read_bytes() == b"1"
+    assert Storage(f"{tmp_path}/set/").path("x") == Storage(f"{tmp_path}/set").path("x")
+
+
+def test_unfinished_file_is_seen_by_nobody(local: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local.write("a/x", b"old")
+    seen = []
+
+    def look(descriptor: int) -> None:
+        seen.append((local.names("a"), local.read("a/x"), local.exists("a/y")))
+        assert len(os.listdir(tmp_path / "a")) == 2, "the file that is being written lies beside the others"
+
+    monkeypatch.setattr(os, "fsync", look)
+    local.write("a/x", b"new")
+    local.create("a/y", b"new")
+    assert seen == [(["x"], b"old", False), (["x"], b"new", False)]
+    assert sorted(os.listdir(tmp_path / "a")) == ["x", "y"]
+
+
+@pytest.mark.parametrize("refusing", ["fsync", "replace", "link"])
+def test_refused_write_leaves_the_old_file_and_no_temporary(
+    local: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: str
+) -> None:
+    local.write("a/x", b"old")
+    monkeypatch.setattr(os, refusing, refuse)
+    if refusing != "link":
+        with pytest.raises(StorageError, match=r"a/x: No space left on device"):
+            local.write("a/x", b"new")
+    if refusing != "replace":
+        with pytest.raises(StorageError, match=r"a/y: No space left on device"):
+            local.create("a/y", b"new")
+    assert os.listdir(tmp_path / "a") == ["x"]
+    assert local.read("a/x") == b"old"
+
+
+def test_loser_leaves_no_temporary(local: Storage, tmp_path: Path) -> None:
+    assert local.create("a/x", b"first")
+    assert not local.create("a/x", b"second")
+    assert os.listdir(tmp_path / "a") == ["x"]
+
+
+def test_regular_file_in_the_place_of_a_folder_is_named(local: Storage, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"in the way")
+    for write in (local.write, local.create):
+        with pytest.raises(StorageError) as caught:
+            write("a/x", b"new")
+        assert str(tmp_path / "a/x") in str(caught.value)
+    with pytest.raises(StorageError, match="a/x"):
+        local.read("a/x")
+    assert (tmp_path / "a").read_bytes() == b"in the way"
+
+
+def test_missing_bucket_is_named_when_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_bucket(path: str, data: bytes) -> None:
+        raise FileNotFoundError(errno.ENOENT, "The specified bucket does not exist")
+
+    monkeypatch.setattr(fsspec.filesystem("memory"), "pipe_file", no_bucket)
+    for write in (Storage("memory://bucket").write, Storage("memory://bucket").create):
+        with pytest.raises(StorageError, match=r"memory://bucket/a/x: The specified bucket does not exist"):
+            write("a/x", b"new")
+
+
+def test_unknown_protocol_is_named() -> None:
+    with pytest.raises(StorageError, match="nonsense://bucket"):
+        Storage("nonsense://bucket").read("x")
+
+
+def test_one_of_many_threads_creates(local: Storage, tmp_path: Path) -> None:
+    writers = 8
+    barrier = threading.Barrier(writers)
+
+    def create(number: int) -> bool:
+        barrier.wait()
+        return local.create("a/x", str(number).encode())
+
+    for _ in range(20):
+        with ThreadPoolExecutor(writers) as pool:
+            won = list(pool.map(create, range(writers)))
+        assert sum(won) == 1
+        assert local.read("a/x") == str(won.index(True)).encode()
+        assert os.listdir(tmp_path / "a") == ["x"]
+        (tmp_path / "a/x").unlink()
+
+
+CREATE = """
+import sys
+from shared.storage import Storage
+storage = Storage(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+print([storage.create(f"a/{i}", sys.argv[2].encode()) for i in range(200)].count(True))
+"""
+
+
+def test_one_of_several_processes_creates(local: Storage, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CREATE, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = {name: subprocess.Popen([*command, name], **pipes) for name in ("one", "two")}
+    for process in processes.values():
+        assert process.stdout.readline() == "ready\n"
+    for process in processes.values():
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    won = {name: int(process.communicate()[0]) for name, process in processes.items()}
+    names = local.names("a")
+    assert len(names) == 200
+    contents = [local.read(f"a/{name}").decode() for name in names]
+    assert won == {name: contents.count(name) for name in processes}
+    assert sorted(os.listdir(tmp_path / "a")) == names
