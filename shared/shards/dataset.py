@@ -13,6 +13,7 @@ from shared.storage import Storage
 
 FORMAT_VERSION = 1
 DATASET = "dataset.json"
+REMEDY_FOR_UNIT = "restore it, or delete it and give the same `labelgen run` again, which plans it anew"
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class Unit:
         try:
             record = json.loads(data)
             unit = cls(record["unit"], tuple(PlannedImage(**image) for image in record["images"]))
+            if unit.id != record["id"]:
+                raise ValueError("its images do not match its id")
         except (ValueError, KeyError, TypeError) as error:
-            raise ShardError(f"{name}: damaged ({error}); restore it, or make the shard set anew") from error
-        if unit.id != record["id"]:
-            raise ShardError(f"{name}: its images do not match its id; it was edited or damaged; restore it")
+            raise ShardError(f"{name}: damaged or edited ({error}); {REMEDY_FOR_UNIT}") from error
         return unit
 
 
@@ -145,9 +146,12 @@ def read_unit(storage: Storage, number: int) -> Unit:
     """Read a unit's plan. Raises ``ShardError`` if it is missing or damaged."""
     name = unit_path(number)
     try:
-        return Unit.from_json(storage.read(name), storage.path(name))
+        unit = Unit.from_json(storage.read(name), storage.path(name))
     except FileNotFoundError:
-        raise ShardError(f"{storage.path(name)}: missing; restore it, or make the shard set anew") from None
+        raise ShardError(f"{storage.path(name)}: missing; {REMEDY_FOR_UNIT}") from None
+    if unit.number != number:
+        raise ShardError(f"{storage.path(name)}: of unit {unit.number}; {REMEDY_FOR_UNIT}")
+    return unit
 
 
 def require_same(kind: str, place: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -1,11 +1,12 @@
 """The manifest of a unit in a layer: a Parquet file with one row a mask, or one for an image that has none.
 
 It is written last, and its presence is the only proof that the unit is committed. Its file metadata names the data
-file's size and SHA-256 and the ids of the unit and the layer.
+file's size and SHA-256, the ids of the unit and the layer, and the SHA-256 of its own rows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass
@@ -45,7 +46,7 @@ MASK_SCHEMA = pa.schema(
 """Columns of the ``masks`` layer. ``offset`` and ``length`` place the frame in the data file. A row whose ``mask`` is
 null stands for an image without masks: ``error`` says why, or is null if SAM found none."""
 
-_METADATA_KEY = b"sum_factory"
+_METADATA_KEY, _ROWS_SHA256 = b"sum_factory", "rows_sha256"
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,20 @@ def manifest_path(layer: str, number: int) -> str:
 
 def write_manifest(rows: pa.Table, record: UnitRecord) -> bytes:
     """Return the bytes of a manifest; equal input gives equal bytes."""
-    metadata = {_METADATA_KEY: json.dumps(asdict(record), sort_keys=True).encode()}
+    described = {**asdict(record), _ROWS_SHA256: _rows_sha256(rows)}
+    metadata = {_METADATA_KEY: json.dumps(described, sort_keys=True).encode()}
     sink = io.BytesIO()
     pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
     return sink.getvalue()
 
 
 def read_manifest(data: bytes, name: str) -> tuple[pa.Table, UnitRecord]:
-    """Parse a manifest. Raises ``ShardError``, naming the file, if it is damaged."""
+    """Parse a manifest. Raises ``ShardError``, naming the file, if it is damaged or was edited."""
     try:
         table = pq.read_table(pa.BufferReader(data))
-        record = UnitRecord(**json.loads(table.schema.metadata[_METADATA_KEY]))
+        record, rows_sha256 = _parse_metadata(table.schema.metadata)
+        if _rows_sha256(table) != rows_sha256:
+            raise ValueError("its rows do not have the SHA-256 that they were written with")
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{name}: damaged ({error}); delete it and run the same command again") from error
     return table, record
@@ -88,7 +92,25 @@ def read_manifest(data: bytes, name: str) -> tuple[pa.Table, UnitRecord]:
 def read_record(data: bytes, name: str) -> UnitRecord:
     """Parse only what a manifest says of its unit as a whole."""
     try:
-        metadata = pq.read_schema(pa.BufferReader(data)).metadata
-        return UnitRecord(**json.loads(metadata[_METADATA_KEY]))
+        return _parse_metadata(pq.read_schema(pa.BufferReader(data)).metadata)[0]
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{name}: damaged ({error}); delete it and run the same command again") from error
+
+
+def _parse_metadata(metadata: dict[bytes, bytes]) -> tuple[UnitRecord, str]:
+    described = json.loads(metadata[_METADATA_KEY])
+    rows_sha256 = described.pop(_ROWS_SHA256)
+    return UnitRecord(**described), rows_sha256
+
+
+def _rows_sha256(rows: pa.Table) -> str:
+    """Hash names, types and values of all columns, however Parquet stores them."""
+    hasher = hashlib.sha256()
+    for column_field, column in zip(rows.schema, rows.columns, strict=True):
+        hasher.update(f"{column_field.name}:{column_field.type};".encode())
+        hasher.update(column.is_null().to_numpy().tobytes())
+        if pa.types.is_string(column_field.type):
+            hasher.update(json.dumps(column.to_pylist()).encode())
+        else:
+            hasher.update(column.fill_null(0).to_numpy().tobytes())
+    return hasher.hexdigest()

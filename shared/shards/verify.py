@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from shared.errors import ShardError
 from shared.label_codec import decode_label
-from shared.shards.dataset import unit_name, unit_path
+from shared.shards.dataset import DATASET, REMEDY_FOR_UNIT, Dataset, unit_name, unit_path
 from shared.shards.manifest import UnitRecord, manifest_path
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.tar_layer import read_samples, tar_path
@@ -29,11 +29,14 @@ def verify(shards: ShardSet) -> Iterator[UnitCheck]:
     """Check every unit of the ``masks`` layer; one that is not committed yet is no problem and is not yielded."""
     committed = set(shards.committed())
     stray = _data_without_manifest(shards, committed)
+    sizes = []
     for number, unit_id in enumerate(shards.dataset.unit_ids):
         problems = []
         try:
-            if shards.unit(number).id != unit_id:
-                problems.append(f"{shards.storage.path(unit_path(number))}: not the plan of this shard set")
+            unit = shards.unit(number)
+            sizes.append(len(unit.images))
+            if unit.id != unit_id:
+                problems.append(f"{shards.storage.path(unit_path(number))}: of another shard set; {REMEDY_FOR_UNIT}")
         except ShardError as error:
             problems.append(str(error))
         record = None
@@ -42,10 +45,20 @@ def verify(shards: ShardSet) -> Iterator[UnitCheck]:
                 record = _verify_unit(shards, number)
             except ShardError as error:
                 problems.append(str(error))
+        problems = list(dict.fromkeys(problems))
         if number in committed or problems:
             yield UnitCheck(number, record, tuple(problems))
+    if len(sizes) == len(shards.dataset.unit_ids) and not _sizes_fit(shards.dataset, sizes):
+        name = shards.storage.path(DATASET)
+        yield UnitCheck(-1, None, (f"{name}: unit_size or images do not match the units; it was edited; restore it",))
     for name in stray:
         yield UnitCheck(-1, None, (f"{name}: data without a manifest; running the same command again replaces it",))
+
+
+def _sizes_fit(dataset: Dataset, sizes: list[int]) -> bool:
+    """Whether units of these sizes are what cutting all images into units of ``unit_size`` gives."""
+    full = all(size == dataset.unit_size for size in sizes[:-1])
+    return full and all(0 < size <= dataset.unit_size for size in sizes) and sum(sizes) == dataset.image_count
 
 
 def _data_without_manifest(shards: ShardSet, committed: set[int]) -> list[str]:
