@@ -6,7 +6,7 @@ it adds the 95 % area filter, and carries the low-resolution logits of every kep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from segment_anything.utils.amg import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.frame import Frame
+from shared.frame import CELL, Frame
 
 UPSAMPLING_BUDGET = 1 << 28
 """Floats that the full-resolution logits of one chunk of candidates may take: 1 GiB in fp32."""
@@ -33,7 +33,10 @@ UPSAMPLING_BUDGET = 1 << 28
 
 @dataclass(frozen=True)
 class AutomaskSettings:
-    """Settings that decide which masks are kept. Names and meaning are upstream's, but for the last."""
+    """Settings that decide which masks are kept. Names and meaning are upstream's, but for the last.
+
+    As upstream, a threshold of 0 is no filter. Unlike upstream, a mask without a single pixel is never kept.
+    """
 
     points_per_side: int = 32
     pred_iou_thresh: float = 0.88
@@ -47,6 +50,16 @@ class AutomaskSettings:
     min_mask_region_area: int = 0
     max_area_share: float = 0.95
     """Masks that cover this share of the image or more are dropped."""
+
+
+THRESHOLDS_OF_MODELS = {"vit_t": {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.9}}
+"""Defaults that differ from the published ones: on a grid of 64 cells a mask of equal quality is less stable."""
+
+
+def settings_for(model_type: str, **chosen: float | None) -> AutomaskSettings:
+    """Return the settings ``chosen``, with the defaults of a model for those that are missing or None."""
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return replace(AutomaskSettings(), **{**THRESHOLDS_OF_MODELS.get(model_type, {}), **given})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -131,7 +144,8 @@ class LabelGenerator(SamAutomaticMaskGenerator):  # type: ignore[misc]
         self, points: npt.NDArray[np.float64], im_size: tuple[int, int], crop_box: list[int], orig_size: tuple[int, int]
     ) -> MaskData:
         candidates = self._decode(points, im_size)
-        candidates.filter(candidates["iou_preds"] > self.pred_iou_thresh)
+        if self.pred_iou_thresh > 0:
+            candidates.filter(candidates["iou_preds"] > self.pred_iou_thresh)
         height, width = im_size
         chunk = max(1, UPSAMPLING_BUDGET // (height * width + self.predictor.model.image_encoder.img_size**2))
         kept = MaskData()
@@ -169,8 +183,9 @@ class LabelGenerator(SamAutomaticMaskGenerator):  # type: ignore[misc]
         data["masks"] = masks > sam.mask_threshold
         del masks
         data["boxes"] = batched_mask_to_box(data["masks"])
-        keep = data["stability_score"] >= self.stability_score_thresh
-        keep &= ~is_box_near_crop_edge(data["boxes"], crop_box, [0, 0, orig_size[1], orig_size[0]])
+        keep = ~is_box_near_crop_edge(data["boxes"], crop_box, [0, 0, orig_size[1], orig_size[0]])
+        if self.stability_score_thresh > 0:
+            keep &= data["stability_score"] >= self.stability_score_thresh
         areas = data["masks"].flatten(1).sum(1)
         keep &= (areas > 0) & (areas < self.settings.max_area_share * orig_size[0] * orig_size[1])
         data.filter(keep)
@@ -201,13 +216,19 @@ def _agree(logits: Tensor, frame: Frame, before: npt.NDArray[np.bool_], after: n
     """Turn the sign of ``logits`` (h, w) where a clean-up changed the mask (H, W) from ``before`` to ``after``."""
     if np.array_equal(before, after):
         return logits
-    x0, y0, x1, y1 = frame.crop_box
-    height, width = frame.low_res_size
-    changed = torch.from_numpy((before != after)[y0:y1, x0:x1].astype(np.float32))
-    touched = F.adaptive_max_pool2d(changed[None], (height, width))[0] > 0
-    wanted = torch.from_numpy(after[y0:y1, x0:x1].astype(np.float32))
-    sign = torch.where(F.adaptive_avg_pool2d(wanted[None], (height, width))[0] >= 0.5, 1.0, -1.0)
+    touched = _share_of_cells(before != after, frame) > 0
+    sign = torch.where(_share_of_cells(after, frame) >= 0.5, 1.0, -1.0)
     edited = logits.clone()
+    height, width = frame.low_res_size
     part = edited[:height, :width]
     edited[:height, :width] = torch.where(touched, sign * part.abs(), part)
     return edited
+
+
+def _share_of_cells(mask: npt.NDArray[np.bool_], frame: Frame) -> Tensor:
+    """Return what share of each low-resolution cell of ``frame`` a mask (H, W) of the photo covers."""
+    x0, y0, x1, y1 = frame.crop_box
+    crop = torch.from_numpy(mask[None, None, y0:y1, x0:x1].astype(np.float32))
+    pixels = F.adaptive_avg_pool2d(crop, frame.input_size)
+    rest = [CELL * cells - size for cells, size in zip(frame.low_res_size, frame.input_size, strict=True)]
+    return F.avg_pool2d(F.pad(pixels, (0, rest[1], 0, rest[0]), mode="replicate"), CELL)[0, 0]

@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from labelgen.automask import AutomaskSettings
+from labelgen.automask import THRESHOLDS_OF_MODELS, AutomaskSettings, settings_for
 from labelgen.export import export_coco
 from labelgen.run import RunSettings, run
 from labelgen.view.page import write_page
 from shared.errors import SumError
-from shared.sam.checkpoint import PACKAGED
+from shared.sam.checkpoint import PACKAGED, identify_weights
 from shared.sam.runtime import Runtime
 from shared.shards.shard_set import ShardSet
 from shared.shards.verify import verify
@@ -44,11 +44,22 @@ def main() -> None:
 
 
 def automask_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add an option for every field of ``AutomaskSettings``."""
+    """Add an option for every field of ``AutomaskSettings``; one that is not given is None."""
     for setting in reversed(fields(AutomaskSettings)):
+        own = [
+            f"{model}: {values[setting.name]}"
+            for model, values in THRESHOLDS_OF_MODELS.items()
+            if setting.name in values
+        ]
+        default = f"[default: {', '.join([f'{setting.default:g}', *own])}]"
         name = f"--{setting.name.replace('_', '-')}"
-        command = click.option(name, type=type(setting.default), default=setting.default)(command)
+        command = click.option(name, type=_option_type(setting.default), default=None, help=default)(command)
     return command
+
+
+def _option_type(default: int | float) -> click.IntRange | click.types.FloatParamType:
+    """Return the type of a setting: a count may be 0 only if it is so by default."""
+    return click.IntRange(min=min(default, 1)) if isinstance(default, int) else click.FLOAT
 
 
 @main.command("run")
@@ -56,15 +67,22 @@ def automask_options(command: Callable[..., None]) -> Callable[..., None]:
 @shards_option
 @click.option("--sam", default=PACKAGED, help=f"SAM weights (.pth, .safetensors), or {PACKAGED}, which ships here.")
 @click.option("--model-type", default=None, help="vit_t, vit_b, vit_l or vit_h  [default: read off the weights]")
-@click.option("--workers", default=0, help="Ray actors; 0 labels in this process, without Ray.")
+@click.option(
+    "--workers", type=click.IntRange(min=0), default=0, help="Ray actors; 0 labels in this process, without Ray."
+)
 @click.option("--ray-address", default=None, help='A running Ray cluster, "auto" for the one of this machine.')
-@click.option("--gpus-per-worker", default=0.0)
-@click.option("--cpus-per-worker", default=1.0)
-@click.option("--unit-size", default=RunSettings.unit_size, help="Images a unit.")
+@click.option("--gpus-per-worker", type=click.FloatRange(min=0), default=0.0)
+@click.option("--cpus-per-worker", type=click.FloatRange(min=0), default=1.0)
+@click.option("--unit-size", type=click.IntRange(min=1), default=RunSettings.unit_size, help="Images a unit.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--bf16", is_flag=True, help="Run the image encoder in bfloat16: faster, masks differ slightly.")
 @click.option("--compile", "compile_", is_flag=True, help="Compile the image encoder with torch.compile.")
-@click.option("--points-per-batch", default=64, help="Prompts decoded together; does not change the result.")
+@click.option(
+    "--points-per-batch",
+    type=click.IntRange(min=1),
+    default=64,
+    help="Prompts decoded together; changes results by rounding errors at most.",
+)
 @automask_options
 def run_command(
     images: tuple[str, ...],
@@ -88,7 +106,7 @@ def run_command(
         shards=shards,
         sam=sam,
         model_type=model_type,
-        automask=AutomaskSettings(**automask),
+        automask=settings_for(str(identify_weights(sam, model_type)["model_type"]), **automask),
         runtime=Runtime(device, bf16, compile_),
         unit_size=unit_size,
         points_per_batch=points_per_batch,

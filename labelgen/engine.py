@@ -165,7 +165,7 @@ def _cluster(address: str | None, workers: int, cpus_per_worker: float) -> Itera
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
         slots = max(1, round(workers * cpus_per_worker))
-        ray.init(num_cpus=slots, include_dashboard=False, **options)
+        ray.init(address="local", num_cpus=slots, include_dashboard=False, **options)
     else:
         try:
             ray.init(address=address, **options)

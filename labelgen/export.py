@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:
     except OSError as error:
         raise StorageError(f"cannot write {out}: {error.strerror}; check the path and the free space") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
     return len(images), count
 
 

@@ -21,7 +21,7 @@ from shared.label_codec import encode_label
 from shared.sam.checkpoint import load_sam
 from shared.sam.runtime import Predictor, Runtime, place
 from shared.shards.dataset import PlannedImage, Unit
-from shared.shards.manifest import MASK_SCHEMA, UnitRecord, manifest_path, write_manifest
+from shared.shards.manifest import MASK_SCHEMA, UnitRecord, manifest_path, read_record, write_manifest
 from shared.shards.shard_set import MASKS
 from shared.shards.tar_layer import TarWriter, add_sample, tar_path
 from shared.storage import Storage
@@ -108,7 +108,10 @@ class Labeler:
         ref = ImageRef(image.key, image.url, image.member, image.offset, image.size, image.stamp)
         data = read_bytes(ref)
         if digest(data) != image.digest:
-            raise ImageError(f"{ref.name}: changed since the run was planned; run again once the file is restored")
+            raise ImageError(
+                f"{ref.name}: changed since the run was planned; to label it, restore the file, delete the manifest "
+                "of its unit and run again"
+            )
         pixels = decode_image(data, ref.name)
         height, width = pixels.shape[:2]
         if 0 in resized_size(height, width, self.side):
@@ -171,7 +174,22 @@ class Labeler:
             return UnitReport(record, False, tuple(errors))
         self.storage.write(tar_path(MASKS, unit.number), data)
         committed = self.storage.create(manifest_path(MASKS, unit.number), manifest)
+        if not committed:
+            self._settle(record, manifest)
         return UnitReport(record, committed, tuple(errors))
+
+    def _settle(self, record: UnitRecord, manifest: bytes) -> None:
+        """Make data and manifest agree after another run committed the unit while this one wrote its data.
+
+        Both write equal bytes as a rule. Where they do not (two kinds of GPU, an image that only one could read), the
+        data that were written last stand.
+        """
+        name = manifest_path(MASKS, record.unit)
+        theirs = read_record(self.storage.read(name), self.storage.path(name))
+        if theirs.data_sha256 == record.data_sha256:
+            return
+        if hashlib.sha256(self.storage.read(tar_path(MASKS, record.unit))).hexdigest() == record.data_sha256:
+            self.storage.write(name, manifest)
 
 
 def layer_settings(automask: AutomaskSettings, runtime: Runtime) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 from labelgen.sources import ImageRef, read_bytes
-from shared.errors import SettingsDifferError
+from shared.errors import SettingsDifferError, ShardError
 from shared.images import digest
 from shared.shards.dataset import (
     DATASET,
+    REMEDY_FOR_UNIT,
     Dataset,
     Layer,
     PlannedImage,
@@ -18,6 +19,7 @@ from shared.shards.dataset import (
     read_dataset,
     read_unit,
     require_same,
+    unit_name,
     unit_path,
 )
 from shared.storage import Storage
@@ -37,6 +39,9 @@ def prepare(
     An existing shard set must hold the same images in the same order, the same unit size and, for this layer, the
     same settings and weights; otherwise ``SettingsDifferError`` names what differs. An image whose time stamp or place
     changed is read again: only its content counts. ``on_image`` is called once an image.
+
+    ``dataset.json`` is written first and once: it holds the ids of the units, so of several runs the first one's plan
+    counts, and unit files that a run did not live to write are made again.
     """
     dataset = read_dataset(storage)
     if dataset is None:
@@ -47,22 +52,48 @@ def prepare(
         require_same("settings", place, dict(existing.settings), dict(layer.settings))
         require_same("weights", place, dict(existing.weights), dict(layer.weights))
     require_same("settings", storage.url, {"unit_size": dataset.unit_size}, {"unit_size": unit_size})
+    planned = {unit_name(number) for number in range(len(dataset.unit_ids))}
+    missing = planned - {name.removesuffix(".json") for name in storage.names("units")}
+    if missing:
+        return dataset, _restore_units(storage, dataset, missing, refs, on_image)
     units = [read_unit(storage, number) for number in range(len(dataset.unit_ids))]
+    for unit, unit_id in zip(units, dataset.unit_ids, strict=True):
+        if unit.id != unit_id:
+            raise ShardError(f"{storage.path(unit_path(unit.number))}: of another shard set; {REMEDY_FOR_UNIT}")
     return dataset, _require_same_images(storage, units, refs, on_image)
 
 
 def _create(
     storage: Storage, refs: Sequence[ImageRef], layer: Layer, unit_size: int, on_image: Callable[[], object]
 ) -> tuple[Dataset, list[Unit]]:
-    images = list(_hash_all(refs, on_image))
-    chunks = [images[start : start + unit_size] for start in range(0, len(images), unit_size)]
-    units = [Unit(number, tuple(chunk)) for number, chunk in enumerate(chunks)]
-    dataset = Dataset(unit_size, tuple(unit.id for unit in units), len(images), {layer.name: layer})
-    for unit in units:
-        storage.write(unit_path(unit.number), unit.to_json())
+    units = _cut(list(_hash_all(refs, on_image)), unit_size)
+    dataset = Dataset(unit_size, tuple(unit.id for unit in units), len(refs), {layer.name: layer})
     if not storage.create(DATASET, dataset.to_json()):  # another run was first: its plan counts
         return prepare(storage, refs, layer, unit_size)
+    for unit in units:
+        storage.write(unit_path(unit.number), unit.to_json())
     return dataset, units
+
+
+def _cut(images: Sequence[PlannedImage], unit_size: int) -> list[Unit]:
+    starts = range(0, len(images), unit_size)
+    return [Unit(number, tuple(images[start : start + unit_size])) for number, start in enumerate(starts)]
+
+
+def _restore_units(
+    storage: Storage, dataset: Dataset, missing: set[str], refs: Sequence[ImageRef], on_image: Callable[[], object]
+) -> list[Unit]:
+    """Plan again and write the unit files that are missing; the plan must be the one that ``dataset.json`` tells of."""
+    units = _cut(list(_hash_all(refs, on_image)), dataset.unit_size)
+    if tuple(unit.id for unit in units) != dataset.unit_ids:
+        raise SettingsDifferError(
+            f"{storage.url}: was made of other images, or they changed since. "
+            "Give the same --images, or another --shards folder."
+        )
+    for unit in units:
+        if unit.name in missing:
+            storage.write(unit_path(unit.number), unit.to_json())
+    return units
 
 
 def _require_same_images(

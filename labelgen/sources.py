@@ -6,11 +6,10 @@ without the extension, relative to the folder, the list or the tar. Images come 
 
 from __future__ import annotations
 
-import fnmatch
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -39,7 +38,7 @@ class ImageRef:
     @property
     def name(self) -> str:
         """What to call the image in a message."""
-        return f"{self.url}::{self.member}" if self.member else self.url
+        return _as_utf8(f"{self.url}::{self.member}" if self.member else self.url)
 
 
 def read_bytes(ref: ImageRef) -> bytes:
@@ -57,7 +56,8 @@ def list_images(sources: Iterable[str]) -> list[ImageRef]:
     """List the images of all sources, in order, with unique keys.
 
     A source is a folder (searched to any depth), a tar, a text file with one path or URL a line, an image, or a
-    pattern with ``*`` of these. Images that would have one key get ``~2``, ``~3``, ... in the order of the listing.
+    pattern with ``*`` of these. Names that start with a dot are skipped in folders and tars. Images that would have
+    one key get ``~2``, ``~3``, ... in the order of the listing.
     Raises ``SourceError`` for a source that is missing or holds no image.
     """
     refs: list[ImageRef] = []
@@ -102,7 +102,9 @@ def _list_folder(source: str, filesystem: Any, path: str) -> Iterator[ImageRef]:
     root = path.rstrip("/")
     for file, info in sorted(filesystem.find(root, detail=True).items()):
         relative = file[len(root) + 1 :]
-        if _is_image(file):
+        if _is_hidden(relative):
+            continue
+        if _is_image(relative):
             yield _file_ref(f"{source.rstrip('/')}/{relative}", str(PurePosixPath(relative).with_suffix("")), info)
         elif file.endswith(".tar"):
             yield from _list_tar(f"{source.rstrip('/')}/{relative}", filesystem, file)
@@ -113,9 +115,12 @@ def _list_tar(source: str, filesystem: Any, path: str) -> Iterator[ImageRef]:
     try:
         with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                if member.isfile() and _is_image(member.name):
+                if member.isfile() and _is_image(member.name) and not _is_hidden(member.name):
                     key = str(PurePosixPath(member.name).with_suffix(""))
                     yield ImageRef(key, source, member.name, member.offset_data, member.size, stamp)
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # cut or damaged here, tarfile just stops
+                raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
     except tarfile.TarError as error:
         raise SourceError(f"{source}: not a whole, uncompressed tar ({error}); fetch it again") from error
 
@@ -149,20 +154,29 @@ def _stamp(info: dict[str, Any]) -> str:
 
 
 def _is_image(path: str) -> bool:
-    name = PurePosixPath(path).name.lower()
-    return name.endswith(IMAGE_SUFFIXES) and not fnmatch.fnmatch(name, ".*")
+    return path.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") and part != ".." for part in PurePosixPath(path).parts)
+
+
+def _as_utf8(name: str) -> str:
+    """Return ``name`` with the bytes that are not UTF-8 escaped, as they may occur on Linux."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _with_unique_keys(refs: list[ImageRef]) -> list[ImageRef]:
-    taken = {ref.key for ref in refs}
+    plain = [_as_utf8(ref.key) for ref in refs]
+    taken = set(plain)
     seen: Counter[str] = Counter()
     unique = []
-    for ref in refs:
-        seen[ref.key] += 1
-        key, ordinal = ref.key, seen[ref.key]
-        while ordinal > 1 and (key := f"{ref.key}~{ordinal}") in taken:
+    for ref, first in zip(refs, plain, strict=True):
+        seen[first] += 1
+        key, ordinal = first, seen[first]
+        while ordinal > 1 and (key := f"{first}~{ordinal}") in taken:
             ordinal += 1
-        seen[ref.key] = ordinal
+        seen[first] = ordinal
         taken.add(key)
-        unique.append(ImageRef(key, ref.url, ref.member, ref.offset, ref.size, ref.stamp))
+        unique.append(replace(ref, key=key))
     return unique

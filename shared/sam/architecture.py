@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -122,6 +122,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+@cache
 def meta_state(architecture: SamArchitecture) -> dict[str, Tensor]:
     """Return the architecture's state dict on the meta device: names, shapes and dtypes without memory."""
     with torch.device("meta"):

@@ -36,8 +36,8 @@ def load_sam(weights: str = PACKAGED, model_type: str | None = None) -> LoadedSa
     """Load ``weights``: a path to a ``.pth`` or ``.safetensors`` file, or "vit_t" for the packaged ones.
 
     The model type is read off the weights' names and shapes; ``model_type`` only checks it. Files are unpickled
-    with ``weights_only``: nothing in them is run. Raises ``CheckpointError`` for a missing, truncated or foreign file, and if
-    any name or shape does not fit.
+    with ``weights_only``: nothing in them is run. Raises ``CheckpointError`` for a missing, truncated or foreign file,
+    and if any name or shape does not fit.
     """
     with _located(weights) as path:
         state = read_state(path)

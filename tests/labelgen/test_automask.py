@@ -1,0 +1,367 @@
+"""Automatic masks are those of ``segment_anything``, in its order, each with the low-resolution logits it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.modeling import Sam
+from segment_anything.utils.amg import (
+    MaskData,
+    area_from_rle,
+    coco_encode_rle,
+    mask_to_rle_pytorch,
+    remove_small_regions,
+)
+
+import labelgen.automask
+from labelgen.automask import AutomaskSettings, ImageLabels, LabelGenerator
+from pipelines.microworld.scene import make_scene
+from shared.frame import paste
+from shared.sam.checkpoint import load_sam
+
+Image = npt.NDArray[np.uint8]
+Masks = npt.NDArray[np.bool_]
+
+SIZES = {
+    "landscape": (180, 256),
+    "portrait": (300, 170),
+    "square": (256, 256),
+    "odd": (333, 517),
+    "tiny": (40, 40),
+    "tiny strip": (40, 13),
+}
+EVERYTHING = AutomaskSettings(
+    points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=1e-9, box_nms_thresh=1.0, max_area_share=2.0
+)
+"""Settings that keep every mask that has any stability."""
+
+
+@pytest.fixture(scope="module")
+def sam() -> Sam:
+    """The packaged model. What its masks are worth does not matter here."""
+    return load_sam().sam
+
+
+@pytest.fixture(scope="module")
+def settings(sam: Sam) -> AutomaskSettings:
+    """Thresholds in the middle of what the model gives, whatever its weights: each filter lets some masks through."""
+    records = upstream(sam, EVERYTHING).generate(photo(SIZES["landscape"]))
+    middle = {
+        name: float(np.quantile([record[name] for record in records], 0.4))
+        for name in ("predicted_iou", "stability_score")
+    }
+    return replace(
+        EVERYTHING,
+        pred_iou_thresh=middle["predicted_iou"],
+        stability_score_thresh=middle["stability_score"],
+        box_nms_thresh=0.7,
+    )
+
+
+def photo(size: tuple[int, int]) -> Image:
+    """Return a scene, cut and scaled to ``size``."""
+    height, width = size
+    scene = make_scene(0, 5).image
+    share = min(256 / height, 256 / width)
+    cut = scene[: round(height * share), : round(width * share)]
+    return np.ascontiguousarray(cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+class AreaFilter(SamAutomaticMaskGenerator):  # type: ignore[misc]
+    """Upstream's generator with the 95 % filter among its other filters of candidates."""
+
+    share = 0.95
+
+    def _process_batch(self, points: Any, im_size: Any, crop_box: Any, orig_size: Any) -> MaskData:
+        data = super()._process_batch(points, im_size, crop_box, orig_size)
+        areas = torch.tensor([area_from_rle(rle) for rle in data["rles"]])
+        data.filter(areas < self.share * orig_size[0] * orig_size[1])
+        return data
+
+
+def upstream(
+    sam: Sam,
+    settings: AutomaskSettings,
+    kind: type[SamAutomaticMaskGenerator] = SamAutomaticMaskGenerator,
+    **options: Any,
+) -> SamAutomaticMaskGenerator:
+    """Return upstream's generator with the same settings."""
+    shared = {
+        name: getattr(settings, name) for name in AutomaskSettings.__dataclass_fields__ if name != "max_area_share"
+    }
+    return kind(sam, **shared, **options)
+
+
+def masks_of(labels: ImageLabels, size: tuple[int, int]) -> Masks:
+    """Return the masks that the logits of ``labels`` mean, bool (K, H, W)."""
+    masks = [
+        paste(frame.upsample(torch.from_numpy(logits)[None]) > 0, frame, *size).numpy()
+        for logits, frame in zip(labels.logits, labels.frames, strict=True)
+    ]
+    return np.concatenate(masks) if masks else np.zeros((0, *size), bool)
+
+
+def assert_numbers_equal(labels: ImageLabels, records: list[dict[str, Any]]) -> None:
+    """Check everything about the masks but the masks."""
+    assert len(labels) == len(records)
+    np.testing.assert_array_equal(labels.boxes, [record["bbox"] for record in records])
+    np.testing.assert_array_equal(labels.points, [record["point_coords"][0] for record in records])
+    np.testing.assert_array_equal(labels.areas, [record["area"] for record in records])
+    np.testing.assert_array_equal(labels.predicted_iou, [record["predicted_iou"] for record in records])
+    np.testing.assert_array_equal(labels.stability, [record["stability_score"] for record in records])
+    for frame, record in zip(labels.frames, records, strict=True):
+        x0, y0, x1, y1 = frame.crop_box
+        assert [x0, y0, x1 - x0, y1 - y0] == record["crop_box"]
+
+
+def assert_labels_equal(labels: ImageLabels, records: list[dict[str, Any]], size: tuple[int, int]) -> None:
+    """Check that ``labels`` are upstream's ``records`` (with COCO's RLE), bit for bit."""
+    assert_numbers_equal(labels, records)
+    rles = [coco_encode_rle(rle) for rle in mask_to_rle_pytorch(torch.from_numpy(masks_of(labels, size)))]
+    assert rles == [record["segmentation"] for record in records]
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+def test_kept_masks_are_upstreams_whatever_the_size(
+    sam: Sam, settings: AutomaskSettings, size: tuple[int, int]
+) -> None:
+    image = photo(size)
+    expected = upstream(sam, settings, output_mode="coco_rle").generate(image)
+    assert_labels_equal(LabelGenerator(sam, settings).label(image), expected, size)
+
+
+def test_each_filter_keeps_some_masks_and_drops_some(sam: Sam, settings: AutomaskSettings) -> None:
+    image = photo(SIZES["landscape"])
+    everything = len(LabelGenerator(sam, EVERYTHING).label(image))
+    for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"):
+        alone = replace(EVERYTHING, **{name: getattr(settings, name)})
+        assert 1 < len(LabelGenerator(sam, alone).label(image)) < everything, name
+
+
+def test_threshold_of_zero_is_no_filter_as_in_upstream(sam: Sam, settings: AutomaskSettings) -> None:
+    sam = deepcopy(sam)
+    with torch.no_grad():  # about half of all predictions below 0
+        sam.mask_decoder.iou_prediction_head.layers[-1].bias -= settings.pred_iou_thresh
+    opened = replace(settings, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    image = photo(SIZES["landscape"])
+    expected = upstream(sam, opened, output_mode="coco_rle").generate(image)
+    assert min(record["predicted_iou"] for record in expected) < 0
+    assert_labels_equal(LabelGenerator(sam, opened).label(image), expected, SIZES["landscape"])
+
+
+def test_kept_masks_of_crops_are_upstreams(sam: Sam, settings: AutomaskSettings) -> None:
+    cropped = replace(settings, pred_iou_thresh=0.0, crop_n_layers=1, crop_n_points_downscale_factor=2)
+    image = photo(SIZES["odd"])
+    expected = upstream(sam, cropped, output_mode="coco_rle").generate(image)
+    labels = LabelGenerator(sam, cropped).label(image)
+    assert len(set(labels.frames)) > 1
+    assert_labels_equal(labels, expected, SIZES["odd"])
+
+
+def test_masks_are_the_same_as_binary_masks_of_upstream(sam: Sam, settings: AutomaskSettings) -> None:
+    image = photo(SIZES["portrait"])
+    expected = upstream(sam, settings, output_mode="binary_mask").generate(image)
+    masks = masks_of(LabelGenerator(sam, settings).label(image), SIZES["portrait"])
+    np.testing.assert_array_equal(masks, [record["segmentation"] for record in expected])
+
+
+def test_logits_and_counts_have_the_types_that_are_promised(sam: Sam, settings: AutomaskSettings) -> None:
+    labels = LabelGenerator(sam, settings).label(photo(SIZES["landscape"]))
+    assert labels.logits.shape == (len(labels), 64, 64)
+    dtypes = {name: getattr(labels, name).dtype for name in ("logits", "boxes", "points", "areas", "stability")}
+    assert dtypes == {
+        "logits": np.float32,
+        "boxes": np.int64,
+        "points": np.float64,
+        "areas": np.int64,
+        "stability": np.float64,
+    }
+
+
+@pytest.fixture(scope="module")
+def greedy(sam: Sam) -> Sam:
+    """A model whose third mask is always the whole image."""
+    greedy = deepcopy(sam)
+    decoder = greedy.mask_decoder
+    with torch.no_grad():  # channel 0 of the upscaled embedding is constant; only the third mask's weights read it
+        decoder.output_upscaling[3].weight[:, 0] = 0
+        decoder.output_upscaling[3].bias[0] = 10
+        for k, mlp in enumerate(decoder.output_hypernetworks_mlps):
+            last = mlp.layers[-1]
+            if k == 3:
+                last.weight.zero_()
+                last.bias.zero_()
+            last.weight[0] = 0
+            last.bias[0] = float(k == 3)
+    return greedy
+
+
+def test_only_ours_drops_a_mask_of_the_whole_image(greedy: Sam, settings: AutomaskSettings) -> None:
+    size = SIZES["landscape"]
+    opened = replace(settings, pred_iou_thresh=-1000.0)
+    theirs = upstream(greedy, opened).generate(photo(size))
+    labels = LabelGenerator(greedy, replace(opened, max_area_share=0.95)).label(photo(size))
+    assert max(record["area"] for record in theirs) == size[0] * size[1]
+    assert len(labels) > 0
+    assert labels.areas.max() < 0.95 * size[0] * size[1]
+
+
+def test_area_filter_comes_before_duplicates_are_removed(greedy: Sam, settings: AutomaskSettings) -> None:
+    # Else a mask of the whole image would take others with it.
+    size = SIZES["landscape"]
+    opened = replace(settings, pred_iou_thresh=-1000.0, max_area_share=0.95, crop_n_layers=1, points_per_side=3)
+    expected = upstream(greedy, opened, AreaFilter, output_mode="coco_rle").generate(photo(size))
+    assert_labels_equal(LabelGenerator(greedy, opened).label(photo(size)), expected, size)
+
+
+def test_mask_of_exactly_the_largest_share_is_dropped(greedy: Sam, settings: AutomaskSettings) -> None:
+    opened = replace(settings, pred_iou_thresh=-1000.0, max_area_share=1.0)
+    labels = LabelGenerator(greedy, opened).label(photo((60, 80)))
+    assert (labels.areas < 60 * 80).all()
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("cleaned", [0, 50])
+@pytest.mark.parametrize("name", ["pred_iou_thresh", "stability_score_thresh", "max_area_share"])
+def test_keeping_nothing_gives_an_empty_result(
+    sam: Sam, settings: AutomaskSettings, layers: int, cleaned: int, name: str
+) -> None:
+    value = 0.0 if name == "max_area_share" else 1000.0
+    nothing = replace(settings, points_per_side=2, crop_n_layers=layers, min_mask_region_area=cleaned, **{name: value})
+    labels = LabelGenerator(sam, nothing).label(photo(SIZES["landscape"]))
+    assert len(labels) == 0
+    assert labels.logits.shape == (0, 64, 64)
+    assert labels.boxes.shape == (0, 4)
+    assert labels.points.shape == (0, 2)
+    assert labels.frames == ()
+    assert len(labels.areas) == len(labels.predicted_iou) == len(labels.stability) == 0
+
+
+def test_crops_without_masks_do_not_hinder_the_others(sam: Sam, settings: AutomaskSettings) -> None:
+    cropped = replace(EVERYTHING, points_per_side=2, crop_n_layers=1)
+    image = photo(SIZES["landscape"])
+    scores = LabelGenerator(sam, cropped).label(image).predicted_iou
+    strict = replace(cropped, pred_iou_thresh=float(np.sort(scores)[-2]))
+    labels = LabelGenerator(sam, strict).label(image)
+    assert labels.predicted_iou.tolist() == [scores.max()]
+
+
+@pytest.mark.parametrize(("budget", "layers"), [(1, 0), (500_000, 0), (500_000, 1)])
+def test_upsampling_in_chunks_changes_nothing(
+    sam: Sam, settings: AutomaskSettings, monkeypatch: pytest.MonkeyPatch, budget: int, layers: int
+) -> None:
+    chosen = replace(settings, points_per_side=3 - layers, crop_n_layers=layers)
+    image = photo(SIZES["landscape"])
+    expected = LabelGenerator(sam, chosen).label(image)
+    monkeypatch.setattr(labelgen.automask, "UPSAMPLING_BUDGET", budget)
+    chunked = LabelGenerator(sam, chosen).label(image)
+    assert len(chunked) > 0
+    assert chunked.frames == expected.frames
+    for name in ("logits", "boxes", "points", "areas", "predicted_iou", "stability"):
+        np.testing.assert_array_equal(getattr(chunked, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("points_per_batch", [1, 7])
+def test_batch_of_points_does_not_decide_what_is_kept(
+    sam: Sam, settings: AutomaskSettings, points_per_batch: int
+) -> None:
+    image = photo(SIZES["portrait"])
+    expected, batched = (LabelGenerator(sam, settings, batch).label(image) for batch in (64, points_per_batch))
+    np.testing.assert_array_equal(batched.boxes, expected.boxes)
+    np.testing.assert_array_equal(batched.points, expected.points)
+    np.testing.assert_allclose(batched.logits, expected.logits, atol=1e-3)
+
+
+CLEANING = {
+    "landscape": ((180, 256), 150, 0),
+    "odd": ((333, 517), 500, 0),
+    "tiny": ((40, 40), 12, 0),
+    "crops": ((180, 256), 100, 1),
+}
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Ours and upstream's masks of a photo after small regions of less than ``area`` pixels were removed."""
+
+    ours: ImageLabels
+    theirs: list[dict[str, Any]]
+    size: tuple[int, int]
+    area: int
+
+    def pairs(self) -> Iterator[tuple[Masks, Masks]]:
+        """Yield the mask that our logits mean and the one that upstream reports."""
+        for mask, record in zip(masks_of(self.ours, self.size), self.theirs, strict=True):
+            yield mask, record["segmentation"]
+
+
+@pytest.fixture(scope="module", params=CLEANING.values(), ids=CLEANING.keys())
+def cleaned(request: pytest.FixtureRequest, sam: Sam) -> Cleaned:
+    """Unstable masks, since those have islands and holes, cleaned."""
+    size, area, layers = request.param
+    ragged = replace(EVERYTHING, box_nms_thresh=0.9, min_mask_region_area=area, crop_n_layers=layers)
+    ragged = replace(ragged, points_per_side=4 - 2 * layers)
+    image = photo(size)
+    return Cleaned(LabelGenerator(sam, ragged).label(image), upstream(sam, ragged).generate(image), size, area)
+
+
+def test_cleaned_masks_have_upstreams_boxes_areas_and_scores(cleaned: Cleaned) -> None:
+    assert len(cleaned.ours) > 1
+    assert_numbers_equal(cleaned.ours, cleaned.theirs)
+
+
+def test_logits_of_cleaned_masks_mean_the_cleaned_masks(cleaned: Cleaned) -> None:
+    shares = [np.count_nonzero(ours ^ theirs) / max(1, np.count_nonzero(theirs)) for ours, theirs in cleaned.pairs()]
+    # The outline of what was removed is drawn anew from flipped logits, and where it meets what was kept may
+    # move by a fraction of a cell.
+    assert np.mean(shares) < 0.005
+    assert np.max(shares) < 0.03
+
+
+def test_logits_of_cleaned_masks_have_no_small_regions(cleaned: Cleaned) -> None:
+    left = 0
+    for ours, theirs in cleaned.pairs():
+        if np.count_nonzero(theirs) < cleaned.area:  # a mask that is all islands keeps its largest one
+            continue
+        for mode in ("holes", "islands"):
+            left += np.count_nonzero(remove_small_regions(ours, cleaned.area, mode)[0] ^ ours)
+    assert left <= 0.0005 * sum(np.count_nonzero(theirs) for _, theirs in cleaned.pairs())
+
+
+def test_masks_without_small_regions_keep_their_logits(sam: Sam) -> None:
+    settings = replace(EVERYTHING, box_nms_thresh=0.9)
+    image = photo(SIZES["landscape"])
+    before = LabelGenerator(sam, settings).label(image)
+    after = LabelGenerator(sam, replace(settings, min_mask_region_area=1)).label(image)
+    rows = [int(np.flatnonzero(before.predicted_iou == iou)[0]) for iou in after.predicted_iou]
+    assert len(after) > 1
+    np.testing.assert_array_equal(after.logits, before.logits[rows])
+
+
+def test_removing_a_small_island_flips_only_the_cells_under_it(sam: Sam) -> None:
+    settings = replace(EVERYTHING, box_nms_thresh=0.9)
+    image = photo(SIZES["landscape"])
+    before = LabelGenerator(sam, settings).label(image)
+    after = LabelGenerator(sam, replace(settings, min_mask_region_area=150)).label(image)
+    changed = 0
+    for logits, frame, iou in zip(after.logits, after.frames, after.predicted_iou, strict=True):
+        row = int(np.flatnonzero(before.predicted_iou == iou)[0])
+        np.testing.assert_array_equal(np.abs(logits), np.abs(before.logits[row]))
+        flipped = (logits != before.logits[row])[: frame.valid_size[0], : frame.valid_size[1]]
+        was = paste(frame.upsample(torch.from_numpy(before.logits[row])[None]) > 0, frame, *SIZES["landscape"])[0]
+        cleaned = remove_small_regions(was.numpy(), 150, "holes")[0]
+        cleaned = remove_small_regions(cleaned, 150, "islands")[0]
+        # The photo is as wide as the input, so a cell is a block of four by four pixels of it.
+        blocks = (cleaned ^ was.numpy()).reshape(45, 4, 64, 4).any((1, 3))
+        assert not (flipped & ~blocks).any()
+        changed += int(flipped.any())
+    assert changed > 0

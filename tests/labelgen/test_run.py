@@ -1,0 +1,541 @@
+"""A run from photos to shards: what lies on disk, what a second run does, and what interruptions leave behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from PIL import Image
+from safetensors.torch import save_file
+
+from labelgen import labeler, plan
+from labelgen.automask import AutomaskSettings
+from labelgen.run import RunSummary
+from labelgen.sources import list_images
+from shared.errors import CheckpointError, SettingsDifferError, ShardError, SourceError, StorageError
+from shared.sam.checkpoint import load_sam
+from shared.sam.runtime import Runtime
+from shared.shards.shard_set import ShardSet
+from shared.shards.verify import verify
+from shared.storage import TEMPORARY_PREFIX, Storage
+
+Label = Callable[..., RunSummary]
+Snapshot = Callable[[Path], dict[str, str]]
+Finished = tuple[Path, RunSummary]
+
+KEYS = ["photo0", "photo2", "photo4", "sub/photo1", "sub/photo3", "sub/photo5"]
+
+
+def without_temporaries(files: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in files.items() if not Path(name).name.startswith(TEMPORARY_PREFIX)}
+
+
+def problems(shards: Path) -> list[str]:
+    return [problem for check in verify(ShardSet.open(str(shards))) for problem in check.problems]
+
+
+# What lies on disk
+
+
+def test_shard_set_has_the_documented_layout(finished: Finished, snapshot: Snapshot) -> None:
+    units = ("000000", "000001", "000002")
+    expected = {"dataset.json", *(f"units/{u}.json" for u in units), *(f"masks/{u}.tar" for u in units)}
+    assert set(snapshot(finished[0])) == expected | {f"manifest/masks/{u}.parquet" for u in units}
+
+
+def test_units_hold_all_images_in_order(finished: Finished) -> None:
+    dataset = json.loads((finished[0] / "dataset.json").read_text())
+    units = [json.loads(path.read_text()) for path in sorted((finished[0] / "units").iterdir())]
+    assert [image["key"] for unit in units for image in unit["images"]] == KEYS
+    assert [unit["id"] for unit in units] == dataset["units"]
+    assert dataset["images"] == 6
+    assert list(dataset["layers"]) == ["masks"]
+
+
+def test_manifest_has_a_row_for_every_mask(finished: Finished) -> None:
+    shards, summary = finished
+    rows = [row for path in sorted(shards.glob("manifest/masks/*")) for row in pq.read_table(path).to_pylist()]
+    masks = [row for row in rows if row["mask"] is not None]
+    assert len(masks) == summary.masks > 0
+    assert sorted({row["image"] for row in rows}) == KEYS
+    assert summary.images == 6
+    assert summary.errors == ()
+
+
+def test_plain_webdataset_reads_a_tar(finished: Finished) -> None:
+    for path in sorted((finished[0] / "masks").iterdir()):
+        rows = pq.read_table(finished[0] / "manifest/masks" / f"{path.stem}.parquet").to_pylist()
+        samples = list(webdataset.WebDataset(str(path), shardshuffle=False))
+        assert [unquote(sample["__key__"]) for sample in samples] == list(dict.fromkeys(row["image"] for row in rows))
+        for sample in samples:
+            meta = json.loads(sample["json"])
+            of_image = [row for row in rows if row["image"] == meta["key"] and row["mask"] is not None]
+            assert meta["length"] == [row["length"] for row in of_image]
+            assert sum(meta["length"]) == len(sample["labels"])
+            assert meta["area"] == [row["area"] for row in of_image]
+
+
+def test_manifest_offsets_point_into_the_tar(finished: Finished) -> None:
+    data = (finished[0] / "masks/000000.tar").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        labels = b"".join(tar.extractfile(name).read() for name in tar.getnames() if name.endswith(".labels"))
+    rows = pq.read_table(finished[0] / "manifest/masks/000000.parquet").to_pylist()
+    assert b"".join(data[row["offset"] : row["offset"] + row["length"]] for row in rows) == labels
+
+
+def test_tar_tells_nothing_of_when_and_by_whom(finished: Finished) -> None:
+    with tarfile.open(finished[0] / "masks/000000.tar") as tar:
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in tar} == {(0, 0, 0, "", "")}
+
+
+def test_images_without_masks_have_a_row(photos: Path, tmp_path: Path, label: Label, loose: AutomaskSettings) -> None:
+    summary = label(photos, tmp_path / "shards", automask=replace(loose, max_area_share=0.0))
+    assert (summary.images, summary.masks, summary.errors) == (6, 0, ())
+    rows = [row for path in sorted(tmp_path.glob("shards/manifest/masks/*")) for row in pq.read_table(path).to_pylist()]
+    assert [row["image"] for row in rows] == KEYS
+    assert all(row["mask"] is None and row["error"] is None and row["height"] > 0 for row in rows)
+    assert problems(tmp_path / "shards") == []
+
+
+def test_keys_with_dots_and_foreign_letters_come_back(tmp_path: Path, label: Label) -> None:
+    keys = ["v1.5/100%.raw", "写真/é", "x" * 120]
+    for i, key in enumerate(keys):
+        (tmp_path / "photos" / key).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30 + i), (9, 99, 199)).save(tmp_path / "photos" / f"{key}.png")
+    label(tmp_path / "photos", tmp_path / "shards", unit_size=3)
+    samples = list(webdataset.WebDataset(str(tmp_path / "shards/masks/000000.tar"), shardshuffle=False))
+    assert sorted(unquote(sample["__key__"]) for sample in samples) == sorted(keys)
+    assert sorted(image.key for _, image in ShardSet.open(str(tmp_path / "shards")).walk()) == sorted(keys)
+    assert problems(tmp_path / "shards") == []
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="the file system takes UTF-8 names only")
+def test_name_that_is_not_utf8_is_labelled(tmp_path: Path, label: Label) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 30), (9, 99, 199)).save(tmp_path / "photos" / os.fsdecode(b"caf\xe9.png"))
+    (tmp_path / "photos" / os.fsdecode(b"bad\xe9.png")).write_bytes(b"")
+    summary = label(tmp_path / "photos", tmp_path / "shards")
+    assert (summary.images, len(summary.errors)) == (2, 1)
+    assert [image.key for _, image in ShardSet.open(str(tmp_path / "shards")).walk()] == ["bad\\xe9", "caf\\xe9"]
+    assert label(tmp_path / "photos", tmp_path / "shards").units_done == 0
+
+
+# Running again
+
+
+def test_second_run_does_nothing_and_says_so(finished: Finished, photos: Path, label: Label) -> None:
+    paths = [path for path in finished[0].rglob("*") if path.is_file()]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino) for path in paths}
+    summary = label(photos, finished[0])
+    assert summary.lines() == "3 of 3 units present, nothing to do"
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino) for path in paths} == before
+    assert sorted(path for path in finished[0].rglob("*") if path.is_file()) == sorted(paths)
+
+
+def test_same_run_elsewhere_writes_the_same_bytes(
+    finished: Finished, photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot
+) -> None:
+    label(photos, tmp_path / "shards")
+    assert snapshot(tmp_path / "shards") == snapshot(finished[0])
+
+
+def test_settings_that_do_not_count_are_free_to_change(finished: Finished, photos: Path, label: Label) -> None:
+    assert label(photos, finished[0], points_per_batch=3, runtime=Runtime("auto")).units_done == 0
+
+
+def test_points_per_batch_changes_rounding_only(
+    photos: Path, tmp_path: Path, label: Label, loose: AutomaskSettings
+) -> None:
+    scores = {}
+    for batch in (64, 3):
+        label(
+            photos, tmp_path / f"{batch}", points_per_batch=batch, automask=replace(loose, box_nms_thresh=1.0)
+        )  # without NMS, whose order rounding may change
+        rows = [row for _, image in ShardSet.open(str(tmp_path / f"{batch}")).walk() for row in image.masks]
+        scores[batch] = sorted((row["image"], row["point_x"], row["point_y"], row["predicted_iou"]) for row in rows)
+    assert len(scores[64]) == len(scores[3])
+    for one, other in zip(scores[64], scores[3], strict=True):
+        assert one[:3] == other[:3]
+        assert one[3] == pytest.approx(other[3], abs=1e-5)
+
+
+def test_run_reads_and_writes_where_there_is_no_disk(photos: Path, label: Label, finished: Finished) -> None:
+    summary = label(photos, "memory://labelled/shards")
+    assert summary.masks == finished[1].masks
+    for path in finished[0].rglob("*.*"):
+        name = str(path.relative_to(finished[0]))
+        assert Storage("memory://labelled/shards").read(name) == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"points_per_side": 3}, "points_per_side: there 2, asked for 3"),
+        ({"box_nms_thresh": 0.5, "crop_n_layers": 1}, r"box_nms_thresh(.|\n)*crop_n_layers: there 0, asked for 1"),
+        ({"max_area_share": 0.9}, "max_area_share"),
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    finished: Finished, photos: Path, label: Label, loose: AutomaskSettings, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(SettingsDifferError, match=named):
+        label(photos, finished[0], automask=replace(loose, **changes))
+
+
+def test_other_precision_is_refused_by_name(finished: Finished, photos: Path, label: Label) -> None:
+    with pytest.raises(SettingsDifferError, match="bf16: there False, asked for True"):
+        label(photos, finished[0], runtime=Runtime("cpu", bf16=True))
+
+
+def test_other_unit_size_is_refused_by_name(finished: Finished, photos: Path, label: Label) -> None:
+    with pytest.raises(SettingsDifferError, match="unit_size: there 2, asked for 3"):
+        label(photos, finished[0], unit_size=3)
+
+
+def test_other_weights_are_refused(finished: Finished, photos: Path, tmp_path: Path, label: Label) -> None:
+    state = load_sam().sam.state_dict()
+    state["mask_decoder.iou_token.weight"] = state["mask_decoder.iou_token.weight"] + 1
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(SettingsDifferError, match=r"other weights(.|\n)*sha256"):
+        label(photos, finished[0], sam=str(tmp_path / "other.safetensors"))
+    with pytest.raises(CheckpointError, match=r"gone\.pth: no such file"):
+        label(photos, finished[0], sam=str(tmp_path / "gone.pth"))
+
+
+def test_changed_image_is_refused_by_name(finished: Finished, own_photos: Path, label: Label) -> None:
+    Image.new("RGB", (64, 48)).save(own_photos / "photo4.png")
+    with pytest.raises(SettingsDifferError, match=r"photo4\.png: changed"):
+        label(own_photos, finished[0])
+
+
+def test_touched_and_moved_images_are_accepted(finished: Finished, own_photos: Path, label: Label) -> None:
+    os.utime(own_photos / "photo0.jpg", (1, 1))
+    assert label(own_photos, finished[0]).units_done == 0
+
+
+def test_added_and_removed_images_are_refused_by_name(finished: Finished, own_photos: Path, label: Label) -> None:
+    (own_photos / "photo2.jpg").rename(own_photos / "photo9.jpg")
+    with pytest.raises(SettingsDifferError, match=r"1 planned images are gone.*'photo2'.*1 images are new.*'photo9'"):
+        label(own_photos, finished[0])
+
+
+def test_other_order_of_the_same_images_is_refused(
+    finished: Finished, photos: Path, tmp_path: Path, label: Label
+) -> None:
+    paths = [str(path) for path in photos.rglob("*.*")]
+    (tmp_path / "list.txt").write_text("\n".join(sorted(paths)))
+    label(tmp_path / "list.txt", tmp_path / "shards")
+    (tmp_path / "list.txt").write_text("\n".join(sorted(paths, reverse=True)))
+    with pytest.raises(SettingsDifferError, match="another order"):
+        label(tmp_path / "list.txt", tmp_path / "shards")
+
+
+def test_deleted_manifest_makes_its_unit_again(
+    own_shards: Path, photos: Path, label: Label, snapshot: Snapshot
+) -> None:
+    before = snapshot(own_shards)
+    (own_shards / "manifest/masks/000001.parquet").unlink()
+    summary = label(photos, own_shards)
+    assert (summary.units_before, summary.units_done, summary.images) == (2, 1, 2)
+    assert snapshot(own_shards) == before
+
+
+@pytest.mark.parametrize("content", [None, b"{"], ids=["missing", "damaged and deleted"])
+def test_lost_plan_of_a_unit_is_made_again(
+    own_shards: Path, photos: Path, label: Label, snapshot: Snapshot, content: bytes | None
+) -> None:
+    before = snapshot(own_shards)
+    plan_of_unit = own_shards / "units/000001.json"
+    if content is not None:
+        plan_of_unit.write_bytes(content)
+        with pytest.raises(ShardError, match=r"units/000001\.json: damaged.*delete it"):
+            label(photos, own_shards)
+    plan_of_unit.unlink()
+    assert label(photos, own_shards).units_done == 0
+    assert snapshot(own_shards) == before
+
+
+def test_lost_plan_is_not_made_of_other_images(
+    own_shards: Path, own_photos: Path, label: Label, snapshot: Snapshot
+) -> None:
+    (own_shards / "units/000001.json").unlink()
+    (own_photos / "photo0.jpg").unlink()
+    before = snapshot(own_shards)
+    with pytest.raises(SettingsDifferError, match="made of other images"):
+        label(own_photos, own_shards)
+    assert snapshot(own_shards) == before
+
+
+def test_plan_of_another_shard_set_is_refused(own_shards: Path, own_photos: Path, tmp_path: Path, label: Label) -> None:
+    (own_photos / "photo0.jpg").unlink()
+    label(own_photos, tmp_path / "other")
+    shutil.copy(tmp_path / "other/units/000000.json", own_shards / "units/000000.json")
+    with pytest.raises(ShardError, match=r"units/000000\.json"):
+        label(own_photos, own_shards)
+
+
+# Bad images
+
+
+def test_bad_images_become_rows_and_the_run_goes_on(own_photos: Path, tmp_path: Path, label: Label) -> None:
+    whole = (own_photos / "photo0.jpg").read_bytes()
+    (own_photos / "bad_cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (own_photos / "bad_empty.jpg").write_bytes(b"")
+    (own_photos / "bad_text.jpg").write_text("not a photo")
+    Image.new("RGB", (3000, 1), (9, 9, 9)).save(own_photos / "bad_thin.png")
+    Image.new("CMYK", (40, 30), (0, 200, 200, 0)).save(own_photos / "odd_cmyk.jpg")
+    Image.new("RGB", (1, 1), (200, 0, 0)).save(own_photos / "odd_dot.png")
+    deep = np.linspace(0, 65_535, 1200).astype(np.uint16).reshape(30, 40)
+    Image.fromarray(deep).save(own_photos / "odd_deep.png")
+    summary = label(own_photos, tmp_path / "shards")
+    images = {image.key: image for _, image in ShardSet.open(str(tmp_path / "shards")).walk()}
+    assert summary.images == len(images) == 13
+    bad = {key for key, image in images.items() if image.error is not None}
+    assert bad == {"bad_cut", "bad_empty", "bad_text", "bad_thin"}
+    assert sorted(summary.errors) == sorted(images[key].error for key in bad)
+    for key in bad:
+        assert key in images[key].error
+        assert images[key].masks == ()
+    assert {(images[key].height, images[key].width) for key in ("odd_cmyk", "odd_deep")} == {(30, 40)}
+    assert (images["odd_dot"].height, images["odd_dot"].width) == (1, 1)
+    assert sum(len(image.masks) for image in images.values()) == summary.masks > 0
+    assert problems(tmp_path / "shards") == []
+    assert label(own_photos, tmp_path / "shards").units_done == 0
+
+
+def test_bad_neighbours_do_not_change_a_label(
+    own_photos: Path, finished: Finished, tmp_path: Path, label: Label
+) -> None:
+    (own_photos / "a_bad.jpg").write_bytes(b"\xff\xd8\xff")
+    label(own_photos, tmp_path / "shards", unit_size=7)
+    before = {image.key: image.masks for _, image in ShardSet.open(str(finished[0])).walk()}
+    after = {image.key: image.masks for _, image in ShardSet.open(str(tmp_path / "shards")).walk()}
+    assert after.pop("a_bad") == ()
+    for key, masks in after.items():
+        assert [{**mask, "offset": 0, "image_index": 0} for mask in masks] == [
+            {**mask, "offset": 0, "image_index": 0} for mask in before[key]
+        ]
+
+
+def test_image_that_changes_after_planning_is_left_out_by_name(
+    own_photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = plan.prepare
+
+    def prepare_and_change(*args: Any, **kwargs: Any) -> Any:
+        planned = prepare(*args, **kwargs)
+        Image.new("RGB", (64, 48)).save(own_photos / "photo4.png")
+        return planned
+
+    monkeypatch.setattr("labelgen.run.prepare", prepare_and_change)
+    (error,) = label(own_photos, tmp_path / "shards").errors
+    assert "photo4.png: changed since the run was planned" in error
+
+
+# Refused places
+
+
+def test_missing_images_leave_no_shard_set(tmp_path: Path, label: Label) -> None:
+    with pytest.raises(SourceError, match="gone"):
+        label(tmp_path / "gone", tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
+
+
+def test_file_in_the_place_of_the_shard_set_is_refused_by_name(photos: Path, tmp_path: Path, label: Label) -> None:
+    (tmp_path / "shards").write_text("in the way")
+    with pytest.raises(StorageError, match=f"{tmp_path}/shards/"):
+        label(photos, tmp_path / "shards")
+
+
+def test_full_disk_is_named_and_leaves_nothing_half_done(
+    photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, calls = os.fsync, []
+
+    def full_after_six(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 6:  # the plan's four files and the first unit
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_after_six)
+    with pytest.raises(StorageError, match=r"shards/masks/000001\.tar: No space left on device"):
+        label(photos, tmp_path / "shards")
+    monkeypatch.undo()
+    whole = snapshot(finished[0])
+    left = snapshot(tmp_path / "shards")
+    assert left == {name: whole[name] for name in left}
+    assert ShardSet.open(str(tmp_path / "shards")).committed() == [0]
+    label(photos, tmp_path / "shards")
+    assert snapshot(tmp_path / "shards") == whole
+
+
+# Interruptions
+
+KILLED = """
+import os, signal, sys
+from labelgen import cli
+from labelgen.labeler import Labeler
+from shared.storage import Storage
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def at(owner, name, due, when="before"):
+    original = getattr(owner, name)
+    def replacement(*args, **kwargs):
+        if due(args) and when == "before":
+            die()
+        result = original(*args, **kwargs)
+        if due(args) and when == "after":
+            die()
+        return result
+    setattr(owner, name, replacement)
+
+def written(end):
+    return lambda args: any(str(arg).endswith(end) for arg in args)
+
+POINTS = {
+    "planning": lambda: at(Storage, "write", written("units/000001.json")),
+    "planned": lambda: at(Storage, "write", written("units/000002.json"), "after"),
+    "labelling": lambda: at(Labeler, "_commit", lambda args: args[1].number == 1),
+    "writing data": lambda: at(os, "replace", written("masks/000001.tar")),
+    "data written": lambda: at(os, "replace", written("masks/000001.tar"), "after"),
+    "writing manifest": lambda: at(os, "link", written("masks/000001.parquet")),
+    "manifest written": lambda: at(os, "link", written("masks/000001.parquet"), "after"),
+}
+folder, options = sys.argv[1], sys.argv[2:]
+for point, arm in POINTS.items():
+    child = os.fork()
+    if child == 0:
+        arm()
+        cli.main(["run", "--shards", f"{folder}/{point}", *options])
+    print(point, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), sep=",", flush=True)
+"""
+"""Runs that end with SIGKILL at given points; forked, so that the libraries are loaded once."""
+
+
+def test_run_killed_anywhere_ends_bit_identical(
+    photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Snapshot, loose_options: list[str]
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path), f"--images={photos}", *loose_options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    ends = dict(line.split(",") for line in done.stdout.splitlines())
+    assert len(ends) == 7
+    assert set(ends.values()) == {str(-signal.SIGKILL)}, done.stderr
+    whole = snapshot(finished[0])
+    for point in ends:
+        shards = tmp_path / point
+        left = without_temporaries(snapshot(shards))
+        assert left == {name: whole[name] for name in left}, point
+        assert len(left) < len(whole), point
+        label(photos, shards)
+        assert without_temporaries(snapshot(shards)) == whole, point
+        assert problems(shards) == [], point
+
+
+# Two runs at once
+
+
+def test_two_processes_on_one_shard_set_both_succeed(
+    photos: Path, finished: Finished, tmp_path: Path, snapshot: Snapshot, loose_options: list[str]
+) -> None:
+    command = [sys.executable, "-m", "labelgen.cli", "run", f"--images={photos}", f"--shards={tmp_path}/shards"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen([*command, *loose_options], stderr=subprocess.PIPE, env=environment) for _ in range(2)]
+    for process in both:
+        assert process.communicate()[1] is not None
+        assert process.returncode == 0
+    assert snapshot(tmp_path / "shards") == snapshot(finished[0])
+
+
+def interrupt_once(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, what: Callable[[], object], folder: str = ""
+) -> list[str]:
+    """Have ``what`` happen right before the first call of ``owner.name``; the list says when it has happened.
+
+    With ``folder``, it is the first call whose first argument lies in that folder of the shard set.
+    """
+    original, happened = getattr(owner, name), []
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        if not happened and (not folder or args[1].startswith(folder)):
+            happened.append(name)
+            what()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, replacement)
+    return happened
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(plan, "_hash_all"), (Storage, "create"), (Storage, "write"), (labeler.Labeler, "_commit")],
+    ids=["while planning", "before the plan is written", "while the plan is written", "before a unit is written"],
+)
+def test_run_overtaken_by_another_ends_bit_identical(
+    photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str,
+) -> None:  # fmt: skip
+    shards = tmp_path / "shards"
+    overtaken = interrupt_once(monkeypatch, owner, name, lambda: label(photos, shards))
+    label(photos, shards)
+    assert overtaken
+    assert snapshot(shards) == snapshot(finished[0])
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(plan, "_hash_all"), (Storage, "create")],
+    ids=["while planning", "before the plan is written"],
+)
+def test_run_overtaken_by_one_of_other_images_is_refused_and_does_no_harm(
+    photos: Path, own_photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str,
+) -> None:  # fmt: skip
+    (own_photos / "photo0.jpg").unlink()
+    shards = tmp_path / "shards"
+    interrupt_once(monkeypatch, owner, name, lambda: label(own_photos, shards))
+    with pytest.raises(SettingsDifferError, match="'photo0'"):
+        label(photos, shards)
+    label(own_photos, tmp_path / "undisturbed")
+    assert snapshot(shards) == snapshot(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("write", "masks/"), ("create", "manifest/")],
+    ids=["before the data are written", "before the manifest is"],
+)
+def test_runs_that_read_an_image_differently_leave_a_sound_shard_set(
+    own_photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch, name: str, folder: str
+) -> None:
+    photo, elsewhere = own_photos / "photo2.jpg", tmp_path / "elsewhere.jpg"
+    refs = list_images([str(own_photos)])
+    monkeypatch.setattr("labelgen.run.list_images", lambda sources: refs)
+
+    def overtake() -> None:
+        photo.rename(elsewhere)
+        assert len(label(own_photos, tmp_path / "shards", unit_size=6).errors) == 1
+        elsewhere.rename(photo)
+
+    overtaken = interrupt_once(monkeypatch, Storage, name, overtake, folder)
+    assert label(own_photos, tmp_path / "shards", unit_size=6).errors == ()
+    assert overtaken
+    assert problems(tmp_path / "shards") == []
