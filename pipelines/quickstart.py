@@ -16,12 +16,13 @@ import click
 from PIL import Image
 from tqdm import tqdm
 
-from labelgen.automask import AutomaskSettings
+from labelgen.automask import settings_for
 from labelgen.export import export_coco
 from labelgen.run import RunSettings, run
 from labelgen.view.page import write_page
 from pipelines.microworld.scene import make_scene
 from pipelines.microworld.textures import photo_paths
+from shared.sam.checkpoint import PACKAGED
 from shared.shards.shard_set import ShardSet
 from shared.shards.verify import verify
 
@@ -53,7 +54,7 @@ def main(out: Path, scenes: int, points_per_side: int, workers: int) -> None:
     click.echo("1/4  gathering images: the photos of scikit-image and scenes of the micro-world")
     gather_images(images, scenes)
     click.echo(f"2/4  labelling them into {shards}")
-    automask = AutomaskSettings(points_per_side=points_per_side)
+    automask = settings_for(PACKAGED, points_per_side=points_per_side)
     settings = RunSettings((str(images),), str(shards), automask=automask, unit_size=8, workers=workers)
     click.echo("     " + run(settings).lines())
     click.echo("3/4  verifying the shards and exporting them as COCO")

@@ -91,7 +91,7 @@ class _Tokens:
 
     def groups(self, mask_logits: Tensor | None) -> Iterator[tuple[Tensor, Prompts]]:
         """Yield rows of equal token count with their prompts: a padding token would not be without effect."""
-        for count in self.count.unique().tolist():
+        for count in torch.unique(self.count).tolist():
             rows = (self.count == count).nonzero()[:, 0]
             masks = None if mask_logits is None else mask_logits[rows]
             yield rows, Prompts(self.coords[rows, :count], self.labels[rows, :count], masks)

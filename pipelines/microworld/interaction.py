@@ -42,7 +42,7 @@ def best_iou(logits: Tensor, targets: Tensor, image_index: Tensor, empty: Tensor
     an output for being another, equally good mask; this is the quality that the filters of automatic mode ask for.
     """
     best = torch.zeros(logits.shape[:2])
-    for image in image_index.unique():
+    for image in torch.unique(image_index):
         rows = image_index == image
         wanted = targets[rows & ~empty].flatten(1).float()
         if len(wanted) == 0:

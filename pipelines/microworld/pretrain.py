@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -253,7 +254,7 @@ def average_gradients(sam: Sam, rank: Rank) -> None:
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     torch.distributed.all_reduce(flat)
     flat /= rank.count
-    for parameter, mean in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
+    for parameter, mean in zip(parameters, torch.split(flat, [g.numel() for g in gradients]), strict=True):
         parameter.grad = mean.view_as(parameter)
 
 
@@ -353,7 +354,7 @@ def main(out: Path, corpus_folder: Path | None, steps: int, scenes: int, ranks: 
     if ranks == 1:
         train(settings, folder, out, save_every, Rank())
     else:
-        torch.multiprocessing.spawn(_train_rank, (settings, folder, out, save_every, ranks), ranks)
+        spawn(_train_rank, (settings, folder, out, save_every, ranks), ranks)  # type: ignore[no-untyped-call]
     click.echo(f"wrote {out / 'vit_t.safetensors'}")
 
 

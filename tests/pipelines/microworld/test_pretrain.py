@@ -1,0 +1,183 @@
+"""Pre-training is a pure function of corpus, settings and step, also when it was interrupted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines.microworld.corpus import Corpus
+from pipelines.microworld.pretrain import (
+    Pretraining,
+    PretrainSettings,
+    Rank,
+    export_weights,
+    load_batch,
+    make_optimizers,
+    train,
+)
+from shared.sam.architecture import ARCHITECTURES, build_architecture
+from shared.sam.checkpoint import load_sam
+
+SMALL = PretrainSettings(
+    scenes=6,
+    world_seed=5,
+    steps=4,
+    warmup=2,
+    images=2,
+    masks=2,
+    empty_prompts=1,
+    rounds=2,
+    corrected_share=1.0,
+    single_round_steps=1,
+    balanced_steps=3,
+)
+"""Four steps of two images; the first has one round, the others have two."""
+
+
+def state_of(run: Pretraining) -> dict[str, Tensor]:
+    """Return a copy of a run's weights."""
+    return {name: value.clone() for name, value in run.sam.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def straight(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    """The weights before the first step and after every second one of an undisturbed run."""
+    run = Pretraining(SMALL, corpus, tmp_path_factory.mktemp("straight"))
+    states = [state_of(run)]
+    for _ in range(2):
+        run.train_step()
+        run.train_step()
+        states.append(state_of(run))
+    return states
+
+
+def test_resumed_run_ends_bit_identical(straight: list[dict[str, Tensor]], corpus: Corpus, tmp_path: Path) -> None:
+    first = Pretraining(SMALL, corpus, tmp_path)
+    first.train_step()
+    first.train_step()
+    first.save()
+    second = Pretraining(replace(SMALL), corpus, tmp_path)
+    second.resume()
+    assert second.step == 2
+    second.train_step()
+    second.train_step()
+    differing = [name for name, value in second.sam.state_dict().items() if not torch.equal(value, straight[2][name])]
+    assert differing == []
+
+
+def test_steps_change_every_weight_but_the_random_frequencies(straight: list[dict[str, Tensor]]) -> None:
+    before, after = straight[0], straight[2]
+    unchanged = {name for name, value in before.items() if torch.equal(value, after[name])}
+    # Buffers that upstream never trains, and the label that no prompt of ours has.
+    assert unchanged <= {
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        "prompt_encoder.point_embeddings.0.weight",
+        "pixel_mean",
+        "pixel_std",
+    }
+    assert all(value.isfinite().all() for value in after.values())
+
+
+def test_without_a_checkpoint_a_run_starts_at_the_first_step(corpus: Corpus, tmp_path: Path) -> None:
+    run = Pretraining(SMALL, corpus, tmp_path)
+    run.resume()
+    assert run.step == 0
+
+
+def test_batches_depend_on_the_step_and_on_nothing_else(corpus: Corpus) -> None:
+    batches = [load_batch(corpus, SMALL, step, Rank()) for step in (1, 1, 2)]
+    assert torch.equal(batches[0].images, batches[1].images)
+    assert torch.equal(batches[0].targets, batches[1].targets)
+    assert not torch.equal(batches[0].images, batches[2].images)
+
+
+def test_ranks_share_the_batch_of_one_process(corpus: Corpus) -> None:
+    whole = load_batch(corpus, SMALL, 0, Rank())
+    for number in range(2):
+        own = load_batch(corpus, SMALL, 0, Rank(number, 2))
+        assert torch.equal(own.images[0], whole.images[number])
+        assert torch.equal(own.targets, whole.targets[whole.image_index == number])
+        assert torch.equal(own.empty, whole.empty[whole.image_index == number])
+
+
+def test_every_scene_is_shown_once_an_epoch_in_another_order(corpus: Corpus) -> None:
+    def free_pixels(epoch: int) -> list[int]:
+        """Return how many pixels are free of objects in each image of an epoch: turning does not change that."""
+        batches = [load_batch(corpus, SMALL, 3 * epoch + step, Rank()) for step in range(3)]
+        return [int(target.sum()) for batch in batches for target in batch.targets[batch.empty]]
+
+    everything = sorted(int(corpus.empty_pixels(scene).sum()) for scene in range(6))
+    assert len(set(everything)) == 6
+    assert sorted(free_pixels(0)) == sorted(free_pixels(1)) == everything
+    assert free_pixels(0) != free_pixels(1)
+
+
+def test_targets_are_turned_as_their_image_is(corpus: Corpus) -> None:
+    symmetries = set()
+    for step in range(6):
+        batch = load_batch(corpus, replace(SMALL, masks=8), step, Rank())
+        for b, image in enumerate(batch.images):
+            targets = batch.targets[(batch.image_index == b) & ~batch.empty].numpy()
+            matches = []
+            for scene in range(len(corpus.images)):
+                for turns in range(4):
+                    for flip in (False, True):
+                        masks = np.rot90(corpus.masks(scene), turns, (1, 2))
+                        original = np.rot90(corpus.images[scene], turns)
+                        if flip:
+                            masks, original = masks[:, :, ::-1], original[:, ::-1]
+                        known = {mask.tobytes() for mask in np.ascontiguousarray(masks)}
+                        if all(target.tobytes() in known for target in np.ascontiguousarray(targets)):
+                            matches.append((turns, flip, original))
+            assert len(matches) == 1
+            turns, flip, original = matches[0]
+            symmetries.add((turns, flip))
+            pairs = np.stack([image.permute(1, 2, 0).numpy().ravel(), original.ravel().astype(np.float32)])
+            assert np.corrcoef(pairs)[0, 1] > 0.98  # brightness and colour are jittered
+    assert len(symmetries) > 3
+
+
+def test_every_weight_is_in_one_optimizer_and_only_matrices_decay() -> None:
+    sam = build_architecture(ARCHITECTURES["vit_t"])
+    groups = [group for optimizer in make_optimizers(sam, SMALL) for group in optimizer.param_groups]
+    optimized = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(optimized) == len(set(optimized))
+    assert set(optimized) == {id(parameter) for parameter in sam.parameters()}
+    for group in groups:
+        assert {parameter.ndim >= 2 for parameter in group["params"]} == {group["weight_decay"] > 0}
+
+
+def test_learning_rate_warms_up_stays_and_falls_to_zero(corpus: Corpus, tmp_path: Path) -> None:
+    run = Pretraining(replace(SMALL, steps=100, warmup=10, decay=0.4, learning_rate=1.0), corpus, tmp_path)
+    rates = []
+    for step in range(101):
+        run.step = step
+        rates.append(run.learning_rate())
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+    np.testing.assert_allclose(rates[10:61], 1)
+    np.testing.assert_allclose(rates[60:], np.linspace(1, 0, 41), atol=1e-12)
+
+
+def test_exported_weights_load_as_vit_t(tmp_path: Path) -> None:
+    sam = build_architecture(ARCHITECTURES["vit_t"])
+    export_weights(sam, tmp_path / "a.safetensors")
+    loaded = load_sam(str(tmp_path / "a.safetensors"), "vit_t").sam
+    for name, value in sam.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.half().float()), name
+
+
+def test_training_logs_saves_and_exports(corpus_folder: Path, tmp_path: Path) -> None:
+    settings = replace(SMALL, steps=2)
+    train(settings, corpus_folder, tmp_path, save_every=1, rank=Rank())
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    exported = load_sam(str(tmp_path / "vit_t.safetensors")).sam.state_dict()
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 2
+    assert all(torch.equal(exported[name], value.half().float()) for name, value in saved["sam"].items())
