@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= out/demo
 
-# glibc gives large tensors back to the kernel and page faults are slow; see docs/performance.md.
+# glibc gives large tensors back to the kernel and page faults are slow; see docs/design.md.
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 68719476736
 export MALLOC_TOP_PAD_ := 268435456
