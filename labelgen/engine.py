@@ -91,18 +91,22 @@ class _Pool:
             ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
             yield from ray.get(board.take.remote())
             for reference in ready:
-                actor, unit = running.pop(reference)
+                if reference not in running:  # settled with its dead actor
+                    continue
+                actor, _ = running[reference]
                 try:
                     report: UnitReport = ray.get(reference)
                 except RayTaskError as error:
                     raise (error.cause if isinstance(error.cause, SumError) else error) from None
                 except RayActorError as error:
-                    self._count_death(unit, error)
-                    queue.appendleft(unit)
-                    if actor in load:
-                        del load[actor]
-                        load[self._start(board)] = 0
+                    reports, lost = _settle(actor, running)
+                    yield from reports
+                    self._count_death(lost[0], error)
+                    queue.extendleft(reversed(lost))
+                    del load[actor]
+                    load[self._start(board)] = 0
                 else:
+                    del running[reference]
                     load[actor] -= 1
                     yield report
         yield from ray.get(board.take.remote())
@@ -122,6 +126,24 @@ class _Pool:
                 f"unit {unit.name} lost its worker {MAX_ATTEMPTS} times ({error}); look at its images, the first is "
                 f"{unit.images[0].url}, and at the memory of the nodes"
             )
+
+
+def _settle(actor: Any, running: dict[Any, tuple[Any, Unit]]) -> tuple[list[UnitReport], list[Unit]]:
+    """Take all units of a dead actor out of ``running``; return the reports of those it had finished, and the others.
+
+    An actor works in the order of submission: the first that is lost is the one during which it died.
+    """
+    import ray
+    from ray.exceptions import RayActorError
+
+    reports, lost = [], []
+    for reference in [reference for reference, (owner, _) in running.items() if owner == actor]:
+        _, unit = running.pop(reference)
+        try:
+            reports.append(ray.get(reference))
+        except RayActorError:
+            lost.append(unit)
+    return reports, lost
 
 
 class _Board:
