@@ -47,8 +47,14 @@ EVERYTHING = AutomaskSettings(
 
 @pytest.fixture(scope="module")
 def sam() -> Sam:
-    """The packaged model. What its masks are worth does not matter here."""
-    return load_sam().sam
+    """The packaged model, whose masks are many and varied, but for its opinion of them: that it never gives 0 or less.
+
+    What the masks are worth does not matter here; a threshold of 0 would be no filter.
+    """
+    sam = load_sam().sam
+    with torch.no_grad():
+        sam.mask_decoder.iou_prediction_head.layers[-1].bias += 2
+    return sam
 
 
 @pytest.fixture(scope="module")

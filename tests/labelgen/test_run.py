@@ -49,6 +49,13 @@ def problems(shards: Path) -> list[str]:
     return [problem for check in verify(ShardSet.open(str(shards))) for problem in check.problems]
 
 
+@pytest.fixture
+def three_photos(own_photos: Path) -> Path:
+    """A folder with photo0, photo2 and photo4 alone, for a test to change."""
+    shutil.rmtree(own_photos / "sub")
+    return own_photos
+
+
 # What lies on disk
 
 
@@ -159,12 +166,12 @@ def test_settings_that_do_not_count_are_free_to_change(finished: Finished, photo
 
 
 def test_points_per_batch_changes_rounding_only(
-    photos: Path, tmp_path: Path, label: Label, loose: AutomaskSettings
+    three_photos: Path, tmp_path: Path, label: Label, loose: AutomaskSettings
 ) -> None:
     scores = {}
     for batch in (64, 3):
         label(
-            photos, tmp_path / f"{batch}", points_per_batch=batch, automask=replace(loose, box_nms_thresh=1.0)
+            three_photos, tmp_path / f"{batch}", points_per_batch=batch, automask=replace(loose, box_nms_thresh=1.0)
         )  # without NMS, whose order rounding may change
         rows = [row for _, image in ShardSet.open(str(tmp_path / f"{batch}")).walk() for row in image.masks]
         scores[batch] = sorted((row["image"], row["point_x"], row["point_y"], row["predicted_iou"]) for row in rows)
@@ -235,9 +242,9 @@ def test_added_and_removed_images_are_refused_by_name(finished: Finished, own_ph
 
 
 def test_other_order_of_the_same_images_is_refused(
-    finished: Finished, photos: Path, tmp_path: Path, label: Label
+    finished: Finished, three_photos: Path, tmp_path: Path, label: Label
 ) -> None:
-    paths = [str(path) for path in photos.rglob("*.*")]
+    paths = [str(path) for path in three_photos.rglob("*.*")]
     (tmp_path / "list.txt").write_text("\n".join(sorted(paths)))
     label(tmp_path / "list.txt", tmp_path / "shards")
     (tmp_path / "list.txt").write_text("\n".join(sorted(paths, reverse=True)))
@@ -281,12 +288,14 @@ def test_lost_plan_is_not_made_of_other_images(
     assert snapshot(own_shards) == before
 
 
-def test_plan_of_another_shard_set_is_refused(own_shards: Path, own_photos: Path, tmp_path: Path, label: Label) -> None:
-    (own_photos / "photo0.jpg").unlink()
-    label(own_photos, tmp_path / "other")
+def test_plan_of_another_shard_set_is_refused(
+    own_shards: Path, three_photos: Path, tmp_path: Path, label: Label
+) -> None:
+    (three_photos / "photo0.jpg").unlink()
+    label(three_photos, tmp_path / "other")
     shutil.copy(tmp_path / "other/units/000000.json", own_shards / "units/000000.json")
     with pytest.raises(ShardError, match=r"units/000000\.json"):
-        label(own_photos, own_shards)
+        label(three_photos, own_shards)
 
 
 # Bad images
@@ -333,17 +342,17 @@ def test_bad_neighbours_do_not_change_a_label(
 
 
 def test_image_that_changes_after_planning_is_left_out_by_name(
-    own_photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch
+    three_photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare = plan.prepare
 
     def prepare_and_change(*args: Any, **kwargs: Any) -> Any:
         planned = prepare(*args, **kwargs)
-        Image.new("RGB", (64, 48)).save(own_photos / "photo4.png")
+        Image.new("RGB", (64, 48)).save(three_photos / "photo4.png")
         return planned
 
     monkeypatch.setattr("labelgen.run.prepare", prepare_and_change)
-    (error,) = label(own_photos, tmp_path / "shards").errors
+    (error,) = label(three_photos, tmp_path / "shards").errors
     assert "photo4.png: changed since the run was planned" in error
 
 
@@ -506,15 +515,14 @@ def test_run_overtaken_by_another_ends_bit_identical(
     ids=["while planning", "before the plan is written"],
 )
 def test_run_overtaken_by_one_of_other_images_is_refused_and_does_no_harm(
-    photos: Path, own_photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot,
+    photos: Path, three_photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot,
     monkeypatch: pytest.MonkeyPatch, owner: Any, name: str,
 ) -> None:  # fmt: skip
-    (own_photos / "photo0.jpg").unlink()
     shards = tmp_path / "shards"
-    interrupt_once(monkeypatch, owner, name, lambda: label(own_photos, shards))
-    with pytest.raises(SettingsDifferError, match="'photo0'"):
+    interrupt_once(monkeypatch, owner, name, lambda: label(three_photos, shards))
+    with pytest.raises(SettingsDifferError, match="'sub/photo1'"):
         label(photos, shards)
-    label(own_photos, tmp_path / "undisturbed")
+    label(three_photos, tmp_path / "undisturbed")
     assert snapshot(shards) == snapshot(tmp_path / "undisturbed")
 
 
@@ -524,18 +532,18 @@ def test_run_overtaken_by_one_of_other_images_is_refused_and_does_no_harm(
     ids=["before the data are written", "before the manifest is"],
 )
 def test_runs_that_read_an_image_differently_leave_a_sound_shard_set(
-    own_photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch, name: str, folder: str
+    three_photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch, name: str, folder: str
 ) -> None:
-    photo, elsewhere = own_photos / "photo2.jpg", tmp_path / "elsewhere.jpg"
-    refs = list_images([str(own_photos)])
+    photo, elsewhere = three_photos / "photo2.jpg", tmp_path / "elsewhere.jpg"
+    refs = list_images([str(three_photos)])
     monkeypatch.setattr("labelgen.run.list_images", lambda sources: refs)
 
     def overtake() -> None:
         photo.rename(elsewhere)
-        assert len(label(own_photos, tmp_path / "shards", unit_size=6).errors) == 1
+        assert len(label(three_photos, tmp_path / "shards", unit_size=3).errors) == 1
         elsewhere.rename(photo)
 
     overtaken = interrupt_once(monkeypatch, Storage, name, overtake, folder)
-    assert label(own_photos, tmp_path / "shards", unit_size=6).errors == ()
+    assert label(three_photos, tmp_path / "shards", unit_size=3).errors == ()
     assert overtaken
     assert problems(tmp_path / "shards") == []
