@@ -69,7 +69,7 @@ def settings(sam: Sam) -> AutomaskSettings:
         EVERYTHING,
         pred_iou_thresh=middle["predicted_iou"],
         stability_score_thresh=middle["stability_score"],
-        box_nms_thresh=0.7,
+        box_nms_thresh=0.3,
     )
 
 
@@ -253,8 +253,8 @@ def test_keeping_nothing_gives_an_empty_result(
     assert len(labels.areas) == len(labels.predicted_iou) == len(labels.stability) == 0
 
 
-def test_crops_without_masks_do_not_hinder_the_others(sam: Sam, settings: AutomaskSettings) -> None:
-    cropped = replace(EVERYTHING, points_per_side=2, crop_n_layers=1)
+def test_crops_without_masks_do_not_hinder_the_others(sam: Sam) -> None:
+    cropped = replace(EVERYTHING, points_per_side=2, crop_n_layers=1, crop_nms_thresh=1.0)
     image = photo(SIZES["landscape"])
     scores = LabelGenerator(sam, cropped).label(image).predicted_iou
     strict = replace(cropped, pred_iou_thresh=float(np.sort(scores)[-2]))
