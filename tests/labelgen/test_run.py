@@ -440,21 +440,23 @@ for point, arm in POINTS.items():
 
 
 def test_run_killed_anywhere_ends_bit_identical(
-    photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Snapshot, loose_options: list[str]
+    three_photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot, loose_options: list[str]
 ) -> None:
-    command = [sys.executable, "-c", KILLED, str(tmp_path), f"--images={photos}", *loose_options]
+    options = [f"--images={three_photos}", *loose_options, "--unit-size=1"]
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     ends = dict(line.split(",") for line in done.stdout.splitlines())
     assert len(ends) == 7
     assert set(ends.values()) == {str(-signal.SIGKILL)}, done.stderr
-    whole = snapshot(finished[0])
+    label(three_photos, tmp_path / "undisturbed", unit_size=1)
+    whole = snapshot(tmp_path / "undisturbed")
     for point in ends:
-        shards = tmp_path / point
+        shards = tmp_path / "killed" / point
         left = without_temporaries(snapshot(shards))
         assert left == {name: whole[name] for name in left}, point
         assert len(left) < len(whole), point
-        label(photos, shards)
+        label(three_photos, shards, unit_size=1)
         assert without_temporaries(snapshot(shards)) == whole, point
         assert problems(shards) == [], point
 
