@@ -212,6 +212,13 @@ def test_safetensors_load_as_fp32_whatever_they_hold(state: State, tmp_path: Pat
         assert torch.equal(value, stored[name].float()), name
 
 
+def test_file_of_an_old_pytorch_loads(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    loaded = load_sam(str(path)).sam.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
 def test_read_state_gives_the_tensors_as_stored(state: State, tmp_path: Path) -> None:
     half = {name: value.half() for name, value in state.items()}
     read = read_state(Path(saved(half, tmp_path / "a.pth")))
