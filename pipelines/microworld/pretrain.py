@@ -7,8 +7,8 @@ entities as one mask. Each step encodes a few scenes, prompts every one with poi
 clicks at the errors and the previous logits as mask prompt. Each round is backpropagated at once into the gradient
 of the image embedding, so that memory does not grow with the rounds.
 
-Two processes of one thread each, which share every batch and average their gradients, are a third faster on two cores
-than one process of two threads. The result depends on the number of processes, and on nothing else of the machine.
+Two processes of one thread each share every batch and average their gradients: on two cores that was faster than one
+process of two threads. The result depends on the number of processes, and on nothing else of the machine.
 """
 
 from __future__ import annotations
