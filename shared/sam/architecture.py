@@ -117,11 +117,6 @@ def build_architecture(architecture: SamArchitecture) -> Sam:
     return sam.eval()
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Return the number of trainable numbers in ``module``."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 @cache
 def meta_state(architecture: SamArchitecture) -> dict[str, Tensor]:
     """Return the architecture's state dict on the meta device: names, shapes and dtypes without memory."""
