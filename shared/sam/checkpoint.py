@@ -1,8 +1,12 @@
-"""Load SAM's weights: official ``.pth`` files, safetensors, and the ``vit_t`` that ships in this package."""
+"""Load SAM's weights: official ``.pth`` files, safetensors, SUM's own, and the ``vit_t`` that ships in this package.
+
+A SUM checkpoint is a SAM with one more tensor, the table of the task prompt, and a header that says how it was made.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -10,27 +14,46 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from segment_anything.modeling import Sam
 from torch import Tensor
 
 from shared.errors import CheckpointError
 from shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture, meta_state
+from shared.sam.task_prompt import STATE_KEY, TASKS, TaskPrompt
 
 PACKAGED = "vit_t"
 """The model whose trained weights ship in the package."""
+HEADER = "sum_factory"
+"""Key of the JSON object that says, in the header of a safetensors file, how its weights were made."""
 
 
 @dataclass(frozen=True)
 class LoadedSam:
-    """A SAM in fp32 on the CPU, in eval mode; what it is; and the SHA-256 of the file its weights came from."""
+    """A SAM in fp32 on the CPU, in eval mode; what it is; and the SHA-256 of the file its weights came from.
+
+    ``task_prompt`` is None for plain SAM, ``trained_tasks`` names the tasks whose vectors were trained.
+    """
 
     sam: Sam
     architecture: SamArchitecture
     sha256: str
+    task_prompt: TaskPrompt | None = None
+    trained_tasks: tuple[str, ...] = ()
+
+    def task_vector(self, task: str) -> Tensor | None:
+        """Return the vector (C,) to add to the image embedding for ``task``; None for a model without a task prompt.
+
+        A task that training never showed has no vector of its own: it is "unspecified".
+        """
+        if self.task_prompt is None:
+            return None
+        known = task if task in self.trained_tasks else TASKS[0]
+        return self.task_prompt.weight[TASKS.index(known)].detach()
 
 
 def load_sam(weights: str = PACKAGED, model_type: str | None = None) -> LoadedSam:
@@ -42,16 +65,21 @@ def load_sam(weights: str = PACKAGED, model_type: str | None = None) -> LoadedSa
     """
     with _located(weights) as path:
         state = read_state(path)
+        table = state.pop(STATE_KEY, None)
         architecture = identify(state, path, model_type)
         sam = build_architecture(architecture)
         sam.load_state_dict({name: value.float() for name, value in state.items()})
-        return LoadedSam(sam, architecture, file_sha256(path))
+        prompt = None if table is None else _task_prompt(table, architecture, path)
+        trained = tuple(read_header(path).get("trained_tasks", ()))
+        return LoadedSam(sam, architecture, file_sha256(path), prompt, trained)
 
 
 def identify_weights(weights: str = PACKAGED, model_type: str | None = None) -> dict[str, object]:
     """Return what a shard set records of ``weights``, without building the model. Raises as ``load_sam``."""
     with _located(weights) as path:
-        architecture = identify(read_state(path), path, model_type)
+        state = read_state(path)
+        state.pop(STATE_KEY, None)
+        architecture = identify(state, path, model_type)
         return _identity(architecture, file_sha256(path))
 
 
@@ -69,6 +97,31 @@ def _located(weights: str) -> Iterator[Path]:
 
 def _identity(architecture: SamArchitecture, sha256: str) -> dict[str, object]:
     return {"model_type": architecture.name, "image_size": architecture.image_size, "sha256": sha256}
+
+
+def _task_prompt(table: Tensor, architecture: SamArchitecture, path: Path) -> TaskPrompt:
+    prompt = TaskPrompt(architecture.prompt_dim)
+    if table.shape != prompt.weight.shape:
+        raise CheckpointError(
+            f"{path}: {STATE_KEY} has shape {tuple(table.shape)}, expected {tuple(prompt.weight.shape)}"
+        )
+    prompt.load_state_dict({"weight": table.float()})
+    return prompt
+
+
+def to_safetensors(state: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
+    """Return weights as the bytes of a safetensors file; ``header`` is JSON that says how they were made."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    return bytes(save(tensors, {HEADER: json.dumps(header, sort_keys=True)}))
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return what the header of a safetensors file says of how its weights were made; empty if it says nothing."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, "pt") as file:
+        header: dict[str, Any] = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+    return header
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -8,13 +8,24 @@ the image that each belongs to. For one image they compute what upstream compute
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from segment_anything.modeling import Sam
+from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor
 
 PAD, NEGATIVE, POSITIVE, BOX_MIN, BOX_MAX = -1, 0, 1, 2, 3
 """Labels of prompt tokens: padding, background point, foreground point, the two corners of a box."""
+
+
+class PromptedModel(Protocol):
+    """What decodes prompts on an image embedding: a SAM, or a refiner."""
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder: ...
+
+    @property
+    def mask_decoder(self) -> MaskDecoder: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Prompts:
         return Prompts(self.coords, self.labels, mask_logits)
 
 
-def embed_prompts(sam: Sam, prompts: Prompts) -> tuple[Tensor, Tensor]:
+def embed_prompts(sam: PromptedModel, prompts: Prompts) -> tuple[Tensor, Tensor]:
     """Embed prompts as ``PromptEncoder`` does; boxes are two tokens among the others.
 
     Returns sparse embeddings (P, N, C) and dense embeddings (P, C, g, g). Coordinates are encoded in fp32 even
@@ -63,15 +74,20 @@ def embed_prompts(sam: Sam, prompts: Prompts) -> tuple[Tensor, Tensor]:
     return sparse, dense
 
 
-def dense_positions(sam: Sam) -> Tensor:
+def dense_positions(sam: PromptedModel) -> Tensor:
     """Return the positional encoding of the image grid, float32 (1, C, g, g), whatever the autocast state."""
-    with torch.autocast(sam.device.type, enabled=False):
+    device = sam.prompt_encoder.no_mask_embed.weight.device
+    with torch.autocast(device.type, enabled=False):
         positions: Tensor = sam.prompt_encoder.get_dense_pe()
     return positions
 
 
 def decode_prompts(
-    sam: Sam, embeddings_BCHW: Tensor, image_index_P: Tensor, prompts: Prompts, positions: Tensor | None = None
+    sam: PromptedModel,
+    embeddings_BCHW: Tensor,
+    image_index_P: Tensor,
+    prompts: Prompts,
+    positions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Decode P prompts on B image embeddings; prompt p belongs to image ``image_index_P[p]``.
 

@@ -39,13 +39,42 @@ class HumanSample:
 class HumanSet(Protocol):
     """Photos with human masks for one task."""
 
-    task: int
+    @property
+    def task(self) -> int:
+        """Id of the task that the masks are masks for."""
+        ...
 
-    def __len__(self) -> int: ...
+    @property
+    def keys(self) -> list[str]:
+        """What to call each sample: the stem of its photo."""
+        ...
 
     def load(self, index: int) -> HumanSample:
         """Read one sample. Raises ``SourceError`` or ``ImageError``, naming the file."""
         ...
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some samples of a set."""
+
+    base: HumanSet
+    indices: tuple[int, ...]
+
+    @property
+    def task(self) -> int:
+        """Id of the task, that of the whole set."""
+        return self.base.task
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The keys of the samples that are in."""
+        keys = self.base.keys
+        return [keys[index] for index in self.indices]
+
+    def load(self, index: int) -> HumanSample:
+        """Read one sample."""
+        return self.base.load(self.indices[index])
 
 
 @dataclass(frozen=True)
@@ -59,12 +88,12 @@ class FolderPairs:
     @cached_property
     def pairs(self) -> list[tuple[Path, Path]]:
         """The photo and the mask of each sample, sorted by stem."""
-        photos, masks = _by_stem(self.images), _by_stem(self.masks)
-        _require_same_stems(photos, masks, self.images, self.masks)
-        return [(photos[stem], masks[stem]) for stem in sorted(photos)]
+        return _pair(self.images, self.masks)
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+    @property
+    def keys(self) -> list[str]:
+        """The stems, sorted."""
+        return [photo.stem for photo, _ in self.pairs]
 
     def load(self, index: int) -> HumanSample:
         """Read one sample."""
@@ -87,12 +116,12 @@ class LabelMaps:
     @cached_property
     def pairs(self) -> list[tuple[Path, Path]]:
         """The photo and the label map of each sample, sorted by stem."""
-        photos, labels = _by_stem(self.images), _by_stem(self.labels)
-        _require_same_stems(photos, labels, self.images, self.labels)
-        return [(photos[stem], labels[stem]) for stem in sorted(photos)]
+        return _pair(self.images, self.labels)
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+    @property
+    def keys(self) -> list[str]:
+        """The stems, sorted."""
+        return [photo.stem for photo, _ in self.pairs]
 
     def load(self, index: int) -> HumanSample:
         """Read one sample; masks come in the order of their values."""
@@ -135,8 +164,10 @@ class CocoInstances:
             raise SourceError(f"{self.annotations}: expected COCO instances JSON ({error!r})") from error
         return [(entry, by_image[number]) for number, entry in entries.items() if by_image[number]]
 
-    def __len__(self) -> int:
-        return len(self.samples)
+    @property
+    def keys(self) -> list[str]:
+        """The stems of the photos, in the file's order."""
+        return [Path(entry["file_name"]).stem for entry, _ in self.samples]
 
     def load(self, index: int) -> HumanSample:
         """Read one sample."""
@@ -189,14 +220,17 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return stems
 
 
-def _require_same_stems(left: Mapping[str, Path], right: Mapping[str, Path], images: Path, masks: Path) -> None:
-    for these, those, folder in ((left, right, masks), (right, left, images)):
+def _pair(images: Path, others: Path) -> list[tuple[Path, Path]]:
+    """Return the files of both folders that share a stem, sorted; each must have its partner."""
+    left, right = _by_stem(images), _by_stem(others)
+    for these, those, folder in ((left, right, others), (right, left, images)):
         alone = sorted(set(these) - set(those))
         if alone:
             raise SourceError(
                 f"{folder}: {len(alone)} files have no partner there, the first is {these[alone[0]]}; "
                 "photos and masks are paired by stem"
             )
+    return [(left[stem], right[stem]) for stem in sorted(left)]
 
 
 def _require_same_size(image: RgbImage, other: npt.NDArray[Any], photo: Path, path: Path) -> None:

@@ -1,0 +1,105 @@
+"""The mask-refinement module: a copy of SAM's prompt encoder and mask decoder (METHOD: Sec. 3.2.3, App. D).
+
+It sees the embedding that SAM's frozen image encoder made, and as prompts a mask's low-resolution logits, its box and
+its point, all three. Its file is safetensors and holds the two modules alone; the header says which SAM they belong to.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
+from torch import Tensor, nn
+
+from shared.errors import CheckpointError
+from shared.sam.checkpoint import HEADER, LoadedSam, file_sha256, to_safetensors
+from shared.sam.decode import BOX_MAX, BOX_MIN, POSITIVE, Prompts, decode_prompts
+from shared.storage import Storage
+
+KIND = "refiner"
+
+
+class Refiner(nn.Module):
+    """Turns SAM's logits into refined logits. ``sha256`` is that of the file it came from, empty for a new one."""
+
+    def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, sha256: str = "") -> None:
+        super().__init__()
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+        self.sha256 = sha256
+
+    @classmethod
+    def copy_of(cls, sam: Sam) -> Refiner:
+        """Return a refiner that starts from SAM's own prompt encoder and mask decoder, as copies."""
+        return cls(copy.deepcopy(sam.prompt_encoder), copy.deepcopy(sam.mask_decoder))
+
+    def refine(
+        self, embeddings_BCHW: Tensor, image_index_P: Tensor, points_P2: Tensor, boxes_P4: Tensor, logits_PHW: Tensor
+    ) -> Tensor:
+        """Refine P masks: returns r, the logits of the single-mask output, float (P, h, w).
+
+        ``points_P2`` (x, y) and ``boxes_P4`` (x0, y0, x1, y1) are in pixels of the square input, ``logits_PHW`` are s.
+        """
+        corners = boxes_P4.view(-1, 2, 2)
+        labels = torch.tensor([[POSITIVE, BOX_MIN, BOX_MAX]], device=corners.device).expand(len(corners), -1)
+        coords = torch.cat([points_P2[:, None], corners], 1)
+        prompts = Prompts(coords, labels, logits_PHW[:, None])
+        logits, _ = decode_prompts(self, embeddings_BCHW, image_index_P, prompts)
+        return logits[:, 0]
+
+
+def save_refiner(path: Path, refiner: Refiner, sam: LoadedSam, provenance: Mapping[str, Any]) -> None:
+    """Write a refiner of ``sam``, whole or not at all. Raises ``StorageError``."""
+    header = {
+        **provenance,
+        "kind": KIND,
+        "sam": {"model_type": sam.architecture.name, "image_size": sam.architecture.image_size, "sha256": sam.sha256},
+    }
+    Storage(str(path.parent)).write(path.name, to_safetensors(refiner.state_dict(), header))
+
+
+def identify_refiner(path: Path) -> dict[str, Any]:
+    """Return what a shard set records of a refiner: its SHA-256. Raises ``CheckpointError`` as ``load_refiner``."""
+    read_refiner_header(path)
+    return {"sha256": file_sha256(path)}
+
+
+def load_refiner(path: Path, sam: LoadedSam) -> Refiner:
+    """Load the refiner of ``sam`` at ``path``, in eval mode on the CPU.
+
+    Raises ``CheckpointError`` if it is missing, damaged, no refiner, or was trained for other weights than ``sam``'s:
+    embeddings of another encoder mean nothing to it.
+    """
+    header = read_refiner_header(path)
+    if header["sam"]["sha256"] != sam.sha256:
+        raise CheckpointError(
+            f"{path}: this refiner was trained for a {header['sam']['model_type']} with SHA-256 "
+            f"{header['sam']['sha256'][:12]}, not for the {sam.architecture.name} with {sam.sha256[:12]} that is given "
+            "here; give the SAM that it was trained for, or train another with `trainer refiner`"
+        )
+    refiner = Refiner.copy_of(sam.sam)
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
+    refiner.load_state_dict(state)
+    refiner.sha256 = file_sha256(path)
+    return refiner.eval()
+
+
+def read_refiner_header(path: Path) -> dict[str, Any]:
+    """Return how a refiner was made. Raises ``CheckpointError`` if the file is missing, damaged or no refiner."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected a refiner, as `trainer refiner` writes it")
+    try:
+        with safe_open(path, "pt") as file:
+            header: dict[str, Any] = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged, or no safetensors file ({error}); train it again") from error
+    if header.get("kind") != KIND:
+        raise CheckpointError(f"{path}: these are no weights of a refiner; make one with `trainer refiner`")
+    return header
