@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from labelgen.automask import AutomaskSettings, ImageLabels, LabelGenerator
-from labelgen.sources import ImageRef, read_bytes
 from shared.errors import ImageError, SourceError
 from shared.frame import resized_size
 from shared.images import RgbImage, decode_image, digest
 from shared.label_codec import encode_label
+from shared.photos import photo_name, read_bytes
 from shared.sam.checkpoint import load_sam
 from shared.sam.runtime import Predictor, Runtime, place
 from shared.shards.dataset import PlannedImage, Unit
@@ -105,19 +105,17 @@ class Labeler:
                 yield first, future.result
 
     def _load(self, image: PlannedImage) -> RgbImage:
-        ref = ImageRef(image.key, image.url, image.member, image.offset, image.size, image.stamp)
-        data = read_bytes(ref)
+        name = photo_name(image)
+        data = read_bytes(image)
         if digest(data) != image.digest:
             raise ImageError(
-                f"{ref.name}: changed since the run was planned; to label it, restore the file, delete the manifest "
+                f"{name}: changed since the run was planned; to label it, restore the file, delete the manifest "
                 "of its unit and run again"
             )
-        pixels = decode_image(data, ref.name)
+        pixels = decode_image(data, name)
         height, width = pixels.shape[:2]
         if 0 in resized_size(height, width, self.side):
-            raise ImageError(
-                f"{ref.name}: {width} x {height} is too thin for SAM's square of {self.side} px; cut it up"
-            )
+            raise ImageError(f"{name}: {width} x {height} is too thin for SAM's square of {self.side} px; cut it up")
         return pixels
 
     def _add_image(

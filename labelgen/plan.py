@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
-from labelgen.sources import ImageRef, read_bytes
+from labelgen.sources import ImageRef
 from shared.errors import SettingsDifferError, ShardError
 from shared.images import digest
+from shared.photos import read_bytes
 from shared.shards.dataset import (
     DATASET,
     REMEDY_FOR_UNIT,

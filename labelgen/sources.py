@@ -17,6 +17,7 @@ import fsspec
 
 from shared.errors import SourceError
 from shared.images import IMAGE_SUFFIXES
+from shared.photos import photo_name
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
 
@@ -38,18 +39,7 @@ class ImageRef:
     @property
     def name(self) -> str:
         """What to call the image in a message."""
-        return _as_utf8(f"{self.url}::{self.member}" if self.member else self.url)
-
-
-def read_bytes(ref: ImageRef) -> bytes:
-    """Read an image's file. Raises ``SourceError`` if it is gone or cannot be read."""
-    try:
-        filesystem, path = fsspec.core.url_to_fs(ref.url)
-        end = None if ref.size is None or not ref.member else ref.offset + ref.size
-        data = bytes(filesystem.cat_file(path, start=ref.offset if ref.member else None, end=end))
-    except OSError as error:
-        raise SourceError(f"{ref.name}: cannot be read ({error.strerror or error})") from error
-    return data
+        return photo_name(self)
 
 
 def list_images(sources: Iterable[str]) -> list[ImageRef]:

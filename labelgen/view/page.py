@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from labelgen.export import full_size_masks
-from labelgen.sources import ImageRef, read_bytes
 from shared.errors import SourceError, StorageError
 from shared.images import RgbImage, decode_image
+from shared.photos import photo_name, read_bytes
 from shared.shards.shard_set import LabelledImage, ShardSet
 
 SHOWN_SIDE = 420
@@ -71,11 +70,11 @@ def overlay(photo: RgbImage, masks: list[npt.NDArray[np.bool_]]) -> RgbImage:
 def _cards(shards: ShardSet, picked: list[tuple[int, LabelledImage]]) -> Iterator[dict[str, Any]]:
     plans = {number: shards.unit(number) for number, _ in picked}
     for number, image in picked:
-        planned = {k: v for k, v in asdict(plans[number].images[image.index]).items() if k != "digest"}
-        ref = ImageRef(**planned)
-        photo = decode_image(read_bytes(ref), ref.name)
+        planned = plans[number].images[image.index]
+        name = photo_name(planned)
+        photo = decode_image(read_bytes(planned), name)
         if photo.shape[:2] != (image.height, image.width):
-            raise SourceError(f"{ref.name}: no longer the photo that was labelled; restore it")
+            raise SourceError(f"{name}: no longer the photo that was labelled; restore it")
         drawn = overlay(photo, list(full_size_masks(shards, number, image)))
         yield {
             "key": image.key,

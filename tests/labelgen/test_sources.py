@@ -16,8 +16,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from labelgen.sources import ImageRef, list_images, read_bytes
+from labelgen.sources import ImageRef, list_images
 from shared.errors import SourceError
+from shared.photos import read_bytes
 
 
 def picture(seed: int) -> bytes:
