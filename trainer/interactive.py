@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from shared.sam.decode import BOX_MIN, PAD, Prompts, decode_prompts, dense_positions
 from trainer.losses import LossSettings, mask_loss, true_iou
-from trainer.prompts import click_errors, first_prompts
+from trainer.prompts import Randomness, click_errors, first_prompts
 
 SINGLE, SEVERAL = slice(0, 1), slice(1, None)
 """Mask tokens: the one for prompts that leave no doubt, the three for an ambiguous one."""
@@ -108,7 +108,7 @@ def play_rounds(
     task_vectors_BC: Tensor | None,
     targets: Targets,
     settings: InteractiveSettings,
-    generator: torch.Generator,
+    generator: Randomness,
 ) -> Iterator[RoundResult]:
     """Play all rounds and yield each one's result; the caller backpropagates a result before asking for the next.
 

@@ -7,25 +7,25 @@ everywhere; with c = 1 everywhere the uncertainty-aware losses are the plain one
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LossSettings:
     """Weights and constants of the mask loss; the defaults are the paper's."""
 
-    focal_weight: float = 20.0
-    dice_weight: float = 1.0
-    iou_weight: float = 1.0
-    alpha: float = 0.25
-    gamma: float = 2.0
-    theta: float = 0.6
+    focal_weight: float = Field(default=20.0, ge=0)
+    dice_weight: float = Field(default=1.0, ge=0)
+    iou_weight: float = Field(default=1.0, ge=0)
+    alpha: float = Field(default=0.25, ge=0, le=1)
+    gamma: float = Field(default=2.0, ge=0)
+    theta: float = Field(default=0.6, ge=0, le=1)
     """Pixels whose certainty is not above this do not enter the Dice loss."""
-    epsilon: float = 1.0
+    epsilon: float = Field(default=1.0, gt=0)
 
 
 def focal_loss(

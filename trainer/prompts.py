@@ -3,8 +3,8 @@
 Masks live on a grid of ``stride`` input pixels a cell, (P, H, W). Cell x covers the input pixels whose centre is
 (x + 0.5) * stride - 0.5 on average; prompts are in input pixels, x before y.
 
-Every function takes the random numbers it needs from a ``torch.Generator`` on the CPU, so that a run does not depend on
-the device.
+Every function takes the random numbers it needs from generators on the CPU, one for all masks or one for each sample's,
+so that a run does not depend on the device.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts
+from trainer.randomness import RowGenerators
+
+Randomness = torch.Generator | RowGenerators
 
 BOX_NOISE = 0.1
 """Standard deviation of the noise on a box coordinate, as a share of the side."""
@@ -25,7 +28,7 @@ def to_input(cells: Tensor, stride: int) -> Tensor:
     return (cells.float() + 0.5) * stride - 0.5
 
 
-def sample_cells(weights: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def sample_cells(weights: Tensor, generator: Randomness) -> tuple[Tensor, Tensor]:
     """Draw one cell of each map (P, H, W) in proportion to its weight, which must not be negative.
 
     Returns the cells as int64 (P, 2), x and y, and bool (P,): False where a map is zero everywhere; then the cell means
@@ -33,7 +36,7 @@ def sample_cells(weights: Tensor, generator: torch.Generator) -> tuple[Tensor, T
     """
     cumulative = weights.flatten(1).double().cumsum(1)
     total = cumulative[:, -1:]
-    threshold = torch.rand(len(weights), 1, generator=generator, dtype=torch.float64).to(weights.device) * total
+    threshold = _by_row(generator, len(weights)).uniform(len(weights), 1).to(weights.device) * total
     cell = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
     last = weights.flatten(1).shape[1] - 1 - (weights.flatten(1) > 0).flip(1).int().argmax(1)
     cell = torch.minimum(cell, last)  # rounding can put the threshold on the total itself
@@ -52,10 +55,10 @@ def boxes_of(masks: Tensor, stride: int) -> Tensor:
     return torch.cat([low.float() * stride, (high.float() + 1) * stride - 1], 1)
 
 
-def jitter_boxes(boxes: Tensor, input_side: int, generator: torch.Generator) -> Tensor:
+def jitter_boxes(boxes: Tensor, input_side: int, generator: Randomness) -> Tensor:
     """Add Gaussian noise to each coordinate independently: 10 % of the side, clipped to 20 px of 1024, both ways."""
     sides = (boxes[:, 2:] - boxes[:, :2] + 1).repeat(1, 2)
-    noise = torch.randn(boxes.shape, generator=generator).to(boxes.device) * BOX_NOISE * sides
+    noise = _by_row(generator, len(boxes)).normal(len(boxes), 4).to(boxes.device) * BOX_NOISE * sides
     limit = BOX_NOISE_LIMIT * input_side
     return (boxes + noise.clamp(-limit, limit)).clamp(0, input_side - 1)
 
@@ -66,7 +69,7 @@ def first_prompts(
     box_share: float | Tensor,
     stride: int,
     input_side: int,
-    generator: torch.Generator,
+    generator: Randomness,
 ) -> Prompts:
     """Prompt each mask with its noisy box, with probability ``box_share`` (one, or one a mask), or a point inside it.
 
@@ -75,7 +78,8 @@ def first_prompts(
     """
     cells, found = sample_cells(weights * masks, generator)
     boxes = jitter_boxes(boxes_of(masks, stride), input_side, generator).view(-1, 2, 2)
-    chosen = (torch.rand(len(masks), generator=generator) < box_share).to(masks.device) | ~found
+    share = box_share.cpu() if isinstance(box_share, Tensor) else box_share
+    chosen = (_by_row(generator, len(masks)).uniform(len(masks), 1)[:, 0] < share).to(masks.device) | ~found
     points = to_input(cells, stride)
     point_tokens = torch.stack([points, torch.zeros_like(points)], 1)
     coords = torch.where(chosen[:, None, None], boxes, point_tokens)
@@ -84,7 +88,7 @@ def first_prompts(
 
 
 def click_errors(
-    predicted: Tensor, masks: Tensor, weights: Tensor, stride: int, generator: torch.Generator
+    predicted: Tensor, masks: Tensor, weights: Tensor, stride: int, generator: Randomness
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one click of each mask in the region where ``predicted`` and ``masks``, bool (P, H, W), differ.
 
@@ -96,3 +100,7 @@ def click_errors(
     wanted = masks[torch.arange(len(masks), device=masks.device), cells[:, 1], cells[:, 0]]
     labels = torch.where(wanted, POSITIVE, NEGATIVE)
     return to_input(cells, stride), labels, found
+
+
+def _by_row(generator: Randomness, rows: int) -> RowGenerators:
+    return RowGenerators.of(generator, rows) if isinstance(generator, torch.Generator) else generator

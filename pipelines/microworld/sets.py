@@ -1,0 +1,42 @@
+"""Scenes of the micro-world as folders of photos and masks, the way human sets come.
+
+    FOLDER/images/000000.png   FOLDER/salient/000000.png   FOLDER/entity/000000.png   FOLDER/part/000000.png
+
+Salient masks are folder pairs (0 and 255); entities and parts are label maps (0 is none).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from pipelines.microworld.scene import World, make_scene
+from trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings, Task
+
+TASKS: tuple[Task, ...] = ("salient", "entity", "part")
+
+
+def write_sets(folder: Path, seed: int, count: int, world: World | None = None) -> None:
+    """Write scenes 0 to ``count`` - 1 of the world that ``seed`` names; those that are there already stay."""
+    for kind in ("images", *TASKS):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for index in tqdm(range(count), unit="scene", desc="drawing scenes", leave=False, disable=None):
+        name = f"{index:06d}.png"
+        if (folder / "part" / name).exists():
+            continue
+        scene = make_scene(seed, index, world)
+        Image.fromarray(scene.image).save(folder / "images" / name)
+        Image.fromarray(scene.salient.astype(np.uint8) * np.uint8(255)).save(folder / "salient" / name)
+        Image.fromarray(scene.entities).save(folder / "entity" / name)
+        Image.fromarray(scene.parts).save(folder / "part" / name)
+
+
+def describe_set(folder: Path, task: Task, limit: int | None = None) -> SetSettings:
+    """Describe the masks of one task as a recipe or a suite would."""
+    images = folder / "images"
+    if task == "salient":
+        return FolderPairsSettings("folder-pairs", images, folder / task, task, name=task, limit=limit)
+    return LabelMapsSettings("label-maps", images, folder / task, task, name=task, limit=limit)

@@ -1,0 +1,145 @@
+"""Put samples together on the training device, and backpropagate their seven rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from shared.sam.task_prompt import TaskPrompt
+from trainer.data.samples import TrainingSample
+from trainer.interactive import InteractiveSettings, Targets, play_rounds
+from trainer.losses import kept_fraction
+from trainer.randomness import RowGenerators, generator_of
+
+COUNTED = ("loss", "photos", "masks", "skipped", "kept")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B photos as SAM takes them, float32 (B, 3, S, S), normalised and padded; their task ids, int64 (B,); the targets
+    of P masks; and for each photo its number of masks."""
+
+    images: Tensor
+    tasks: Tensor
+    targets: Targets
+    counts: list[int]
+    random: RowGenerators
+
+
+@dataclass
+class Sums:
+    """Sums over a step's masks: ``counts`` by name, and for each round the mask loss and the true IoU."""
+
+    rounds: int
+    counts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0.0))
+    mask_loss: list[float] = field(default_factory=list)
+    iou: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.mask_loss = self.mask_loss or [0.0] * self.rounds
+        self.iou = self.iou or [0.0] * self.rounds
+
+    def to_list(self) -> list[float]:
+        """Return all sums as numbers, for adding up over processes."""
+        return [*self.counts.values(), *self.mask_loss, *self.iou]
+
+    @classmethod
+    def from_list(cls, values: Sequence[float], rounds: int) -> Sums:
+        """The inverse of ``to_list``."""
+        rest = len(COUNTED)
+        counts = dict(zip(COUNTED, values[:rest], strict=True))
+        return cls(rounds, counts, list(values[rest : rest + rounds]), list(values[rest + rounds :]))
+
+    def means(self) -> dict[str, Any]:
+        """Return what to log: the loss, counts, and means over the masks, by round where there are several."""
+        masks = max(1.0, self.counts["masks"])
+        return {
+            "loss": self.counts["loss"],
+            "photos": int(self.counts["photos"]),
+            "masks": int(self.counts["masks"]),
+            "skipped_masks": int(self.counts["skipped"]),
+            "dice_kept": self.counts["kept"] / masks,
+            "mask_loss": [value / masks for value in self.mask_loss],
+            "iou": [value / masks for value in self.iou],
+        }
+
+
+def collate(samples: Sequence[TrainingSample], sam: Sam, stride: int, seed: int) -> Batch | None:
+    """Make a batch of the samples that have masks, on the model's device; None if there are none."""
+    used = [sample for sample in samples if len(sample)]
+    if not used:
+        return None
+    device = sam.device
+    side = int(sam.image_encoder.img_size)
+    images = torch.zeros(len(used), 3, side, side, device=device)
+    for b, sample in enumerate(used):
+        height, width = sample.image.shape[1:]
+        pixels = sample.image.to(device, torch.float32)
+        images[b, :, :height, :width] = (pixels - sam.pixel_mean) / sam.pixel_std
+    counts = [len(sample) for sample in used]
+    masks = torch.cat([sample.masks for sample in used]).to(device)
+    valid = torch.zeros_like(masks)
+    row = 0
+    for sample in used:
+        valid[row : row + len(sample), : sample.valid[0], : sample.valid[1]] = True
+        row += len(sample)
+    ones = [torch.ones(sample.masks.shape) for sample in used]
+    certainty = [one if s.certainty is None else s.certainty for s, one in zip(used, ones, strict=True)]
+    sampling = [one if s.sampling is None else s.sampling for s, one in zip(used, ones, strict=True)]
+    index = torch.repeat_interleave(torch.arange(len(used)), torch.tensor(counts))
+    targets = Targets(
+        masks=masks & valid,
+        valid=valid,
+        certainty=torch.cat(certainty).to(device),
+        sampling=torch.cat(sampling).to(device) * valid,
+        image_index=index.to(device),
+        stride=stride,
+    )
+    generators = [generator_of(seed, "rounds", s.id.stream, s.id.epoch, s.id.index) for s in used]
+    tasks = torch.tensor([sample.task for sample in used], device=device)
+    return Batch(images, tasks, targets, counts, RowGenerators(generators, counts))
+
+
+def backpropagate(
+    sam: Sam,
+    task_prompt: TaskPrompt | None,
+    batch: Batch,
+    settings: InteractiveSettings,
+    photos: int,
+    sums: Sums,
+    bf16: bool = False,
+) -> None:
+    """Add the gradients of a batch to those of the parameters, and what to log to ``sums``.
+
+    The loss is the mean over the rounds and a photo's masks, summed over the photos and divided by ``photos``, the
+    number in the whole step. The image embedding and the task vectors are leaves: each round goes backwards at once,
+    the encoder once at the end, so that memory does not grow with the rounds.
+    """
+    device = batch.images.device
+    trains_encoder = next(sam.image_encoder.parameters()).requires_grad
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.set_grad_enabled(trains_encoder):
+            embeddings = sam.image_encoder(batch.images).float()
+        leaf = embeddings.detach().requires_grad_(trains_encoder)
+        vectors = None if task_prompt is None else task_prompt(batch.tasks)
+        vector_leaf = None if vectors is None else vectors.detach().requires_grad_()
+        counts = torch.tensor(batch.counts, device=device, dtype=torch.float32)[batch.targets.image_index]
+        weight = 1 / (counts * settings.rounds * photos)
+        for result in play_rounds(sam, leaf, vector_leaf, batch.targets, settings, batch.random):
+            loss = (result.loss * weight).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            sums.counts["loss"] += float(loss.detach())
+            sums.mask_loss[result.number - 1] += float(result.mask_loss.sum())
+            sums.iou[result.number - 1] += float(result.iou.sum())
+    graphs = [(embeddings, leaf)] if trains_encoder else []
+    graphs += [(vectors, vector_leaf)] if vectors is not None and vector_leaf is not None else []
+    if graphs:
+        torch.autograd.backward([root for root, _ in graphs], [reached.grad for _, reached in graphs])
+    sums.counts["photos"] += len(batch.counts)
+    sums.counts["masks"] += len(batch.targets)
+    sums.counts["kept"] += float(kept_fraction(batch.targets.valid, batch.targets.certainty, settings.loss).sum())

@@ -1,0 +1,171 @@
+"""Checkpoints of a training run: written aside, synced, renamed; the last few and the best are kept.
+
+OUT/checkpoints/000500/weights.safetensors    a SUM checkpoint, see shared/sam/checkpoint.py
+OUT/checkpoints/000500/training.pt            the optimizer's state
+OUT/checkpoints/000500/state.json             the step, and what decided the result
+OUT/best.json                                 the step of the best validation, and its score
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.errors import CheckpointError, StorageError
+from shared.sam.checkpoint import read_state, to_safetensors
+from shared.shards.dataset import require_same, to_json
+from shared.storage import TEMPORARY_PREFIX
+
+WEIGHTS, TRAINING, STATE = "weights.safetensors", "training.pt", "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints below the folder of a run."""
+
+    out: Path
+    keep: int = 2
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self.out / "checkpoints"
+
+    def steps(self) -> list[int]:
+        """Return the steps of the checkpoints that are there, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def path(self, step: int) -> Path:
+        """Return the folder of a step's checkpoint."""
+        return self.folder / f"{step:06d}"
+
+    def save(
+        self,
+        step: int,
+        weights: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        identity: Mapping[str, Any],
+        header: Mapping[str, Any],
+        score: float | None = None,
+    ) -> Path:
+        """Write the checkpoint of ``step`` and remove those that are no longer kept.
+
+        ``identity`` is what decided the result, ``header`` goes with the weights, ``score`` is that of a validation.
+        Raises ``StorageError``.
+        """
+        buffer = io.BytesIO()
+        torch.save(optimizer.state_dict(), buffer)
+        files = {
+            WEIGHTS: to_safetensors(weights, {**header, "step": step}),
+            TRAINING: buffer.getvalue(),
+            STATE: to_json({"step": step, "identity": identity, "score": score}),
+        }
+        aside = self.folder / f"{TEMPORARY_PREFIX}{step:06d}"
+        target = self.path(step)
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            for name, data in files.items():
+                _write_synced(aside / name, data)
+            if target.exists():
+                shutil.rmtree(target)
+            os.rename(aside, target)
+            _sync_folder(self.folder)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise StorageError(
+                f"cannot write {target}: {error.strerror or error}; check the path and the free space"
+            ) from error
+        self._prune()
+        return target
+
+    def load(self, step: int, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Bring ``weights`` (in place) and optimizer to the state of ``step``.
+
+        Raises ``CheckpointError`` if a file is damaged.
+        """
+        folder = self.path(step)
+        stored = read_state(folder / WEIGHTS)
+        try:
+            if stored.keys() != weights.keys():
+                raise ValueError(
+                    f"its tensors are not those of this model: {sorted(stored.keys() ^ weights.keys())[:3]}"
+                )
+            with torch.no_grad():
+                for name, value in weights.items():
+                    value.copy_(stored[name])
+            optimizer.load_state_dict(torch.load(folder / TRAINING, map_location="cpu", weights_only=True))
+        except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
+            raise CheckpointError(
+                f"{folder}: damaged ({error}); delete this folder, and the run goes on from the one before"
+            ) from error
+
+    def resume(
+        self, steps: int, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
+    ) -> int:
+        """Load the last checkpoint of a run of ``steps``, if there is one; return how many steps are done.
+
+        Raises ``SettingsDifferError`` if it is of a run with another ``identity``.
+        """
+        present = [step for step in self.steps() if step <= steps]
+        if not present:
+            return 0
+        self.require_same_run(present[-1], identity)
+        self.load(present[-1], weights, optimizer)
+        return present[-1]
+
+    def require_same_run(self, step: int, identity: Mapping[str, Any]) -> None:
+        """Refuse to go on with other settings or data. Raises ``SettingsDifferError``, naming what differs."""
+        wanted = json.loads(json.dumps(identity))
+        remedy = "Give the same settings and data to go on with this run, or another --out folder for another."
+        require_same("settings or data", str(self.out), self._state(step)["identity"], wanted, remedy)
+
+    def best(self) -> int | None:
+        """Return the step of the checkpoint of the highest score, the first of equals; None if none has a score."""
+        scores = {step: self._state(step)["score"] for step in self.steps()}
+        scored = {step: score for step, score in scores.items() if score is not None}
+        return max(scored, key=lambda step: (scored[step], -step)) if scored else None
+
+    def _state(self, step: int) -> dict[str, Any]:
+        path = self.path(step) / STATE
+        try:
+            state: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: damaged ({error}); delete its folder, and the run goes on from the one before"
+            ) from error
+        return state
+
+    def _prune(self) -> None:
+        kept = {*self.steps()[-self.keep :], self.best()}
+        for step in self.steps():
+            if step not in kept:
+                aside = self.folder / f"{TEMPORARY_PREFIX}{step:06d}"  # what has a checkpoint's name is whole
+                os.rename(self.path(step), aside)
+                shutil.rmtree(aside)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,78 @@
+"""In which order samples come: a pure function of what the data are, the seed, and the epoch.
+
+A stream's whole state is one integer, the number of samples consumed. Slots of the mixed stream are numbered through
+from the first step on; which stream a slot belongs to, and which of its samples it is, follows from the number alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from trainer.randomness import seed_of
+
+WINDOW = 8
+"""Units among which samples are shuffled: a reader has so many open at a time."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of a stream. ``groups`` are the sizes of its groups (the units of a shard set), ``identity`` names its
+    content.
+
+    In each epoch the groups are shuffled, then the samples inside windows of ``WINDOW`` groups.
+    """
+
+    identity: str
+    groups: tuple[int, ...]
+    seed: int
+
+    def __len__(self) -> int:
+        return sum(self.groups)
+
+    def sample(self, position: int) -> tuple[int, int]:
+        """Return the epoch and the index of the sample at ``position`` of the endless stream."""
+        epoch, place = divmod(position, len(self))
+        return epoch, int(_permutation(self, epoch)[place])
+
+
+@lru_cache(maxsize=8)
+def _permutation(order: Order, epoch: int) -> npt.NDArray[np.int64]:
+    random = np.random.default_rng(seed_of("order", order.identity, order.seed, epoch))
+    first = np.concatenate([[0], np.cumsum(order.groups)])
+    shuffled = random.permutation(len(order.groups))
+    windows = []
+    for start in range(0, len(shuffled), WINDOW):
+        members = [np.arange(first[group], first[group + 1]) for group in shuffled[start : start + WINDOW]]
+        windows.append(random.permutation(np.concatenate(members)))
+    return np.concatenate(windows)
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Mix:
+    """How many human samples come with how many pseudo-labelled ones: 1 : 1, or 2 : 1."""
+
+    human: int = 1
+    pseudo: int = 1
+
+    def __post_init__(self) -> None:
+        if self.human < 0 or self.pseudo < 0 or self.human + self.pseudo == 0:
+            raise ValueError(f"a mix needs a positive number of samples, not {self.human} : {self.pseudo}")
+
+    def place(self, slot: int) -> tuple[str, int]:
+        """Return the stream of a slot, "human" or "pseudo", and the position of its sample in that stream."""
+        cycle, place = divmod(slot, self.human + self.pseudo)
+        if place < self.human:
+            return "human", cycle * self.human + place
+        return "pseudo", cycle * self.pseudo + place - self.human
+
+
+def slots_of(step: int, batch: int, rank: int, ranks: int) -> Sequence[int]:
+    """Return the slots of a step (counted from 0) that a rank works on: all of them, over all ranks."""
+    return range(step * batch + rank, (step + 1) * batch, ranks)

@@ -1,0 +1,94 @@
+"""What one photo gives to a training step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+
+from shared.frame import Frame
+from shared.images import RgbImage
+from trainer.data.grid import masks_on_grid, valid_cells
+from trainer.data.human import HumanSet
+from trainer.randomness import generator_of
+
+
+@dataclass(frozen=True)
+class SampleId:
+    """Which sample of which pass over its stream: the seed of all that is drawn for it."""
+
+    stream: str
+    epoch: int
+    index: int
+
+
+@dataclass(frozen=True)
+class GridSettings:
+    """``side``: pixels of SAM's square input; ``stride``: input pixels a cell of the loss grid; ``masks``: how many
+    random masks of a photo are used at most."""
+
+    side: int
+    stride: int
+    masks: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """A photo scaled for SAM with K masks on the loss grid.
+
+    ``image`` is uint8 (3, h, w), its longer side SAM's. ``masks`` is bool (K, G, G); ``certainty`` float32 (K, G, G)
+    weighs the losses, ``sampling`` the drawing of points; None means 1 everywhere. ``valid`` are the rows and columns
+    of the grid that show the photo. ``skipped`` counts masks that could not be used: those whose uncertainty is
+    unknown, and those without a cell.
+    """
+
+    id: SampleId
+    key: str
+    image: Tensor
+    masks: Tensor
+    certainty: Tensor | None
+    sampling: Tensor | None
+    valid: tuple[int, int]
+    task: int
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+def load_human(human: HumanSet, index: int, id: SampleId, grid: GridSettings) -> TrainingSample:
+    """Load a sample with human masks: certain everywhere. Raises ``SourceError`` or ``ImageError``."""
+    sample = human.load(index)
+    frame = Frame.whole(grid.side, *sample.image.shape[:2])
+    picked = pick(len(sample.masks), grid, id)
+    masks = masks_on_grid(sample.masks[picked], frame, grid.stride)
+    seen = masks.flatten(1).any(1)
+    return TrainingSample(
+        id=id,
+        key=sample.key,
+        image=scale_image(sample.image, grid.side),
+        masks=masks[seen],
+        certainty=None,
+        sampling=None,
+        valid=valid_cells(frame, grid.stride),
+        task=sample.task,
+        skipped=int((~seen).sum()),
+    )
+
+
+def pick(count: int, grid: GridSettings, id: SampleId) -> npt.NDArray[np.int64]:
+    """Return which of ``count`` masks this pass uses, in ascending order: at most ``grid.masks``, drawn at random."""
+    generator = generator_of(grid.seed, "pick", id.stream, id.epoch, id.index)
+    chosen = torch.randperm(count, generator=generator)[: grid.masks]
+    return np.asarray(chosen.sort().values.numpy(), np.int64)
+
+
+def scale_image(image: RgbImage, side: int) -> Tensor:
+    """Scale RGB uint8 (H, W, 3) as ``SamPredictor`` does; uint8 (3, h, w)."""
+    scaled = ResizeLongestSide(side).apply_image(image)
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))

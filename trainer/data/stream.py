@@ -1,0 +1,96 @@
+"""The mixed stream of human and pseudo-labelled samples, loaded ahead by threads."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from shared.shards.dataset import content_id
+from trainer.data.human import HumanSet
+from trainer.data.order import Mix, Order, slots_of
+from trainer.data.pseudo import PseudoSet
+from trainer.data.samples import GridSettings, SampleId, TrainingSample, load_human
+
+
+@dataclass(frozen=True)
+class HumanStream:
+    """All human sets as one stream: photos are drawn from the sets in proportion to their sizes."""
+
+    sets: Sequence[HumanSet]
+    grid: GridSettings
+
+    @property
+    def order(self) -> Order:
+        """The order of its samples."""
+        keys = [human.keys for human in self.sets]
+        return Order(content_id(keys), (sum(len(each) for each in keys),), self.grid.seed)
+
+    def load(self, index: int, id: SampleId) -> TrainingSample:
+        """Load a sample by its index over all sets."""
+        for human in self.sets:
+            if index < len(human.keys):
+                return load_human(human, index, id, self.grid)
+            index -= len(human.keys)
+        raise IndexError(index)
+
+
+@dataclass(frozen=True)
+class PseudoStream:
+    """The samples of a shard set as a stream."""
+
+    shards: PseudoSet
+
+    @property
+    def order(self) -> Order:
+        """The order of its samples."""
+        return Order(self.shards.identity, self.shards.groups, self.shards.grid.seed)
+
+    def load(self, index: int, id: SampleId) -> TrainingSample:
+        """Load a sample by its index."""
+        return self.shards.load(index, id)
+
+
+@dataclass
+class MixedStream:
+    """Gives the samples of each step, in the order of the slots. ``waited`` sums the seconds spent waiting for data."""
+
+    streams: dict[str, HumanStream | PseudoStream]
+    mix: Mix
+    batch: int
+    rank: int = 0
+    ranks: int = 1
+    threads: int = 4
+    steps_ahead: int = 2
+    waited: float = 0.0
+    _orders: dict[str, Order] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._orders = {name: stream.order for name, stream in self.streams.items()}
+
+    def load(self, slot: int) -> TrainingSample:
+        """Load the sample of a slot: a pure function of the slot."""
+        name, position = self.mix.place(slot)
+        epoch, index = self._orders[name].sample(position)
+        return self.streams[name].load(index, SampleId(name, epoch, index))
+
+    def steps(self, first: int, last: int) -> Iterator[list[TrainingSample]]:
+        """Yield this rank's samples of steps ``first`` to ``last`` - 1; the next ones are being loaded meanwhile."""
+        ahead: deque[list[Future[TrainingSample]]] = deque()
+        pool = ThreadPoolExecutor(self.threads, "data")
+        try:
+            following = first
+            for _ in range(first, last):
+                while following < min(last, first + self.steps_ahead + 1):
+                    slots = slots_of(following, self.batch, self.rank, self.ranks)
+                    ahead.append([pool.submit(self.load, slot) for slot in slots])
+                    following += 1
+                first += 1
+                started = time.perf_counter()
+                samples = [future.result() for future in ahead.popleft()]
+                self.waited += time.perf_counter() - started
+                yield samples
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,71 @@
+"""Several processes that share each step: started by ``torchrun``, one a device; without it there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed, nn
+
+from shared.sam.runtime import pick_device
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number, how many there are, and this one's device."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up the gradients of all processes, in place."""
+        if self.count == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        distributed.all_reduce(flat)
+        start = 0
+        for gradient in gradients:
+            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+            start += gradient.numel()
+
+    def sum_numbers(self, values: Sequence[float]) -> list[float]:
+        """Add up numbers over all processes."""
+        if self.count == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(total)
+        summed: list[float] = total.tolist()
+        return summed
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self.count > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def join_ranks(device: str) -> Iterator[Ranks]:
+    """Join the processes that ``torchrun`` started; ``device`` "auto" gives each process a GPU of its own, if any."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Ranks(0, 1, pick_device(device))
+        return
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else pick_device(device)
+    if on_gpu:
+        torch.cuda.set_device(own)
+    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Ranks(distributed.get_rank(), count, own)
+    finally:
+        distributed.destroy_process_group()

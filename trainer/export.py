@@ -1,0 +1,24 @@
+"""Give a SUM checkpoint to software that knows plain SAM."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+
+from shared.sam.runtime import Runtime
+from shared.storage import Storage
+from trainer.evaluate.run import load_weights
+
+
+def export_plain_sam(weights: str, out: Path) -> None:
+    """Write the weights without the task prompt as a ``.pth`` that ``sam_model_registry`` loads.
+
+    There the model predicts as with no task prompt, which is not the same as with task "unspecified" if that was
+    trained. Raises ``CheckpointError`` or ``StorageError``.
+    """
+    loaded = load_weights(weights, Runtime("cpu"))
+    buffer = io.BytesIO()
+    torch.save(dict(loaded.sam.state_dict()), buffer)
+    Storage(str(out.parent)).write(out.name, buffer.getvalue())

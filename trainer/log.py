@@ -1,0 +1,80 @@
+"""What a run says while it goes: a JSON line a step, TensorBoard, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from shared.storage import Storage
+
+LOG = "log.jsonl"
+
+
+@dataclass
+class RunLog:
+    """The log of the run in ``out``. Lines of steps after ``first`` are those of a run that died, and are dropped."""
+
+    out: Path
+    first: int
+    steps: int
+    _writer: Any = None
+    _file: Any = None
+    _bar: Any = None
+    _started: float = field(default_factory=time.perf_counter)
+
+    def __enter__(self) -> Self:
+        path = self.out / LOG
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= self.first]
+            Storage(str(self.out)).write(LOG, "".join(f"{line}\n" for line in kept).encode())
+        self._file = path.open("a", buffering=1)
+        self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.first + 1)
+        self._bar = tqdm(total=self.steps, initial=self.first, unit="step", desc="training", disable=None)
+        return self
+
+    def step(self, step: int, values: Mapping[str, Any], waited: float) -> None:
+        """Log a step. ``waited`` is the share of the time so far that was spent waiting for data."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(f"train/{name}", value, step)
+            else:
+                for number, part in enumerate(value, 1):
+                    self._writer.add_scalar(f"train/{name}_round_{number}", part, step)
+        self._writer.add_scalar("train/data_wait", waited, step)
+        self._bar.set_postfix(loss=f"{values['loss']:.3f}", data_wait=f"{100 * waited:.0f}%", refresh=False)
+        self._bar.update()
+
+    def validation(self, step: int, scores: Mapping[str, float]) -> None:
+        """Log the scores of a validation after ``step``."""
+        self._file.write(json.dumps({"step": step, "validation": dict(scores)}) + "\n")
+        for name, value in scores.items():
+            self._writer.add_scalar(f"validation/{name}", value, step)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        self._writer.close()
+        self._file.close()
+
+
+def read_log(out: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log."""
+    return [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line; a line that was cut short belongs to none that is kept."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

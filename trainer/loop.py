@@ -1,0 +1,218 @@
+"""`trainer fit` from top to bottom: shards and human masks in, SUM out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from shared.allocator import tune_malloc
+from shared.errors import SourceError
+from shared.sam.checkpoint import LoadedSam, load_sam, to_safetensors
+from shared.sam.task_prompt import STATE_KEY, TASKS, TaskPrompt
+from shared.shards.shard_set import ShardSet
+from shared.storage import Storage
+from trainer.batch import Sums, backpropagate, collate
+from trainer.checkpoint import WEIGHTS, Checkpoints
+from trainer.data.pseudo import UNSPECIFIED, PseudoSet
+from trainer.data.samples import GridSettings, TrainingSample
+from trainer.data.sets import open_set
+from trainer.data.stream import HumanStream, MixedStream, PseudoStream
+from trainer.distributed import Ranks, join_ranks
+from trainer.log import RunLog
+from trainer.optimizer import make_optimizer, set_learning_rate
+from trainer.recipe import Recipe
+from trainer.validation import validate
+from trainer.variants import VARIANTS, apply_variant
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """What a run did: the steps before it and after it, its speed, and the share of the time it waited for data."""
+
+    first_step: int
+    steps: int
+    seconds: float
+    data_wait: float
+
+    def lines(self) -> str:
+        """Return the summary for people."""
+        if self.first_step == self.steps:
+            return f"{self.steps} of {self.steps} steps present, nothing to do"
+        done = self.steps - self.first_step
+        return (
+            f"{done} steps in {self.seconds:.0f} s ({self.seconds / done:.2f} s each, "
+            f"{100 * self.data_wait:.1f} % of it waiting for data)"
+        )
+
+
+@dataclass
+class Model:
+    """What is trained: SAM, and the task prompt unless the method has none."""
+
+    loaded: LoadedSam
+    sam: Sam
+    task_prompt: TaskPrompt | None
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of a SUM checkpoint: SAM's own under their own names, and the table of the task prompt."""
+        state: dict[str, Tensor] = dict(self.sam.state_dict())
+        return state if self.task_prompt is None else {**state, STATE_KEY: self.task_prompt.weight}
+
+    def trained(self, header: Mapping[str, Any]) -> LoadedSam:
+        """Return the model as evaluation takes it."""
+        tasks = tuple(header["trained_tasks"])
+        return replace(self.loaded, sam=self.sam, task_prompt=self.task_prompt, trained_tasks=tasks)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that are trained, in the optimizer's order."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> FitSummary:
+    """Train as ``recipe`` says into ``out``, from its last checkpoint on if there is one.
+
+    Raises ``SumError`` if data, weights or settings are wrong, or differ from those that the run began with.
+    """
+    tune_malloc()
+    with join_ranks(recipe.device) as ranks:
+        model = make_model(recipe, ranks.device)
+        stream = open_stream(recipe, int(model.sam.image_encoder.img_size), ranks)
+        identity = identity_of(recipe, model, stream)
+        checkpoints = Checkpoints(out, recipe.checkpoint.keep)
+        first = checkpoints.resume(recipe.steps, model.weights, model.optimizer, identity)
+        if ranks.leads:
+            say(describe(recipe, model, stream, first))
+        started = time.perf_counter()
+        if first < recipe.steps:
+            train(recipe, model, stream, checkpoints, identity, first, ranks)
+        if ranks.leads:
+            header = header_of(recipe, model, identity)
+            final = to_safetensors(model.weights, {**header, "step": recipe.steps})
+            Storage(str(out)).write(WEIGHTS, final)
+        seconds = time.perf_counter() - started
+        return FitSummary(first, recipe.steps, seconds, stream.waited / max(seconds, 1e-9))
+
+
+def make_model(recipe: Recipe, device: torch.device) -> Model:
+    """Load the SAM that is to be trained; only what the variant trains will get gradients."""
+    loaded = load_sam(recipe.sam)
+    sam = loaded.sam.to(device)
+    apply_variant(sam, VARIANTS[recipe.variant])
+    task_prompt = None
+    if recipe.chosen_method.task_prompt != "none":
+        task_prompt = TaskPrompt(loaded.architecture.prompt_dim).to(device)
+    return Model(loaded, sam, task_prompt, make_optimizer(sam, task_prompt, recipe.optimizer))
+
+
+def open_stream(recipe: Recipe, side: int, ranks: Ranks) -> MixedStream:
+    """Open the data that the method reads: human sets, and shards unless it uses none."""
+    grid = GridSettings(side, recipe.stride, recipe.masks, recipe.seed)
+    streams: dict[str, HumanStream | PseudoStream] = {
+        "human": HumanStream([open_set(each) for each in recipe.human], grid)
+    }
+    method = recipe.chosen_method
+    if method.pseudo_labels != "none":
+        if recipe.shards is None:
+            raise SourceError(
+                f"the method {recipe.method} trains on pseudo-labels: give --shards, made by `labelgen run`"
+            )
+        streams["pseudo"] = PseudoStream(PseudoSet(ShardSet.open(recipe.shards), recipe.layer, method, grid))
+    return MixedStream(streams, recipe.streams, recipe.batch, ranks.rank, ranks.count, threads=recipe.data_threads)
+
+
+def identity_of(recipe: Recipe, model: Model, stream: MixedStream) -> dict[str, Any]:
+    """Return all that decides the result, for a resumed run to be held to."""
+    data = {f"{name}_data": each.order.identity for name, each in stream.streams.items()}
+    layers = {
+        f"layer_{name}": layer_id
+        for each in stream.streams.values()
+        if isinstance(each, PseudoStream)
+        for name, layer_id in each.shards.layer_ids.items()
+    }
+    return {**recipe.identity(), "sam_sha256": model.loaded.sha256, **data, **layers}
+
+
+def header_of(recipe: Recipe, model: Model, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what the header of the weights says: how they were made, and which tasks have a vector of their own."""
+    trained = {TASKS[open_set(each).task] for each in recipe.human}
+    if recipe.chosen_method.pseudo_labels != "none":
+        trained.add(TASKS[UNSPECIFIED])
+    return {
+        "kind": "sum",
+        "model_type": model.loaded.architecture.name,
+        "trained_tasks": sorted(trained, key=TASKS.index) if model.task_prompt is not None else [],
+        "software": f"sum-factory {version('sum-factory')}, torch {version('torch')}",
+        "run": identity,
+    }
+
+
+def describe(recipe: Recipe, model: Model, stream: MixedStream, first: int) -> str:
+    """Say what is about to be trained on what."""
+    sizes = ", ".join(f"{len(each.order)} {name} photos" for name, each in stream.streams.items())
+    count = sum(parameter.numel() for parameter in model.parameters)
+    start = f"from step {first}" if first else "from the start"
+    return (
+        f"{recipe.method}, variant {recipe.variant}: {count / 1e6:.1f} M parameters of "
+        f"{model.loaded.architecture.name} on {model.sam.device}; {sizes}; "
+        f"{recipe.steps} steps of {recipe.batch}, {start}"
+    )
+
+
+def train(
+    recipe: Recipe,
+    model: Model,
+    stream: MixedStream,
+    checkpoints: Checkpoints,
+    identity: dict[str, Any],
+    first: int,
+    ranks: Ranks,
+) -> None:
+    """Take the steps ``first`` + 1 to ``recipe.steps``, logging each, with a checkpoint now and then and at the end."""
+    header = header_of(recipe, model, identity)
+    log = RunLog(checkpoints.out, first, recipe.steps)
+    checkpoints.out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    with log if ranks.leads else nullcontext():
+        for step, samples in enumerate(stream.steps(first, recipe.steps), first + 1):
+            values = train_step(recipe, model, samples, step, ranks)
+            if not ranks.leads:
+                continue
+            log.step(step, values, stream.waited / (time.perf_counter() - started))
+            score = None
+            if recipe.validation is not None and step % recipe.validation.every == 0:
+                score, scores = validate(model.trained(header), recipe.validation, recipe.bf16)
+                log.validation(step, scores)
+            if step % recipe.checkpoint.every == 0 or step == recipe.steps or score is not None:
+                checkpoints.save(step, model.weights, model.optimizer, identity, header, score)
+    ranks.wait()
+
+
+def train_step(recipe: Recipe, model: Model, samples: list[TrainingSample], step: int, ranks: Ranks) -> dict[str, Any]:
+    """Take one optimizer step on the mixed batch; return what to log."""
+    rate = set_learning_rate(model.optimizer, recipe.optimizer, step - 1, recipe.steps)
+    model.optimizer.zero_grad(set_to_none=False)
+    sums = Sums(recipe.rounds)
+    sums.counts["skipped"] = sum(sample.skipped for sample in samples)
+    for start in range(0, len(samples), recipe.micro_batch):
+        batch = collate(samples[start : start + recipe.micro_batch], model.sam, recipe.stride, recipe.seed)
+        if batch is not None:
+            settings = recipe.interactive
+            backpropagate(model.sam, model.task_prompt, batch, settings, recipe.batch, sums, recipe.bf16)
+    ranks.sum_gradients(model.parameters)
+    norm = float(nn.utils.clip_grad_norm_(model.parameters, recipe.optimizer.clip_norm))
+    model.optimizer.step()
+    total = Sums.from_list(ranks.sum_numbers(sums.to_list()), recipe.rounds)
+    return {**total.means(), "gradient_norm": norm, "learning_rate": rate}

@@ -1,0 +1,95 @@
+"""AdamW with layer-wise learning rates, and the schedule (METHOD: App. B.1)."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from shared.sam.task_prompt import TaskPrompt
+
+_BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
+_STEM = ("image_encoder.patch_embed.", "image_encoder.pos_embed")
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class OptimizerSettings:
+    """Settings of AdamW; the defaults are the paper's.
+
+    ``schedule`` says what follows the linear warm-up: a constant rate, or a fall to 0 at the last step, linear or as a
+    cosine.
+    """
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    layer_decay: float = Field(default=0.8, gt=0, le=1)
+    """Factor of the learning rate from one block of the image encoder to the one before."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this total norm."""
+    warmup: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    task_prompt_scale: float = Field(default=1.0, gt=0)
+    """Factor of the learning rate for the task prompt, which starts at zero."""
+
+
+def layer_scale(name: str, depth: int, decay: float) -> float:
+    """Return the factor of the learning rate of the parameter ``name`` of a SAM whose encoder has ``depth`` blocks.
+
+    decay ** (depth - i) for block i, one more for patch embedding and positions, 1 for the neck and all that follows.
+    """
+    if name.startswith(_STEM):
+        return decay ** (depth + 1)
+    block = _BLOCK.match(name)
+    return 1.0 if block is None else float(decay ** (depth - int(block[1])))
+
+
+def make_optimizer(model: nn.Module, task_prompt: TaskPrompt | None, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """Make AdamW over the parameters of a SAM or a refiner that need gradients, and give each a gradient of 0.
+
+    So a parameter that a step does not reach has gradient 0, not none, however many processes share the step.
+
+    Vectors (biases, norms) and the task prompt have no weight decay. Each group holds, beside what AdamW needs, its
+    ``scale``, the factor of the learning rate.
+    """
+    depth = sum(name.endswith("attn.qkv.weight") for name, _ in model.named_parameters())
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((layer_scale(name, depth, settings.layer_decay), decay), []).append(parameter)
+    listed: list[dict[str, Any]] = [
+        {"params": parameters, "scale": scale, "weight_decay": decay} for (scale, decay), parameters in groups.items()
+    ]
+    if task_prompt is not None:
+        task_prompt.weight.grad = torch.zeros_like(task_prompt.weight)
+        listed.append({"params": [task_prompt.weight], "scale": settings.task_prompt_scale, "weight_decay": 0.0})
+    return torch.optim.AdamW(listed, lr=settings.learning_rate, betas=settings.betas)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int, steps: int) -> float:
+    """Set every group's rate for ``step`` (counted from 0) of ``steps``; return the rate of scale 1."""
+    rate = settings.learning_rate * schedule(settings, step, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+    return rate
+
+
+def schedule(settings: OptimizerSettings, step: int, steps: int) -> float:
+    """Return the factor of the learning rate at ``step``, in (0, 1]."""
+    if step < settings.warmup:
+        return (step + 1) / (settings.warmup + 1)
+    left = (steps - step) / max(1, steps - settings.warmup)
+    match settings.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return left
+        case "cosine":
+            return 0.5 - 0.5 * math.cos(math.pi * left)

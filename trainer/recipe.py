@@ -1,0 +1,120 @@
+"""A training run as data: what `trainer fit` reads from a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, field, replace
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+from pydantic.dataclasses import dataclass
+
+from shared.sam.checkpoint import PACKAGED
+from trainer.data.order import Mix
+from trainer.data.sets import SetSettings
+from trainer.interactive import InteractiveSettings
+from trainer.losses import LossSettings
+from trainer.methods import METHODS, Method
+from trainer.optimizer import OptimizerSettings
+
+CHECKED = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=CHECKED)
+class CheckpointSettings:
+    """A checkpoint every so many steps; the last ``keep`` are kept, and the best."""
+
+    every: int = Field(default=500, ge=1)
+    keep: int = Field(default=2, ge=1)
+
+
+@dataclass(frozen=True, config=CHECKED)
+class ValidationSettings:
+    """Evaluation while training, which decides which checkpoint is the best: mean boundary IoU over the sets after
+    ``rounds`` prompts from a first point."""
+
+    sets: tuple[SetSettings, ...] = Field(min_length=1)
+    every: int = Field(default=500, ge=1)
+    rounds: int = Field(default=3, ge=1, le=9)
+    max_masks: int = Field(default=10, ge=1)
+    """Masks of a photo, at most."""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class Recipe:
+    """All settings of a training run. The defaults are the paper's, but for the model."""
+
+    human: tuple[SetSettings, ...] = Field(min_length=1)
+    shards: str | None = None
+    method: str = "sum"
+    variant: Literal["full", "decoder"] = "full"
+    sam: str = PACKAGED
+    uncertainty: str | None = None
+    """Name of the uncertainty layer; by default that of the method's source."""
+    mix: Mix = field(default_factory=Mix)
+    steps: int = Field(default=6_000, ge=1)
+    batch: int = Field(default=40, ge=1)
+    """Photos a step, over all processes and both streams."""
+    micro_batch: int = Field(default=1, ge=1)
+    """Photos that go through the model at once."""
+    masks: int = Field(default=30, ge=1)
+    """Random masks a photo, at most."""
+    rounds: int = Field(default=7, ge=1)
+    box_share: float = Field(default=0.5, ge=0, le=1)
+    stride: Literal[1, 2, 4] = 4
+    """Input pixels a cell of the grid on which losses are taken and points drawn; 4 is SAM's own low resolution."""
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    seed: int = 0
+    bf16: bool = False
+    validation: ValidationSettings | None = None
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    device: str = "auto"
+    data_threads: int = Field(default=4, ge=1)
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in METHODS:
+            raise ValueError(f"no such method; there are {', '.join(METHODS)}")
+        return name
+
+    @property
+    def chosen_method(self) -> Method:
+        """The row of the methods table."""
+        return METHODS[self.method]
+
+    @property
+    def layer(self) -> str | None:
+        """Name of the uncertainty layer that is read, if any."""
+        method = self.chosen_method
+        return (self.uncertainty or method.uncertainty) if method.needs_uncertainty else None
+
+    @property
+    def streams(self) -> Mix:
+        """The mix of streams: human samples alone for a method without pseudo-labels."""
+        return Mix(1, 0) if self.chosen_method.pseudo_labels == "none" else self.mix
+
+    @property
+    def interactive(self) -> InteractiveSettings:
+        """How the rounds go."""
+        return InteractiveSettings(
+            rounds=self.rounds,
+            box_share=self.box_share,
+            continuous_task_prompt=self.chosen_method.task_prompt == "all",
+            loss=self.loss,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide the result: a run is resumed with these unchanged.
+
+        Paths are no part of it, the data's own identity is recorded beside it; nor is the number of steps if the
+        learning rate does not depend on it.
+        """
+        left_out = {"human", "shards", "sam", "validation", "checkpoint", "device", "data_threads", "uncertainty"}
+        if self.optimizer.schedule == "constant":
+            left_out.add("steps")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    def changed(self, **changes: Any) -> Recipe:
+        """Return this recipe with some fields changed."""
+        return replace(self, **changes)

@@ -1,0 +1,233 @@
+"""`trainer refiner`: train the mask-refinement module on human masks (METHOD: Sec. 3.2.3, App. D).
+
+A pair is what SAM makes of a human mask from one random point in it, and that mask. The image encoder is frozen; the
+refiner, a copy of prompt encoder and decoder, sees SAM's logits, their box and the point, and learns the human mask.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.allocator import tune_malloc
+from shared.sam.checkpoint import PACKAGED, LoadedSam, load_sam
+from shared.sam.decode import PAD, POSITIVE, Prompts, decode_prompts
+from shared.sam.quality import QualityFilter
+from shared.sam.refiner import Refiner, save_refiner
+from shared.sam.runtime import pick_device
+from trainer.batch import Batch, collate
+from trainer.checkpoint import Checkpoints
+from trainer.data.order import Mix
+from trainer.data.samples import GridSettings, TrainingSample
+from trainer.data.sets import SetSettings, open_set
+from trainer.data.stream import HumanStream, MixedStream
+from trainer.interactive import to_grid
+from trainer.log import RunLog
+from trainer.losses import LossSettings, mask_loss, true_iou
+from trainer.optimizer import OptimizerSettings, make_optimizer, set_learning_rate
+from trainer.prompts import boxes_of, sample_cells, to_input
+from trainer.recipe import CHECKED, CheckpointSettings
+
+REFINER = "refiner.safetensors"
+
+
+@checked_dataclass(frozen=True, config=CHECKED)
+class RefinerRecipe:
+    """All settings of the training of a refiner."""
+
+    human: tuple[SetSettings, ...] = Field(min_length=1)
+    sam: str = PACKAGED
+    steps: int = Field(default=6_000, ge=1)
+    batch: int = Field(default=8, ge=1)
+    """Photos a step."""
+    masks: int = Field(default=30, ge=1)
+    """Random masks a photo, at most."""
+    least_iou: float = Field(default=0.7, ge=0, le=1)
+    """Pairs whose masks have a smaller IoU are dropped: SAM meant something else."""
+    pred_iou_thresh: float | None = None
+    """Quality filters of automatic masks; by default those of the model."""
+    stability_score_thresh: float | None = None
+    stride: Literal[1, 2, 4] = 4
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    seed: int = 0
+    bf16: bool = False
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    kept_embeddings: int = Field(default=512, ge=0)
+    """Photos whose embeddings are kept in memory: the encoder is frozen and need not see them again."""
+    device: str = "auto"
+    data_threads: int = Field(default=4, ge=1)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide the result."""
+        left_out = {"human", "sam", "checkpoint", "kept_embeddings", "device", "data_threads"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    def quality(self, model_type: str) -> QualityFilter:
+        """Return the quality filters for a model."""
+        chosen = {"pred_iou_thresh": self.pred_iou_thresh, "stability_score_thresh": self.stability_score_thresh}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return replace(QualityFilter.of_model(model_type), **given)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What SAM made of P human masks, and what was kept of it.
+
+    ``logits`` float32 (P, h, w) are s, SAM's best output; ``points`` (P, 2) and ``boxes`` (P, 4) are in input pixels;
+    ``iou`` (P,) is that with the human mask; ``rows`` are the places of the pairs among the targets, int64 (P,).
+    """
+
+    logits: Tensor
+    points: Tensor
+    boxes: Tensor
+    iou: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@torch.no_grad()
+def make_pairs(sam: Sam, embeddings: Tensor, batch: Batch, least_iou: float, quality: QualityFilter) -> Pairs:
+    """Prompt the frozen SAM with one random point in each human mask; of its three outputs take the best by IoU.
+
+    Pairs under ``least_iou``, and those that the quality filters of automatic masks would drop, are left out.
+    """
+    targets = batch.targets
+    cells, _ = sample_cells(targets.masks.float(), batch.random)
+    points = to_input(cells, targets.stride)
+    coords = torch.stack([points, torch.zeros_like(points)], 1)
+    labels = torch.tensor([[POSITIVE, PAD]], device=points.device).expand(len(points), -1)
+    logits, predicted = decode_prompts(sam, embeddings, targets.image_index, Prompts(coords, labels))
+    grid = to_grid(logits[:, 1:].float(), targets)
+    ious = torch.stack([true_iou(grid[:, k], targets.masks, targets.valid) for k in range(grid.shape[1])], 1)
+    best = ious.argmax(1)
+    row = torch.arange(len(best), device=best.device)
+    chosen = logits[row, 1 + best].float()
+    square = _at_input_size(chosen, int(sam.image_encoder.img_size))
+    valid = F.interpolate(targets.valid[:, None].float(), square.shape[1:], mode="nearest")[:, 0] > 0
+    keep = quality.keeps(square, valid, predicted[row, 1 + best]) & (ious[row, best] >= least_iou)
+    rows = keep.nonzero()[:, 0]
+    boxes = boxes_of((square[rows] > 0) & valid[rows], 1)
+    return Pairs(chosen[rows], points[rows], boxes, ious[rows, best[rows]], rows)
+
+
+@dataclass
+class RefinerTraining:
+    """The frozen SAM, the refiner, and what drives it."""
+
+    recipe: RefinerRecipe
+    loaded: LoadedSam
+    refiner: Refiner
+    optimizer: torch.optim.Optimizer
+    quality: QualityFilter
+    embeddings: dict[int, Tensor] = field(default_factory=dict)
+
+    def step(self, samples: Sequence[TrainingSample], number: int) -> dict[str, Any]:
+        """Take one optimizer step; return what to log."""
+        recipe, sam = self.recipe, self.loaded.sam
+        rate = set_learning_rate(self.optimizer, recipe.optimizer, number - 1, recipe.steps)
+        self.optimizer.zero_grad(set_to_none=False)
+        logged = {"loss": 0.0, "pairs": 0, "masks": 0, "iou_before": 0.0, "iou_after": 0.0}
+        batch = collate(samples, sam, recipe.stride, recipe.seed)
+        if batch is not None:
+            with torch.autocast(sam.device.type, torch.bfloat16, enabled=recipe.bf16):
+                embeddings = self._embed([sample for sample in samples if len(sample)], batch)
+                pairs = make_pairs(sam, embeddings, batch, recipe.least_iou, self.quality)
+                logged["masks"] = len(batch.targets)
+                if len(pairs):
+                    logged |= self._backpropagate(embeddings, batch, pairs)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(parameters, recipe.optimizer.clip_norm))
+        self.optimizer.step()
+        return {**logged, "gradient_norm": norm, "learning_rate": rate}
+
+    def _backpropagate(self, embeddings: Tensor, batch: Batch, pairs: Pairs) -> dict[str, Any]:
+        targets = batch.targets
+        index = targets.image_index[pairs.rows]
+        refined = self.refiner.refine(embeddings, index, pairs.points, pairs.boxes, pairs.logits).float()
+        grid = to_grid(refined[:, None], targets)[:, 0]
+        masks, valid = targets.masks[pairs.rows], targets.valid[pairs.rows]
+        loss = mask_loss(grid, masks, valid, None, self.recipe.loss).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        after = true_iou(grid.detach(), masks, valid).mean()
+        before = pairs.iou.mean()
+        return {
+            "loss": float(loss.detach()),
+            "pairs": len(pairs),
+            "iou_before": float(before),
+            "iou_after": float(after),
+        }
+
+    @torch.no_grad()
+    def _embed(self, samples: Sequence[TrainingSample], batch: Batch) -> Tensor:
+        """Return the embeddings of the batch's photos, float32 (B, C, g, g); those that are kept are not made again."""
+        missing = [b for b, sample in enumerate(samples) if sample.id.index not in self.embeddings]
+        fresh: dict[int, Tensor] = {}
+        if missing:
+            made = self.loaded.sam.image_encoder(batch.images[missing]).float()
+            fresh = {samples[b].id.index: made[k] for k, b in enumerate(missing)}
+        found = [fresh.get(s.id.index, self.embeddings.get(s.id.index)) for s in samples]
+        for index, embedding in fresh.items():
+            if len(self.embeddings) < self.recipe.kept_embeddings:
+                self.embeddings[index] = embedding
+        return torch.stack([embedding for embedding in found if embedding is not None])
+
+
+def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] = click.echo) -> Path:
+    """Train a refiner into ``out``, from its last checkpoint on if there is one; return the path of its weights.
+
+    Raises ``SumError`` if data, weights or settings are wrong, or differ from those that the run began with.
+    """
+    tune_malloc()
+    loaded = load_sam(recipe.sam)
+    loaded.sam.to(pick_device(recipe.device)).requires_grad_(False)
+    refiner = Refiner.copy_of(loaded.sam).to(loaded.sam.device).requires_grad_(True)
+    optimizer = make_optimizer(refiner, None, recipe.optimizer)
+    quality = recipe.quality(loaded.architecture.name)
+    training = RefinerTraining(recipe, loaded, refiner, optimizer, quality)
+    grid = GridSettings(int(loaded.sam.image_encoder.img_size), recipe.stride, recipe.masks, recipe.seed)
+    human = HumanStream([open_set(each) for each in recipe.human], grid)
+    identity = {
+        **recipe.identity(),
+        "quality": asdict(quality),
+        "sam_sha256": loaded.sha256,
+        "human_data": human.order.identity,
+    }
+    checkpoints = Checkpoints(out, recipe.checkpoint.keep)
+    weights: dict[str, Tensor] = dict(refiner.state_dict())
+    first = checkpoints.resume(recipe.steps, weights, optimizer, identity)
+    say(f"refiner of {loaded.architecture.name}: {len(human.order)} photos, {recipe.steps} steps, from step {first}")
+    stream = MixedStream({"human": human}, Mix(1, 0), recipe.batch, threads=recipe.data_threads)
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    with RunLog(out, first, recipe.steps) as log:
+        for step, samples in enumerate(stream.steps(first, recipe.steps), first + 1):
+            values = training.step(samples, step)
+            log.step(step, values, stream.waited / (time.perf_counter() - started))
+            if step % recipe.checkpoint.every == 0 or step == recipe.steps:
+                checkpoints.save(step, weights, optimizer, identity, {"kind": "refiner checkpoint"})
+    provenance = {
+        "run": identity,
+        "steps": recipe.steps,
+        "software": f"sum-factory {version('sum-factory')}, torch {version('torch')}",
+    }
+    save_refiner(out / REFINER, refiner, loaded, provenance)
+    return out / REFINER
+
+
+def _at_input_size(logits: Tensor, side: int) -> Tensor:
+    return F.interpolate(logits[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]

@@ -1,0 +1,31 @@
+"""Which parameters are trained, as data (METHOD 3.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from segment_anything.modeling import Sam
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The parts of SAM that are trained; the others stay as they are."""
+
+    image_encoder: bool
+    prompt_encoder: bool = True
+    mask_decoder: bool = True
+
+
+VARIANTS = {"full": Variant(image_encoder=True), "decoder": Variant(image_encoder=False)}
+
+
+def apply_variant(sam: Sam, variant: Variant) -> None:
+    """Let gradients reach the parameters that are trained, and no others."""
+    parts: list[tuple[nn.Module, bool]] = [
+        (sam.image_encoder, variant.image_encoder),
+        (sam.prompt_encoder, variant.prompt_encoder),
+        (sam.mask_decoder, variant.mask_decoder),
+    ]
+    for part, trained in parts:
+        part.requires_grad_(trained)
