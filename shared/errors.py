@@ -27,6 +27,10 @@ class SettingsDifferError(ShardError):
     """A shard set exists and was made with other settings."""
 
 
+class SettingsError(SumError):
+    """A recipe, a suite or an option is wrong."""
+
+
 class StorageError(SumError):
     """A file cannot be written: no permission, no space, no such bucket."""
 

@@ -185,8 +185,8 @@ class CocoInstances:
         return HumanSample(Path(entry["file_name"]).stem, image, masks, self.task)
 
     def _decode(self, annotation: Mapping[str, Any], height: int, width: int) -> Masks:
-        segmentation = annotation["segmentation"]
         try:
+            segmentation = annotation["segmentation"]
             if isinstance(segmentation, list):
                 rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
             elif isinstance(segmentation["counts"], list):

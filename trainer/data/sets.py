@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from shared.errors import SourceError
@@ -28,7 +28,7 @@ class FolderPairsSettings:
     name: str = ""
     list: Path | None = None
     """A file with one stem a line; others are left out."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """The first so many samples only."""
 
 
@@ -42,7 +42,7 @@ class CocoSettings:
     task: Task
     name: str = ""
     list: Path | None = None
-    limit: int | None = None
+    limit: PositiveInt | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -56,7 +56,7 @@ class LabelMapsSettings:
     name: str = ""
     ignored: tuple[int, ...] = (0, 255)
     list: Path | None = None
-    limit: int | None = None
+    limit: PositiveInt | None = None
 
 
 SetSettings = Annotated[FolderPairsSettings | CocoSettings | LabelMapsSettings, Field(discriminator="kind")]

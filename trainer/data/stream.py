@@ -25,8 +25,8 @@ class HumanStream:
     @property
     def order(self) -> Order:
         """The order of its samples."""
-        keys = [human.keys for human in self.sets]
-        return Order(content_id(keys), (sum(len(each) for each in keys),), self.grid.seed)
+        content = [[human.task, human.keys] for human in self.sets]
+        return Order(content_id(content), (sum(len(human.keys) for human in self.sets),), self.grid.seed)
 
     def load(self, index: int, id: SampleId) -> TrainingSample:
         """Load a sample by its index over all sets."""

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from trainer.evaluate.metrics import support
+
 Mask = npt.NDArray[np.bool_]
 
 NEAR = 10.0
@@ -25,9 +27,19 @@ class Click:
 
 
 def depth(region: Mask) -> npt.NDArray[np.float32]:
-    """Return each pixel's Euclidean distance to the outside of ``region``; beyond the image is outside."""
-    padded = np.pad(region, 1).astype(np.uint8)
-    return np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1], np.float32)
+    """Return each pixel's Euclidean distance to the outside of ``region``, float32 (H, W); beyond the image is outside.
+
+    Squared distances are whole numbers. OpenCV's are off by rounding errors that depend on where a pixel lies, so they
+    are rounded: equal depths are equal, and which of them a click goes to does not depend on the processor.
+    """
+    distance = np.zeros(region.shape, np.float32)
+    rows, columns = support(region)
+    inside = region[rows, columns]
+    if inside.size:
+        padded = np.pad(inside, 1).astype(np.uint8)
+        rough = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+        distance[rows, columns] = np.sqrt(np.rint(np.square(rough, dtype=np.float64)))
+    return distance
 
 
 def first_click(target: Mask) -> Click:

@@ -30,6 +30,19 @@ def boundary_iou(predicted: Mask, target: Mask) -> float:
 def boundary_band(mask: Mask) -> Mask:
     """Return the pixels of ``mask`` that lie within the band's width of its boundary, bool (H, W)."""
     width = max(1, round(BOUNDARY_SHARE * float(np.hypot(*mask.shape))))
-    padded = np.pad(mask, 1).astype(np.uint8)
-    distance = cv2.distanceTransform(padded, cv2.DIST_C, 3)[1:-1, 1:-1]
-    return np.asarray(mask & (distance <= width))
+    band = np.zeros_like(mask)
+    rows, columns = support(mask)
+    inside = mask[rows, columns]
+    if inside.size:
+        distance = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_C, 3)[1:-1, 1:-1]
+        band[rows, columns] = inside & (distance <= width)
+    return band
+
+
+def support(mask: Mask) -> tuple[slice, slice]:
+    """Return the rows and columns that a mask spans; empty slices for an empty mask.
+
+    Distances to the outside of a mask may be taken there, with one pixel of padding: every way out crosses it.
+    """
+    x, y, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+    return slice(y, y + height), slice(x, x + width)

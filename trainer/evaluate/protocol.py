@@ -1,13 +1,14 @@
 """Prompt a model as a simulated user would, and measure every round (METHOD: Sec. 4.1, App. B.3).
 
 The first prompt is a point or a box; each further round adds one click at the deeper error. Masks are judged at the
-photo's own size. A single point has three outputs: *oracle* reports the one closest to the target, *single* the fixed
-single-mask output. Every other prompt has the single-mask output alone. The logits of what was reported are the next
+photo's own size. The first point has three outputs: *oracle* reports the one closest to the target, *single* the fixed
+single-mask output. Every other round has the single-mask output alone. The logits of what was reported are the next
 round's mask prompt.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,15 @@ class RoundScore:
     predicted_iou: float
 
 
+@dataclass(frozen=True)
+class Played:
+    """One mask after one round: its score, what the model reported, bool (H, W), and the clicks so far."""
+
+    score: RoundScore
+    mask: Masks
+    clicks: tuple[Click, ...]
+
+
 @dataclass
 class _State:
     """One target while it is being prompted: its tokens in pixels of the square input, and the reported logits."""
@@ -56,6 +66,7 @@ class _State:
     coords: list[tuple[float, float]]
     labels: list[int]
     boxed: bool
+    clicks: tuple[Click, ...] = ()
     logits: Tensor | None = None
     mask: Masks | None = None
 
@@ -64,7 +75,6 @@ class _State:
         return (self.coords, self.labels) if self.boxed else ([*self.coords, (0.0, 0.0)], [*self.labels, PAD])
 
 
-@torch.no_grad()
 def evaluate_image(
     sam: Sam,
     embedding: Tensor,
@@ -73,14 +83,32 @@ def evaluate_image(
     targets: Masks,
     name: str,
     protocol: Protocol,
+    numbers: Sequence[int] | None = None,
 ) -> list[RoundScore]:
-    """Play the protocol on the masks of one image.
+    """Play the protocol on the masks of one image and return a score for every mask and round, as ``play_image``."""
+    played = play_image(sam, embedding, task_vector, frame, targets, name, protocol, numbers)
+    return [each.score for each in played]
+
+
+@torch.no_grad()
+def play_image(
+    sam: Sam,
+    embedding: Tensor,
+    task_vector: Tensor | None,
+    frame: Frame,
+    targets: Masks,
+    name: str,
+    protocol: Protocol,
+    numbers: Sequence[int] | None = None,
+) -> Iterator[Played]:
+    """Play the protocol on the masks of one image; yield each round of each mask.
 
     ``embedding`` is (1, C, g, g), ``task_vector`` (C,) or None, ``targets`` bool (K, H, W) without empty masks;
-    ``name`` names the image for the near-boundary draw. Returns a score for every mask and round.
+    ``name`` names the image for the near-boundary draw. ``numbers`` are the masks' numbers in their image, 0 to K - 1
+    by default: with them, a part of an image's masks scores as it does among all.
     """
-    states = [_start(target, frame, f"{name}/{k}", protocol) for k, target in enumerate(targets)]
-    scores = []
+    numbers = range(len(targets)) if numbers is None else numbers
+    states = [_start(target, frame, f"{name}/{k}", protocol) for k, target in zip(numbers, targets, strict=True)]
     for number in range(1, protocol.rounds + 1):
         if number > 1:
             for state in states:
@@ -91,11 +119,11 @@ def evaluate_image(
             rows = [k for k, state in enumerate(states) if len(state.tokens()[1]) == count]
             predicted = _decode(sam, source, [states[k] for k in rows], frame, protocol.output)
             for k, predicted_iou in zip(rows, predicted, strict=True):
-                mask = states[k].mask
+                mask, target = states[k].mask, states[k].target
                 assert mask is not None, "a decoded state has a mask"
-                target = states[k].target
-                scores.append(RoundScore(k, number, iou(mask, target), boundary_iou(mask, target), predicted_iou))
-    return scores
+                overlap, boundary = iou(mask, target), boundary_iou(mask, target)
+                score = RoundScore(numbers[k], number, overlap, boundary, predicted_iou)
+                yield Played(score, mask, states[k].clicks)
 
 
 def _start(target: Masks, frame: Frame, name: str, protocol: Protocol) -> _State:
@@ -104,7 +132,7 @@ def _start(target: Masks, frame: Frame, name: str, protocol: Protocol) -> _State
         corners = [(int(xs.min()), int(ys.min())), (int(xs.max()), int(ys.max()))]
         return _State(target, [_to_input(frame, x, y) for x, y in corners], [BOX_MIN, BOX_MAX], True)
     click = first_click(target) if protocol.first == "point" else click_near_boundary(target, name)
-    return _State(target, [_to_input(frame, click.x, click.y)], [POSITIVE], False)
+    return _State(target, [_to_input(frame, click.x, click.y)], [POSITIVE], False, (click,))
 
 
 def _click(state: _State, frame: Frame) -> None:
@@ -112,6 +140,7 @@ def _click(state: _State, frame: Frame) -> None:
     assert state.mask is not None, "round 1 leaves a mask"
     click: Click | None = next_click(state.mask, state.target)
     if click is not None:
+        state.clicks = (*state.clicks, click)
         state.coords.insert(0, _to_input(frame, click.x, click.y))
         state.labels.insert(0, POSITIVE if click.positive else NEGATIVE)
 
@@ -130,7 +159,7 @@ def _decode(sam: Sam, source: Tensor, states: list[_State], frame: Frame, output
     logits, predicted = decode_prompts(sam, source, index, prompts)
     scores = []
     for k, state in enumerate(states):
-        ambiguous = output == "oracle" and not state.boxed and len(state.labels) == 1
+        ambiguous = output == "oracle" and not state.boxed and state.logits is None
         candidates = range(1, logits.shape[1]) if ambiguous else range(1)
         masks = {c: (frame.upsample(logits[k, c : c + 1]) > 0)[0].cpu().numpy() for c in candidates}
         chosen = max(candidates, key=lambda c: iou(masks[c], state.target))

@@ -60,6 +60,45 @@ def test_first_click_is_deepest_inside_with_the_border_as_boundary() -> None:
         assert np.allclose(depth(mask), distance, atol=1e-3)
 
 
+def test_depth_is_exact_wherever_a_region_lies() -> None:
+    """Distances are roots of whole numbers: equal ones must be equal, or rounding errors would choose the click."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        region = np.zeros((150, 200), bool)
+        top, left = (int(value) for value in rng.integers(0, 60, 2))
+        region[top : top + 90, left : left + 130] = blob(seed, 90, 130) | (rng.random((90, 130)) > 0.05)
+        distance = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+        assert np.array_equal(depth(region), distance.astype(np.float32))
+        click = first_click(region)
+        assert (click.y, click.x) == np.unravel_index(int(distance.argmax()), region.shape)
+
+
+def test_ties_go_to_the_first_pixel_in_reading_order_and_to_what_was_missed() -> None:
+    target = np.zeros((300, 400), bool)
+    target[37:137, 51:351] = True  # 100 rows: a ridge of two rows, 202 pixels each, is equally deep
+    assert (first_click(target).x, first_click(target).y) == (51 + 49, 37 + 49)
+    predicted = np.zeros_like(target)
+    predicted[160:260, 3:303] = True  # as deep as the target that is missed, and further left
+    click = next_click(predicted, target)
+    assert click is not None
+    assert (click.x, click.y, click.positive) == (100, 86, True)
+
+
+def test_click_on_the_edge_of_the_image_counts_the_border_as_boundary() -> None:
+    target = np.zeros((40, 60), bool)
+    target[0:21, 0:31] = True  # deepest in its middle, not in the image's corner
+    assert (first_click(target).x, first_click(target).y) == (10, 10)
+
+
+def test_empty_masks_have_no_first_click() -> None:
+    nothing = np.zeros((20, 30), bool)
+    for draw in (lambda: first_click(nothing), lambda: click_near_boundary(nothing, "a/0")):
+        with pytest.raises(ValueError, match="empty mask"):
+            draw()
+    assert not depth(nothing).any()
+    assert not boundary_band(nothing).any()
+
+
 def test_next_click_goes_to_the_deeper_error_with_its_label() -> None:
     target = np.zeros((60, 60), bool)
     target[10:30, 10:30] = True
@@ -91,4 +130,7 @@ def test_near_boundary_click_is_within_ten_pixels_and_repeatable() -> None:
     clicks = {click_near_boundary(target, f"image/{k}") for k in range(50)}
     assert all(0 < distance[click.y, click.x] <= 10 and click.positive for click in clicks)
     assert len(clicks) > 40
+    depths = [distance[click.y, click.x] for click in clicks]
+    assert min(depths) < 2  # anywhere in the band, not at one depth
+    assert max(depths) > 8
     assert click_near_boundary(target, "image/7") == click_near_boundary(target, "image/7")

@@ -1,0 +1,1 @@
+"""Recipes and suites that ship with the software, by name."""

@@ -1,0 +1,81 @@
+"""Suites: the built-in ones hold the paper's sets; sets need names of their own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from shared.errors import SettingsError
+from trainer.data.sets import CocoSettings, FolderPairsSettings, LabelMapsSettings
+from trainer.evaluate.suites import read_suite
+
+PAPER14 = {
+    "salient": ["COIFT", "DIS-VD", "HRSOD", "ThinObject5K", "BIG", "VOCEVAL"],
+    "entity": ["EntitySeg 0", "EntitySeg 1", "EntitySeg 2"],
+    "part": ["Bodypart", "EasyPortrait", "Fashionpedia", "Fashionpedia subpart", "PACO"],
+}
+PAPER8 = ["Cityscapes", "EgoHOS", "DRAM", "iShape", "GTAV", "NDD20", "TrashCan", "IBD"]
+PAIR = "{name: NAME, kind: folder-pairs, task: salient, images: a, masks: b}"
+
+
+def test_paper14_has_the_papers_sets_by_task() -> None:
+    sets = read_suite("paper14", {"DATA": "/data"}).sets
+    assert {task: [s.name for s in sets if s.task == task] for task in PAPER14} == PAPER14
+    assert len(sets) == 14
+    assert {s.kind for s in sets if s.task == "salient"} == {"folder-pairs"}
+    assert {s.kind for s in sets if s.task == "entity"} == {"coco"}
+    assert {s.name: s.limit for s in sets}["PACO"] == 1000
+
+
+def test_paper8_has_the_further_sets() -> None:
+    sets = read_suite("paper8", {"DATA": "/data"}).sets
+    assert [s.name for s in sets] == PAPER8
+    assert {s.kind for s in sets} <= {"coco", "label-maps"}
+
+
+@pytest.mark.parametrize("suite", ["paper14", "paper8"])
+def test_every_path_lies_in_the_data_folder_and_no_set_reads_anothers_masks(suite: str) -> None:
+    uses: Counter[Path] = Counter()
+    for settings in read_suite(suite, {"DATA": "/data"}).sets:
+        match settings:
+            case FolderPairsSettings():
+                masks = settings.masks
+            case LabelMapsSettings():
+                masks = settings.labels
+            case CocoSettings():
+                masks = settings.annotations
+        assert Path("/data") in settings.images.parents
+        assert Path("/data") in masks.parents
+        uses[masks] += 1
+    assert set(uses.values()) == {1}
+
+
+def test_suite_without_its_variable_names_it_and_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATA", raising=False)
+    with pytest.raises(SettingsError, match=r"paper14: sets\.0\.images: \$\{DATA\} has no value"):
+        read_suite("paper14", {})
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ("[]", "sets: expected one set at least"),
+        (
+            f"[{PAIR.replace('NAME', 'a')}, {PAIR.replace('NAME', 'b')}, {PAIR.replace('NAME', 'a')}]",
+            "found 'a' 2 times",
+        ),
+        (f"[{PAIR.replace('NAME', 'a')}, {PAIR.replace('name: NAME, ', '')}]", r"sets\.1\.name: expected a name"),
+        (
+            f"[{PAIR.replace('salient', 'thing')}]",
+            r"sets\.0\.task: expected 'unspecified', 'salient', 'entity' or 'part'",
+        ),
+        ("[{name: a, kind: coco, task: part, images: a, masks: b}]", r"sets\.0\.masks: unknown key"),
+    ],
+)
+def test_wrong_suites_are_refused(tmp_path: Path, sets: str, message: str) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(f"sets: {sets}\n")
+    with pytest.raises(SettingsError, match=message):
+        read_suite(path, {})

@@ -1,0 +1,199 @@
+"""The commands ``trainer evaluate`` and ``trainer predict``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_args
+
+import click
+import numpy as np
+from pydantic_core import to_jsonable_python
+
+from shared.allocator import tune_malloc
+from shared.errors import ImageError, SourceError
+from shared.images import RgbImage, decode_image
+from shared.sam.checkpoint import PACKAGED
+from shared.sam.runtime import Runtime
+from shared.sam.task_prompt import TASKS
+from shared.storage import Storage
+from trainer.evaluate.protocol import FirstPrompt, Output, Protocol
+from trainer.evaluate.report import write_rows, write_summary
+from trainer.evaluate.run import evaluate_sets, load_weights
+from trainer.evaluate.suites import read_suite
+from trainer.predict import Prediction, UserPrompt, draw_prediction, png, predict_mask
+from trainer.settings import parse_variables
+
+MOST_ROUNDS = 9
+
+weights_option = click.option(
+    "--weights",
+    default=PACKAGED,
+    show_default=True,
+    help=f"SAM or SUM weights (.pth, .safetensors), the folder of a checkpoint, or {PACKAGED}, which ships here.",
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+bf16_option = click.option("--bf16", is_flag=True, help="Run the image encoder in bfloat16.")
+
+
+@click.command("evaluate")
+@weights_option
+@click.option("--suite", required=True, help="A YAML file of sets, or a built-in suite: paper14, paper8.")
+@click.option("--out", required=True, help="Folder for masks.parquet, summary.json and table.md: a path or a URL.")
+@click.option(
+    "--first",
+    type=click.Choice(get_args(FirstPrompt)),
+    multiple=True,
+    default=["point"],
+    show_default=True,
+    help="First prompt; repeatable.",
+)
+@click.option("--rounds", type=click.IntRange(1, MOST_ROUNDS), default=Protocol.rounds, show_default=True)
+@click.option(
+    "--output",
+    type=click.Choice(get_args(Output)),
+    default=Protocol.output,
+    show_default=True,
+    help="Of the three outputs of a single point the one closest to the target, or the single-mask output.",
+)
+@click.option(
+    "--task-prompt",
+    type=click.Choice(["first", "all"]),
+    default="first",
+    show_default=True,
+    help="The rounds in which the task is given.",
+)
+@click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="Fills ${NAME} in the suite; repeatable.")
+@click.option(
+    "--show", type=click.IntRange(1, MOST_ROUNDS), multiple=True, help="Rounds in the table  [default: 1, 3, 5, last]"
+)
+@click.option("--max-masks", type=click.IntRange(min=1), default=None, help="Masks an image at most, drawn at random.")
+@click.option("--seed", default=0, show_default=True, help="Of that draw.")
+@device_option
+@bf16_option
+def evaluate_command(
+    weights: str,
+    suite: str,
+    out: str,
+    first: tuple[FirstPrompt, ...],
+    rounds: int,
+    output: Output,
+    task_prompt: str,
+    variables: tuple[str, ...],
+    show: tuple[int, ...],
+    max_masks: int | None,
+    seed: int,
+    device: str,
+    bf16: bool,
+) -> None:
+    """Prompt a model as a user would, on sets of human masks, and average IoU and boundary IoU."""
+    if show and max(show) > rounds:
+        raise click.BadParameter(f"{max(show)} is beyond the last round, {rounds}", param_hint="--show")
+    tune_malloc()
+    sets = read_suite(suite, parse_variables(variables)).sets
+    loaded = load_weights(weights, Runtime(device, bf16))
+    task_rounds = 1 if task_prompt == "first" else rounds
+    protocols = [Protocol(name, rounds, output, task_rounds) for name in dict.fromkeys(first)]
+    provenance = {
+        "weights": {"path": weights, "sha256": loaded.sha256, "model_type": loaded.architecture.name},
+        "trained_tasks": loaded.trained_tasks,
+        "suite": to_jsonable_python([asdict(settings) for settings in sets]),
+        "protocols": [asdict(protocol) for protocol in protocols],
+        "max_masks": max_masks,
+        "seed": seed,
+        "bf16": bf16,
+    }
+    folder = Storage(out)
+    results = []
+    for result in evaluate_sets(loaded, sets, protocols, max_masks, seed, bf16):
+        results.append(result)
+        write_rows(folder, results, provenance)  # after each set, so that a failure in the last does not cost the rest
+        click.echo(f"{result.settings.name}: {result.masks} masks in {result.images} images", err=True)
+    click.echo(write_summary(folder, results, provenance, sorted(set(show)) or None), nl=False)
+
+
+@click.command("predict")
+@click.argument("image", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--point", "points", metavar="X,Y", multiple=True, help="A point on the object; repeatable.")
+@click.option("--negative", "negatives", metavar="X,Y", multiple=True, help="A point off it; repeatable.")
+@click.option("--box", metavar="X0,Y0,X1,Y1", default=None, help="A box around it.")
+@click.option(
+    "--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What kind of mask is meant."
+)
+@weights_option
+@click.option("--out", required=True, help="Folder for <stem>_mask.png and <stem>_overlay.png: a path or a URL.")
+@device_option
+@bf16_option
+def predict_command(
+    image: Path,
+    points: tuple[str, ...],
+    negatives: tuple[str, ...],
+    box: str | None,
+    task: str,
+    weights: str,
+    out: str,
+    device: str,
+    bf16: bool,
+) -> None:
+    """Segment one object of a photo. Pixels count from 0 at the top left; x goes right, y down."""
+    prompt = _parse_prompt(points, negatives, box)
+    photo = _read_photo(image)
+    loaded = load_weights(weights, Runtime(device, bf16))
+    try:
+        prediction = predict_mask(loaded, photo, prompt, task, bf16)
+    except ImageError as error:
+        raise ImageError(f"{image}: {error}") from error
+    folder = Storage(out)
+    names = [f"{image.stem}_mask.png", f"{image.stem}_overlay.png"]
+    pictures = [prediction.mask.astype(np.uint8) * 255, draw_prediction(photo, prediction.mask, prompt)]
+    for name, pixels in zip(names, pictures, strict=True):
+        folder.write(name, png(pixels))
+    click.echo(_describe(prediction, task, loaded.trained_tasks))
+    click.echo("wrote " + " and ".join(folder.path(name) for name in names))
+
+
+def _parse_prompt(points: tuple[str, ...], negatives: tuple[str, ...], box: str | None) -> UserPrompt:
+    on = [_numbers(text, 2, "--point") for text in points]
+    off = [_numbers(text, 2, "--negative") for text in negatives]
+    corners = None if box is None else _numbers(box, 4, "--box")
+    return UserPrompt(
+        tuple((x, y) for x, y in on),
+        tuple((x, y) for x, y in off),
+        None if corners is None else (corners[0], corners[1], corners[2], corners[3]),
+    )
+
+
+def _numbers(text: str, count: int, option: str) -> list[float]:
+    """Return the numbers of an option, as many as it takes, with commas between them."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        expected = ("x,y", "x0,y0,x1,y1")[count == 4]
+        raise click.BadParameter(f"expected {expected} in pixels, found {text!r}", param_hint=option)
+    return numbers
+
+
+def _read_photo(path: Path) -> RgbImage:
+    try:
+        return decode_image(path.read_bytes(), str(path))
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _describe(prediction: Prediction, task: str, trained_tasks: tuple[str, ...]) -> str:
+    lines = []
+    if prediction.prompted_task not in (None, task):
+        lines.append(
+            f"these weights were never trained for the task {task!r} (trained: {', '.join(trained_tasks) or 'none'}); "
+            f"prompted as {prediction.prompted_task!r}"
+        )
+    which = (
+        "the single-mask output"
+        if prediction.outputs == 1
+        else f"output {prediction.output} of {prediction.outputs}, the one of highest predicted IoU"
+    )
+    area = prediction.mask.mean()
+    lines.append(f"predicted IoU {prediction.predicted_iou:.3f} ({which}); the mask covers {area:.1%} of the photo")
+    return "\n".join(lines)

@@ -1,0 +1,151 @@
+"""Average scores as METHOD: Sec. 4.1 does, and write them down: Parquet, JSON and a Markdown table.
+
+Over the masks of a set first, then over the sets of a task, and over *all sets* for "all": a task with many sets weighs
+more there than one with few, which a mean of the task means would hide.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shared.storage import Storage
+from trainer.evaluate.run import SetScores
+
+ALL = "all"
+SHOWN = (1, 3, 5)
+"""Rounds of which the table has columns, beside the last."""
+MASKS_FILE, SUMMARY_FILE, TABLE_FILE = "masks.parquet", "summary.json", "table.md"
+METRICS = {"mIoU": "iou", "mBIoU": "boundary_iou"}
+
+Means = dict[str, dict[str, float]]
+"""For each set, or task, the mean of each metric at each round: ``{"salient": {"mIoU@1": 0.78, ...}, ...}``."""
+
+
+def set_means(rows: pa.Table) -> Means:
+    """Return the means over the masks of each set, in the order of the rows.
+
+    ``rows`` are ``SCORES`` of one protocol. Raises ``ValueError`` if they are of several, or if there are none.
+    """
+    if len(list(by_protocol(rows))) != 1:
+        raise ValueError("expected the rows of one protocol")
+    columns = [(column, "mean") for column in METRICS.values()]
+    grouped = rows.group_by(["set", "round"], use_threads=False).aggregate(columns)
+    means: Means = {}
+    for row in grouped.sort_by("round").to_pylist():
+        for metric, column in METRICS.items():
+            means.setdefault(row["set"], {})[f"{metric}@{row['round']}"] = row[f"{column}_mean"]
+    return {name: means[name] for name in rows["set"].unique().to_pylist()}
+
+
+def summarise(rows: pa.Table) -> Means:
+    """Return the means over the sets of each task, and over all sets under "all". ``rows`` as for ``set_means``."""
+    means, tasks = set_means(rows), set_tasks(rows)
+    groups = {task: [name for name in means if tasks[name] == task] for task in dict.fromkeys(tasks.values())}
+    groups[ALL] = list(means)
+    return {
+        group: {key: sum(means[name][key] for name in names) / len(names) for key in means[names[0]]}
+        for group, names in groups.items()
+    }
+
+
+def set_tasks(rows: pa.Table) -> dict[str, str]:
+    """Return the task of each set, in the order of the rows."""
+    pairs = rows.select(["set", "task"]).group_by(["set", "task"], use_threads=False).aggregate([])
+    return {row["set"]: row["task"] for row in pairs.to_pylist()}
+
+
+def by_protocol(rows: pa.Table) -> Iterator[tuple[str, str, pa.Table]]:
+    """Yield the first prompt and the output of each protocol, and its rows."""
+    pairs = rows.select(["first", "output"]).group_by(["first", "output"], use_threads=False).aggregate([])
+    for pair in pairs.to_pylist():
+        of_it = pc.and_(pc.equal(rows["first"], pair["first"]), pc.equal(rows["output"], pair["output"]))
+        yield pair["first"], pair["output"], rows.filter(of_it)
+
+
+def markdown_table(rows: pa.Table, rounds: Sequence[int] | None = None) -> str:
+    """Return the means in percent as a table: the sets of each task, their mean, and the mean of all sets.
+
+    ``rows`` as for ``set_means``; ``rounds`` are the columns, by default the 1st, 3rd, 5th and last.
+    """
+    means, tasks, groups = set_means(rows), set_tasks(rows), summarise(rows)
+    last = int(pc.max(rows["round"]).as_py())
+    shown = sorted({*SHOWN, last}) if rounds is None else rounds
+    keys = [f"{metric}@{number}" for metric in METRICS for number in shown if number <= last]
+    lines = [_line(["task", "set", *keys]), _line(["---", "---", *["---:"] * len(keys)])]
+    for group, values in groups.items():
+        inside = [name for name in means if tasks[name] == group] if group != ALL else []
+        lines += [_line([group, name, *_percent(means[name], keys)]) for name in inside]
+        count = len(inside) or len(means)
+        title = f"mean of {count} set{'s' * (count > 1)}"
+        lines.append(_line([f"**{group}**", f"**{title}**", *[f"**{cell}**" for cell in _percent(values, keys)]]))
+    return "\n".join(lines)
+
+
+def _percent(values: Mapping[str, float], keys: Sequence[str]) -> list[str]:
+    return [f"{100 * values[key]:.2f}" for key in keys]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def report_text(results: Sequence[SetScores], rounds: Sequence[int] | None = None) -> str:
+    """Return a table for each protocol, and what a reader has to know beside: task prompts, masks left out."""
+    rows = all_rows(results)
+    parts = []
+    for first, output, of_it in by_protocol(rows):
+        parts += [f"## First prompt: {first}, output: {output}", markdown_table(of_it, rounds)]
+    notes = [result.note for result in results if result.note is not None]
+    notes += [f"{r.settings.name}: {r.empty} empty masks were left out" for r in results if r.empty]
+    if notes:
+        parts.append("\n".join(f"- {note}" for note in notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def all_rows(results: Sequence[SetScores]) -> pa.Table:
+    """Return the rows of all sets."""
+    return pa.concat_tables([result.rows for result in results])
+
+
+def write_rows(out: Storage, results: Sequence[SetScores], provenance: Mapping[str, Any]) -> None:
+    """Write the rows of the sets that are done, ``provenance`` into the metadata. Raises ``StorageError``."""
+    metadata = {"sum_factory": json.dumps(provenance)}
+    buffer = io.BytesIO()
+    pq.write_table(all_rows(results).replace_schema_metadata(metadata), buffer, compression="zstd")
+    out.write(MASKS_FILE, buffer.getvalue())
+
+
+def write_summary(
+    out: Storage, results: Sequence[SetScores], provenance: Mapping[str, Any], rounds: Sequence[int] | None = None
+) -> str:
+    """Write ``summary.json`` and ``table.md``; return the text of the latter. Raises ``StorageError``."""
+    summary = {
+        **provenance,
+        "sets": [_describe(result) for result in results],
+        "results": [
+            {"first": first, "output": output, "sets": set_means(rows), "tasks": summarise(rows)}
+            for first, output, rows in by_protocol(all_rows(results))
+        ],
+    }
+    text = report_text(results, rounds)
+    out.write(SUMMARY_FILE, (json.dumps(summary, indent=1) + "\n").encode())
+    out.write(TABLE_FILE, text.encode())
+    return text
+
+
+def _describe(result: SetScores) -> dict[str, Any]:
+    return {
+        "name": result.settings.name,
+        "task": result.settings.task,
+        "prompted_task": result.prompted_task,
+        "images": result.images,
+        "masks": result.masks,
+        "empty_masks": result.empty,
+    }

@@ -1,0 +1,180 @@
+"""Evaluate a model on sets of human masks: embed every image once, then play every protocol on its masks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from shared.errors import CheckpointError, ImageError, SourceError
+from shared.frame import Frame
+from shared.sam.checkpoint import PACKAGED, LoadedSam, load_sam
+from shared.sam.runtime import Predictor, Runtime, place
+from trainer.data.human import HumanSample, HumanSet, Masks
+from trainer.data.sets import SetSettings, open_set
+from trainer.evaluate.protocol import Protocol, evaluate_image
+
+WEIGHTS_FILE = "weights.safetensors"
+"""Name of the weights in the folder of a training run's checkpoint."""
+MASKS_TOGETHER = 32
+"""Masks of an image that are prompted together, at most; fewer if they hold more than this many pixels in all."""
+PIXELS_TOGETHER = 2**28
+
+SCORES = pa.schema(
+    [
+        *((name, pa.string()) for name in ("set", "task", "image")),
+        ("mask", pa.int32()),
+        *((name, pa.string()) for name in ("first", "output")),
+        ("round", pa.int32()),
+        *((name, pa.float64()) for name in ("iou", "boundary_iou", "predicted_iou")),
+        ("area", pa.int64()),
+        *((name, pa.int32()) for name in ("height", "width")),
+    ]
+)
+"""A row for each mask, protocol and round; ``area`` is the target's, in pixels."""
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """What one set gave: its rows of ``SCORES``, and what was left out.
+
+    ``prompted_task`` is the task whose vector was given, None for a model without a task prompt. ``empty`` counts masks
+    without a pixel, which cannot be prompted.
+    """
+
+    settings: SetSettings
+    prompted_task: str | None
+    images: int
+    masks: int
+    empty: int
+    rows: pa.Table
+
+    @property
+    def note(self) -> str | None:
+        """What a reader has to know of the task prompt."""
+        if self.prompted_task in (None, self.settings.task):
+            return None
+        return (
+            f"{self.settings.name}: these weights were never trained for the task {self.settings.task!r}; "
+            f"prompted as {self.prompted_task!r}"
+        )
+
+
+def load_weights(weights: str, runtime: Runtime) -> LoadedSam:
+    """Load SAM weights, a SUM checkpoint or the folder of one, and place them. Raises ``CheckpointError``."""
+    path = Path(weights)
+    if path.is_dir() and weights != PACKAGED:
+        if not (path / WEIGHTS_FILE).is_file():
+            raise CheckpointError(
+                f"{path}: expected a checkpoint's folder, found none of the name {WEIGHTS_FILE} in it"
+            )
+        weights = str(path / WEIGHTS_FILE)
+    loaded = load_sam(weights)
+    place(loaded.sam, runtime)
+    return loaded
+
+
+def prompted_task(weights: LoadedSam, task: str) -> str | None:
+    """Return the task whose vector ``LoadedSam.task_vector`` gives: "unspecified" for one that was never trained."""
+    if weights.task_prompt is None:
+        return None
+    return task if task in weights.trained_tasks else "unspecified"
+
+
+def evaluate_sets(
+    weights: LoadedSam,
+    sets: Sequence[SetSettings],
+    protocols: Sequence[Protocol],
+    max_masks: int | None = None,
+    seed: int = 0,
+    bf16: bool = False,
+) -> Iterator[SetScores]:
+    """Evaluate sets one after the other, each with all ``protocols``; yield each when it is done.
+
+    At most ``max_masks`` of an image, drawn by the hash of ``seed`` and the image's key. Raises ``SourceError`` or
+    ``ImageError`` for a set or file that cannot be used; whether all sets are there is checked first.
+    """
+    for settings in sets:
+        open_set(settings)  # and let go: the JSON files of a suite would not fit into memory together
+    predictor = Predictor(weights.sam, bf16)
+    for settings in sets:
+        yield _evaluate_set(predictor, weights, settings, protocols, max_masks, seed)
+
+
+def _evaluate_set(
+    predictor: Predictor,
+    weights: LoadedSam,
+    settings: SetSettings,
+    protocols: Sequence[Protocol],
+    max_masks: int | None,
+    seed: int,
+) -> SetScores:
+    opened = open_set(settings)
+    count = len(opened.keys)
+    batches: list[pa.Table] = []
+    masks = empty = 0
+    for index in tqdm(range(count), desc=settings.name, unit="image", disable=None, leave=False):
+        sample = _load(opened, index)
+        numbers = _numbers(sample, max_masks, seed)
+        empty += len(sample.masks) - int(sample.masks.any(axis=(1, 2)).sum())
+        masks += len(numbers)
+        if numbers:
+            rows = _evaluate_sample(predictor, weights, settings, sample, numbers, protocols)
+            batches.append(pa.Table.from_pylist(rows, SCORES))
+    if masks == 0:
+        raise SourceError(f"{settings.name}: no masks in {count} images ({empty} are empty); nothing to evaluate")
+    task = prompted_task(weights, settings.task)
+    return SetScores(settings, task, count, masks, empty, pa.concat_tables(batches).combine_chunks())
+
+
+def _load(opened: HumanSet, index: int) -> HumanSample:
+    try:
+        return opened.load(index)
+    except OSError as error:
+        raise SourceError(f"{error.filename or opened.keys[index]}: cannot be read ({error.strerror})") from error
+
+
+def _numbers(sample: HumanSample, max_masks: int | None, seed: int) -> list[int]:
+    """Return which masks of a sample are evaluated: those with a pixel, at most ``max_masks`` of them."""
+    numbers = np.flatnonzero(sample.masks.any(axis=(1, 2)))
+    if max_masks is not None and len(numbers) > max_masks:
+        digest = hashlib.sha256(f"{seed}/{sample.key}".encode()).digest()
+        random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        numbers = np.sort(random.choice(numbers, max_masks, replace=False))
+    return [int(number) for number in numbers]
+
+
+def _evaluate_sample(
+    predictor: Predictor,
+    weights: LoadedSam,
+    settings: SetSettings,
+    sample: HumanSample,
+    numbers: list[int],
+    protocols: Sequence[Protocol],
+) -> list[dict[str, Any]]:
+    """Embed one image and play every protocol on its masks; return rows of ``SCORES``."""
+    height, width = sample.image.shape[:2]
+    frame = Frame.whole(int(weights.sam.image_encoder.img_size), height, width)
+    if 0 in frame.input_size:
+        raise ImageError(f"{settings.name}: {sample.key}: {width} x {height} is too thin for SAM; cut it up")
+    predictor.set_image(sample.image)
+    vector = weights.task_vector(settings.task)
+    vector = None if vector is None else vector.to(predictor.device)
+    together = max(1, min(MASKS_TOGETHER, PIXELS_TOGETHER // (height * width)))
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(numbers), together):
+        part = numbers[start : start + together]
+        targets: Masks = sample.masks[part]
+        areas = dict(zip(part, targets.sum(axis=(1, 2)).tolist(), strict=True))
+        fixed = {"set": settings.name, "task": settings.task, "image": sample.key, "height": height, "width": width}
+        for protocol in protocols:
+            played = {**fixed, "first": protocol.first, "output": protocol.output}
+            scores = evaluate_image(weights.sam, predictor.features, vector, frame, targets, sample.key, protocol, part)
+            rows += [{**played, "area": areas[score.mask], **asdict(score)} for score in scores]
+    return rows

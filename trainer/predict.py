@@ -1,0 +1,146 @@
+"""Segment one object of one photo from points and a box, and draw what came out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import ImageError, SettingsError
+from shared.frame import Frame
+from shared.images import RgbImage
+from shared.sam.checkpoint import LoadedSam
+from shared.sam.runtime import Predictor
+from trainer.evaluate.run import prompted_task
+
+Mask = npt.NDArray[np.bool_]
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+MASK_COLOUR, POSITIVE_COLOUR, NEGATIVE_COLOUR, BOX_COLOUR = (64, 160, 255), (60, 220, 60), (235, 50, 50), (255, 210, 0)
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class UserPrompt:
+    """Points on the object and off it, each x, y, and a box, x0, y0, x1, y1; all in pixels of the photo."""
+
+    positive: tuple[Point, ...] = ()
+    negative: tuple[Point, ...] = ()
+    box: Box | None = None
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether it is a single point, which may mean the object, a part of it or the whole that it belongs to."""
+        return self.box is None and len(self.positive) + len(self.negative) == 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A mask, bool (H, W); the IoU that the model expects of it; which of ``outputs`` outputs it is, from 1.
+
+    ``prompted_task`` is the task whose vector was given, None for a model without a task prompt.
+    """
+
+    mask: Mask
+    predicted_iou: float
+    output: int
+    outputs: int
+    prompted_task: str | None
+
+
+def predict_mask(
+    weights: LoadedSam, image: RgbImage, prompt: UserPrompt, task: str = "unspecified", bf16: bool = False
+) -> Prediction:
+    """Segment what ``prompt`` means in an image, RGB uint8 (H, W, 3).
+
+    A single point has three outputs, of which the one of highest predicted IoU counts; any other prompt has one.
+    Raises ``SettingsError`` for a prompt that is empty or not in the image, and for a task that weights without a task
+    prompt cannot be told; ``ImageError`` for an image that is too thin.
+    """
+    height, width = image.shape[:2]
+    if 0 in Frame.whole(int(weights.sam.image_encoder.img_size), height, width).input_size:
+        raise ImageError(f"{width} x {height} is too thin for SAM; cut it up")
+    check_prompt(prompt, height, width)
+    check_task(weights, task)
+    predictor = Predictor(weights.sam, bf16)
+    predictor.set_image(image)
+    vector = weights.task_vector(task)
+    if vector is not None:
+        predictor.features = predictor.features + vector.to(predictor.device)[None, :, None, None]
+    points = [*prompt.positive, *prompt.negative]
+    masks, predicted, _ = predictor.predict(
+        point_coords=np.array(points, np.float64) if points else None,
+        point_labels=np.array([1] * len(prompt.positive) + [0] * len(prompt.negative)) if points else None,
+        box=None if prompt.box is None else np.array(prompt.box, np.float64),
+        multimask_output=prompt.ambiguous,
+    )
+    best = int(predicted.argmax())
+    return Prediction(masks[best], float(predicted[best]), best + 1, len(masks), prompted_task(weights, task))
+
+
+def check_task(weights: LoadedSam, task: str) -> None:
+    """Raise ``SettingsError`` if ``task`` is asked of weights that have no task prompt."""
+    if weights.task_prompt is None and task != "unspecified":
+        raise SettingsError(
+            f"these weights have no task prompt, so the task {task!r} means nothing to them; leave the task out, "
+            "or use weights that were trained with one"
+        )
+
+
+def check_prompt(prompt: UserPrompt, height: int, width: int) -> None:
+    """Raise ``SettingsError`` if a prompt asks for nothing, or lies outside an image of this size."""
+    if not prompt.positive and prompt.box is None:
+        raise SettingsError("nothing to segment: give a point on the object, or a box around it")
+    for x, y in (*prompt.positive, *prompt.negative):
+        if not (0 <= x < width and 0 <= y < height):
+            raise SettingsError(
+                f"the point {x:g},{y:g} is outside the image: it is {width} x {height}, "
+                f"x goes from 0 to {width - 1} and y from 0 to {height - 1}"
+            )
+    if prompt.box is not None:
+        x0, y0, x1, y1 = prompt.box
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise SettingsError(
+                f"the box {x0:g},{y0:g},{x1:g},{y1:g} is empty or not inside the image: expected x0,y0,x1,y1 with "
+                f"0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}"
+            )
+
+
+def draw_prediction(image: RgbImage, mask: Mask, prompt: UserPrompt) -> RgbImage:
+    """Draw a mask with its outline over an image, and the prompt: green points on it, red ones off it, a yellow box."""
+    colour = np.array(MASK_COLOUR, np.float32)
+    stroke = max(1, round(max(image.shape[:2]) / 300))
+    drawn = image.astype(np.float32)
+    drawn[mask] = 0.5 * drawn[mask] + 0.5 * colour
+    kernel = np.ones((2 * stroke + 1, 2 * stroke + 1), np.uint8)
+    inner = cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    edge = mask & ~inner
+    drawn[edge] = 0.25 * drawn[edge] + 0.75 * colour
+    canvas = np.ascontiguousarray(drawn.astype(np.uint8))
+    if prompt.box is not None:
+        height, width = mask.shape
+        x0, y0, x1, y1 = (math.floor(value) for value in prompt.box)
+        cv2.rectangle(canvas, (x0, y0), (min(x1, width - 1), min(y1, height - 1)), BOX_COLOUR, stroke)
+    _draw_points(canvas, prompt.positive, POSITIVE_COLOUR, 3 * stroke)
+    _draw_points(canvas, prompt.negative, NEGATIVE_COLOUR, 3 * stroke)
+    return canvas
+
+
+def _draw_points(canvas: RgbImage, points: Sequence[Point], colour: tuple[int, int, int], radius: int) -> None:
+    """Draw discs with a white rim, in place."""
+    for x, y in points:
+        centre = (math.floor(x), math.floor(y))
+        cv2.circle(canvas, centre, radius + max(1, radius // 3), WHITE, -1)
+        cv2.circle(canvas, centre, radius, colour, -1)
+
+
+def png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Return grey (H, W) or RGB (H, W, 3) pixels as the bytes of a PNG."""
+    encoded, data = cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)
+    assert encoded, "a PNG encoder is part of OpenCV"
+    return data.tobytes()

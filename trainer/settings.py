@@ -1,0 +1,291 @@
+"""Read recipes and suites: YAML with ``${VARIABLES}``, changed by options, checked against a dataclass.
+
+    read_settings("paper14", Suite, {"DATA": "/data"})
+    read_settings("mine.yaml", Recipe, {}, ["loss.theta=0.5", "steps=100"])
+
+Everything that can be wrong is a ``SettingsError`` that names the file, the dotted key, what was expected and what was
+found.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from shared.errors import SettingsError
+
+T = TypeVar("T")
+
+BUILT_IN = "sum_factory.recipes"
+"""Entry points of this group name packages of built-in YAML files."""
+SUFFIXES = (".yaml", ".yml")
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+
+
+def read_settings(
+    path_or_name: str | Path, type_: type[T], variables: Mapping[str, str], changes: Sequence[str] = ()
+) -> T:
+    """Read a YAML file, or the built-in one of that name, as a ``type_`` (anything pydantic can validate).
+
+    ``changes`` are ``key=value`` with dotted keys and values in YAML, applied first; then ``${NAME}`` in any text is
+    filled from ``variables``, else from the environment. Paths are relative to the working directory. Raises
+    ``SettingsError``.
+    """
+    where, text = _read(str(path_or_name))
+    data = _parse(where, text)
+    for change in changes:
+        _apply(data, change, where)
+    data = _fill(data, variables, where)
+    adapter = TypeAdapter(type_)
+    problems = dict(_unknown_keys(adapter, data))
+    try:
+        value = adapter.validate_python(data)
+    except ValidationError as error:
+        problems = {**dict(_wrong_values(error, data)), **problems}
+    if problems:
+        lines = [f"{key}: {problem}" if key else problem for key, problem in problems.items()]
+        if len(lines) == 1:
+            raise SettingsError(f"{where}: {lines[0]}")
+        raise SettingsError("\n  ".join([f"{where}: {len(lines)} settings are wrong", *lines]))
+    return value
+
+
+def parse_variables(assignments: Sequence[str]) -> dict[str, str]:
+    """Return what ``NAME=value`` options assign. Raises ``SettingsError``."""
+    variables = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not (name and equals):
+            raise SettingsError(f"expected NAME=value, found {assignment!r}")
+        variables[name] = value
+    return variables
+
+
+def built_in_names() -> list[str]:
+    """Return the sorted names of the built-in recipes and suites."""
+    return sorted(_built_in())
+
+
+def _built_in() -> dict[str, Traversable]:
+    found: dict[str, Traversable] = {}
+    for entry in entry_points(group=BUILT_IN):
+        for file in files(entry.value).iterdir():
+            name, dot, suffix = file.name.rpartition(".")
+            if dot + suffix in SUFFIXES:
+                found.setdefault(name, file)
+    return found
+
+
+def _read(path_or_name: str) -> tuple[str, str]:
+    """Return what to call the file in messages, and its text."""
+    path = Path(path_or_name)
+    is_path = path.suffix in SUFFIXES or path.name != path_or_name or path.is_file()
+    built_in = _built_in()
+    if not is_path and path_or_name not in built_in:
+        raise SettingsError(
+            f"{path_or_name}: no file and no built-in recipe or suite of that name; {_suggest(path_or_name, built_in)}"
+        )
+    try:
+        text = (path if is_path else built_in[path_or_name]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise SettingsError(f"{path_or_name}: cannot be read ({reason}); expected a YAML file") from error
+    return path_or_name, text
+
+
+def _suggest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """Say which of the known names is meant, or list them."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known)) or 'none'}"
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, of which YAML would silently keep the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(where: str, text: str) -> dict[str, Any]:
+    try:
+        data = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{where}: not valid YAML: {_one_line(error)}") from error
+    if not isinstance(data, dict):
+        raise SettingsError(f"{where}: expected keys and values, found {_kind(data)}")
+    return data
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+    return str(error).replace("\n", " ")
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _apply(data: dict[str, Any], change: str, where: str) -> None:
+    """Set one dotted key, making the mappings on the way; a number is a place in a list."""
+    key, equals, text = change.partition("=")
+    if not (key and equals):
+        raise SettingsError(f"expected key=value, found {change!r}")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{change}: the value is not valid YAML: {_one_line(error)}") from error
+    *parents, last = key.split(".")
+    node: Any = data
+    for depth, part in enumerate(parents, 1):
+        place = _place(node, part, where, change)
+        if isinstance(node, dict) and node.get(place) is None:
+            node[place] = {}
+        node = node[place]
+        if not isinstance(node, dict | list):
+            raise SettingsError(f"{where}: {change}: {'.'.join(parents[:depth])} is {node!r} and has no keys")
+    node[_place(node, last, where, change)] = value
+
+
+def _place(node: dict[str, Any] | list[Any], part: str, where: str, change: str) -> Any:
+    if isinstance(node, dict):
+        return part
+    if not (part.isdecimal() and int(part) < len(node)):
+        raise SettingsError(f"{where}: {change}: expected a place in a list of {len(node)}, from 0, found {part!r}")
+    return int(part)
+
+
+def _fill(data: dict[str, Any], variables: Mapping[str, str], where: str) -> dict[str, Any]:
+    """Return ``data`` with every ``${NAME}`` filled in."""
+    missing: dict[str, str] = {}
+
+    def fill(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {name: fill(item, _under(key, str(name))) for name, item in value.items()}
+        if isinstance(value, list):
+            return [fill(item, f"{key}.{place}") for place, item in enumerate(value)]
+        return _VARIABLE.sub(lambda match: look_up(match[1], key), value) if isinstance(value, str) else value
+
+    def look_up(name: str, key: str) -> str:
+        value = variables.get(name, os.environ.get(name))
+        if value is None:
+            missing.setdefault(name, key)
+        return value or ""
+
+    filled: dict[str, Any] = fill(data, "")
+    if missing:
+        lines = [
+            f"{where}: {key}: ${{{name}}} has no value; give it with --var {name}=..., or in the environment"
+            for name, key in missing.items()
+        ]
+        raise SettingsError("\n".join(lines))
+    return filled
+
+
+def _unknown_keys(adapter: TypeAdapter[Any], data: Any) -> Iterator[tuple[str, str]]:
+    """Yield the dotted keys of ``data`` that the type does not know, and what to say.
+
+    Pydantic ignores them in plain dataclasses, and where it does not, it does not say which keys there are.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of defaults that JSON cannot express; they do not matter here
+        root = adapter.json_schema()
+
+    def walk(node: Mapping[str, Any], value: Any, key: str) -> Iterator[tuple[str, str]]:
+        node = _branch(node, value, root)
+        properties, rest = node.get("properties", {}), node.get("additionalProperties")
+        if isinstance(value, dict) and node.get("type") == "object":
+            for name, item in value.items():
+                inner = _under(key, str(name))
+                known = properties.get(name, rest)
+                if isinstance(known, dict):
+                    yield from walk(known, item, inner)
+                elif known is not True:
+                    yield inner, f"unknown key; {_suggest(str(name), properties)}"
+        elif isinstance(value, list):
+            for place, item in enumerate(value):
+                items = [*node.get("prefixItems", []), *[node.get("items", {})] * len(value)]
+                yield from walk(items[place], item, _under(key, str(place)))
+
+    return walk(root, data, "")
+
+
+def _branch(node: Mapping[str, Any], value: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Follow references and choices of a JSON schema to the node for ``value``; empty if there is no telling."""
+    if "$ref" in node:
+        return _branch(root["$defs"][node["$ref"].rpartition("/")[2]], value, root)
+    if "discriminator" in node:
+        tag = value.get(node["discriminator"]["propertyName"]) if isinstance(value, dict) else None
+        reference = node["discriminator"]["mapping"].get(tag) if isinstance(tag, str) else None
+        return {} if reference is None else _branch({"$ref": reference}, value, root)
+    choices = [_branch(choice, value, root) for word in ("allOf", "anyOf", "oneOf") for choice in node.get(word, [])]
+    if choices:
+        wanted = "object" if isinstance(value, dict) else "array" if isinstance(value, list) else None
+        fitting = [choice for choice in choices if choice.get("type") == wanted]
+        return fitting[0] if len(fitting) == 1 else {}
+    return node
+
+
+def _wrong_values(error: ValidationError, data: Any) -> Iterator[tuple[str, str]]:
+    """Yield the dotted key of each of pydantic's errors, and what was expected and found."""
+    for detail in error.errors(include_url=False):
+        key = _dotted_key(detail["loc"], data)
+        message, found, context = detail["msg"], _shortened(detail["input"]), detail.get("ctx", {})
+        match detail["type"]:
+            case "missing" | "missing_argument":
+                yield key, "expected a value, found none"
+            case "union_tag_not_found":
+                yield _under(key, context["discriminator"].strip("'")), "expected a value, found none"
+            case "union_tag_invalid":
+                tag_key = _under(key, context["discriminator"].strip("'"))
+                yield tag_key, f"expected one of {context['expected_tags']}, found {context['tag']!r}"
+            case "dataclass_type" | "model_type" | "dict_type" | "model_attributes_type":
+                yield key, f"expected keys and values, found {found}"
+            case "value_error" | "assertion_error":
+                yield key, message.partition(", ")[2]
+            case _:
+                expected = message.removeprefix("Input should be ").partition(", unable to")[0]
+                expected = f"a value {expected}" if expected.startswith(("greater", "less")) else expected
+                yield key, f"expected {expected}, found {found}"
+
+
+def _dotted_key(location: Sequence[int | str], data: Any) -> str:
+    """Return the key that pydantic's location means: without the names of the branches of a union."""
+    parts = []
+    for number, part in enumerate(location):
+        inside = isinstance(data, dict) and part in data
+        if inside or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+            data = data[part]
+        elif not isinstance(data, dict | list) or (number + 1 < len(location)):
+            continue  # a branch
+        parts.append(str(part))
+    return ".".join(parts)
+
+
+def _under(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
