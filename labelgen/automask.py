@@ -6,6 +6,7 @@ it adds the 95 % area filter, and carries the low-resolution logits of every kep
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shared.frame import CELL, Frame
+from shared.sam.quality import THRESHOLDS_OF_MODELS
 
 UPSAMPLING_BUDGET = 1 << 28
 """Floats that the full-resolution logits of one chunk of candidates may take: 1 GiB in fp32."""
@@ -52,10 +54,6 @@ class AutomaskSettings:
     """Masks that cover this share of the image or more are dropped."""
 
 
-THRESHOLDS_OF_MODELS = {"vit_t": {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.9}}
-"""Defaults that differ from the published ones: on a grid of 64 cells a mask of equal quality is less stable."""
-
-
 def settings_for(model_type: str, **chosen: float | None) -> AutomaskSettings:
     """Return the settings ``chosen``, with the defaults of a model for those that are missing or None."""
     given = {name: value for name, value in chosen.items() if value is not None}
@@ -70,7 +68,8 @@ class ImageLabels:
     ``frames``: what part of the square is image, and where that lies in the photo, one a mask (crops differ).
     ``boxes``: int64 (K, 4), x, y, width, height in pixels of the photo; width and height are the largest index minus
     the smallest, as upstream reports them. ``points``: float64 (K, 2), x, y in the photo.
-    ``areas``: int64 (K,), pixels. ``predicted_iou`` and ``stability``: float64 (K,).
+    ``areas``: int64 (K,), pixels. ``predicted_iou`` and ``stability``: float64 (K,). ``embeddings``: what the image
+    encoder made of each crop, (1, C, g, g), under the crop box of its frame.
     """
 
     logits: npt.NDArray[np.float32]
@@ -80,6 +79,7 @@ class ImageLabels:
     areas: npt.NDArray[np.int64]
     predicted_iou: npt.NDArray[np.float64]
     stability: npt.NDArray[np.float64]
+    embeddings: Mapping[tuple[int, int, int, int], Tensor]
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -108,10 +108,12 @@ class LabelGenerator(SamAutomaticMaskGenerator):  # type: ignore[misc]
             min_mask_region_area=settings.min_mask_region_area,
         )
         self.settings = settings
+        self._embeddings: dict[tuple[int, int, int, int], Tensor] = {}
 
     @torch.no_grad()
     def label(self, image: npt.NDArray[np.uint8]) -> ImageLabels:
         """Label one RGB uint8 (H, W, 3) image."""
+        self._embeddings = {}
         data = self._generate_masks(image)
         if self.min_mask_region_area > 0 and len(data["rles"]):
             data = self._clean(data)
@@ -127,6 +129,7 @@ class LabelGenerator(SamAutomaticMaskGenerator):  # type: ignore[misc]
             areas=np.asarray([sum(rle["counts"][1::2]) for rle in data["rles"]], np.int64),
             predicted_iou=np.asarray(data["iou_preds"], np.float64),
             stability=np.asarray(data["stability_score"], np.float64),
+            embeddings=self._embeddings,
         )
 
     def _process_crop(
@@ -143,6 +146,8 @@ class LabelGenerator(SamAutomaticMaskGenerator):  # type: ignore[misc]
     def _process_batch(
         self, points: npt.NDArray[np.float64], im_size: tuple[int, int], crop_box: list[int], orig_size: tuple[int, int]
     ) -> MaskData:
+        x0, y0, x1, y1 = crop_box
+        self._embeddings[x0, y0, x1, y1] = self.predictor.features
         candidates = self._decode(points, im_size)
         if self.pred_iou_thresh > 0:
             candidates.filter(candidates["iou_preds"] > self.pred_iou_thresh)

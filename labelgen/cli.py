@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow as pa
 
-from labelgen.automask import THRESHOLDS_OF_MODELS, AutomaskSettings, settings_for
+from labelgen.automask import AutomaskSettings, settings_for
 from labelgen.export import export_coco
-from labelgen.run import RunSettings, run
+from labelgen.run import RunSettings, RunSummary, UncertaintyRunSettings, add_uncertainty, run
+from labelgen.uncertainty import SOURCES, UncertaintySettings
 from labelgen.view.page import write_page
 from shared.errors import SumError
 from shared.sam.checkpoint import PACKAGED, identify_weights
+from shared.sam.quality import THRESHOLDS_OF_MODELS
 from shared.sam.runtime import Runtime
-from shared.shards.shard_set import ShardSet
+from shared.shards.dataset import is_uncertainty
+from shared.shards.shard_set import REFINEMENT, ShardSet
 from shared.shards.verify import verify
 
 FINISHED_WITH_IMAGE_ERRORS = 3
@@ -62,60 +66,83 @@ def _option_type(default: int | float) -> click.IntRange | click.types.FloatPara
     return click.IntRange(min=min(default, 1)) if isinstance(default, int) else click.FLOAT
 
 
+MODEL_TYPES = "vit_t, vit_b, vit_l or vit_h  [default: read off the weights]"
+WORK_OPTIONS = (
+    click.option("--sam", default=PACKAGED, help=f"SAM weights (.pth, .safetensors), or {PACKAGED}, which ships here."),
+    click.option("--model-type", default=None, help=MODEL_TYPES),
+    click.option(
+        "--workers", type=click.IntRange(min=0), default=0, help="Ray actors; 0 works in this process, without Ray."
+    ),
+    click.option("--ray-address", default=None, help='A running Ray cluster, "auto" for the one of this machine.'),
+    click.option("--gpus-per-worker", type=click.FloatRange(min=0), default=0.0),
+    click.option("--cpus-per-worker", type=click.FloatRange(min=0), default=1.0),
+    click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps."),
+    click.option("--compile", "compile_", is_flag=True, help="Compile the image encoder with torch.compile."),
+    click.option(
+        "--points-per-batch",
+        type=click.IntRange(min=1),
+        default=64,
+        help="Prompts decoded together; changes results by rounding errors at most.",
+    ),
+)
+"""Options of every command that works: which model, and where."""
+
+
+def work_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``WORK_OPTIONS``."""
+    for option in reversed(WORK_OPTIONS):
+        command = option(command)
+    return command
+
+
+def refiner_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options about a refiner."""
+    refiner = "Weights that `trainer refiner` wrote: adds maps of uncertainty and refined masks."
+    least = "Masks of fewer pixels of a photo 1024 long are not refined, but taken as certain (published code: 10000)."
+    command = click.option("--min-refine-area", type=click.IntRange(min=0), default=0, help=least)(command)
+    return click.option("--refiner", default=None, help=refiner)(command)
+
+
 @main.command("run")
 @click.option("--images", required=True, multiple=True, help="Folder, tar, list file, image, or pattern; repeatable.")
 @shards_option
-@click.option("--sam", default=PACKAGED, help=f"SAM weights (.pth, .safetensors), or {PACKAGED}, which ships here.")
-@click.option("--model-type", default=None, help="vit_t, vit_b, vit_l or vit_h  [default: read off the weights]")
-@click.option(
-    "--workers", type=click.IntRange(min=0), default=0, help="Ray actors; 0 labels in this process, without Ray."
-)
-@click.option("--ray-address", default=None, help='A running Ray cluster, "auto" for the one of this machine.')
-@click.option("--gpus-per-worker", type=click.FloatRange(min=0), default=0.0)
-@click.option("--cpus-per-worker", type=click.FloatRange(min=0), default=1.0)
+@refiner_options
+@click.option("--layer-name", default=REFINEMENT, help="Name of the uncertainty layer that --refiner makes.")
 @click.option("--unit-size", type=click.IntRange(min=1), default=RunSettings.unit_size, help="Images a unit.")
-@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--bf16", is_flag=True, help="Run the image encoder in bfloat16: faster, masks differ slightly.")
-@click.option("--compile", "compile_", is_flag=True, help="Compile the image encoder with torch.compile.")
-@click.option(
-    "--points-per-batch",
-    type=click.IntRange(min=1),
-    default=64,
-    help="Prompts decoded together; changes results by rounding errors at most.",
-)
+@work_options
 @automask_options
-def run_command(
-    images: tuple[str, ...],
-    shards: str,
-    sam: str,
-    model_type: str | None,
-    workers: int,
-    ray_address: str | None,
-    gpus_per_worker: float,
-    cpus_per_worker: float,
-    unit_size: int,
-    device: str,
-    bf16: bool,
-    compile_: bool,
-    points_per_batch: int,
-    **automask: Any,
-) -> None:
+def run_command(device: str, bf16: bool, compile_: bool, sam: str, model_type: str | None, **options: Any) -> None:
     """Label images into a shard set. Run it again after any interruption: what is done stays done."""
+    thresholds = {setting.name: options.pop(setting.name) for setting in fields(AutomaskSettings)}
     settings = RunSettings(
-        images=images,
-        shards=shards,
         sam=sam,
         model_type=model_type,
-        automask=settings_for(str(identify_weights(sam, model_type)["model_type"]), **automask),
+        automask=settings_for(str(identify_weights(sam, model_type)["model_type"]), **thresholds),
         runtime=Runtime(device, bf16, compile_),
-        unit_size=unit_size,
-        points_per_batch=points_per_batch,
-        workers=workers,
-        ray_address=ray_address,
-        gpus_per_worker=gpus_per_worker,
-        cpus_per_worker=cpus_per_worker,
+        **options,
     )
-    summary = run(settings)
+    _finish(run(settings))
+
+
+@main.command("uncertainty")
+@shards_option
+@refiner_options
+@click.option("--source", type=click.Choice(SOURCES), default=REFINEMENT, help="Where the uncertainty comes from.")
+@click.option("--layer-name", default=None, help="Name of the layer  [default: that of the source]")
+@work_options
+def uncertainty_command(source: str, min_refine_area: int, device: str, compile_: bool, **options: Any) -> None:
+    """Add a layer of uncertainty maps to masks that are there: another refiner's, or another source's."""
+    settings = UncertaintyRunSettings(
+        uncertainty=UncertaintySettings(source, min_refine_area),
+        runtime=Runtime(device, compile=compile_),
+        **options,
+    )
+    _finish(add_uncertainty(settings))
+
+
+def _finish(summary: RunSummary) -> None:
+    """Print what a run did; exit with status 3 if images were skipped."""
     click.echo(summary.lines())
     if summary.errors:
         click.echo(f"{len(summary.errors)} images were skipped; the manifest says why (`labelgen status`)")
@@ -125,20 +152,35 @@ def run_command(
 @main.command()
 @shards_option
 def status(shards: str) -> None:
-    """Say how much of a shard set is done, and which images were skipped."""
+    """Say how much of a shard set is done, layer by layer, and which images were skipped."""
     shard_set = ShardSet.open(shards)
     click.echo(f"{shards}: {shard_set.dataset.image_count} images in {len(shard_set.dataset.unit_ids)} units")
     for name, layer in shard_set.dataset.layers.items():
         done = shard_set.committed(name)
-        records = [shard_set.manifest(number, name)[1] for number in done]
-        click.echo(
+        manifests = [shard_set.manifest(number, name) for number in done]
+        records = [record for _, record in manifests]
+        line = (
             f"layer {name} ({layer.encoding}): {len(done)} of {len(shard_set.dataset.unit_ids)} units, "
             f"{sum(r.images for r in records)} images, {sum(r.masks for r in records)} masks, "
             f"{sum(r.errors for r in records)} errors, {sum(r.data_bytes for r in records) / 1e6:.1f} MB"
         )
+        if is_uncertainty(name):
+            known = [mean for table, _ in manifests for mean in table["mean_u"].drop_null().to_pylist()]
+            mean_u = f"mean u {sum(known) / len(known):.4f}" if known else "no maps"
+            line += f", {mean_u}, {sum(r.unknown for r in records)} masks unknown"
+        click.echo(line)
+        for key, error in _unmapped(table for table, _ in manifests).items():
+            click.echo(f"no maps of {key}: {error}")
     for _, image in shard_set.walk():
         if image.error is not None:
             click.echo(f"skipped {image.key}: {image.error}")
+
+
+def _unmapped(tables: Iterable[pa.Table]) -> dict[str, str]:
+    """Return the images whose masks have no maps because of the photo, and why."""
+    columns = ("image", "mask", "error")
+    rows = (row for table in tables for row in zip(*(table[name].to_pylist() for name in columns), strict=True))
+    return {image: error for image, mask, error in rows if mask is not None and error is not None}
 
 
 @main.command("verify")
@@ -151,12 +193,14 @@ def verify_command(ctx: click.Context, shards: str) -> None:
     problems = [problem for check in checks for problem in check.problems]
     for problem in problems:
         click.echo(f"problem: {problem}")
-    sound = [check.record for check in checks if check.record is not None]
-    missing = len(shard_set.dataset.unit_ids) - len(shard_set.committed())
-    click.echo(
-        f"{len(sound)} units sound with {sum(r.masks for r in sound)} masks, {len(problems)} problems, "
-        f"{missing} units not labelled yet"
-    )
+    for layer in shard_set.dataset.layers:
+        sound = [check.record for check in checks if check.record is not None and check.layer == layer]
+        missing = len(shard_set.dataset.unit_ids) - len(shard_set.committed(layer))
+        click.echo(
+            f"layer {layer}: {len(sound)} units sound with {sum(r.masks for r in sound)} masks, "
+            f"{missing} units not made yet"
+        )
+    click.echo(f"{len(problems)} problems")
     if problems:
         ctx.exit(FAILED)
 
@@ -176,9 +220,10 @@ def export_command(shards: str, format_: str, out: Path) -> None:
 @shards_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
 @click.option("--limit", default=48, help="Images on the page, spread evenly over the shard set.")
-def view(shards: str, out: Path, limit: int) -> None:
-    """Write a self-contained HTML page of overlays."""
-    shown = write_page(ShardSet.open(shards), out, limit)
+@click.option("--layer-name", default=None, help="Uncertainty layer to show  [default: the first, if there is any]")
+def view(shards: str, out: Path, limit: int, layer_name: str | None) -> None:
+    """Write a self-contained HTML page of overlays; with an uncertainty layer, of refined masks and doubt too."""
+    shown = write_page(ShardSet.open(shards), out, limit, layer_name)
     click.echo(f"wrote {out}: {shown} images")
 
 

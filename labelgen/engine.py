@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from labelgen.labeler import Job, Labeler, Progress, UnitReport
+from labelgen.job import Job, Progress, UnitReport
+from labelgen.labeler import Event, Labeler
 from shared.allocator import tune_malloc
 from shared.errors import SumError, WorkerError
 from shared.shards.dataset import Unit
@@ -21,8 +22,6 @@ IN_FLIGHT = 2
 MAX_ATTEMPTS = 3
 """Workers that one unit may kill before the run gives up on it."""
 POLL_SECONDS = 0.5
-
-Event = Progress | UnitReport
 
 
 class Executor(Protocol):

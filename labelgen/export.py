@@ -15,17 +15,21 @@ import torch
 from pycocotools import mask as coco_mask
 
 from shared.errors import StorageError
-from shared.frame import paste
+from shared.frame import Frame, paste
 from shared.shards.dataset import PlannedImage
 from shared.shards.shard_set import LabelledImage, ShardSet
+
+
+def at_full_size(grid: npt.NDArray[np.float32], frame: Frame, height: int, width: int) -> npt.NDArray[np.float32]:
+    """Bring logits or a map, float32 (h, w) of ``frame``, to the photo's size (H, W); 0 beyond the frame's crop."""
+    crop = frame.upsample(torch.from_numpy(grid)[None])
+    return np.asarray(paste(crop, frame, height, width)[0].numpy())
 
 
 def full_size_masks(shards: ShardSet, unit: int, image: LabelledImage) -> Iterator[npt.NDArray[np.bool_]]:
     """Yield the masks of an image at the photo's own size, bool (H, W), one at a time."""
     for k, logits in enumerate(shards.read_logits(unit, image, list(range(len(image.masks))))):
-        frame = image.frame(k, shards.input_side)
-        crop_mask = frame.upsample(torch.from_numpy(logits)[None]) > 0
-        yield paste(crop_mask, frame, image.height, image.width)[0].numpy()
+        yield at_full_size(logits, image.frame(k, shards.input_side), image.height, image.width) > 0
 
 
 def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:

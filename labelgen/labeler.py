@@ -1,195 +1,178 @@
-"""One worker: reads the images of a unit, labels them, and commits the unit to the shard set."""
+"""One worker: makes what a unit lacks of a job's layers, and commits it to the shard set."""
 
 from __future__ import annotations
 
-import hashlib
-import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+from torch import Tensor
 
-from labelgen.automask import AutomaskSettings, ImageLabels, LabelGenerator
+from labelgen.automask import ImageLabels, LabelGenerator
+from labelgen.job import Job, MasksTask, Progress, UncertaintyTask, UnitReport
+from labelgen.read_ahead import read_ahead
+from labelgen.uncertainty import UNKNOWN, CropBox, Embed, LabelledMask, UncertaintyMaker, UncertaintyMap
 from shared.errors import ImageError, SourceError
-from shared.frame import resized_size
-from shared.images import RgbImage, decode_image, digest
+from shared.images import RgbImage
 from shared.label_codec import encode_label
-from shared.photos import photo_name, read_bytes
 from shared.sam.checkpoint import load_sam
-from shared.sam.runtime import Predictor, Runtime, place
-from shared.shards.dataset import PlannedImage, Unit
-from shared.shards.manifest import MASK_SCHEMA, UnitRecord, manifest_path, read_record, write_manifest
-from shared.shards.shard_set import MASKS
-from shared.shards.tar_layer import TarWriter, add_sample, tar_path
-from shared.storage import Storage
+from shared.sam.refiner import load_refiner
+from shared.sam.runtime import Predictor, place
+from shared.shards.dataset import Unit
+from shared.shards.manifest import UnitRecord, manifest_path
+from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
+from shared.shards.unit_writer import UnitWriter
 
-READ_AHEAD = 2
-"""Images that are read and decoded while another is being labelled."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a worker needs to know, besides which unit."""
-
-    shards: str
-    sam: str
-    model_type: str | None
-    automask: AutomaskSettings
-    runtime: Runtime
-    points_per_batch: int
-    layer_id: str
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One image is done: how many masks it has, or why it has none."""
-
-    masks: int
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class UnitReport:
-    """A unit is done. ``committed`` is False if another run had committed it first."""
-
-    record: UnitRecord
-    committed: bool
-    errors: tuple[str, ...]
+Event = Progress | UnitReport
 
 
 class Labeler:
-    """Holds the model and labels units."""
+    """Holds the models and works on units."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.storage = Storage(job.shards)
-        sam = place(load_sam(job.sam, job.model_type).sam, job.runtime)
-        self.side = int(sam.image_encoder.img_size)
-        self.generator = LabelGenerator(sam, job.automask, job.points_per_batch)
-        self.generator.predictor = Predictor(sam, job.runtime.bf16)
+        self.shards = ShardSet.open(job.shards)
+        loaded = load_sam(job.sam, job.model_type)
+        sam = place(loaded.sam, job.runtime)
+        self.side = loaded.architecture.image_size
+        self.predictor = Predictor(sam, job.runtime.bf16)
+        if job.masks is not None:
+            self.generator = LabelGenerator(sam, job.masks.settings, job.points_per_batch)
+            self.generator.predictor = self.predictor
+        if job.uncertainty is not None:
+            path, settings = job.uncertainty.refiner, job.uncertainty.settings
+            refiner = None if path is None else load_refiner(Path(path), loaded).to(self.predictor.device)
+            self.maker = UncertaintyMaker(sam, refiner, settings, job.points_per_batch)
 
-    def label_unit(self, unit: Unit) -> Iterator[Progress | UnitReport]:
-        """Label the images of a unit in order and commit it: first the data, then the manifest.
+    def label_unit(self, unit: Unit) -> Iterator[Event]:
+        """Make the masks of a unit, if the job is to and they are not there; then their uncertainty maps.
 
-        Yields the progress of each image and, last, the report.
+        Each layer is committed on its own: first the data, then the manifest. Yields the progress of each image and,
+        last, the report.
         """
-        writer, rows = TarWriter(), []
-        errors: list[str] = []
-        for index, (image, loaded) in enumerate(self._read_ahead(unit)):
+        masks, uncertainty = self.job.masks, self.job.uncertainty
+        if masks is not None and not self.shards.storage.exists(manifest_path(MASKS, unit.number)):
+            yield from self._label(unit, masks, uncertainty)
+        elif uncertainty is not None:
+            yield from self._add_maps(unit, uncertainty)
+
+    def _label(self, unit: Unit, task: MasksTask, uncertainty: UncertaintyTask | None) -> Iterator[Event]:
+        """Label the images of a unit, and make maps with the same embeddings if the job asks for them."""
+        masks = UnitWriter(MASKS, task.layer_id, unit)
+        maps = None if uncertainty is None else UnitWriter(uncertainty.layer.name, uncertainty.layer_id, unit)
+        for index, loaded in enumerate(read_ahead(unit.images, self.side)):
             try:
                 pixels = loaded()
                 labels = self.generator.label(pixels)
             except (ImageError, SourceError) as error:
-                errors.append(str(error))
-                add_sample(writer, image.key, [], {"digest": image.digest, "error": str(error)})
-                rows.append({"image": image.key, "image_index": index, "error": str(error)})
+                masks.add_failure(index, str(error))
+                if maps is not None:
+                    maps.add_failure(index, str(error))
                 yield Progress(0, str(error))
                 continue
-            rows += self._add_image(writer, image, index, pixels, labels)
+            size, frames = (pixels.shape[0], pixels.shape[1]), _encode(labels)
+            rows = masks.add_image(index, size, frames, _columns(labels), _meta(labels))
+            if maps is not None:
+                _add_maps_of(maps, index, size, self._make_maps(rows, frames, labels.embeddings.__getitem__))
             yield Progress(len(labels))
-        yield self._commit(unit, writer.finish(), rows, errors)
+        record, ours = masks.commit(self.shards.storage)
+        if maps is None or uncertainty is None:
+            yield UnitReport(unit.number, record.images, record.masks, tuple(masks.errors))
+        elif ours:
+            yield self._commit_maps(maps, record)
+        else:  # another run was first, and its masks differ: these maps are not of them
+            yield from (event for event in self._add_maps(unit, uncertainty) if isinstance(event, UnitReport))
 
-    def _read_ahead(self, unit: Unit) -> Iterator[tuple[PlannedImage, Callable[[], RgbImage]]]:
-        """Yield each image with a function that returns its pixels; the next ones are being read meanwhile."""
-        with ThreadPoolExecutor(READ_AHEAD) as pool:
-            pending: list[tuple[PlannedImage, Future[RgbImage]]] = []
-            for image in unit.images:
-                pending.append((image, pool.submit(self._load, image)))
-                if len(pending) > READ_AHEAD:
-                    first, future = pending.pop(0)
-                    yield first, future.result
-            for first, future in pending:
-                yield first, future.result
+    def _add_maps(self, unit: Unit, task: UncertaintyTask) -> Iterator[Event]:
+        """Make the maps of masks that are committed, from the photos where the unit says they are."""
+        _, record = self.shards.manifest(unit.number)
+        maps = UnitWriter(task.layer.name, task.layer_id, unit)
+        images = self.shards.images(unit.number)
+        photos = read_ahead((unit.images[image.index] for image in images if image.masks), self.side)
+        for image in images:
+            error = image.error
+            if error is not None:
+                maps.add_failure(image.index, error)
+            else:
+                photo = next(photos) if image.masks else None
+                made, error = self._maps_of_committed(unit.number, image, photo)
+                _add_maps_of(maps, image.index, (image.height, image.width), made, error)
+            yield Progress(len(image.masks), error)
+        yield self._commit_maps(maps, record)
 
-    def _load(self, image: PlannedImage) -> RgbImage:
-        name = photo_name(image)
-        data = read_bytes(image)
-        if digest(data) != image.digest:
-            raise ImageError(
-                f"{name}: changed since the run was planned; to label it, restore the file, delete the manifest "
-                "of its unit and run again"
-            )
-        pixels = decode_image(data, name)
-        height, width = pixels.shape[:2]
-        if 0 in resized_size(height, width, self.side):
-            raise ImageError(f"{name}: {width} x {height} is too thin for SAM's square of {self.side} px; cut it up")
-        return pixels
+    def _maps_of_committed(
+        self, number: int, image: LabelledImage, photo: Callable[[], RgbImage] | None
+    ) -> tuple[list[UncertaintyMap], str | None]:
+        """Make the maps of a committed image; where its photo cannot be read they are unknown: also return why."""
+        if photo is None:
+            return [], None
+        frames = self.shards.label_frames(number, image)
+        try:
+            pixels = photo()
+        except (ImageError, SourceError) as error:
+            return [UNKNOWN] * len(frames), str(error)
+        return self._make_maps(image.masks, frames, self._embedder(pixels)), None
 
-    def _add_image(
-        self, writer: TarWriter, image: PlannedImage, index: int, pixels: RgbImage, labels: ImageLabels
-    ) -> list[dict[str, Any]]:
-        height, width = pixels.shape[:2]
-        frames = []
-        for logits, frame in zip(labels.logits, labels.frames, strict=True):
-            rows, columns = frame.low_res_size
-            frames.append(encode_label(logits[:rows, :columns]))
-        columns_of_meta = {
-            "box": labels.boxes.tolist(),
-            "point": labels.points.tolist(),
-            "area": labels.areas.tolist(),
-            "predicted_iou": np.round(labels.predicted_iou, 5).tolist(),
-            "stability": np.round(labels.stability, 5).tolist(),
-            "crop_box": [list(frame.crop_box) for frame in labels.frames],
-        }
-        meta = {"digest": image.digest, "height": height, "width": width, **columns_of_meta}
-        offsets = add_sample(writer, image.key, frames, meta)
-        of_image = {"image": image.key, "image_index": index, "height": height, "width": width}
-        rows_of_image = [
-            {
-                **of_image,
-                "mask": k,
-                "offset": offsets[k],
-                "length": len(frames[k]),
-                "crc32": zlib.crc32(frames[k]),
-                **dict(zip(("box_x", "box_y", "box_w", "box_h"), labels.boxes[k].tolist(), strict=True)),
-                "area": int(labels.areas[k]),
-                "point_x": float(labels.points[k, 0]),
-                "point_y": float(labels.points[k, 1]),
-                "predicted_iou": float(labels.predicted_iou[k]),
-                "stability": float(labels.stability[k]),
-                **dict(zip(("crop_x0", "crop_y0", "crop_x1", "crop_y1"), labels.frames[k].crop_box, strict=True)),
-            }
-            for k in range(len(frames))
-        ]
-        return rows_of_image or [of_image]
+    def _make_maps(
+        self, rows: Sequence[Mapping[str, Any]], frames: Sequence[bytes], embed: Embed
+    ) -> list[UncertaintyMap]:
+        masks = [LabelledMask.from_row(row, frame, self.side) for row, frame in zip(rows, frames, strict=True)]
+        return self.maker.make(masks, embed)
 
-    def _commit(self, unit: Unit, data: bytes, rows: list[dict[str, Any]], errors: list[str]) -> UnitReport:
-        record = UnitRecord(
-            unit=unit.number,
-            unit_id=unit.id,
-            layer_id=self.job.layer_id,
-            images=len(unit.images),
-            masks=sum("mask" in row for row in rows),
-            errors=len(errors),
-            data_bytes=len(data),
-            data_sha256=hashlib.sha256(data).hexdigest(),
-        )
-        manifest = write_manifest(pa.Table.from_pylist(rows, schema=MASK_SCHEMA), record)
-        if self.storage.exists(manifest_path(MASKS, unit.number)):
-            return UnitReport(record, False, tuple(errors))
-        self.storage.write(tar_path(MASKS, unit.number), data)
-        committed = self.storage.create(manifest_path(MASKS, unit.number), manifest)
-        if not committed:
-            self._settle(record, manifest)
-        return UnitReport(record, committed, tuple(errors))
+    def _embedder(self, pixels: RgbImage) -> Embed:
+        def embed(crop_box: CropBox) -> Tensor:
+            x0, y0, x1, y1 = crop_box
+            self.predictor.set_image(pixels[y0:y1, x0:x1])
+            return self.predictor.features
 
-    def _settle(self, record: UnitRecord, manifest: bytes) -> None:
-        """Make data and manifest agree after another run committed the unit while this one wrote its data.
+        return embed
 
-        Both write equal bytes as a rule. Where they do not (two kinds of GPU, an image that only one could read), the
-        data that were written last stand.
-        """
-        name = manifest_path(MASKS, record.unit)
-        theirs = read_record(self.storage.read(name), self.storage.path(name))
-        if theirs.data_sha256 == record.data_sha256:
-            return
-        if hashlib.sha256(self.storage.read(tar_path(MASKS, record.unit))).hexdigest() == record.data_sha256:
-            self.storage.write(name, manifest)
+    def _commit_maps(self, maps: UnitWriter, masks: UnitRecord) -> UnitReport:
+        record, _ = maps.commit(self.shards.storage, masks.data_sha256)
+        return UnitReport(record.unit, record.images, record.masks, tuple(maps.errors), record.unknown)
 
 
-def layer_settings(automask: AutomaskSettings, runtime: Runtime) -> dict[str, Any]:
-    """Return the settings that decide what the ``masks`` layer holds."""
-    return {**asdict(automask), **runtime.settings()}
+def _encode(labels: ImageLabels) -> list[bytes]:
+    """Return the frame of each mask."""
+    frames = []
+    for logits, frame in zip(labels.logits, labels.frames, strict=True):
+        rows, columns = frame.low_res_size
+        frames.append(encode_label(logits[:rows, :columns]))
+    return frames
+
+
+def _columns(labels: ImageLabels) -> dict[str, list[Any]]:
+    """Return the columns of the manifest that are the masks layer's own."""
+    crops = np.array([frame.crop_box for frame in labels.frames], np.int64).reshape(-1, 4)
+    return {
+        **dict(zip(("box_x", "box_y", "box_w", "box_h"), labels.boxes.T.tolist(), strict=True)),
+        "area": labels.areas.tolist(),
+        **dict(zip(("point_x", "point_y"), labels.points.T.tolist(), strict=True)),
+        "predicted_iou": labels.predicted_iou.tolist(),
+        "stability": labels.stability.tolist(),
+        **dict(zip(("crop_x0", "crop_y0", "crop_x1", "crop_y1"), crops.T.tolist(), strict=True)),
+    }
+
+
+def _meta(labels: ImageLabels) -> dict[str, Any]:
+    """Return what the sample of an image says of its masks."""
+    return {
+        "box": labels.boxes.tolist(),
+        "point": labels.points.tolist(),
+        "area": labels.areas.tolist(),
+        "predicted_iou": np.round(labels.predicted_iou, 5).tolist(),
+        "stability": np.round(labels.stability, 5).tolist(),
+        "crop_box": [list(frame.crop_box) for frame in labels.frames],
+    }
+
+
+def _add_maps_of(
+    maps: UnitWriter, index: int, size: tuple[int, int], made: Sequence[UncertaintyMap], error: str | None = None
+) -> None:
+    """Add the maps of one image; ``error`` says why they are unknown."""
+    mean_u, u_valid = [one.mean_u for one in made], [one.valid for one in made]
+    rounded = [None if mean is None else round(mean, 5) for mean in mean_u]
+    columns: dict[str, Sequence[Any]] = {"mean_u": mean_u, "u_valid": u_valid}
+    frames = [one.frame for one in made]
+    maps.add_image(index, size, frames, columns, {"mean_u": rounded, "u_valid": u_valid}, error)

@@ -12,6 +12,7 @@ from shared.images import digest
 from shared.photos import read_bytes
 from shared.shards.dataset import (
     DATASET,
+    REMEDY_FOR_SETTINGS,
     REMEDY_FOR_UNIT,
     Dataset,
     Layer,
@@ -20,6 +21,7 @@ from shared.shards.dataset import (
     read_dataset,
     read_unit,
     require_same,
+    require_same_layer,
     unit_name,
     unit_path,
 )
@@ -49,9 +51,7 @@ def prepare(
         return _create(storage, refs, layer, unit_size, on_image)
     existing = dataset.layers.get(layer.name)
     if existing is not None:
-        place = f"{storage.url}, layer {layer.name}"
-        require_same("settings", place, dict(existing.settings), dict(layer.settings))
-        require_same("weights", place, dict(existing.weights), dict(layer.weights))
+        require_same_layer(storage.url, existing, layer, REMEDY_FOR_SETTINGS)
     require_same("settings", storage.url, {"unit_size": dataset.unit_size}, {"unit_size": unit_size})
     planned = {unit_name(number) for number in range(len(dataset.unit_ids))}
     missing = planned - {name.removesuffix(".json") for name in storage.names("units")}

@@ -49,7 +49,7 @@ def encode_label(logits: npt.NDArray[np.float32]) -> bytes:
         raise ValueError(f"a label's grid has sides of 1 to {LARGEST_SIDE} cells, not {rows} x {columns}")
     positive = (logits > 0).astype(np.uint8)
     if not positive.any():
-        return HEADER.pack(rows - 1, columns - 1, 0, 0, 0, 0, 1.0, 0) + _deflate(b"", b"")
+        return HEADER.pack(rows - 1, columns - 1, 0, 0, 0, 0, 1.0, 0) + deflate(b"", b"")
     left, top, width, height = cv2.boundingRect(cv2.dilate(positive, _NEIGHBOURHOOD))
     box = (slice(top, top + height), slice(left, left + width))
     signs = positive[box].copy()
@@ -59,9 +59,8 @@ def encode_label(logits: npt.NDArray[np.float32]) -> bytes:
     wanted = max(STEPS_PER_SHARE * magnitudes.size / np.count_nonzero(signs), STEPS_PER_GRID / max(rows, columns))
     steps = min(max(round(wanted), LEAST_STEPS), MOST_STEPS)
     codes = np.minimum(steps * (magnitudes / (magnitudes + typical)), steps - 1).astype(np.uint8)
-    signs[1:] ^= signs[:-1].copy()
     header = HEADER.pack(rows - 1, columns - 1, top, left, top + height - 1, left + width - 1, typical, steps)
-    return header + _deflate(np.packbits(signs).tobytes(), codes.tobytes())
+    return header + deflate(pack_bits(signs), codes.tobytes())
 
 
 def decode_label(frame: bytes) -> npt.NDArray[np.float32]:
@@ -73,21 +72,16 @@ def decode_label(frame: bytes) -> npt.NDArray[np.float32]:
             raise ValueError("its header contradicts itself")
         far = np.float32(FAR * typical)
         logits = np.full((last_row + 1, last_column + 1), -far, np.float32)
-        content = _inflate(frame[HEADER.size :], largest=2 * height * width)
+        content = inflate(frame[HEADER.size :], largest=2 * height * width)
         if steps:
-            bits = -(-height * width // 8)
-            signs = np.unpackbits(content[:bits], count=height * width).reshape(height, width)
-            shift = 1
-            while shift < height:  # undoes the XOR of neighbouring rows: doubling is faster than going row by row
-                signs[shift:] ^= signs[:-shift].copy()
-                shift *= 2
+            signs, codes = unpack_bits(content, height, width)
             band = _band(signs)
-            if content.size != bits + np.count_nonzero(band):
+            if codes.size != np.count_nonzero(band):
                 raise ValueError("its stream does not have as many magnitudes as its boundary needs")
             box = logits[top : bottom + 1, left : right + 1]
             box += signs * (2 * far)
             position = (np.arange(steps, dtype=np.float32) + 0.5) / steps
-            box[band] *= (position / (1 - position) / FAR)[content[bits:]]
+            box[band] *= (position / (1 - position) / FAR)[codes]
     except (struct.error, zlib.error, ValueError, IndexError) as error:
         raise ShardError(
             f"a label frame of {len(frame)} bytes does not decode ({error}); run `labelgen verify`"
@@ -100,13 +94,42 @@ def _band(signs: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     return np.asarray(cv2.dilate(signs, _NEIGHBOURHOOD) != cv2.erode(signs, _NEIGHBOURHOOD))
 
 
-def _deflate(signs: bytes, codes: bytes) -> bytes:
-    """Compress two blocks, each with the Huffman code that suits it, as one stream."""
-    stream = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_FILTERED)
-    return stream.compress(signs) + stream.flush(zlib.Z_BLOCK) + stream.compress(codes) + stream.flush()
+def pack_bits(bits: npt.NDArray[np.uint8]) -> bytes:
+    """Pack a grid of 0 and 1, uint8 (h, w), row by row, each row but the first XORed with the one above."""
+    changes = bits.copy()
+    changes[1:] ^= bits[:-1]
+    return np.packbits(changes).tobytes()
 
 
-def _inflate(data: bytes, largest: int) -> npt.NDArray[np.uint8]:
+def unpack_bits(
+    content: npt.NDArray[np.uint8], height: int, width: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Undo ``pack_bits``: return the grid, uint8 (height, width), and the bytes of ``content`` that follow it.
+
+    Raises ``ValueError`` if ``content`` is too short.
+    """
+    packed = -(-height * width // 8)
+    if content.size < packed:
+        raise ValueError("its stream is too short for its box")
+    bits = np.unpackbits(content[:packed], count=height * width).reshape(height, width)
+    shift = 1
+    while shift < height:  # undoes the XOR of neighbouring rows: doubling is faster than going row by row
+        bits[shift:] ^= bits[:-shift].copy()
+        shift *= 2
+    return bits, content[packed:]
+
+
+def deflate(first: bytes, second: bytes, strategy: int = zlib.Z_FILTERED) -> bytes:
+    """Compress two blocks, each with the Huffman code that suits it, as one raw deflate stream."""
+    stream = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, strategy)
+    return stream.compress(first) + stream.flush(zlib.Z_BLOCK) + stream.compress(second) + stream.flush()
+
+
+def inflate(data: bytes, largest: int) -> npt.NDArray[np.uint8]:
+    """Undo ``deflate``: return its blocks, one after the other. Raises ``ValueError`` or ``zlib.error`` if damaged.
+
+    No more than ``largest`` bytes are unpacked.
+    """
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     content = stream.decompress(data, largest)
     if not stream.eof or stream.unused_data:

@@ -1,4 +1,4 @@
-"""A self-contained HTML page of photos with their masks drawn over them."""
+"""A self-contained HTML page of photos with their masks drawn over them, and where these are doubtful."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from labelgen.export import full_size_masks
+from labelgen.export import at_full_size, full_size_masks
 from shared.errors import SourceError, StorageError
 from shared.images import RgbImage, decode_image
 from shared.photos import photo_name, read_bytes
-from shared.shards.shard_set import LabelledImage, ShardSet
+from shared.shards.dataset import uncertainty_layer
+from shared.shards.shard_set import REFINEMENT, LabelledImage, ShardSet
 
 SHOWN_SIDE = 420
 """Longer side in pixels of a picture on the page."""
+DARKENED = 0.35
+"""What is left of a photo's brightness under a heat map."""
 
 
-def write_page(shards: ShardSet, out: Path, limit: int) -> int:
+def write_page(shards: ShardSet, out: Path, limit: int, layer_name: str | None = None) -> int:
     """Write the page for at most ``limit`` labelled images; return how many it shows.
 
-    The photos are read again from where the run found them. Raises ``SourceError`` if one is gone, ``StorageError`` if
-    the page cannot be written.
+    Shows the uncertainty layer ``layer_name`` too; None takes "refinement", else the first, if there is any.
+    Raises ``ShardError`` if there is no such layer. The photos are read again from where the run found them.
+    Raises ``SourceError`` if one is gone, ``StorageError`` if the page cannot be written.
     """
     labelled = [(number, image) for number, image in shards.walk() if image.error is None]
     picked = [
@@ -35,13 +39,15 @@ def write_page(shards: ShardSet, out: Path, limit: int) -> int:
     ]
     template = jinja2.Template((files("labelgen.view") / "page.html").read_text(), autoescape=True)
     layer = shards.layer()
+    maps = _chosen_layer(shards, layer_name)
     html = template.render(
         title=f"Masks in {shards.storage.url}",
         sam=layer.weights["sam"],
         settings=layer.settings,
         total_images=len(labelled),
         total_masks=sum(len(image.masks) for _, image in labelled),
-        cards=list(_cards(shards, picked)),
+        maps=maps,
+        cards=list(_cards(shards, picked, maps)),
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -67,22 +73,64 @@ def overlay(photo: RgbImage, masks: list[npt.NDArray[np.bool_]]) -> RgbImage:
     return np.clip(drawn, 0, 255).astype(np.uint8)
 
 
-def _cards(shards: ShardSet, picked: list[tuple[int, LabelledImage]]) -> Iterator[dict[str, Any]]:
+def heat_map(photo: RgbImage, u: npt.NDArray[np.float32]) -> RgbImage:
+    """Draw u in [0, 1], float32 (H, W), in colours from dark to bright over a darkened photo."""
+    colours = cv2.applyColorMap(np.rint(255 * u).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    weight = np.minimum(1, 2 * u)[..., None]
+    return np.asarray(np.rint(DARKENED * photo * (1 - weight) + colours * weight), np.uint8)
+
+
+def _chosen_layer(shards: ShardSet, name: str | None) -> str | None:
+    """Return the uncertainty layer to show. Raises ``ShardError`` if ``name`` is none."""
+    if name is None:
+        return min(shards.uncertainty_layers, key=lambda layer: layer != REFINEMENT, default=None)
+    shards.layer(uncertainty_layer(name))
+    return name
+
+
+def _cards(shards: ShardSet, picked: list[tuple[int, LabelledImage]], maps: str | None) -> Iterator[dict[str, Any]]:
     plans = {number: shards.unit(number) for number, _ in picked}
+    mapped = set() if maps is None else set(shards.committed(uncertainty_layer(maps)))
     for number, image in picked:
         planned = plans[number].images[image.index]
-        name = photo_name(planned)
-        photo = decode_image(read_bytes(planned), name)
+        photo = decode_image(read_bytes(planned), photo_name(planned))
         if photo.shape[:2] != (image.height, image.width):
-            raise SourceError(f"{name}: no longer the photo that was labelled; restore it")
+            raise SourceError(f"{photo_name(planned)}: no longer the photo that was labelled; restore it")
         drawn = overlay(photo, list(full_size_masks(shards, number, image)))
+        pictures = [("photo", photo), ("masks", drawn)]
+        facts = [f"{image.width} x {image.height}", f"{len(image.masks)} masks"]
+        if maps is not None and number in mapped:
+            more, fact = _doubt(shards, number, image, maps, photo)
+            pictures += more
+            facts.append(fact)
         yield {
             "key": image.key,
-            "size": f"{image.width} x {image.height}",
-            "masks": len(image.masks),
-            "photo": _jpeg(photo),
-            "overlay": _jpeg(drawn),
+            "facts": facts,
+            "pictures": [{"name": name, "data": jpeg_url(picture)} for name, picture in pictures],
         }
+
+
+def _doubt(
+    shards: ShardSet, number: int, image: LabelledImage, layer: str, photo: RgbImage
+) -> tuple[list[tuple[str, RgbImage]], str]:
+    """Return the pictures of an image's refined masks and of the largest u of any mask, and the mean u in words."""
+    rows = shards.uncertainty(number, layer)[image.index]
+    largest = np.zeros(photo.shape[:2], np.float32)
+    refined = [np.zeros(photo.shape[:2], bool) for _ in rows]  # unknown ones stay empty, others keep their colours
+    for row, decoded in zip(rows, shards.read_uncertainty(number, rows, layer), strict=True):
+        if decoded is None:
+            continue
+        frame = image.frame(row.mask, shards.input_side)
+        np.maximum(largest, at_full_size(decoded.u, frame, image.height, image.width), out=largest)
+        if decoded.refined is not None:
+            refined[row.mask] = at_full_size(decoded.refined, frame, image.height, image.width) > 0
+    known = [row.mean_u for row in rows if row.mean_u is not None]
+    fact = f"mean u {np.mean(known):.3f}" if known else "no maps"
+    if len(known) < len(rows):
+        fact += f", {len(rows) - len(known)} unknown"
+    has_refiner = "refiner" in shards.layer(uncertainty_layer(layer)).weights
+    pictures = [("refined masks", overlay(photo, refined))] if has_refiner else []
+    return [*pictures, ("uncertainty", heat_map(photo, largest))], fact
 
 
 def _colour(index: int) -> npt.NDArray[np.float32]:
@@ -92,7 +140,7 @@ def _colour(index: int) -> npt.NDArray[np.float32]:
     return np.asarray(rgb[0, 0], np.float32)
 
 
-def _jpeg(image: RgbImage) -> str:
+def jpeg_url(image: RgbImage) -> str:
     """Return the image as a data URL, scaled down to the page."""
     scale = SHOWN_SIDE / max(image.shape[:2])
     if scale < 1:

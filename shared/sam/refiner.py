@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
 from torch import Tensor, nn
 
@@ -64,9 +65,12 @@ def save_refiner(path: Path, refiner: Refiner, sam: LoadedSam, provenance: Mappi
     Storage(str(path.parent)).write(path.name, to_safetensors(refiner.state_dict(), header))
 
 
-def identify_refiner(path: Path) -> dict[str, Any]:
-    """Return what a shard set records of a refiner: its SHA-256. Raises ``CheckpointError`` as ``load_refiner``."""
-    read_refiner_header(path)
+def identify_refiner(path: Path, sam: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a shard set records of a refiner, its SHA-256, without building it.
+
+    ``sam`` is what ``identify_weights`` says of the SAM whose masks it is to refine. Raises as ``load_refiner``.
+    """
+    _require_of_sam(path, _read_header(path), sam)
     return {"sha256": file_sha256(path)}
 
 
@@ -76,30 +80,37 @@ def load_refiner(path: Path, sam: LoadedSam) -> Refiner:
     Raises ``CheckpointError`` if it is missing, damaged, no refiner, or was trained for other weights than ``sam``'s:
     embeddings of another encoder mean nothing to it.
     """
-    header = read_refiner_header(path)
-    if header["sam"]["sha256"] != sam.sha256:
-        raise CheckpointError(
-            f"{path}: this refiner was trained for a {header['sam']['model_type']} with SHA-256 "
-            f"{header['sam']['sha256'][:12]}, not for the {sam.architecture.name} with {sam.sha256[:12]} that is given "
-            "here; give the SAM that it was trained for, or train another with `trainer refiner`"
-        )
+    _require_of_sam(path, _read_header(path), {"model_type": sam.architecture.name, "sha256": sam.sha256})
     refiner = Refiner.copy_of(sam.sam)
-    with safe_open(path, "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
-    refiner.load_state_dict(state)
+    try:
+        refiner.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{path}: damaged, or not the weights of a refiner ({reason}); train it again") from error
     refiner.sha256 = file_sha256(path)
     return refiner.eval()
 
 
-def read_refiner_header(path: Path) -> dict[str, Any]:
+def _require_of_sam(path: Path, header: Mapping[str, Any], sam: Mapping[str, Any]) -> None:
+    """Raise ``CheckpointError`` if a refiner was trained for another SAM."""
+    trained_for = header["sam"]
+    if trained_for["sha256"] != sam["sha256"]:
+        raise CheckpointError(
+            f"{path}: this refiner was trained for a {trained_for['model_type']} with SHA-256 "
+            f"{trained_for['sha256'][:12]}, not for the {sam['model_type']} with {sam['sha256'][:12]} that is given "
+            "here; give the SAM that it was trained for, or train another with `trainer refiner`"
+        )
+
+
+def _read_header(path: Path) -> dict[str, Any]:
     """Return how a refiner was made. Raises ``CheckpointError`` if the file is missing, damaged or no refiner."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a refiner, as `trainer refiner` writes it")
     try:
         with safe_open(path, "pt") as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged, or no safetensors file ({error}); train it again") from error
-    if header.get("kind") != KIND:
+    if not isinstance(header, dict) or header.get("kind") != KIND or "sam" not in header:
         raise CheckpointError(f"{path}: these are no weights of a refiner; make one with `trainer refiner`")
     return header

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import fsspec
 
 from shared.errors import SettingsDifferError, ShardError
 from shared.storage import Storage
 
 FORMAT_VERSION = 1
 DATASET = "dataset.json"
+UNCERTAINTY = "uncertainty"
+"""Folder of the layers of uncertainty maps: ``uncertainty/<name>``, one for each refiner or source."""
+REMEDY_FOR_SETTINGS = "Give the settings of the existing shard set, or another --shards folder."
 REMEDY_FOR_UNIT = "restore it, or delete it and give the same `labelgen run` again, which plans it anew"
 
 
@@ -124,6 +133,18 @@ class Dataset:
         return dataset
 
 
+def uncertainty_layer(name: str) -> str:
+    """Return the layer of the uncertainty maps called ``name``. Raises ``ShardError`` if no folder can be called so."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise ShardError(f"{name!r} cannot name a layer; use letters, digits, '-', '_' and '.'")
+    return f"{UNCERTAINTY}/{name}"
+
+
+def is_uncertainty(layer: str) -> bool:
+    """Whether a layer is one of uncertainty maps."""
+    return layer.startswith(f"{UNCERTAINTY}/")
+
+
 def unit_name(number: int) -> str:
     """Return the six digits that name a unit's files."""
     return f"{number:06d}"
@@ -132,6 +153,42 @@ def unit_name(number: int) -> str:
 def unit_path(number: int) -> str:
     """Return the path of a unit's plan inside the shard set."""
     return f"units/{unit_name(number)}.json"
+
+
+def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:
+    """Add a layer to ``dataset.json``, unless it is there, and return the dataset that then stands.
+
+    Raises ``SettingsDifferError``, with ``remedy``, if a layer of that name was made with other settings or weights.
+
+    Two runs may add layers at once. On a local disk one waits for the other. Elsewhere each reads again what it wrote
+    and merges again if its own layer is not there. What remains is a run whose old copy reaches the store after
+    another has read its own back: the files of that layer stay, and adding it again, as every run does at its end,
+    restores it.
+    """
+    with _held(storage):
+        while True:
+            dataset = read_dataset(storage)
+            if dataset is None:
+                raise ShardError(f"{storage.path(DATASET)}: missing; restore it, or make the shard set anew")
+            if layer.name in dataset.layers:
+                require_same_layer(storage.url, dataset.layers[layer.name], layer, remedy)
+                return dataset
+            storage.write(DATASET, replace(dataset, layers={**dataset.layers, layer.name: layer}).to_json())
+
+
+@contextmanager
+def _held(storage: Storage) -> Iterator[None]:
+    """Keep other processes of this machine out meanwhile, if the folder is on a file system that can be locked."""
+    if not storage.is_local:
+        yield
+        return
+    folder = os.open(fsspec.core.url_to_fs(storage.url)[1], os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)  # and with it the lock, as when the process dies
 
 
 def read_dataset(storage: Storage) -> Dataset | None:
@@ -154,7 +211,16 @@ def read_unit(storage: Storage, number: int) -> Unit:
     return unit
 
 
-def require_same(kind: str, place: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def require_same_layer(place: str, stored: Layer, wanted: Layer, remedy: str) -> None:
+    """Raise ``SettingsDifferError``, with what to do, if a layer was made with other settings or weights."""
+    where = f"{place}, layer {stored.name}"
+    require_same("settings", where, stored.settings, wanted.settings, remedy)
+    require_same("weights", where, stored.weights, wanted.weights, remedy)
+
+
+def require_same(
+    kind: str, place: str, stored: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str = REMEDY_FOR_SETTINGS
+) -> None:
     """Raise ``SettingsDifferError``, naming every setting in which ``wanted`` differs from what is ``stored``."""
     differences = [
         f"  {key}: there {stored.get(key, '(not set)')}, asked for {wanted.get(key, '(not set)')}"
@@ -162,10 +228,7 @@ def require_same(kind: str, place: str, stored: Mapping[str, Any], wanted: Mappi
         if stored.get(key) != wanted.get(key)
     ]
     if differences:
-        raise SettingsDifferError(
-            f"{place}: was made with other {kind}:\n" + "\n".join(differences) + "\n"
-            "Give the settings of the existing shard set, or another --shards folder."
-        )
+        raise SettingsDifferError(f"{place}: was made with other {kind}:\n" + "\n".join(differences) + f"\n{remedy}")
 
 
 def content_id(value: Any) -> str:

@@ -15,19 +15,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.errors import ShardError
-from shared.shards.dataset import unit_name
+from shared.shards.dataset import is_uncertainty, unit_name
 
+_PLACE = [
+    ("image", pa.string()),
+    ("image_index", pa.int32()),
+    ("height", pa.int32()),
+    ("width", pa.int32()),
+    ("error", pa.string()),
+    ("mask", pa.int32()),
+    ("offset", pa.int64()),
+    ("length", pa.int32()),
+    ("crc32", pa.uint32()),
+]
+"""Columns of every layer. ``offset`` and ``length`` place the frame in the data file. A row whose ``mask`` is null
+stands for an image without masks: ``error`` says why, or is null if SAM found none."""
 MASK_SCHEMA = pa.schema(
     [
-        ("image", pa.string()),
-        ("image_index", pa.int32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("error", pa.string()),
-        ("mask", pa.int32()),
-        ("offset", pa.int64()),
-        ("length", pa.int32()),
-        ("crc32", pa.uint32()),
+        *_PLACE,
         ("box_x", pa.int32()),
         ("box_y", pa.int32()),
         ("box_w", pa.int32()),
@@ -43,8 +48,10 @@ MASK_SCHEMA = pa.schema(
         ("crop_y1", pa.int32()),
     ]
 )
-"""Columns of the ``masks`` layer. ``offset`` and ``length`` place the frame in the data file. A row whose ``mask`` is
-null stands for an image without masks: ``error`` says why, or is null if SAM found none."""
+"""Columns of the ``masks`` layer."""
+UNCERTAINTY_SCHEMA = pa.schema([*_PLACE, ("mean_u", pa.float32()), ("u_valid", pa.bool_())])
+"""Columns of an uncertainty layer, row for row the masks. Where ``u_valid`` is false the map is unknown: ``mean_u`` is
+null, ``length`` is 0, and ``error`` says why if the photo is to blame."""
 
 _METADATA_KEY, _ROWS_SHA256 = b"sum_factory", "rows_sha256"
 
@@ -61,6 +68,15 @@ class UnitRecord:
     errors: int
     data_bytes: int
     data_sha256: str
+    masks_sha256: str = ""
+    """For an uncertainty layer, the ``data_sha256`` of the masks that its maps are of."""
+    unknown: int = 0
+    """For an uncertainty layer, the masks without a map."""
+
+
+def schema_of(layer: str) -> pa.Schema:
+    """Return the columns of a layer's manifests."""
+    return UNCERTAINTY_SCHEMA if is_uncertainty(layer) else MASK_SCHEMA
 
 
 def manifest_path(layer: str, number: int) -> str:
@@ -112,5 +128,6 @@ def _rows_sha256(rows: pa.Table) -> str:
         if pa.types.is_string(column_field.type):
             hasher.update(json.dumps(column.to_pylist()).encode())
         else:
-            hasher.update(column.fill_null(0).to_numpy().tobytes())
+            zero = False if pa.types.is_boolean(column_field.type) else 0
+            hasher.update(column.fill_null(zero).to_numpy().tobytes())
     return hasher.hexdigest()

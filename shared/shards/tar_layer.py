@@ -1,8 +1,8 @@
 """A unit of a layer as a WebDataset tar with fixed bytes, and random access into it by offset.
 
-Each image is one sample of two members, ``KEY.labels`` (the frames of its masks, one after the other) and ``KEY.json``
-(what is known of the image and its masks; the lengths that cut ``KEY.labels``). In member names the characters ``%``
-and ``.`` of a key are percent-encoded, since WebDataset ends a key at the first dot.
+Each image is one sample of two members: ``KEY.labels``, or ``KEY.uncertainty`` (the frames of its masks, one after the
+other), and ``KEY.json`` (what is known of the image and its masks; the lengths that cut the first). In member names the
+characters ``%`` and ``.`` of a key are percent-encoded, since WebDataset ends a key at the first dot.
 """
 
 from __future__ import annotations
@@ -10,19 +10,24 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import ShardError
-from shared.shards.dataset import unit_name
+from shared.shards.dataset import is_uncertainty, unit_name
 
-LABELS, META = "labels", "json"
+LABELS, MAPS, META = "labels", "uncertainty", "json"
 
 
 def tar_path(layer: str, number: int) -> str:
     """Return the path of a unit's data inside the shard set."""
     return f"{layer}/{unit_name(number)}.tar"
+
+
+def member_of(layer: str) -> str:
+    """Return what the members that hold a layer's frames are called."""
+    return MAPS if is_uncertainty(layer) else LABELS
 
 
 def sample_key(key: str) -> str:
@@ -52,10 +57,10 @@ class TarWriter:
         return self._buffer.getvalue()
 
 
-def add_sample(writer: TarWriter, key: str, frames: list[bytes], meta: Mapping[str, Any]) -> list[int]:
-    """Add an image with the frames of its masks; return the offset of each frame in the tar."""
+def add_sample(writer: TarWriter, member: str, key: str, frames: Sequence[bytes], meta: Mapping[str, Any]) -> list[int]:
+    """Add an image with the frames of its masks as ``KEY.member``; return the offset of each frame in the tar."""
     name = sample_key(key)
-    start = writer.add(f"{name}.{LABELS}", b"".join(frames))
+    start = writer.add(f"{name}.{member}", b"".join(frames))
     described = {**meta, "key": key, "length": [len(frame) for frame in frames]}
     writer.add(f"{name}.{META}", json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
     offsets = []
@@ -65,8 +70,8 @@ def add_sample(writer: TarWriter, key: str, frames: list[bytes], meta: Mapping[s
     return offsets
 
 
-def read_samples(data: bytes, name: str) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
-    """Yield the description and the frames of every image of a tar, in order.
+def read_samples(data: bytes, member: str, name: str) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+    """Yield the description and the frames, ``KEY.member``, of every image of a tar, in order.
 
     Raises ``ShardError`` if the tar is damaged. A tar that was cut between two members ends early and raises nothing:
     only its manifest can tell.
@@ -77,7 +82,7 @@ def read_samples(data: bytes, name: str) -> Iterator[tuple[dict[str, Any], list[
             for path in members:
                 if path.endswith(f".{META}"):
                     meta = json.loads(_content(tar, members[path]))
-                    blob = _content(tar, members[f"{path.removesuffix(META)}{LABELS}"])
+                    blob = _content(tar, members[f"{path.removesuffix(META)}{member}"])
                     yield meta, _cut(blob, meta["length"])
     except (tarfile.TarError, ValueError, KeyError) as error:
         raise ShardError(f"{name}: damaged ({error}); run `labelgen verify`") from error

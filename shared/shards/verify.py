@@ -4,50 +4,59 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
 
 from shared.errors import ShardError
+from shared.frame import Frame
 from shared.label_codec import decode_label
-from shared.shards.dataset import DATASET, REMEDY_FOR_UNIT, Dataset, unit_name, unit_path
+from shared.shards.dataset import DATASET, Dataset, is_uncertainty, unit_name
 from shared.shards.manifest import UnitRecord, manifest_path
 from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.tar_layer import read_samples, tar_path
+from shared.shards.tar_layer import member_of, read_samples, tar_path
+from shared.uncertainty_codec import STEPS, decode_uncertainty
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class UnitCheck:
-    """What the check of one unit found; ``problems`` name the file and what to do."""
+    """What the check of one unit in one layer found; ``problems`` name the file and what to do.
+
+    ``unit`` is -1 for what is no unit's own, ``record`` is None if the unit is not sound.
+    """
 
     unit: int
     record: UnitRecord | None
     problems: tuple[str, ...]
+    layer: str = MASKS
 
 
 def verify(shards: ShardSet) -> Iterator[UnitCheck]:
-    """Check every unit of the ``masks`` layer; one that is not committed yet is no problem and is not yielded."""
-    committed = set(shards.committed())
-    stray = _data_without_manifest(shards, committed)
+    """Check every unit of every layer; one that is not committed yet is no problem and is not yielded."""
+    layers = (MASKS, *sorted(name for name in shards.dataset.layers if name != MASKS))
+    committed = {layer: set(shards.committed(layer)) for layer in layers}
+    stray = [name for layer in layers for name in _data_without_manifest(shards, layer, committed[layer])]
     sizes = []
-    for number, unit_id in enumerate(shards.dataset.unit_ids):
-        problems = []
+    for number in range(len(shards.dataset.unit_ids)):
+        plan_problems = []
         try:
-            unit = shards.unit(number)
-            sizes.append(len(unit.images))
-            if unit.id != unit_id:
-                problems.append(f"{shards.storage.path(unit_path(number))}: of another shard set; {REMEDY_FOR_UNIT}")
+            sizes.append(len(shards.unit(number).images))
         except ShardError as error:
-            problems.append(str(error))
-        record = None
-        if number in committed:
-            try:
-                record = _verify_unit(shards, number)
-            except ShardError as error:
-                problems.append(str(error))
-        problems = list(dict.fromkeys(problems))
-        if number in committed or problems:
-            yield UnitCheck(number, record, tuple(problems))
+            plan_problems.append(str(error))
+        for layer in layers:
+            problems, record = list(plan_problems) if layer == MASKS else [], None
+            if number in committed[layer] and not plan_problems:
+                try:
+                    record = _verify_unit(shards, number, layer)
+                except ShardError as error:
+                    problems.append(str(error))
+            if number in committed[layer] or problems:
+                yield UnitCheck(number, record, tuple(problems), layer)
     if len(sizes) == len(shards.dataset.unit_ids) and not _sizes_fit(shards.dataset, sizes):
         name = shards.storage.path(DATASET)
         yield UnitCheck(-1, None, (f"{name}: unit_size or images do not match the units; it was edited; restore it",))
@@ -61,40 +70,116 @@ def _sizes_fit(dataset: Dataset, sizes: list[int]) -> bool:
     return full and all(0 < size <= dataset.unit_size for size in sizes) and sum(sizes) == dataset.image_count
 
 
-def _data_without_manifest(shards: ShardSet, committed: set[int]) -> list[str]:
+def _data_without_manifest(shards: ShardSet, layer: str, committed: set[int]) -> list[str]:
     known = {unit_name(number) for number in committed}
     return [
-        shards.storage.path(f"{MASKS}/{name}")
-        for name in shards.storage.names(MASKS)
+        shards.storage.path(f"{layer}/{name}")
+        for name in shards.storage.names(layer)
         if PurePosixPath(name).stem not in known
     ]
 
 
-def _verify_unit(shards: ShardSet, number: int) -> UnitRecord:
-    table, record = shards.manifest(number)
-    name = shards.storage.path(tar_path(MASKS, number))
-    manifest = shards.storage.path(manifest_path(MASKS, number))
+def _verify_unit(shards: ShardSet, number: int, layer: str) -> UnitRecord:
+    """Check a committed unit of a layer. Raises ``ShardError`` for the first fault that is found."""
+    table, record = shards.manifest(number, layer)
+    manifest = shards.storage.path(manifest_path(layer, number))
     remedy = f"delete {manifest} and run the same command again"
+    name = shards.storage.path(tar_path(layer, number))
     try:
-        data = shards.storage.read(tar_path(MASKS, number))
+        data = shards.storage.read(tar_path(layer, number))
     except FileNotFoundError:
         raise ShardError(f"{name}: missing, but its manifest is there; {remedy}") from None
-    if len(data) != record.data_bytes:
-        raise ShardError(f"{name}: {len(data)} bytes, expected {record.data_bytes}; {remedy}")
-    if hashlib.sha256(data).hexdigest() != record.data_sha256:
-        raise ShardError(f"{name}: its bytes do not have the SHA-256 of the manifest; {remedy}")
     rows = table.to_pylist()
-    masks = [row for row in rows if row["mask"] is not None]
-    errors = [row for row in rows if row["error"] is not None]
-    images = {row["image_index"] for row in rows}
-    counts = (len(images), len(masks), len(errors))
-    if counts != (record.images, record.masks, record.errors) or record.images != len(shards.unit(number).images):
-        raise ShardError(f"{manifest}: {counts} images, masks and errors do not match its own counts; {remedy}")
-    for row in masks:
-        frame = data[row["offset"] : row["offset"] + row["length"]]
-        if zlib.crc32(frame) != row["crc32"]:
-            raise ShardError(f"{name}: mask {row['mask']} of image {row['image']} fails its checksum; {remedy}")
-        decode_label(frame)
-    if sum(len(frames) for _, frames in read_samples(data, name)) != len(masks):
-        raise ShardError(f"{name}: the tar's members do not hold the masks of the manifest; {remedy}")
+    for fault in _faults_of_data(data, rows, record, layer, name):
+        raise ShardError(f"{name}: {fault}; {remedy}")
+    images = len(shards.unit(number).images)
+    for fault in (*_faults_of_counts(rows, record, images), *_faults_of_frames(shards, data, rows, record, layer)):
+        raise ShardError(f"{manifest}: {fault}; {remedy}")
     return record
+
+
+def _faults_of_data(data: bytes, rows: Sequence[Row], record: UnitRecord, layer: str, name: str) -> Iterator[str]:
+    """Yield in what the data differ from the bytes that were committed."""
+    if len(data) != record.data_bytes:
+        yield f"{len(data)} bytes, expected {record.data_bytes}"
+    if hashlib.sha256(data).hexdigest() != record.data_sha256:
+        yield "its bytes do not have the SHA-256 of the manifest"
+    masks = [row for row in rows if row["mask"] is not None]
+    for row in masks:
+        if zlib.crc32(_frame(data, row)) != row["crc32"]:
+            yield f"mask {row['mask']} of image {row['image']} fails its checksum"
+    if sum(len(frames) for _, frames in read_samples(data, member_of(layer), name)) != len(masks):
+        yield "the tar's members do not hold the masks of the manifest"
+
+
+def _faults_of_counts(rows: Sequence[Row], record: UnitRecord, images: int) -> Iterator[str]:
+    """Yield in what the rows of a manifest differ from its own counts, and from the images of the unit."""
+    found = {
+        "images": len({row["image_index"] for row in rows}),
+        "masks": sum(row["mask"] is not None for row in rows),
+        "errors": len({row["image_index"] for row in rows if row["error"] is not None}),
+        "unknown": sum(row.get("u_valid") is False for row in rows),
+    }
+    for what, count in found.items():
+        if count != getattr(record, what):
+            yield f"{count} {what} in its rows, {getattr(record, what)} in its own count"
+    if found["images"] != images:
+        yield f"{found['images']} images in its rows, {images} in the unit"
+
+
+def _faults_of_frames(
+    shards: ShardSet, data: bytes, rows: Sequence[Row], record: UnitRecord, layer: str
+) -> Iterator[str]:
+    """Yield what is wrong with what the frames decode to."""
+    masks = rows
+    if is_uncertainty(layer):
+        of_masks, masks_record = shards.manifest(record.unit, MASKS)
+        if record.masks_sha256 != masks_record.data_sha256:
+            yield "its maps are of other masks than those that are there"
+        masks = of_masks.to_pylist()
+        if [_mask_of(row) for row in rows] != [_mask_of(mask) for mask in masks]:
+            yield "its rows are not those of the masks"
+            return
+    refined = "refiner" in shards.layer(layer).weights
+    for row, mask in zip(rows, masks, strict=True):
+        if row["mask"] is None:
+            continue
+        frame = Frame(shards.input_side, (mask["crop_x0"], mask["crop_y0"], mask["crop_x1"], mask["crop_y1"]))
+        try:
+            if is_uncertainty(layer):
+                fault = _fault_of_map(row, _frame(data, row), frame, refined)
+            else:
+                fault = _fault_of_label(_frame(data, row), frame)
+        except ShardError as error:
+            fault = str(error)
+        if fault is not None:
+            yield f"mask {row['mask']} of image {row['image']}: {fault}"
+
+
+def _fault_of_label(data: bytes, frame: Frame) -> str | None:
+    """Return what is wrong with a label, if anything is. Raises ``ShardError`` if it does not decode."""
+    return None if decode_label(data).shape == frame.low_res_size else "it is of another size"
+
+
+def _fault_of_map(row: Row, data: bytes, frame: Frame, refined: bool) -> str | None:
+    """Return what is wrong with the map of a row, if anything is. Raises ``ShardError`` if it does not decode."""
+    if not row["u_valid"]:
+        return "it is unknown, but has a map" if data or row["mean_u"] is not None else None
+    decoded = decode_uncertainty(data)
+    if decoded.u.shape != frame.low_res_size:
+        return "its map is of another size"
+    if (decoded.refined is not None) != refined:
+        return "it has no refined label" if refined else "it has a refined label that no refiner made"
+    rows, columns = frame.valid_size
+    if row["mean_u"] is None or abs(float(np.mean(decoded.u[:rows, :columns])) - row["mean_u"]) > 1 / STEPS:
+        return "its mean is not that of its map"
+    return None
+
+
+def _frame(data: bytes, row: Row) -> bytes:
+    return data[row["offset"] : row["offset"] + row["length"]]
+
+
+def _mask_of(row: Row) -> tuple[int, str, int | None]:
+    """Return which mask, or which image without masks, a row is about."""
+    return row["image_index"], row["image"], row["mask"]

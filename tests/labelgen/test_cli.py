@@ -136,7 +136,10 @@ def test_every_setting_of_automatic_masks_is_an_option_with_its_default() -> Non
         assert f"default: {default}" in text
 
 
-@pytest.mark.parametrize("command", [("status",), ("verify",), ("export", "--out", "x"), ("view", "--out", "x")])
+@pytest.mark.parametrize(
+    "command",
+    [("status",), ("verify",), ("export", "--out", "x"), ("view", "--out", "x"), ("uncertainty", "--source=entropy")],
+)
 def test_folder_that_is_no_shard_set_is_named(command: tuple[str, ...], two_photos: Path) -> None:
     result = labelgen(*command, "--shards", two_photos)
     assert result.exit_code == FAILED
@@ -155,6 +158,59 @@ def test_foreign_dataset_file_is_named(content: bytes, reason: str, tmp_path: Pa
         assert f"error: {tmp_path}/dataset.json: {reason}" in result.stderr
 
 
+def test_run_with_a_refiner_and_uncertainty_later_tell_of_their_maps(
+    two_photos: Path, tmp_path: Path, loose_options: list[str], refiner: str, other_refiner: str
+) -> None:
+    shards = ("--shards", tmp_path / "shards")
+    options = ("--images", two_photos, *loose_options, "--refiner", refiner, "--layer-name", "first")
+    first = labelgen("run", *shards, *options, "--min-refine-area", "1000000")
+    assert first.exit_code == 0
+    assert re.search(r"2 images, \d+ masks \(0 without an uncertainty map\), 0 errors", first.stdout)
+    later = labelgen("uncertainty", *shards, "--refiner", other_refiner, "--device=cpu")
+    assert later.exit_code == 0
+    assert "1 of 1 units labelled: 2 images" in later.stdout
+    again = labelgen("uncertainty", *shards, "--refiner", other_refiner, "--device=cpu")
+    assert again.stdout == "1 of 1 units present, nothing to do\n"
+    assert labelgen("uncertainty", *shards, "--source=confidence", "--device=cpu").exit_code == 0
+    status = labelgen("status", *shards).stdout
+    assert re.search(r"layer masks \(tar\): 1 of 1 units, 2 images", status)
+    assert re.search(r"layer uncertainty/first \(tar\): 1 of 1 .* mean u 0\.0000, 0 masks unknown", status)
+    assert re.search(r"layer uncertainty/refinement \(tar\): .* mean u 0\.\d{4}, 0 masks unknown", status)
+    assert re.search(r"layer uncertainty/confidence \(tar\): .* mean u 0\.\d{4}, 0 masks unknown", status)
+    verified = labelgen("verify", *shards)
+    assert verified.exit_code == 0
+    for layer in ("masks", "uncertainty/first", "uncertainty/refinement", "uncertainty/confidence"):
+        assert re.search(rf"layer {layer}: 1 units sound with \d+ masks, 0 units not made yet", verified.stdout)
+
+
+def test_other_refiner_is_refused_with_what_to_do(refined: Finished, other_refiner: str) -> None:
+    result = labelgen("uncertainty", "--shards", refined[0], "--refiner", other_refiner)
+    assert result.exit_code == FAILED
+    assert "layer uncertainty/refinement: was made with other weights" in result.stderr
+    assert "another --layer-name" in result.stderr
+
+
+def test_photo_that_is_gone_when_maps_are_made_is_named(
+    own_photos: Path, tmp_path: Path, label: Callable[..., RunSummary]
+) -> None:
+    label(own_photos, tmp_path / "shards", unit_size=6)
+    (own_photos / "photo0.jpg").unlink()
+    result = labelgen("uncertainty", "--shards", tmp_path / "shards", "--source=entropy", "--device=cpu")
+    assert result.exit_code == FINISHED_WITH_IMAGE_ERRORS
+    assert f"skipped: {own_photos}/photo0.jpg: cannot be read" in result.stderr
+    assert re.search(r"masks \([1-9]\d* without an uncertainty map\), 1 errors", result.stdout)
+    status = labelgen("status", "--shards", tmp_path / "shards").stdout
+    assert f"no maps of photo0: {own_photos}/photo0.jpg: cannot be read" in status
+    assert re.search(r"layer uncertainty/entropy .* [1-9]\d* masks unknown", status)
+
+
+@pytest.mark.parametrize("option", ["--source=guess", "--min-refine-area=-1", "--points-per-batch=0", "--bf16"])
+def test_senseless_option_of_uncertainty_is_refused(option: str, finished: Finished) -> None:
+    result = labelgen("uncertainty", "--shards", finished[0], option)
+    assert result.exit_code == USAGE
+    assert option.split("=")[0] in result.stderr
+
+
 def test_status_counts_what_is_done(finished: Finished, own_shards: Path) -> None:
     (own_shards / "manifest/masks/000001.parquet").unlink()
     result = labelgen("status", "--shards", own_shards)
@@ -168,7 +224,7 @@ def test_verify_accepts_a_sound_set_and_refuses_a_damaged_one(finished: Finished
     sound = labelgen("verify", "--shards", finished[0])
     assert sound.exit_code == 0
     assert sound.stdout.endswith(
-        f"3 units sound with {finished[1].masks} masks, 0 problems, 0 units not labelled yet\n"
+        f"layer masks: 3 units sound with {finished[1].masks} masks, 0 units not made yet\n0 problems\n"
     )
     (own_shards / "masks/000001.tar").unlink()
     damaged = labelgen("verify", "--shards", own_shards)
@@ -183,7 +239,7 @@ def test_verify_of_an_unfinished_set_says_what_is_left(own_shards: Path) -> None
     result = labelgen("verify", "--shards", own_shards)
     assert result.exit_code == 0
     assert "2 units sound" in result.stdout
-    assert "1 units not labelled yet" in result.stdout
+    assert "1 units not made yet" in result.stdout
 
 
 def test_export_writes_all_masks(finished: Finished, tmp_path: Path) -> None:

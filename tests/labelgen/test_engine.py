@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from labelgen import engine
-from labelgen.labeler import UnitReport
+from labelgen.job import UnitReport
 from labelgen.run import RunSummary
 from shared.errors import StorageError, WorkerError
 from shared.shards.dataset import Unit
@@ -99,6 +99,17 @@ def test_worker_that_cannot_write_ends_the_run_by_the_name_of_the_file(
     shards = ShardSet.open(str(tmp_path / "shards"))
     assert 1 not in shards.committed()
     assert all(check.problems == () for check in verify(shards) if check.record is not None)
+
+
+def test_ray_makes_maps_later_that_a_serial_run_makes_in_one_pass(
+    own_shards: Path, refined: Finished, refiner: str, add_maps: Label, snapshot: Callable[[Path], Any],
+    use_worker: Callable[[type], None],
+) -> None:  # fmt: skip
+    use_worker(DiesOnceInUnit1)
+    summary = add_maps(own_shards, refiner, workers=2)
+    assert own_shards.with_name("tombstone").exists()
+    assert (summary.units_done, summary.masks, summary.unknown) == (3, refined[1].masks, 0)
+    assert snapshot(own_shards) == snapshot(refined[0])
 
 
 def test_missing_cluster_is_named(photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch) -> None:

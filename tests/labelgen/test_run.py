@@ -1,4 +1,4 @@
-"""A run from photos to shards: what lies on disk, what a second run does, and what interruptions leave behind."""
+"""A run from photos to shards: what lies on disk, what a second run does, what is refused."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import io
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -23,16 +21,15 @@ import webdataset
 from PIL import Image
 from safetensors.torch import save_file
 
-from labelgen import labeler, plan
+from labelgen import plan
 from labelgen.automask import AutomaskSettings
 from labelgen.run import RunSummary
-from labelgen.sources import list_images
 from shared.errors import CheckpointError, SettingsDifferError, ShardError, SourceError, StorageError
 from shared.sam.checkpoint import load_sam
 from shared.sam.runtime import Runtime
 from shared.shards.shard_set import ShardSet
 from shared.shards.verify import verify
-from shared.storage import TEMPORARY_PREFIX, Storage
+from shared.storage import Storage
 
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, str]]
@@ -41,19 +38,8 @@ Finished = tuple[Path, RunSummary]
 KEYS = ["photo0", "photo2", "photo4", "sub/photo1", "sub/photo3", "sub/photo5"]
 
 
-def without_temporaries(files: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in files.items() if not Path(name).name.startswith(TEMPORARY_PREFIX)}
-
-
 def problems(shards: Path) -> list[str]:
     return [problem for check in verify(ShardSet.open(str(shards))) for problem in check.problems]
-
-
-@pytest.fixture
-def three_photos(own_photos: Path) -> Path:
-    """A folder with photo0, photo2 and photo4 alone, for a test to change."""
-    shutil.rmtree(own_photos / "sub")
-    return own_photos
 
 
 # What lies on disk
@@ -392,160 +378,3 @@ def test_full_disk_is_named_and_leaves_nothing_half_done(
     assert ShardSet.open(str(tmp_path / "shards")).committed() == [0]
     label(photos, tmp_path / "shards")
     assert snapshot(tmp_path / "shards") == whole
-
-
-# Interruptions
-
-KILLED = """
-import os, signal, sys
-from labelgen import cli
-from labelgen.labeler import Labeler
-from shared.storage import Storage
-
-def die(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def at(owner, name, due, when="before"):
-    original = getattr(owner, name)
-    def replacement(*args, **kwargs):
-        if due(args) and when == "before":
-            die()
-        result = original(*args, **kwargs)
-        if due(args) and when == "after":
-            die()
-        return result
-    setattr(owner, name, replacement)
-
-def written(end):
-    return lambda args: any(str(arg).endswith(end) for arg in args)
-
-POINTS = {
-    "planning": lambda: at(Storage, "write", written("units/000001.json")),
-    "planned": lambda: at(Storage, "write", written("units/000002.json"), "after"),
-    "labelling": lambda: at(Labeler, "_commit", lambda args: args[1].number == 1),
-    "writing data": lambda: at(os, "replace", written("masks/000001.tar")),
-    "data written": lambda: at(os, "replace", written("masks/000001.tar"), "after"),
-    "writing manifest": lambda: at(os, "link", written("masks/000001.parquet")),
-    "manifest written": lambda: at(os, "link", written("masks/000001.parquet"), "after"),
-}
-folder, options = sys.argv[1], sys.argv[2:]
-for point, arm in POINTS.items():
-    child = os.fork()
-    if child == 0:
-        arm()
-        cli.main(["run", "--shards", f"{folder}/{point}", *options])
-    print(point, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), sep=",", flush=True)
-"""
-"""Runs that end with SIGKILL at given points; forked, so that the libraries are loaded once."""
-
-
-def test_run_killed_anywhere_ends_bit_identical(
-    three_photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot, loose_options: list[str]
-) -> None:
-    options = [f"--images={three_photos}", *loose_options, "--unit-size=1"]
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    ends = dict(line.split(",") for line in done.stdout.splitlines())
-    assert len(ends) == 7
-    assert set(ends.values()) == {str(-signal.SIGKILL)}, done.stderr
-    label(three_photos, tmp_path / "undisturbed", unit_size=1)
-    whole = snapshot(tmp_path / "undisturbed")
-    for point in ends:
-        shards = tmp_path / "killed" / point
-        left = without_temporaries(snapshot(shards))
-        assert left == {name: whole[name] for name in left}, point
-        assert len(left) < len(whole), point
-        label(three_photos, shards, unit_size=1)
-        assert without_temporaries(snapshot(shards)) == whole, point
-        assert problems(shards) == [], point
-
-
-# Two runs at once
-
-
-def test_two_processes_on_one_shard_set_both_succeed(
-    photos: Path, finished: Finished, tmp_path: Path, snapshot: Snapshot, loose_options: list[str]
-) -> None:
-    command = [sys.executable, "-m", "labelgen.cli", "run", f"--images={photos}", f"--shards={tmp_path}/shards"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen([*command, *loose_options], stderr=subprocess.PIPE, env=environment) for _ in range(2)]
-    for process in both:
-        assert process.communicate()[1] is not None
-        assert process.returncode == 0
-    assert snapshot(tmp_path / "shards") == snapshot(finished[0])
-
-
-def interrupt_once(
-    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, what: Callable[[], object], folder: str = ""
-) -> list[str]:
-    """Have ``what`` happen right before the first call of ``owner.name``; the list says when it has happened.
-
-    With ``folder``, it is the first call whose first argument lies in that folder of the shard set.
-    """
-    original, happened = getattr(owner, name), []
-
-    def replacement(*args: Any, **kwargs: Any) -> Any:
-        if not happened and (not folder or args[1].startswith(folder)):
-            happened.append(name)
-            what()
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, replacement)
-    return happened
-
-
-@pytest.mark.parametrize(
-    ("owner", "name"),
-    [(plan, "_hash_all"), (Storage, "create"), (Storage, "write"), (labeler.Labeler, "_commit")],
-    ids=["while planning", "before the plan is written", "while the plan is written", "before a unit is written"],
-)
-def test_run_overtaken_by_another_ends_bit_identical(
-    photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Snapshot,
-    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str,
-) -> None:  # fmt: skip
-    shards = tmp_path / "shards"
-    overtaken = interrupt_once(monkeypatch, owner, name, lambda: label(photos, shards))
-    label(photos, shards)
-    assert overtaken
-    assert snapshot(shards) == snapshot(finished[0])
-
-
-@pytest.mark.parametrize(
-    ("owner", "name"),
-    [(plan, "_hash_all"), (Storage, "create")],
-    ids=["while planning", "before the plan is written"],
-)
-def test_run_overtaken_by_one_of_other_images_is_refused_and_does_no_harm(
-    photos: Path, three_photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot,
-    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str,
-) -> None:  # fmt: skip
-    shards = tmp_path / "shards"
-    interrupt_once(monkeypatch, owner, name, lambda: label(three_photos, shards))
-    with pytest.raises(SettingsDifferError, match="'sub/photo1'"):
-        label(photos, shards)
-    label(three_photos, tmp_path / "undisturbed")
-    assert snapshot(shards) == snapshot(tmp_path / "undisturbed")
-
-
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [("write", "masks/"), ("create", "manifest/")],
-    ids=["before the data are written", "before the manifest is"],
-)
-def test_runs_that_read_an_image_differently_leave_a_sound_shard_set(
-    three_photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch, name: str, folder: str
-) -> None:
-    photo, elsewhere = three_photos / "photo2.jpg", tmp_path / "elsewhere.jpg"
-    refs = list_images([str(three_photos)])
-    monkeypatch.setattr("labelgen.run.list_images", lambda sources: refs)
-
-    def overtake() -> None:
-        photo.rename(elsewhere)
-        assert len(label(three_photos, tmp_path / "shards", unit_size=3).errors) == 1
-        elsewhere.rename(photo)
-
-    overtaken = interrupt_once(monkeypatch, Storage, name, overtake, folder)
-    assert label(three_photos, tmp_path / "shards", unit_size=3).errors == ()
-    assert overtaken
-    assert problems(tmp_path / "shards") == []

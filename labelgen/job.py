@@ -1,0 +1,67 @@
+"""What a worker is told, and what it tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from labelgen.automask import AutomaskSettings
+from labelgen.uncertainty import UncertaintySettings
+from shared.sam.runtime import Runtime
+from shared.shards.dataset import Layer
+from shared.shards.shard_set import MASKS
+
+
+@dataclass(frozen=True)
+class MasksTask:
+    """The pseudo-labels that a job makes, and the id of their layer."""
+
+    settings: AutomaskSettings
+    layer_id: str
+
+
+@dataclass(frozen=True)
+class UncertaintyTask:
+    """The uncertainty maps that a job makes, and their layer with its id. ``refiner`` is the path of its file."""
+
+    settings: UncertaintySettings
+    refiner: str | None
+    layer: Layer
+    layer_id: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to know, besides which unit: the model, and the layers to make with it."""
+
+    shards: str
+    sam: str
+    model_type: str | None
+    runtime: Runtime
+    points_per_batch: int
+    masks: MasksTask | None = None
+    uncertainty: UncertaintyTask | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that this job makes, in the order in which they are committed."""
+        masks = () if self.masks is None else (MASKS,)
+        return masks if self.uncertainty is None else (*masks, self.uncertainty.layer.name)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One image is done: how many masks it has, or why it has none, or they no maps."""
+
+    masks: int
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """A unit is done, in all layers of the job. ``unknown`` counts masks whose uncertainty nothing is known of."""
+
+    unit: int
+    images: int
+    masks: int
+    errors: tuple[str, ...]
+    unknown: int = 0

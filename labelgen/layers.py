@@ -1,0 +1,56 @@
+"""The layers that ``labelgen`` makes: what ``dataset.json`` says of them, and so what decides their identity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from labelgen.automask import AutomaskSettings
+from labelgen.uncertainty import UncertaintySettings
+from shared.errors import SettingsError
+from shared.sam.refiner import identify_refiner
+from shared.sam.runtime import Runtime
+from shared.shards.dataset import Layer, uncertainty_layer
+from shared.shards.shard_set import MASKS
+
+
+def masks_layer(automask: AutomaskSettings, runtime: Runtime, sam: dict[str, object]) -> Layer:
+    """Describe the layer of pseudo-labels that the SAM which ``identify_weights`` describes makes."""
+    return Layer(
+        name=MASKS,
+        encoding="tar",
+        settings={**asdict(automask), **runtime.settings()},
+        weights={"sam": sam},
+        provenance=_provenance(),
+    )
+
+
+def maps_layer(
+    name: str, settings: UncertaintySettings, refiner: str | None, masks: Layer, unit_ids: Sequence[str]
+) -> Layer:
+    """Describe the layer of uncertainty maps called ``name``, of the masks of the units, by the refiner at a path.
+
+    Raises ``CheckpointError`` for a refiner that is none, or another SAM's, and ``SettingsError`` if there is one where
+    the source needs none, or none where it needs one.
+    """
+    weights = {"sam": masks.weights["sam"]}
+    if settings.needs_refiner and refiner is None:
+        raise SettingsError(f"source {settings.source} needs a refiner: give --refiner, or another --source")
+    if refiner is not None:
+        if not settings.needs_refiner:
+            raise SettingsError(f"source {settings.source} uses no refiner: leave --refiner out")
+        weights["refiner"] = identify_refiner(Path(refiner), masks.weights["sam"])
+    return Layer(
+        name=uncertainty_layer(name),
+        encoding="tar",
+        settings={**asdict(settings), "bf16": masks.settings["bf16"], "masks": masks.id(unit_ids)},
+        weights=weights,
+        provenance=_provenance(),
+    )
+
+
+def _provenance() -> dict[str, Any]:
+    return {"software": f"sum-factory {version('sum-factory')}", "torch": version("torch")}

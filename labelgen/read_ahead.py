@@ -1,0 +1,46 @@
+"""Read and decode the photos of a unit while the ones before them are being worked on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from shared.errors import ImageError
+from shared.frame import resized_size
+from shared.images import RgbImage, decode_image, digest
+from shared.photos import photo_name, read_bytes
+from shared.shards.dataset import PlannedImage
+
+READ_AHEAD = 2
+"""Images that are read and decoded while another is being worked on."""
+
+
+def read_ahead(images: Iterable[PlannedImage], side: int) -> Iterator[Callable[[], RgbImage]]:
+    """Yield for each image a function that returns its pixels, or raises as ``load_photo``."""
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        pending: list[Future[RgbImage]] = []
+        for image in images:
+            pending.append(pool.submit(load_photo, image, side))
+            if len(pending) > READ_AHEAD:
+                yield pending.pop(0).result
+        for future in pending:
+            yield future.result
+
+
+def load_photo(image: PlannedImage, side: int) -> RgbImage:
+    """Return the pixels of a planned image, RGB uint8 (H, W, 3), for a SAM of input ``side``.
+
+    Raises ``SourceError`` if the file is gone, ``ImageError`` if it is no longer what was planned or cannot be used.
+    """
+    name = photo_name(image)
+    data = read_bytes(image)
+    if digest(data) != image.digest:
+        raise ImageError(
+            f"{name}: changed since the run was planned; to label it, restore the file, delete the manifest "
+            "of its unit and run again"
+        )
+    pixels = decode_image(data, name)
+    height, width = pixels.shape[:2]
+    if 0 in resized_size(height, width, side):
+        raise ImageError(f"{name}: {width} x {height} is too thin for SAM's square of {side} px; cut it up")
+    return pixels

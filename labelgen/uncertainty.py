@@ -1,0 +1,218 @@
+"""Uncertainty maps of masks that SAM made (METHOD: Sec. 3.2.3): by a refiner, or from SAM's own confidence.
+
+The labels in a shard set keep magnitudes near the boundary only, so a mask's logits s are decoded again: of the three
+outputs for its point, on the embedding of its crop, the one that is the label. A run that labels and refines in one
+pass does the same on the embeddings that it has, so that both ways give equal bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+from torch.nn import functional as F
+
+from shared.errors import SettingsError
+from shared.frame import Frame
+from shared.label_codec import decode_label, encode_label
+from shared.sam.decode import PAD, POSITIVE, Prompts, decode_prompts, dense_positions
+from shared.sam.refiner import Refiner
+from shared.uncertainty_codec import encode_uncertainty
+
+LEAST_IOU = 0.5
+"""An output that agrees less with the label, on the low-resolution grid, is not where the label came from."""
+REFERENCE_SIDE = 1024
+"""The longer side of the image that ``min_refine_area`` counts pixels of."""
+
+CropBox = tuple[int, int, int, int]
+Embed = Callable[[CropBox], Tensor]
+"""Gives the embedding (1, C, g, g) of a crop of the image at hand."""
+
+
+def refinement(s: Tensor, r: Tensor) -> Tensor:
+    """Return u = |sigmoid(s) - sigmoid(r)| of logits s and refined logits r (Eq. 3), in [0, 1]."""
+    return (s.sigmoid() - r.sigmoid()).abs()
+
+
+def confidence(s: Tensor) -> Tensor:
+    """Return u = 1 - |2 sigmoid(s) - 1| of logits s: 1 where SAM is undecided, 0 where it is sure."""
+    return 1 - (2 * s.sigmoid() - 1).abs()
+
+
+def entropy(s: Tensor) -> Tensor:
+    """Return the entropy of sigmoid(s) in bits: 1 where SAM is undecided, 0 where it is sure."""
+    nats = s.sigmoid() * F.softplus(-s) + (-s).sigmoid() * F.softplus(s)
+    return (nats / math.log(2)).clamp(max=1)
+
+
+REFINEMENT_SOURCE = "refinement"
+SOURCES_WITHOUT_REFINER: Mapping[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": entropy}
+SOURCES = (REFINEMENT_SOURCE, *SOURCES_WITHOUT_REFINER)
+
+
+@dataclass(frozen=True)
+class UncertaintySettings:
+    """Where u comes from, one of ``SOURCES``. Raises ``SettingsError`` for settings that contradict each other.
+
+    Masks of fewer than ``min_refine_area`` pixels of a photo that is 1024 pixels long are not refined: by decree
+    they are certain, u = 0, and their own refined label, as in the method's published code (100 * 100 there). It is
+    the one case of a map that nobody computed.
+    """
+
+    source: str = REFINEMENT_SOURCE
+    min_refine_area: int = 0
+
+    @property
+    def needs_refiner(self) -> bool:
+        """Whether maps of this source are made with a refiner."""
+        return self.source == REFINEMENT_SOURCE
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise SettingsError(f"{self.source!r} is no source of uncertainty; there are {', '.join(SOURCES)}")
+        if self.min_refine_area and not self.needs_refiner:
+            raise SettingsError(f"min_refine_area is about refining; source {self.source} refines nothing")
+
+
+@dataclass(frozen=True)
+class LabelledMask:
+    """One mask as the ``masks`` layer holds it: its row of the manifest, and its frame of the label codec.
+
+    ``point`` is x, y and ``box`` x0, y0, x1, y1 in pixels of the photo; ``area`` is in its pixels too.
+    """
+
+    frame: Frame
+    point: tuple[float, float]
+    box: tuple[int, int, int, int]
+    area: int
+    label: bytes
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], label: bytes, side: int) -> LabelledMask:
+        """Return the mask of a manifest row, whose values may not have been rounded to the manifest's types yet."""
+        return cls(
+            frame=Frame(side, (row["crop_x0"], row["crop_y0"], row["crop_x1"], row["crop_y1"])),
+            point=(float(np.float32(row["point_x"])), float(np.float32(row["point_y"]))),
+            box=(row["box_x"], row["box_y"], row["box_x"] + row["box_w"], row["box_y"] + row["box_h"]),
+            area=row["area"],
+            label=label,
+        )
+
+    @property
+    def area_at_reference(self) -> float:
+        """Pixels that the mask would have if its crop were ``REFERENCE_SIDE`` pixels long."""
+        return self.area * (REFERENCE_SIDE / max(self.frame.crop_size)) ** 2
+
+
+@dataclass(frozen=True)
+class UncertaintyMap:
+    """The encoded map of a mask and its mean over ``Frame.valid_size``, or neither: then the map is unknown."""
+
+    frame: bytes = b""
+    mean_u: float | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether the map is known."""
+        return self.mean_u is not None
+
+
+UNKNOWN = UncertaintyMap()
+
+
+class UncertaintyMaker:
+    """Makes the maps of an image's masks; holds SAM and, for refinement, the refiner, on one device, in eval mode."""
+
+    def __init__(self, sam: Sam, refiner: Refiner | None, settings: UncertaintySettings, batch: int) -> None:
+        assert (refiner is not None) == settings.needs_refiner, "checked when the layer was described"
+        self.sam, self.refiner = sam, refiner
+        self.settings, self.batch = settings, batch
+        self.positions = dense_positions(sam)
+
+    @torch.no_grad()
+    def make(self, masks: Sequence[LabelledMask], embed: Embed) -> list[UncertaintyMap]:
+        """Make the maps of the masks of one image, in order; ``embed`` is called once for each crop that has any."""
+        maps = [self._by_decree(mask) for mask in masks]
+        crops: dict[CropBox, list[int]] = {}
+        for k, mask in enumerate(masks):
+            if maps[k] is None:
+                crops.setdefault(mask.frame.crop_box, []).append(k)
+        for crop_box, indices in crops.items():
+            embedding = embed(crop_box)
+            for start in range(0, len(indices), self.batch):
+                chunk = indices[start : start + self.batch]
+                for k, made in zip(chunk, self._make_chunk([masks[k] for k in chunk], embedding), strict=True):
+                    maps[k] = made
+        return [made or UNKNOWN for made in maps]
+
+    def _by_decree(self, mask: LabelledMask) -> UncertaintyMap | None:
+        """Return the all-zero map of a mask that is too small to be refined, else None."""
+        if mask.area_at_reference >= self.settings.min_refine_area:
+            return None
+        return UncertaintyMap(encode_uncertainty(np.zeros(mask.frame.low_res_size, np.float32), mask.label), 0.0)
+
+    def _make_chunk(self, masks: Sequence[LabelledMask], embedding: Tensor) -> list[UncertaintyMap]:
+        """Make the maps of masks of one crop, whose ``embedding`` is (1, C, g, g)."""
+        frame = masks[0].frame
+        rows, columns = frame.low_res_size
+        labels = np.stack([decode_label(mask.label) > 0 for mask in masks])
+        points = to_input([mask.point for mask in masks], frame).to(embedding)
+        s, agreement = self._decode_again(points, torch.from_numpy(labels).to(embedding.device), embedding)
+        usable = (agreement >= LEAST_IOU) & s.isfinite().flatten(1).all(1)
+        refined: list[bytes] = [b""] * len(masks)
+        if self.refiner is None:
+            u = SOURCES_WITHOUT_REFINER[self.settings.source](s)
+        else:
+            corners = [corner for mask in masks for corner in (mask.box[:2], mask.box[2:])]
+            boxes = to_input(corners, frame).to(embedding).view(-1, 4)
+            index = torch.zeros(len(masks), dtype=torch.int64, device=embedding.device)
+            r = self.refiner.refine(embedding, index, points, boxes, s)
+            usable &= r.isfinite().flatten(1).all(1)
+            u = refinement(s, r)
+            r_cut = r[:, :rows, :columns].cpu().numpy()
+            refined = [encode_label(r_cut[k]) if usable[k] else b"" for k in range(len(masks))]
+        height, width = frame.valid_size
+        means = u[:, :height, :width].double().mean((1, 2)).tolist()
+        u_cut = u[:, :rows, :columns].cpu().numpy()
+        return [
+            UncertaintyMap(encode_uncertainty(u_cut[k], refined[k]), means[k]) if usable[k] else UNKNOWN
+            for k in range(len(masks))
+        ]
+
+    def _decode_again(self, points: Tensor, labels: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode the points (P, 2) that gave the ``labels``, bool (P, h, w), of ``Frame.low_res_size``.
+
+        Returns the logits s (P, H, W) on the whole square, of the output that agrees best with the label and with
+        the label's signs where that is known, and the IoU (P,) of that output with the label.
+        """
+        count, rows, columns = labels.shape
+        coords = torch.stack([points, torch.zeros_like(points)], 1)
+        kinds = torch.tensor([[POSITIVE, PAD]], device=points.device).expand(count, -1)
+        index = torch.zeros(count, dtype=torch.int64, device=points.device)
+        outputs, _ = decode_prompts(self.sam, embedding, index, Prompts(coords, kinds), self.positions)
+        outputs = outputs[:, 1:]
+        signs = outputs[..., :rows, :columns] > 0
+        common = (signs & labels[:, None]).flatten(2).sum(2)
+        union = (signs | labels[:, None]).flatten(2).sum(2)
+        agreement, best = (common / union.clamp(min=1)).max(1)
+        s = outputs[index + torch.arange(count, device=points.device), best].clone()
+        part = s[:, :rows, :columns]
+        part.copy_(torch.where(labels, part.abs(), -part.abs()))
+        return s, agreement
+
+
+def to_input(coords: Sequence[Sequence[float]], frame: Frame) -> Tensor:
+    """Map points (x, y) of the photo to pixels of the square input of ``frame``, float32 (N, 2).
+
+    As upstream's ``ResizeLongestSide.apply_coords`` does for points relative to the crop.
+    """
+    (height, width), (input_height, input_width) = frame.crop_size, frame.input_size
+    relative: npt.NDArray[np.float64] = np.asarray(coords, np.float64).reshape(-1, 2) - frame.crop_box[:2]
+    return torch.from_numpy((relative * (input_width / width, input_height / height)).astype(np.float32))

@@ -1,0 +1,115 @@
+"""Write one unit of one layer: collect its images, then commit data and manifest in this order."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from shared.shards.dataset import Unit
+from shared.shards.manifest import UnitRecord, manifest_path, read_record, schema_of, write_manifest
+from shared.shards.tar_layer import TarWriter, add_sample, member_of, tar_path
+from shared.storage import Storage
+
+
+@dataclass
+class UnitWriter:
+    """Collects the images of ``unit`` in their order, in memory, and commits them to a layer."""
+
+    layer: str
+    layer_id: str
+    unit: Unit
+    errors: list[str] = field(default_factory=list)
+    """Why images have no data, or masks no map; one an image at most."""
+    _tar: TarWriter = field(default_factory=TarWriter)
+    _rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add_image(
+        self,
+        index: int,
+        size: tuple[int, int],
+        frames: Sequence[bytes],
+        columns: Mapping[str, Sequence[Any]],
+        meta: Mapping[str, Any],
+        error: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """Add image ``index`` of the unit, of ``size`` height, width, with one frame a mask.
+
+        ``columns`` are the layer's own columns of the manifest, one value a mask each; ``meta`` goes to the sample's
+        JSON. ``error`` says why the masks of an image have no maps. Returns the rows of its masks in the manifest.
+        """
+        image, (height, width) = self.unit.images[index], size
+        described = {"digest": image.digest, "height": height, "width": width, **meta}
+        if error is not None:
+            described["error"] = error
+            self.errors.append(error)
+        offsets = add_sample(self._tar, member_of(self.layer), image.key, frames, described)
+        of_image = {"image": image.key, "image_index": index, "height": height, "width": width, "error": error}
+        rows = []
+        for k, frame in enumerate(frames):
+            place = {"mask": k, "offset": offsets[k], "length": len(frame), "crc32": zlib.crc32(frame)}
+            rows.append({**of_image, **place, **{name: values[k] for name, values in columns.items()}})
+        self._rows += rows or [of_image]
+        return rows
+
+    def add_failure(self, index: int, error: str) -> None:
+        """Add image ``index`` of the unit as one that could not be labelled."""
+        image = self.unit.images[index]
+        add_sample(self._tar, member_of(self.layer), image.key, [], {"digest": image.digest, "error": error})
+        self._rows.append({"image": image.key, "image_index": index, "error": error})
+        self.errors.append(error)
+
+    def commit(self, storage: Storage, masks_sha256: str = "") -> tuple[UnitRecord, bool]:
+        """Write the data, then the manifest, unless another run has committed the unit.
+
+        Returns the record that then stands, and whether it is of the data collected here.
+        """
+        data = self._tar.finish()
+        record = UnitRecord(
+            unit=self.unit.number,
+            unit_id=self.unit.id,
+            layer_id=self.layer_id,
+            images=len(self.unit.images),
+            masks=sum("mask" in row for row in self._rows),
+            errors=len(self.errors),
+            data_bytes=len(data),
+            data_sha256=hashlib.sha256(data).hexdigest(),
+            masks_sha256=masks_sha256,
+            unknown=sum(row.get("u_valid") is False for row in self._rows),
+        )
+        manifest = write_manifest(pa.Table.from_pylist(self._rows, schema=schema_of(self.layer)), record)
+        standing = self._standing(storage)
+        if standing is None or standing.masks_sha256 != masks_sha256:  # maps of masks that are no more do not stand
+            storage.write(tar_path(self.layer, record.unit), data)
+            if standing is not None:
+                storage.write(manifest_path(self.layer, record.unit), manifest)
+            elif not storage.create(manifest_path(self.layer, record.unit), manifest):
+                self._settle(storage, record, manifest)
+            standing = self._standing(storage)
+        assert standing is not None, "a manifest was there, or has just been written"
+        return standing, standing.data_sha256 == record.data_sha256
+
+    def _standing(self, storage: Storage) -> UnitRecord | None:
+        """Return the record of the unit if it is committed."""
+        name = manifest_path(self.layer, self.unit.number)
+        try:
+            return read_record(storage.read(name), storage.path(name))
+        except FileNotFoundError:
+            return None
+
+    def _settle(self, storage: Storage, record: UnitRecord, manifest: bytes) -> None:
+        """Make data and manifest agree after another run committed the unit while this one wrote its data.
+
+        Both write equal bytes as a rule. Where they do not (two kinds of GPU, an image that only one could read), the
+        data that were written last stand.
+        """
+        name, data = manifest_path(self.layer, record.unit), tar_path(self.layer, record.unit)
+        theirs = read_record(storage.read(name), storage.path(name))
+        if theirs.data_sha256 == record.data_sha256:
+            return
+        if hashlib.sha256(storage.read(data)).hexdigest() == record.data_sha256:
+            storage.write(name, manifest)

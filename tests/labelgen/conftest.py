@@ -1,0 +1,111 @@
+"""What tests of labelling share: refiners, and a shard set with the uncertainty layer of one of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from segment_anything.modeling import ImageEncoderViT
+
+from labelgen.run import RunSummary, UncertaintyRunSettings, add_uncertainty
+from labelgen.uncertainty import UncertaintySettings
+from shared.sam.checkpoint import load_sam
+from shared.sam.refiner import Refiner, save_refiner
+from shared.sam.runtime import Runtime
+from shared.shards.shard_set import ShardSet
+from shared.shards.verify import verify
+
+
+@pytest.fixture
+def three_photos(own_photos: Path) -> Path:
+    """A folder with photo0, photo2 and photo4 alone, for a test to change."""
+    shutil.rmtree(own_photos / "sub")
+    return own_photos
+
+
+@pytest.fixture(scope="session")
+def make_refiner() -> Callable[[Path, int], str]:
+    """``make_refiner(path, seed)`` saves a refiner: the packaged SAM's own weights, with noise on them."""
+
+    def make_refiner(path: Path, seed: int) -> str:
+        loaded = load_sam()
+        refiner = Refiner.copy_of(loaded.sam)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in refiner.parameters():
+                if parameter.numel() > 1:
+                    parameter += 0.05 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+        save_refiner(path, refiner, loaded, {"seed": seed})
+        return str(path)
+
+    return make_refiner
+
+
+@pytest.fixture(scope="session")
+def refiner(make_refiner: Callable[[Path, int], str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a refiner of the packaged SAM."""
+    return make_refiner(tmp_path_factory.mktemp("refiner") / "refiner.safetensors", 0)
+
+
+@pytest.fixture(scope="session")
+def other_refiner(make_refiner: Callable[[Path, int], str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a refiner of the packaged SAM that disagrees with ``refiner``."""
+    return make_refiner(tmp_path_factory.mktemp("refiner") / "other.safetensors", 1)
+
+
+@pytest.fixture(scope="session")
+def add_maps() -> Callable[..., RunSummary]:
+    """``add_maps(shards, refiner, source, min_refine_area, say, **changes)`` adds an uncertainty layer."""
+
+    def add_maps(
+        shards: Path | str,
+        refiner: str | None = None,
+        source: str = "refinement",
+        min_refine_area: int = 0,
+        say: Callable[[str], None] = lambda line: None,
+        **changes: Any,
+    ) -> RunSummary:
+        settings = {"runtime": Runtime("cpu"), "uncertainty": UncertaintySettings(source, min_refine_area), **changes}
+        return add_uncertainty(UncertaintyRunSettings(str(shards), refiner, **settings), say)
+
+    return add_maps
+
+
+@pytest.fixture(scope="session")
+def refined(
+    photos: Path, label: Callable[..., RunSummary], refiner: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, RunSummary]:
+    """The shard set of a run that labelled and refined in one pass, which no test may change, and its summary."""
+    shards = tmp_path_factory.mktemp("refined") / "shards"
+    return shards, label(photos, shards, refiner=refiner)
+
+
+@pytest.fixture
+def own_refined(refined: tuple[Path, RunSummary], tmp_path: Path) -> Path:
+    """A copy of the refined shard set for a test to change."""
+    return shutil.copytree(refined[0], tmp_path / "own_refined")
+
+
+@pytest.fixture(scope="session")
+def problems() -> Callable[[Path], list[str]]:
+    """``problems(shards)`` is what ``verify`` finds."""
+    return lambda shards: [p for check in verify(ShardSet.open(str(shards))) for p in check.problems]
+
+
+@pytest.fixture
+def encoder_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch sizes of what image encoders have been given in this test."""
+    forward = ImageEncoderViT.forward
+    calls: list[int] = []
+
+    def counted(self: ImageEncoderViT, images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        encoded: torch.Tensor = forward(self, images)
+        return encoded
+
+    monkeypatch.setattr(ImageEncoderViT, "forward", counted)
+    return calls

@@ -1,0 +1,235 @@
+"""A run that is killed, overtaken or doubled: what it leaves is sound, and the same command makes the same bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labelgen import plan
+from labelgen.automask import AutomaskSettings
+from labelgen.run import RunSummary
+from labelgen.sources import list_images
+from shared.errors import SettingsDifferError
+from shared.shards.shard_set import ShardSet
+from shared.shards.unit_writer import UnitWriter
+from shared.shards.verify import verify
+from shared.storage import TEMPORARY_PREFIX, Storage
+
+Label = Callable[..., RunSummary]
+Snapshot = Callable[[Path], dict[str, str]]
+Finished = tuple[Path, RunSummary]
+
+
+def without_temporaries(files: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in files.items() if not Path(name).name.startswith(TEMPORARY_PREFIX)}
+
+
+def problems(shards: Path) -> list[str]:
+    return [problem for check in verify(ShardSet.open(str(shards))) for problem in check.problems]
+
+
+KILLED = """
+import os, signal, sys
+from labelgen import cli
+from shared.shards.unit_writer import UnitWriter
+from shared.storage import Storage
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def at(owner, name, due, when="before"):
+    original = getattr(owner, name)
+    def replacement(*args, **kwargs):
+        if due(args) and when == "before":
+            die()
+        result = original(*args, **kwargs)
+        if due(args) and when == "after":
+            die()
+        return result
+    setattr(owner, name, replacement)
+
+def written(end):
+    return lambda args: any(str(arg).endswith(end) for arg in args)
+
+def committed(layer):
+    return lambda args: (args[0].layer, args[0].unit.number) == (layer, 1)
+
+POINTS = {
+    "planning": lambda: at(Storage, "write", written("units/000001.json")),
+    "planned": lambda: at(Storage, "write", written("units/000002.json"), "after"),
+    "labelling": lambda: at(UnitWriter, "commit", committed("masks")),
+    "writing masks": lambda: at(os, "replace", written("masks/000001.tar")),
+    "masks written": lambda: at(os, "replace", written("masks/000001.tar"), "after"),
+    "writing manifest of masks": lambda: at(os, "link", written("masks/000001.parquet")),
+    "manifest of masks written": lambda: at(os, "link", written("masks/000001.parquet"), "after"),
+    "adding the layer": lambda: at(Storage, "write", written("dataset.json")),
+    "making maps": lambda: at(UnitWriter, "commit", committed("uncertainty/refinement")),
+    "writing maps": lambda: at(os, "replace", written("refinement/000001.tar")),
+    "maps written": lambda: at(os, "replace", written("refinement/000001.tar"), "after"),
+    "writing manifest of maps": lambda: at(os, "link", written("refinement/000001.parquet")),
+    "manifest of maps written": lambda: at(os, "link", written("refinement/000001.parquet"), "after"),
+}
+folder, points, command = sys.argv[1], sys.argv[2].split(","), sys.argv[3:]
+for point in points:
+    child = os.fork()
+    if child == 0:
+        POINTS[point]()
+        cli.main([*command, "--shards", f"{folder}/{point}"])
+    print(point, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), sep=",", flush=True)
+"""
+"""Runs that end with SIGKILL at given points; forked, so that the libraries are loaded once."""
+
+OF_MASKS = ("planning", "planned", "labelling", "writing masks", "masks written", "writing manifest of masks",
+            "manifest of masks written")  # fmt: skip
+OF_MAPS = ("adding the layer", "making maps", "writing maps", "maps written", "writing manifest of maps",
+           "manifest of maps written")  # fmt: skip
+
+
+def run_killed(folder: Path, points: tuple[str, ...], command: list[str]) -> None:
+    """Run ``labelgen`` with ``command`` once for each point, on the shard set of its name, and have it killed there."""
+    call = [sys.executable, "-c", KILLED, str(folder), ",".join(points), *command]
+    done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    ends = dict(line.split(",") for line in done.stdout.splitlines())
+    assert ends == dict.fromkeys(points, str(-signal.SIGKILL)), done.stderr
+
+
+def require_part_of(whole: dict[str, str], shards: Path, point: str, snapshot: Snapshot) -> None:
+    """Check that what a killed run left are some whole files of the undisturbed run, and nothing else."""
+    left = without_temporaries(snapshot(shards))
+    assert {name: left[name] for name in left if name != "dataset.json"} == {
+        name: whole[name] for name in left if name != "dataset.json"
+    }, point
+    assert len(left) < len(whole), point
+
+
+def test_run_killed_anywhere_ends_bit_identical(
+    three_photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot, loose: AutomaskSettings,
+    loose_options: list[str], refiner: str,
+) -> None:  # fmt: skip
+    options = [f"--images={three_photos}", *loose_options, "--unit-size=1", "--points-per-side=1"]
+    points = (*OF_MASKS, "adding the layer", "making maps")
+    run_killed(tmp_path / "killed", points, ["run", *options, f"--refiner={refiner}"])
+    again = {"automask": replace(loose, points_per_side=1), "unit_size": 1, "refiner": refiner}
+    label(three_photos, tmp_path / "undisturbed", **again)
+    whole = snapshot(tmp_path / "undisturbed")
+    for point in points:
+        shards = tmp_path / "killed" / point
+        require_part_of(whole, shards, point, snapshot)
+        label(three_photos, shards, **again)
+        assert without_temporaries(snapshot(shards)) == whole, point
+        assert problems(shards) == [], point
+
+
+def test_layer_whose_making_was_killed_anywhere_ends_bit_identical(
+    finished: Finished, tmp_path: Path, snapshot: Snapshot, refined: Finished, refiner: str, add_maps: Label
+) -> None:
+    for point in OF_MAPS:
+        shutil.copytree(finished[0], tmp_path / "killed" / point)
+    run_killed(tmp_path / "killed", OF_MAPS, ["uncertainty", f"--refiner={refiner}", "--device=cpu"])
+    whole = snapshot(refined[0])
+    for point in OF_MAPS:
+        shards = tmp_path / "killed" / point
+        require_part_of(whole, shards, point, snapshot)
+        add_maps(shards, refiner)
+        assert without_temporaries(snapshot(shards)) == whole, point
+
+
+# Two runs at once
+
+
+def test_two_processes_on_one_shard_set_both_succeed(
+    photos: Path, finished: Finished, tmp_path: Path, snapshot: Snapshot, loose_options: list[str]
+) -> None:
+    command = [sys.executable, "-m", "labelgen.cli", "run", f"--images={photos}", f"--shards={tmp_path}/shards"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen([*command, *loose_options], stderr=subprocess.PIPE, env=environment) for _ in range(2)]
+    for process in both:
+        assert process.communicate()[1] is not None
+        assert process.returncode == 0
+    assert snapshot(tmp_path / "shards") == snapshot(finished[0])
+
+
+def interrupt_once(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, what: Callable[[], object], folder: str = ""
+) -> list[str]:
+    """Have ``what`` happen right before the first call of ``owner.name``; the list says when it has happened.
+
+    With ``folder``, it is the first call whose first argument lies in that folder of the shard set.
+    """
+    original, happened = getattr(owner, name), []
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        if not happened and (not folder or args[1].startswith(folder)):
+            happened.append(name)
+            what()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, replacement)
+    return happened
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(plan, "_hash_all"), (Storage, "create"), (Storage, "write"), (UnitWriter, "commit")],
+    ids=["while planning", "before the plan is written", "while the plan is written", "before a unit is written"],
+)
+def test_run_overtaken_by_another_ends_bit_identical(
+    photos: Path, refined: Finished, tmp_path: Path, label: Label, snapshot: Snapshot, refiner: str,
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str,
+) -> None:  # fmt: skip
+    shards = tmp_path / "shards"
+    overtaken = interrupt_once(monkeypatch, owner, name, lambda: label(photos, shards, refiner=refiner))
+    label(photos, shards, refiner=refiner)
+    assert overtaken
+    assert snapshot(shards) == snapshot(refined[0])
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(plan, "_hash_all"), (Storage, "create")],
+    ids=["while planning", "before the plan is written"],
+)
+def test_run_overtaken_by_one_of_other_images_is_refused_and_does_no_harm(
+    photos: Path, three_photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str,
+) -> None:  # fmt: skip
+    shards = tmp_path / "shards"
+    interrupt_once(monkeypatch, owner, name, lambda: label(three_photos, shards))
+    with pytest.raises(SettingsDifferError, match="'sub/photo1'"):
+        label(photos, shards)
+    label(three_photos, tmp_path / "undisturbed")
+    assert snapshot(shards) == snapshot(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("write", "masks/"), ("create", "manifest/masks/"), ("write", "uncertainty/"), ("create", "manifest/uncertainty")],
+    ids=["before the masks are written", "before their manifest is", "before the maps are", "before their manifest"],
+)
+@pytest.mark.parametrize("maps_too", [True, False])
+def test_runs_that_read_an_image_differently_leave_a_sound_shard_set(
+    three_photos: Path, tmp_path: Path, label: Label, refiner: str, monkeypatch: pytest.MonkeyPatch, name: str,
+    folder: str, maps_too: bool,
+) -> None:  # fmt: skip
+    photo, elsewhere = three_photos / "photo2.jpg", tmp_path / "elsewhere.jpg"
+    refs = list_images([str(three_photos)])
+    monkeypatch.setattr("labelgen.run.list_images", lambda sources: refs)
+
+    def overtake() -> None:
+        photo.rename(elsewhere)
+        label(three_photos, tmp_path / "shards", unit_size=3, refiner=refiner if maps_too else None)
+        elsewhere.rename(photo)
+
+    overtaken = interrupt_once(monkeypatch, Storage, name, overtake, folder)
+    label(three_photos, tmp_path / "shards", unit_size=3, refiner=refiner)
+    assert overtaken
+    assert problems(tmp_path / "shards") == []

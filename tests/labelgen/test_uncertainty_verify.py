@@ -1,0 +1,183 @@
+"""Whatever is cut, flipped, forged or lost in an uncertainty layer, ``verify`` names the file."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from labelgen.run import RunSummary
+from shared.label_codec import encode_label
+from shared.shards.manifest import UNCERTAINTY_SCHEMA, UnitRecord, read_manifest, write_manifest
+from shared.shards.shard_set import ShardSet
+from shared.shards.tar_layer import MAPS, TarWriter, add_sample, read_samples
+from shared.shards.verify import verify
+from shared.uncertainty_codec import decode_uncertainty, encode_uncertainty
+
+Problems = Callable[[Path], list[str]]
+Rows = list[dict[str, Any]]
+TAR, MANIFEST = "uncertainty/refinement/000001.tar", "manifest/uncertainty/refinement/000001.parquet"
+
+
+def require_problem(found: list[str], shards: Path, name: str) -> None:
+    assert any(f"{shards}/{name}: " in problem for problem in found), found
+
+
+def test_sound_layers_are_checked_and_counted(refined: tuple[Path, RunSummary]) -> None:
+    checks = list(verify(ShardSet.open(str(refined[0]))))
+    assert [check.problems for check in checks] == [()] * 6
+    assert [check.layer for check in checks] == ["masks", "uncertainty/refinement"] * 3
+    for layer in ("masks", "uncertainty/refinement"):
+        counted = [check.record.masks for check in checks if check.layer == layer and check.record is not None]
+        assert sum(counted) == refined[1].masks
+
+
+def test_units_without_maps_are_no_problem(own_refined: Path, problems: Problems) -> None:
+    (own_refined / TAR).unlink()
+    (own_refined / MANIFEST).unlink()
+    assert problems(own_refined) == []
+
+
+def test_every_cut_and_flipped_bit_of_the_data_is_found(own_refined: Path, problems: Problems) -> None:
+    whole = (own_refined / TAR).read_bytes()
+    for place in range(1, len(whole), 4999):
+        (own_refined / TAR).write_bytes(whole[:place])
+        require_problem(problems(own_refined), own_refined, TAR)
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        (own_refined / TAR).write_bytes(flipped)
+        require_problem(problems(own_refined), own_refined, TAR)
+
+
+def test_lost_data_and_lost_manifests_are_found(own_refined: Path, problems: Problems) -> None:
+    data = (own_refined / TAR).read_bytes()
+    (own_refined / TAR).unlink()
+    require_problem(problems(own_refined), own_refined, TAR)
+    (own_refined / TAR).write_bytes(data)
+    (own_refined / MANIFEST).unlink()
+    require_problem(problems(own_refined), own_refined, TAR)
+
+
+def test_manifest_of_another_layer_or_unit_is_found(
+    own_refined: Path, add_maps: Callable[..., RunSummary], problems: Problems
+) -> None:
+    add_maps(own_refined, source="entropy")
+    for source in ("manifest/uncertainty/entropy/000001.parquet", "manifest/uncertainty/refinement/000000.parquet"):
+        shutil.copy(own_refined / source, own_refined / MANIFEST)
+        require_problem(problems(own_refined), own_refined, MANIFEST)
+
+
+def test_maps_without_masks_are_found(own_refined: Path, problems: Problems) -> None:
+    (own_refined / "manifest/masks/000001.parquet").unlink()
+    (own_refined / "masks/000001.tar").unlink()
+    (problem,) = problems(own_refined)
+    assert "manifest/masks/000001.parquet: missing" in problem
+
+
+Change = Callable[[list[bytes], Rows], object]
+
+
+def forge(shards: Path, change: Change, **of_record: Any) -> None:
+    """Write a unit's maps anew, with checksums that fit, after ``change`` edited the frames and the rows."""
+    table, record = read_manifest((shards / MANIFEST).read_bytes(), "")
+    rows = table.to_pylist()
+    samples = list(read_samples((shards / TAR).read_bytes(), MAPS, ""))
+    frames = [frame for _, of_image in samples for frame in of_image]
+    change(frames, rows)
+    writer, taken = TarWriter(), iter(rows)
+    left = iter(frames)
+    for meta, of_image in samples:
+        mine = [next(left) for _ in of_image]
+        for offset, frame in zip(add_sample(writer, MAPS, meta["key"], mine, meta), mine, strict=True):
+            next(taken).update(offset=offset, length=len(frame), crc32=zlib.crc32(frame))
+    data = writer.finish()
+    (shards / TAR).write_bytes(data)
+    told: UnitRecord = replace(
+        record, **{"data_bytes": len(data), "data_sha256": hashlib.sha256(data).hexdigest(), **of_record}
+    )
+    (shards / MANIFEST).write_bytes(write_manifest(pa.Table.from_pylist(rows, UNCERTAINTY_SCHEMA), told))
+
+
+def test_forging_nothing_is_no_problem(own_refined: Path, problems: Problems) -> None:
+    before = (own_refined / TAR).read_bytes(), (own_refined / MANIFEST).read_bytes()
+    forge(own_refined, lambda frames, rows: None)
+    assert ((own_refined / TAR).read_bytes(), (own_refined / MANIFEST).read_bytes()) == before
+    assert problems(own_refined) == []
+
+
+def set_row(index: int, **values: Any) -> Change:
+    return lambda frames, rows: rows[index].update(values)
+
+
+def set_frame(make: Callable[[bytes], bytes]) -> Change:
+    def change(frames: list[bytes], rows: Rows) -> None:
+        frames[0] = make(frames[0])
+
+    return change
+
+
+def other_grid(frame: bytes) -> bytes:
+    u = decode_uncertainty(frame).u
+    return encode_uncertainty(u[:-1], encode_label(np.ones_like(u[:-1])))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda frames, rows: rows[1].update(mask=5), "its rows are not those of the masks"),
+        (set_row(0, image="another"), "its rows are not those of the masks"),
+        (set_row(0, mean_u=0.9), "its mean is not that of its map"),
+        (set_row(0, mean_u=None), "its mean is not that of its map"),
+        (set_frame(other_grid), "its map is of another size"),
+        (set_frame(lambda frame: encode_uncertainty(decode_uncertainty(frame).u)), "it has no refined label"),
+        (set_frame(lambda frame: frame[:-1]), "does not decode"),
+        (set_frame(lambda frame: frame[:4] + frame[5:]), "labelgen verify"),
+        (set_frame(lambda frame: b""), "cut short"),
+    ],
+    ids=["other mask", "other image", "mean", "no mean", "grid", "no label", "cut label", "cut map", "no frame"],
+)
+def test_forged_maps_are_found(own_refined: Path, problems: Problems, change: Change, reason: str) -> None:
+    forge(own_refined, change)
+    (problem,) = problems(own_refined)
+    assert problem.startswith(f"{own_refined}/{MANIFEST}: ")
+    assert reason in problem
+
+
+def test_unknown_mask_with_a_map_is_found(own_refined: Path, problems: Problems) -> None:
+    forge(own_refined, set_row(0, u_valid=False), unknown=1)
+    assert "it is unknown, but has a map" in problems(own_refined)[0]
+
+
+def test_wrong_count_of_unknown_masks_is_found(own_refined: Path, problems: Problems) -> None:
+    forge(own_refined, lambda frames, rows: None, unknown=1)
+    assert "0 unknown in its rows, 1 in its own count" in problems(own_refined)[0]
+
+
+def test_maps_of_other_masks_are_found(own_refined: Path, problems: Problems) -> None:
+    forge(own_refined, lambda frames, rows: None, masks_sha256="0" * 64)
+    assert f"{own_refined}/{MANIFEST}: its maps are of other masks" in problems(own_refined)[0]
+
+
+def test_refined_label_where_there_was_no_refiner_is_found(
+    own_refined: Path, add_maps: Callable[..., RunSummary], problems: Problems
+) -> None:
+    shutil.rmtree(own_refined / "uncertainty")
+    shutil.rmtree(own_refined / "manifest/uncertainty")
+    add_maps(own_refined, source="entropy")
+    for folder in ("uncertainty", "manifest/uncertainty"):  # so that ``forge`` finds it
+        (own_refined / folder / "refinement").symlink_to(own_refined / folder / "entropy", target_is_directory=True)
+
+    def add_label(frame: bytes) -> bytes:
+        u = decode_uncertainty(frame).u
+        return encode_uncertainty(u, encode_label(np.ones_like(u)))
+
+    forge(own_refined, set_frame(add_label))
+    assert any("it has a refined label that no refiner made" in problem for problem in problems(own_refined))
