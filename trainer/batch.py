@@ -124,22 +124,25 @@ def backpropagate(
     trains_encoder = next(sam.image_encoder.parameters()).requires_grad
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         with torch.set_grad_enabled(trains_encoder):
-            embeddings = sam.image_encoder(batch.images).float()
+            embeddings = sam.image_encoder(batch.images).to(batch.images.dtype)
         leaf = embeddings.detach().requires_grad_(trains_encoder)
         vectors = None if task_prompt is None else task_prompt(batch.tasks)
         vector_leaf = None if vectors is None else vectors.detach().requires_grad_()
-        counts = torch.tensor(batch.counts, device=device, dtype=torch.float32)[batch.targets.image_index]
+        counts = torch.tensor(batch.counts, device=device, dtype=leaf.dtype)[batch.targets.image_index]
         weight = 1 / (counts * settings.rounds * photos)
+        played: list[Tensor] = []
         for result in play_rounds(sam, leaf, vector_leaf, batch.targets, settings, batch.random):
             loss = (result.loss * weight).sum()
             loss.backward()  # type: ignore[no-untyped-call]
-            sums.counts["loss"] += float(loss.detach())
-            sums.mask_loss[result.number - 1] += float(result.mask_loss.sum())
-            sums.iou[result.number - 1] += float(result.iou.sum())
+            played.append(torch.stack([loss.detach(), result.mask_loss.sum(), result.iou.sum()]))
     graphs = [(embeddings, leaf)] if trains_encoder else []
     graphs += [(vectors, vector_leaf)] if vectors is not None and vector_leaf is not None else []
     if graphs:
         torch.autograd.backward([root for root, _ in graphs], [reached.grad for _, reached in graphs])
+    for number, (loss, mask_loss, iou) in enumerate(torch.stack(played).tolist()):  # one wait for the device
+        sums.counts["loss"] += loss
+        sums.mask_loss[number] += mask_loss
+        sums.iou[number] += iou
     sums.counts["photos"] += len(batch.counts)
     sums.counts["masks"] += len(batch.targets)
     sums.counts["kept"] += float(kept_fraction(batch.targets.valid, batch.targets.certainty, settings.loss).sum())

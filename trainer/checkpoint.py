@@ -2,8 +2,7 @@
 
 OUT/checkpoints/000500/weights.safetensors    a SUM checkpoint, see shared/sam/checkpoint.py
 OUT/checkpoints/000500/training.pt            the optimizer's state
-OUT/checkpoints/000500/state.json             the step, and what decided the result
-OUT/best.json                                 the step of the best validation, and its score
+OUT/checkpoints/000500/state.json             the step, what decided the result, and the score of the validation
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from shared.errors import CheckpointError, StorageError
-from shared.sam.checkpoint import read_state, to_safetensors
+from shared.sam.checkpoint import to_safetensors
 from shared.shards.dataset import require_same, to_json
 from shared.storage import TEMPORARY_PREFIX
 
@@ -74,7 +75,8 @@ class Checkpoints:
         aside = self.folder / f"{TEMPORARY_PREFIX}{step:06d}"
         target = self.path(step)
         try:
-            shutil.rmtree(aside, ignore_errors=True)
+            for left in self.folder.glob(f"{TEMPORARY_PREFIX}*"):  # by a run that died in here
+                shutil.rmtree(left)
             aside.mkdir(parents=True)
             for name, data in files.items():
                 _write_synced(aside / name, data)
@@ -96,8 +98,8 @@ class Checkpoints:
         Raises ``CheckpointError`` if a file is damaged.
         """
         folder = self.path(step)
-        stored = read_state(folder / WEIGHTS)
         try:
+            stored = load_file(folder / WEIGHTS)
             if stored.keys() != weights.keys():
                 raise ValueError(
                     f"its tensors are not those of this model: {sorted(stored.keys() ^ weights.keys())[:3]}"
@@ -106,9 +108,11 @@ class Checkpoints:
                 for name, value in weights.items():
                     value.copy_(stored[name])
             optimizer.load_state_dict(torch.load(folder / TRAINING, map_location="cpu", weights_only=True))
-        except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
+        except Exception as error:  # on damaged bytes the decoders raise whatever they run into
+            silent = isinstance(error, pickle.UnpicklingError) or not str(error)  # PyTorch's advice would do harm
+            reason = type(error).__name__ if silent else str(error).splitlines()[0]
             raise CheckpointError(
-                f"{folder}: damaged ({error}); delete this folder, and the run goes on from the one before"
+                f"{folder}: damaged ({reason}); delete this folder, and the run goes on from the one before"
             ) from error
 
     def resume(
@@ -116,9 +120,16 @@ class Checkpoints:
     ) -> int:
         """Load the last checkpoint of a run of ``steps``, if there is one; return how many steps are done.
 
-        Raises ``SettingsDifferError`` if it is of a run with another ``identity``.
+        Raises ``SettingsDifferError`` if it is of a run with another ``identity``, ``CheckpointError`` if it is
+        damaged or if all that are there lie beyond ``steps``.
         """
-        present = [step for step in self.steps() if step <= steps]
+        there = self.steps()
+        present = [step for step in there if step <= steps]
+        if there and not present:
+            raise CheckpointError(
+                f"{self.out}: is at step {there[-1]} already, past the {steps} that are asked for; "
+                "ask for more, or give another --out folder"
+            )
         if not present:
             return 0
         self.require_same_run(present[-1], identity)
@@ -141,6 +152,8 @@ class Checkpoints:
         path = self.path(step) / STATE
         try:
             state: dict[str, Any] = json.loads(path.read_text())
+            if not (isinstance(state, dict) and {"step", "identity", "score"} <= state.keys()):
+                raise ValueError("it does not say which run it is of")
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: damaged ({error}); delete its folder, and the run goes on from the one before"

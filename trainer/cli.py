@@ -11,7 +11,7 @@ import click
 from shared.commands import Commands
 from trainer.evaluate.commands import evaluate_command, predict_command
 from trainer.export import export_plain_sam
-from trainer.loop import fit
+from trainer.loop import fit_on_ranks
 from trainer.recipe import Recipe
 from trainer.refiner import RefinerRecipe, train_refiner
 from trainer.settings import parse_variables, read_settings
@@ -56,16 +56,23 @@ def refiner_command(
 @click.option("--sam", default=None, help="The SAM to start from  [default: the recipe's]")
 @click.option("--method", default=None, help="A row of the table of methods  [default: the recipe's]")
 @click.option("--device", default=None, help="auto, cpu, cuda, cuda:1, mps  [default: the recipe's]")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Processes of this machine that share each step: one a GPU.",
+)
 def fit_command(
     recipe: str,
     out: Path,
     variables: tuple[str, ...],
     changes: tuple[str, ...],
+    processes: int,
     **chosen: str | None,
 ) -> None:
     """Train on shards and human masks. Run it again after any interruption: it goes on from its last checkpoint."""
     settings = read_settings(recipe, Recipe, parse_variables(variables), _changed(changes, **chosen))
-    click.echo(fit(settings, out).lines())
+    click.echo(fit_on_ranks(settings, out, processes).lines())
 
 
 main.add_command(evaluate_command)

@@ -1,15 +1,21 @@
-"""Several processes that share each step: started by ``torchrun``, one a device; without it there is one."""
+"""Several processes that share each step, one a device: started by ``torchrun``, or here on one machine."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 
 import torch
 from torch import distributed, nn
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
+from shared.errors import SumError, WorkerError
 from shared.sam.runtime import pick_device
 
 
@@ -69,3 +75,46 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         yield Ranks(distributed.get_rank(), count, own)
     finally:
         distributed.destroy_process_group()
+
+
+def run_on_ranks(function: Callable[..., object], arguments: Sequence[object], processes: int) -> object:
+    """Call ``function`` in so many processes of this machine, as ``torchrun`` would start them; return what the first
+    one returned.
+
+    The cores are divided among them. Raises the first ``SumError`` that one of them raised.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    results: SimpleQueue[object] = get_context("spawn").SimpleQueue()
+    try:
+        spawn(  # type: ignore[no-untyped-call]
+            _run_rank, (processes, port, results, function, tuple(arguments)), nprocs=processes
+        )
+    except ProcessExitedException as error:
+        if results.empty():
+            raise WorkerError(f"one of {processes} training processes died ({error}); look at the memory") from error
+    result = results.get()
+    if isinstance(result, SumError):
+        raise result
+    return result
+
+
+def _run_rank(
+    rank: int,
+    processes: int,
+    port: int,
+    results: SimpleQueue[object],
+    function: Callable[..., object],
+    arguments: tuple[object, ...],
+) -> None:
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in numbers.items()}, MASTER_ADDR="127.0.0.1")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    try:
+        result = function(*arguments)
+    except SumError as error:
+        results.put(error)
+        sys.exit(1)
+    if rank == 0:
+        results.put(result)

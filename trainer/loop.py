@@ -27,7 +27,7 @@ from trainer.data.pseudo import UNSPECIFIED, PseudoSet
 from trainer.data.samples import GridSettings, TrainingSample
 from trainer.data.sets import open_set
 from trainer.data.stream import HumanStream, MixedStream, PseudoStream
-from trainer.distributed import Ranks, join_ranks
+from trainer.distributed import Ranks, join_ranks, run_on_ranks
 from trainer.log import RunLog
 from trainer.optimizer import make_optimizer, set_learning_rate
 from trainer.recipe import Recipe
@@ -104,6 +104,15 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
             Storage(str(out)).write(WEIGHTS, final)
         seconds = time.perf_counter() - started
         return FitSummary(first, recipe.steps, seconds, stream.waited / max(seconds, 1e-9))
+
+
+def fit_on_ranks(recipe: Recipe, out: Path, processes: int) -> FitSummary:
+    """Train as ``fit`` in so many processes of this machine, each on a device or on a share of the cores."""
+    if processes == 1:
+        return fit(recipe, out)
+    summary = run_on_ranks(fit, (recipe, out), processes)
+    assert isinstance(summary, FitSummary), "a run ends with its summary"
+    return summary
 
 
 def make_model(recipe: Recipe, device: torch.device) -> Model:

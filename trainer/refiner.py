@@ -174,17 +174,19 @@ class RefinerTraining:
 
     @torch.no_grad()
     def _embed(self, samples: Sequence[TrainingSample], batch: Batch) -> Tensor:
-        """Return the embeddings of the batch's photos, float32 (B, C, g, g); those that are kept are not made again."""
-        missing = [b for b, sample in enumerate(samples) if sample.id.index not in self.embeddings]
-        fresh: dict[int, Tensor] = {}
-        if missing:
-            made = self.loaded.sam.image_encoder(batch.images[missing]).float()
-            fresh = {samples[b].id.index: made[k] for k, b in enumerate(missing)}
-        found = [fresh.get(s.id.index, self.embeddings.get(s.id.index)) for s in samples]
-        for index, embedding in fresh.items():
-            if len(self.embeddings) < self.recipe.kept_embeddings:
-                self.embeddings[index] = embedding
-        return torch.stack([embedding for embedding in found if embedding is not None])
+        """Return the embeddings of the batch's photos, float32 (B, C, g, g); those that are kept are not made again.
+
+        Each is made alone: the last bits depend on what is encoded together, and a resumed run keeps other ones.
+        """
+        found = []
+        for image, sample in zip(batch.images, samples, strict=True):
+            embedding = self.embeddings.get(sample.id.index)
+            if embedding is None:
+                embedding = self.loaded.sam.image_encoder(image[None])[0].float()
+                if len(self.embeddings) < self.recipe.kept_embeddings:
+                    self.embeddings[sample.id.index] = embedding
+            found.append(embedding)
+        return torch.stack(found)
 
 
 def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] = click.echo) -> Path:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
 from trainer.losses import LossSettings, dice_loss, focal_loss, kept_fraction, mask_loss, true_iou
 
@@ -114,3 +115,54 @@ def test_iou_of_empty_masks_is_one_and_carries_no_gradient() -> None:
     iou = true_iou(logits, nothing, ~nothing)
     assert iou.item() == 1.0
     assert not iou.requires_grad
+
+
+def test_focal_is_torchvisions_over_the_valid_pixels() -> None:
+    logits, targets, valid, certainty = example(3)
+    per_pixel = sigmoid_focal_loss(logits, targets.double(), alpha=0.25, gamma=2)
+    expected = torch.stack([(per_pixel * certainty)[k][valid[k]].mean() for k in range(3)])
+    assert torch.allclose(focal_loss(logits, targets, valid, certainty, SETTINGS), expected)
+
+
+def test_true_iou_and_kept_share_count_valid_pixels_alone() -> None:
+    logits, targets, valid, certainty = example(4)
+    iou, kept = true_iou(logits, targets, valid), kept_fraction(valid, certainty, SETTINGS)
+    for k in range(3):
+        found, wanted = logits[k][valid[k]] > 0, targets[k][valid[k]]
+        assert float(iou[k]) == pytest.approx(int((found & wanted).sum()) / int((found | wanted).sum()))
+        assert float(kept[k]) == pytest.approx(float((certainty[k][valid[k]] > 0.6).double().mean()))
+    assert torch.equal(kept_fraction(valid, None, SETTINGS), torch.ones(3))
+
+
+def test_logit_of_zero_is_background() -> None:
+    assert true_iou(torch.zeros(1, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool), torch.ones(1, 2, 2) > 0).item() == 0
+
+
+@pytest.mark.parametrize("magnitude", [50.0, 500.0])
+def test_extreme_logits_give_finite_losses_and_gradients(magnitude: float) -> None:
+    logits = (torch.tensor([[[-1.0, 1.0], [1.0, -1.0]]]) * magnitude).requires_grad_()
+    targets = torch.tensor([[[True, True], [False, False]]])
+    valid = torch.ones(1, 2, 2, dtype=torch.bool)
+    loss = mask_loss(logits, targets, valid, None, SETTINGS)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert float(logits.grad[0, 0, 0]) < 0 < float(logits.grad[0, 1, 0])
+
+
+def test_mask_without_valid_pixels_has_no_loss() -> None:
+    logits, targets, valid, certainty = example()
+    nothing = torch.zeros_like(valid)
+    assert mask_loss(logits, targets, nothing, certainty, SETTINGS).tolist() == [0, 0, 0]
+    assert kept_fraction(nothing, certainty, SETTINGS).tolist() == [0, 0, 0]
+
+
+def test_every_constant_is_a_setting() -> None:
+    logits, targets, valid, certainty = example()
+    other = LossSettings(focal_weight=3, dice_weight=2, alpha=0.5, gamma=0, theta=0.2, epsilon=5)
+    p, y, kept = logits.sigmoid(), targets.double(), (valid & (certainty > 0.2)).double()
+    entropy = -(y * p.log() + (1 - y) * (1 - p).log())
+    focal = (0.5 * entropy * certainty * valid).sum((1, 2)) / valid.sum((1, 2))
+    dice = 1 - (2 * (y * p * kept).sum((1, 2)) + 5) / (((y + p) * kept).sum((1, 2)) + 5)
+    assert torch.allclose(mask_loss(logits, targets, valid, certainty, other), 3 * focal + 2 * dice)

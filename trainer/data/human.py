@@ -98,8 +98,8 @@ class FolderPairs:
     def load(self, index: int) -> HumanSample:
         """Read one sample."""
         photo, mask = self.pairs[index]
-        image = decode_image(photo.read_bytes(), str(photo))
-        grey = decode_image(mask.read_bytes(), str(mask)).max(axis=2)
+        image = decode_image(_read(photo), str(photo))
+        grey = decode_image(_read(mask), str(mask)).max(axis=2)
         _require_same_size(image, grey, photo, mask)
         return HumanSample(photo.stem, image, (grey >= 128)[None], self.task)
 
@@ -126,7 +126,7 @@ class LabelMaps:
     def load(self, index: int) -> HumanSample:
         """Read one sample; masks come in the order of their values."""
         photo, path = self.pairs[index]
-        image = decode_image(photo.read_bytes(), str(photo))
+        image = decode_image(_read(photo), str(photo))
         labels = _read_label_map(path)
         _require_same_size(image, labels, photo, path)
         values = [value for value in np.unique(labels).tolist() if value not in self.ignored]
@@ -175,7 +175,7 @@ class CocoInstances:
         path = self.images / entry["file_name"]
         if not path.is_file():
             raise SourceError(f"{path}: missing, but {self.annotations} lists it")
-        image = decode_image(path.read_bytes(), str(path))
+        image = decode_image(_read(path), str(path))
         height, width = image.shape[:2]
         if (entry.get("height", height), entry.get("width", width)) != (height, width):
             raise SourceError(
@@ -241,10 +241,18 @@ def _require_same_size(image: RgbImage, other: npt.NDArray[Any], photo: Path, pa
         )
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
 def _read_label_map(path: Path) -> npt.NDArray[np.int64]:
     """Read a single-channel PNG by value: palette indices stay indices, 16-bit values stay whole."""
+    data = _read(path)
     try:
-        image = Image.open(io.BytesIO(path.read_bytes()))
+        image = Image.open(io.BytesIO(data))
         labels = np.asarray(image)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"{path}: expected a label map as PNG ({error})") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -14,8 +15,9 @@ from shared.frame import Frame
 from shared.images import RgbImage, decode_image, digest
 from shared.photos import photo_name, read_bytes
 from shared.sam.task_prompt import TASKS
-from shared.shards.dataset import PlannedImage, content_id
+from shared.shards.dataset import PlannedImage, content_id, uncertainty_layer
 from shared.shards.shard_set import MASKS, LabelledImage, ShardSet, UncertaintyRow
+from shared.shards.tar_layer import tar_path
 from shared.uncertainty_codec import Uncertainty
 from trainer.data.grid import logits_on_grid, map_on_grid, valid_cells
 from trainer.data.samples import GridSettings, SampleId, TrainingSample, pick, scale_image
@@ -37,41 +39,42 @@ class _Unit:
 class PseudoSet:
     """The images of a shard set that have masks, in the order of the units.
 
-    ``layer`` names the uncertainty layer that ``method`` reads, or is None. Opening it verifies the manifests of every
-    committed unit: raises ``ShardError`` if one is damaged, or if there is no such layer.
+    ``layer`` names the uncertainty layer that ``method`` reads, or is None; ``layer_ids`` are the ids of all layers
+    that are read, which a run records. Opening it verifies the manifests of every committed unit: raises ``ShardError``
+    if one is damaged, if there is no such layer, or if the masks are on another grid than the model's.
     """
 
     def __init__(self, shards: ShardSet, layer: str | None, method: Method, grid: GridSettings) -> None:
         if method.needs_uncertainty and layer is None:
             raise ShardError(f"{shards.storage.url}: this method reads an uncertainty layer, and none is named")
+        if shards.input_side != grid.side:
+            raise ShardError(
+                f"{shards.storage.url}: its masks were made at an input of {shards.input_side} pixels, and the model "
+                f"to be trained takes {grid.side}; label the photos with a SAM of that size"
+            )
         self.shards, self.method, self.grid = shards, method, grid
         self.layer = layer if method.needs_uncertainty else None
+        layers = [MASKS] if self.layer is None else [MASKS, uncertainty_layer(self.layer)]
+        self.layer_ids = {name: shards.layer(name).id(shards.dataset.unit_ids) for name in layers}
         self._unit: Callable[[int], _Unit] = lru_cache(CACHED_UNITS)(self._read_unit)
-        self.places = [
-            (number, place) for number in shards.committed() for place in range(len(self._unit(number).images))
-        ]
+        self.units = shards.committed()
+        self.places = [(number, place) for number in self.units for place in range(len(self._unit(number).images))]
         if not self.places:
             raise ShardError(f"{shards.storage.url}: no masks to train from; finish `labelgen run` first")
 
     def __len__(self) -> int:
         return len(self.places)
 
-    @property
-    def layer_ids(self) -> dict[str, str]:
-        """The ids of the layers that are read: what a run records."""
-        names = [MASKS] + ([f"uncertainty/{self.layer}"] if self.layer is not None else [])
-        return {name: self.shards.layer(name).id(self.shards.dataset.unit_ids) for name in names}
-
     @cached_property
     def groups(self) -> tuple[int, ...]:
-        """How many images with masks each committed unit has."""
-        sizes = (len(self._unit(number).images) for number in self.shards.committed())
-        return tuple(size for size in sizes if size)
+        """How many images with masks each committed unit has; units without any are left out."""
+        sizes = Counter(number for number, _ in self.places)
+        return tuple(sizes[number] for number in self.units if sizes[number])
 
     @cached_property
     def identity(self) -> str:
         """Hash of all that decides which samples there are and in which units."""
-        return content_id([self.layer_ids, self.shards.committed()])
+        return content_id([self.layer_ids, self.units])
 
     def load(self, index: int, id: SampleId) -> TrainingSample:
         """Load one sample: only the masks that are picked are read.
@@ -100,6 +103,8 @@ class PseudoSet:
         )
 
     def _read_unit(self, number: int) -> _Unit:
+        for layer in self.layer_ids:
+            _require_whole(self.shards, layer, number)
         images = [image for image in self.shards.images(number) if image.masks]
         rows = () if self.layer is None else self.shards.uncertainty(number, self.layer)
         return _Unit(self.shards.unit(number).images, images, rows)
@@ -139,6 +144,21 @@ class PseudoSet:
         if len(maps) < len(rows) or (refined and any(m.refined is None for m in maps)):
             raise ShardError(f"{self.shards.storage.url}: layer {self.layer} has no refined masks; it has no refiner")
         return maps
+
+
+def _require_whole(shards: ShardSet, layer: str, number: int) -> None:
+    """Raise ``ShardError`` if a unit's data are missing or cut short: readers of tars do not notice that themselves."""
+    _, record = shards.manifest(number, layer)
+    name = tar_path(layer, number)
+    try:
+        size = shards.storage.size(name)
+    except FileNotFoundError:
+        size = 0
+    if size != record.data_bytes:
+        raise ShardError(
+            f"{shards.storage.path(name)}: {size} bytes, expected {record.data_bytes}; not trained on: run "
+            "`labelgen verify`, which says how to mend it"
+        )
 
 
 def _read_photo(planned: PlannedImage) -> RgbImage:

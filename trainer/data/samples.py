@@ -10,6 +10,7 @@ import torch
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from shared.errors import ImageError
 from shared.frame import Frame
 from shared.images import RgbImage
 from trainer.data.grid import masks_on_grid, valid_cells
@@ -64,7 +65,10 @@ class TrainingSample:
 def load_human(human: HumanSet, index: int, id: SampleId, grid: GridSettings) -> TrainingSample:
     """Load a sample with human masks: certain everywhere. Raises ``SourceError`` or ``ImageError``."""
     sample = human.load(index)
-    frame = Frame.whole(grid.side, *sample.image.shape[:2])
+    height, width = sample.image.shape[:2]
+    frame = Frame.whole(grid.side, height, width)
+    if 0 in frame.input_size:
+        raise ImageError(f"{sample.key}: {width} x {height} is too thin for SAM; cut it up or leave it out")
     picked = pick(len(sample.masks), grid, id)
     masks = masks_on_grid(sample.masks[picked], frame, grid.stride)
     seen = masks.flatten(1).any(1)

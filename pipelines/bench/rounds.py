@@ -1,0 +1,144 @@
+"""Memory of seven rounds: each backpropagated at once, against the graph of all of them.
+
+    python -m pipelines.bench.rounds [--quick]
+
+Both sides take the same photos, masks, weights and random numbers, each in a process of its own; peak memory is that of
+the process above what it held before the step. Their gradients must agree.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+import torch
+from torch import Tensor
+
+from pipelines.microworld.scene import make_scenes
+from shared.frame import Frame
+from shared.sam.checkpoint import load_sam
+from trainer.batch import Sums, backpropagate, collate
+from trainer.data.grid import masks_on_grid, valid_cells
+from trainer.data.samples import SampleId, TrainingSample, scale_image
+from trainer.interactive import InteractiveSettings, play_rounds
+
+SIDES = ("naive", "ours")
+SEED = 7
+TOLERANCE = 1e-3
+"""Largest difference of a gradient, relative to the largest entry: sums of fp32 in another order."""
+
+
+def make_sample(masks: int, stride: int) -> TrainingSample:
+    """Make a scene with ``masks`` masks, its own ones repeated."""
+    (scene,) = make_scenes(SEED, 0, 1)
+    frame = Frame.whole(256, *scene.image.shape[:2])
+    exact = masks_on_grid(scene.masks("entity"), frame, stride)
+    exact = exact[exact.flatten(1).any(1)]
+    repeated = exact[torch.arange(masks) % len(exact)]
+    return TrainingSample(
+        id=SampleId("bench", 0, 0),
+        key="scene",
+        image=scale_image(scene.image, 256),
+        masks=repeated,
+        certainty=None,
+        sampling=None,
+        valid=valid_cells(frame, stride),
+        task=0,
+    )
+
+
+def step(side: str, masks: int) -> tuple[dict[str, Tensor], float, float]:
+    """Backpropagate a step; return the gradients, the peak memory that it added in MB, and the seconds."""
+    sam = load_sam().sam
+    for parameter in sam.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    settings = InteractiveSettings()
+    batch = collate([make_sample(masks, 4)], sam, 4, SEED)
+    assert batch is not None, "the sample has masks"
+    with torch.no_grad():
+        sam.image_encoder(batch.images)  # what the first call allocates for good is no part of it
+    before, started = _peak_mb(), time.perf_counter()
+    if side == "ours":
+        backpropagate(sam, None, batch, settings, 1, Sums(settings.rounds))
+    else:
+        embeddings = sam.image_encoder(batch.images)
+        rounds = play_rounds(sam, embeddings, None, batch.targets, settings, batch.random)
+        losses = [result.loss.mean() / settings.rounds for result in rounds]
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    seconds = time.perf_counter() - started
+    gradients = {name: p.grad for name, p in sam.named_parameters() if p.grad is not None}
+    return gradients, _peak_mb() - before, seconds
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def run_side(side: str, masks: int, file: Path) -> tuple[float, float]:
+    """Run ``step`` in a process of its own; return its memory in MB and its seconds."""
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.bench.rounds",
+        "--side",
+        side,
+        "--masks",
+        str(masks),
+        "--file",
+        str(file),
+    ]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    memory, seconds = json.loads(done.stdout.splitlines()[-1])
+    return memory, seconds
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="One repeat.")
+@click.option("--masks", default=30, show_default=True)
+@click.option("--side", type=click.Choice(SIDES), default=None, hidden=True)
+@click.option("--file", type=click.Path(path_type=Path), default=None, hidden=True)
+def main(quick: bool, masks: int, side: str | None, file: Path | None) -> None:
+    """Compare the peak memory of a step with that of the naive graph."""
+    torch.set_num_threads(1)
+    if side is not None and file is not None:
+        gradients, memory, seconds = step(side, masks)
+        torch.save(gradients, file)
+        click.echo(json.dumps([memory, seconds]))
+        return
+    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in SIDES}
+    with TemporaryDirectory() as folder:
+        for _ in range(1 if quick else 3):
+            for name in SIDES:
+                figures[name].append(run_side(name, masks, Path(folder) / name))
+        naive, ours = (torch.load(Path(folder) / name, weights_only=True) for name in SIDES)
+    differences = [(naive[name] - ours[name]).abs().max() / naive[name].abs().max().clamp(min=1e-12) for name in naive]
+    worst = float(torch.stack(differences).max())
+    assert worst < TOLERANCE, f"gradients differ by {worst}"
+    median = {
+        name: {"mb": statistics.median(mb for mb, _ in runs), "seconds": statistics.median(took for _, took in runs)}
+        for name, runs in figures.items()
+    }
+    for name, runs in figures.items():
+        click.echo(f"{name:6} {median[name]['mb']:6.0f} MB ({min(runs)[0]:.0f}-{max(runs)[0]:.0f})")
+    click.echo(
+        json.dumps(
+            {
+                "memory_ratio": median["ours"]["mb"] / median["naive"]["mb"],
+                "time_ratio": median["ours"]["seconds"] / median["naive"]["seconds"],
+                "naive_mb": median["naive"]["mb"],
+                "ours_mb": median["ours"]["mb"],
+                "largest_gradient_difference": worst,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The page of the demo: the table, doubtful labels, and SAM beside SUM, as one self-contained HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+import numpy.typing as npt
+
+from labelgen.export import at_full_size
+from labelgen.view.page import heat_map, jpeg_url
+from pipelines.microworld.sets import describe_set
+from shared.frame import Frame
+from shared.images import RgbImage, decode_image
+from shared.photos import photo_name, read_bytes
+from shared.sam.checkpoint import LoadedSam
+from shared.sam.runtime import Predictor
+from shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
+from trainer.data.sets import Task, open_set
+from trainer.evaluate.protocol import Played, Protocol, play_image
+from trainer.predict import UserPrompt, draw_prediction
+
+Results = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""For each model and each task (and "all") the mean of each metric at each round."""
+SHOWN_KEYS = ("mIoU@1", "mIoU@3", "mIoU@5", "mBIoU@1", "mBIoU@3", "mBIoU@5")
+LABELS_SHOWN = 12
+SCENES_OF_TASK: dict[Task, int] = {"salient": 6, "entity": 4, "part": 4}
+ROUNDS_SHOWN = 3
+SMALLEST_SHOWN = 0.02
+"""Labels that cover less of the image are left out of the pictures."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a page tells: facts in words, the results, and how many held-out masks and scenes they are of."""
+
+    facts: str
+    results: Results
+    masks: int
+    scenes: int
+    accuracy: str
+
+
+def write_demo_page(
+    out: Path, compared: Compared, shards: ShardSet, layer: str, models: Mapping[str, LoadedSam], held_out: Path
+) -> None:
+    """Write the page: ``models`` by name, SAM first; ``held_out`` is the folder of ``write_sets``."""
+    template = jinja2.Template((files("pipelines.demo") / "page.html").read_text(), autoescape=True)
+    steps = cv2.applyColorMap(np.linspace(0, 255, 8).astype(np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1]
+    html = template.render(
+        facts=compared.facts,
+        masks=compared.masks,
+        scenes=compared.scenes,
+        accuracy=compared.accuracy,
+        keys=SHOWN_KEYS,
+        table=list(_table(compared.results)),
+        scale=", ".join(f"rgb({r}, {g}, {b})" for r, g, b in steps.tolist()),
+        labels=list(_labels(shards, layer)),
+        comparisons=list(_comparisons(models, held_out)),
+    )
+    out.write_text(html)
+
+
+def _table(results: Results) -> Iterator[tuple[str, list[tuple[str, list[tuple[float, str]]]]]]:
+    """Yield each task with its models' figures in percent, marked where they differ from the first model's."""
+    first = next(iter(results.values()))
+    for task in first:
+        rows = []
+        for model, means in results.items():
+            differences = [means[task][key] - first[task][key] for key in SHOWN_KEYS]
+            marks = ["better" if d > 0 else "worse" if d < 0 else "" for d in differences]
+            rows.append((model, [(100 * means[task][key], mark) for key, mark in zip(SHOWN_KEYS, marks, strict=True)]))
+        yield task, rows
+
+
+def _labels(shards: ShardSet, layer: str) -> Iterator[dict[str, Any]]:
+    """Yield labels from the most doubtful one to the median by mean u, in even steps; at most one a photo."""
+    candidates: list[tuple[float, int, LabelledImage, UncertaintyRow]] = []
+    for number in shards.committed():
+        rows = shards.uncertainty(number, layer)
+        for image in shards.images(number):
+            known = [row for row in rows[image.index] if row.mean_u is not None and _is_large(image, row.mask)]
+            if known:
+                row = max(known, key=lambda each: each.mean_u or 0.0)
+                candidates.append((row.mean_u or 0.0, number, image, row))
+    candidates.sort(key=lambda each: (-each[0], each[1], each[2].index))
+    places = np.linspace(0, len(candidates) // 2, min(LABELS_SHOWN, len(candidates)), dtype=int)
+    for mean_u, number, image, row in (candidates[place] for place in np.unique(places)):
+        yield _label(shards, layer, number, image, row) | {"mean_u": mean_u}
+
+
+def _is_large(image: LabelledImage, mask: int) -> bool:
+    return bool(image.masks[mask]["area"] >= SMALLEST_SHOWN * image.height * image.width)
+
+
+def _label(shards: ShardSet, layer: str, number: int, image: LabelledImage, row: UncertaintyRow) -> dict[str, Any]:
+    planned = shards.unit(number).images[image.index]
+    photo = decode_image(read_bytes(planned), photo_name(planned))
+    frame = image.frame(row.mask, shards.input_side)
+    (logits,) = shards.read_logits(number, image, [row.mask])
+    (doubt,) = shards.read_uncertainty(number, [row], layer)
+    assert doubt is not None, "only known labels are shown"
+    assert doubt.refined is not None, "the demo's layer has a refiner"
+
+    def full(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return at_full_size(values, frame, image.height, image.width)
+
+    facts = image.masks[row.mask]
+    prompt = UserPrompt(((facts["point_x"], facts["point_y"]),))
+    return {
+        "key": image.key,
+        "predicted_iou": facts["predicted_iou"],
+        "image": jpeg_url(photo),
+        "label": jpeg_url(draw_prediction(photo, full(logits) > 0, prompt)),
+        "refined": jpeg_url(draw_prediction(photo, full(doubt.refined) > 0, prompt)),
+        "uncertainty": jpeg_url(heat_map(photo, full(doubt.u))),
+    }
+
+
+def _comparisons(models: Mapping[str, LoadedSam], held_out: Path) -> Iterator[dict[str, Any]]:
+    """Yield scenes with one mask of each task, prompted as the protocol does, for all models."""
+    predictors = {name: Predictor(model.sam) for name, model in models.items()}
+    for task, count in SCENES_OF_TASK.items():
+        opened = open_set(describe_set(held_out, task))
+        for index in range(min(count, len(opened.keys))):
+            sample = opened.load(index)
+            large = [k for k, mask in enumerate(sample.masks) if mask.mean() >= SMALLEST_SHOWN]
+            if not large:
+                continue
+            target = sample.masks[large[index % len(large)]]
+            yield {
+                "task": task,
+                "key": sample.key,
+                "image": jpeg_url(sample.image),
+                "truth": jpeg_url(draw_prediction(sample.image, target, UserPrompt())),
+                "models": [
+                    _drawn(model_name, play(models[model_name], predictor, sample.image, target, task), sample.image)
+                    for model_name, predictor in predictors.items()
+                ],
+            }
+
+
+def play(model: LoadedSam, predictor: Predictor, image: RgbImage, target: npt.NDArray[np.bool_], task: str) -> Played:
+    """Return what a model reports for ``target``, bool (H, W), after the rounds that the page shows."""
+    predictor.set_image(image)
+    frame = Frame.whole(int(model.sam.image_encoder.img_size), *image.shape[:2])
+    vector = model.task_vector(task)
+    rounds = play_image(model.sam, predictor.features, vector, frame, target[None], "", Protocol(rounds=ROUNDS_SHOWN))
+    return list(rounds)[-1]
+
+
+def _drawn(name: str, played: Played, image: RgbImage) -> dict[str, Any]:
+    clicks: Sequence[Any] = played.clicks
+    prompt = UserPrompt(
+        tuple((click.x, click.y) for click in clicks if click.positive),
+        tuple((click.x, click.y) for click in clicks if not click.positive),
+    )
+    picture = jpeg_url(draw_prediction(image, played.mask, prompt))
+    return {"name": name, "picture": picture, "iou": played.score.iou, "boundary_iou": played.score.boundary_iou}

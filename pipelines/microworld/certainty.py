@@ -1,0 +1,135 @@
+"""Where are SAM's labels wrong, and does the uncertainty map say so?
+
+    python -m pipelines.microworld.certainty --shards shards --scenes scenes --layer refinement
+
+For every pseudo-label of a shard set over scenes whose exact masks are known (``pipelines.microworld.sets``): the
+exact mask of any task that it overlaps most, if their IoU is 0.5 or more, is what it should have been. Pixels are those
+of the photo; the map is upsampled like the label.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from scipy.stats import rankdata
+from tqdm import tqdm
+
+from pipelines.microworld.sets import TASKS
+from shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
+from trainer.evaluate.metrics import iou
+
+LEAST_IOU = 0.5
+THRESHOLD = 0.6
+"""Certainty above which a pixel is trusted: the paper's theta."""
+PIXELS_OF_RANKS = 2_000_000
+"""Pixels, drawn at random, from which the area under the ROC curve is taken."""
+
+Values = npt.NDArray[np.float32]
+Masks = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One label beside the exact mask that it means: ``certainty`` float32 and ``wrong`` bool, (H, W) each."""
+
+    task: str
+    overlap: float
+    certainty: Values
+    wrong: Masks
+
+
+def exact_masks(folder: Path, key: str) -> list[tuple[str, Masks]]:
+    """Return the exact masks of a scene with their tasks, bool (H, W) each."""
+    masks: list[tuple[str, Masks]] = []
+    for task in TASKS:
+        labels = np.asarray(Image.open(folder / task / f"{key}.png"))
+        masks += [(task, labels == value) for value in np.unique(labels) if value != 0]
+    return masks
+
+
+def judge_labels(shards: ShardSet, layer: str, scenes: Path) -> Iterator[Judged]:
+    """Compare every label whose map is known with the exact mask that it overlaps most, if it overlaps one by half."""
+    for number in shards.committed():
+        rows = shards.uncertainty(number, layer)
+        for image in shards.images(number):
+            if image.masks and (scenes / TASKS[0] / f"{image.key}.png").exists():
+                yield from _judge_image(shards, number, image, rows[image.index], layer, scenes)
+
+
+def _judge_image(
+    shards: ShardSet, number: int, image: LabelledImage, rows: Sequence[UncertaintyRow], layer: str, scenes: Path
+) -> Iterator[Judged]:
+    truth = exact_masks(scenes, image.key)
+    chosen = list(range(len(image.masks)))
+    labels = shards.read_logits(number, image, chosen)
+    maps = shards.read_uncertainty(number, rows, layer, refined=False)
+    for k, (label, doubt) in enumerate(zip(labels, maps, strict=True)):
+        frame = image.frame(k, shards.input_side)
+        if doubt is None or frame.crop_size != (image.height, image.width):
+            continue
+        mask = (frame.upsample(torch.from_numpy(label)[None]) > 0)[0].numpy()
+        overlaps = [iou(mask, exact) for _, exact in truth]
+        best = int(np.argmax(overlaps))
+        if overlaps[best] >= LEAST_IOU:
+            u = frame.upsample(torch.from_numpy(doubt.u)[None])[0].numpy()
+            yield Judged(truth[best][0], overlaps[best], 1 - u, mask ^ truth[best][1])
+
+
+def figures(judged: list[Judged]) -> dict[str, float]:
+    """Return how often labels are right where they are trusted and where not, and how well the map ranks errors.
+
+    ``auroc`` is the probability that a wrong pixel is less certain than a right one.
+    """
+    certainty = np.concatenate([each.certainty.ravel() for each in judged])
+    wrong = np.concatenate([each.wrong.ravel() for each in judged])
+    trusted = certainty > THRESHOLD
+    return {
+        "labels": len(judged),
+        "mean_iou": float(np.mean([each.overlap for each in judged])),
+        "accuracy_certain": float(1 - wrong[trusted].mean()) if trusted.any() else float("nan"),
+        "accuracy_doubtful": float(1 - wrong[~trusted].mean()) if (~trusted).any() else float("nan"),
+        "share_doubtful": float((~trusted).mean()),
+        "errors_doubtful": float((wrong & ~trusted).sum() / max(1, wrong.sum())),
+        "auroc": auroc(-certainty, wrong),
+    }
+
+
+def auroc(score: Values, positive: Masks) -> float:
+    """Return the area under the ROC curve of ``score`` (N,) for ``positive`` (N,), ties counted half."""
+    if len(score) > PIXELS_OF_RANKS:
+        drawn = np.random.default_rng(0).choice(len(score), PIXELS_OF_RANKS, replace=False)
+        score, positive = score[drawn], positive[drawn]
+    count = int(positive.sum())
+    if count in (0, len(positive)):
+        return float("nan")
+    ranks = rankdata(score)
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))
+
+
+def measure(shards: ShardSet, layer: str, scenes: Path) -> dict[str, dict[str, float]]:
+    """Return ``figures`` for the labels of each task, and for all of them."""
+    judged = list(tqdm(judge_labels(shards, layer, scenes), desc="judging", unit="label", leave=False, disable=None))
+    groups: dict[str, list[Judged]] = {task: [each for each in judged if each.task == task] for task in TASKS}
+    groups["all"] = judged
+    return {name: figures(group) for name, group in groups.items() if group}
+
+
+@click.command()
+@click.option("--shards", required=True)
+@click.option("--scenes", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--layer", default="refinement", show_default=True)
+def main(shards: str, scenes: Path, layer: str) -> None:
+    """Measure where labels are right, by their certainty."""
+    click.echo(json.dumps(measure(ShardSet.open(shards), layer, scenes), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Scenes written as sets of photos and masks read back as what was drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.microworld.scene import make_scene
+from pipelines.microworld.sets import TASKS, describe_set, write_sets
+from shared.sam.task_prompt import task_id
+from trainer.data.sets import open_set
+
+SEED, COUNT = 11, 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three scenes, which no test may change."""
+    folder = tmp_path_factory.mktemp("scenes") / "new"
+    write_sets(folder, SEED, COUNT)
+    return folder
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_sets_read_back_as_the_scenes_masks(folder: Path, task: str) -> None:
+    opened = open_set(describe_set(folder, task))
+    assert opened.keys == ["000000", "000001", "000002"]
+    assert opened.task == task_id(task)
+    for index in range(COUNT):
+        sample, scene = opened.load(index), make_scene(SEED, index)
+        assert np.array_equal(sample.image, scene.image)
+        assert np.array_equal(sample.masks, scene.masks(task))
+        assert sample.masks.any((1, 2)).all()
+
+
+def test_limit_takes_the_first_scenes(folder: Path) -> None:
+    settings = describe_set(folder, "part", limit=2)
+    assert (settings.name, settings.task) == ("part", "part")
+    assert open_set(settings).keys == ["000000", "000001"]
+
+
+def test_scenes_that_are_there_stay_and_the_rest_is_drawn(
+    folder: Path, tmp_path: Path, snapshot: Callable[[Path], dict[str, str]]
+) -> None:
+    write_sets(tmp_path, SEED, 2)
+    first = snapshot(tmp_path)
+    write_sets(tmp_path, SEED, COUNT)
+    after = snapshot(tmp_path)
+    assert first.items() <= after.items()
+    assert after == snapshot(folder)
+
+
+def test_scene_whose_writing_was_interrupted_is_drawn_again(
+    folder: Path, tmp_path: Path, snapshot: Callable[[Path], dict[str, str]]
+) -> None:
+    write_sets(tmp_path, SEED, COUNT)
+    (tmp_path / "part" / "000001.png").unlink()
+    (tmp_path / "entity" / "000001.png").write_bytes(b"half")
+    write_sets(tmp_path, SEED, COUNT)
+    assert snapshot(tmp_path) == snapshot(folder)

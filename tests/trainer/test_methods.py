@@ -1,0 +1,53 @@
+"""The table of methods, row by row."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.methods import METHODS, Method
+
+NOTHING = (False, False)
+LOSS_ONLY = (True, False)
+LOSS_AND_SAMPLING = (True, True)
+
+ROWS = {
+    # method: pseudo-labels, where certainty acts, source of uncertainty if it is read, rounds with the task prompt
+    "human-only": ("none", NOTHING, None, "none"),
+    "vanilla": ("raw", NOTHING, None, "none"),
+    "mask-refinement": ("refined", NOTHING, "refinement", "none"),
+    "sum-no-task-prompt": ("raw", LOSS_AND_SAMPLING, "refinement", "none"),
+    "sum": ("raw", LOSS_AND_SAMPLING, "refinement", "first"),
+    "sum-continuous-tp": ("raw", LOSS_AND_SAMPLING, "refinement", "all"),
+    "sum-no-ua-sampling": ("raw", LOSS_ONLY, "refinement", "first"),
+    "sum-confidence-uncer": ("raw", LOSS_AND_SAMPLING, "confidence", "first"),
+}
+
+
+def test_no_other_methods_are_there() -> None:
+    assert METHODS.keys() == ROWS.keys()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_row_is_the_papers(name: str) -> None:
+    labels, certain, source, task_prompt = ROWS[name]
+    method = METHODS[name]
+    assert method.pseudo_labels == labels
+    assert (method.certain_loss, method.certain_sampling) == certain
+    assert method.task_prompt == task_prompt
+    assert method.needs_uncertainty == (source is not None)
+    if source is not None:
+        assert method.uncertainty == source
+
+
+@pytest.mark.parametrize(
+    ("method", "needs"),
+    [
+        (Method(), False),
+        (Method(pseudo_labels="none", task_prompt="first"), False),
+        (Method(certain_loss=True), True),
+        (Method(certain_sampling=True), True),
+        (Method(pseudo_labels="refined"), True),
+    ],
+)
+def test_uncertainty_is_read_if_anything_depends_on_it(method: Method, needs: bool) -> None:
+    assert method.needs_uncertainty == needs

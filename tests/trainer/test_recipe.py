@@ -1,0 +1,140 @@
+"""A recipe's defaults are the paper's, and its identity is what decides the result."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from trainer.data.order import Mix
+from trainer.data.sets import CocoSettings, FolderPairsSettings, SetSettings
+from trainer.optimizer import OptimizerSettings
+from trainer.recipe import CheckpointSettings, Recipe, ValidationSettings
+
+HUMAN: tuple[SetSettings, ...] = (FolderPairsSettings("folder-pairs", Path("a"), Path("b"), "salient"),)
+
+
+def test_defaults_are_the_papers() -> None:
+    recipe = Recipe(human=HUMAN)
+    assert (recipe.method, recipe.variant) == ("sum", "full")
+    assert (recipe.steps, recipe.batch, recipe.masks, recipe.rounds, recipe.box_share) == (6000, 40, 30, 7, 0.5)
+    assert recipe.mix == Mix(1, 1)
+    loss = {"focal_weight": 20, "dice_weight": 1, "iou_weight": 1, "alpha": 0.25, "gamma": 2, "theta": 0.6}
+    assert asdict(recipe.loss) == {**loss, "epsilon": 1}
+    optimizer = recipe.optimizer
+    assert (optimizer.learning_rate, optimizer.layer_decay) == (1e-5, 0.8)
+    assert (optimizer.schedule, optimizer.warmup, optimizer.task_prompt_scale) == ("constant", 0, 1)
+
+
+def test_rounds_are_played_as_the_method_says() -> None:
+    for method, continuous in (("sum", False), ("sum-continuous-tp", True), ("vanilla", False)):
+        played = Recipe(human=HUMAN, method=method, rounds=4, box_share=0.3).interactive
+        assert (played.rounds, played.box_share, played.continuous_task_prompt) == (4, 0.3, continuous)
+
+
+@pytest.mark.parametrize(
+    ("method", "named", "layer"),
+    [
+        ("sum", None, "refinement"),
+        ("sum", "hq", "hq"),
+        ("sum-confidence-uncer", None, "confidence"),
+        ("mask-refinement", None, "refinement"),
+        ("vanilla", None, None),
+        ("vanilla", "hq", None),
+        ("human-only", None, None),
+    ],
+)
+def test_layer_is_the_methods_unless_another_is_named(method: str, named: str | None, layer: str | None) -> None:
+    assert Recipe(human=HUMAN, method=method, uncertainty=named).layer == layer
+
+
+def test_human_data_alone_fill_the_whole_batch() -> None:
+    assert Recipe(human=HUMAN, method="human-only", mix=Mix(2, 1)).streams == Mix(1, 0)
+    assert Recipe(human=HUMAN, method="vanilla", mix=Mix(2, 1)).streams == Mix(2, 1)
+
+
+CHANGES_NOTHING: dict[str, Any] = {
+    "human": (CocoSettings("coco", Path("c"), Path("d"), "entity"),),
+    "shards": "elsewhere",
+    "sam": "other.pth",
+    "uncertainty": "hq",
+    "validation": ValidationSettings(HUMAN),
+    "checkpoint": CheckpointSettings(every=7),
+    "device": "cuda",
+    "data_threads": 9,
+    "steps": 7000,
+}
+"""Paths are not what is trained on: the run records ids of the data, the layers and the weights beside these."""
+CHANGES_THE_RESULT: dict[str, Any] = {
+    "method": "vanilla",
+    "variant": "decoder",
+    "mix": Mix(2, 1),
+    "batch": 20,
+    "micro_batch": 2,
+    "masks": 29,
+    "rounds": 6,
+    "box_share": 0.4,
+    "stride": 2,
+    "loss": {"theta": 0.5},
+    "optimizer": {"learning_rate": 1e-4},
+    "seed": 1,
+    "bf16": True,
+}
+
+
+def test_every_setting_is_known_to_change_the_result_or_not_to() -> None:
+    fields = set(asdict(Recipe(human=HUMAN)))
+    assert fields == CHANGES_NOTHING.keys() | CHANGES_THE_RESULT.keys()
+    assert not CHANGES_NOTHING.keys() & CHANGES_THE_RESULT.keys()
+
+
+@pytest.mark.parametrize("name", CHANGES_NOTHING)
+def test_identity_leaves_out_what_does_not_change_the_result(name: str) -> None:
+    assert Recipe(human=HUMAN).changed(**{name: CHANGES_NOTHING[name]}).identity() == Recipe(human=HUMAN).identity()
+
+
+@pytest.mark.parametrize("name", CHANGES_THE_RESULT)
+def test_identity_holds_what_changes_the_result(name: str) -> None:
+    assert Recipe(human=HUMAN).changed(**{name: CHANGES_THE_RESULT[name]}).identity() != Recipe(human=HUMAN).identity()
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_number_of_steps_counts_where_the_rate_depends_on_it(schedule: Any) -> None:
+    falling = Recipe(human=HUMAN, optimizer=OptimizerSettings(schedule=schedule))
+    assert falling.identity() != falling.changed(steps=7000).identity()
+
+
+def test_unknown_method_is_refused_and_the_known_ones_are_listed() -> None:
+    with pytest.raises(ValidationError, match=r"no such method; there are human-only, vanilla, .*sum-confidence-uncer"):
+        Recipe(human=HUMAN, method="som")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("variant", "lora-and-more"),
+        ("human", ()),
+        ("stride", 3),
+        ("steps", 0),
+        ("batch", 0),
+        ("box_share", 1.5),
+        ("mix", {"human": 0, "pseudo": 0}),
+        ("mix", {"human": -1, "pseudo": 1}),
+        ("loss", {"tetha": 0.5}),
+        ("loss", {"theta": 2}),
+        ("optimizer", {"layer_decay": 0}),
+        ("rounds", 0),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValidationError):
+        Recipe(**{"human": HUMAN, name: value})
+
+
+def test_recipe_survives_the_way_through_json() -> None:
+    adapter = TypeAdapter(Recipe)
+    recipe = Recipe(human=HUMAN, mix=Mix(2, 1), validation=ValidationSettings(HUMAN))
+    assert adapter.validate_json(adapter.dump_json(recipe)) == recipe

@@ -1,0 +1,232 @@
+"""`trainer refiner` on a tiny SAM: what is trained on what, what is written, and that it can be resumed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from shared.errors import CheckpointError, SettingsDifferError
+from shared.sam import refiner as refiner_module
+from shared.sam.checkpoint import HEADER, LoadedSam, load_sam
+from shared.sam.decode import BOX_MAX, BOX_MIN, POSITIVE
+from shared.sam.refiner import Refiner, load_refiner
+from trainer import refiner as training_module
+from trainer.checkpoint import Checkpoints
+from trainer.data.samples import GridSettings, SampleId
+from trainer.data.sets import SetSettings, open_set
+from trainer.data.stream import HumanStream
+from trainer.log import read_log
+from trainer.losses import LossSettings, mask_loss
+from trainer.optimizer import OptimizerSettings, make_optimizer
+from trainer.recipe import CheckpointSettings
+from trainer.refiner import REFINER, RefinerRecipe, RefinerTraining, make_pairs, train_refiner
+
+MakeRecipe = Callable[..., RefinerRecipe]
+
+
+@pytest.fixture
+def make_refiner_recipe(tiny_weights: str, human_sets: tuple[SetSettings, ...]) -> MakeRecipe:
+    """``make_refiner_recipe(**changes)`` is a run of four steps of three photos that keeps every pair."""
+
+    def make(**changes: Any) -> RefinerRecipe:
+        settings: dict[str, Any] = {
+            "human": human_sets,
+            "sam": tiny_weights,
+            "steps": 4,
+            "batch": 3,
+            "masks": 2,
+            "least_iou": 0.0,
+            "pred_iou_thresh": 0.0,
+            "stability_score_thresh": 0.0,
+            "optimizer": OptimizerSettings(learning_rate=1e-3, schedule="linear"),
+            "checkpoint": CheckpointSettings(every=2),
+            "device": "cpu",
+            "data_threads": 2,
+        }
+        return RefinerRecipe(**{**settings, **changes})
+
+    return make
+
+
+def run(recipe: RefinerRecipe, out: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Train without a word; return the log and the weights."""
+    path = train_refiner(recipe, out, say=lambda _: None)
+    assert path == out / REFINER
+    return read_log(out), load_file(path)
+
+
+def assert_same(found: tuple[Any, dict[str, Tensor]], expected: tuple[Any, dict[str, Tensor]]) -> None:
+    assert found[0] == expected[0]
+    assert found[1].keys() == expected[1].keys()
+    assert all(torch.equal(found[1][name], value) for name, value in expected[1].items())
+
+
+@pytest.fixture
+def training(make_refiner_recipe: MakeRecipe) -> RefinerTraining:
+    """A training that has not begun."""
+    recipe = make_refiner_recipe()
+    loaded = load_sam(recipe.sam)
+    loaded.sam.requires_grad_(False)
+    refiner = Refiner.copy_of(loaded.sam).requires_grad_(True)
+    optimizer = make_optimizer(refiner, None, recipe.optimizer)
+    return RefinerTraining(recipe, loaded, refiner, optimizer, recipe.quality("tiny"))
+
+
+def samples_of(recipe: RefinerRecipe, count: int = 3) -> list[Any]:
+    stream = HumanStream([open_set(each) for each in recipe.human], GridSettings(128, recipe.stride, 2, 0))
+    return [stream.load(index, SampleId("human", 0, index)) for index in range(4, 4 + count)]
+
+
+def test_loss_is_that_of_refined_masks_against_human_ones(training: RefinerTraining) -> None:
+    samples = samples_of(training.recipe)
+    sam = training.loaded.sam
+    untrained = copy.deepcopy(training.refiner)
+    logged = training.step(samples, 1)
+    batch = training_module.collate(samples, sam, 4, 0)
+    assert batch is not None
+    targets = batch.targets
+    with torch.no_grad():
+        embeddings = sam.image_encoder(batch.images)
+        pairs = make_pairs(sam, embeddings, batch, 0.0, training.quality)
+        index = targets.image_index[pairs.rows]
+        refined = untrained.refine(embeddings, index, pairs.points, pairs.boxes, pairs.logits)
+        loss = mask_loss(refined, targets.masks[pairs.rows], targets.valid[pairs.rows], None, LossSettings())
+    assert logged["pairs"] == len(pairs) > 2
+    assert logged["masks"] == len(targets)
+    assert logged["loss"] == pytest.approx(float(loss.mean()), rel=1e-4)
+    assert logged["iou_before"] == pytest.approx(float(pairs.iou.mean()), rel=1e-4)
+
+
+def test_point_box_and_mask_are_given_together_always(
+    training: RefinerTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    decode = refiner_module.decode_prompts
+
+    def recorded(model: Any, embeddings: Tensor, index: Tensor, prompts: Any) -> Any:
+        seen.append(prompts)
+        return decode(model, embeddings, index, prompts)
+
+    monkeypatch.setattr(refiner_module, "decode_prompts", recorded)
+    for number in (1, 2):
+        training.step(samples_of(training.recipe), number)
+    assert len(seen) == 2
+    for prompts in seen:
+        assert (prompts.labels == torch.tensor([POSITIVE, BOX_MIN, BOX_MAX])).all()
+        assert prompts.mask_logits.shape == (len(prompts), 1, 32, 32)
+        assert (prompts.mask_logits.flatten(1).amax(1) > 0).all()  # logits, each of a mask that is not empty
+        x0, y0, x1, y1 = prompts.coords[:, 1:].flatten(1).unbind(1)
+        assert ((x0 <= x1) & (y0 <= y1)).all()
+
+
+def test_sam_stays_as_it_is_and_the_refiner_does_not(
+    make_refiner_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caught: list[LoadedSam] = []
+
+    def load(weights: str) -> LoadedSam:
+        caught.append(load_sam(weights))
+        return caught[-1]
+
+    monkeypatch.setattr(training_module, "load_sam", load)
+    recipe = make_refiner_recipe(steps=2)
+    _, refined = run(recipe, tmp_path)
+    before = load_sam(recipe.sam).sam.state_dict()
+    after = caught[0].sam.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in caught[0].sam.parameters())
+    changed = {name.split(".")[0] for name, value in refined.items() if not torch.equal(before[name], value)}
+    assert changed == {"prompt_encoder", "mask_decoder"}
+
+
+def test_training_lowers_the_loss(make_refiner_recipe: MakeRecipe, tmp_path: Path) -> None:
+    steep = OptimizerSettings(learning_rate=3e-3)
+    log, _ = run(make_refiner_recipe(steps=25, optimizer=steep, checkpoint=CheckpointSettings(every=25)), tmp_path)
+    first, last = log[:5], log[-5:]
+    assert sum(line["loss"] for line in last) < 0.7 * sum(line["loss"] for line in first)
+
+
+def test_resumed_training_ends_bit_identical_whatever_embeddings_are_kept(
+    make_refiner_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = make_refiner_recipe(steps=6)
+    straight = run(recipe, tmp_path / "straight")
+    for kept in (0, 3, 512):
+        out = shutil.copytree(tmp_path / "straight", tmp_path / str(kept))
+        shutil.rmtree(Checkpoints(out).path(6))
+        (out / REFINER).unlink()
+        assert_same(run(dataclasses.replace(recipe, kept_embeddings=kept), out), straight)
+    assert_same(run(recipe, tmp_path / "straight"), straight)  # nothing left to do
+
+
+def test_other_settings_are_refused(make_refiner_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run(make_refiner_recipe(steps=1), tmp_path)
+    with pytest.raises(SettingsDifferError, match=r"(?s)  least_iou: there 0\.0, asked for 0\.7"):
+        run(make_refiner_recipe(steps=1, least_iou=0.7), tmp_path)
+
+
+def test_step_without_pairs_changes_no_more_than_weight_decay(training: RefinerTraining) -> None:
+    recipe = dataclasses.replace(training.recipe, least_iou=1.0)
+    strict = dataclasses.replace(training, recipe=recipe)
+    before = copy.deepcopy(training.refiner.state_dict())
+    logged = strict.step(samples_of(recipe), 1)
+    assert (logged["pairs"], logged["loss"]) == (0, 0.0)
+    for name, value in training.refiner.state_dict().items():
+        assert torch.allclose(value, before[name], rtol=1e-4), name
+
+
+def test_file_holds_both_modules_alone_and_names_its_sam(make_refiner_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_refiner_recipe(steps=1)
+    run(recipe, tmp_path)
+    sam = load_sam(recipe.sam)
+    with safe_open(tmp_path / REFINER, "pt") as file:
+        names = set(file.keys())
+        header = json.loads(file.metadata()[HEADER])
+    assert names == {name for name in sam.sam.state_dict() if name.startswith(("prompt_encoder.", "mask_decoder."))}
+    assert header["kind"] == "refiner"
+    assert header["sam"]["sha256"] == sam.sha256
+    assert header["run"]["human_data"]
+
+
+def test_refiner_of_another_sam_is_refused(make_refiner_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_refiner_recipe(steps=1)
+    _, weights = run(recipe, tmp_path)
+    sam = load_sam(recipe.sam)
+    loaded = load_refiner(tmp_path / REFINER, sam)
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+    with pytest.raises(CheckpointError, match="was trained for a tiny with SHA-256"):
+        load_refiner(tmp_path / REFINER, dataclasses.replace(sam, sha256="1" * 64))
+
+
+def test_quality_filters_are_those_of_the_model_unless_given(make_refiner_recipe: MakeRecipe) -> None:
+    recipe = make_refiner_recipe(pred_iou_thresh=None, stability_score_thresh=None)
+    assert (recipe.quality("vit_h").pred_iou_thresh, recipe.quality("vit_h").stability_score_thresh) == (0.88, 0.95)
+    assert (recipe.quality("vit_t").pred_iou_thresh, recipe.quality("vit_t").stability_score_thresh) == (0.7, 0.9)
+    chosen = make_refiner_recipe(pred_iou_thresh=0.5, stability_score_thresh=None).quality("vit_h")
+    assert (chosen.pred_iou_thresh, chosen.stability_score_thresh, chosen.max_area_share) == (0.5, 0.95, 0.95)
+
+
+def test_defaults_are_the_papers(human_sets: tuple[SetSettings, ...]) -> None:
+    recipe = RefinerRecipe(human=human_sets)
+    assert recipe.least_iou == 0.7
+    assert (recipe.loss.focal_weight, recipe.loss.dice_weight) == (20, 1)
+    assert recipe.optimizer.learning_rate == 1e-5
+
+
+def test_bf16_trains_about_as_fp32_does(make_refiner_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (exact,), _ = run(make_refiner_recipe(steps=1), tmp_path / "fp32")
+    (rough,), weights = run(make_refiner_recipe(steps=1, bf16=True), tmp_path / "bf16")
+    assert rough["loss"] != exact["loss"]
+    assert rough["loss"] == pytest.approx(exact["loss"], rel=0.02)
+    assert {value.dtype for value in weights.values()} == {torch.float32}
