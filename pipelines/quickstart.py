@@ -54,7 +54,7 @@ class DemoSettings:
 
     out: Path
     scenes: int = 72
-    human: int = 240
+    human: int = 300
     held_out: int = 48
     points_per_side: int = 16
     workers: int = 0

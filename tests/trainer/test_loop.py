@@ -97,6 +97,12 @@ def test_gradients_are_clipped_to_the_norm_that_is_asked_for(
     assert updates == pytest.approx([0.25, 0.25], rel=1e-4)
 
 
+def test_rate_of_the_first_step_is_that_of_step_0(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    falling = OptimizerSettings(learning_rate=1e-3, warmup=1, schedule="linear")
+    log = run(make_recipe(batch=2, rounds=1, steps=3, optimizer=falling), tmp_path)
+    assert [line["learning_rate"] for line in log] == pytest.approx([0.5e-3, 1e-3, 0.5e-3])
+
+
 def test_training_lowers_the_loss(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     steep = OptimizerSettings(learning_rate=3e-3)
     recipe = make_recipe(method="vanilla", steps=20, rounds=1, optimizer=steep, checkpoint=CheckpointSettings(every=20))
