@@ -16,7 +16,7 @@ from labelgen.export import export_coco
 from labelgen.run import RunSettings, RunSummary, UncertaintyRunSettings, add_uncertainty, run
 from labelgen.uncertainty import SOURCES, UncertaintySettings
 from labelgen.view.page import write_page
-from shared.errors import SumError
+from shared.commands import FAILED, Commands
 from shared.sam.checkpoint import PACKAGED, identify_weights
 from shared.sam.quality import THRESHOLDS_OF_MODELS
 from shared.sam.runtime import Runtime
@@ -25,23 +25,11 @@ from shared.shards.shard_set import REFINEMENT, ShardSet
 from shared.shards.verify import verify
 
 FINISHED_WITH_IMAGE_ERRORS = 3
-FAILED = 1
 
 shards_option = click.option("--shards", required=True, help="Folder of the shard set: a path or an fsspec URL.")
 
 
-class _Commands(click.Group):
-    """A group whose commands print a ``SumError`` plainly and exit with status 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except SumError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(FAILED)
-
-
-@click.group(cls=_Commands, context_settings={"show_default": True})
+@click.group(cls=Commands, context_settings={"show_default": True})
 @click.version_option(package_name="sum-factory")
 def main() -> None:
     """Label photos with a frozen SAM, once; train from the labels as often as you like."""

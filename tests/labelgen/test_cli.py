@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from labelgen.cli import FAILED, FINISHED_WITH_IMAGE_ERRORS, main
+from labelgen.cli import FINISHED_WITH_IMAGE_ERRORS, main
 from labelgen.run import RunSummary
+from shared.commands import FAILED
 
 Finished = tuple[Path, RunSummary]
 USAGE = 2
