@@ -35,5 +35,9 @@ class StorageError(SumError):
     """A file cannot be written: no permission, no space, no such bucket."""
 
 
+class DivergedError(SumError):
+    """A training step came out as no number."""
+
+
 class WorkerError(SumError):
     """A unit of work failed more often than is allowed."""

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 
@@ -17,6 +18,9 @@ from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from shared.errors import SumError, WorkerError
 from shared.sam.runtime import pick_device
+
+LONGEST_WAIT = timedelta(hours=4)
+"""How long processes wait for one another: the first one validates and saves alone."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else pick_device(device)
     if on_gpu:
         torch.cuda.set_device(own)
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=LONGEST_WAIT)
     try:
         yield Ranks(distributed.get_rank(), count, own)
     finally:

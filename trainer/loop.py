@@ -16,7 +16,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from shared.allocator import tune_malloc
-from shared.errors import SourceError
+from shared.errors import CheckpointError, SourceError
 from shared.sam.checkpoint import LoadedSam, load_sam, to_safetensors
 from shared.sam.task_prompt import STATE_KEY, TASKS, TaskPrompt
 from shared.shards.shard_set import ShardSet
@@ -29,7 +29,7 @@ from trainer.data.sets import open_set
 from trainer.data.stream import HumanStream, MixedStream, PseudoStream
 from trainer.distributed import Ranks, join_ranks, run_on_ranks
 from trainer.log import RunLog
-from trainer.optimizer import make_optimizer, set_learning_rate
+from trainer.optimizer import make_optimizer, set_learning_rate, take_step
 from trainer.recipe import Recipe
 from trainer.validation import validate
 from trainer.variants import VARIANTS, apply_variant
@@ -122,7 +122,12 @@ def make_model(recipe: Recipe, device: torch.device) -> Model:
     apply_variant(sam, VARIANTS[recipe.variant])
     task_prompt = None
     if recipe.chosen_method.task_prompt != "none":
-        task_prompt = TaskPrompt(loaded.architecture.prompt_dim).to(device)
+        task_prompt = (loaded.task_prompt or TaskPrompt(loaded.architecture.prompt_dim)).to(device)
+    elif loaded.task_prompt is not None:
+        raise CheckpointError(
+            f"{recipe.sam}: has a task prompt, which {recipe.method} does without; start from plain SAM "
+            "(`trainer export` drops the task prompt)"
+        )
     return Model(loaded, sam, task_prompt, make_optimizer(sam, task_prompt, recipe.optimizer))
 
 
@@ -156,7 +161,7 @@ def identity_of(recipe: Recipe, model: Model, stream: MixedStream) -> dict[str, 
 
 def header_of(recipe: Recipe, model: Model, identity: dict[str, Any]) -> dict[str, Any]:
     """Return what the header of the weights says: how they were made, and which tasks have a vector of their own."""
-    trained = {TASKS[open_set(each).task] for each in recipe.human}
+    trained = {*model.loaded.trained_tasks, *(TASKS[open_set(each).task] for each in recipe.human)}
     if recipe.chosen_method.pseudo_labels != "none":
         trained.add(TASKS[UNSPECIFIED])
     return {
@@ -221,7 +226,6 @@ def train_step(recipe: Recipe, model: Model, samples: list[TrainingSample], step
             settings = recipe.interactive
             backpropagate(model.sam, model.task_prompt, batch, settings, recipe.batch, sums, recipe.bf16)
     ranks.sum_gradients(model.parameters)
-    norm = float(nn.utils.clip_grad_norm_(model.parameters, recipe.optimizer.clip_norm))
-    model.optimizer.step()
+    norm = take_step(model.optimizer, recipe.optimizer, step)
     total = Sums.from_list(ranks.sum_numbers(sums.to_list()), recipe.rounds)
     return {**total.means(), "gradient_norm": norm, "learning_rate": rate}

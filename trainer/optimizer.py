@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from shared.errors import DivergedError
 from shared.sam.task_prompt import TaskPrompt
 
 _BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
@@ -79,6 +80,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerSetti
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
     return rate
+
+
+def take_step(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int) -> float:
+    """Clip the gradients of all groups together, take a step, and return their norm before clipping.
+
+    Raises ``DivergedError``, before anything is changed, if it is not finite.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = float(nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
+    if not math.isfinite(norm):
+        raise DivergedError(
+            f"step {step}: the gradient is {norm}; the last checkpoint is sound. Lower optimizer.learning_rate, or "
+            "turn bf16 off, in another --out folder"
+        )
+    optimizer.step()
+    return norm
 
 
 def schedule(settings: OptimizerSettings, step: int, steps: int) -> float:

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from segment_anything.modeling import Sam
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from shared.allocator import tune_malloc
@@ -36,7 +36,7 @@ from trainer.data.stream import HumanStream, MixedStream
 from trainer.interactive import to_grid
 from trainer.log import RunLog
 from trainer.losses import LossSettings, mask_loss, true_iou
-from trainer.optimizer import OptimizerSettings, make_optimizer, set_learning_rate
+from trainer.optimizer import OptimizerSettings, make_optimizer, set_learning_rate, take_step
 from trainer.prompts import boxes_of, sample_cells, to_input
 from trainer.recipe import CHECKED, CheckpointSettings
 
@@ -150,9 +150,7 @@ class RefinerTraining:
                 logged["masks"] = len(batch.targets)
                 if len(pairs):
                     logged |= self._backpropagate(embeddings, batch, pairs)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(parameters, recipe.optimizer.clip_norm))
-        self.optimizer.step()
+        norm = take_step(self.optimizer, recipe.optimizer, number)
         return {**logged, "gradient_norm": norm, "learning_rate": rate}
 
     def _backpropagate(self, embeddings: Tensor, batch: Batch, pairs: Pairs) -> dict[str, Any]:
