@@ -56,6 +56,10 @@ class Labeler:
             yield from self._label(unit, masks, uncertainty)
         elif uncertainty is not None:
             yield from self._add_maps(unit, uncertainty)
+        else:  # another run has made it meanwhile, or a worker that died before it could tell
+            images = self.shards.images(unit.number)
+            errors = tuple(image.error for image in images if image.error is not None)
+            yield UnitReport(unit.number, len(images), sum(len(image.masks) for image in images), errors)
 
     def _label(self, unit: Unit, task: MasksTask, uncertainty: UncertaintyTask | None) -> Iterator[Event]:
         """Label the images of a unit, and make maps with the same embeddings if the job asks for them."""

@@ -16,6 +16,7 @@ import pytest
 
 from labelgen import plan
 from labelgen.automask import AutomaskSettings
+from labelgen.labeler import Labeler
 from labelgen.run import RunSummary
 from labelgen.sources import list_images
 from shared.errors import SettingsDifferError
@@ -191,6 +192,22 @@ def test_run_overtaken_by_another_ends_bit_identical(
     label(photos, shards, refiner=refiner)
     assert overtaken
     assert snapshot(shards) == snapshot(refined[0])
+
+
+@pytest.mark.parametrize("with_maps", [False, True])
+def test_units_that_another_run_commits_before_their_turn_are_reported_as_they_are(
+    own_photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot, refiner: str, monkeypatch: pytest.MonkeyPatch,
+    with_maps: bool,
+) -> None:  # fmt: skip
+    (own_photos / "bad.jpg").write_bytes(b"")
+    shards, options = tmp_path / "shards", {"unit_size": 4, "refiner": refiner if with_maps else None}
+    first: list[RunSummary] = []
+    interrupt_once(monkeypatch, Labeler, "label_unit", lambda: first.append(label(own_photos, shards, **options)))
+    second = label(own_photos, shards, **options)
+    assert replace(second, images_per_second=0) == replace(first[0], images_per_second=0)
+    assert (second.units_done, len(second.errors)) == (2, 1)
+    label(own_photos, tmp_path / "undisturbed", **options)
+    assert snapshot(shards) == snapshot(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize(
