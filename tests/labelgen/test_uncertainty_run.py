@@ -21,6 +21,7 @@ from labelgen.run import RunSummary
 from shared.errors import ShardError
 from shared.sam.runtime import Runtime
 from shared.shards.shard_set import LabelledImage, ShardSet
+from shared.storage import Storage
 from shared.uncertainty_codec import decode_uncertainty
 
 Label = Callable[..., RunSummary]
@@ -177,6 +178,17 @@ def test_image_encoder_runs_once_an_image_later(
 ) -> None:
     add_maps(own_refined, other_refiner, layer_name="other")
     assert encoder_calls == [1] * 6
+
+
+def test_layer_is_written_and_read_where_there_is_no_disk(
+    photos: Path, refined: Refined, label: Label, refiner: str, add_maps: Label
+) -> None:
+    url = "memory://refined/shards"
+    label(photos, url, refiner=refiner)
+    for path in refined[0].rglob("*.*"):
+        assert Storage(url).read(str(path.relative_to(refined[0]))) == path.read_bytes()
+    assert add_maps(url, source="entropy").units_done == 3
+    assert ShardSet.open(url).uncertainty_layers == ("entropy", "refinement")
 
 
 def test_second_run_does_nothing_and_says_so(
