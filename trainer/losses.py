@@ -23,8 +23,8 @@ class LossSettings:
     iou_weight: float = Field(default=1.0, ge=0)
     alpha: float = Field(default=0.25, ge=0, le=1)
     gamma: float = Field(default=2.0, ge=0)
-    theta: float = Field(default=0.6, ge=0, le=1)
-    """Pixels whose certainty is not above this do not enter the Dice loss."""
+    theta: float = Field(default=0.6, ge=0, lt=1)
+    """Pixels whose certainty is not above this do not enter the Dice loss. Under 1: human masks have certainty 1."""
     epsilon: float = Field(default=1.0, gt=0)
 
 
