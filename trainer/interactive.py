@@ -20,8 +20,8 @@ from shared.sam.decode import BOX_MIN, PAD, Prompts, decode_prompts, dense_posit
 from trainer.losses import LossSettings, mask_loss, true_iou
 from trainer.prompts import Randomness, click_errors, first_prompts
 
-SINGLE, SEVERAL = slice(0, 1), slice(1, None)
-"""Mask tokens: the one for prompts that leave no doubt, the three for an ambiguous one."""
+SEVERAL = slice(1, None)
+"""The mask tokens for an ambiguous prompt; token 0 is the one for prompts that leave no doubt."""
 
 
 @dataclass(frozen=True)

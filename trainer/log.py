@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +27,6 @@ class RunLog:
     _writer: Any = None
     _file: Any = None
     _bar: Any = None
-    _started: float = field(default_factory=time.perf_counter)
 
     def __enter__(self) -> Self:
         path = self.out / LOG

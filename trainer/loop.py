@@ -161,7 +161,7 @@ def identity_of(recipe: Recipe, model: Model, stream: MixedStream) -> dict[str, 
 
 def header_of(recipe: Recipe, model: Model, identity: dict[str, Any]) -> dict[str, Any]:
     """Return what the header of the weights says: how they were made, and which tasks have a vector of their own."""
-    trained = {*model.loaded.trained_tasks, *(TASKS[open_set(each).task] for each in recipe.human)}
+    trained = {*model.loaded.trained_tasks, *(each.task for each in recipe.human)}
     if recipe.chosen_method.pseudo_labels != "none":
         trained.add(TASKS[UNSPECIFIED])
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, field, replace
+from dataclasses import asdict, field
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
@@ -114,7 +114,3 @@ class Recipe:
         if self.optimizer.schedule == "constant":
             left_out.add("steps")
         return {name: value for name, value in asdict(self).items() if name not in left_out}
-
-    def changed(self, **changes: Any) -> Recipe:
-        """Return this recipe with some fields changed."""
-        return replace(self, **changes)

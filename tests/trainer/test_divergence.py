@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_training_goes_on_from_the_task_prompt_of_its_weights(
 ) -> None:
     recipe = make_recipe(steps=1, optimizer=OptimizerSettings(learning_rate=1e-6))
     other = tuple(each for each in recipe.human if each.task != "part")
-    fit(recipe.changed(human=other), tmp_path, say=lambda _: None)
+    fit(replace(recipe, human=other), tmp_path, say=lambda _: None)
     stored = load_file(tmp_path / "weights.safetensors")[STATE_KEY]
     assert torch.allclose(stored, sum_weights, atol=1e-4)
     assert "part" in read_header(tmp_path / "weights.safetensors")["trained_tasks"]

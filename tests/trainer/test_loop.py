@@ -118,7 +118,7 @@ def test_same_shards_serve_every_method(
     before = snapshot(Path(recipe.shards))
     layers, losses = {}, {}
     for method in ("human-only", "vanilla", "sum"):
-        losses[method] = run(recipe.changed(method=method), tmp_path / method)[0]["loss"]
+        losses[method] = run(dataclasses.replace(recipe, method=method), tmp_path / method)[0]["loss"]
         header = read_header(tmp_path / method / WEIGHTS)
         layers[method] = {name for name in header["run"] if name.startswith("layer_")}
     assert snapshot(Path(recipe.shards)) == before
@@ -132,7 +132,7 @@ def test_same_shards_serve_every_method(
 
 def test_human_data_alone_needs_no_shards_and_others_say_so(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(shards=None, steps=1)
-    (line,) = run(recipe.changed(method="human-only"), tmp_path / "human")
+    (line,) = run(dataclasses.replace(recipe, method="human-only"), tmp_path / "human")
     assert line["photos"] == recipe.batch
     with pytest.raises(SourceError, match="method sum trains on pseudo-labels: give --shards"):
         run(recipe, tmp_path / "sum")
@@ -211,7 +211,9 @@ def test_validation_does_not_disturb_the_run(
     few = tuple(dataclasses.replace(each, limit=1) for each in human_sets)
     recipe = make_recipe(steps=3, batch=2, rounds=2)
     plain = run(recipe, tmp_path / "plain")
-    validated = run(recipe.changed(validation=ValidationSettings(few, every=1, rounds=2)), tmp_path / "validated")
+    validated = run(
+        dataclasses.replace(recipe, validation=ValidationSettings(few, every=1, rounds=2)), tmp_path / "validated"
+    )
     assert [line for line in validated if "validation" not in line] == plain
     scores = [line["validation"] for line in validated if "validation" in line]
     assert len(scores) == 3

@@ -87,7 +87,7 @@ def test_run_killed_in_the_middle_ends_bit_identical(recipe: Recipe, tmp_path: P
 
 
 def test_run_resumed_from_any_of_its_checkpoints_ends_bit_identical(recipe: Recipe, tmp_path: Path) -> None:
-    recipe = recipe.changed(steps=4, checkpoint=CheckpointSettings(every=1, keep=4))
+    recipe = dataclasses.replace(recipe, steps=4, checkpoint=CheckpointSettings(every=1, keep=4))
     straight = run(recipe, tmp_path / "straight")
     assert Checkpoints(tmp_path / "straight").steps() == [1, 2, 3, 4]
     for last in (1, 2, 3):
@@ -106,7 +106,7 @@ def test_run_that_dies_while_it_writes_ends_bit_identical(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It dies before or after each of the renames that make a checkpoint visible or remove an old one."""
-    recipe = recipe.changed(steps=3, checkpoint=CheckpointSettings(every=1, keep=1))
+    recipe = dataclasses.replace(recipe, steps=3, checkpoint=CheckpointSettings(every=1, keep=1))
     straight = run(recipe, tmp_path / "straight")
     for moment in range(1, 7):
         renames = 0
@@ -143,7 +143,7 @@ def test_optimizer_goes_on_and_does_not_start_anew(recipe: Recipe, tmp_path: Pat
 
 
 def test_finished_run_has_nothing_to_do(recipe: Recipe, tmp_path: Path) -> None:
-    recipe = recipe.changed(steps=2)
+    recipe = dataclasses.replace(recipe, steps=2)
     first = run(recipe, tmp_path)
     written = (tmp_path / WEIGHTS).read_bytes()
     summary = fit(recipe, tmp_path, say=lambda _: None)
@@ -155,12 +155,12 @@ def test_finished_run_has_nothing_to_do(recipe: Recipe, tmp_path: Path) -> None:
 def test_finished_run_goes_on_if_more_steps_are_asked_for(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = make_recipe(batch=2, rounds=2, steps=4)
     straight = run(recipe, tmp_path / "straight")
-    run(recipe.changed(steps=2), tmp_path / "out")
+    run(dataclasses.replace(recipe, steps=2), tmp_path / "out")
     assert_same(run(recipe, tmp_path / "out"), straight)
 
 
 def test_run_is_not_resumed_with_other_settings(recipe: Recipe, tmp_path: Path, human_folder: Path) -> None:
-    recipe = recipe.changed(steps=1)
+    recipe = dataclasses.replace(recipe, steps=1)
     run(recipe, tmp_path)
     before = (tmp_path / WEIGHTS).read_bytes(), (tmp_path / LOG).read_bytes()
     salient, parts = recipe.human
@@ -175,11 +175,11 @@ def test_run_is_not_resumed_with_other_settings(recipe: Recipe, tmp_path: Path, 
     }
     for name, change in changes.items():
         with pytest.raises(SettingsDifferError, match=rf"(?s)settings or data.*  {name}: .*another --out folder"):
-            run(recipe.changed(**change), tmp_path)
+            run(dataclasses.replace(recipe, **change), tmp_path)
     other = dataclasses.replace(salient, list=tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("photo0\n")
     with pytest.raises(SettingsDifferError, match=r"  human_data: "):
-        run(recipe.changed(human=(other, parts)), tmp_path)
+        run(dataclasses.replace(recipe, human=(other, parts)), tmp_path)
     assert ((tmp_path / WEIGHTS).read_bytes(), (tmp_path / LOG).read_bytes()) == before
 
 
@@ -189,14 +189,14 @@ def test_run_past_the_steps_that_are_asked_for_is_left_alone(
     recipe = make_recipe(batch=2, rounds=2, steps=3, checkpoint=CheckpointSettings(every=3))
     done = run(recipe, tmp_path)
     with pytest.raises(CheckpointError, match=r"is at step 3 already.* another --out folder"):
-        run(recipe.changed(steps=2), tmp_path)
+        run(dataclasses.replace(recipe, steps=2), tmp_path)
     assert_same(outcome(tmp_path), done)
 
 
 def test_run_is_resumed_where_the_same_data_lie_elsewhere(recipe: Recipe, tmp_path: Path, human_folder: Path) -> None:
-    recipe = recipe.changed(steps=2, checkpoint=CheckpointSettings(every=1))
+    recipe = dataclasses.replace(recipe, steps=2, checkpoint=CheckpointSettings(every=1))
     straight = run(recipe, tmp_path / "straight")
-    run(recipe.changed(steps=2), tmp_path / "out")
+    run(dataclasses.replace(recipe, steps=2), tmp_path / "out")
     shutil.rmtree(Checkpoints(tmp_path / "out").path(2))
     moved = shutil.copytree(human_folder, tmp_path / "moved")
     text = json.dumps(TypeAdapter(Recipe).dump_python(recipe, mode="json")).replace(str(human_folder), str(moved))
@@ -205,7 +205,7 @@ def test_run_is_resumed_where_the_same_data_lie_elsewhere(recipe: Recipe, tmp_pa
 
 
 def test_state_says_what_the_run_is(recipe: Recipe, tmp_path: Path) -> None:
-    run(recipe.changed(steps=1), tmp_path)
+    run(dataclasses.replace(recipe, steps=1), tmp_path)
     state = json.loads((Checkpoints(tmp_path).path(1) / STATE).read_text())
     assert state["step"] == 1
     assert state["identity"]["method"] == "sum"
