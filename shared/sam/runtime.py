@@ -10,7 +10,14 @@ import numpy.typing as npt
 import torch
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
+
+from shared.sam.attention import attend_in_pieces
+from shared.sam.fast_linear import use_fast_linear
+
+CropBox = tuple[int, int, int, int]
+"""Part of an image: x0, y0, x1, y1, the last two exclusive."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,17 @@ def pick_device(device: str = "auto") -> torch.device:
 def place(sam: Sam, runtime: Runtime) -> Sam:
     """Move ``sam`` to its device, and compile its encoder if that is asked for; returns the same object."""
     sam.to(pick_device(runtime.device))
+    attend_in_pieces(sam.image_encoder)
+    use_fast_linear(sam.image_encoder)
     if runtime.compile:
         sam.image_encoder.compile()
     return sam
+
+
+def resize(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """Scale an image, uint8 (H, W, 3), so that its longer side is ``side``, as SAM does."""
+    resized: npt.NDArray[np.uint8] = ResizeLongestSide(side).apply_image(image)
+    return resized
 
 
 class Predictor(SamPredictor):  # type: ignore[misc]
@@ -55,8 +70,28 @@ class Predictor(SamPredictor):  # type: ignore[misc]
         self.bf16 = bf16
 
     def set_image(self, image: npt.NDArray[np.uint8], image_format: str = "RGB") -> None:
-        """Embed an image, uint8 (H, W, 3)."""
+        """Embed an image, uint8 (H, W, 3), RGB."""
+        self.set_resized(resize(image, self.model.image_encoder.img_size), (image.shape[0], image.shape[1]))
+
+    def embed_crop(
+        self, image: npt.NDArray[np.uint8], crop_box: CropBox, resized: npt.NDArray[np.uint8] | None = None
+    ) -> Tensor:
+        """Embed the crop x0, y0, x1, y1 of an image, uint8 (H, W, 3), and return its features, (1, C, g, g).
+
+        ``resized``, if at hand, is what ``resize`` makes of the whole image: it is used if the crop is all of it.
+        """
+        x0, y0, x1, y1 = crop_box
+        size = (image.shape[0], image.shape[1])
+        if resized is not None and (x0, y0, y1, x1) == (0, 0, *size):
+            self.set_resized(resized, size)
+        else:
+            self.set_image(image[y0:y1, x0:x1])
+        return self.features
+
+    def set_resized(self, resized: npt.NDArray[np.uint8], size: tuple[int, int]) -> None:
+        """Embed what ``resize`` made of an image of ``size`` height, width."""
+        pixels = torch.as_tensor(resized, device=self.device).permute(2, 0, 1)[None].contiguous()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            super().set_image(image, image_format)
+            self.set_torch_image(pixels, size)
         features: Tensor = self.features
         self.features = features.float()
