@@ -1,36 +1,32 @@
 """Automatic masks (App. B.1): a grid of points, three masks a point, quality filters, box NMS.
 
-The filters, crops and NMS are those of ``segment_anything.SamAutomaticMaskGenerator``, which this module drives;
-it adds the 95 % area filter, and carries the low-resolution logits of every kept mask through to the end.
+The masks are those of ``segment_anything.SamAutomaticMaskGenerator``, in its order, each with the low-resolution logits
+that it came from, and without those of nearly the whole image. They are made in another way: the decoder shares what
+points have in common (``shared.sam.point_decoder``), a mask of low predicted IoU is never upscaled, and what is
+upscaled is measured without a full-resolution map (``labelgen.regions``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
-from segment_anything.utils.amg import (
-    MaskData,
-    batched_mask_to_box,
-    calculate_stability_score,
-    is_box_near_crop_edge,
-    mask_to_rle_pytorch,
-    rle_to_mask,
-    uncrop_masks,
-)
+from segment_anything.utils.amg import build_all_layer_point_grids, generate_crop_boxes, is_box_near_crop_edge
 from torch import Tensor
-from torch.nn import functional as F
+from torchvision.ops.boxes import batched_nms, box_area
 
-from shared.frame import CELL, Frame
+from labelgen.regions import draw, measure
+from labelgen.rle import Mask, Rle, decode_rle, encode_rle
+from labelgen.small_regions import box_of, clean_mask, follow_mask
+from shared.frame import Frame
+from shared.images import RgbImage
+from shared.sam.point_decoder import PointDecoder, PointImage
 from shared.sam.quality import THRESHOLDS_OF_MODELS
-
-UPSAMPLING_BUDGET = 1 << 28
-"""Floats that the full-resolution logits of one chunk of candidates may take: 1 GiB in fp32."""
+from shared.sam.runtime import CropBox, Predictor
 
 
 @dataclass(frozen=True)
@@ -62,16 +58,18 @@ def settings_for(model_type: str, **chosen: float | None) -> AutomaskSettings:
 
 @dataclass(frozen=True)
 class ImageLabels:
-    """The K masks kept for one image, in the order of the generator.
+    """The K masks kept for one image of ``size`` height, width, in the order of the generator.
 
     ``logits``: float32 (K, h, w), SAM's low-resolution logits on its square frame, padding included.
     ``frames``: what part of the square is image, and where that lies in the photo, one a mask (crops differ).
     ``boxes``: int64 (K, 4), x, y, width, height in pixels of the photo; width and height are the largest index minus
     the smallest, as upstream reports them. ``points``: float64 (K, 2), x, y in the photo.
     ``areas``: int64 (K,), pixels. ``predicted_iou`` and ``stability``: float64 (K,). ``embeddings``: what the image
-    encoder made of each crop, (1, C, g, g), under the crop box of its frame.
+    encoder made of each crop, (1, C, g, g), under the crop box of its frame. ``cleaned``: the masks that lost small
+    regions, by their number; their logits were edited, and mean nearly the same.
     """
 
+    size: tuple[int, int]
     logits: npt.NDArray[np.float32]
     frames: tuple[Frame, ...]
     boxes: npt.NDArray[np.int64]
@@ -79,161 +77,176 @@ class ImageLabels:
     areas: npt.NDArray[np.int64]
     predicted_iou: npt.NDArray[np.float64]
     stability: npt.NDArray[np.float64]
-    embeddings: Mapping[tuple[int, int, int, int], Tensor]
+    embeddings: Mapping[CropBox, Tensor]
+    cleaned: Mapping[int, Rle]
 
     def __len__(self) -> int:
         return len(self.logits)
 
+    def masks(self) -> Iterator[Mask]:
+        """Draw the masks, one after the other, bool (H, W) of the photo."""
+        for k, (logits, frame) in enumerate(zip(self.logits, self.frames, strict=True)):
+            yield decode_rle(self.cleaned[k]) if k in self.cleaned else _draw_in_photo(logits, frame, self.size)
 
-class LabelGenerator(SamAutomaticMaskGenerator):  # type: ignore[misc]
-    """Upstream's generator, keeping low-resolution logits and dropping masks of nearly the whole image.
+    def rles(self) -> list[Rle]:
+        """Return the masks as COCO's compressed RLE."""
+        return [encode_rle(mask) for mask in self.masks()]
 
-    Only ``_process_batch`` is replaced. It filters on predicted IoU before it upsamples, so that the logits of
-    rejected candidates never reach full resolution; what is kept is the same.
+
+@dataclass(frozen=True)
+class _Candidates:
+    """K masks of one or more crops, on the model's device.
+
+    ``logits`` float32 (K, h, w), ``predicted_iou`` and ``stability`` float32 (K,), ``areas`` int64 (K,).
+    ``boxes`` int64 (K, 4), x0, y0, x1, y1, and ``points`` float64 (K, 2) are in the crop until ``in_photo``; ``crops``
+    is int64 (K, 4).
     """
 
-    def __init__(self, sam: Sam, settings: AutomaskSettings, points_per_batch: int = 64) -> None:
-        super().__init__(
-            sam,
-            points_per_side=settings.points_per_side,
-            points_per_batch=points_per_batch,
-            pred_iou_thresh=settings.pred_iou_thresh,
-            stability_score_thresh=settings.stability_score_thresh,
-            stability_score_offset=settings.stability_score_offset,
-            box_nms_thresh=settings.box_nms_thresh,
-            crop_n_layers=settings.crop_n_layers,
-            crop_nms_thresh=settings.crop_nms_thresh,
-            crop_overlap_ratio=settings.crop_overlap_ratio,
-            crop_n_points_downscale_factor=settings.crop_n_points_downscale_factor,
-            min_mask_region_area=settings.min_mask_region_area,
-        )
+    logits: Tensor
+    predicted_iou: Tensor
+    stability: Tensor
+    areas: Tensor
+    boxes: Tensor
+    points: Tensor
+    crops: Tensor
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def take(self, which: Tensor) -> _Candidates:
+        """Return the candidates that an index or a bool mask names."""
+        return _Candidates(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
+    def nms(self, scores: Tensor, threshold: float) -> Tensor:
+        """Return the index of the candidates that box NMS leaves, best ``scores`` (K,) first."""
+        one_class = torch.zeros(len(self), dtype=torch.int64, device=scores.device)
+        index: Tensor = batched_nms(self.boxes.float(), scores, one_class, threshold)
+        return index
+
+    def in_photo(self) -> _Candidates:
+        """Return them with boxes and points in the photo."""
+        corner = self.crops[:, :2]
+        return replace(self, boxes=self.boxes + corner.repeat(1, 2), points=self.points + corner)
+
+
+def _join(parts: Sequence[_Candidates]) -> _Candidates:
+    return _Candidates(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(_Candidates)})
+
+
+class LabelGenerator:
+    """Makes the masks of images with one SAM. ``points_per_batch`` limits the points that are decoded together.
+
+    ``bf16`` runs the image encoder in bfloat16. Holds the weights as they are when it is made.
+    """
+
+    def __init__(self, sam: Sam, settings: AutomaskSettings, points_per_batch: int = 64, *, bf16: bool = False) -> None:
+        self.predictor = Predictor(sam, bf16)
         self.settings = settings
-        self._embeddings: dict[tuple[int, int, int, int], Tensor] = {}
+        self.points_per_batch = points_per_batch
+        self.decoder = PointDecoder(sam)
+        self.side = int(sam.image_encoder.img_size)
+        self.threshold = float(sam.mask_threshold)
+        self.grids = build_all_layer_point_grids(
+            settings.points_per_side, settings.crop_n_layers, settings.crop_n_points_downscale_factor
+        )
 
     @torch.no_grad()
-    def label(self, image: npt.NDArray[np.uint8]) -> ImageLabels:
-        """Label one RGB uint8 (H, W, 3) image."""
-        self._embeddings = {}
-        data = self._generate_masks(image)
-        if self.min_mask_region_area > 0 and len(data["rles"]):
-            data = self._clean(data)
-        boxes = np.asarray(data["boxes"], np.int64).reshape(-1, 4)
-        crops = np.asarray(data["crop_boxes"], np.int64).reshape(-1, 4)
-        boxes[:, 2:] -= boxes[:, :2]
-        side = self.predictor.model.image_encoder.img_size
+    def label(self, image: RgbImage, resized: RgbImage | None = None) -> ImageLabels:
+        """Label one RGB uint8 (H, W, 3) image; ``resized``, if at hand, is what ``resize`` makes of it."""
+        settings, size = self.settings, (image.shape[0], image.shape[1])
+        boxes, layers = generate_crop_boxes(size, settings.crop_n_layers, settings.crop_overlap_ratio)
+        embeddings: dict[CropBox, Tensor] = {}
+        parts = []
+        for box, layer in zip(boxes, layers, strict=True):
+            crop: CropBox = tuple(box)
+            embeddings[crop] = self.predictor.embed_crop(image, crop, resized)
+            parts.append(self._label_crop(Frame(self.side, crop), self.grids[layer], size))
+        found = _join(parts)
+        if len(boxes) > 1:  # of duplicates between crops, those of smaller crops are kept
+            found = found.take(found.nms(1 / box_area(found.crops), settings.crop_nms_thresh))
+        cleaned: Mapping[int, Rle] = {}
+        if settings.min_mask_region_area > 0:
+            found, cleaned = self._clean(found, size)
+        corners = found.boxes.cpu().numpy()
         return ImageLabels(
-            logits=np.asarray(data["low_res"], np.float32).reshape(-1, side // 4, side // 4),
-            frames=tuple(Frame.crop(side, crop) for crop in crops.tolist()),
-            boxes=boxes,
-            points=np.asarray(data["points"], np.float64).reshape(-1, 2),
-            areas=np.asarray([sum(rle["counts"][1::2]) for rle in data["rles"]], np.int64),
-            predicted_iou=np.asarray(data["iou_preds"], np.float64),
-            stability=np.asarray(data["stability_score"], np.float64),
-            embeddings=self._embeddings,
+            size=size,
+            logits=found.logits.cpu().numpy(),
+            frames=tuple(Frame.crop(self.side, crop) for crop in found.crops.tolist()),
+            boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
+            points=found.points.cpu().numpy(),
+            areas=found.areas.cpu().numpy(),
+            predicted_iou=found.predicted_iou.double().cpu().numpy(),
+            stability=found.stability.double().cpu().numpy(),
+            embeddings=embeddings,
+            cleaned=cleaned,
         )
 
-    def _process_crop(
-        self,
-        image: npt.NDArray[np.uint8],
-        crop_box: list[int],
-        crop_layer_idx: int,
-        orig_size: tuple[int, int],
-    ) -> MaskData:
-        data = super()._process_crop(image, crop_box, crop_layer_idx, orig_size)
-        data["crop_boxes"] = data["crop_boxes"].long().reshape(-1, 4)  # upstream's is flat when nothing was kept
-        return data
+    def _label_crop(self, frame: Frame, grid: npt.NDArray[np.float64], size: tuple[int, int]) -> _Candidates:
+        """Return the masks of a crop, whose embedding the predictor holds, that all filters and its NMS leave."""
+        height, width = frame.crop_size
+        points = grid * np.array([width, height])
+        image = self.decoder.prepare(self.predictor.features)
+        step = self.decoder.points_at_once(self.points_per_batch)
+        batches = [points[start : start + step] for start in range(0, len(points), step)]
+        found = _join([self._decode(batch, image, frame, size) for batch in batches])
+        return found.take(found.nms(found.predicted_iou, self.settings.box_nms_thresh)).in_photo()
 
-    def _process_batch(
-        self, points: npt.NDArray[np.float64], im_size: tuple[int, int], crop_box: list[int], orig_size: tuple[int, int]
-    ) -> MaskData:
-        x0, y0, x1, y1 = crop_box
-        self._embeddings[x0, y0, x1, y1] = self.predictor.features
-        candidates = self._decode(points, im_size)
-        if self.pred_iou_thresh > 0:
-            candidates.filter(candidates["iou_preds"] > self.pred_iou_thresh)
-        height, width = im_size
-        chunk = max(1, UPSAMPLING_BUDGET // (height * width + self.predictor.model.image_encoder.img_size**2))
-        kept = MaskData()
-        for start in range(0, max(1, len(candidates["iou_preds"])), chunk):
-            part = MaskData(**{name: values[start : start + chunk] for name, values in candidates.items()})
-            kept.cat(self._measure(part, im_size, crop_box, orig_size))
-        return kept
-
-    def _decode(self, points: npt.NDArray[np.float64], im_size: tuple[int, int]) -> MaskData:
-        """Decode a batch of points; three candidates each."""
-        predictor, sam = self.predictor, self.predictor.model
-        coords = torch.as_tensor(predictor.transform.apply_coords(points, im_size), device=predictor.device)
-        ones = torch.ones(len(points), 1, dtype=torch.int, device=predictor.device)
-        sparse, dense = sam.prompt_encoder(points=(coords[:, None], ones), boxes=None, masks=None)
-        low_res, iou = sam.mask_decoder(
-            image_embeddings=predictor.features,
-            image_pe=sam.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
+    def _decode(
+        self, points: npt.NDArray[np.float64], image: PointImage, frame: Frame, size: tuple[int, int]
+    ) -> _Candidates:
+        """Decode points of a crop, three masks each, and keep those that pass every filter but NMS."""
+        settings, predictor = self.settings, self.predictor
+        coords = torch.as_tensor(predictor.transform.apply_coords(points, frame.crop_size), device=predictor.device)
+        foreground = torch.ones(len(points), 1, dtype=torch.int, device=predictor.device)
+        sparse, _ = predictor.model.prompt_encoder(points=(coords[:, None], foreground), boxes=None, masks=None)
+        decoded = self.decoder.decode(image, sparse)
+        iou = decoded.predicted_iou
+        wanted = (
+            iou > settings.pred_iou_thresh if settings.pred_iou_thresh > 0 else torch.ones_like(iou, dtype=torch.bool)
         )
-        return MaskData(
-            low_res=low_res.flatten(0, 1),
-            iou_preds=iou.flatten(0, 1),
-            points=torch.as_tensor(points.repeat(low_res.shape[1], axis=0)),
+        logits = self.decoder.masks(decoded, wanted)
+        regions = measure(logits, frame, self.threshold, settings.stability_score_offset)
+        candidates = _Candidates(
+            logits=logits,
+            predicted_iou=iou[wanted],
+            stability=regions.stability,
+            areas=regions.areas,
+            boxes=regions.boxes,
+            points=torch.as_tensor(points, device=iou.device)[wanted.nonzero()[:, 0]],
+            crops=torch.tensor(frame.crop_box, device=iou.device).expand(len(logits), -1),
         )
+        height, width = size
+        keep = ~is_box_near_crop_edge(regions.boxes, list(frame.crop_box), [0, 0, width, height])
+        keep &= (regions.areas > 0) & (regions.areas < settings.max_area_share * height * width)
+        if settings.stability_score_thresh > 0:
+            keep &= regions.stability >= settings.stability_score_thresh
+        return candidates.take(keep)
 
-    def _measure(
-        self, data: MaskData, im_size: tuple[int, int], crop_box: list[int], orig_size: tuple[int, int]
-    ) -> MaskData:
-        """Upsample candidates to the crop's size and keep those that pass every filter."""
-        sam = self.predictor.model
-        masks = sam.postprocess_masks(data["low_res"][:, None], self.predictor.input_size, im_size)[:, 0]
-        data["stability_score"] = calculate_stability_score(masks, sam.mask_threshold, self.stability_score_offset)
-        data["masks"] = masks > sam.mask_threshold
-        del masks
-        data["boxes"] = batched_mask_to_box(data["masks"])
-        keep = ~is_box_near_crop_edge(data["boxes"], crop_box, [0, 0, orig_size[1], orig_size[0]])
-        if self.stability_score_thresh > 0:
-            keep &= data["stability_score"] >= self.stability_score_thresh
-        areas = data["masks"].flatten(1).sum(1)
-        keep &= (areas > 0) & (areas < self.settings.max_area_share * orig_size[0] * orig_size[1])
-        data.filter(keep)
-        data["rles"] = mask_to_rle_pytorch(uncrop_masks(data["masks"], crop_box, *orig_size))
-        del data["masks"]
-        return data
+    def _clean(self, found: _Candidates, size: tuple[int, int]) -> tuple[_Candidates, dict[int, Rle]]:
+        """Remove small holes and islands; of masks that are duplicates then, prefer those that had none.
 
-    def _clean(self, data: MaskData) -> MaskData:
-        """Remove small holes and islands, and make the logits say the same (METHOD: label and logits agree)."""
-        count = len(data["rles"])
-        data["row"] = np.arange(count)
-        for name in ("iou_preds", "stability_score", "points", "boxes", "crop_boxes", "low_res"):
-            data[name] = torch.as_tensor(data[name])
-        uncleaned = list(data["rles"])
-        data = self.postprocess_small_regions(
-            data, self.min_mask_region_area, max(self.box_nms_thresh, self.crop_nms_thresh)
-        )
-        side = self.predictor.model.image_encoder.img_size
-        for k, row in enumerate(data["row"]):
-            frame = Frame.crop(side, data["crop_boxes"][k].tolist())
-            before, after = rle_to_mask(uncleaned[int(row)]), rle_to_mask(data["rles"][k])
-            data["low_res"][k] = _agree(data["low_res"][k], frame, before, after)
-        data.to_numpy()
-        return data
+        Also returns the masks that changed, by their number among those that are left.
+        """
+        logits, areas, boxes = (values.cpu().clone() for values in (found.logits, found.areas, found.boxes))
+        changed: dict[int, Rle] = {}
+        for k, crop in enumerate(found.crops.tolist()):
+            frame = Frame.crop(self.side, crop)
+            mask = _draw_in_photo(logits[k].numpy(), frame, size)
+            cleaned, has_changed = clean_mask(mask, self.settings.min_mask_region_area)
+            if has_changed:
+                changed[k] = encode_rle(cleaned)
+                logits[k] = follow_mask(logits[k], frame, mask, cleaned)
+                areas[k] = int(np.count_nonzero(cleaned))
+                boxes[k] = torch.tensor(box_of(cleaned))
+        device = found.logits.device
+        found = replace(found, logits=logits.to(device), areas=areas.to(device), boxes=boxes.to(device))
+        untouched = torch.tensor([float(k not in changed) for k in range(len(found))], device=device)
+        kept = found.nms(untouched, max(self.settings.box_nms_thresh, self.settings.crop_nms_thresh))
+        return found.take(kept), {new: changed[old] for new, old in enumerate(kept.tolist()) if old in changed}
 
 
-def _agree(logits: Tensor, frame: Frame, before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Tensor:
-    """Turn the sign of ``logits`` (h, w) where a clean-up changed the mask (H, W) from ``before`` to ``after``."""
-    if np.array_equal(before, after):
-        return logits
-    touched = _share_of_cells(before != after, frame) > 0
-    sign = torch.where(_share_of_cells(after, frame) >= 0.5, 1.0, -1.0)
-    edited = logits.clone()
-    height, width = frame.low_res_size
-    part = edited[:height, :width]
-    edited[:height, :width] = torch.where(touched, sign * part.abs(), part)
-    return edited
-
-
-def _share_of_cells(mask: npt.NDArray[np.bool_], frame: Frame) -> Tensor:
-    """Return what share of each low-resolution cell of ``frame`` a mask (H, W) of the photo covers."""
+def _draw_in_photo(logits: npt.NDArray[np.float32], frame: Frame, size: tuple[int, int]) -> Mask:
     x0, y0, x1, y1 = frame.crop_box
-    crop = torch.from_numpy(mask[None, None, y0:y1, x0:x1].astype(np.float32))
-    pixels = F.adaptive_avg_pool2d(crop, frame.input_size)
-    rest = [CELL * cells - size for cells, size in zip(frame.low_res_size, frame.input_size, strict=True)]
-    return F.avg_pool2d(F.pad(pixels, (0, rest[1], 0, rest[0]), mode="replicate"), CELL)[0, 0]
+    mask = np.zeros(size, np.bool_)
+    mask[y0:y1, x0:x1] = draw(logits, frame, 0.0)
+    return mask

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from pycocotools import mask as coco_mask
 
+from labelgen.rle import encode_rle
 from shared.errors import StorageError
 from shared.frame import Frame, paste
 from shared.shards.dataset import PlannedImage
@@ -79,14 +80,14 @@ def _image_entry(image: LabelledImage, planned: PlannedImage, number: int) -> di
 
 def _annotation(row: dict[str, Any], mask: npt.NDArray[np.bool_], number: int, image_number: int) -> dict[str, Any]:
     """Return a COCO annotation; its box and area are those of the exported mask, in COCO's own convention."""
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    rle = encode_rle(mask)
     box = [float(value) for value in coco_mask.toBbox(rle)]
     return {
         "id": number,
         "image_id": image_number,
         "category_id": 1,
         "iscrowd": 0,
-        "segmentation": {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")},
+        "segmentation": rle,
         "area": int(coco_mask.area(rle)),
         "bbox": box,
         "predicted_iou": row["predicted_iou"],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -14,19 +16,15 @@ import pytest
 import torch
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
-from segment_anything.utils.amg import (
-    MaskData,
-    area_from_rle,
-    coco_encode_rle,
-    mask_to_rle_pytorch,
-    remove_small_regions,
-)
+from segment_anything.utils.amg import MaskData, area_from_rle, remove_small_regions
+from torch import Tensor
 
-import labelgen.automask
 from labelgen.automask import AutomaskSettings, ImageLabels, LabelGenerator
+from pipelines.bench.agreement import compare
 from pipelines.microworld.scene import make_scene
 from shared.frame import paste
 from shared.sam.checkpoint import load_sam
+from shared.sam.runtime import Runtime, place
 
 Image = npt.NDArray[np.uint8]
 Masks = npt.NDArray[np.bool_]
@@ -116,33 +114,123 @@ def masks_of(labels: ImageLabels, size: tuple[int, int]) -> Masks:
     return np.concatenate(masks) if masks else np.zeros((0, *size), bool)
 
 
-def assert_numbers_equal(labels: ImageLabels, records: list[dict[str, Any]]) -> None:
-    """Check everything about the masks but the masks."""
+class UpstreamDecoder:
+    """Upstream's decoder in the place of ours."""
+
+    def __init__(self, sam: Sam) -> None:
+        self.sam = sam
+
+    def points_at_once(self, most: int) -> int:
+        return most
+
+    def prepare(self, embedding: Tensor) -> Tensor:
+        return embedding
+
+    def decode(self, embedding: Tensor, sparse: Tensor) -> SimpleNamespace:
+        no_mask = self.sam.prompt_encoder.no_mask_embed.weight[..., None, None]
+        self.logits, iou = self.sam.mask_decoder(
+            image_embeddings=embedding,
+            image_pe=self.sam.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=no_mask.expand(len(sparse), -1, *embedding.shape[2:]),
+            multimask_output=True,
+        )
+        return SimpleNamespace(predicted_iou=iou)
+
+    def masks(self, decoded: SimpleNamespace, wanted: Tensor) -> Tensor:
+        return self.logits[wanted]
+
+
+def with_upstreams_decoder(sam: Sam, settings: AutomaskSettings, image: Image) -> ImageLabels:
+    """Label with everything ours but the decoder, whose sums are in another order."""
+    generator = LabelGenerator(sam, settings)
+    generator.decoder = UpstreamDecoder(sam)  # type: ignore[assignment]
+    return generator.label(image)
+
+
+@contextmanager
+def two_threads() -> Iterator[None]:
+    """On one thread torch upsamples three channels by another kernel, which rounds differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def assert_identical(labels: ImageLabels, records: list[dict[str, Any]]) -> None:
+    """Check that ``labels`` are upstream's ``records`` (with COCO's RLE) in everything, bit for bit."""
     assert len(labels) == len(records)
-    np.testing.assert_array_equal(labels.boxes, [record["bbox"] for record in records])
-    np.testing.assert_array_equal(labels.points, [record["point_coords"][0] for record in records])
+    np.testing.assert_array_equal(labels.boxes, np.reshape([record["bbox"] for record in records], (-1, 4)))
+    np.testing.assert_array_equal(labels.points, np.reshape([record["point_coords"] for record in records], (-1, 2)))
     np.testing.assert_array_equal(labels.areas, [record["area"] for record in records])
     np.testing.assert_array_equal(labels.predicted_iou, [record["predicted_iou"] for record in records])
     np.testing.assert_array_equal(labels.stability, [record["stability_score"] for record in records])
     for frame, record in zip(labels.frames, records, strict=True):
         x0, y0, x1, y1 = frame.crop_box
         assert [x0, y0, x1 - x0, y1 - y0] == record["crop_box"]
+    assert labels.rles() == [record["segmentation"] for record in records]
 
 
-def assert_labels_equal(labels: ImageLabels, records: list[dict[str, Any]], size: tuple[int, int]) -> None:
-    """Check that ``labels`` are upstream's ``records`` (with COCO's RLE), bit for bit."""
-    assert_numbers_equal(labels, records)
-    rles = [coco_encode_rle(rle) for rle in mask_to_rle_pytorch(torch.from_numpy(masks_of(labels, size)))]
-    assert rles == [record["segmentation"] for record in records]
+def assert_agree(labels: ImageLabels, records: list[dict[str, Any]], settings: AutomaskSettings) -> None:
+    """Check that ``labels`` differ from upstream's ``records`` by nothing but what rounding explains, if at all."""
+    agreement = compare(labels, records, settings)
+    assert agreement.unexplained == []
+    assert agreement.common >= 0.9 * agreement.theirs
+    assert agreement.largest_iou_difference <= 1e-5
+    assert agreement.pixels <= 1e-5 * sum(record["area"] for record in records) + 3
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "one layer of crops": {"crop_n_layers": 1, "pred_iou_thresh": 0.0, "crop_n_points_downscale_factor": 2},
+    "two layers of crops": {
+        "crop_n_layers": 2,
+        "crop_overlap_ratio": 0.2,
+        "points_per_side": 2,
+        "crop_nms_thresh": 0.5,
+    },
+    "cleaned": {"min_mask_region_area": 60, "stability_score_thresh": 0.1, "box_nms_thresh": 0.9},
+    "all candidates": {"pred_iou_thresh": 0.0, "stability_score_thresh": 1e-9, "box_nms_thresh": 1.0},
+    "other offset": {"stability_score_offset": 3.0, "stability_score_thresh": 0.3},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
-def test_kept_masks_are_upstreams_whatever_the_size(
-    sam: Sam, settings: AutomaskSettings, size: tuple[int, int]
+def test_from_equal_logits_everything_is_upstreams_to_the_bit(
+    sam: Sam, settings: AutomaskSettings, size: tuple[int, int], changes: dict[str, Any]
 ) -> None:
-    image = photo(size)
+    changed, image = replace(settings, **changes), photo(size)
+    with two_threads():
+        expected = upstream(sam, changed, output_mode="coco_rle").generate(image)
+        assert_identical(with_upstreams_decoder(sam, changed, image), expected)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+def test_kept_masks_are_upstreams(
+    sam: Sam, settings: AutomaskSettings, size: tuple[int, int], changes: dict[str, Any]
+) -> None:
+    changed, image = replace(settings, **changes), photo(size)
+    expected = upstream(sam, changed, output_mode="coco_rle").generate(image)
+    assert_agree(LabelGenerator(sam, changed).label(image), expected, changed)
+
+
+def test_kept_masks_are_upstreams_on_a_photo_of_more_than_8192_pixels(sam: Sam, settings: AutomaskSettings) -> None:
+    image = photo((8300, 260))
+    few = replace(settings, points_per_side=2)
+    with two_threads():
+        expected = upstream(sam, few, output_mode="coco_rle").generate(image)
+        assert len(expected) > 1
+        assert_identical(with_upstreams_decoder(sam, few, image), expected)
+    assert_agree(LabelGenerator(sam, few).label(image), expected, few)
+
+
+def test_kept_masks_of_a_placed_model_are_upstreams(sam: Sam, settings: AutomaskSettings) -> None:
+    image = photo(SIZES["landscape"])
     expected = upstream(sam, settings, output_mode="coco_rle").generate(image)
-    assert_labels_equal(LabelGenerator(sam, settings).label(image), expected, size)
+    placed = place(deepcopy(sam), Runtime("cpu"))
+    assert_agree(LabelGenerator(placed, settings).label(image), expected, settings)
 
 
 def test_each_filter_keeps_some_masks_and_drops_some(sam: Sam, settings: AutomaskSettings) -> None:
@@ -162,23 +250,14 @@ def test_threshold_of_zero_is_no_filter_as_in_upstream(sam: Sam, settings: Autom
     generated = upstream(sam, opened, output_mode="coco_rle").generate(image)
     expected = [record for record in generated if record["area"] > 0]  # upstream keeps masks without a pixel
     assert min(record["predicted_iou"] for record in expected) < 0
-    assert_labels_equal(LabelGenerator(sam, opened).label(image), expected, SIZES["landscape"])
+    assert_agree(LabelGenerator(sam, opened).label(image), expected, opened)
 
 
-def test_kept_masks_of_crops_are_upstreams(sam: Sam, settings: AutomaskSettings) -> None:
-    cropped = replace(settings, pred_iou_thresh=0.0, crop_n_layers=1, crop_n_points_downscale_factor=2)
-    image = photo(SIZES["odd"])
-    expected = upstream(sam, cropped, output_mode="coco_rle").generate(image)
-    labels = LabelGenerator(sam, cropped).label(image)
+def test_masks_are_those_that_the_logits_mean(sam: Sam, settings: AutomaskSettings) -> None:
+    labels = LabelGenerator(sam, replace(settings, crop_n_layers=1)).label(photo(SIZES["portrait"]))
     assert len(set(labels.frames)) > 1
-    assert_labels_equal(labels, expected, SIZES["odd"])
-
-
-def test_masks_are_the_same_as_binary_masks_of_upstream(sam: Sam, settings: AutomaskSettings) -> None:
-    image = photo(SIZES["portrait"])
-    expected = upstream(sam, settings, output_mode="binary_mask").generate(image)
-    masks = masks_of(LabelGenerator(sam, settings).label(image), SIZES["portrait"])
-    np.testing.assert_array_equal(masks, [record["segmentation"] for record in expected])
+    for mask, meant in zip(labels.masks(), masks_of(labels, SIZES["portrait"]), strict=True):
+        np.testing.assert_array_equal(mask, meant)
 
 
 def test_logits_and_counts_have_the_types_that_are_promised(sam: Sam, settings: AutomaskSettings) -> None:
@@ -227,7 +306,7 @@ def test_area_filter_comes_before_duplicates_are_removed(greedy: Sam, settings: 
     size = SIZES["landscape"]
     opened = replace(settings, pred_iou_thresh=-1000.0, max_area_share=0.95, crop_n_layers=1, points_per_side=3)
     expected = upstream(greedy, opened, AreaFilter, output_mode="coco_rle").generate(photo(size))
-    assert_labels_equal(LabelGenerator(greedy, opened).label(photo(size)), expected, size)
+    assert_agree(LabelGenerator(greedy, opened).label(photo(size)), expected, opened)
 
 
 def test_mask_of_exactly_the_largest_share_is_dropped(greedy: Sam, settings: AutomaskSettings) -> None:
@@ -260,21 +339,6 @@ def test_crops_without_masks_do_not_hinder_the_others(sam: Sam) -> None:
     strict = replace(cropped, pred_iou_thresh=float(np.sort(scores)[-2]))
     labels = LabelGenerator(sam, strict).label(image)
     assert labels.predicted_iou.tolist() == [scores.max()]
-
-
-@pytest.mark.parametrize(("budget", "layers"), [(1, 0), (500_000, 0), (500_000, 1)])
-def test_upsampling_in_chunks_changes_nothing(
-    sam: Sam, settings: AutomaskSettings, monkeypatch: pytest.MonkeyPatch, budget: int, layers: int
-) -> None:
-    chosen = replace(settings, points_per_side=3 - layers, crop_n_layers=layers)
-    image = photo(SIZES["landscape"])
-    expected = LabelGenerator(sam, chosen).label(image)
-    monkeypatch.setattr(labelgen.automask, "UPSAMPLING_BUDGET", budget)
-    chunked = LabelGenerator(sam, chosen).label(image)
-    assert len(chunked) > 0
-    assert chunked.frames == expected.frames
-    for name in ("logits", "boxes", "points", "areas", "predicted_iou", "stability"):
-        np.testing.assert_array_equal(getattr(chunked, name), getattr(expected, name))
 
 
 @pytest.mark.parametrize("points_per_batch", [1, 7])
@@ -321,9 +385,10 @@ def cleaned(request: pytest.FixtureRequest, sam: Sam) -> Cleaned:
     return Cleaned(LabelGenerator(sam, ragged).label(image), upstream(sam, ragged).generate(image), size, area)
 
 
-def test_cleaned_masks_have_upstreams_boxes_areas_and_scores(cleaned: Cleaned) -> None:
-    assert len(cleaned.ours) > 1
-    assert_numbers_equal(cleaned.ours, cleaned.theirs)
+def test_cleaned_masks_are_upstreams(cleaned: Cleaned) -> None:
+    assert len(cleaned.ours.cleaned) > 1
+    for mask, record in zip(cleaned.ours.masks(), cleaned.theirs, strict=True):
+        assert np.count_nonzero(mask ^ record["segmentation"]) <= 1
 
 
 def test_logits_of_cleaned_masks_mean_the_cleaned_masks(cleaned: Cleaned) -> None:
