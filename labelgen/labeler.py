@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,22 @@ from torch import Tensor
 
 from labelgen.automask import ImageLabels, LabelGenerator
 from labelgen.job import Job, MasksTask, Progress, UncertaintyTask, UnitReport
-from labelgen.read_ahead import read_ahead
-from labelgen.uncertainty import UNKNOWN, CropBox, Embed, LabelledMask, UncertaintyMaker, UncertaintyMap
+from labelgen.read_ahead import Photo, read_ahead
+from labelgen.uncertainty import UNKNOWN, Embed, LabelledMask, UncertaintyMaker, UncertaintyMap
 from shared.errors import ImageError, SourceError
-from shared.images import RgbImage
 from shared.label_codec import encode_label
 from shared.sam.checkpoint import load_sam
 from shared.sam.refiner import load_refiner
-from shared.sam.runtime import Predictor, place
+from shared.sam.runtime import CropBox, Predictor, place
 from shared.shards.dataset import Unit
 from shared.shards.manifest import UnitRecord, manifest_path
 from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
 from shared.shards.unit_writer import UnitWriter
 
 Event = Progress | UnitReport
+
+ENCODE_BEHIND = 2
+"""Images whose labels are encoded, or wait for it, while another is being labelled."""
 
 
 class Labeler:
@@ -38,8 +42,7 @@ class Labeler:
         self.side = loaded.architecture.image_size
         self.predictor = Predictor(sam, job.runtime.bf16)
         if job.masks is not None:
-            self.generator = LabelGenerator(sam, job.masks.settings, job.points_per_batch)
-            self.generator.predictor = self.predictor
+            self.generator = LabelGenerator(sam, job.masks.settings, job.points_per_batch, bf16=job.runtime.bf16)
         if job.uncertainty is not None:
             path, settings = job.uncertainty.refiner, job.uncertainty.settings
             refiner = None if path is None else load_refiner(Path(path), loaded).to(self.predictor.device)
@@ -65,20 +68,17 @@ class Labeler:
         """Label the images of a unit, and make maps with the same embeddings if the job asks for them."""
         masks = UnitWriter(MASKS, task.layer_id, unit)
         maps = None if uncertainty is None else UnitWriter(uncertainty.layer.name, uncertainty.layer_id, unit)
-        for index, loaded in enumerate(read_ahead(unit.images, self.side)):
-            try:
-                pixels = loaded()
-                labels = self.generator.label(pixels)
-            except (ImageError, SourceError) as error:
-                masks.add_failure(index, str(error))
+        for index, labels, frames in self._label_and_encode(unit):
+            if isinstance(labels, str):
+                masks.add_failure(index, labels)
                 if maps is not None:
-                    maps.add_failure(index, str(error))
-                yield Progress(0, str(error))
+                    maps.add_failure(index, labels)
+                yield Progress(0, labels)
                 continue
-            size, frames = (pixels.shape[0], pixels.shape[1]), _encode(labels)
-            rows = masks.add_image(index, size, frames, _columns(labels), _meta(labels))
+            rows = masks.add_image(index, labels.size, frames, _columns(labels), _meta(labels))
             if maps is not None:
-                _add_maps_of(maps, index, size, self._make_maps(rows, frames, labels.embeddings.__getitem__))
+                made = self._make_maps(rows, frames, labels.embeddings.__getitem__)
+                _add_maps_of(maps, index, labels.size, made)
             yield Progress(len(labels))
         record, ours = masks.commit(self.shards.storage)
         if maps is None or uncertainty is None:
@@ -87,6 +87,26 @@ class Labeler:
             yield self._commit_maps(maps, record)
         else:  # another run was first, and its masks differ: these maps are not of them
             yield from (event for event in self._add_maps(unit, uncertainty) if isinstance(event, UnitReport))
+
+    def _label_and_encode(self, unit: Unit) -> Iterator[tuple[int, ImageLabels | str, list[bytes]]]:
+        """Yield the images of a unit in order: number, labels and their frames; or why there are none.
+
+        The frames of an image are encoded by another thread while the next one is labelled.
+        """
+        waiting: deque[tuple[int, ImageLabels | str, Future[list[bytes]]]] = deque()
+        with ThreadPoolExecutor(1) as encoder:
+            for index, photo in enumerate(read_ahead(unit.images, self.side)):
+                try:
+                    labels = self.generator.label(*photo())
+                except (ImageError, SourceError) as error:
+                    waiting.append((index, str(error), encoder.submit(list)))
+                else:
+                    waiting.append((index, labels, encoder.submit(_encode, labels)))
+                if len(waiting) > ENCODE_BEHIND:
+                    index, done, frames = waiting.popleft()
+                    yield index, done, frames.result()
+            for index, done, frames in waiting:
+                yield index, done, frames.result()
 
     def _add_maps(self, unit: Unit, task: UncertaintyTask) -> Iterator[Event]:
         """Make the maps of masks that are committed, from the photos where the unit says they are."""
@@ -106,31 +126,27 @@ class Labeler:
         yield self._commit_maps(maps, record)
 
     def _maps_of_committed(
-        self, number: int, image: LabelledImage, photo: Callable[[], RgbImage] | None
+        self, number: int, image: LabelledImage, photo: Callable[[], Photo] | None
     ) -> tuple[list[UncertaintyMap], str | None]:
         """Make the maps of a committed image; where its photo cannot be read they are unknown: also return why."""
         if photo is None:
             return [], None
         frames = self.shards.label_frames(number, image)
         try:
-            pixels = photo()
+            pixels, resized = photo()
         except (ImageError, SourceError) as error:
             return [UNKNOWN] * len(frames), str(error)
-        return self._make_maps(image.masks, frames, self._embedder(pixels)), None
+
+        def embed(crop_box: CropBox) -> Tensor:
+            return self.predictor.embed_crop(pixels, crop_box, resized)
+
+        return self._make_maps(image.masks, frames, embed), None
 
     def _make_maps(
         self, rows: Sequence[Mapping[str, Any]], frames: Sequence[bytes], embed: Embed
     ) -> list[UncertaintyMap]:
         masks = [LabelledMask.from_row(row, frame, self.side) for row, frame in zip(rows, frames, strict=True)]
         return self.maker.make(masks, embed)
-
-    def _embedder(self, pixels: RgbImage) -> Embed:
-        def embed(crop_box: CropBox) -> Tensor:
-            x0, y0, x1, y1 = crop_box
-            self.predictor.set_image(pixels[y0:y1, x0:x1])
-            return self.predictor.features
-
-        return embed
 
     def _commit_maps(self, maps: UnitWriter, masks: UnitRecord) -> UnitReport:
         record, _ = maps.commit(self.shards.storage, masks.data_sha256)

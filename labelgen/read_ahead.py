@@ -1,24 +1,33 @@
-"""Read and decode the photos of a unit while the ones before them are being worked on."""
+"""Read, decode and scale the photos of a unit while the ones before them are being worked on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 from shared.errors import ImageError
 from shared.frame import resized_size
 from shared.images import RgbImage, decode_image, digest
 from shared.photos import photo_name, read_bytes
+from shared.sam.runtime import resize
 from shared.shards.dataset import PlannedImage
 
 READ_AHEAD = 2
-"""Images that are read and decoded while another is being worked on."""
+"""Images that are read, decoded and scaled while another is being worked on."""
 
 
-def read_ahead(images: Iterable[PlannedImage], side: int) -> Iterator[Callable[[], RgbImage]]:
-    """Yield for each image a function that returns its pixels, or raises as ``load_photo``."""
+class Photo(NamedTuple):
+    """The pixels of a photo, RGB uint8 (H, W, 3), and what ``resize`` makes of them for a SAM."""
+
+    pixels: RgbImage
+    resized: RgbImage
+
+
+def read_ahead(images: Iterable[PlannedImage], side: int) -> Iterator[Callable[[], Photo]]:
+    """Yield for each image a function that returns the photo, or raises as ``load_photo``."""
     with ThreadPoolExecutor(READ_AHEAD) as pool:
-        pending: list[Future[RgbImage]] = []
+        pending: list[Future[Photo]] = []
         for image in images:
             pending.append(pool.submit(load_photo, image, side))
             if len(pending) > READ_AHEAD:
@@ -27,8 +36,8 @@ def read_ahead(images: Iterable[PlannedImage], side: int) -> Iterator[Callable[[
             yield future.result
 
 
-def load_photo(image: PlannedImage, side: int) -> RgbImage:
-    """Return the pixels of a planned image, RGB uint8 (H, W, 3), for a SAM of input ``side``.
+def load_photo(image: PlannedImage, side: int) -> Photo:
+    """Return a planned image for a SAM of input ``side``.
 
     Raises ``SourceError`` if the file is gone, ``ImageError`` if it is no longer what was planned or cannot be used.
     """
@@ -43,4 +52,4 @@ def load_photo(image: PlannedImage, side: int) -> RgbImage:
     height, width = pixels.shape[:2]
     if 0 in resized_size(height, width, side):
         raise ImageError(f"{name}: {width} x {height} is too thin for SAM's square of {side} px; cut it up")
-    return pixels
+    return Photo(pixels, resize(pixels, side))

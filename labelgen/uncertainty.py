@@ -22,8 +22,10 @@ from torch.nn import functional as F
 from shared.errors import SettingsError
 from shared.frame import Frame
 from shared.label_codec import decode_label, encode_label
-from shared.sam.decode import PAD, POSITIVE, Prompts, decode_prompts, dense_positions
+from shared.sam.decode import PAD, POSITIVE, Prompts, embed_prompts
+from shared.sam.point_decoder import OUTPUTS, PointDecoder, PointImage
 from shared.sam.refiner import Refiner
+from shared.sam.runtime import CropBox
 from shared.uncertainty_codec import encode_uncertainty
 
 LEAST_IOU = 0.5
@@ -31,7 +33,6 @@ LEAST_IOU = 0.5
 REFERENCE_SIDE = 1024
 """The longer side of the image that ``min_refine_area`` counts pixels of."""
 
-CropBox = tuple[int, int, int, int]
 Embed = Callable[[CropBox], Tensor]
 """Gives the embedding (1, C, g, g) of a crop of the image at hand."""
 
@@ -134,7 +135,7 @@ class UncertaintyMaker:
         assert (refiner is not None) == settings.needs_refiner, "checked when the layer was described"
         self.sam, self.refiner = sam, refiner
         self.settings, self.batch = settings, batch
-        self.positions = dense_positions(sam)
+        self.decoder = PointDecoder(sam)
 
     @torch.no_grad()
     def make(self, masks: Sequence[LabelledMask], embed: Embed) -> list[UncertaintyMap]:
@@ -146,9 +147,10 @@ class UncertaintyMaker:
                 crops.setdefault(mask.frame.crop_box, []).append(k)
         for crop_box, indices in crops.items():
             embedding = embed(crop_box)
+            image = self.decoder.prepare(embedding)
             for start in range(0, len(indices), self.batch):
                 chunk = indices[start : start + self.batch]
-                for k, made in zip(chunk, self._make_chunk([masks[k] for k in chunk], embedding), strict=True):
+                for k, made in zip(chunk, self._make_chunk([masks[k] for k in chunk], embedding, image), strict=True):
                     maps[k] = made
         return [made or UNKNOWN for made in maps]
 
@@ -158,13 +160,13 @@ class UncertaintyMaker:
             return None
         return UncertaintyMap(encode_uncertainty(np.zeros(mask.frame.low_res_size, np.float32), mask.label), 0.0)
 
-    def _make_chunk(self, masks: Sequence[LabelledMask], embedding: Tensor) -> list[UncertaintyMap]:
-        """Make the maps of masks of one crop, whose ``embedding`` is (1, C, g, g)."""
+    def _make_chunk(self, masks: Sequence[LabelledMask], embedding: Tensor, image: PointImage) -> list[UncertaintyMap]:
+        """Make the maps of masks of one crop, whose ``embedding`` is (1, C, g, g), prepared for points as ``image``."""
         frame = masks[0].frame
         rows, columns = frame.low_res_size
         labels = np.stack([decode_label(mask.label) > 0 for mask in masks])
         points = to_input([mask.point for mask in masks], frame).to(embedding)
-        s, agreement = self._decode_again(points, torch.from_numpy(labels).to(embedding.device), embedding)
+        s, agreement = self._decode_again(points, torch.from_numpy(labels).to(embedding.device), image)
         usable = (agreement >= LEAST_IOU) & s.isfinite().flatten(1).all(1)
         refined: list[bytes] = [b""] * len(masks)
         if self.refiner is None:
@@ -186,7 +188,7 @@ class UncertaintyMaker:
             for k in range(len(masks))
         ]
 
-    def _decode_again(self, points: Tensor, labels: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+    def _decode_again(self, points: Tensor, labels: Tensor, image: PointImage) -> tuple[Tensor, Tensor]:
         """Decode the points (P, 2) that gave the ``labels``, bool (P, h, w), of ``Frame.low_res_size``.
 
         Returns the logits s (P, H, W) on the whole square, of the output that agrees best with the label and with
@@ -195,14 +197,20 @@ class UncertaintyMaker:
         count, rows, columns = labels.shape
         coords = torch.stack([points, torch.zeros_like(points)], 1)
         kinds = torch.tensor([[POSITIVE, PAD]], device=points.device).expand(count, -1)
-        index = torch.zeros(count, dtype=torch.int64, device=points.device)
-        outputs, _ = decode_prompts(self.sam, embedding, index, Prompts(coords, kinds), self.positions)
-        outputs = outputs[:, 1:]
+        sparse, _ = embed_prompts(self.sam, Prompts(coords, kinds))
+        everything = torch.ones(count, OUTPUTS, dtype=torch.bool, device=points.device)
+        outputs = torch.cat(
+            [
+                self.decoder.masks(self.decoder.decode(image, some), everything[: len(some)])
+                for some in torch.split(sparse, self.decoder.points_at_once(self.batch))
+            ]
+        )
+        outputs = torch.unflatten(outputs, 0, (count, OUTPUTS))
         signs = outputs[..., :rows, :columns] > 0
         common = (signs & labels[:, None]).flatten(2).sum(2)
         union = (signs | labels[:, None]).flatten(2).sum(2)
         agreement, best = (common / union.clamp(min=1)).max(1)
-        s = outputs[index + torch.arange(count, device=points.device), best].clone()
+        s = outputs[torch.arange(count, device=points.device), best].clone()
         part = s[:, :rows, :columns]
         part.copy_(torch.where(labels, part.abs(), -part.abs()))
         return s, agreement
