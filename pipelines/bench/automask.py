@@ -1,0 +1,255 @@
+"""Automatic masks: ours against ``segment_anything``'s generator, stage by stage and end to end.
+
+    python -m pipelines.bench.automask [--quick] [--model vit_b|vit_t] [--size HxW] [--threads N] [--repeats N]
+
+Both sides label the same photo with the same weights, settings, threads and malloc, in turn, each time in a process
+of its own, from the pixels to COCO's RLE. Before the clock starts each has labelled it with few points (with
+``--quick``: a tiny image by a tiny model), so that no code is compiled and no memory taken for the first time while it
+runs. ``vit_t`` has its own weights; those of the others are random, and after it has computed them the decoder's
+outputs are replaced on both sides by the same realistic ones (``pipelines.bench.candidates``).
+
+The masks must agree (``pipelines.bench.agreement``). The last line is a JSON object: ratios are upstream's time over
+ours, medians over the repeats with the spread beside them; ``peak_rss_gb`` is the peak of a process, all included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import cv2
+import numpy as np
+import skimage.data
+import torch
+from segment_anything import SamAutomaticMaskGenerator, automatic_mask_generator
+from segment_anything.modeling import Sam
+
+import labelgen.automask
+from labelgen.automask import AutomaskSettings, LabelGenerator, settings_for
+from pipelines.bench.agreement import compare
+from pipelines.bench.candidates import Candidates, Replacing, ReplacingDecoder, replace_upstream
+from pipelines.microworld.scene import make_scene
+from shared.images import RgbImage
+from shared.sam.architecture import ARCHITECTURES, build_architecture
+from shared.sam.checkpoint import load_sam
+from shared.sam.runtime import Runtime, place
+
+SIDES = ("theirs", "ours")
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "68719476736",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+SAMPLE = 8
+"""Prompts whose real logits are compared where they are replaced."""
+
+
+class StageClock:
+    """Adds up the seconds that calls take, by stage; a stage within another counts in its own alone."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._running: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Attribute what happens inside to ``name``."""
+        self._turn()
+        self._running.append(name)
+        yield
+        self._turn()
+        self._running.pop()
+
+    def _turn(self) -> None:
+        now = time.perf_counter()
+        if self._running:
+            self.seconds[self._running[-1]] += now - self._since
+        self._since = now
+
+    def watch(self, owner: Any, name: str, stage: str) -> None:
+        """Time every call of ``owner.name``."""
+        call = getattr(owner, name)
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            with self.stage(stage):
+                return call(*arguments, **options)
+
+        setattr(owner, name, timed)
+
+
+def make_model(model: str) -> Sam:
+    """Build the model; random weights are the same every time."""
+    if model == "vit_t":
+        return load_sam().sam
+    torch.manual_seed(0)
+    sam = build_architecture(ARCHITECTURES[model])
+    with torch.no_grad():
+        for name, parameter in sam.image_encoder.named_parameters():
+            if "pos" in name:  # upstream starts these at zero, which would make their arithmetic trivial
+                parameter.normal_(0, 0.02)
+    return sam
+
+
+def make_photo(model: str, size: tuple[int, int]) -> RgbImage:
+    """Return an image of ``size`` height, width: a scene that ``vit_t`` knows its way in, else a photo."""
+    image = make_scene(0, 5).image if model == "vit_t" else skimage.data.astronaut()  # type: ignore[no-untyped-call]
+    return np.ascontiguousarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+
+
+def label_with_upstream(sam: Sam, settings: AutomaskSettings, image: RgbImage, clock: StageClock) -> Any:
+    """Label with upstream's generator, in COCO's RLE."""
+    options = {name: value for name, value in vars(settings).items() if name != "max_area_share"}
+    generator = SamAutomaticMaskGenerator(sam, output_mode="coco_rle", **options)
+    clock.watch(generator.predictor, "set_image", "encoder")
+    clock.watch(generator.predictor, "predict_torch", "decoder")
+    clock.watch(generator.predictor.model, "postprocess_masks", "upsampling")
+    with clock.stage("rest"):
+        return generator.generate(image)
+
+
+def label_with_ours(generator: LabelGenerator, image: RgbImage, clock: StageClock) -> Any:
+    """Label with our generator, in COCO's RLE."""
+    clock.watch(generator.predictor, "set_image", "encoder")
+    for name in ("prepare", "decode", "masks"):
+        clock.watch(generator.decoder, name, "decoder")
+    with clock.stage("rest"):
+        labels = generator.label(image)
+        with clock.stage("RLE"):
+            labels.rles()
+    return labels
+
+
+def warm_up(side: str, sam: Sam, image: RgbImage) -> None:
+    """Do everything once: as many masks of one batch of points as there are."""
+    settings = AutomaskSettings(points_per_side=8, pred_iou_thresh=-1000.0, stability_score_thresh=0.0)
+    if side == "theirs":
+        label_with_upstream(sam, settings, image, StageClock())
+    else:
+        label_with_ours(LabelGenerator(place(sam, Runtime("cpu")), settings), image, StageClock())
+
+
+def work(side: str, model: str, size: tuple[int, int], points: int, quick: bool, folder: Path) -> None:
+    """Label once; leave seconds by stage, peak memory and the result in ``folder``."""
+    sam, clock = make_model(model), StageClock()
+    settings = settings_for(model, points_per_side=points, max_area_share=2.0)
+    image = make_photo(model, size)
+    warm_up(side, *((load_sam().sam, make_photo("vit_t", (64, 64))) if quick else (sam, image)))
+    replacing = Replacing(Candidates(ARCHITECTURES[model].low_res_size), SAMPLE)
+    if side == "theirs":
+        if model != "vit_t":
+            replace_upstream(sam, replacing)
+        upstream = automatic_mask_generator
+        for name in ("calculate_stability_score", "batched_mask_to_box"):
+            clock.watch(upstream, name, "stability, boxes")
+        clock.watch(upstream, "mask_to_rle_pytorch", "RLE")
+        clock.watch(upstream, "coco_encode_rle", "RLE")
+        result = label_with_upstream(sam, settings, image, clock)
+    else:
+        generator = LabelGenerator(place(sam, Runtime("cpu")), settings)
+        if model != "vit_t":
+            generator.decoder = ReplacingDecoder(sam, replacing)
+        clock.watch(labelgen.automask, "measure", "stability, boxes")
+        result = label_with_ours(generator, image, clock)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    real = replacing.sampled() if replacing.real else None
+    (folder / side).write_bytes(pickle.dumps((dict(clock.seconds), peak, result, real)))
+
+
+def run_side(side: str, arguments: list[str], folder: Path) -> Any:
+    """Run ``work`` in a process of its own and return what it left."""
+    command = [sys.executable, "-m", "pipelines.bench.automask", *arguments, f"--side={side}", f"--folder={folder}"]
+    subprocess.run(command, check=True, env={**os.environ, **MALLOC})
+    return pickle.loads((folder / side).read_bytes())
+
+
+def ratios_of(runs: dict[str, list[dict[str, float]]], without: tuple[str, ...] = ()) -> list[float]:
+    """Return upstream's seconds over ours, for each repeat, without some stages."""
+    totals = {
+        side: [sum(took for stage, took in run.items() if stage not in without) for run in runs[side]] for side in SIDES
+    }
+    return [theirs / ours for theirs, ours in zip(totals["theirs"], totals["ours"], strict=True)]
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="One repeat with 8 x 8 points.")
+@click.option("--model", type=click.Choice(["vit_b", "vit_l", "vit_h", "vit_t"]), default="vit_b", show_default=True)
+@click.option("--size", default="1500x2250", show_default=True, help="Height x width of the photo.")
+@click.option("--threads", default=0, help="Of each side; by default as many as there are cores.")
+@click.option("--repeats", default=3, show_default=True)
+@click.option("--points", default=32, show_default=True, help="Points a side.")
+@click.option("--side", type=click.Choice(SIDES), default=None, hidden=True)
+@click.option("--folder", type=click.Path(path_type=Path), default=None, hidden=True)
+def main(
+    quick: bool,
+    model: str,
+    size: str,
+    threads: int,
+    repeats: int,
+    points: int,
+    side: str | None,
+    folder: Path | None,
+) -> None:
+    """Compare the automatic masks of an image."""
+    if threads:
+        torch.set_num_threads(threads)
+    height, width = (int(part) for part in size.split("x"))
+    if side is not None and folder is not None:
+        work(side, model, (height, width), points, quick, folder)
+        return
+    if quick:
+        repeats, points = 1, 8
+    arguments = [f"--model={model}", f"--size={size}", f"--points={points}", f"--threads={threads}"]
+    arguments += ["--quick"] if quick else []
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    peaks: dict[str, list[float]] = {name: [] for name in SIDES}
+    with TemporaryDirectory() as temporary:
+        for repeat in range(repeats):
+            results = {}
+            for name in SIDES:
+                seconds, peak, *results[name] = run_side(name, arguments, Path(temporary))
+                runs[name].append(seconds)
+                peaks[name].append(peak)
+                click.echo(f"repeat {repeat + 1}: {name:6} {sum(seconds.values()):7.2f} s, {peak:.2f} GB", err=True)
+    (records, theirs_real), (labels, ours_real) = results["theirs"], results["ours"]
+    agreement = compare(labels, records, settings_for(model))
+    assert not agreement.unexplained, agreement.unexplained
+    figures: dict[str, Any] = {}
+    if theirs_real is not None:
+        differences = [float((a - b).abs().max()) for a, b in zip(theirs_real, ours_real, strict=True)]
+        assert max(differences) <= 1e-5, f"the decoders differ by {differences}"
+        figures["decoder_logits_differ_by"], figures["predicted_iou_differs_by"] = differences
+    click.echo(f"{model}, {height} x {width}, {points} x {points} points, {threads or torch.get_num_threads()} threads")
+    for stage in sorted({stage for side_runs in runs.values() for run in side_runs for stage in run}):
+        medians = [statistics.median(run.get(stage, 0.0) for run in runs[name]) for name in SIDES]
+        click.echo(f"  {stage:18} {medians[0]:8.2f} s {medians[1]:8.2f} s")
+    whole, rest = ratios_of(runs), ratios_of(runs, without=("encoder",))
+    figures |= {
+        "end_to_end_ratio": round(statistics.median(whole), 2),
+        "end_to_end_spread": [round(min(whole), 2), round(max(whole), 2)],
+        "without_encoder_ratio": round(statistics.median(rest), 2),
+        "without_encoder_spread": [round(min(rest), 2), round(max(rest), 2)],
+        "peak_rss_gb": {name: round(max(peaks[name]), 2) for name in SIDES},
+        "masks": agreement.theirs,
+        "masks_equal": agreement.exact,
+        "masks_equal_to_the_pixel": agreement.equal,
+        "pixels_that_differ": agreement.pixels,
+    }
+    click.echo(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
