@@ -43,26 +43,36 @@ class Candidates:
             fields.append((SLOPE * (radius - distance + 0.15 * radius * bumps)).clamp(-20, 20))
         self.fields = torch.stack(fields).half()
 
-    def of(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return the logits (count, 3, h, w) and the predicted IoU (count, 3) of prompts ``first`` and following."""
-        draws = np.stack([np.random.default_rng((SEED, first + k)).random((4, OUTPUTS)) for k in range(count)], 1)
-        objects, gain, quality, of_prompt = torch.from_numpy(draws).float()
-        logits = self.fields[(objects * OBJECTS).long()].float() * (0.6 + gain)[..., None, None]
+    def logits(self, first: int, wanted: Tensor) -> Tensor:
+        """Return the logits (K, h, w) of those that are ``wanted``, bool (P, 3), of prompts ``first`` and following."""
+        objects, gain, *_ = self._draw(first, len(wanted))
+        logits: Tensor = self.fields[(objects * OBJECTS).long()[wanted]].float() * (0.6 + gain[wanted])[:, None, None]
+        return logits
+
+    def predicted_iou(self, first: int, count: int) -> Tensor:
+        """Return the predicted IoU (count, 3) of prompts ``first`` and following."""
+        *_, quality, of_prompt = self._draw(first, count)
         passes = (of_prompt[:, :1] < GOOD_PROMPTS) & (of_prompt.roll(1, 1) * GOOD_PROMPTS < PASSING)
-        return logits, torch.where(passes, 0.88 + 0.1 * quality, 0.88 - 0.3 * quality)
+        return torch.where(passes, 0.88 + 0.1 * quality, 0.88 - 0.3 * quality)
+
+    def _draw(self, first: int, count: int) -> Tensor:
+        """Return four random numbers of each candidate, (4, count, 3)."""
+        draws = [np.random.default_rng((SEED, first + k)).random((4, OUTPUTS)) for k in range(count)]
+        return torch.from_numpy(np.stack(draws, 1)).float()
 
 
 class Replacing:
-    """Counts prompts as they are decoded, and gives out the candidates of each. Keeps the real outputs of the first."""
+    """Counts prompts as they are decoded, and keeps the real outputs of the first."""
 
     def __init__(self, candidates: Candidates, sample: int) -> None:
         self.candidates, self.sample = candidates, sample
         self.done = 0
         self.real: list[tuple[Tensor, Tensor]] = []
 
-    def next(self, count: int) -> tuple[Tensor, Tensor]:
+    def next(self, count: int) -> int:
+        """Return the number of the first of the next ``count`` prompts."""
         first, self.done = self.done, self.done + count
-        return self.candidates.of(first, count)
+        return first
 
     def keep(self, logits: Tensor, iou: Tensor) -> None:
         """Keep what the weights themselves gave, for the first ``sample`` prompts."""
@@ -81,7 +91,11 @@ def replace_upstream(sam: Sam, replacing: Replacing) -> None:
 
     def replaced(**arguments: Any) -> tuple[Tensor, Tensor]:
         replacing.keep(*forward(**arguments))
-        return replacing.next(len(arguments["sparse_prompt_embeddings"]))
+        count = len(arguments["sparse_prompt_embeddings"])
+        first = replacing.next(count)
+        everything = torch.ones(count, OUTPUTS, dtype=torch.bool)
+        logits = torch.unflatten(replacing.candidates.logits(first, everything), 0, (count, OUTPUTS))
+        return logits, replacing.candidates.predicted_iou(first, count)
 
     sam.mask_decoder.forward = replaced
 
@@ -99,10 +113,10 @@ class ReplacingDecoder(PointDecoder):
             everything = torch.ones(len(sparse), OUTPUTS, dtype=torch.bool)
             logits = super().masks(decoded, everything)
             self.replacing.keep(torch.unflatten(logits, 0, (-1, OUTPUTS)), decoded.predicted_iou)
-        self.logits, iou = self.replacing.next(len(sparse))
-        decoded.predicted_iou.copy_(iou)
+        self.first = self.replacing.next(len(sparse))
+        decoded.predicted_iou.copy_(self.replacing.candidates.predicted_iou(self.first, len(sparse)))
         return decoded
 
     def masks(self, decoded: DecodedPoints, wanted: Tensor) -> Tensor:
         super().masks(decoded, wanted)
-        return self.logits[wanted]
+        return self.replacing.candidates.logits(self.first, wanted)

@@ -19,12 +19,13 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.amg import MaskData, area_from_rle, remove_small_regions
 from torch import Tensor
 
+from labelgen import regions
 from labelgen.automask import AutomaskSettings, ImageLabels, LabelGenerator
 from pipelines.bench.agreement import compare
 from pipelines.microworld.scene import make_scene
 from shared.frame import paste
 from shared.sam.checkpoint import load_sam
-from shared.sam.runtime import Runtime, place
+from shared.sam.runtime import Runtime, place, resize
 
 Image = npt.NDArray[np.uint8]
 Masks = npt.NDArray[np.bool_]
@@ -437,3 +438,23 @@ def test_removing_a_small_island_flips_only_the_cells_under_it(sam: Sam) -> None
         assert not (flipped & ~blocks).any()
         changed += int(flipped.any())
     assert changed > 0
+
+
+def test_path_for_other_devices_keeps_the_same_masks(
+    sam: Sam, settings: AutomaskSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = photo(SIZES["odd"])
+    expected = LabelGenerator(sam, settings).label(image)
+    monkeypatch.setattr(regions, "_count_on_cpu", regions._count_with_torch)
+    labels = LabelGenerator(sam, settings).label(image)
+    assert len(labels) > 1
+    for name in ("logits", "boxes", "points", "areas", "predicted_iou", "stability"):
+        np.testing.assert_array_equal(getattr(labels, name), getattr(expected, name))
+
+
+def test_photo_scaled_beforehand_gives_the_same_masks(sam: Sam, settings: AutomaskSettings) -> None:
+    image, crops = photo(SIZES["odd"]), replace(settings, crop_n_layers=1)
+    plain = LabelGenerator(sam, crops).label(image)
+    ahead = LabelGenerator(sam, crops).label(image, resize(image, 256))
+    np.testing.assert_array_equal(ahead.logits, plain.logits)
+    assert ahead.embeddings.keys() == plain.embeddings.keys()
