@@ -223,7 +223,7 @@ class PointDecoder:
         queries = self._update(0, queries, read)
         a_0 = _softmax_over_tokens(_shared(image.query_0, self._scaled(self.to_tokens[0].k_proj, queries + tokens)))
         v_0 = self._split(self.to_tokens[0].v_proj(queries))
-        linear = 2 * _shared(image.cross_00, v_0).flatten(1, 2)
+        linear = _shared(image.cross_00, 2 * v_0).flatten(1, 2)
         d_1 = _inverse_deviation(_quadratic(a_0, _says(v_0, self.say_00), linear) + image.square_0, layer.norm4)
         return queries, v_0, a_0.mul_(d_1[:, None]), d_1
 
@@ -258,8 +258,8 @@ class PointDecoder:
         """Return d_2 (P, N)."""
         linear_0, linear_1 = (
             _add_scaled(
-                torch.unflatten(m @ self.constant, 1, (self.heads, -1))[..., None], _shared(cross, v), d_1
-            ).mul_(2)
+                torch.unflatten(2 * m @ self.constant, 1, (self.heads, -1))[..., None], _shared(cross, 2 * v), d_1
+            )
             for m, cross, v in ((m_0, image.cross_10, v_0), (m_1, image.cross_11, v_1))
         )
         linear_0.baddbmm_(m_0 @ m_1.mT, a_1, alpha=2)
