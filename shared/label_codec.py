@@ -33,7 +33,8 @@ STEPS_PER_SHARE = 60
 """Steps, times the share of the positive cells that the band is: keeps the IoU of the mask near 0.998."""
 STEPS_PER_GRID = 1024
 """Least steps, times the longer side of the grid: keeps the boundary IoU of the mask near 0.99."""
-LEAST_STEPS, MOST_STEPS = 4, 128
+LEAST_STEPS, MOST_STEPS = 4, 127
+"""No more than 127, so that a cell's sign, its step and whether it is in the band fit one byte: ``shared.codes``."""
 FAR = 3.0
 """Magnitude of a cell outside the band, in units of ``typical``."""
 HEADER = struct.Struct("<6BeB")

@@ -17,7 +17,7 @@ import fsspec
 from shared.errors import SettingsDifferError, ShardError
 from shared.storage import Storage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DATASET = "dataset.json"
 UNCERTAINTY = "uncertainty"
 """Folder of the layers of uncertainty maps: ``uncertainty/<name>``, one for each refiner or source."""
@@ -120,7 +120,10 @@ class Dataset:
         try:
             record = json.loads(data)
             if record["format"] != FORMAT_VERSION:
-                raise ShardError(f"{name}: format version {record['format']}, this software reads {FORMAT_VERSION}")
+                raise ShardError(
+                    f"{name}: format version {record['format']}, this software reads {FORMAT_VERSION}; "
+                    "bring an older shard set over with `labelgen migrate`, or read it with the software that made it"
+                )
             layers = {}
             for layer_name, fields in record["layers"].items():
                 layers[layer_name] = Layer(**{key: value for key, value in fields.items() if key != "id"})

@@ -307,3 +307,8 @@ def test_wrong_number_of_magnitudes_or_codes_beyond_the_scale_are_refused(codes:
     good = zlib.compressobj(9, zlib.DEFLATED, -15)
     data = good.compress(np.packbits(rows.astype(np.uint8)).tobytes() + b"\1" * 100) + good.flush()
     np.testing.assert_array_equal(decode_label(HEADER.pack(9, 9, 0, 0, 9, 9, 1.0, steps) + data) > 0, chequered)
+
+
+def test_steps_leave_room_for_a_sign_and_the_far_cells_in_a_byte() -> None:
+    specks = np.where((np.indices((64, 64)) % 3 == 1).all(0), 2.0, -2.0).astype(np.float32)
+    assert encode_label(specks)[8] == 127

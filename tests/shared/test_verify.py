@@ -236,7 +236,7 @@ def test_problem_of_a_plan_is_told_once(own_shards: Path) -> None:
         lambda dataset: dataset.update(images=7),
         lambda dataset: dataset["units"].pop(),
         lambda dataset: dataset["units"].reverse(),
-        lambda dataset: dataset.update(format=2),
+        lambda dataset: dataset.update(format=1),
         lambda dataset: dataset.pop("units"),
     ],
     ids=["setting", "weights", "encoding", "layer id", "no layers", "unit size", "no unit size", "image count",
