@@ -40,7 +40,7 @@ FAR = 3.0
 HEADER = struct.Struct("<6BeB")
 
 _NEIGHBOURHOOD = np.ones((3, 3), np.uint8)
-_SMALLEST_TYPICAL, _LARGEST_TYPICAL = 2.0**-14, 2.0**15
+_SMALLEST_TYPICAL, LARGEST_TYPICAL = 2.0**-14, 2.0**15
 
 
 def encode_label(logits: npt.NDArray[np.float32]) -> bytes:
@@ -50,18 +50,28 @@ def encode_label(logits: npt.NDArray[np.float32]) -> bytes:
         raise ValueError(f"a label's grid has sides of 1 to {LARGEST_SIDE} cells, not {rows} x {columns}")
     positive = (logits > 0).astype(np.uint8)
     if not positive.any():
-        return HEADER.pack(rows - 1, columns - 1, 0, 0, 0, 0, 1.0, 0) + deflate(b"", b"")
-    left, top, width, height = cv2.boundingRect(cv2.dilate(positive, _NEIGHBOURHOOD))
-    box = (slice(top, top + height), slice(left, left + width))
-    signs = positive[box].copy()
-    magnitudes = np.abs(logits[box][_band(signs)].astype(np.float64))
+        return frame_of_steps(positive, 1.0, 0, np.zeros(0, np.uint8))
+    magnitudes = np.abs(logits[band_of(positive)].astype(np.float64))
     median = np.median(magnitudes) if magnitudes.size else 1.0
-    typical = float(np.float16(np.clip(median, _SMALLEST_TYPICAL, _LARGEST_TYPICAL)))
-    wanted = max(STEPS_PER_SHARE * magnitudes.size / np.count_nonzero(signs), STEPS_PER_GRID / max(rows, columns))
+    typical = float(np.float16(np.clip(median, _SMALLEST_TYPICAL, LARGEST_TYPICAL)))
+    wanted = max(STEPS_PER_SHARE * magnitudes.size / np.count_nonzero(positive), STEPS_PER_GRID / max(rows, columns))
     steps = min(max(round(wanted), LEAST_STEPS), MOST_STEPS)
-    codes = np.minimum(steps * (magnitudes / (magnitudes + typical)), steps - 1).astype(np.uint8)
+    q = np.minimum(steps * (magnitudes / (magnitudes + typical)), steps - 1).astype(np.uint8)
+    return frame_of_steps(positive, typical, steps, q)
+
+
+def frame_of_steps(positive: npt.NDArray[np.uint8], typical: float, steps: int, q: npt.NDArray[np.uint8]) -> bytes:
+    """Return the frame of a label whose signs are ``positive``, uint8 (h, w) of 0 and 1.
+
+    ``q``, uint8, are the magnitudes of the cells of its band, row by row, of ``steps`` steps; a label without a
+    positive cell has 0 steps and a ``typical`` of 1.
+    """
+    rows, columns = positive.shape
+    left, top, width, height = cv2.boundingRect(cv2.dilate(positive, _NEIGHBOURHOOD))
+    if width == 0:
+        return HEADER.pack(rows - 1, columns - 1, 0, 0, 0, 0, typical, steps) + deflate(b"", b"")
     header = HEADER.pack(rows - 1, columns - 1, top, left, top + height - 1, left + width - 1, typical, steps)
-    return header + deflate(pack_bits(signs), codes.tobytes())
+    return header + deflate(pack_bits(positive[top : top + height, left : left + width]), q.tobytes())
 
 
 def decode_label(frame: bytes) -> npt.NDArray[np.float32]:
@@ -69,14 +79,14 @@ def decode_label(frame: bytes) -> npt.NDArray[np.float32]:
     try:
         last_row, last_column, top, left, bottom, right, typical, steps = HEADER.unpack_from(frame)
         height, width = bottom - top + 1, right - left + 1
-        if not (0 < typical <= _LARGEST_TYPICAL and top <= bottom <= last_row and left <= right <= last_column):
+        if not (0 < typical <= LARGEST_TYPICAL and top <= bottom <= last_row and left <= right <= last_column):
             raise ValueError("its header contradicts itself")
         far = np.float32(FAR * typical)
         logits = np.full((last_row + 1, last_column + 1), -far, np.float32)
         content = inflate(frame[HEADER.size :], largest=2 * height * width)
         if steps:
             signs, codes = unpack_bits(content, height, width)
-            band = _band(signs)
+            band = band_of(signs)
             if codes.size != np.count_nonzero(band):
                 raise ValueError("its stream does not have as many magnitudes as its boundary needs")
             box = logits[top : bottom + 1, left : right + 1]
@@ -90,8 +100,8 @@ def decode_label(frame: bytes) -> npt.NDArray[np.float32]:
     return logits
 
 
-def _band(signs: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Return which cells have a neighbour of the other sign."""
+def band_of(signs: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Return which cells of signs, uint8 (h, w) of 0 and 1, have a neighbour of the other sign."""
     return np.asarray(cv2.dilate(signs, _NEIGHBOURHOOD) != cv2.erode(signs, _NEIGHBOURHOOD))
 
 

@@ -45,13 +45,23 @@ def encode_uncertainty(u: Map, refined: bytes = b"") -> bytes:
 
     ``refined`` is what ``encode_label`` made of the refined logits r, float32 (h, w); empty if there was no refiner.
     """
-    part = _encode_map(u)
+    rows, columns = u.shape
+    if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE):
+        raise ValueError(f"a map's grid has sides of 1 to {LARGEST_SIDE} cells, not {rows} x {columns}")
+    if not ((u >= 0) & (u <= 1)).all():
+        raise ValueError("uncertainty lies between 0 and 1")
+    return frame_of_levels(np.rint(u * np.float32(STEPS)).astype(np.uint8), refined)
+
+
+def frame_of_levels(levels: npt.NDArray[np.uint8], refined: bytes = b"") -> bytes:
+    """Return the frame of a map of ``levels`` 0 to 25, uint8 (h, w); ``refined`` as in ``encode_uncertainty``."""
+    part = _encode_levels(levels)
     return LENGTH.pack(len(part)) + part + refined
 
 
 def decode_uncertainty(frame: bytes) -> Uncertainty:
     """Decode one frame. Raises ``ShardError`` on damaged bytes."""
-    part, label = _cut(frame)
+    part, label = cut_frame(frame)
     u = _decode_map(part)
     refined = decode_label(label) if label else None
     if refined is not None and refined.shape != u.shape:
@@ -61,29 +71,24 @@ def decode_uncertainty(frame: bytes) -> Uncertainty:
 
 def decode_u(frame: bytes) -> Map:
     """Decode only the map of a frame, float32 (h, w). Raises ``ShardError`` on damaged bytes."""
-    return _decode_map(_cut(frame)[0])
+    return _decode_map(cut_frame(frame)[0])
 
 
 def refined_label(frame: bytes) -> bytes:
     """Return the refined label of a frame as ``encode_label`` made it; empty if it has none. Raises ``ShardError``."""
-    return _cut(frame)[1]
+    return cut_frame(frame)[1]
 
 
-def _cut(frame: bytes) -> tuple[bytes, bytes]:
-    """Return the two parts of a frame."""
+def cut_frame(frame: bytes) -> tuple[bytes, bytes]:
+    """Return the two parts of a frame: the map, and the refined label or nothing. Raises ``ShardError``."""
     end = LENGTH.size + int.from_bytes(frame[: LENGTH.size], "little")
     if not LENGTH.size < end <= len(frame):
         raise ShardError(f"an uncertainty frame of {len(frame)} bytes is cut short; run `labelgen verify`")
     return frame[LENGTH.size : end], frame[end:]
 
 
-def _encode_map(u: Map) -> bytes:
-    rows, columns = u.shape
-    if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE):
-        raise ValueError(f"a map's grid has sides of 1 to {LARGEST_SIDE} cells, not {rows} x {columns}")
-    if not ((u >= 0) & (u <= 1)).all():
-        raise ValueError("uncertainty lies between 0 and 1")
-    levels = np.rint(u * np.float32(STEPS)).astype(np.uint8)
+def _encode_levels(levels: npt.NDArray[np.uint8]) -> bytes:
+    rows, columns = levels.shape
     left, top, width, height = cv2.boundingRect(levels)
     if width == 0:
         return HEADER.pack(rows - 1, columns - 1, 0, 0, 0, 0) + deflate(b"", b"")
