@@ -150,7 +150,10 @@ def test_folder_that_is_no_shard_set_is_named(command: tuple[str, ...], two_phot
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"{", "damaged"), (b'{"format": 1}', "format version 1, this software reads 2; bring an older shard set over with")],
+    [
+        (b"{", "damaged"),
+        (b'{"format": 1}', "format version 1, this software reads 2; bring an older shard set over with"),
+    ],
 )
 def test_foreign_dataset_file_is_named(content: bytes, reason: str, tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_bytes(content)
