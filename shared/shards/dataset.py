@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 
@@ -86,6 +86,13 @@ class Layer:
     settings: Mapping[str, Any]
     weights: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[Literal["label", "u", "refined"], ...]:
+        """What the layer holds of a mask: its label, or the map u and, made by a refiner, the refined label."""
+        if not is_uncertainty(self.name):
+            return ("label",)
+        return ("u", "refined") if "refiner" in self.weights else ("u",)
 
     def id(self, unit_ids: Iterable[str]) -> str:
         """Hash of the units, the settings, the weights and the format version."""

@@ -53,6 +53,9 @@ UNCERTAINTY_SCHEMA = pa.schema([*_PLACE, ("mean_u", pa.float32()), ("u_valid", p
 """Columns of an uncertainty layer, row for row the masks. Where ``u_valid`` is false the map is unknown: ``mean_u`` is
 null, ``length`` is 0, and ``error`` says why if the photo is to blame."""
 
+CROP_BOX = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
+"""Columns of the crop that a mask was found in: x0, y0, x1, y1 in the photo, x1 and y1 exclusive."""
+
 _METADATA_KEY, _ROWS_SHA256 = b"sum_factory", "rows_sha256"
 
 

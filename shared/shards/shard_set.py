@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,6 @@ import pyarrow as pa
 
 from shared.errors import ShardError
 from shared.frame import Frame
-from shared.label_codec import decode_label
 from shared.shards.dataset import (
     DATASET,
     REMEDY_FOR_UNIT,
@@ -28,17 +26,18 @@ from shared.shards.dataset import (
     unit_name,
     unit_path,
 )
+from shared.shards.encodings import data_files, open_reader
 from shared.shards.manifest import UnitRecord, manifest_path, read_manifest, read_record
-from shared.shards.tar_layer import tar_path
+from shared.shards.reader import LayerReader, Rows
 from shared.storage import Storage
-from shared.uncertainty_codec import Uncertainty, decode_u, decode_uncertainty
+from shared.uncertainty_codec import Uncertainty
 
 MASKS = "masks"
 """The layer of pseudo-labels."""
 REFINEMENT = "refinement"
 """Name of the uncertainty layer that is read if no other is asked for."""
-LARGEST_SPAN = 1 << 20
-"""Bytes of a data file that are read at once to get frames that lie near each other."""
+UNITS_KEPT = 16
+"""Units of which a reader keeps the rows."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,8 @@ class LabelledImage:
     width: int
     error: str | None
     masks: tuple[dict[str, Any], ...]
+    first: int = 0
+    """The number of its first mask in the unit."""
 
     def frame(self, mask: int, side: int) -> Frame:
         """Return the frame of one mask for a SAM of input ``side``."""
@@ -62,25 +63,14 @@ class LabelledImage:
 class UncertaintyRow:
     """What the manifest of an uncertainty layer says of one mask, the ``mask``-th of its image.
 
-    Where ``u_valid`` is False nothing is known of the mask: there is no frame, and ``mean_u`` is None. Else ``mean_u``
-    is the mean of the map over ``Frame.valid_size``, before it was quantised; ``offset`` and ``length`` place its
-    frame.
+    Where ``u_valid`` is False nothing is known of the mask: there is no map, and ``mean_u`` is None. Else ``mean_u``
+    is the mean of the map over ``Frame.valid_size``, before it was quantised. ``row`` is the mask's number in the unit.
     """
 
+    row: int
     mask: int
     u_valid: bool
     mean_u: float | None
-    offset: int
-    length: int
-    crc32: int
-
-
-class _Place(NamedTuple):
-    """Where a frame lies in a data file."""
-
-    offset: int
-    length: int
-    crc32: int
 
 
 @dataclass(frozen=True)
@@ -143,30 +133,56 @@ class ShardSet:
     def images(self, number: int) -> list[LabelledImage]:
         """Return the images of a committed unit, with their manifest rows."""
         table, _ = self.manifest(number)
-        rows: dict[int, list[dict[str, Any]]] = {}
+        images: dict[int, list[dict[str, Any]]] = {}
         for row in table.to_pylist():
-            rows.setdefault(row["image_index"], []).append(row)
-        return [
-            LabelledImage(
-                key=group[0]["image"],
-                index=index,
-                height=group[0]["height"],
-                width=group[0]["width"],
-                error=group[0]["error"],
-                masks=tuple(row for row in group if row["mask"] is not None),
+            images.setdefault(row["image_index"], []).append(row)
+        labelled, first = [], 0
+        for index, rows in sorted(images.items()):
+            masks = tuple(row for row in rows if row["mask"] is not None)
+            told = {name: rows[0][name] for name in ("height", "width", "error")}
+            labelled.append(LabelledImage(key=rows[0]["image"], index=index, masks=masks, first=first, **told))
+            first += len(masks)
+        return labelled
+
+    def reader(self, layer: str = MASKS) -> LayerReader:
+        """Return what reads a layer. Raises ``ShardError`` if there is no such layer, or nothing reads its encoding."""
+        if layer not in self._readers:
+            rows = lru_cache(UNITS_KEPT)(partial(self._rows, layer))
+            self._readers[layer] = open_reader(self.storage, self.dataset, self.layer(layer), rows)
+        return self._readers[layer]
+
+    @cached_property
+    def _readers(self) -> dict[str, LayerReader]:
+        return {}
+
+    def _rows(self, layer: str, number: int) -> Rows:
+        table, record = self.manifest(number, layer)
+        if is_uncertainty(layer):
+            self._require_own_masks(number, layer, record)
+        return Rows.from_manifest(table, record, self.storage.path(manifest_path(layer, number)))
+
+    def require_whole(self, number: int, layer: str = MASKS) -> None:
+        """Raise ``ShardError`` if a unit's data are missing or cut short: what reads a tar does not notice that."""
+        names = data_files(self.layer(layer), number)
+        try:
+            size = sum(self.storage.size(name) for name in names)
+        except FileNotFoundError:
+            size = 0
+        expected = self.reader(layer).rows(number).record.data_bytes
+        if size != expected:
+            raise ShardError(
+                f"{' and '.join(map(self.storage.path, names))}: {size} bytes, expected {expected}; not trained on: "
+                "run `labelgen verify`, which says how to mend it"
             )
-            for index, group in sorted(rows.items())
-        ]
 
     def read_logits(self, number: int, image: LabelledImage, masks: Sequence[int]) -> list[npt.NDArray[np.float32]]:
         """Read and decode the chosen masks of an image: label logits, float32 (h, w) each."""
-        return [decode_label(frame) for frame in self.label_frames(number, image, masks)]
+        codes = self.reader(MASKS).read(number, [image.first + mask for mask in masks], "label")
+        return [codes.values(k) for k in range(len(codes))]
 
-    def label_frames(self, number: int, image: LabelledImage, masks: Sequence[int] | None = None) -> list[bytes]:
-        """Read the frames of the chosen masks of an image, or of all, as ``encode_label`` made them."""
-        rows = image.masks if masks is None else [image.masks[mask] for mask in masks]
-        places = [_Place(row["offset"], row["length"], row["crc32"]) for row in rows]
-        return self._read_frames(tar_path(MASKS, number), places)
+    def label_frames(self, number: int, image: LabelledImage) -> list[bytes]:
+        """Read the masks of an image as ``encode_label`` made them."""
+        return self.reader(MASKS).frames(number, range(image.first, image.first + len(image.masks)))
 
     def uncertainty(self, number: int, layer: str = REFINEMENT) -> tuple[tuple[UncertaintyRow, ...], ...]:
         """Return what is known of the maps of a committed unit: rows[image_index][mask].
@@ -175,16 +191,12 @@ class ShardSet:
         if the unit is not committed in this layer, or its maps are not of the masks that are there.
         """
         table, record = self.manifest(number, uncertainty_layer(layer))
-        if self._masks_sha256(number) != record.masks_sha256:
-            raise ShardError(
-                f"{self.storage.path(manifest_path(uncertainty_layer(layer), number))}: its maps are of other masks "
-                "than those that are there; delete it and run again"
-            )
+        self._require_own_masks(number, uncertainty_layer(layer), record)
         rows: list[list[UncertaintyRow]] = [[] for _ in range(record.images)]
-        columns = ("image_index", "mask", "u_valid", "mean_u", "offset", "length", "crc32")
-        for index, mask, *values in zip(*(table[name].to_pylist() for name in columns), strict=True):
-            if mask is not None:
-                rows[index].append(UncertaintyRow(mask, *values))
+        columns = (table[name].to_pylist() for name in ("image_index", "mask", "u_valid", "mean_u"))
+        masks = (values for values in zip(*columns, strict=True) if values[1] is not None)
+        for number_in_unit, (index, *values) in enumerate(masks):
+            rows[index].append(UncertaintyRow(number_in_unit, *values))
         return tuple(tuple(of_image) for of_image in rows)
 
     def read_uncertainty(
@@ -194,11 +206,24 @@ class ShardSet:
 
         With ``refined`` False the refined logits are not decoded, and left out.
         """
-        known = [row for row in rows if row.u_valid]
-        name = tar_path(uncertainty_layer(layer), number)
-        frames = self._read_frames(name, [_Place(row.offset, row.length, row.crc32) for row in known])
-        maps = (decode_uncertainty(frame) if refined else Uncertainty(decode_u(frame), None) for frame in frames)
-        return [next(maps) if row.u_valid else None for row in rows]
+        name = uncertainty_layer(layer)
+        known = [row.row for row in rows if row.u_valid]
+        maps = self.reader(name).read(number, known, "u")
+        labels = None
+        if refined and "refined" in self.layer(name).parts:
+            labels = self.reader(name).read(number, known, "refined")
+        made = iter(
+            [Uncertainty(maps.values(k), None if labels is None else labels.values(k)) for k in range(len(known))]
+        )
+        return [next(made) if row.u_valid else None for row in rows]
+
+    def _require_own_masks(self, number: int, layer: str, record: UnitRecord) -> None:
+        """Raise ``ShardError`` if the maps of a unit are not of the masks that are there."""
+        if self._masks_sha256(number) != record.masks_sha256:
+            raise ShardError(
+                f"{self.storage.path(manifest_path(layer, number))}: its maps are of other masks "
+                "than those that are there; delete it and run again"
+            )
 
     def _masks_sha256(self, number: int) -> str | None:
         """Return the SHA-256 of the data of a unit's masks, or None if the unit has none."""
@@ -207,27 +232,6 @@ class ShardSet:
             return read_record(self.storage.read(name), self.storage.path(name)).data_sha256
         except FileNotFoundError:
             return None
-
-    def _read_frames(self, name: str, places: Sequence[_Place]) -> list[bytes]:
-        """Read frames of a data file, at once if they lie near each other. Raises ``ShardError``."""
-        if not places:
-            return []
-        start, end = min(place.offset for place in places), max(place.offset + place.length for place in places)
-        try:
-            if end - start > LARGEST_SPAN:
-                frames = [self.storage.read(name, place.offset, place.offset + place.length) for place in places]
-            else:
-                span = self.storage.read(name, start, end)
-                frames = [span[place.offset - start : place.offset - start + place.length] for place in places]
-        except FileNotFoundError:
-            raise ShardError(f"{self.storage.path(name)}: missing; run `labelgen verify`") from None
-        for place, frame in zip(places, frames, strict=True):
-            if zlib.crc32(frame) != place.crc32:
-                raise ShardError(
-                    f"{self.storage.path(name)}: the frame at byte {place.offset} fails its checksum; "
-                    "run `labelgen verify`"
-                )
-        return frames
 
     def walk(self) -> Iterator[tuple[int, LabelledImage]]:
         """Yield every image of every committed unit with the unit's number, in order."""

@@ -44,7 +44,7 @@ def test_frames_that_lie_far_apart_are_read_one_by_one(refined: Refined, monkeyp
     shards = ShardSet.open(str(refined[0]))
     rows = [row for of_image in shards.uncertainty(0) for row in of_image]
     expected = shards.read_uncertainty(0, rows)
-    monkeypatch.setattr("shared.shards.shard_set.LARGEST_SPAN", 1)
+    monkeypatch.setattr("shared.shards.reader.LARGEST_SPAN", 1)
     for one, other in zip(shards.read_uncertainty(0, rows), expected, strict=True):
         np.testing.assert_array_equal(one.u, other.u)
 
@@ -60,7 +60,8 @@ def test_damaged_frame_is_not_given_out(own_refined: Path) -> None:
     shards = ShardSet.open(str(own_refined))
     rows = max(shards.uncertainty(1), key=len)
     data = bytearray((own_refined / TAR).read_bytes())
-    data[rows[0].offset + rows[0].length - 1] ^= 1
+    places = shards.reader("uncertainty/refinement").rows(1)
+    data[int(places["offset"][rows[0].row] + places["length"][rows[0].row]) - 1] ^= 1
     (own_refined / TAR).write_bytes(data)
     with pytest.raises(ShardError, match=r"refinement/000001\.tar: the frame at byte \d+ fails its checksum"):
         shards.read_uncertainty(1, rows)

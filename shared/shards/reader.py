@@ -1,0 +1,132 @@
+"""Reading a layer of a shard set, however it is encoded: which masks there are, and the codes of those picked."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shared.codes import Codes
+from shared.errors import ShardError
+from shared.shards.dataset import Layer
+from shared.shards.manifest import UnitRecord
+from shared.storage import Storage
+
+Part = Literal["label", "u", "refined"]
+"""What a layer holds of a mask: ``masks`` its label; a layer of uncertainty its map u and, by a refiner, its refined
+label. In a Zarr layer each is an array."""
+Picked = Sequence[int] | npt.NDArray[np.int64]
+LARGEST_SPAN = 1 << 20
+"""Bytes of a data file that are read at once to get frames that lie near each other."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The M masks of a committed unit, in the order of the manifest: its columns of numbers, (M,) each.
+
+    Those of image i are ``first[i]`` to ``first[i + 1]``; ``first`` is int64 (I + 1,). A number that is null in the
+    manifest is 0 here; a fraction that is null is NaN.
+    """
+
+    record: UnitRecord
+    first: npt.NDArray[np.int64]
+    columns: Mapping[str, npt.NDArray[np.generic]]
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def __getitem__(self, column: str) -> npt.NDArray[np.generic]:
+        return self.columns[column]
+
+    @classmethod
+    def from_manifest(cls, table: pa.Table, record: UnitRecord, name: str) -> Rows:
+        """Return the masks of a manifest. Raises ``ShardError`` if they do not come image by image."""
+        masks = table.filter(pc.is_valid(table["mask"]))
+        columns = {
+            field.name: _as_numbers(masks[field.name], field.type)
+            for field in masks.schema
+            if not pa.types.is_string(field.type)
+        }
+        index = np.asarray(columns["image_index"], np.int64)
+        if (np.diff(index) < 0).any() or (index < 0).any() or (index >= record.images).any():
+            raise ShardError(f"{name}: its rows are not in the order of the images; delete it and run again")
+        return cls(record, np.searchsorted(index, np.arange(record.images + 1)), columns)
+
+
+def _as_numbers(column: pa.ChunkedArray, kind: pa.DataType) -> npt.NDArray[np.generic]:
+    missing = False if pa.types.is_boolean(kind) else float("nan") if pa.types.is_floating(kind) else 0
+    return np.asarray(column.fill_null(missing).to_numpy())
+
+
+class LayerReader(Protocol):
+    """Reads masks of a layer at random, by their numbers in the unit: 0 to M - 1, as ``Rows`` has them.
+
+    It keeps what it read of the manifests, which do not change once they are written. All of it may be used by several
+    threads at once.
+    """
+
+    def rows(self, unit: int) -> Rows:
+        """Return the masks of a unit. Raises ``ShardError`` if it is not committed, damaged, or of other masks."""
+
+    def read(self, unit: int, rows: Picked, part: Part) -> Codes:
+        """Read and decode the masks ``rows`` of a unit, in that order, and nothing else.
+
+        Raises ``ShardError`` if the layer has no such part, if nothing is known of one of them, and for data that are
+        missing, fail their CRC-32, or do not decode.
+        """
+
+    def frames(self, unit: int, rows: Picked) -> list[bytes]:
+        """Return masks as ``encode_label`` or ``encode_uncertainty`` made them, whatever the encoding.
+
+        The frame of a mask of which nothing is known is empty. Raises ``ShardError`` as ``read``.
+        """
+
+
+def require_part(layer: Layer, part: Part, rows: Rows, picked: npt.NDArray[np.int64], place: str) -> None:
+    """Raise ``ShardError`` if a layer has no such part, or nothing is known of one of the masks ``picked``."""
+    if part not in layer.parts:
+        raise ShardError(f"{place}: layer {layer.name} has no {part}, but {' and '.join(layer.parts)}")
+    unknown = np.flatnonzero(~known(rows, picked))
+    if unknown.size:
+        raise ShardError(f"{place}: nothing is known of mask {picked[unknown[0]]} of unit {rows.record.unit}")
+
+
+def known(rows: Rows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which of the masks ``picked`` have data: all but those whose map is unknown, bool (K,)."""
+    if "u_valid" not in rows.columns:
+        return np.ones(len(picked), np.bool_)
+    return np.asarray(rows["u_valid"][picked], np.bool_)
+
+
+def read_frames(
+    storage: Storage, name: str, rows: Rows, picked: npt.NDArray[np.int64], prefix: str = ""
+) -> list[bytes]:
+    """Read frames of a data file, at once if they lie near each other, and check their CRC-32.
+
+    The columns ``offset``, ``length`` and ``crc32``, behind ``prefix``, place them. Raises ``ShardError``.
+    """
+    offsets, lengths, sums = (rows[f"{prefix}{column}"][picked].tolist() for column in ("offset", "length", "crc32"))
+    spans = [(offset, offset + length) for offset, length in zip(offsets, lengths, strict=True) if length]
+    start, end = min((first for first, _ in spans), default=0), max((last for _, last in spans), default=0)
+    try:
+        if end - start > LARGEST_SPAN:
+            parts = [
+                storage.read(name, offset, offset + n) if n else b"" for offset, n in zip(offsets, lengths, strict=True)
+            ]
+        else:
+            data = storage.read(name, start, end) if end else b""
+            parts = [data[offset - start : offset - start + n] for offset, n in zip(offsets, lengths, strict=True)]
+    except FileNotFoundError:
+        raise ShardError(f"{storage.path(name)}: missing; run `labelgen verify`") from None
+    for part, offset, crc32 in zip(parts, offsets, sums, strict=True):
+        if zlib.crc32(part) != crc32:
+            raise ShardError(
+                f"{storage.path(name)}: the frame at byte {offset} fails its checksum; run `labelgen verify`"
+            )
+    return parts
