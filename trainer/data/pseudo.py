@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,9 +18,9 @@ from shared.images import RgbImage, decode_image, digest
 from shared.photos import photo_name, read_bytes
 from shared.sam.task_prompt import TASKS
 from shared.shards.dataset import PlannedImage, content_id, uncertainty_layer
-from shared.shards.shard_set import MASKS, LabelledImage, ShardSet, UncertaintyRow
-from shared.shards.tar_layer import tar_path
-from shared.uncertainty_codec import Uncertainty
+from shared.shards.manifest import CROP_BOX
+from shared.shards.reader import LayerReader, Rows, known
+from shared.shards.shard_set import MASKS, ShardSet
 from trainer.data.grid import logits_on_grid, map_on_grid, valid_cells
 from trainer.data.samples import GridSettings, SampleId, TrainingSample, pick, scale_image
 from trainer.methods import Method
@@ -29,11 +31,15 @@ CACHED_UNITS = 16
 
 @dataclass(frozen=True)
 class _Unit:
-    """A unit's plan and manifests: its images that have masks; for each image and mask, what is known of its map."""
+    """A unit's plan and manifests: the numbers of its images that have masks, all masks, and which can be used.
+
+    A mask whose map is missing cannot: its doubt is unknown, which does not mean that there is none.
+    """
 
     planned: tuple[PlannedImage, ...]
-    images: list[LabelledImage]
-    uncertainty: tuple[tuple[UncertaintyRow, ...], ...]
+    images: npt.NDArray[np.int64]
+    masks: Rows
+    usable: npt.NDArray[np.bool_]
 
 
 class PseudoSet:
@@ -83,82 +89,61 @@ class PseudoSet:
         """
         number, place = self.places[index]
         unit = self._unit(number)
-        image = unit.images[place]
-        photo = _read_photo(unit.planned[image.index])
-        whole = Frame.whole(self.grid.side, image.height, image.width)
-        known = [k for k in range(len(image.masks)) if self._is_known(unit, image, k)]
-        picked = [known[k] for k in pick(len(known), self.grid, id)]
-        masks, certainty = self._targets(number, unit, image, picked, whole)
+        index = int(unit.images[place])
+        planned = unit.planned[index]
+        photo = _read_photo(planned)
+        first, end = unit.masks.first[index : index + 2].tolist()
+        whole = Frame.whole(self.grid.side, int(unit.masks["height"][first]), int(unit.masks["width"][first]))
+        usable = first + np.flatnonzero(unit.usable[first:end])
+        picked = usable[pick(len(usable), self.grid, id)]
+        masks, certainty = self._targets(number, unit, picked, whole)
         seen = masks.flatten(1).any(1)
         return TrainingSample(
             id=id,
-            key=image.key,
+            key=planned.key,
             image=scale_image(photo, self.grid.side),
             masks=masks[seen],
             certainty=certainty[seen] if certainty is not None and self.method.certain_loss else None,
             sampling=certainty[seen] if certainty is not None and self.method.certain_sampling else None,
             valid=valid_cells(whole, self.grid.stride),
             task=UNSPECIFIED,
-            skipped=len(image.masks) - len(known) + int((~seen).sum()),
+            skipped=end - first - len(usable) + int((~seen).sum()),
         )
 
     def _read_unit(self, number: int) -> _Unit:
         for layer in self.layer_ids:
-            _require_whole(self.shards, layer, number)
-        images = [image for image in self.shards.images(number) if image.masks]
-        rows = () if self.layer is None else self.shards.uncertainty(number, self.layer)
-        return _Unit(self.shards.unit(number).images, images, rows)
+            self.shards.require_whole(number, layer)
+        masks = self.shards.reader(MASKS).rows(number)
+        usable = np.ones(len(masks), np.bool_)
+        if self.layer is not None:
+            usable = known(self._maps.rows(number), np.arange(len(masks)))
+        images = np.flatnonzero(np.diff(masks.first))
+        return _Unit(self.shards.unit(number).images, images, masks, usable)
 
-    def _is_known(self, unit: _Unit, image: LabelledImage, mask: int) -> bool:
-        """Whether a mask can be used: a map that is missing means that its doubt is unknown, not that there is none."""
-        return self.layer is None or unit.uncertainty[image.index][mask].u_valid
+    @property
+    def _maps(self) -> LayerReader:
+        assert self.layer is not None, "only a method that reads a layer gets here"
+        return self.shards.reader(uncertainty_layer(self.layer))
 
     def _targets(
-        self, number: int, unit: _Unit, image: LabelledImage, picked: list[int], whole: Frame
+        self, number: int, unit: _Unit, picked: npt.NDArray[np.int64], whole: Frame
     ) -> tuple[Tensor, Tensor | None]:
         """Return masks, bool (K, G, G), and the certainty c = 1 - u, float32 (K, G, G), or None without a layer."""
         side, stride = self.grid.side, self.grid.stride
-        frames = [image.frame(k, side) for k in picked]
-        refined = self.method.pseudo_labels == "refined"
-        maps = [] if self.layer is None else self._maps(number, unit, image, picked, refined)
-        labels = [m.refined for m in maps] if refined else self.shards.read_logits(number, image, picked)
+        frames = [Frame.crop(side, box) for box in np.stack([unit.masks[name][picked] for name in CROP_BOX], 1)]
+        if self.method.pseudo_labels == "refined":
+            labels = self._maps.read(number, picked, "refined")
+        else:
+            labels = self.shards.reader(MASKS).read(number, picked, "label")
         logits = [
-            logits_on_grid(torch.from_numpy(label), frame, whole, stride)
-            for label, frame in zip(labels, frames, strict=True)
-            if label is not None
+            logits_on_grid(torch.from_numpy(labels.values(k)), frame, whole, stride) for k, frame in enumerate(frames)
         ]
         masks = _stack(logits, side // stride) > 0
-        if not maps:
+        if self.layer is None:
             return masks, None
-        doubt = [
-            map_on_grid(torch.from_numpy(m.u), frame, whole, stride) for m, frame in zip(maps, frames, strict=True)
-        ]
+        maps = self._maps.read(number, picked, "u")
+        doubt = [map_on_grid(torch.from_numpy(maps.values(k)), frame, whole, stride) for k, frame in enumerate(frames)]
         return masks, 1 - _stack(doubt, side // stride)
-
-    def _maps(
-        self, number: int, unit: _Unit, image: LabelledImage, picked: list[int], refined: bool
-    ) -> list[Uncertainty]:
-        assert self.layer is not None, "only a method that reads a layer gets here"
-        rows = [unit.uncertainty[image.index][k] for k in picked]
-        maps = [m for m in self.shards.read_uncertainty(number, rows, self.layer, refined) if m is not None]
-        if len(maps) < len(rows) or (refined and any(m.refined is None for m in maps)):
-            raise ShardError(f"{self.shards.storage.url}: layer {self.layer} has no refined masks; it has no refiner")
-        return maps
-
-
-def _require_whole(shards: ShardSet, layer: str, number: int) -> None:
-    """Raise ``ShardError`` if a unit's data are missing or cut short: readers of tars do not notice that themselves."""
-    _, record = shards.manifest(number, layer)
-    name = tar_path(layer, number)
-    try:
-        size = shards.storage.size(name)
-    except FileNotFoundError:
-        size = 0
-    if size != record.data_bytes:
-        raise ShardError(
-            f"{shards.storage.path(name)}: {size} bytes, expected {record.data_bytes}; not trained on: run "
-            "`labelgen verify`, which says how to mend it"
-        )
 
 
 def _read_photo(planned: PlannedImage) -> RgbImage:
