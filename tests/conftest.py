@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
+import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import hypothesis
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +37,76 @@ def single_threaded() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """The address of an S3-compatible server on this machine, in another thread.
+
+    The environment names it and its credentials, and nothing else of this machine's, for whoever reads ``s3://`` URLs:
+    this process and those that it starts.
+    """
+    if sys.flags.dev_mode:
+        pytest.skip("aiohttp in development mode refuses the server's doubled header")
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        settings = {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+            "NO_PROXY": "127.0.0.1",
+        }
+        for name, value in settings.items():
+            environment.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_ROLE_ARN"):
+            environment.delenv(name, raising=False)
+        yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(object_store: str) -> Iterator[str]:
+    """The URL of an empty bucket of the object store, the test's own."""
+    name = f"bucket-{uuid.uuid4().hex}"
+    store = fsspec.filesystem("s3")
+    store.mkdir(name)
+    yield f"s3://{name}"
+    store.rm(name, recursive=True)
+
+
+@pytest.fixture(scope="session")
+def upload() -> Callable[[Path, str], None]:
+    """``upload(folder, url)`` copies every file below a folder to a URL."""
+
+    def upload(folder: Path, url: str) -> None:
+        filesystem, root = fsspec.core.url_to_fs(url)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                filesystem.pipe_file(f"{root}/{path.relative_to(folder)}", path.read_bytes())
+
+    return upload
+
+
+@pytest.fixture(scope="session")
+def download() -> Callable[[str], dict[str, bytes]]:
+    """``download(url)`` is every file below a URL, by its name there."""
+
+    def download(url: str) -> dict[str, bytes]:
+        filesystem, root = fsspec.core.url_to_fs(url)
+        filesystem.invalidate_cache()
+        root = root.strip("/")
+        return {path.strip("/")[len(root) + 1 :]: filesystem.cat_file(path) for path in filesystem.find(root)}
+
+    return download
 
 
 def draw(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
