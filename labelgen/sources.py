@@ -18,6 +18,7 @@ import fsspec
 from shared.errors import SourceError
 from shared.images import IMAGE_SUFFIXES
 from shared.photos import photo_name
+from shared.refusals import explained
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
 
@@ -60,20 +61,21 @@ def list_images(sources: Iterable[str]) -> list[ImageRef]:
 
 
 def _expand(source: str) -> list[str]:
-    filesystem, path = fsspec.core.url_to_fs(source)
-    if any(c in path for c in "*?[") and not filesystem.exists(path):
-        matches = sorted(filesystem.glob(path))
-        if not matches:
-            raise SourceError(f"{source}: no file matches this pattern")
-        return [filesystem.unstrip_protocol(match) if "://" in source else match for match in matches]
-    if not filesystem.exists(path):
-        raise SourceError(f"{source}: no such file or folder; check --images")
-    return [source]
+    with explained(source, source, SourceError):
+        filesystem, path = fsspec.core.url_to_fs(source)
+        if any(c in path for c in "*?[") and not filesystem.exists(path):
+            matches = sorted(filesystem.glob(path))
+            if not matches:
+                raise SourceError(f"{source}: no file matches this pattern")
+            return [filesystem.unstrip_protocol(match) if "://" in source else match for match in matches]
+        if not filesystem.exists(path):
+            raise SourceError(f"{source}: no such file or folder; check --images")
+        return [source]
 
 
 def _list_one(source: str) -> Iterator[ImageRef]:
-    filesystem, path = fsspec.core.url_to_fs(source)
-    try:
+    with explained(source, source, SourceError):
+        filesystem, path = fsspec.core.url_to_fs(source)
         if filesystem.isdir(path):
             yield from _list_folder(source, filesystem, path)
         elif path.endswith(".tar"):
@@ -84,8 +86,6 @@ def _list_one(source: str) -> Iterator[ImageRef]:
             yield _file_ref(source, PurePosixPath(path).stem, filesystem.info(path))
         else:
             raise SourceError(f"{source}: expected a folder, a .tar, a list ({', '.join(LIST_SUFFIXES)}) or an image")
-    except OSError as error:
-        raise SourceError(f"{source}: cannot be read ({error.strerror or error})") from error
 
 
 def _list_folder(source: str, filesystem: Any, path: str) -> Iterator[ImageRef]:

@@ -7,6 +7,7 @@ from typing import Protocol
 import fsspec
 
 from shared.errors import SourceError
+from shared.refusals import explained
 
 
 class PhotoPlace(Protocol):
@@ -33,9 +34,7 @@ def photo_name(place: PhotoPlace) -> str:
 
 def read_bytes(place: PhotoPlace) -> bytes:
     """Read a photo's file. Raises ``SourceError`` if it is gone or cannot be read."""
-    try:
+    with explained(place.url, photo_name(place), SourceError):
         filesystem, path = fsspec.core.url_to_fs(place.url)
         end = None if place.size is None or not place.member else place.offset + place.size
         return bytes(filesystem.cat_file(path, start=place.offset if place.member else None, end=end))
-    except OSError as error:
-        raise SourceError(f"{photo_name(place)}: cannot be read ({error.strerror or error})") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,9 +16,12 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from shared.errors import StorageError
+from shared.refusals import is_refusal, reason_of, remedy_of
 
 TEMPORARY_PREFIX = ".partial-"
 """Names of files that are being written start with this; nobody reads them, anybody may delete old ones."""
+CREATE_ATTEMPTS = 5
+"""How often a conditional write is tried that the store drops because another one is going on."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ class Storage:
     def _filesystem(self) -> tuple[Any, str]:
         try:
             filesystem, root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
+            raise StorageError(f"{self.url}: {error}; {remedy_of(error, self.url)}") from error
+        except ValueError as error:
             raise StorageError(f"{self.url}: {error}") from error
         return filesystem, root.rstrip("/")
 
@@ -49,12 +55,17 @@ class Storage:
     def exists(self, name: str) -> bool:
         """Return whether a file or folder is there."""
         with self._explained(name, "look at"):
-            return bool(self._filesystem[0].exists(self._full(name)))
+            return bool(self._fresh(name).exists(self._full(name)))
 
     def size(self, name: str) -> int:
         """Return a file's size in bytes. Raises ``FileNotFoundError``."""
         with self._explained(name, "look at"):
-            return int(self._filesystem[0].size(self._full(name)))
+            return int(self._fresh(name).size(self._full(name)))
+
+    def _fresh(self, name: str) -> Any:
+        """Return the file system, without the listings it may remember of the folders above ``name``."""
+        self._filesystem[0].invalidate_cache(self._full(name))
+        return self._filesystem[0]
 
     def names(self, folder: str) -> list[str]:
         """Return the sorted names of the files in ``folder``, without temporary ones; none if there is no folder."""
@@ -68,9 +79,29 @@ class Storage:
         return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Read a file, or its bytes ``start`` to ``end`` (exclusive). Raises ``FileNotFoundError``."""
+        """Read a file, or its bytes ``start`` to ``end`` (exclusive), fewer if it ends before.
+
+        Raises ``FileNotFoundError``.
+        """
         with self._explained(name, "read"):
-            return bytes(self._filesystem[0].cat_file(self._full(name), start=start, end=end))
+            if start is None and end is None:
+                return bytes(self._filesystem[0].cat_file(self._full(name)))
+            return self._read_range(name, start or 0, end)
+
+    def _read_range(self, name: str, start: int, end: int | None) -> bytes:
+        """Read part of a file as a disk does: object stores refuse a range past the end, and ignore an empty one."""
+        filesystem, full = self._filesystem[0], self._full(name)
+        if end is None or start < end:
+            try:
+                return bytes(filesystem.cat_file(full, start=start, end=end))
+            except FileNotFoundError:
+                raise
+            except Exception as error:
+                if not is_refusal(error, self.url) or start < int(self._fresh(name).size(full)):
+                    raise
+        else:
+            self._fresh(name).size(full)  # a file that is missing is missing here too
+        return b""
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, replacing one of that name; a crash leaves the old file or the new one.
@@ -84,18 +115,46 @@ class Storage:
                 self._filesystem[0].pipe_file(self._full(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file unless one of that name exists; return whether this call wrote it.
+        """Write a file unless one of that name exists; return whether this call wrote it. The first writer wins.
 
-        On a local disk the first of several writers wins. An object store may keep the last one's: there it is
-        for the caller to write equal bytes.
+        On a local disk by a hard link, on an object store by a conditional put (S3: ``If-None-Match: *``). A store or
+        a library without conditional puts is asked whether the file exists, and then written to: there the last of two
+        writers at one moment may win, so it is for the caller to write equal bytes. They should be equal anyway: a put
+        that was done, but whose answer was lost on the way, is repeated and then reported as another's.
+
+        Raises ``StorageError`` if writing is refused.
         """
         with self._explained(name, "write"):
             if self.is_local:
                 return self._write_local(name, data, replace=False)
-            if self._filesystem[0].exists(self._full(name)):
+            if (created := self._create_conditionally(name, data)) is not None:
+                return created
+            if self._fresh(name).exists(self._full(name)):
                 return False
             self._filesystem[0].pipe_file(self._full(name), data)
             return True
+
+    def _create_conditionally(self, name: str, data: bytes) -> bool | None:
+        """Put a file on condition that there is none; return whether that was done, or None if it is not offered."""
+        filesystem, full = self._filesystem[0], self._full(name)
+        # a put that does not name its mode may take the argument and ignore it
+        put = getattr(filesystem, "_pipe_file", filesystem.pipe_file)
+        if "mode" not in inspect.signature(put).parameters:
+            return None
+        for attempt in range(1, CREATE_ATTEMPTS + 1):
+            try:
+                filesystem.pipe_file(full, data, mode="create")
+            except FileExistsError:
+                return False
+            except Exception as error:
+                code = _code_of(error)
+                if code in ("NotImplemented", "501"):
+                    return None
+                if code != "ConditionalRequestConflict" or attempt == CREATE_ATTEMPTS:
+                    raise
+            else:
+                return True
+        raise AssertionError("the last attempt returns or raises")
 
     def _write_local(self, name: str, data: bytes, *, replace: bool) -> bool:
         target = self._full(name)
@@ -127,10 +186,17 @@ class Storage:
         """
         try:
             yield
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and verb != "write":
+        except Exception as error:
+            missing = isinstance(error, FileNotFoundError) and verb != "write"
+            if missing or not is_refusal(error, self.url):
                 raise
-            reason = error.strerror or str(error) or type(error).__name__
             raise StorageError(
-                f"cannot {verb} {self.path(name)}: {reason}; check the path, its permissions and the free space"
+                f"cannot {verb} {self.path(name)}: {reason_of(error)}; {remedy_of(error, self.url)}"
             ) from error
+
+
+def _code_of(error: Exception) -> str:
+    """Return the code of S3's answer that ``error`` was made from, or nothing."""
+    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
+    described = response.get("Error", {}) if isinstance(response, dict) else {}
+    return str(described.get("Code", ""))

@@ -19,13 +19,15 @@ from shared.errors import StorageError
 from shared.storage import TEMPORARY_PREFIX, Storage
 
 
-@pytest.fixture(params=["local", "file URL", "memory"])
+@pytest.fixture(params=["local", "file URL", "memory", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
     """A folder that does not exist yet, on each kind of file system."""
     if request.param == "local":
         yield Storage(str(tmp_path / "set"))
     elif request.param == "file URL":
         yield Storage(f"file://{tmp_path}/set")
+    elif request.param == "s3":
+        yield Storage(f"{request.getfixturevalue('bucket')}/set")
     else:
         name = uuid.uuid4().hex
         yield Storage(f"memory://{name}/set")
@@ -150,6 +152,32 @@ def test_missing_bucket_is_named_when_written_to(monkeypatch: pytest.MonkeyPatch
     for write in (Storage("memory://bucket").write, Storage("memory://bucket").create):
         with pytest.raises(StorageError, match=r"memory://bucket/a/x: The specified bucket does not exist"):
             write("a/x", b"new")
+
+
+def test_empty_file_is_read(storage: Storage) -> None:
+    storage.write("empty", b"")
+    assert storage.read("empty") == storage.read("empty", 0, 5) == b""
+    assert storage.size("empty") == 0
+
+
+@pytest.mark.parametrize(("start", "end"), [(7, 20), (10, 12), (50, 60), (4, 4), (10, 10), (0, 10), (7, None)])
+def test_range_past_the_end_gives_what_there_is(storage: Storage, start: int, end: int | None) -> None:
+    storage.write("x", b"0123456789")
+    assert storage.read("x", start, end) == b"0123456789"[start:end]
+    with pytest.raises(FileNotFoundError):
+        storage.read("absent", start, end)
+
+
+def test_what_another_writer_did_is_seen_at_once(storage: Storage) -> None:
+    """Whatever listing of the folder is remembered."""
+    storage.write("a/1", b"x")
+    assert storage.names("a") == ["1"]
+    filesystem, root = fsspec.core.url_to_fs(storage.url, skip_instance_cache=True)
+    filesystem.pipe_file(f"{root}/a/1", b"longer")
+    filesystem.pipe_file(f"{root}/a/2", b"another's")
+    assert storage.size("a/1") == 6
+    assert storage.exists("a/2")
+    assert not storage.create("a/2", b"ours")
 
 
 def test_unknown_protocol_is_named() -> None:
