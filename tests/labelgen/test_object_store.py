@@ -1,0 +1,183 @@
+"""Labelling on an S3-compatible store: the bytes of a local run, also after a crash, or with two runs at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labelgen.run import RunSummary
+from shared.errors import SettingsDifferError, StorageError
+from shared.shards.shard_set import ShardSet
+from shared.shards.unit_writer import UnitWriter
+from shared.shards.verify import verify
+from shared.storage import Storage
+
+Label = Callable[..., RunSummary]
+Finished = tuple[Path, RunSummary]
+Upload = Callable[[Path, str], None]
+Download = Callable[[str], dict[str, bytes]]
+
+
+def local_files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def problems(url: str) -> list[str]:
+    return [problem for check in verify(ShardSet.open(url)) for problem in check.problems]
+
+
+def test_run_writes_the_files_of_a_local_run(
+    photos: Path, bucket: str, label: Label, finished: Finished, download: Download
+) -> None:
+    shards = f"{bucket}/some/shards"
+    summary = label(photos, shards)
+    assert (summary.images, summary.masks) == (finished[1].images, finished[1].masks)
+    assert download(shards) == local_files(finished[0])
+    assert problems(shards) == []
+    assert label(photos, shards).lines() == "3 of 3 units present, nothing to do"
+    with pytest.raises(SettingsDifferError, match=f"{shards}(.|\n)*unit_size"):
+        label(photos, shards, unit_size=3)
+
+
+def test_damage_is_found(bucket: str, finished: Finished, upload: Upload) -> None:
+    shards = f"{bucket}/shards"
+    upload(finished[0], shards)
+    assert problems(shards) == []
+    storage = ShardSet.open(shards).storage
+    storage.write("masks/000001.tar", storage.read("masks/000001.tar")[:-1])
+    (problem,) = problems(shards)
+    assert f"{shards}/masks/000001.tar" in problem
+
+
+class Stopped(BaseException):
+    """What stops a run as a signal would."""
+
+
+@pytest.mark.parametrize("name", ["masks/000001.tar", "manifest/masks/000001.parquet"])
+def test_run_that_stopped_between_units_goes_on(
+    photos: Path, bucket: str, label: Label, finished: Finished, download: Download,
+    monkeypatch: pytest.MonkeyPatch, name: str,
+) -> None:  # fmt: skip
+    shards, whole = f"{bucket}/shards", local_files(finished[0])
+
+    def until(write: Callable[..., Any]) -> Callable[..., Any]:
+        def stop_or_write(self: Storage, file: str, data: bytes) -> Any:
+            if file == name:
+                raise Stopped
+            return write(self, file, data)
+
+        return stop_or_write
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write", until(Storage.write))
+        patch.setattr(Storage, "create", until(Storage.create))
+        with pytest.raises(Stopped):
+            label(photos, shards)
+    left = download(shards)
+    assert left == {file: whole[file] for file in left}
+    assert len(left) < len(whole)
+    commits, commit = [], UnitWriter.commit
+
+    def counted(self: UnitWriter, *args: Any) -> Any:
+        commits.append(self.unit.number)
+        return commit(self, *args)
+
+    monkeypatch.setattr(UnitWriter, "commit", counted)
+    assert label(photos, shards).units_before == 1
+    assert commits == [1, 2]
+    assert download(shards) == whole
+
+
+TWO_RUNS = """
+import os, sys
+from labelgen import cli
+
+children = []
+for _ in range(2):
+    children.append(os.fork())
+    if children[-1] == 0:
+        cli.main(sys.argv[1:])
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+"""Forked before anything is opened, so that the libraries are loaded once."""
+
+
+def test_two_runs_at_once_both_succeed(
+    photos: Path, bucket: str, finished: Finished, loose_options: list[str], download: Download
+) -> None:
+    command = [sys.executable, "-c", TWO_RUNS, "run", f"--images={photos}", f"--shards={bucket}/shards"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = subprocess.run([*command, *loose_options], capture_output=True, text=True, env=environment)
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.count("units labelled") + both.stdout.count("nothing to do") == 2
+    assert download(f"{bucket}/shards") == local_files(finished[0])
+
+
+def test_run_overtaken_while_planning_takes_the_plan_that_was_first(
+    photos: Path, bucket: str, label: Label, finished: Finished, download: Download, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, overtaken = Storage.create, []
+
+    def create_later(self: Storage, name: str, data: bytes) -> bool:
+        if not overtaken:
+            overtaken.append(name)
+            label(photos, self.url)
+        return create(self, name, data)
+
+    monkeypatch.setattr(Storage, "create", create_later)
+    assert label(photos, f"{bucket}/shards").units_done == 0
+    assert overtaken == ["dataset.json"]
+    assert download(f"{bucket}/shards") == local_files(finished[0])
+
+
+def test_uncertainty_layer_is_added_there(
+    photos: Path, bucket: str, finished: Finished, refined: Finished, refiner: str, upload: Upload,
+    download: Download, label: Label, add_maps: Label,
+) -> None:  # fmt: skip
+    shards = f"{bucket}/shards"
+    upload(finished[0], shards)
+    assert add_maps(shards, refiner).units_done == 3
+    assert download(shards) == local_files(refined[0])
+    assert add_maps(shards, refiner).lines() == "3 of 3 units present, nothing to do"
+    assert label(photos, shards, refiner=refiner).units_done == 0
+    assert problems(shards) == []
+
+
+def of_labels(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Leave out the plans, which say where the photos were."""
+    return {name: data for name, data in files.items() if not name.startswith("units/")}
+
+
+def test_photos_are_read_from_there(
+    photos: Path, bucket: str, tmp_path: Path, label: Label, finished: Finished, upload: Upload
+) -> None:
+    upload(photos, f"{bucket}/photos")
+    summary = label(f"{bucket}/photos", tmp_path / "shards")
+    assert summary.masks == finished[1].masks
+    assert of_labels(local_files(tmp_path / "shards")) == of_labels(local_files(finished[0]))
+    assert label(f"{bucket}/photos", tmp_path / "shards").units_done == 0
+    with pytest.raises(SettingsDifferError, match="planned images are gone"):
+        label(f"{bucket}/photos/*.jpg", tmp_path / "shards")
+
+
+def test_photos_are_read_from_a_tar_there(
+    photos: Path, bucket: str, tmp_path: Path, label: Label, finished: Finished, upload: Upload, download: Download
+) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        for path in sorted(path for path in photos.rglob("*") if path.is_file()):
+            tar.add(path, str(path.relative_to(photos)))
+    upload(tmp_path, f"{bucket}/tars")
+    label(f"{bucket}/tars/*.tar", f"{bucket}/shards")
+    assert of_labels(download(f"{bucket}/shards")) == of_labels(local_files(finished[0]))
+
+
+def test_missing_bucket_is_named(photos: Path, object_store: str, label: Label) -> None:
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket/shards/dataset\.json"):
+        label(photos, "s3://no-such-bucket/shards")
