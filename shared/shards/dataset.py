@@ -15,6 +15,7 @@ from typing import Any, Literal
 import fsspec
 
 from shared.errors import SettingsDifferError, ShardError
+from shared.shards.seal import is_sealed, require_seal, seal, with_room
 from shared.storage import Storage
 
 FORMAT_VERSION = 2
@@ -22,6 +23,10 @@ DATASET = "dataset.json"
 UNCERTAINTY = "uncertainty"
 """Folder of the layers of uncertainty maps: ``uncertainty/<name>``, one for each refiner or source."""
 REMEDY_FOR_SETTINGS = "Give the settings of the existing shard set, or another --shards folder."
+REMEDY_FOR_DATASET = (
+    "restore it, or move it away and give the same commands again, which write it anew and keep every sound unit: "
+    "`labelgen run`, then `labelgen uncertainty` for each layer that it added"
+)
 REMEDY_FOR_UNIT = "restore it, or delete it and give the same `labelgen run` again, which plans it anew"
 
 
@@ -58,12 +63,13 @@ class Unit:
     def to_json(self) -> bytes:
         """Return the content of ``units/NNNNNN.json``."""
         images = [asdict(image) for image in self.images]
-        return to_json({"unit": self.number, "id": self.id, "images": images})
+        return seal(to_json(with_room({"unit": self.number, "id": self.id, "images": images})))
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> Unit:
         """Parse ``units/NNNNNN.json``. Raises ``ShardError`` if it is damaged or does not match its own id."""
         try:
+            require_seal(data)
             record = json.loads(data)
             unit = cls(record["unit"], tuple(PlannedImage(**image) for image in record["images"]))
             if unit.id != record["id"]:
@@ -111,35 +117,36 @@ class Dataset:
     def to_json(self) -> bytes:
         """Return the content of ``dataset.json``."""
         layers = {name: {"id": layer.id(self.unit_ids), **asdict(layer)} for name, layer in self.layers.items()}
-        return to_json(
-            {
-                "format": FORMAT_VERSION,
-                "unit_size": self.unit_size,
-                "images": self.image_count,
-                "units": list(self.unit_ids),
-                "layers": layers,
-            }
-        )
+        record = {
+            "format": FORMAT_VERSION,
+            "unit_size": self.unit_size,
+            "images": self.image_count,
+            "units": list(self.unit_ids),
+            "layers": layers,
+        }
+        return seal(to_json(with_room(record)))
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> Dataset:
         """Parse ``dataset.json``. Raises ``ShardError`` if it is damaged or of another format version."""
         try:
+            is_sealed(data)  # a file with a flipped bit may also claim another format version
             record = json.loads(data)
             if record["format"] != FORMAT_VERSION:
                 raise ShardError(
                     f"{name}: format version {record['format']}, this software reads {FORMAT_VERSION}; "
                     "bring an older shard set over with `labelgen migrate`, or read it with the software that made it"
                 )
+            require_seal(data)
             layers = {}
             for layer_name, fields in record["layers"].items():
                 layers[layer_name] = Layer(**{key: value for key, value in fields.items() if key != "id"})
             dataset = cls(record["unit_size"], tuple(record["units"]), record["images"], layers)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ShardError(f"{name}: damaged ({error}); restore it, or make the shard set anew") from error
+            raise ShardError(f"{name}: damaged or edited ({error}); {REMEDY_FOR_DATASET}") from error
         for layer_name, layer in dataset.layers.items():
             if layer.id(dataset.unit_ids) != record["layers"][layer_name]["id"]:
-                raise ShardError(f"{name}: layer {layer_name} does not match its id; it was edited or damaged")
+                raise ShardError(f"{name}: layer {layer_name} does not match its id; {REMEDY_FOR_DATASET}")
         return dataset
 
 
@@ -179,7 +186,7 @@ def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:
         while True:
             dataset = read_dataset(storage)
             if dataset is None:
-                raise ShardError(f"{storage.path(DATASET)}: missing; restore it, or make the shard set anew")
+                raise ShardError(f"{storage.path(DATASET)}: missing; {REMEDY_FOR_DATASET}")
             if layer.name in dataset.layers:
                 require_same_layer(storage.url, dataset.layers[layer.name], layer, remedy)
                 return dataset

@@ -1,12 +1,11 @@
 """The manifest of a unit in a layer: a Parquet file with one row a mask, or one for an image that has none.
 
 It is written last, and its presence is the only proof that the unit is committed. Its file metadata names the data
-file's size and SHA-256, the ids of the unit and the layer, and the SHA-256 of its own rows.
+file's size and SHA-256 and the ids of the unit and the layer, and seals it (``shared/shards/seal.py``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from shared.errors import ShardError
 from shared.shards.dataset import is_uncertainty, unit_name
+from shared.shards.seal import SEAL, require_seal, seal, with_room
 
 _PLACE = [
     ("image", pa.string()),
@@ -56,7 +56,7 @@ null, ``length`` is 0, and ``error`` says why if the photo is to blame."""
 CROP_BOX = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
 """Columns of the crop that a mask was found in: x0, y0, x1, y1 in the photo, x1 and y1 exclusive."""
 
-_METADATA_KEY, _ROWS_SHA256 = b"sum_factory", "rows_sha256"
+_METADATA_KEY = "sum_factory"
 
 
 @dataclass(frozen=True)
@@ -89,48 +89,36 @@ def manifest_path(layer: str, number: int) -> str:
 
 def write_manifest(rows: pa.Table, record: UnitRecord) -> bytes:
     """Return the bytes of a manifest; equal input gives equal bytes."""
-    described = {**asdict(record), _ROWS_SHA256: _rows_sha256(rows)}
-    metadata = {_METADATA_KEY: json.dumps(described, sort_keys=True).encode()}
+    described = json.dumps(with_room(asdict(record)), sort_keys=True)
     sink = io.BytesIO()
-    pq.write_table(rows.replace_schema_metadata(metadata), sink, compression="zstd")
-    return sink.getvalue()
+    # Without a copy of the Arrow schema, which would hold the metadata again, as they were before the seal.
+    with pq.ParquetWriter(sink, rows.schema, compression="zstd", store_schema=False) as writer:
+        writer.write_table(rows)
+        writer.add_key_value_metadata({_METADATA_KEY: described})
+    return seal(sink.getvalue())
 
 
 def read_manifest(data: bytes, name: str) -> tuple[pa.Table, UnitRecord]:
     """Parse a manifest. Raises ``ShardError``, naming the file, if it is damaged or was edited."""
     try:
+        require_seal(data)
         table = pq.read_table(pa.BufferReader(data))
-        record, rows_sha256 = _parse_metadata(table.schema.metadata)
-        if _rows_sha256(table) != rows_sha256:
-            raise ValueError("its rows do not have the SHA-256 that they were written with")
+        record = _parse_metadata(table.schema.metadata)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{name}: damaged ({error}); delete it and run the same command again") from error
     return table, record
 
 
 def read_record(data: bytes, name: str) -> UnitRecord:
-    """Parse only what a manifest says of its unit as a whole."""
+    """Parse only what a manifest says of its unit as a whole. Raises ``ShardError`` as ``read_manifest`` does."""
     try:
-        return _parse_metadata(pq.read_schema(pa.BufferReader(data)).metadata)[0]
+        require_seal(data)
+        return _parse_metadata(pq.read_schema(pa.BufferReader(data)).metadata)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{name}: damaged ({error}); delete it and run the same command again") from error
 
 
-def _parse_metadata(metadata: dict[bytes, bytes]) -> tuple[UnitRecord, str]:
-    described = json.loads(metadata[_METADATA_KEY])
-    rows_sha256 = described.pop(_ROWS_SHA256)
-    return UnitRecord(**described), rows_sha256
-
-
-def _rows_sha256(rows: pa.Table) -> str:
-    """Hash names, types and values of all columns, however Parquet stores them."""
-    hasher = hashlib.sha256()
-    for column_field, column in zip(rows.schema, rows.columns, strict=True):
-        hasher.update(f"{column_field.name}:{column_field.type};".encode())
-        hasher.update(column.is_null().to_numpy().tobytes())
-        if pa.types.is_string(column_field.type):
-            hasher.update(json.dumps(column.to_pylist()).encode())
-        else:
-            zero = False if pa.types.is_boolean(column_field.type) else 0
-            hasher.update(column.fill_null(zero).to_numpy().tobytes())
-    return hasher.hexdigest()
+def _parse_metadata(metadata: dict[bytes, bytes]) -> UnitRecord:
+    described = json.loads(metadata[_METADATA_KEY.encode()])
+    del described[SEAL]
+    return UnitRecord(**described)

@@ -18,7 +18,6 @@ from PIL import Image
 
 from labelgen.run import RunSummary
 from shared.errors import ShardError
-from shared.shards.manifest import read_manifest
 from shared.shards.shard_set import ShardSet
 from shared.shards.verify import verify
 
@@ -111,20 +110,13 @@ def test_every_cut_of_a_manifest_is_found(own_shards: Path) -> None:
         require_problem(own_shards, MANIFEST)
 
 
-def test_flipped_bit_of_a_manifest_is_found_or_changes_nothing_that_is_read(own_shards: Path) -> None:
+def test_every_flipped_bit_of_a_manifest_is_found(own_shards: Path) -> None:
     whole = (own_shards / MANIFEST).read_bytes()
-    table, record = read_manifest(whole, "whole")
-    found = 0
-    for place in range(0, len(whole), 67):
+    for place in {*range(0, len(whole), 251), len(whole) - 1}:
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         (own_shards / MANIFEST).write_bytes(flipped)
-        if problems(own_shards):
-            found += 1
-        else:
-            assert read_manifest(bytes(flipped), "flipped")[1] == record
-            assert read_manifest(bytes(flipped), "flipped")[0].equals(table)
-    assert found > 0
+        require_problem(own_shards, MANIFEST)
 
 
 def test_manifest_of_another_unit_is_found(own_shards: Path) -> None:
@@ -168,9 +160,9 @@ def test_manifest_that_lost_its_metadata_is_found(own_shards: Path) -> None:
     require_problem(own_shards, MANIFEST)
 
 
-def test_manifest_that_was_only_compressed_otherwise_is_sound(own_shards: Path) -> None:
+def test_manifest_that_was_only_compressed_otherwise_is_found(own_shards: Path) -> None:
     rewrite(own_shards / MANIFEST, lambda rows: None)
-    assert problems(own_shards) == []
+    require_problem(own_shards, MANIFEST)
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
