@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from shared.commands import FAILED, Commands
 from shared.sam.checkpoint import PACKAGED, identify_weights
 from shared.sam.quality import THRESHOLDS_OF_MODELS
 from shared.sam.runtime import Runtime
+from shared.shards.collect import LEAST_AGE, left_overs, remove
 from shared.shards.dataset import is_uncertainty
 from shared.shards.shard_set import REFINEMENT, ShardSet
 from shared.shards.verify import verify
@@ -191,6 +193,31 @@ def verify_command(ctx: click.Context, shards: str) -> None:
     click.echo(f"{len(problems)} problems")
     if problems:
         ctx.exit(FAILED)
+
+
+@main.command()
+@shards_option
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    default=LEAST_AGE / timedelta(hours=1),
+    help="Hours since a file was written; what is younger may belong to a run that is still at work.",
+)
+@click.option("--dry-run", is_flag=True, help="Only name what would be removed.")
+def gc(shards: str, older_than: float, dry_run: bool) -> None:
+    """Remove what runs that died have left: temporary files, and data without a manifest. Nothing else is touched."""
+    shard_set = ShardSet.open(shards)
+    limit = datetime.now(UTC) - timedelta(hours=older_than)
+    removed = size = younger = 0
+    for left in left_overs(shard_set):
+        if left.modified > limit:
+            younger += 1
+        elif dry_run or remove(shard_set.storage, left):
+            click.echo(f"{'would remove' if dry_run else 'removed'} {left.name}: {left.kind}, {left.size} bytes")
+            removed, size = removed + 1, size + left.size
+    click.echo(f"{removed} files, {size} bytes {'would be removed' if dry_run else 'removed'}")
+    if younger:
+        click.echo(f"{younger} files younger than {older_than:g} h were left: a run may be at work on them")
 
 
 @main.command("export")

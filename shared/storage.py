@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
@@ -77,6 +78,42 @@ class Storage:
                 return []
         names = (PurePosixPath(str(entry["name"])).name for entry in entries if entry["type"] != "directory")
         return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
+
+    def files(self) -> dict[str, int]:
+        """Return the names of all files, in this folder and those below, temporary ones too, with their sizes."""
+        filesystem, root = self._filesystem
+        with self._explained("", "list"):
+            filesystem.invalidate_cache()
+            found = filesystem.find(root, detail=True)
+        return {path.removeprefix(f"{root}/"): int(info["size"] or 0) for path, info in sorted(found.items())}
+
+    def modified(self, name: str) -> datetime:
+        """Return when a file was last written, as its file system says. Raises ``FileNotFoundError``."""
+        with self._explained(name, "look at"):
+            try:
+                moment: datetime = self._filesystem[0].modified(self._full(name))
+            except NotImplementedError:
+                raise StorageError(f"{self.path(name)}: its file system does not say when it was written") from None
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+    def delete(self, name: str) -> None:
+        """Delete a file. Raises ``FileNotFoundError``."""
+        with self._explained(name, "delete"):
+            self._filesystem[0].rm_file(self._full(name))
+
+    def move(self, name: str, target: str) -> None:
+        """Give a file another name, which nothing has. Raises ``FileNotFoundError``.
+
+        On a local disk that is one step; elsewhere the file is copied, then deleted.
+        """
+        filesystem, _ = self._filesystem
+        with self._explained(name, "move"):
+            if self.is_local:
+                os.makedirs(os.path.dirname(self._full(target)), exist_ok=True)
+                os.rename(self._full(name), self._full(target))
+            else:
+                filesystem.cp_file(self._full(name), self._full(target))
+                filesystem.rm_file(self._full(name))
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """Read a file, or its bytes ``start`` to ``end`` (exclusive), fewer if it ends before.

@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import fsspec
@@ -227,3 +228,51 @@ def test_one_of_several_processes_creates(local: Storage, tmp_path: Path) -> Non
     contents = [local.read(f"a/{name}").decode() for name in names]
     assert won == {name: contents.count(name) for name in processes}
     assert sorted(os.listdir(tmp_path / "a")) == names
+
+
+def test_all_files_are_listed_with_their_sizes(storage: Storage) -> None:
+    assert storage.files() == {}
+    for name in ("b", "a/2", f"a/{TEMPORARY_PREFIX}2-00ff", "a/deeper/3"):
+        storage.write(name, name.encode())
+    names = [f"a/{TEMPORARY_PREFIX}2-00ff", "a/2", "a/deeper/3", "b"]
+    assert storage.files() == {name: len(name) for name in names}
+    assert list(storage.files()) == names
+    Storage(storage.url).write("c", b"")
+    assert storage.files()["c"] == 0
+
+
+def test_deleted_file_is_gone_and_the_others_stay(storage: Storage) -> None:
+    storage.write("a/1", b"x")
+    storage.write("a/2", b"y")
+    storage.delete("a/1")
+    assert storage.names("a") == ["2"]
+    with pytest.raises(FileNotFoundError):
+        storage.delete("a/1")
+
+
+def test_moved_file_has_another_name_and_the_same_bytes(storage: Storage) -> None:
+    storage.write("a/1", b"x")
+    storage.move("a/1", "b/deeper/2")
+    assert storage.files() == {"b/deeper/2": 1}
+    assert storage.read("b/deeper/2") == b"x"
+    with pytest.raises(FileNotFoundError):
+        storage.move("a/1", "b/3")
+
+
+def test_time_of_writing_is_the_file_systems(storage: Storage, tmp_path: Path) -> None:
+    storage.write("x", b"1")
+    assert abs((datetime.now(UTC) - storage.modified("x")).total_seconds()) < 3600
+    if storage.is_local:
+        os.utime(tmp_path / "set/x", (86_400, 86_400))
+        assert storage.modified("x") == datetime(1970, 1, 2, tzinfo=UTC)
+    with pytest.raises(FileNotFoundError):
+        storage.modified("y")
+
+
+def test_file_system_without_times_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def modified(path: str) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(fsspec.filesystem("memory"), "modified", modified)
+    with pytest.raises(StorageError, match="memory://bucket/x: its file system does not say when"):
+        Storage("memory://bucket").modified("x")

@@ -1,0 +1,91 @@
+"""What runs that died have left in a shard set: temporary files, and data that were never committed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from shared.shards.dataset import UNCERTAINTY
+from shared.shards.manifest import manifest_path
+from shared.shards.shard_set import MASKS, ShardSet
+from shared.shards.tar_layer import tar_path
+from shared.storage import TEMPORARY_PREFIX, Storage
+
+LEAST_AGE = timedelta(hours=24)
+"""Files that were written later may belong to a run that is still at work: it commits what it writes in much less."""
+
+_DATA = re.compile(r"(?P<layer>.+)/(?P<number>\d{6,})\.tar")
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """A file that belongs to nothing that is committed. ``manifest`` is the one that would commit it; a temporary file
+    has none."""
+
+    name: str
+    size: int
+    modified: datetime
+    manifest: str | None
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return "temporary file" if self.manifest is None else "data without a manifest"
+
+
+def left_overs(shards: ShardSet) -> Iterator[LeftOver]:
+    """Yield the left-over files of a shard set, of any age, by name.
+
+    Only names that the shard set gives out itself count: temporary files in its own folders, and data files of layers,
+    also of those that ``dataset.json`` does not list.
+    """
+    files = shards.storage.files()
+    layers = {MASKS, *shards.dataset.layers}
+    for name, size in files.items():
+        manifest = _missing_manifest(name, layers, files)
+        if manifest is None and not _is_temporary(name, layers):
+            continue
+        try:
+            yield LeftOver(name, size, shards.storage.modified(name), manifest)
+        except FileNotFoundError:  # a run has renamed it meanwhile
+            continue
+
+
+def temporaries(shards: ShardSet) -> Iterator[LeftOver]:
+    """Yield the temporary files among the left-over ones."""
+    return (left for left in left_overs(shards) if left.manifest is None)
+
+
+def remove(storage: Storage, left: LeftOver) -> bool:
+    """Delete a left-over file, unless a run has written it anew or committed it since; return whether it is gone."""
+    try:
+        if storage.modified(left.name) != left.modified:
+            return False
+        if left.manifest is not None and storage.exists(left.manifest):
+            return False
+        storage.delete(left.name)
+    except FileNotFoundError:
+        pass
+    return True
+
+
+def _is_temporary(name: str, layers: Collection[str]) -> bool:
+    folder, _, file = name.rpartition("/")
+    own = folder in ("", "units") or _is_layer(folder.removeprefix("manifest/"), layers)
+    return own and file.startswith(TEMPORARY_PREFIX)
+
+
+def _missing_manifest(name: str, layers: Collection[str], files: Collection[str]) -> str | None:
+    """Return the manifest that would commit a data file, if the file is one and the manifest is not there."""
+    matched = _DATA.fullmatch(name)
+    if matched is None or not _is_layer(matched["layer"], layers):
+        return None
+    layer, number = matched["layer"], int(matched["number"])
+    manifest = manifest_path(layer, number)
+    return manifest if name == tar_path(layer, number) and manifest not in files else None
+
+
+def _is_layer(folder: str, layers: Collection[str]) -> bool:
+    return folder in layers or re.fullmatch(rf"{UNCERTAINTY}/[^/]+", folder) is not None
