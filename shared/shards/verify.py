@@ -6,6 +6,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,7 +15,16 @@ import numpy as np
 from shared.errors import ShardError
 from shared.frame import Frame
 from shared.label_codec import decode_label
-from shared.shards.dataset import DATASET, Dataset, is_uncertainty, unit_name
+from shared.shards.collect import LEAST_AGE, temporaries
+from shared.shards.dataset import (
+    DATASET,
+    REMEDY_FOR_DATASET,
+    UNCERTAINTY,
+    Dataset,
+    Unit,
+    is_uncertainty,
+    unit_name,
+)
 from shared.shards.manifest import UnitRecord, manifest_path
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.tar_layer import member_of, read_samples, tar_path
@@ -23,11 +33,16 @@ from shared.uncertainty_codec import STEPS, decode_uncertainty
 Row = Mapping[str, Any]
 
 
+PLANS = "units"
+"""Takes the place of a layer in the check of a unit's plan."""
+
+
 @dataclass(frozen=True)
 class UnitCheck:
     """What the check of one unit in one layer found; ``problems`` name the file and what to do.
 
-    ``unit`` is -1 for what is no unit's own, ``record`` is None if the unit is not sound.
+    ``unit`` is -1 for what is no unit's own, ``layer`` is ``PLANS`` for what is wrong with a unit's plan; ``record`` is
+    None if the unit is not sound.
     """
 
     unit: int
@@ -40,28 +55,30 @@ def verify(shards: ShardSet) -> Iterator[UnitCheck]:
     """Check every unit of every layer; one that is not committed yet is no problem and is not yielded."""
     layers = (MASKS, *sorted(name for name in shards.dataset.layers if name != MASKS))
     committed = {layer: set(shards.committed(layer)) for layer in layers}
-    stray = [name for layer in layers for name in _data_without_manifest(shards, layer, committed[layer])]
+    stray = [problem for layer in layers for problem in _strays(shards, layer, committed[layer])]
     sizes = []
     for number in range(len(shards.dataset.unit_ids)):
-        plan_problems = []
+        unit = None
         try:
-            sizes.append(len(shards.unit(number).images))
+            unit = shards.unit(number)
+            sizes.append(len(unit.images))
         except ShardError as error:
-            plan_problems.append(str(error))
+            yield UnitCheck(number, None, (str(error),), PLANS)
         for layer in layers:
-            problems, record = list(plan_problems) if layer == MASKS else [], None
-            if number in committed[layer] and not plan_problems:
-                try:
-                    record = _verify_unit(shards, number, layer)
-                except ShardError as error:
-                    problems.append(str(error))
-            if number in committed[layer] or problems:
-                yield UnitCheck(number, record, tuple(problems), layer)
+            if number in committed[layer]:
+                yield _check_unit(shards, number, layer, unit)
     if len(sizes) == len(shards.dataset.unit_ids) and not _sizes_fit(shards.dataset, sizes):
         name = shards.storage.path(DATASET)
-        yield UnitCheck(-1, None, (f"{name}: unit_size or images do not match the units; it was edited; restore it",))
-    for name in stray:
-        yield UnitCheck(-1, None, (f"{name}: data without a manifest; running the same command again replaces it",))
+        yield UnitCheck(-1, None, (f"{name}: unit_size or images do not match the units; {REMEDY_FOR_DATASET}",))
+    for problem in (*stray, *_unlisted(shards), *_stale(shards)):
+        yield UnitCheck(-1, None, (problem,))
+
+
+def _check_unit(shards: ShardSet, number: int, layer: str, unit: Unit | None) -> UnitCheck:
+    try:
+        return UnitCheck(number, _verify_unit(shards, number, layer, unit), (), layer)
+    except ShardError as error:
+        return UnitCheck(number, None, (str(error),), layer)
 
 
 def _sizes_fit(dataset: Dataset, sizes: list[int]) -> bool:
@@ -70,17 +87,44 @@ def _sizes_fit(dataset: Dataset, sizes: list[int]) -> bool:
     return full and all(0 < size <= dataset.unit_size for size in sizes) and sum(sizes) == dataset.image_count
 
 
-def _data_without_manifest(shards: ShardSet, layer: str, committed: set[int]) -> list[str]:
+def _strays(shards: ShardSet, layer: str, committed: set[int]) -> Iterator[str]:
+    """Yield which files of a layer belong to nothing: data that are not committed, manifests of no unit."""
     known = {unit_name(number) for number in committed}
-    return [
-        shards.storage.path(f"{layer}/{name}")
-        for name in shards.storage.names(layer)
-        if PurePosixPath(name).stem not in known
-    ]
+    for name in shards.storage.names(layer):
+        if PurePosixPath(name).stem not in known:
+            yield (
+                f"{shards.storage.path(f'{layer}/{name}')}: data without a manifest; running the same command again "
+                "replaces it, or `labelgen gc` removes it when it is a day old"
+            )
+    for name in shards.storage.names(f"manifest/{layer}"):
+        if name not in {f"{stem}.parquet" for stem in known}:
+            yield f"{shards.storage.path(f'manifest/{layer}/{name}')}: a manifest of no unit that is planned; delete it"
 
 
-def _verify_unit(shards: ShardSet, number: int, layer: str) -> UnitRecord:
-    """Check a committed unit of a layer. Raises ``ShardError`` for the first fault that is found."""
+def _unlisted(shards: ShardSet) -> Iterator[str]:
+    """Yield which layers of uncertainty maps ``dataset.json`` does not list, so that nobody can read or check them."""
+    names = (PurePosixPath(name).parts for name in shards.storage.files())
+    found = {parts[2] for parts in names if parts[:2] == ("manifest", UNCERTAINTY) and len(parts) == 4}
+    for name in sorted(found - {*shards.uncertainty_layers}):
+        yield (
+            f"{shards.storage.path(f'manifest/{UNCERTAINTY}/{name}')}: a layer that {DATASET} does not list; give the "
+            f"`labelgen uncertainty --layer-name {name}` that made it again, which lists it, or delete it"
+        )
+
+
+def _stale(shards: ShardSet) -> Iterator[str]:
+    """Yield the temporary files that no run can still be writing."""
+    limit = datetime.now(UTC) - LEAST_AGE
+    for left in temporaries(shards):
+        if left.modified <= limit:
+            yield f"{shards.storage.path(left.name)}: temporary file of a run that died; `labelgen gc` removes it"
+
+
+def _verify_unit(shards: ShardSet, number: int, layer: str, unit: Unit | None) -> UnitRecord:
+    """Check a committed unit of a layer, without its plan if that is damaged.
+
+    Raises ``ShardError`` for the first fault that is found.
+    """
     table, record = shards.manifest(number, layer)
     manifest = shards.storage.path(manifest_path(layer, number))
     remedy = f"delete {manifest} and run the same command again"
@@ -92,8 +136,9 @@ def _verify_unit(shards: ShardSet, number: int, layer: str) -> UnitRecord:
     rows = table.to_pylist()
     for fault in _faults_of_data(data, rows, record, layer, name):
         raise ShardError(f"{name}: {fault}; {remedy}")
-    images = len(shards.unit(number).images)
-    for fault in (*_faults_of_counts(rows, record, images), *_faults_of_frames(shards, data, rows, record, layer)):
+    planned = () if unit is None else _faults_of_images(rows, unit)
+    counts, frames = _faults_of_counts(rows, record), _faults_of_frames(shards, data, rows, record, layer)
+    for fault in (*planned, *counts, *frames):
         raise ShardError(f"{manifest}: {fault}; {remedy}")
     return record
 
@@ -112,8 +157,8 @@ def _faults_of_data(data: bytes, rows: Sequence[Row], record: UnitRecord, layer:
         yield "the tar's members do not hold the masks of the manifest"
 
 
-def _faults_of_counts(rows: Sequence[Row], record: UnitRecord, images: int) -> Iterator[str]:
-    """Yield in what the rows of a manifest differ from its own counts, and from the images of the unit."""
+def _faults_of_counts(rows: Sequence[Row], record: UnitRecord) -> Iterator[str]:
+    """Yield in what the rows of a manifest differ from its own counts."""
     found = {
         "images": len({row["image_index"] for row in rows}),
         "masks": sum(row["mask"] is not None for row in rows),
@@ -123,8 +168,12 @@ def _faults_of_counts(rows: Sequence[Row], record: UnitRecord, images: int) -> I
     for what, count in found.items():
         if count != getattr(record, what):
             yield f"{count} {what} in its rows, {getattr(record, what)} in its own count"
-    if found["images"] != images:
-        yield f"{found['images']} images in its rows, {images} in the unit"
+
+
+def _faults_of_images(rows: Sequence[Row], unit: Unit) -> Iterator[str]:
+    """Yield in what the images of the rows differ from those of the unit."""
+    if {(row["image_index"], row["image"]) for row in rows} != {*enumerate(image.key for image in unit.images)}:
+        yield "the images of its rows are not those of the unit"
 
 
 def _faults_of_frames(

@@ -16,8 +16,9 @@ import pytest
 
 from labelgen.run import RunSummary
 from shared.label_codec import encode_label
+from shared.shards.dataset import DATASET
 from shared.shards.manifest import UNCERTAINTY_SCHEMA, UnitRecord, read_manifest, write_manifest
-from shared.shards.shard_set import ShardSet
+from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.tar_layer import MAPS, TarWriter, add_sample, read_samples
 from shared.shards.verify import verify
 from shared.uncertainty_codec import decode_uncertainty, encode_uncertainty
@@ -64,6 +65,15 @@ def test_lost_data_and_lost_manifests_are_found(own_refined: Path, problems: Pro
     (own_refined / TAR).write_bytes(data)
     (own_refined / MANIFEST).unlink()
     require_problem(problems(own_refined), own_refined, TAR)
+
+
+def test_layer_that_the_dataset_file_does_not_list_is_found(own_refined: Path, problems: Problems) -> None:
+    storage = ShardSet.open(str(own_refined)).storage
+    dataset = ShardSet.open(str(own_refined)).dataset
+    storage.write(DATASET, replace(dataset, layers={MASKS: dataset.layers[MASKS]}).to_json())
+    (problem,) = problems(own_refined)
+    assert problem.startswith(f"{own_refined}/manifest/uncertainty/refinement: ")
+    assert "--layer-name refinement" in problem
 
 
 def test_manifest_of_another_layer_or_unit_is_found(
@@ -133,7 +143,7 @@ def other_grid(frame: bytes) -> bytes:
     ("change", "reason"),
     [
         (lambda frames, rows: rows[1].update(mask=5), "its rows are not those of the masks"),
-        (set_row(0, image="another"), "its rows are not those of the masks"),
+        (set_row(0, image="another"), "the images of its rows are not those of the unit"),
         (set_row(0, mean_u=0.9), "its mean is not that of its map"),
         (set_row(0, mean_u=None), "its mean is not that of its map"),
         (set_frame(other_grid), "its map is of another size"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from PIL import Image
 
 from labelgen.run import RunSummary
 from shared.errors import ShardError
+from shared.shards.manifest import MASK_SCHEMA, read_manifest, write_manifest
 from shared.shards.shard_set import ShardSet
 from shared.shards.verify import verify
 
@@ -123,6 +125,39 @@ def test_manifest_of_another_unit_is_found(own_shards: Path) -> None:
     for name in ("manifest/masks/000000.parquet", "masks/000000.tar"):
         shutil.copy(own_shards / name, own_shards / name.replace("000000", "000001"))
     require_problem(own_shards, MANIFEST)
+
+
+def test_manifest_without_a_plan_is_found(own_shards: Path) -> None:
+    stray = "manifest/masks/000003.parquet"
+    shutil.copy(own_shards / MANIFEST, own_shards / stray)
+    require_problem(own_shards, stray)
+    assert len(problems(own_shards)) == 1
+
+
+def test_rows_of_other_images_are_found(own_shards: Path) -> None:
+    table, record = read_manifest((own_shards / MANIFEST).read_bytes(), "")
+    rows = [{**row, "image": "another"} for row in table.to_pylist()]
+    (own_shards / MANIFEST).write_bytes(write_manifest(pa.Table.from_pylist(rows, MASK_SCHEMA), record))
+    (problem,) = problems(own_shards)
+    assert problem.startswith(f"{own_shards}/{MANIFEST}: the images of its rows are not those of the unit")
+
+
+@pytest.mark.parametrize("folder", ["", "units/", "masks/", "manifest/masks/"])
+def test_stale_temporary_is_found_and_one_that_is_being_written_is_no_problem(own_shards: Path, folder: str) -> None:
+    name = f"{folder}.partial-000001-00ff"
+    (own_shards / name).write_bytes(b"half")
+    assert problems(own_shards) == []
+    os.utime(own_shards / name, (0, 0))
+    require_problem(own_shards, name)
+    assert "`labelgen gc` removes it" in problems(own_shards)[0]
+
+
+def test_units_are_checked_whose_plan_is_lost(own_shards: Path) -> None:
+    (own_shards / UNIT).unlink()
+    (own_shards / TAR).write_bytes(b"damaged")
+    require_problem(own_shards, UNIT)
+    require_problem(own_shards, TAR)
+    assert len(problems(own_shards)) == 2
 
 
 def rewrite(manifest: Path, change: Callable[[list[dict[str, Any]]], object], keep_metadata: bool = True) -> None:
