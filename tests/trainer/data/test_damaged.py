@@ -1,0 +1,168 @@
+"""Whatever is cut, flipped or lost in a shard set: it is refused by name, or what is trained on is what it was."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shared.errors import ShardError
+from shared.label_codec import decode_label, encode_label
+from shared.shards.shard_set import ShardSet
+from shared.shards.unit_writer import UnitWriter
+from trainer.data.pseudo import PseudoSet
+from trainer.data.samples import GridSettings, SampleId, TrainingSample
+from trainer.methods import METHODS
+
+GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
+TARS = ("masks/000000.tar", "uncertainty/refinement/000000.tar")
+SEALED = ("dataset.json", "units/000000.json", "manifest/masks/000000.parquet",
+          "manifest/uncertainty/refinement/000000.parquet")  # fmt: skip
+
+
+def train(shards: Path, method: str = "sum", units: int = 1) -> list[TrainingSample]:
+    """Open a shard set for training and load the samples of its first units."""
+    chosen = METHODS[method]
+    pseudo = PseudoSet(ShardSet.open(str(shards)), "refinement" if chosen.needs_uncertainty else None, chosen, GRID)
+    return [pseudo.load(index, SampleId("pseudo", 0, index)) for index in range(sum(pseudo.groups[:units]))]
+
+
+def require_same(samples: list[TrainingSample], others: list[TrainingSample]) -> None:
+    for one, other in zip(samples, others, strict=True):
+        assert (one.key, one.skipped) == (other.key, other.skipped)
+        assert torch.equal(one.masks, other.masks)
+        assert one.certainty is not None
+        assert other.certainty is not None
+        assert torch.equal(one.certainty, other.certainty)
+
+
+@pytest.fixture
+def shards(known_shards: Any, tmp_path: Path) -> Path:
+    """A copy of the known shards for a test to change."""
+    return shutil.copytree(known_shards.url, tmp_path / "shards")
+
+
+def boundaries(data: bytes) -> list[int]:
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return [place for member in tar for place in (member.offset, member.offset_data)]
+
+
+@pytest.mark.parametrize("name", TARS)
+def test_data_cut_anywhere_are_refused(shards: Path, name: str) -> None:
+    whole = (shards / name).read_bytes()
+    for length in sorted({*boundaries(whole), *range(0, len(whole), 1013), len(whole) - 1}, reverse=True):
+        os.truncate(shards / name, length)
+        with pytest.raises(ShardError, match=rf"{name}: {length} bytes, expected {len(whole)}.*labelgen verify"):
+            train(shards)
+
+
+@pytest.mark.parametrize("name", TARS)
+def test_data_cut_while_they_are_read_are_refused_or_were_not_needed(shards: Path, name: str) -> None:
+    sound, whole = train(shards), (shards / name).read_bytes()
+    pseudo = PseudoSet(ShardSet.open(str(shards)), "refinement", METHODS["sum"], GRID)
+    refused = 0
+    for length in sorted({*boundaries(whole), *range(0, len(whole), 509)}, reverse=True):
+        os.truncate(shards / name, length)
+        for index, sample in enumerate(sound):
+            try:
+                require_same([pseudo.load(index, SampleId("pseudo", 0, index))], [sample])
+            except ShardError as error:
+                refused += 1
+                assert f"{name}: the frame at byte" in str(error)
+    assert refused > 0
+
+
+@pytest.mark.parametrize("name", TARS)
+def test_flipped_bit_of_data_is_refused_if_it_is_in_what_is_read(shards: Path, name: str) -> None:
+    sound, whole = train(shards), (shards / name).read_bytes()
+    layer = name.removesuffix("/000000.tar")
+    known = ShardSet.open(str(shards)).manifest(0, "uncertainty/refinement")[0]["u_valid"].to_pylist()
+    rows = ShardSet.open(str(shards)).manifest(0, layer)[0].to_pylist()
+    read = [range(row["offset"], row["offset"] + row["length"]) for row, u in zip(rows, known, strict=True) if u]
+    assert read
+    edges = [place for frame in read for place in (frame[0], frame[-1])]
+    for place in {*boundaries(whole), *edges, *range(0, len(whole), 211)}:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        (shards / name).write_bytes(flipped)
+        if any(place in frame for frame in read):
+            with pytest.raises(ShardError, match=rf"{name}: the frame at byte \d+ fails .*labelgen verify"):
+                train(shards)
+        else:
+            require_same(train(shards), sound)
+
+
+@pytest.mark.parametrize("name", SEALED)
+def test_flipped_bit_and_cut_of_what_describes_data_are_refused(shards: Path, name: str) -> None:
+    whole = (shards / name).read_bytes()
+    for place in range(0, len(whole), 61):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        for damaged in (bytes(flipped), whole[:place]):
+            (shards / name).write_bytes(damaged)
+            with pytest.raises(ShardError, match=f"{name}: damaged"):
+                train(shards)
+
+
+def swap(shards: Path, name: str) -> None:
+    """Exchange a file of unit 0 with that of unit 2, which has as many images."""
+    one, two = shards / name, shards / name.replace("000000", "000002")
+    one.rename(shards / "aside")
+    two.rename(one)
+    (shards / "aside").rename(two)
+
+
+def other_masks(shards: Path) -> None:
+    """Put other masks, sound by themselves, in the place of those that the maps are of."""
+    opened = ShardSet.open(str(shards))
+    table, record = opened.manifest(0)
+    writer = UnitWriter("masks", record.layer_id, opened.unit(0))
+    for image in opened.images(0):
+        frames = [encode_label(-decode_label(frame)) for frame in opened.label_frames(0, image)]
+        skipped = ("image", "image_index", "height", "width", "error", "mask", "offset", "length", "crc32")
+        columns = {name: [row[name] for row in image.masks] for name in table.column_names if name not in skipped}
+        writer.add_image(image.index, (image.height, image.width), frames, columns if frames else {}, {})
+    (shards / "manifest/masks/000000.parquet").unlink()
+    assert writer.commit(opened.storage)[1]
+
+
+LOST: dict[str, tuple[Callable[[Path], object], str]] = {
+    "data": (lambda shards: (shards / TARS[0]).unlink(), r"masks/000000\.tar: 0 bytes, expected"),
+    "maps": (lambda shards: (shards / TARS[1]).unlink(), r"refinement/000000\.tar: 0 bytes, expected"),
+    "plan": (lambda shards: (shards / SEALED[1]).unlink(), r"units/000000\.json: missing"),
+    "dataset": (lambda shards: (shards / SEALED[0]).unlink(), r"dataset\.json: missing"),
+    "manifest of maps": (lambda shards: (shards / SEALED[3]).unlink(), r"refinement/000000\.parquet: missing"),
+    "other masks": (other_masks, r"refinement/000000\.parquet: its maps are of other masks"),
+    "data of another unit": (lambda shards: swap(shards, TARS[0]), r"masks/000000\.tar"),
+    "maps of another unit": (lambda shards: swap(shards, TARS[1]), r"refinement/000000\.tar"),
+    "plan of another unit": (lambda shards: swap(shards, SEALED[1]), r"units/000000\.json: of unit 2"),
+    "manifest of another unit": (lambda shards: swap(shards, SEALED[2]), "masks/000000.parquet: belongs to another"),
+}
+
+
+@pytest.mark.parametrize("damage", LOST)
+def test_what_is_lost_or_belongs_to_others_is_refused(shards: Path, damage: str) -> None:
+    do, message = LOST[damage]
+    do(shards)
+    with pytest.raises(ShardError, match=message):
+        train(shards)
+
+
+def test_what_is_not_committed_is_not_trained_on(shards: Path) -> None:
+    """Temporary files, and data without a manifest."""
+    for name in TARS:
+        (shards / name).with_name(".partial-000009.tar-00ff").write_bytes(b"half")
+    (shards / "manifest/masks/.partial-000009.parquet-00ff").write_bytes(b"half")
+    (shards / "masks/000009.tar").write_bytes(b"data")
+    sound = train(shards, units=4)
+    (shards / SEALED[2]).unlink()
+    left = train(shards, units=4)
+    kept = {sample.key for sample in left}
+    assert kept == {sample.key for sample in sound[2:]}
