@@ -6,7 +6,7 @@ import inspect
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -97,8 +97,8 @@ class Storage:
         return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
     def delete(self, name: str) -> None:
-        """Delete a file. Raises ``FileNotFoundError``."""
-        with self._explained(name, "delete"):
+        """Delete a file, if it is there: an object store does not tell whether it was."""
+        with self._explained(name, "delete"), suppress(FileNotFoundError):
             self._filesystem[0].rm_file(self._full(name))
 
     def move(self, name: str, target: str) -> None:

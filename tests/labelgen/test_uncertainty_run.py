@@ -42,9 +42,9 @@ def drop_layer(shards: Path, name: str) -> None:
     """Make a shard set as if a layer had never been added."""
     shutil.rmtree(shards / "uncertainty" / name)
     shutil.rmtree(shards / "manifest/uncertainty" / name)
-    told = json.loads((shards / "dataset.json").read_text())
-    del told["layers"][f"uncertainty/{name}"]
-    (shards / "dataset.json").write_text(json.dumps(told, sort_keys=True, indent=1) + "\n")
+    told = ShardSet.open(str(shards)).dataset
+    layers = {layer: described for layer, described in told.layers.items() if layer != f"uncertainty/{name}"}
+    (shards / "dataset.json").write_bytes(replace(told, layers=layers).to_json())
     for empty in (shards / "uncertainty", shards / "manifest/uncertainty"):
         if not any(empty.iterdir()):
             empty.rmdir()
