@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -16,7 +17,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from shared.errors import StorageError
+from shared.cache import Cache, Version
+from shared.errors import ShardError, StorageError
 from shared.refusals import is_refusal, reason_of, remedy_of
 
 TEMPORARY_PREFIX = ".partial-"
@@ -27,9 +29,13 @@ CREATE_ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder at ``url``: a local path, or any URL that fsspec knows, such as ``s3://bucket/folder``."""
+    """A folder at ``url``: a local path, or any URL that fsspec knows, such as ``s3://bucket/folder``.
+
+    Files of a remote folder are read through ``cache``, if there is one; of a local folder they never are.
+    """
 
     url: str
+    cache: Cache | None = field(default=None, compare=False)
 
     @cached_property
     def _filesystem(self) -> tuple[Any, str]:
@@ -121,9 +127,47 @@ class Storage:
         Raises ``FileNotFoundError``.
         """
         with self._explained(name, "read"):
+            if self.cache is not None and not self.is_local:
+                cached = self._read_cached(self.cache, name, start or 0, end)
+                if cached is not None:
+                    return cached
             if start is None and end is None:
-                return bytes(self._filesystem[0].cat_file(self._full(name)))
+                return self._read_whole(name)
             return self._read_range(name, start or 0, end)
+
+    def expect(self, name: str, size: int, sha256: str) -> None:
+        """Say what a file has to hold, where that is known: the cache then need not ask the store for its version.
+
+        Reading it through the cache raises ``ShardError`` if it holds something else.
+        """
+        if self.cache is not None:
+            self.cache.expect(self.path(name), Version(size, sha256=sha256))
+
+    def _read_cached(self, cache: Cache, name: str, start: int, end: int | None) -> bytes | None:
+        """Read part of a file through the cache; None if it cannot be cached."""
+        known = cache.expected(self.path(name))
+        version = known or self._version(name)
+
+        def fetch() -> bytes | None:
+            data = self._read_whole(name)
+            if known is None:
+                return data if self._version(name) == version else None
+            if hashlib.sha256(data).hexdigest() != known.sha256:
+                raise ShardError(
+                    f"{self.path(name)}: its bytes do not have the SHA-256 of the manifest; run `labelgen verify`"
+                )
+            return data
+
+        return cache.read(self.path(name), version, fetch, start, end)
+
+    def _version(self, name: str) -> Version:
+        """Return what tells the content that a file has now from any other, as far as the store says."""
+        info = self._fresh(name).info(self._full(name))
+        tag = info.get("ETag") or info.get("etag") or sorted((key, str(value)) for key, value in info.items())
+        return Version(int(info["size"]), str(tag))
+
+    def _read_whole(self, name: str) -> bytes:
+        return bytes(self._fresh(name).cat_file(self._full(name)))  # in parts, of the size that is remembered
 
     def _read_range(self, name: str, start: int, end: int | None) -> bytes:
         """Read part of a file as a disk does: object stores refuse a range past the end, and ignore an empty one."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from shared.cache import Cache
 from shared.errors import ShardError
 from shared.frame import Frame
 from shared.shards.dataset import (
@@ -81,9 +82,12 @@ class ShardSet:
     dataset: Dataset
 
     @classmethod
-    def open(cls, url: str) -> ShardSet:
-        """Open the shard set at ``url``. Raises ``ShardError`` if there is none."""
-        storage = Storage(url)
+    def open(cls, url: str, cache: Cache | None = None) -> ShardSet:
+        """Open the shard set at ``url``, whose files are read through ``cache`` if the URL is remote.
+
+        Raises ``ShardError`` if there is none.
+        """
+        storage = Storage(url, cache)
         dataset = read_dataset(storage)
         if dataset is None:
             raise ShardError(f"{storage.path(DATASET)}: missing; {url} is no shard set (make one with `labelgen run`)")
@@ -128,6 +132,7 @@ class ShardSet:
         expected = (number, self.dataset.unit_ids[number], self.layer(layer).id(self.dataset.unit_ids))
         if (record.unit, record.unit_id, record.layer_id) != expected:
             raise ShardError(f"{self.storage.path(name)}: belongs to another shard set; delete it and run again")
+        self.storage.expect(tar_path(layer, number), record.data_bytes, record.data_sha256)
         return table, record
 
     def images(self, number: int) -> list[LabelledImage]:
