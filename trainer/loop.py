@@ -143,7 +143,8 @@ def open_stream(recipe: Recipe, side: int, ranks: Ranks) -> MixedStream:
             raise SourceError(
                 f"the method {recipe.method} trains on pseudo-labels: give --shards, made by `labelgen run`"
             )
-        streams["pseudo"] = PseudoStream(PseudoSet(ShardSet.open(recipe.shards), recipe.layer, method, grid))
+        shards = ShardSet.open(recipe.shards, recipe.cache.make())
+        streams["pseudo"] = PseudoStream(PseudoSet(shards, recipe.layer, method, grid))
     return MixedStream(streams, recipe.streams, recipe.batch, ranks.rank, ranks.count, threads=recipe.data_threads)
 
 

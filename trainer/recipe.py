@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, field
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
+from shared.cache import Cache, default_folder
 from shared.sam.checkpoint import PACKAGED
 from trainer.data.order import Mix
 from trainer.data.sets import SetSettings
@@ -40,11 +42,29 @@ class ValidationSettings:
 
 
 @dataclass(frozen=True, config=CHECKED)
+class CacheSettings:
+    """Copies of shards that lie at a remote URL, on a disk of this machine; shards on a disk are read where they are.
+
+    ``limit_gb`` (1 GB is 10^9 bytes) bounds all that is in ``folder``, which the processes and runs of a machine may
+    share; 0 means no copies. Without a ``folder``, it is one below ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """
+
+    folder: Path | None = None
+    limit_gb: float = Field(default=20, ge=0, allow_inf_nan=False)
+
+    def make(self) -> Cache | None:
+        """Return the cache, or None if there is to be none."""
+        folder = default_folder() if self.folder is None else self.folder.expanduser()
+        return Cache(folder, int(self.limit_gb * 1e9)) if self.limit_gb else None
+
+
+@dataclass(frozen=True, config=CHECKED)
 class Recipe:
     """All settings of a training run. The defaults are the paper's, but for the model."""
 
     human: tuple[SetSettings, ...] = Field(min_length=1)
     shards: str | None = None
+    cache: CacheSettings = field(default_factory=CacheSettings)
     method: str = "sum"
     variant: Literal["full", "decoder"] = "full"
     sam: str = PACKAGED
@@ -110,7 +130,17 @@ class Recipe:
         Paths are no part of it, the data's own identity is recorded beside it; nor is the number of steps if the
         learning rate does not depend on it.
         """
-        left_out = {"human", "shards", "sam", "validation", "checkpoint", "device", "data_threads", "uncertainty"}
+        left_out = {
+            "human",
+            "shards",
+            "sam",
+            "validation",
+            "checkpoint",
+            "device",
+            "data_threads",
+            "uncertainty",
+            "cache",
+        }
         if self.optimizer.schedule == "constant":
             left_out.add("steps")
         return {name: value for name, value in asdict(self).items() if name not in left_out}

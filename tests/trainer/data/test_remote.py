@@ -1,0 +1,151 @@
+"""Shards on an S3-compatible store train as local ones do, through copies on this machine's disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+
+from shared.cache import COPY, Cache
+from shared.errors import SettingsError, ShardError
+from shared.shards.shard_set import ShardSet
+from shared.storage import Storage
+from trainer.data.pseudo import PseudoSet
+from trainer.data.samples import GridSettings, SampleId, TrainingSample
+from trainer.distributed import Ranks
+from trainer.loop import open_stream
+from trainer.methods import METHODS
+from trainer.recipe import CacheSettings, Recipe
+from trainer.settings import read_settings
+
+GRID = GridSettings(side=128, stride=4, masks=2, seed=0)
+
+
+def open_pseudo(url: str, cache: Cache | None, method: str = "sum") -> PseudoSet:
+    layer = "refinement" if METHODS[method].needs_uncertainty else None
+    return PseudoSet(ShardSet.open(url, cache), layer, METHODS[method], GRID)
+
+
+def load_all(pseudo: PseudoSet, epoch: int = 0) -> list[TrainingSample]:
+    return [pseudo.load(index, SampleId("pseudo", epoch, index)) for index in range(len(pseudo))]
+
+
+def require_equal(found: list[TrainingSample], expected: list[TrainingSample]) -> None:
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        for name, value in vars(other).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(getattr(one, name), value), name
+            else:
+                assert getattr(one, name) == value, name
+
+
+@pytest.fixture
+def remote(known_shards: Any, bucket: str, upload: Callable[[Path, str], None]) -> str:
+    """The URL of a copy of the known shards."""
+    upload(known_shards.folder, f"{bucket}/shards")
+    return f"{bucket}/shards"
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch, object_store: str) -> list[str]:
+    """The names of what is read from the object store, in order."""
+    store = fsspec.filesystem("s3")
+    cat_file, names = store.cat_file, []
+
+    def counted(path: str, *args: object, **kwargs: object) -> bytes:
+        names.append(path.split("/shards/")[1])
+        data: bytes = cat_file(path, *args, **kwargs)
+        return data
+
+    monkeypatch.setattr(store, "cat_file", counted)
+    return names
+
+
+@pytest.mark.parametrize("method", ["vanilla", "mask-refinement", "sum"])
+@pytest.mark.parametrize("cached", [True, False])
+def test_samples_are_those_of_local_shards(
+    known_shards: Any, remote: str, tmp_path: Path, method: str, cached: bool
+) -> None:
+    cache = Cache(tmp_path / "cache", 1 << 24) if cached else None
+    here, there = open_pseudo(known_shards.url, None, method), open_pseudo(remote, cache, method)
+    assert (there.identity, there.groups) == (here.identity, here.groups)
+    require_equal(load_all(there), load_all(here))
+    assert (tmp_path / "cache").exists() == cached
+
+
+def test_every_file_is_read_once_whatever_the_epochs(
+    known_shards: Any, remote: str, tmp_path: Path, reads: list[str]
+) -> None:
+    cache = Cache(tmp_path / "cache", 1 << 24)
+    pseudo = open_pseudo(remote, cache)
+    for epoch in range(3):
+        load_all(pseudo, epoch)
+    assert sorted(reads) == sorted(set(reads))
+    before = list(reads)
+    require_equal(load_all(open_pseudo(remote, Cache(tmp_path / "cache", 1 << 24))), load_all(pseudo))
+    assert reads == before, "a second run reads copies alone"
+
+
+def test_little_room_costs_reads_and_changes_nothing(known_shards: Any, remote: str, tmp_path: Path) -> None:
+    limit = 20_000
+    expected = load_all(open_pseudo(known_shards.url, None))
+    pseudo = open_pseudo(remote, Cache(tmp_path / "cache", limit))
+    for _ in range(2):
+        require_equal(load_all(pseudo), expected)
+    assert 0 < sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= limit
+
+
+def test_damaged_copies_are_fetched_again(known_shards: Any, remote: str, tmp_path: Path) -> None:
+    pseudo = open_pseudo(remote, Cache(tmp_path / "cache", 1 << 24))
+    load_all(pseudo)
+    copies = [path for path in (tmp_path / "cache").iterdir() if path.suffix == COPY]
+    for number, path in enumerate(copies):
+        if number % 2:
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            path.write_bytes(path.read_bytes()[::-1])
+    require_equal(load_all(pseudo), load_all(open_pseudo(known_shards.url, None)))
+
+
+def test_shards_that_changed_are_not_trained_on(remote: str, tmp_path: Path) -> None:
+    pseudo = open_pseudo(remote, Cache(tmp_path / "cache", 1 << 24))
+    name = "masks/000000.tar"
+    data = bytearray(Storage(remote).read(name))
+    data[700] ^= 1
+    Storage(remote).write(name, bytes(data))
+    with pytest.raises(ShardError, match=rf"{remote}/{name}: its bytes do not have the SHA-256 of the manifest"):
+        load_all(pseudo)
+
+
+# Settings
+
+
+def test_recipe_says_where_and_how_much(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    assert CacheSettings(tmp_path, 0.5).make() == Cache(tmp_path, 500_000_000)
+    assert CacheSettings(tmp_path, 0).make() is None
+    default = CacheSettings().make()
+    assert default is not None
+    assert default.limit_bytes == 20 * 10**9
+    settings = read_settings("ft_small", Recipe, {"SAM": "a", "SHARDS": "b", "HQSEG44K": "c"}, ["cache.limit_gb=3"])
+    assert settings.cache == CacheSettings(None, 3)
+    with pytest.raises(SettingsError, match=r"cache\.limit_gb: expected a value greater than or equal to 0"):
+        read_settings("ft_small", Recipe, {"SAM": "a", "SHARDS": "b", "HQSEG44K": "c"}, ["cache.limit_gb=-1"])
+    assert make_recipe(cache=CacheSettings(tmp_path, 1)).identity() == make_recipe().identity()
+
+
+def test_training_reads_remote_shards_through_the_recipes_cache(
+    make_recipe: Callable[..., Recipe], remote: str, known_shards: Any, tmp_path: Path
+) -> None:
+    steps = {}
+    for url in (known_shards.url, remote):
+        recipe = make_recipe(shards=url, cache=CacheSettings(tmp_path / "cache"))
+        steps[url] = list(open_stream(recipe, 128, Ranks(0, 1, torch.device("cpu"))).steps(0, 3))
+    assert any(path.suffix == COPY for path in (tmp_path / "cache").iterdir())
+    for here, there in zip(steps[known_shards.url], steps[remote], strict=True):
+        require_equal(there, here)
