@@ -17,7 +17,7 @@ REMEDY_FOR_CREDENTIALS = (
     "check the credentials, and what they allow (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
 )
 REMEDY_FOR_CONNECTION = "check the network and the address of the store (for S3: AWS_ENDPOINT_URL)"
-REMEDY_FOR_MISSING = "check the URL; the bucket must be there before anything is written"
+REMEDY_FOR_MISSING = "check the URL, and that the bucket is there"
 REMEDY_FOR_STORE = "check the URL, the credentials and the network"
 _CREDENTIALS = ("Credential", "Permission", "Profile", "Token", "Forbidden", "Unauthorized", "Authentication")
 _CONNECTION = ("Connect", "Timeout", "Gateway", "HTTPClient", "ServerDisconnected")
