@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from labelgen.automask import AutomaskSettings, settings_for
 from labelgen.export import export_coco
+from labelgen.repair import diagnose, take_back
 from labelgen.run import RunSettings, RunSummary, UncertaintyRunSettings, add_uncertainty, run
 from labelgen.uncertainty import SOURCES, UncertaintySettings
 from labelgen.view.page import write_page
@@ -27,6 +28,7 @@ from shared.shards.shard_set import REFINEMENT, ShardSet
 from shared.shards.verify import verify
 
 FINISHED_WITH_IMAGE_ERRORS = 3
+TAKEN_BACK = 3
 
 shards_option = click.option("--shards", required=True, help="Folder of the shard set: a path or an fsspec URL.")
 
@@ -193,6 +195,34 @@ def verify_command(ctx: click.Context, shards: str) -> None:
     click.echo(f"{len(problems)} problems")
     if problems:
         ctx.exit(FAILED)
+
+
+@main.command()
+@shards_option
+@click.option("--dry-run", is_flag=True, help="Only say what would be taken back.")
+@click.pass_context
+def repair(ctx: click.Context, shards: str, dry_run: bool) -> None:
+    """Take back the units that `verify` finds broken, so that the same command makes them again.
+
+    Their files are moved to the folder `quarantine` of the shard set. Exit status 0 if the shard set is sound, 3 if all
+    that was wrong is taken back, 1 if something is left.
+    """
+    shard_set = ShardSet.open(shards)
+    diagnosis = diagnose(shard_set)
+    for broken in diagnosis.broken:
+        for problem in broken.problems:
+            click.echo(f"{'would take' if dry_run else 'taking'} back {broken.name}: {problem}")
+    for problem in diagnosis.left:
+        click.echo(f"left: {problem}")
+    if diagnosis.broken:
+        place = "nothing was changed" if dry_run else f"moved to {take_back(shard_set.storage, diagnosis.broken)}"
+        click.echo(f"{len(diagnosis.broken)} broken, {place}; to make them again: the same {diagnosis.commands()}")
+    elif not diagnosis.left:
+        click.echo("sound, nothing to take back")
+    if diagnosis.left:
+        ctx.exit(FAILED)
+    if diagnosis.broken:
+        ctx.exit(TAKEN_BACK)
 
 
 @main.command()

@@ -27,6 +27,7 @@ REMEDY_FOR_DATASET = (
     "restore it, or move it away and give the same commands again, which write it anew and keep every sound unit: "
     "`labelgen run`, then `labelgen uncertainty` for each layer that it added"
 )
+REMEDY_FOR_DATA = "`labelgen repair` takes the unit back, so that the same command makes it again"
 REMEDY_FOR_UNIT = "restore it, or delete it and give the same `labelgen run` again, which plans it anew"
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.errors import ShardError
-from shared.shards.dataset import is_uncertainty, unit_name
+from shared.shards.dataset import REMEDY_FOR_DATA, is_uncertainty, unit_name
 from shared.shards.seal import SEAL, require_seal, seal, with_room
 
 _PLACE = [
@@ -105,7 +105,7 @@ def read_manifest(data: bytes, name: str) -> tuple[pa.Table, UnitRecord]:
         table = pq.read_table(pa.BufferReader(data))
         record = _parse_metadata(table.schema.metadata)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise ShardError(f"{name}: damaged ({error}); delete it and run the same command again") from error
+        raise ShardError(f"{name}: damaged ({error}); {REMEDY_FOR_DATA}") from error
     return table, record
 
 
@@ -115,7 +115,7 @@ def read_record(data: bytes, name: str) -> UnitRecord:
         require_seal(data)
         return _parse_metadata(pq.read_schema(pa.BufferReader(data)).metadata)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise ShardError(f"{name}: damaged ({error}); delete it and run the same command again") from error
+        raise ShardError(f"{name}: damaged ({error}); {REMEDY_FOR_DATA}") from error
 
 
 def _parse_metadata(metadata: dict[bytes, bytes]) -> UnitRecord:

@@ -16,6 +16,7 @@ from shared.errors import ShardError
 from shared.frame import Frame
 from shared.shards.dataset import (
     DATASET,
+    REMEDY_FOR_DATA,
     REMEDY_FOR_UNIT,
     Dataset,
     Layer,
@@ -131,7 +132,7 @@ class ShardSet:
             raise ShardError(f"{self.storage.path(name)}: missing; this unit is not in layer {layer} yet") from None
         expected = (number, self.dataset.unit_ids[number], self.layer(layer).id(self.dataset.unit_ids))
         if (record.unit, record.unit_id, record.layer_id) != expected:
-            raise ShardError(f"{self.storage.path(name)}: belongs to another shard set; delete it and run again")
+            raise ShardError(f"{self.storage.path(name)}: belongs to another shard set; {REMEDY_FOR_DATA}")
         self.storage.expect(tar_path(layer, number), record.data_bytes, record.data_sha256)
         return table, record
 
@@ -227,7 +228,7 @@ class ShardSet:
         if self._masks_sha256(number) != record.masks_sha256:
             raise ShardError(
                 f"{self.storage.path(manifest_path(layer, number))}: its maps are of other masks "
-                "than those that are there; delete it and run again"
+                f"than those that are there; {REMEDY_FOR_DATA}"
             )
 
     def _masks_sha256(self, number: int) -> str | None:

@@ -18,6 +18,7 @@ from shared.label_codec import decode_label
 from shared.shards.collect import LEAST_AGE, temporaries
 from shared.shards.dataset import (
     DATASET,
+    REMEDY_FOR_DATA,
     REMEDY_FOR_DATASET,
     UNCERTAINTY,
     Dataset,
@@ -127,19 +128,18 @@ def _verify_unit(shards: ShardSet, number: int, layer: str, unit: Unit | None) -
     """
     table, record = shards.manifest(number, layer)
     manifest = shards.storage.path(manifest_path(layer, number))
-    remedy = f"delete {manifest} and run the same command again"
     name = shards.storage.path(tar_path(layer, number))
     try:
         data = shards.storage.read(tar_path(layer, number))
     except FileNotFoundError:
-        raise ShardError(f"{name}: missing, but its manifest is there; {remedy}") from None
+        raise ShardError(f"{name}: missing, but its manifest is there; {REMEDY_FOR_DATA}") from None
     rows = table.to_pylist()
     for fault in _faults_of_data(data, rows, record, layer, name):
-        raise ShardError(f"{name}: {fault}; {remedy}")
+        raise ShardError(f"{name}: {fault}; {REMEDY_FOR_DATA}")
     planned = () if unit is None else _faults_of_images(rows, unit)
     counts, frames = _faults_of_counts(rows, record), _faults_of_frames(shards, data, rows, record, layer)
     for fault in (*planned, *counts, *frames):
-        raise ShardError(f"{manifest}: {fault}; {remedy}")
+        raise ShardError(f"{manifest}: {fault}; {REMEDY_FOR_DATA}")
     return record
 
 

@@ -139,7 +139,15 @@ def test_every_setting_of_automatic_masks_is_an_option_with_its_default() -> Non
 
 @pytest.mark.parametrize(
     "command",
-    [("status",), ("verify",), ("export", "--out", "x"), ("view", "--out", "x"), ("uncertainty", "--source=entropy")],
+    [
+        ("status",),
+        ("verify",),
+        ("gc",),
+        ("repair",),
+        ("export", "--out", "x"),
+        ("view", "--out", "x"),
+        ("uncertainty", "--source=entropy"),
+    ],
 )
 def test_folder_that_is_no_shard_set_is_named(command: tuple[str, ...], two_photos: Path) -> None:
     result = labelgen(*command, "--shards", two_photos)

@@ -87,4 +87,6 @@ def test_maps_of_masks_that_were_made_anew_and_differ_are_not_given_out(
     with pytest.raises(ShardError, match=r"refinement/000001\.parquet: its maps are of other masks"):
         ShardSet.open(str(own_refined)).uncertainty(1)
     (problem,) = problems(own_refined)
-    assert f"{own_refined}/{MANIFEST}: its maps are of other masks than those that are there; delete" in problem
+    assert (
+        f"{own_refined}/{MANIFEST}: its maps are of other masks than those that are there; `labelgen repair`" in problem
+    )

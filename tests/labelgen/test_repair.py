@@ -1,0 +1,308 @@
+"""``labelgen repair`` takes back exactly what is broken; the same commands then end with the undamaged bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from click.testing import CliRunner, Result
+
+from labelgen.cli import TAKEN_BACK, main
+from labelgen.repair import QUARANTINE
+from labelgen.run import RunSummary
+from shared.commands import FAILED
+from shared.storage import Storage
+
+Snapshot = Callable[[Path], dict[str, str]]
+Damage = Callable[[Path], object]
+
+MASKS, MAPS, ENTROPY = "masks", "uncertainty/refinement", "uncertainty/entropy"
+PLAN = "units/000001.json"
+
+
+def tar(layer: str, unit: int = 1) -> str:
+    return f"{layer}/{unit:06d}.tar"
+
+
+def manifest(layer: str, unit: int = 1) -> str:
+    return f"manifest/{layer}/{unit:06d}.parquet"
+
+
+def files(*layers: str, unit: int = 1) -> set[str]:
+    return {name for layer in layers for name in (tar(layer, unit), manifest(layer, unit))}
+
+
+def repair(shards: Path | str, *options: str) -> Result:
+    return CliRunner().invoke(main, ["repair", "--shards", str(shards), *options], catch_exceptions=False)
+
+
+@pytest.fixture(scope="session")
+def whole(
+    refined: tuple[Path, RunSummary], add_maps: Callable[..., RunSummary], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A shard set with masks and two layers of maps, which no test may change."""
+    shards = shutil.copytree(refined[0], tmp_path_factory.mktemp("whole") / "shards")
+    add_maps(shards, source="entropy")
+    return shards
+
+
+@pytest.fixture
+def own(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it for a test to change."""
+    return shutil.copytree(whole, tmp_path / "own")
+
+
+@pytest.fixture
+def make_again(
+    photos: Path, label: Callable[..., RunSummary], add_maps: Callable[..., RunSummary], refiner: str
+) -> Callable[[Path], None]:
+    """``make_again(shards)`` gives the commands again that made the shard set."""
+
+    def make_again(shards: Path) -> None:
+        label(photos, shards, refiner=refiner)
+        add_maps(shards, source="entropy")
+
+    return make_again
+
+
+def without_quarantine(files: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in files.items() if not name.startswith(f"{QUARANTINE}/")}
+
+
+def cut(name: str, length: int) -> Damage:
+    return lambda shards: (shards / name).write_bytes((shards / name).read_bytes()[:length])
+
+
+def flip(name: str, place: float) -> Damage:
+    """Flip a bit at a place given as a share of the file."""
+
+    def do(shards: Path) -> None:
+        data = bytearray((shards / name).read_bytes())
+        data[int(len(data) * place)] ^= 4
+        (shards / name).write_bytes(data)
+
+    return do
+
+
+def lose(name: str) -> Damage:
+    return lambda shards: (shards / name).unlink()
+
+
+def copy(name: str, target: str) -> Damage:
+    return lambda shards: shutil.copy(shards / name, shards / target)
+
+
+def several(*damages: Damage) -> Damage:
+    return lambda shards: [damage(shards) for damage in damages]
+
+
+ALL = files(MASKS, MAPS, ENTROPY)
+DAMAGES: dict[str, tuple[Damage, set[str]]] = {
+    "masks cut": (cut(tar(MASKS), 700), ALL),
+    "masks cut to nothing": (cut(tar(MASKS), 0), ALL),
+    "masks flipped": (flip(tar(MASKS), 0.4), ALL),
+    "masks lost": (lose(tar(MASKS)), ALL),
+    "masks of another unit": (copy(tar(MASKS, 0), tar(MASKS)), ALL),
+    "manifest of masks flipped": (flip(manifest(MASKS), 0.5), ALL),
+    "manifest of masks of another unit": (copy(manifest(MASKS, 0), manifest(MASKS)), ALL),
+    "maps cut": (cut(tar(MAPS), 512), files(MAPS)),
+    "maps lost": (lose(tar(MAPS)), files(MAPS)),
+    "manifest of maps flipped": (flip(manifest(MAPS), 0.9), files(MAPS)),
+    "manifest of maps cut": (cut(manifest(MAPS), 5), files(MAPS)),
+    "maps of the other layer flipped": (flip(tar(ENTROPY), 0.7), files(ENTROPY)),
+    "plan flipped": (flip(PLAN, 0.5), {PLAN}),
+    "plan of another unit": (copy("units/000000.json", PLAN), {PLAN}),
+    "several": (
+        several(flip(tar(MAPS, 0), 0.5), lose(tar(MASKS)), flip(PLAN, 0.1), cut(tar(ENTROPY, 2), 9)),
+        {*ALL, PLAN, *files(MAPS, unit=0), *files(ENTROPY, unit=2)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_broken_is_taken_back_and_made_again_bit_identical(
+    own: Path, whole: Path, snapshot: Snapshot, make_again: Callable[[Path], None],
+    problems: Callable[[Path], list[str]], damage: str,
+) -> None:  # fmt: skip
+    do, expected = DAMAGES[damage]
+    do(own)
+    damaged = snapshot(own)
+    planned = repair(own, "--dry-run")
+    assert snapshot(own) == damaged
+    result = repair(own)
+    assert (planned.exit_code, result.exit_code) == (TAKEN_BACK, TAKEN_BACK) == (3, 3)
+    assert result.stdout.splitlines()[:-1] == [
+        line.replace("would take back", "taking back") for line in planned.stdout.splitlines()[:-1]
+    ]
+    after = snapshot(own)
+    assert without_quarantine(after) == {name: value for name, value in damaged.items() if name not in expected}
+    aside = {name.split("/", 2)[2]: value for name, value in after.items() if name.startswith(f"{QUARANTINE}/")}
+    assert aside == {name: value for name, value in damaged.items() if name in expected}
+    assert PLAN in expected or problems(own) == []
+    make_again(own)
+    assert without_quarantine(snapshot(own)) == snapshot(whole)
+    assert repair(own).exit_code == 0
+
+
+def test_sound_shard_set_is_left_as_it_is(own: Path, snapshot: Snapshot) -> None:
+    before = snapshot(own)
+    result = repair(own)
+    assert (result.exit_code, result.stdout) == (0, "sound, nothing to take back\n")
+    assert snapshot(own) == before
+
+
+def test_unfinished_shard_set_is_sound(own: Path) -> None:
+    for name in ALL:
+        (own / name).unlink()
+    assert repair(own).exit_code == 0
+
+
+def test_it_says_what_is_broken_and_how_to_make_it_again(own: Path) -> None:
+    lose(tar(MASKS))(own)
+    lose(tar(MAPS, 2))(own)
+    lines = repair(own).stdout.splitlines()
+    assert lines[0] == "taking back unit 000001 of uncertainty/entropy: its masks are taken back"
+    assert lines[1] == "taking back unit 000001 of uncertainty/refinement: its masks are taken back"
+    assert lines[2].startswith(f"taking back unit 000002 of uncertainty/refinement: {own}/{tar(MAPS, 2)}: missing")
+    assert lines[3].startswith(f"taking back unit 000001 of masks: {own}/{tar(MASKS)}: missing")
+    assert lines[4].startswith("4 broken, moved to quarantine/")
+    assert lines[4].endswith(
+        "the same `labelgen run`, then `labelgen uncertainty --layer-name entropy`, "
+        "then `labelgen uncertainty --layer-name refinement`"
+    )
+
+
+def test_maps_alone_need_no_labelling(own: Path) -> None:
+    lose(tar(MAPS))(own)
+    assert repair(own).stdout.endswith("to make them again: the same `labelgen uncertainty --layer-name refinement`\n")
+
+
+def test_repaired_twice_keeps_what_was_taken_back_first(own: Path, make_again: Callable[[Path], None]) -> None:
+    for length in (3, 4):
+        cut(tar(MAPS), length)(own)
+        assert repair(own).exit_code == TAKEN_BACK
+        make_again(own)
+    assert sorted(path.stat().st_size for path in (own / QUARANTINE).rglob("*.tar")) == [3, 4]
+
+
+class Interruption(BaseException):
+    """What ends a repair in the middle."""
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_interrupted_repair_is_repeated(
+    own: Path, whole: Path, snapshot: Snapshot, make_again: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch,
+    moves: int,
+) -> None:  # fmt: skip
+    flip(tar(MASKS), 0.3)(own)
+    move, moved = Storage.move, []
+
+    def interrupted(self: Storage, name: str, target: str) -> None:
+        if len(moved) == moves:
+            raise Interruption
+        moved.append(name)
+        move(self, name, target)
+
+    monkeypatch.setattr(Storage, "move", interrupted)
+    with pytest.raises(Interruption):
+        repair(own)
+    monkeypatch.undo()
+    repair(own)
+    make_again(own)
+    assert without_quarantine(snapshot(own)) == snapshot(whole)
+    assert repair(own).exit_code == 0
+
+
+def test_missing_plan_is_named_and_left_to_the_run_that_plans_it_anew(
+    own: Path, whole: Path, snapshot: Snapshot, make_again: Callable[[Path], None]
+) -> None:
+    lose(PLAN)(own)
+    before = snapshot(own)
+    result = repair(own)
+    assert result.exit_code == FAILED
+    assert f"left: {own}/{PLAN}: missing" in result.stdout
+    assert "give the same `labelgen run` again" in result.stdout
+    assert snapshot(own) == before
+    make_again(own)
+    assert snapshot(own) == snapshot(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [(tar(MASKS), "running the same command again"), ("units/.partial-x", "`labelgen gc`")]
+)
+def test_left_over_files_are_named_and_left(own: Path, snapshot: Snapshot, name: str, remedy: str) -> None:
+    if name == tar(MASKS):
+        for other in ALL - {name}:
+            (own / other).unlink()
+    else:
+        (own / name).write_bytes(b"half")
+        os.utime(own / name, (0, 0))
+    before = snapshot(own)
+    result = repair(own)
+    assert result.exit_code == FAILED
+    assert f"left: {own}/{name}: " in result.stdout
+    assert remedy in result.stdout
+    assert snapshot(own) == before
+
+
+@pytest.mark.parametrize(
+    "damage", [flip("dataset.json", 0.5), cut("dataset.json", 100), lose("dataset.json")], ids=["flip", "cut", "lost"]
+)
+def test_damaged_dataset_file_is_named_and_its_remedy_works(
+    own: Path, whole: Path, snapshot: Snapshot, make_again: Callable[[Path], None], damage: Damage
+) -> None:
+    damage(own)
+    before = snapshot(own)
+    result = repair(own)
+    assert result.exit_code == FAILED
+    assert f"error: {own}/dataset.json: " in result.stderr
+    assert snapshot(own) == before
+    if (own / "dataset.json").exists():
+        assert "move it away and give the same commands again" in result.stderr
+        (own / "dataset.json").unlink()
+    make_again(own)
+    assert snapshot(own) == snapshot(whole)
+
+
+@pytest.mark.parametrize("size", [1, 6])
+def test_dataset_file_of_another_shard_set_does_not_cost_all_units(
+    own: Path, own_photos: Path, tmp_path: Path, label: Callable[..., RunSummary], snapshot: Snapshot, size: int
+) -> None:
+    (own_photos / "photo0.jpg").write_bytes((own_photos / "photo2.jpg").read_bytes())
+    label(own_photos, tmp_path / "other", unit_size=size)
+    shutil.copy(tmp_path / "other/dataset.json", own / "dataset.json")
+    before = snapshot(own)
+    result = repair(own)
+    assert result.exit_code == FAILED
+    assert snapshot(own) == before
+    assert "no plan of a unit and nothing that is committed fits it" in result.stderr
+
+
+@pytest.fixture
+def in_memory(own: Path) -> Iterator[str]:
+    """The shard set on a file system that cannot rename, nor be locked."""
+    filesystem = fsspec.filesystem("memory")
+    filesystem.put(f"{own}/", "/repair/shards/", recursive=True)
+    yield "memory://repair/shards"
+    filesystem.store.clear()
+
+
+def test_any_file_system_is_repaired(
+    in_memory: str, own: Path, photos: Path, label: Callable[..., RunSummary], add_maps: Callable[..., RunSummary],
+    refiner: str,
+) -> None:  # fmt: skip
+    storage = Storage(in_memory)
+    before: dict[str, Any] = {name: storage.read(name) for name in storage.files()}
+    storage.write(tar(MASKS), b"damaged")
+    assert repair(in_memory).exit_code == TAKEN_BACK
+    kept = [name for name in storage.files() if not name.startswith(QUARANTINE)]
+    assert set(before) - set(kept) == ALL
+    label(photos, in_memory, refiner=refiner)
+    add_maps(in_memory, source="entropy")
+    after = {name: storage.read(name) for name in storage.files() if not name.startswith(QUARANTINE)}
+    assert after == before
