@@ -133,7 +133,8 @@ class ShardSet:
         expected = (number, self.dataset.unit_ids[number], self.layer(layer).id(self.dataset.unit_ids))
         if (record.unit, record.unit_id, record.layer_id) != expected:
             raise ShardError(f"{self.storage.path(name)}: belongs to another shard set; {REMEDY_FOR_DATA}")
-        self.storage.expect(tar_path(layer, number), record.data_bytes, record.data_sha256)
+        (data,) = data_files(self.layer(layer), number)
+        self.storage.expect(data, record.data_bytes, record.data_sha256)
         return table, record
 
     def images(self, number: int) -> list[LabelledImage]:

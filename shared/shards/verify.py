@@ -33,7 +33,6 @@ from shared.uncertainty_codec import STEPS, decode_uncertainty
 
 Row = Mapping[str, Any]
 
-
 PLANS = "units"
 """Takes the place of a layer in the check of a unit's plan."""
 
@@ -90,15 +89,16 @@ def _sizes_fit(dataset: Dataset, sizes: list[int]) -> bool:
 
 def _strays(shards: ShardSet, layer: str, committed: set[int]) -> Iterator[str]:
     """Yield which files of a layer belong to nothing: data that are not committed, manifests of no unit."""
-    known = {unit_name(number) for number in committed}
+    done = {unit_name(number) for number in committed}
     for name in shards.storage.names(layer):
-        if PurePosixPath(name).stem not in known:
+        if PurePosixPath(name).stem not in done:
             yield (
                 f"{shards.storage.path(f'{layer}/{name}')}: data without a manifest; running the same command again "
                 "replaces it, or `labelgen gc` removes it when it is a day old"
             )
+    planned = {f"{unit_name(number)}.parquet" for number in range(len(shards.dataset.unit_ids))}
     for name in shards.storage.names(f"manifest/{layer}"):
-        if name not in {f"{stem}.parquet" for stem in known}:
+        if name not in planned:
             yield f"{shards.storage.path(f'manifest/{layer}/{name}')}: a manifest of no unit that is planned; delete it"
 
 
