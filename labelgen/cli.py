@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from shared.sam.checkpoint import PACKAGED, identify_weights
 from shared.sam.quality import THRESHOLDS_OF_MODELS
 from shared.sam.runtime import Runtime
 from shared.shards.collect import LEAST_AGE, left_overs, remove
-from shared.shards.dataset import is_uncertainty
+from shared.shards.dataset import IMAGES, is_uncertainty
 from shared.shards.shard_set import REFINEMENT, ShardSet
 from shared.shards.verify import verify
 
@@ -100,6 +100,7 @@ def refiner_options(command: Callable[..., None]) -> Callable[..., None]:
 @shards_option
 @refiner_options
 @click.option("--layer-name", default=REFINEMENT, help="Name of the uncertainty layer that --refiner makes.")
+@click.option("--keep-images", is_flag=True, help="Keep the photos too, at SAM's input side, for training to read.")
 @click.option("--unit-size", type=click.IntRange(min=1), default=RunSettings.unit_size, help="Images a unit.")
 @click.option("--bf16", is_flag=True, help="Run the image encoder in bfloat16: faster, masks differ slightly.")
 @work_options
@@ -153,7 +154,7 @@ def status(shards: str) -> None:
         records = [record for _, record in manifests]
         line = (
             f"layer {name} ({layer.encoding}): {len(done)} of {len(shard_set.dataset.unit_ids)} units, "
-            f"{sum(r.images for r in records)} images, {sum(r.masks for r in records)} masks, "
+            f"{sum(r.images for r in records)} images, {sum(r.masks for r in records)} {_frames_of(name)}, "
             f"{sum(r.errors for r in records)} errors, {sum(r.data_bytes for r in records) / 1e6:.1f} MB"
         )
         if is_uncertainty(name):
@@ -163,9 +164,24 @@ def status(shards: str) -> None:
         click.echo(line)
         for key, error in _unmapped(table for table, _ in manifests).items():
             click.echo(f"no maps of {key}: {error}")
+        if name == IMAGES:
+            for key, error in _without_photo(table for table, _ in manifests):
+                click.echo(f"no photo of {key}: {error}")
     for _, image in shard_set.walk():
         if image.error is not None:
             click.echo(f"skipped {image.key}: {image.error}")
+
+
+def _frames_of(layer: str) -> str:
+    """Return what to call what a layer holds, one or none for a mask or an image."""
+    return "photos" if layer == IMAGES else "masks"
+
+
+def _without_photo(tables: Iterable[pa.Table]) -> Iterator[tuple[str, str]]:
+    """Yield the images whose photo could not be kept, and why."""
+    for table in tables:
+        pairs = zip(table["image"].to_pylist(), table["error"].to_pylist(), strict=True)
+        yield from ((image, error) for image, error in pairs if error is not None)
 
 
 def _unmapped(tables: Iterable[pa.Table]) -> dict[str, str]:
@@ -189,7 +205,7 @@ def verify_command(ctx: click.Context, shards: str) -> None:
         sound = [check.record for check in checks if check.record is not None and check.layer == layer]
         missing = len(shard_set.dataset.unit_ids) - len(shard_set.committed(layer))
         click.echo(
-            f"layer {layer}: {len(sound)} units sound with {sum(r.masks for r in sound)} masks, "
+            f"layer {layer}: {len(sound)} units sound with {sum(r.masks for r in sound)} {_frames_of(layer)}, "
             f"{missing} units not made yet"
         )
     click.echo(f"{len(problems)} problems")

@@ -30,6 +30,14 @@ class UncertaintyTask:
 
 
 @dataclass(frozen=True)
+class KeptTask:
+    """A layer of what labelling has at hand anyway, such as the photos, and its id."""
+
+    layer: Layer
+    layer_id: str
+
+
+@dataclass(frozen=True)
 class Job:
     """All that a worker needs to know, besides which unit: the model, and the layers to make with it."""
 
@@ -40,12 +48,19 @@ class Job:
     points_per_batch: int
     masks: MasksTask | None = None
     uncertainty: UncertaintyTask | None = None
+    kept: tuple[KeptTask, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that this job makes, in the order in which they are committed."""
         masks = () if self.masks is None else (MASKS,)
-        return masks if self.uncertainty is None else (*masks, self.uncertainty.layer.name)
+        return (*masks, *(layer.name for layer in self.added_layers))
+
+    @property
+    def added_layers(self) -> tuple[Layer, ...]:
+        """The layers beside the masks, in the order in which they are committed."""
+        kept = tuple(task.layer for task in self.kept)
+        return kept if self.uncertainty is None else (*kept, self.uncertainty.layer)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,16 @@ import numpy as np
 from torch import Tensor
 
 from labelgen.automask import ImageLabels, LabelGenerator
-from labelgen.job import Job, MasksTask, Progress, UncertaintyTask, UnitReport
+from labelgen.job import Job, KeptTask, MasksTask, Progress, UncertaintyTask, UnitReport
+from labelgen.kept import Encoded, KeptWriter, encode
 from labelgen.read_ahead import Photo, read_ahead
 from labelgen.uncertainty import UNKNOWN, Embed, LabelledMask, UncertaintyMaker, UncertaintyMap
 from shared.errors import ImageError, SourceError
-from shared.label_codec import encode_label
+from shared.photo_codec import encode_photo
 from shared.sam.checkpoint import load_sam
 from shared.sam.refiner import load_refiner
 from shared.sam.runtime import CropBox, Predictor, place
-from shared.shards.dataset import Unit
+from shared.shards.dataset import IMAGES, Unit
 from shared.shards.manifest import UnitRecord, manifest_path
 from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
 from shared.shards.unit_writer import UnitWriter
@@ -49,38 +50,53 @@ class Labeler:
             self.maker = UncertaintyMaker(sam, refiner, settings, job.points_per_batch)
 
     def label_unit(self, unit: Unit) -> Iterator[Event]:
-        """Make the masks of a unit, if the job is to and they are not there; then their uncertainty maps.
+        """Make the masks of a unit, if the job is to and they are not there; then what it lacks of the other layers.
 
         Each layer is committed on its own: first the data, then the manifest. Yields the progress of each image and,
         last, the report.
         """
         masks, uncertainty = self.job.masks, self.job.uncertainty
-        if masks is not None and not self.shards.storage.exists(manifest_path(MASKS, unit.number)):
+        if masks is not None and not self._has(unit, MASKS):
             yield from self._label(unit, masks, uncertainty)
-        elif uncertainty is not None:
-            yield from self._add_maps(unit, uncertainty)
-        else:  # another run has made it meanwhile, or a worker that died before it could tell
+            return
+        kept = [task for task in self.job.kept if not self._has(unit, task.layer.name)]
+        errors: tuple[str, ...] = ()
+        if kept:
+            errors = yield from self._add_kept(unit, kept)
+        if uncertainty is not None and not (kept and self._has(unit, uncertainty.layer.name)):
+            events = self._add_maps(unit, uncertainty)
+            yield from (event for event in events if not kept or isinstance(event, UnitReport))
+        else:  # without layers to add: another run has made it, or a worker that died before it could tell
             images = self.shards.images(unit.number)
-            errors = tuple(image.error for image in images if image.error is not None)
+            if not kept:
+                errors = tuple(image.error for image in images if image.error is not None)
             yield UnitReport(unit.number, len(images), sum(len(image.masks) for image in images), errors)
 
+    def _has(self, unit: Unit, layer: str) -> bool:
+        """Whether a unit is committed in a layer."""
+        return self.shards.storage.exists(manifest_path(layer, unit.number))
+
     def _label(self, unit: Unit, task: MasksTask, uncertainty: UncertaintyTask | None) -> Iterator[Event]:
-        """Label the images of a unit, and make maps with the same embeddings if the job asks for them."""
+        """Label the images of a unit, keep what is to be kept, and make maps with the same embeddings if asked to."""
         masks = UnitWriter(MASKS, task.layer_id, unit)
+        kept = KeptWriter(self.job.kept, unit)
         maps = None if uncertainty is None else UnitWriter(uncertainty.layer.name, uncertainty.layer_id, unit)
-        for index, labels, frames in self._label_and_encode(unit):
+        for index, labels, encoded in self._label_and_encode(unit):
             if isinstance(labels, str):
                 masks.add_failure(index, labels)
+                kept.add_failure(index, labels)
                 if maps is not None:
                     maps.add_failure(index, labels)
                 yield Progress(0, labels)
                 continue
-            rows = masks.add_image(index, labels.size, frames, _columns(labels), _meta(labels))
+            rows = masks.add_image(index, labels.size, encoded.labels, _columns(labels), _meta(labels))
+            kept.add(index, labels.size, encoded.kept)
             if maps is not None:
-                made = self._make_maps(rows, frames, labels.embeddings.__getitem__)
+                made = self._make_maps(rows, encoded.labels, labels.embeddings.__getitem__)
                 _add_maps_of(maps, index, labels.size, made)
             yield Progress(len(labels))
         record, ours = masks.commit(self.shards.storage)
+        kept.commit(self.shards.storage)
         if maps is None or uncertainty is None:
             yield UnitReport(unit.number, record.images, record.masks, tuple(masks.errors))
         elif ours:
@@ -88,25 +104,46 @@ class Labeler:
         else:  # another run was first, and its masks differ: these maps are not of them
             yield from (event for event in self._add_maps(unit, uncertainty) if isinstance(event, UnitReport))
 
-    def _label_and_encode(self, unit: Unit) -> Iterator[tuple[int, ImageLabels | str, list[bytes]]]:
+    def _label_and_encode(self, unit: Unit) -> Iterator[tuple[int, ImageLabels | str, Encoded]]:
         """Yield the images of a unit in order: number, labels and their frames; or why there are none.
 
         The frames of an image are encoded by another thread while the next one is labelled.
         """
-        waiting: deque[tuple[int, ImageLabels | str, Future[list[bytes]]]] = deque()
+        waiting: deque[tuple[int, ImageLabels | str, Future[Encoded]]] = deque()
+        layers = {task.layer.name for task in self.job.kept}
         with ThreadPoolExecutor(1) as encoder:
             for index, photo in enumerate(read_ahead(unit.images, self.side)):
                 try:
-                    labels = self.generator.label(*photo())
+                    pixels, resized = photo()
+                    labels = self.generator.label(pixels, resized)
                 except (ImageError, SourceError) as error:
-                    waiting.append((index, str(error), encoder.submit(list)))
+                    waiting.append((index, str(error), encoder.submit(Encoded, [], {})))
                 else:
-                    waiting.append((index, labels, encoder.submit(_encode, labels)))
+                    waiting.append((index, labels, encoder.submit(encode, labels, resized, layers)))
                 if len(waiting) > ENCODE_BEHIND:
-                    index, done, frames = waiting.popleft()
-                    yield index, done, frames.result()
-            for index, done, frames in waiting:
-                yield index, done, frames.result()
+                    index, done, encoded = waiting.popleft()
+                    yield index, done, encoded.result()
+            for index, done, encoded in waiting:
+                yield index, done, encoded.result()
+
+    def _add_kept(self, unit: Unit, tasks: Sequence[KeptTask]) -> Generator[Event, None, tuple[str, ...]]:
+        """Make layers to be kept beside committed masks, from the photos where the unit says they are.
+
+        Returns why photos could not be read.
+        """
+        kept, errors = KeptWriter(tasks, unit), []
+        for index, photo in enumerate(read_ahead(unit.images, self.side)):
+            try:
+                pixels, resized = photo()
+            except (ImageError, SourceError) as error:
+                kept.add_failure(index, str(error))
+                errors.append(str(error))
+                yield Progress(0, str(error))
+            else:
+                kept.add(index, (pixels.shape[0], pixels.shape[1]), {IMAGES: [encode_photo(resized)]})
+                yield Progress(0)
+        kept.commit(self.shards.storage)
+        return tuple(errors)
 
     def _add_maps(self, unit: Unit, task: UncertaintyTask) -> Iterator[Event]:
         """Make the maps of masks that are committed, from the photos where the unit says they are."""
@@ -151,15 +188,6 @@ class Labeler:
     def _commit_maps(self, maps: UnitWriter, masks: UnitRecord) -> UnitReport:
         record, _ = maps.commit(self.shards.storage, masks.data_sha256)
         return UnitReport(record.unit, record.images, record.masks, tuple(maps.errors), record.unknown)
-
-
-def _encode(labels: ImageLabels) -> list[bytes]:
-    """Return the frame of each mask."""
-    frames = []
-    for logits, frame in zip(labels.logits, labels.frames, strict=True):
-        rows, columns = frame.low_res_size
-        frames.append(encode_label(logits[:rows, :columns]))
-    return frames
 
 
 def _columns(labels: ImageLabels) -> dict[str, list[Any]]:

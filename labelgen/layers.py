@@ -11,9 +11,10 @@ from typing import Any
 from labelgen.automask import AutomaskSettings
 from labelgen.uncertainty import UncertaintySettings
 from shared.errors import SettingsError
+from shared.photo_codec import CHROMA, QUALITY
 from shared.sam.refiner import identify_refiner
 from shared.sam.runtime import Runtime
-from shared.shards.dataset import Layer, uncertainty_layer
+from shared.shards.dataset import IMAGES, Layer, uncertainty_layer
 from shared.shards.shard_set import MASKS
 
 
@@ -25,6 +26,17 @@ def masks_layer(automask: AutomaskSettings, runtime: Runtime, sam: dict[str, obj
         settings={**asdict(automask), **runtime.settings()},
         weights={"sam": sam},
         provenance=_provenance(),
+    )
+
+
+def images_layer(sam: dict[str, object]) -> Layer:
+    """Describe the layer of photos at the input side of the SAM which ``identify_weights`` describes."""
+    return Layer(
+        name=IMAGES,
+        encoding="tar",
+        settings={"side": sam["image_size"], "format": "jpeg", "quality": QUALITY, "chroma": CHROMA},
+        weights={},
+        provenance={**_provenance(), "pillow": version("pillow")},
     )
 
 

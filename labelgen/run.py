@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from labelgen.automask import AutomaskSettings
 from labelgen.engine import Executor, RayExecutor, SerialExecutor
-from labelgen.job import Job, MasksTask, UncertaintyTask, UnitReport
-from labelgen.layers import maps_layer, masks_layer
+from labelgen.job import Job, KeptTask, MasksTask, UncertaintyTask, UnitReport
+from labelgen.layers import images_layer, maps_layer, masks_layer
 from labelgen.plan import prepare
 from labelgen.progress import ProgressReporter
 from labelgen.sources import list_images
@@ -19,12 +19,13 @@ from labelgen.uncertainty import UncertaintySettings
 from shared.errors import SettingsError
 from shared.sam.checkpoint import PACKAGED, identify_weights
 from shared.sam.runtime import Runtime
-from shared.shards.dataset import Dataset, Unit, add_layer, require_same
+from shared.shards.dataset import Dataset, Layer, Unit, add_layer, is_uncertainty, require_same
 from shared.shards.shard_set import MASKS, REFINEMENT, ShardSet
 from shared.storage import Storage
 
 UNIT_SIZE = 256
 REMEDY_FOR_LAYER = "Give the settings and the refiner of the existing layer, or another --layer-name."
+REMEDY_FOR_KEPT = "Leave the option out that keeps this layer, or give another --shards folder."
 REMEDY_FOR_SAM = "Give --sam the weights that made the masks: the logits of another SAM are not those of these masks."
 
 
@@ -32,7 +33,8 @@ REMEDY_FOR_SAM = "Give --sam the weights that made the masks: the logits of anot
 class RunSettings:
     """What ``labelgen run`` was asked to do. ``workers`` 0 works in this process, without Ray.
 
-    With the path of a ``refiner``, the run adds the uncertainty layer ``layer_name`` in the same pass.
+    With the path of a ``refiner``, the run adds the uncertainty layer ``layer_name`` in the same pass; ``keep_images``
+    adds the photos at SAM's input side.
     """
 
     images: tuple[str, ...]
@@ -43,6 +45,7 @@ class RunSettings:
     refiner: str | None = None
     layer_name: str = REFINEMENT
     min_refine_area: int = 0
+    keep_images: bool = False
     runtime: Runtime = field(default_factory=Runtime)
     unit_size: int = UNIT_SIZE
     points_per_batch: int = 64
@@ -126,6 +129,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo) -> RunSu
         runtime=settings.runtime,
         points_per_batch=settings.points_per_batch,
         masks=MasksTask(settings.automask, masks.id(ids)),
+        kept=tuple(KeptTask(layer, layer.id(ids)) for layer in ([images_layer(sam)] if settings.keep_images else [])),
     )
     if settings.refiner is not None:
         maps = maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, ids)
@@ -167,8 +171,8 @@ def _work(
 ) -> RunSummary:
     """Make what ``units`` lack of the job's layers."""
     storage = Storage(settings.shards)
-    if job.uncertainty is not None:
-        dataset = add_layer(storage, job.uncertainty.layer, REMEDY_FOR_LAYER)
+    for layer in job.added_layers:
+        dataset = add_layer(storage, layer, _remedy_for(layer))
     shards = ShardSet(storage, dataset)
     done = set.intersection(*(set(shards.committed(layer)) for layer in job.layers))
     pending = [unit for unit in units if unit.number not in done]
@@ -184,8 +188,8 @@ def _work(
                 reports.append(event)
             else:
                 progress.add(event.masks, event.error)
-    if job.uncertainty is not None:  # another run's copy of dataset.json may have come without it
-        add_layer(storage, job.uncertainty.layer, REMEDY_FOR_LAYER)
+    for layer in job.added_layers:  # another run's copy of dataset.json may have come without it
+        add_layer(storage, layer, _remedy_for(layer))
     return RunSummary(
         units=len(units),
         units_before=before,
@@ -196,6 +200,10 @@ def _work(
         images_per_second=progress.rate,
         unknown=None if job.uncertainty is None else sum(report.unknown for report in reports),
     )
+
+
+def _remedy_for(layer: Layer) -> str:
+    return REMEDY_FOR_LAYER if is_uncertainty(layer.name) else REMEDY_FOR_KEPT
 
 
 def make_executor(settings: RunSettings | UncertaintyRunSettings, job: Job) -> Executor:

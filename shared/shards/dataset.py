@@ -22,6 +22,8 @@ FORMAT_VERSION = 2
 DATASET = "dataset.json"
 UNCERTAINTY = "uncertainty"
 """Folder of the layers of uncertainty maps: ``uncertainty/<name>``, one for each refiner or source."""
+IMAGES = "images"
+"""The layer of the photos themselves, at the input side of the SAM that labels them."""
 REMEDY_FOR_SETTINGS = "Give the settings of the existing shard set, or another --shards folder."
 REMEDY_FOR_DATASET = (
     "restore it, or move it away and give the same commands again, which write it anew and keep every sound unit: "
@@ -96,7 +98,11 @@ class Layer:
 
     @property
     def parts(self) -> tuple[Literal["label", "u", "refined"], ...]:
-        """What the layer holds of a mask: its label, or the map u and, made by a refiner, the refined label."""
+        """What the layer holds of a mask: its label, or the map u and, made by a refiner, the refined label.
+
+        Of a layer that holds no grids of codes there are none: its frames are read as they are."""
+        if self.name == IMAGES:
+            return ()
         if not is_uncertainty(self.name):
             return ("label",)
         return ("u", "refined") if "refiner" in self.weights else ("u",)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.errors import ShardError
-from shared.shards.dataset import REMEDY_FOR_DATA, is_uncertainty, unit_name
+from shared.shards.dataset import IMAGES, REMEDY_FOR_DATA, is_uncertainty, unit_name
 from shared.shards.seal import SEAL, require_seal, seal, with_room
 
 _PLACE = [
@@ -52,6 +52,9 @@ MASK_SCHEMA = pa.schema(
 UNCERTAINTY_SCHEMA = pa.schema([*_PLACE, ("mean_u", pa.float32()), ("u_valid", pa.bool_())])
 """Columns of an uncertainty layer, row for row the masks. Where ``u_valid`` is false the map is unknown: ``mean_u`` is
 null, ``length`` is 0, and ``error`` says why if the photo is to blame."""
+IMAGE_SCHEMA = pa.schema(_PLACE)
+"""Columns of the ``images`` layer: a photo is the one frame of its image, ``mask`` 0. Where ``mask`` is null, ``error``
+says why the photo could not be read."""
 
 CROP_BOX = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
 """Columns of the crop that a mask was found in: x0, y0, x1, y1 in the photo, x1 and y1 exclusive."""
@@ -79,6 +82,8 @@ class UnitRecord:
 
 def schema_of(layer: str) -> pa.Schema:
     """Return the columns of a layer's manifests."""
+    if layer == IMAGES:
+        return IMAGE_SCHEMA
     return UNCERTAINTY_SCHEMA if is_uncertainty(layer) else MASK_SCHEMA
 
 

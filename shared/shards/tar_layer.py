@@ -1,8 +1,9 @@
 """A unit of a layer as a WebDataset tar with fixed bytes, and random access into it by offset.
 
 Each image is one sample of two members: ``KEY.labels``, or ``KEY.uncertainty`` (the frames of its masks, one after the
-other), and ``KEY.json`` (what is known of the image and its masks; the lengths that cut the first). In member names the
-characters ``%`` and ``.`` of a key are percent-encoded, since WebDataset ends a key at the first dot.
+other) or ``KEY.jpg`` (the photo), and ``KEY.json`` (what is known of the image and its masks; the lengths that cut the
+first). A photo that could not be read has no ``KEY.jpg``, since a reader would take an empty one for a photo. In
+member names the characters ``%`` and ``.`` of a key are percent-encoded, since WebDataset ends a key at the first dot.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import ShardError
-from shared.shards.dataset import is_uncertainty, unit_name
+from shared.shards.dataset import IMAGES, is_uncertainty, unit_name
 
-LABELS, MAPS, META = "labels", "uncertainty", "json"
+LABELS, MAPS, PHOTO, META = "labels", "uncertainty", "jpg", "json"
 
 
 def tar_path(layer: str, number: int) -> str:
@@ -27,6 +28,8 @@ def tar_path(layer: str, number: int) -> str:
 
 def member_of(layer: str) -> str:
     """Return what the members that hold a layer's frames are called."""
+    if layer == IMAGES:
+        return PHOTO
     return MAPS if is_uncertainty(layer) else LABELS
 
 
@@ -60,7 +63,7 @@ class TarWriter:
 def add_sample(writer: TarWriter, member: str, key: str, frames: Sequence[bytes], meta: Mapping[str, Any]) -> list[int]:
     """Add an image with the frames of its masks as ``KEY.member``; return the offset of each frame in the tar."""
     name = sample_key(key)
-    start = writer.add(f"{name}.{member}", b"".join(frames))
+    start = writer.add(f"{name}.{member}", b"".join(frames)) if frames or member != PHOTO else 0
     described = {**meta, "key": key, "length": [len(frame) for frame in frames]}
     writer.add(f"{name}.{META}", json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
     offsets = []
@@ -82,8 +85,9 @@ def read_samples(data: bytes, member: str, name: str) -> Iterator[tuple[dict[str
             for path in members:
                 if path.endswith(f".{META}"):
                     meta = json.loads(_content(tar, members[path]))
-                    blob = _content(tar, members[f"{path.removesuffix(META)}{member}"])
-                    yield meta, _cut(blob, meta["length"])
+                    held = f"{path.removesuffix(META)}{member}"
+                    bare = member == PHOTO and not meta["length"]
+                    yield meta, _cut(b"" if bare else _content(tar, members[held]), meta["length"])
     except (tarfile.TarError, ValueError, KeyError) as error:
         raise ShardError(f"{name}: damaged ({error}); run `labelgen verify`") from error
 

@@ -18,6 +18,7 @@ from shared.label_codec import decode_label
 from shared.shards.collect import LEAST_AGE, temporaries
 from shared.shards.dataset import (
     DATASET,
+    IMAGES,
     REMEDY_FOR_DATA,
     REMEDY_FOR_DATASET,
     UNCERTAINTY,
@@ -27,6 +28,7 @@ from shared.shards.dataset import (
     unit_name,
 )
 from shared.shards.manifest import UnitRecord, manifest_path
+from shared.shards.photos import faults_of_photos
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.tar_layer import member_of, read_samples, tar_path
 from shared.uncertainty_codec import STEPS, decode_uncertainty
@@ -70,7 +72,7 @@ def verify(shards: ShardSet) -> Iterator[UnitCheck]:
     if len(sizes) == len(shards.dataset.unit_ids) and not _sizes_fit(shards.dataset, sizes):
         name = shards.storage.path(DATASET)
         yield UnitCheck(-1, None, (f"{name}: unit_size or images do not match the units; {REMEDY_FOR_DATASET}",))
-    for problem in (*stray, *_unlisted(shards), *_stale(shards)):
+    for problem in (*stray, *_unlisted(shards), *_unlisted_photos(shards), *_stale(shards)):
         yield UnitCheck(-1, None, (problem,))
 
 
@@ -110,6 +112,15 @@ def _unlisted(shards: ShardSet) -> Iterator[str]:
         yield (
             f"{shards.storage.path(f'manifest/{UNCERTAINTY}/{name}')}: a layer that {DATASET} does not list; give the "
             f"`labelgen uncertainty --layer-name {name}` that made it again, which lists it, or delete it"
+        )
+
+
+def _unlisted_photos(shards: ShardSet) -> Iterator[str]:
+    """Yield the layer of photos if it is there, and ``dataset.json`` does not list it."""
+    if IMAGES not in shards.dataset.layers and shards.storage.names(f"manifest/{IMAGES}"):
+        yield (
+            f"{shards.storage.path(f'manifest/{IMAGES}')}: a layer that {DATASET} does not list; give the "
+            "`labelgen run --keep-images` that made it again, which lists it, or delete it"
         )
 
 
@@ -189,6 +200,10 @@ def _faults_of_frames(
         if [_mask_of(row) for row in rows] != [_mask_of(mask) for mask in masks]:
             yield "its rows are not those of the masks"
             return
+    if layer == IMAGES:
+        held = ((row, b"" if row["mask"] is None else _frame(data, row)) for row in rows)
+        yield from faults_of_photos(held, shards.input_side)
+        return
     refined = "refiner" in shards.layer(layer).weights
     for row, mask in zip(rows, masks, strict=True):
         if row["mask"] is None:

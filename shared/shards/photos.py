@@ -1,0 +1,70 @@
+"""The layer ``images`` of a shard set: its photos, at the input side of the SAM that labelled them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import ImageError, ShardError
+from shared.frame import resized_size
+from shared.photo_codec import decode_photo
+from shared.shards.dataset import IMAGES
+from shared.shards.shard_set import ShardSet
+
+
+def read_photo(shards: ShardSet, unit: int, index: int) -> npt.NDArray[np.uint8]:
+    """Read and decode the photo of image ``index`` of a unit: RGB uint8 (3, h, w), its longer side SAM's input side.
+
+    Raises ``ShardError`` if the unit is not in the layer, the photo could not be read when the layer was made, or its
+    data are missing, fail their CRC-32, or do not decode.
+    """
+    reader = shards.reader(IMAGES)
+    first, end = reader.rows(unit).first[index : index + 2].tolist()
+    place = f"{shards.storage.url}, layer {IMAGES}, image {index} of unit {unit}"
+    if first == end:
+        raise ShardError(f"{place}: the photo could not be read when the layer was made (`labelgen status` says why)")
+    (data,) = reader.frames(unit, [first])
+    try:
+        return decode_photo(data, place)
+    except ImageError as error:
+        raise ShardError(str(error)) from error
+
+
+def require_photos(shards: ShardSet, unit: int) -> None:
+    """Raise ``ShardError`` if an image of a unit that has masks has no photo in the layer ``images``."""
+    reader = shards.reader(IMAGES)
+    try:
+        photos = reader.rows(unit)
+    except ShardError as error:
+        raise ShardError(f"{error}; give the `labelgen run` that made the masks again, with --keep-images") from error
+    lacking = np.flatnonzero((np.diff(shards.reader().rows(unit).first) > 0) & (np.diff(photos.first) == 0))
+    if lacking.size:
+        name = shards.unit(unit).images[lacking[0]].key
+        raise ShardError(
+            f"{shards.storage.url}, layer {IMAGES}: unit {unit} lacks {len(lacking)} photos whose masks are there, the "
+            f"first is {name!r} (`labelgen status` says why); restore them, delete the unit's manifest in this layer, "
+            "and run `labelgen run --keep-images` again"
+        )
+
+
+def faults_of_photos(frames: Iterable[tuple[Mapping[str, Any], bytes]], side: int) -> Iterator[str]:
+    """Yield which photos of a unit do not decode or have another size than their row of the manifest says.
+
+    ``frames`` are rows with their data, empty where there is no photo; ``side`` is the longer side of the photos.
+    """
+    for row, data in frames:
+        if row["mask"] is None:
+            if row["error"] is None:
+                yield f"image {row['image']} has neither a photo nor an error"
+            continue
+        try:
+            size = tuple(decode_photo(data, f"image {row['image']}").shape[1:])
+        except ImageError as error:
+            yield str(error)
+            continue
+        expected = resized_size(row["height"], row["width"], side)
+        if size != expected:
+            yield f"image {row['image']}: {size[1]} x {size[0]} pixels, expected {expected[1]} x {expected[0]}"
