@@ -14,11 +14,12 @@ from torch import Tensor
 
 from shared.errors import ImageError, ShardError
 from shared.frame import Frame
-from shared.images import RgbImage, decode_image, digest
+from shared.images import decode_image, digest
 from shared.photos import photo_name, read_bytes
 from shared.sam.task_prompt import TASKS
-from shared.shards.dataset import PlannedImage, content_id, uncertainty_layer
+from shared.shards.dataset import IMAGES, PlannedImage, content_id, uncertainty_layer
 from shared.shards.manifest import CROP_BOX
+from shared.shards.photos import read_photo, require_photos
 from shared.shards.reader import LayerReader, Rows, known
 from shared.shards.shard_set import MASKS, ShardSet
 from trainer.data.grid import logits_on_grid, map_on_grid, valid_cells
@@ -46,8 +47,10 @@ class PseudoSet:
     """The images of a shard set that have masks, in the order of the units.
 
     ``layer`` names the uncertainty layer that ``method`` reads, or is None; ``layer_ids`` are the ids of all layers
-    that are read, which a run records. Opening it verifies the manifests of every committed unit: raises ``ShardError``
-    if one is damaged, if there is no such layer, or if the masks are on another grid than the model's.
+    that are read, which a run records. Photos are read from the layer ``images`` if there is one, else from where they
+    were labelled. Opening it verifies the manifests of every committed unit: raises ``ShardError`` if one is damaged,
+    if there is no such layer, if the layer ``images`` lacks a photo, or if the masks are on another grid than the
+    model's.
     """
 
     def __init__(self, shards: ShardSet, layer: str | None, method: Method, grid: GridSettings) -> None:
@@ -61,6 +64,8 @@ class PseudoSet:
         self.shards, self.method, self.grid = shards, method, grid
         self.layer = layer if method.needs_uncertainty else None
         layers = [MASKS] if self.layer is None else [MASKS, uncertainty_layer(self.layer)]
+        if IMAGES in shards.dataset.layers:
+            layers.append(IMAGES)
         self.layer_ids = {name: shards.layer(name).id(shards.dataset.unit_ids) for name in layers}
         self._unit: Callable[[int], _Unit] = lru_cache(CACHED_UNITS)(self._read_unit)
         self.units = shards.committed()
@@ -85,13 +90,17 @@ class PseudoSet:
     def load(self, index: int, id: SampleId) -> TrainingSample:
         """Load one sample: only the masks that are picked are read.
 
-        Raises ``SourceError`` or ``ImageError`` if the photo is gone or changed, ``ShardError`` for damaged shards.
+        Raises ``SourceError`` or ``ImageError`` if the original photo is read, and gone or changed; ``ShardError`` for
+        damaged shards.
         """
         number, place = self.places[index]
         unit = self._unit(number)
         index = int(unit.images[place])
         planned = unit.planned[index]
-        photo = _read_photo(planned)
+        if IMAGES in self.layer_ids:
+            image = torch.from_numpy(read_photo(self.shards, number, index))
+        else:
+            image = _read_original(planned, self.grid.side)
         first, end = unit.masks.first[index : index + 2].tolist()
         whole = Frame.whole(self.grid.side, int(unit.masks["height"][first]), int(unit.masks["width"][first]))
         usable = first + np.flatnonzero(unit.usable[first:end])
@@ -101,7 +110,7 @@ class PseudoSet:
         return TrainingSample(
             id=id,
             key=planned.key,
-            image=scale_image(photo, self.grid.side),
+            image=image,
             masks=masks[seen],
             certainty=certainty[seen] if certainty is not None and self.method.certain_loss else None,
             sampling=certainty[seen] if certainty is not None and self.method.certain_sampling else None,
@@ -111,6 +120,8 @@ class PseudoSet:
         )
 
     def _read_unit(self, number: int) -> _Unit:
+        if IMAGES in self.layer_ids:
+            require_photos(self.shards, number)
         for layer in self.layer_ids:
             self.shards.require_whole(number, layer)
         masks = self.shards.reader(MASKS).rows(number)
@@ -146,12 +157,13 @@ class PseudoSet:
         return masks, 1 - _stack(doubt, side // stride)
 
 
-def _read_photo(planned: PlannedImage) -> RgbImage:
+def _read_original(planned: PlannedImage, side: int) -> Tensor:
+    """Read the photo that was labelled, scaled for SAM: uint8 (3, h, w)."""
     name = photo_name(planned)
     data = read_bytes(planned)
     if digest(data) != planned.digest:
         raise ImageError(f"{name}: changed since it was labelled; restore it, or label the photos anew")
-    return decode_image(data, name)
+    return scale_image(decode_image(data, name), side)
 
 
 def _stack(maps: Iterable[Tensor], side: int) -> Tensor:
