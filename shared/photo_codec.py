@@ -16,9 +16,9 @@ from PIL import Image
 from shared.errors import ImageError
 from shared.images import RgbImage
 
-QUALITY = 92
-CHROMA = "4:2:0"
-"""Colour at half the resolution, as in most photos' own files: at 1024 pixels a fifth fewer bytes than without."""
+QUALITY = 90
+CHROMA = "4:4:4"
+"""Colour at full resolution: for its bytes nearer to what SAM makes of the pixels than quality 95 without."""
 _FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _END = b"\xff\xd9"
 

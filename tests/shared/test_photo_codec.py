@@ -44,8 +44,8 @@ def test_equal_pixels_give_equal_bytes() -> None:
 def test_quality_and_chroma_are_those_that_the_layer_names() -> None:
     image = Image.open(io.BytesIO(encode_photo(photo(64, 48))))
     assert image.format == "JPEG"
-    assert (QUALITY, CHROMA) == (92, "4:2:0")
-    assert [layer[1:3] for layer in image.layer] == [(2, 2), (1, 1), (1, 1)]
+    assert (QUALITY, CHROMA) == (90, "4:4:4")
+    assert [layer[1:3] for layer in image.layer] == [(1, 1), (1, 1), (1, 1)]
     sink = io.BytesIO()
     Image.fromarray(photo(64, 48)).save(sink, "JPEG", quality=QUALITY)
     assert image.quantization == Image.open(io.BytesIO(sink.getvalue())).quantization
