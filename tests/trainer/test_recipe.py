@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from trainer.data.order import Mix
 from trainer.data.sets import CocoSettings, FolderPairsSettings, SetSettings
 from trainer.optimizer import OptimizerSettings
-from trainer.recipe import CheckpointSettings, Recipe, ValidationSettings
+from trainer.recipe import CacheSettings, CheckpointSettings, Recipe, ValidationSettings
 
 HUMAN: tuple[SetSettings, ...] = (FolderPairsSettings("folder-pairs", Path("a"), Path("b"), "salient"),)
 
@@ -59,6 +59,7 @@ def test_human_data_alone_fill_the_whole_batch() -> None:
 CHANGES_NOTHING: dict[str, Any] = {
     "human": (CocoSettings("coco", Path("c"), Path("d"), "entity"),),
     "shards": "elsewhere",
+    "cache": CacheSettings(limit_gb=3),
     "sam": "other.pth",
     "uncertainty": "hq",
     "validation": ValidationSettings(HUMAN),
