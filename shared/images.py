@@ -16,8 +16,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".p
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 """What is tried, whatever a file is called; other formats of Pillow's would start programs (EPS) or are no photos."""
 MAX_PIXELS = 178_000_000
-"""Larger images are refused: one full-resolution logit map of this size takes 0.7 GB. Pillow's own limit is
-just above."""
+"""Larger images are refused: decoded they take half a gigabyte, and some are kept ahead. Pillow's own limit is just
+above."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -142,7 +142,7 @@ class Dataset:
             if record["format"] != FORMAT_VERSION:
                 raise ShardError(
                     f"{name}: format version {record['format']}, this software reads {FORMAT_VERSION}; "
-                    "read an older shard set with the software that made it, or label its photos anew into another folder"
+                    "read an older shard set with the software that made it, or label its photos anew elsewhere"
                 )
             require_seal(data)
             layers = {}
