@@ -24,6 +24,7 @@ from shared.sam.quality import THRESHOLDS_OF_MODELS
 from shared.sam.runtime import Runtime
 from shared.shards.collect import LEAST_AGE, left_overs, remove
 from shared.shards.dataset import IMAGES, is_uncertainty
+from shared.shards.encodings import ENCODINGS, TAR
 from shared.shards.shard_set import REFINEMENT, ShardSet
 from shared.shards.verify import verify
 
@@ -31,6 +32,13 @@ FINISHED_WITH_IMAGE_ERRORS = 3
 TAKEN_BACK = 3
 
 shards_option = click.option("--shards", required=True, help="Folder of the shard set: a path or an fsspec URL.")
+
+encoding_option = click.option(
+    "--encoding",
+    type=click.Choice(ENCODINGS),
+    default=TAR,
+    help="How masks and maps lie on disk: WebDataset tars are smaller, sharded Zarr v3 arrays are read faster.",
+)
 
 
 @click.group(cls=Commands, context_settings={"show_default": True})
@@ -103,6 +111,7 @@ def refiner_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--keep-images", is_flag=True, help="Keep the photos too, at SAM's input side, for training to read.")
 @click.option("--unit-size", type=click.IntRange(min=1), default=RunSettings.unit_size, help="Images a unit.")
 @click.option("--bf16", is_flag=True, help="Run the image encoder in bfloat16: faster, masks differ slightly.")
+@encoding_option
 @work_options
 @automask_options
 def run_command(device: str, bf16: bool, compile_: bool, sam: str, model_type: str | None, **options: Any) -> None:
@@ -123,6 +132,7 @@ def run_command(device: str, bf16: bool, compile_: bool, sam: str, model_type: s
 @refiner_options
 @click.option("--source", type=click.Choice(SOURCES), default=REFINEMENT, help="Where the uncertainty comes from.")
 @click.option("--layer-name", default=None, help="Name of the layer  [default: that of the source]")
+@encoding_option
 @work_options
 def uncertainty_command(source: str, min_refine_area: int, device: str, compile_: bool, **options: Any) -> None:
     """Add a layer of uncertainty maps to masks that are there: another refiner's, or another source's."""

@@ -13,28 +13,18 @@ from shared.shards.shard_set import MASKS
 
 @dataclass(frozen=True)
 class MasksTask:
-    """The pseudo-labels that a job makes, and the id of their layer."""
+    """The pseudo-labels that a job makes; what ``dataset.json`` says of their layer counts."""
 
     settings: AutomaskSettings
-    layer_id: str
 
 
 @dataclass(frozen=True)
 class UncertaintyTask:
-    """The uncertainty maps that a job makes, and their layer with its id. ``refiner`` is the path of its file."""
+    """The uncertainty maps that a job makes, and their layer. ``refiner`` is the path of its file."""
 
     settings: UncertaintySettings
     refiner: str | None
     layer: Layer
-    layer_id: str
-
-
-@dataclass(frozen=True)
-class KeptTask:
-    """A layer of what labelling has at hand anyway, such as the photos, and its id."""
-
-    layer: Layer
-    layer_id: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +38,8 @@ class Job:
     points_per_batch: int
     masks: MasksTask | None = None
     uncertainty: UncertaintyTask | None = None
-    kept: tuple[KeptTask, ...] = ()
+    kept: tuple[Layer, ...] = ()
+    """Layers of what labelling has at hand anyway, such as the photos."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -59,8 +50,7 @@ class Job:
     @property
     def added_layers(self) -> tuple[Layer, ...]:
         """The layers beside the masks, in the order in which they are committed."""
-        kept = tuple(task.layer for task in self.kept)
-        return kept if self.uncertainty is None else (*kept, self.uncertainty.layer)
+        return self.kept if self.uncertainty is None else (*self.kept, self.uncertainty.layer)
 
 
 @dataclass(frozen=True)

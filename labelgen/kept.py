@@ -6,11 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from labelgen.automask import ImageLabels
-from labelgen.job import KeptTask
 from shared.images import RgbImage
 from shared.label_codec import encode_label
 from shared.photo_codec import encode_photo
-from shared.shards.dataset import IMAGES, Unit
+from shared.shards.dataset import IMAGES, Dataset, Layer, Unit
 from shared.shards.unit_writer import UnitWriter
 from shared.storage import Storage
 
@@ -39,8 +38,8 @@ def encode(labels: ImageLabels, resized: RgbImage, layers: Collection[str]) -> E
 class KeptWriter:
     """Collects a unit's data of each kept layer, in memory, and commits them."""
 
-    def __init__(self, tasks: Sequence[KeptTask], unit: Unit) -> None:
-        self.writers = {task.layer.name: UnitWriter(task.layer.name, task.layer_id, unit) for task in tasks}
+    def __init__(self, dataset: Dataset, layers: Sequence[Layer], unit: Unit) -> None:
+        self.writers = {layer.name: UnitWriter(dataset, layer, unit) for layer in layers}
 
     def add(self, index: int, size: tuple[int, int], kept: Mapping[str, Sequence[bytes]]) -> None:
         """Add image ``index`` of the unit, a photo of ``size`` height, width, with its frames of each layer."""

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from labelgen.automask import ImageLabels, LabelGenerator
-from labelgen.job import Job, KeptTask, MasksTask, Progress, UncertaintyTask, UnitReport
+from labelgen.job import Job, Progress, UncertaintyTask, UnitReport
 from labelgen.kept import Encoded, KeptWriter, encode
 from labelgen.read_ahead import Photo, read_ahead
 from labelgen.uncertainty import UNKNOWN, Embed, LabelledMask, UncertaintyMaker, UncertaintyMap
@@ -21,7 +21,7 @@ from shared.photo_codec import encode_photo
 from shared.sam.checkpoint import load_sam
 from shared.sam.refiner import load_refiner
 from shared.sam.runtime import CropBox, Predictor, place
-from shared.shards.dataset import IMAGES, Unit
+from shared.shards.dataset import IMAGES, Layer, Unit
 from shared.shards.manifest import UnitRecord, manifest_path
 from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
 from shared.shards.unit_writer import UnitWriter
@@ -57,9 +57,9 @@ class Labeler:
         """
         masks, uncertainty = self.job.masks, self.job.uncertainty
         if masks is not None and not self._has(unit, MASKS):
-            yield from self._label(unit, masks, uncertainty)
+            yield from self._label(unit, uncertainty)
             return
-        kept = [task for task in self.job.kept if not self._has(unit, task.layer.name)]
+        kept = [layer for layer in self.job.kept if not self._has(unit, layer.name)]
         errors: tuple[str, ...] = ()
         if kept:
             errors = yield from self._add_kept(unit, kept)
@@ -76,11 +76,11 @@ class Labeler:
         """Whether a unit is committed in a layer."""
         return self.shards.storage.exists(manifest_path(layer, unit.number))
 
-    def _label(self, unit: Unit, task: MasksTask, uncertainty: UncertaintyTask | None) -> Iterator[Event]:
+    def _label(self, unit: Unit, uncertainty: UncertaintyTask | None) -> Iterator[Event]:
         """Label the images of a unit, keep what is to be kept, and make maps with the same embeddings if asked to."""
-        masks = UnitWriter(MASKS, task.layer_id, unit)
-        kept = KeptWriter(self.job.kept, unit)
-        maps = None if uncertainty is None else UnitWriter(uncertainty.layer.name, uncertainty.layer_id, unit)
+        masks = UnitWriter(self.shards.dataset, self.shards.layer(MASKS), unit)
+        kept = KeptWriter(self.shards.dataset, self.job.kept, unit)
+        maps = None if uncertainty is None else UnitWriter(self.shards.dataset, uncertainty.layer, unit)
         for index, labels, encoded in self._label_and_encode(unit):
             if isinstance(labels, str):
                 masks.add_failure(index, labels)
@@ -110,7 +110,7 @@ class Labeler:
         The frames of an image are encoded by another thread while the next one is labelled.
         """
         waiting: deque[tuple[int, ImageLabels | str, Future[Encoded]]] = deque()
-        layers = {task.layer.name for task in self.job.kept}
+        layers = {layer.name for layer in self.job.kept}
         with ThreadPoolExecutor(1) as encoder:
             for index, photo in enumerate(read_ahead(unit.images, self.side)):
                 try:
@@ -126,12 +126,12 @@ class Labeler:
             for index, done, encoded in waiting:
                 yield index, done, encoded.result()
 
-    def _add_kept(self, unit: Unit, tasks: Sequence[KeptTask]) -> Generator[Event, None, tuple[str, ...]]:
+    def _add_kept(self, unit: Unit, layers: Sequence[Layer]) -> Generator[Event, None, tuple[str, ...]]:
         """Make layers to be kept beside committed masks, from the photos where the unit says they are.
 
         Returns why photos could not be read.
         """
-        kept, errors = KeptWriter(tasks, unit), []
+        kept, errors = KeptWriter(self.shards.dataset, layers, unit), []
         for index, photo in enumerate(read_ahead(unit.images, self.side)):
             try:
                 pixels, resized = photo()
@@ -148,7 +148,7 @@ class Labeler:
     def _add_maps(self, unit: Unit, task: UncertaintyTask) -> Iterator[Event]:
         """Make the maps of masks that are committed, from the photos where the unit says they are."""
         _, record = self.shards.manifest(unit.number)
-        maps = UnitWriter(task.layer.name, task.layer_id, unit)
+        maps = UnitWriter(self.shards.dataset, task.layer, unit)
         images = self.shards.images(unit.number)
         photos = read_ahead((unit.images[image.index] for image in images if image.masks), self.side)
         for image in images:

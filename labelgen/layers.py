@@ -15,25 +15,26 @@ from shared.photo_codec import CHROMA, QUALITY
 from shared.sam.refiner import identify_refiner
 from shared.sam.runtime import Runtime
 from shared.shards.dataset import IMAGES, Layer, uncertainty_layer
+from shared.shards.encodings import TAR
 from shared.shards.shard_set import MASKS
 
 
-def masks_layer(automask: AutomaskSettings, runtime: Runtime, sam: dict[str, object]) -> Layer:
+def masks_layer(automask: AutomaskSettings, runtime: Runtime, sam: dict[str, object], encoding: str = TAR) -> Layer:
     """Describe the layer of pseudo-labels that the SAM which ``identify_weights`` describes makes."""
     return Layer(
         name=MASKS,
-        encoding="tar",
+        encoding=encoding,
         settings={**asdict(automask), **runtime.settings()},
         weights={"sam": sam},
         provenance=_provenance(),
     )
 
 
-def images_layer(sam: dict[str, object]) -> Layer:
+def images_layer(sam: dict[str, object], encoding: str = TAR) -> Layer:
     """Describe the layer of photos at the input side of the SAM which ``identify_weights`` describes."""
     return Layer(
         name=IMAGES,
-        encoding="tar",
+        encoding=encoding,
         settings={"side": sam["image_size"], "format": "jpeg", "quality": QUALITY, "chroma": CHROMA},
         weights={},
         provenance={**_provenance(), "pillow": version("pillow")},
@@ -41,7 +42,12 @@ def images_layer(sam: dict[str, object]) -> Layer:
 
 
 def maps_layer(
-    name: str, settings: UncertaintySettings, refiner: str | None, masks: Layer, unit_ids: Sequence[str]
+    name: str,
+    settings: UncertaintySettings,
+    refiner: str | None,
+    masks: Layer,
+    unit_ids: Sequence[str],
+    encoding: str = TAR,
 ) -> Layer:
     """Describe the layer of uncertainty maps called ``name``, of the masks of the units, by the refiner at a path.
 
@@ -57,7 +63,7 @@ def maps_layer(
         weights["refiner"] = identify_refiner(Path(refiner), masks.weights["sam"])
     return Layer(
         name=uncertainty_layer(name),
-        encoding="tar",
+        encoding=encoding,
         settings={**asdict(settings), "bf16": masks.settings["bf16"], "masks": masks.id(unit_ids)},
         weights=weights,
         provenance=_provenance(),

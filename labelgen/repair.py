@@ -9,7 +9,6 @@ from shared.errors import ShardError
 from shared.shards.dataset import DATASET, REMEDY_FOR_DATASET, is_uncertainty, unit_name, unit_path
 from shared.shards.manifest import manifest_path
 from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.tar_layer import tar_path
 from shared.shards.verify import PLANS, verify
 from shared.storage import Storage
 
@@ -24,13 +23,8 @@ class Broken:
     layer: str
     unit: int
     problems: tuple[str, ...]
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Its files, in the order in which they are taken back: without its manifest a unit is not committed."""
-        if self.layer == PLANS:
-            return (unit_path(self.unit),)
-        return manifest_path(self.layer, self.unit), tar_path(self.layer, self.unit)
+    files: tuple[str, ...]
+    """Its files, in the order in which they are taken back: without its manifest a unit is not committed."""
 
     @property
     def name(self) -> str:
@@ -78,7 +72,7 @@ def diagnose(shards: ShardSet) -> Diagnosis:
             if (MASKS, number) in broken:
                 broken.setdefault((layer, number), ("its masks are taken back",))
     ordered = sorted(broken, key=lambda key: (not is_uncertainty(key[0]), key[0] == PLANS, key))
-    return Diagnosis(tuple(Broken(*key, broken[key]) for key in ordered), tuple(left))
+    return Diagnosis(tuple(Broken(*key, broken[key], _files(shards, *key)) for key in ordered), tuple(left))
 
 
 def take_back(storage: Storage, broken: tuple[Broken, ...]) -> str:
@@ -93,6 +87,11 @@ def take_back(storage: Storage, broken: tuple[Broken, ...]) -> str:
             if storage.exists(name):
                 storage.move(name, f"{folder}/{name}")
     return folder
+
+
+def _files(shards: ShardSet, layer: str, unit: int) -> tuple[str, ...]:
+    """Return the files of a unit of a layer, or of its plan, in the order in which they are taken back."""
+    return (unit_path(unit),) if layer == PLANS else (manifest_path(layer, unit), *shards.data_files(unit, layer))
 
 
 def _is_there(storage: Storage, layer: str, unit: int) -> bool:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from labelgen.automask import AutomaskSettings
 from labelgen.engine import Executor, RayExecutor, SerialExecutor
-from labelgen.job import Job, KeptTask, MasksTask, UncertaintyTask, UnitReport
+from labelgen.job import Job, MasksTask, UncertaintyTask, UnitReport
 from labelgen.layers import images_layer, maps_layer, masks_layer
 from labelgen.plan import prepare
 from labelgen.progress import ProgressReporter
@@ -20,6 +20,7 @@ from shared.errors import SettingsError
 from shared.sam.checkpoint import PACKAGED, identify_weights
 from shared.sam.runtime import Runtime
 from shared.shards.dataset import Dataset, Layer, Unit, add_layer, is_uncertainty, require_same
+from shared.shards.encodings import TAR, write_shared_files
 from shared.shards.shard_set import MASKS, REFINEMENT, ShardSet
 from shared.storage import Storage
 
@@ -48,6 +49,7 @@ class RunSettings:
     keep_images: bool = False
     runtime: Runtime = field(default_factory=Runtime)
     unit_size: int = UNIT_SIZE
+    encoding: str = TAR
     points_per_batch: int = 64
     workers: int = 0
     ray_address: str | None = None
@@ -66,6 +68,7 @@ class UncertaintyRunSettings:
     shards: str
     refiner: str | None = None
     layer_name: str | None = None
+    encoding: str = TAR
     uncertainty: UncertaintySettings = field(default_factory=UncertaintySettings)
     sam: str = PACKAGED
     model_type: str | None = None
@@ -112,7 +115,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo) -> RunSu
     """
     refs = list_images(settings.images)
     sam = identify_weights(settings.sam, settings.model_type)
-    masks = masks_layer(settings.automask, settings.runtime, sam)
+    masks = masks_layer(settings.automask, settings.runtime, sam, settings.encoding)
     uncertainty = UncertaintySettings(min_refine_area=settings.min_refine_area)
     if settings.refiner is None:
         if settings.min_refine_area:
@@ -128,12 +131,12 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo) -> RunSu
         model_type=settings.model_type,
         runtime=settings.runtime,
         points_per_batch=settings.points_per_batch,
-        masks=MasksTask(settings.automask, masks.id(ids)),
-        kept=tuple(KeptTask(layer, layer.id(ids)) for layer in ([images_layer(sam)] if settings.keep_images else [])),
+        masks=MasksTask(settings.automask),
+        kept=(images_layer(sam, settings.encoding),) if settings.keep_images else (),
     )
     if settings.refiner is not None:
-        maps = maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, ids)
-        job = replace(job, uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps, maps.id(ids)))
+        maps = maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, ids, settings.encoding)
+        job = replace(job, uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps))
     return _work(settings, job, dataset, units, say)
 
 
@@ -147,14 +150,15 @@ def add_uncertainty(settings: UncertaintyRunSettings, say: Callable[[str], None]
     sam = identify_weights(settings.sam, settings.model_type)
     require_same("weights", f"{settings.shards}, layer {MASKS}", masks.weights["sam"], sam, REMEDY_FOR_SAM)
     uncertainty = settings.uncertainty
-    maps = maps_layer(settings.layer_name or uncertainty.source, uncertainty, settings.refiner, masks, ids)
+    name = settings.layer_name or uncertainty.source
+    maps = maps_layer(name, uncertainty, settings.refiner, masks, ids, settings.encoding)
     job = Job(
         shards=settings.shards,
         sam=settings.sam,
         model_type=settings.model_type,
         runtime=replace(settings.runtime, bf16=masks.settings["bf16"]),
         points_per_batch=settings.points_per_batch,
-        uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps, maps.id(ids)),
+        uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps),
     )
     units = [shards.unit(number) for number in shards.committed(MASKS)]
     if len(units) < len(ids):
@@ -173,6 +177,8 @@ def _work(
     storage = Storage(settings.shards)
     for layer in job.added_layers:
         dataset = add_layer(storage, layer, _remedy_for(layer))
+    for name in job.layers:
+        write_shared_files(storage, dataset, dataset.layers[name])
     shards = ShardSet(storage, dataset)
     done = set.intersection(*(set(shards.committed(layer)) for layer in job.layers))
     pending = [unit for unit in units if unit.number not in done]

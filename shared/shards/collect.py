@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from shared.shards.dataset import IMAGES, UNCERTAINTY
+from shared.shards.encodings import layer_of, unit_of
 from shared.shards.manifest import manifest_path
 from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.tar_layer import tar_path
 from shared.storage import TEMPORARY_PREFIX, Storage
 
 LEAST_AGE = timedelta(hours=24)
 """Files that were written later may belong to a run that is still at work: it commits what it writes in much less."""
-
-_DATA = re.compile(r"(?P<layer>.+)/(?P<number>\d{6,})\.tar")
 
 
 @dataclass(frozen=True)
@@ -73,18 +71,17 @@ def remove(storage: Storage, left: LeftOver) -> bool:
 
 def _is_temporary(name: str, layers: Collection[str]) -> bool:
     folder, _, file = name.rpartition("/")
-    own = folder in ("", "units") or _is_layer(folder.removeprefix("manifest/"), layers)
+    own = folder in ("", "units") or _is_layer(layer_of(folder.removeprefix("manifest/")), layers)
     return own and file.startswith(TEMPORARY_PREFIX)
 
 
 def _missing_manifest(name: str, layers: Collection[str], files: Collection[str]) -> str | None:
     """Return the manifest that would commit a data file, if the file is one and the manifest is not there."""
-    matched = _DATA.fullmatch(name)
-    if matched is None or not _is_layer(matched["layer"], layers):
+    of_unit = unit_of(name)
+    if of_unit is None or not _is_layer(of_unit[0], layers):
         return None
-    layer, number = matched["layer"], int(matched["number"])
-    manifest = manifest_path(layer, number)
-    return manifest if name == tar_path(layer, number) and manifest not in files else None
+    manifest = manifest_path(*of_unit)
+    return manifest if manifest not in files else None
 
 
 def _is_layer(folder: str, layers: Collection[str]) -> bool:

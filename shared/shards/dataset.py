@@ -20,6 +20,8 @@ from shared.storage import Storage
 
 FORMAT_VERSION = 2
 DATASET = "dataset.json"
+MASKS = "masks"
+"""The layer of pseudo-labels."""
 UNCERTAINTY = "uncertainty"
 """Folder of the layers of uncertainty maps: ``uncertainty/<name>``, one for each refiner or source."""
 IMAGES = "images"
@@ -159,8 +161,10 @@ class Dataset:
 
 def uncertainty_layer(name: str) -> str:
     """Return the layer of the uncertainty maps called ``name``. Raises ``ShardError`` if no folder can be called so."""
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        raise ShardError(f"{name!r} cannot name a layer; use letters, digits, '-', '_' and '.'")
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) or name.endswith(".zarr"):
+        raise ShardError(
+            f"{name!r} cannot name a layer; use letters, digits, '-', '_' and '.', and no '.zarr' at its end"
+        )
     return f"{UNCERTAINTY}/{name}"
 
 
@@ -238,8 +242,12 @@ def read_unit(storage: Storage, number: int) -> Unit:
 def require_same_layer(place: str, stored: Layer, wanted: Layer, remedy: str) -> None:
     """Raise ``SettingsDifferError``, with what to do, if a layer was made with other settings or weights."""
     where = f"{place}, layer {stored.name}"
-    require_same("settings", where, stored.settings, wanted.settings, remedy)
+    require_same("settings", where, _with_encoding(stored), _with_encoding(wanted), remedy)
     require_same("weights", where, stored.weights, wanted.weights, remedy)
+
+
+def _with_encoding(layer: Layer) -> Mapping[str, Any]:
+    return {**layer.settings, "encoding": layer.encoding}
 
 
 def require_same(

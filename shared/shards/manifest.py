@@ -28,8 +28,9 @@ _PLACE = [
     ("length", pa.int32()),
     ("crc32", pa.uint32()),
 ]
-"""Columns of every layer. ``offset`` and ``length`` place the frame in the data file. A row whose ``mask`` is null
-stands for an image without masks: ``error`` says why, or is null if SAM found none."""
+"""Columns of every layer. ``offset`` and ``length`` place the frame, or the chunk, in the data file. A row whose
+``mask`` is null stands for an image without masks: ``error`` says why, or is null if SAM found none. An encoding may
+add columns of its own."""
 MASK_SCHEMA = pa.schema(
     [
         *_PLACE,
@@ -78,6 +79,14 @@ class UnitRecord:
     """For an uncertainty layer, the ``data_sha256`` of the masks that its maps are of."""
     unknown: int = 0
     """For an uncertainty layer, the masks without a map."""
+    files: tuple[tuple[int, str], ...] = ()
+    """Size and SHA-256 of each data file, where there are several: then ``data_bytes`` and ``data_sha256`` are of all
+    of them, one after the other."""
+
+    @property
+    def each_file(self) -> tuple[tuple[int, str], ...]:
+        """Size and SHA-256 of each data file, in the order of ``data_files``."""
+        return self.files or ((self.data_bytes, self.data_sha256),)
 
 
 def schema_of(layer: str) -> pa.Schema:
@@ -126,4 +135,5 @@ def read_record(data: bytes, name: str) -> UnitRecord:
 def _parse_metadata(metadata: dict[bytes, bytes]) -> UnitRecord:
     described = json.loads(metadata[_METADATA_KEY.encode()])
     del described[SEAL]
-    return UnitRecord(**described)
+    files = tuple((size, sha256) for size, sha256 in described.pop("files", ()))
+    return UnitRecord(**described, files=files)

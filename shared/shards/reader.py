@@ -16,7 +16,6 @@ from shared.codes import Codes
 from shared.errors import ShardError
 from shared.shards.dataset import Layer
 from shared.shards.manifest import UnitRecord
-from shared.storage import Storage
 
 Part = Literal["label", "u", "refined"]
 """What a layer holds of a mask: ``masks`` its label; a layer of uncertainty its map u and, by a refiner, its refined
@@ -64,6 +63,16 @@ def _as_numbers(column: pa.ChunkedArray, kind: pa.DataType) -> npt.NDArray[np.ge
     return np.asarray(column.fill_null(missing).to_numpy())
 
 
+class Source(Protocol):
+    """Where data files are read: a ``Storage``, or what stands in for one."""
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Read a file, or its bytes ``start`` to ``end`` (exclusive). Raises ``FileNotFoundError``."""
+
+    def path(self, name: str) -> str:
+        """Return what to call a file in a message."""
+
+
 class LayerReader(Protocol):
     """Reads masks of a layer at random, by their numbers in the unit: 0 to M - 1, as ``Rows`` has them.
 
@@ -104,9 +113,7 @@ def known(rows: Rows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     return np.asarray(rows["u_valid"][picked], np.bool_)
 
 
-def read_frames(
-    storage: Storage, name: str, rows: Rows, picked: npt.NDArray[np.int64], prefix: str = ""
-) -> list[bytes]:
+def read_frames(storage: Source, name: str, rows: Rows, picked: npt.NDArray[np.int64], prefix: str = "") -> list[bytes]:
     """Read frames of a data file, at once if they lie near each other, and check their CRC-32.
 
     The columns ``offset``, ``length`` and ``crc32``, behind ``prefix``, place them. Raises ``ShardError``.

@@ -28,14 +28,13 @@ from shared.shards.dataset import (
     unit_name,
     unit_path,
 )
+from shared.shards.dataset import MASKS as MASKS
 from shared.shards.encodings import data_files, open_reader
 from shared.shards.manifest import UnitRecord, manifest_path, read_manifest, read_record
 from shared.shards.reader import LayerReader, Rows
 from shared.storage import Storage
 from shared.uncertainty_codec import Uncertainty
 
-MASKS = "masks"
-"""The layer of pseudo-labels."""
 REFINEMENT = "refinement"
 """Name of the uncertainty layer that is read if no other is asked for."""
 UNITS_KEPT = 16
@@ -130,12 +129,17 @@ class ShardSet:
             table, record = read_manifest(self.storage.read(name), self.storage.path(name))
         except FileNotFoundError:
             raise ShardError(f"{self.storage.path(name)}: missing; this unit is not in layer {layer} yet") from None
-        expected = (number, self.dataset.unit_ids[number], self.layer(layer).id(self.dataset.unit_ids))
-        if (record.unit, record.unit_id, record.layer_id) != expected:
+        data = self.data_files(number, layer)
+        expected = (number, self.dataset.unit_ids[number], self.layer(layer).id(self.dataset.unit_ids), len(data))
+        if (record.unit, record.unit_id, record.layer_id, len(record.each_file)) != expected:
             raise ShardError(f"{self.storage.path(name)}: belongs to another shard set; {REMEDY_FOR_DATA}")
-        (data,) = data_files(self.layer(layer), number)
-        self.storage.expect(data, record.data_bytes, record.data_sha256)
+        for file, (size, sha256) in zip(data, record.each_file, strict=True):
+            self.storage.expect(file, size, sha256)
         return table, record
+
+    def data_files(self, number: int, layer: str = MASKS) -> tuple[str, ...]:
+        """Return the names of the files that hold a unit's data, whether they are there or not."""
+        return data_files(self.dataset, self.layer(layer), number)
 
     def images(self, number: int) -> list[LabelledImage]:
         """Return the images of a committed unit, with their manifest rows."""
@@ -170,17 +174,17 @@ class ShardSet:
 
     def require_whole(self, number: int, layer: str = MASKS) -> None:
         """Raise ``ShardError`` if a unit's data are missing or cut short: what reads a tar does not notice that."""
-        names = data_files(self.layer(layer), number)
-        try:
-            size = sum(self.storage.size(name) for name in names)
-        except FileNotFoundError:
-            size = 0
-        expected = self.reader(layer).rows(number).record.data_bytes
-        if size != expected:
-            raise ShardError(
-                f"{' and '.join(map(self.storage.path, names))}: {size} bytes, expected {expected}; not trained on: "
-                "run `labelgen verify`, which says how to mend it"
-            )
+        record = self.reader(layer).rows(number).record
+        for name, (expected, _) in zip(self.data_files(number, layer), record.each_file, strict=True):
+            try:
+                size = self.storage.size(name)
+            except FileNotFoundError:
+                size = 0
+            if size != expected:
+                raise ShardError(
+                    f"{self.storage.path(name)}: {size} bytes, expected {expected}; not trained on: "
+                    "run `labelgen verify`, which says how to mend it"
+                )
 
     def read_logits(self, number: int, image: LabelledImage, masks: Sequence[int]) -> list[npt.NDArray[np.float32]]:
         """Read and decode the chosen masks of an image: label logits, float32 (h, w) each."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +26,14 @@ LABELS, MAPS, PHOTO, META = "labels", "uncertainty", "jpg", "json"
 def tar_path(layer: str, number: int) -> str:
     """Return the path of a unit's data inside the shard set."""
     return f"{layer}/{unit_name(number)}.tar"
+
+
+def tar_unit(name: str) -> tuple[str, int] | None:
+    """Return of which layer and unit a file of this name is the tar, or None if it is none."""
+    matched = re.fullmatch(r"(?P<layer>.+)/(?P<number>\d{6,})\.tar", name)
+    if matched is None or name != tar_path(matched["layer"], int(matched["number"])):
+        return None
+    return matched["layer"], int(matched["number"])
 
 
 def member_of(layer: str) -> str:
@@ -71,6 +81,40 @@ def add_sample(writer: TarWriter, member: str, key: str, frames: Sequence[bytes]
         offsets.append(start)
         start += len(frame)
     return offsets
+
+
+class TarEncoder:
+    """A ``LayerEncoder`` of tars."""
+
+    columns = ()
+
+    def __init__(self, layer: str) -> None:
+        self._member, self._writer = member_of(layer), TarWriter()
+
+    def add(self, key: str, frames: Sequence[bytes], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Add the masks of an image: see ``LayerEncoder``."""
+        offsets = add_sample(self._writer, self._member, key, frames, meta)
+        return [
+            {"offset": offset, "length": len(frame), "crc32": zlib.crc32(frame)}
+            for offset, frame in zip(offsets, frames, strict=True)
+        ]
+
+    def finish(self) -> tuple[bytes, ...]:
+        """Return the tar."""
+        return (self._writer.finish(),)
+
+
+def faults_of_tar(layer: str, data: bytes, rows: Sequence[Mapping[str, Any]], name: str) -> Iterator[str]:
+    """Yield in what a tar differs from the places in the manifest, whose ``rows`` these are.
+
+    Raises ``ShardError`` if it does not read as a tar.
+    """
+    masks = [row for row in rows if row["mask"] is not None]
+    for row in masks:
+        if zlib.crc32(data[row["offset"] : row["offset"] + row["length"]]) != row["crc32"]:
+            yield f"mask {row['mask']} of image {row['image']} fails its checksum"
+    if sum(len(frames) for _, frames in read_samples(data, member_of(layer), name)) != len(masks):
+        yield "the tar's members do not hold the masks of the manifest"
 
 
 def read_samples(data: bytes, member: str, name: str) -> Iterator[tuple[dict[str, Any], list[bytes]]]:

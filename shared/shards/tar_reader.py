@@ -11,16 +11,15 @@ from shared.codes import Codes
 from shared.compiled_codec import decode_labels, decode_maps, decode_refined
 from shared.errors import ShardError
 from shared.shards.dataset import Layer
-from shared.shards.reader import Part, Picked, Rows, read_frames, require_part
+from shared.shards.reader import Part, Picked, Rows, Source, read_frames, require_part
 from shared.shards.tar_layer import tar_path
-from shared.storage import Storage
 
 
 @dataclass(frozen=True)
 class TarReader:
     """A ``LayerReader`` of tars; ``rows`` gives the masks of a unit."""
 
-    storage: Storage
+    storage: Source
     layer: Layer
     rows: Callable[[int], Rows]
 

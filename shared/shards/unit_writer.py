@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from shared.shards.dataset import Unit
+from shared.shards.dataset import Dataset, Layer, Unit
+from shared.shards.encodings import data_files, new_encoder
 from shared.shards.manifest import UnitRecord, manifest_path, read_record, schema_of, write_manifest
-from shared.shards.tar_layer import TarWriter, add_sample, member_of, tar_path
 from shared.storage import Storage
 
 
 @dataclass
 class UnitWriter:
-    """Collects the images of ``unit`` in their order, in memory, and commits them to a layer."""
+    """Collects the images of ``unit`` in their order, in memory, and commits them to a layer of ``dataset``."""
 
-    layer: str
-    layer_id: str
+    dataset: Dataset
+    layer: Layer
     unit: Unit
     errors: list[str] = field(default_factory=list)
     """Why images have no data, or masks no map; one an image at most."""
-    _tar: TarWriter = field(default_factory=TarWriter)
     _rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._encoder = new_encoder(self.dataset, self.layer)
 
     def add_image(
         self,
@@ -47,19 +48,18 @@ class UnitWriter:
         if error is not None:
             described["error"] = error
             self.errors.append(error)
-        offsets = add_sample(self._tar, member_of(self.layer), image.key, frames, described)
+        places = self._encoder.add(image.key, frames, described)
         of_image = {"image": image.key, "image_index": index, "height": height, "width": width, "error": error}
         rows = []
-        for k, frame in enumerate(frames):
-            place = {"mask": k, "offset": offsets[k], "length": len(frame), "crc32": zlib.crc32(frame)}
-            rows.append({**of_image, **place, **{name: values[k] for name, values in columns.items()}})
+        for k, place in enumerate(places):
+            rows.append({**of_image, "mask": k, **place, **{name: values[k] for name, values in columns.items()}})
         self._rows += rows or [of_image]
         return rows
 
     def add_failure(self, index: int, error: str) -> None:
         """Add image ``index`` of the unit as one that could not be labelled."""
         image = self.unit.images[index]
-        add_sample(self._tar, member_of(self.layer), image.key, [], {"digest": image.digest, "error": error})
+        self._encoder.add(image.key, [], {"digest": image.digest, "error": error})
         self._rows.append({"image": image.key, "image_index": index, "error": error})
         self.errors.append(error)
 
@@ -68,26 +68,30 @@ class UnitWriter:
 
         Returns the record that then stands, and whether it is of the data collected here.
         """
-        data = self._tar.finish()
+        names = data_files(self.dataset, self.layer, self.unit.number)
+        files = dict(zip(names, self._encoder.finish(), strict=True))
         record = UnitRecord(
             unit=self.unit.number,
             unit_id=self.unit.id,
-            layer_id=self.layer_id,
+            layer_id=self.layer.id(self.dataset.unit_ids),
             images=len(self.unit.images),
             masks=sum("mask" in row for row in self._rows),
             errors=len(self.errors),
-            data_bytes=len(data),
-            data_sha256=hashlib.sha256(data).hexdigest(),
+            data_bytes=sum(map(len, files.values())),
+            data_sha256=sha256_of(files.values()),
             masks_sha256=masks_sha256,
             unknown=sum(row.get("u_valid") is False for row in self._rows),
+            files=tuple((len(data), sha256_of([data])) for data in files.values()) if len(files) > 1 else (),
         )
-        manifest = write_manifest(pa.Table.from_pylist(self._rows, schema=schema_of(self.layer)), record)
+        schema = pa.schema([*schema_of(self.layer.name), *(pa.field(*column) for column in self._encoder.columns)])
+        manifest = write_manifest(pa.Table.from_pylist(self._rows, schema=schema), record)
         standing = self._standing(storage)
         if standing is None or standing.masks_sha256 != masks_sha256:  # maps of masks that are no more do not stand
-            storage.write(tar_path(self.layer, record.unit), data)
+            for name, data in files.items():
+                storage.write(name, data)
             if standing is not None:
-                storage.write(manifest_path(self.layer, record.unit), manifest)
-            elif not storage.create(manifest_path(self.layer, record.unit), manifest):
+                storage.write(manifest_path(self.layer.name, record.unit), manifest)
+            elif not storage.create(manifest_path(self.layer.name, record.unit), manifest):
                 self._settle(storage, record, manifest)
             standing = self._standing(storage)
         assert standing is not None, "a manifest was there, or has just been written"
@@ -95,7 +99,7 @@ class UnitWriter:
 
     def _standing(self, storage: Storage) -> UnitRecord | None:
         """Return the record of the unit if it is committed."""
-        name = manifest_path(self.layer, self.unit.number)
+        name = manifest_path(self.layer.name, self.unit.number)
         try:
             return read_record(storage.read(name), storage.path(name))
         except FileNotFoundError:
@@ -107,9 +111,17 @@ class UnitWriter:
         Both write equal bytes as a rule. Where they do not (two kinds of GPU, an image that only one could read), the
         data that were written last stand.
         """
-        name, data = manifest_path(self.layer, record.unit), tar_path(self.layer, record.unit)
+        name = manifest_path(self.layer.name, record.unit)
         theirs = read_record(storage.read(name), storage.path(name))
         if theirs.data_sha256 == record.data_sha256:
             return
-        if hashlib.sha256(storage.read(data)).hexdigest() == record.data_sha256:
+        if sha256_of(map(storage.read, data_files(self.dataset, self.layer, record.unit))) == record.data_sha256:
             storage.write(name, manifest)
+
+
+def sha256_of(files: Iterable[bytes]) -> str:
+    """Return the SHA-256 of a unit's data files, one after the other, in hexadecimal."""
+    hasher = hashlib.sha256()
+    for data in files:
+        hasher.update(data)
+    return hasher.hexdigest()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -27,16 +25,22 @@ from shared.shards.dataset import (
     is_uncertainty,
     unit_name,
 )
+from shared.shards.encodings import faults_of_files, open_reader, shared_files
 from shared.shards.manifest import UnitRecord, manifest_path
 from shared.shards.photos import faults_of_photos
+from shared.shards.reader import LayerReader, Rows
 from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.tar_layer import member_of, read_samples, tar_path
+from shared.shards.unit_writer import sha256_of
+from shared.storage import Storage
 from shared.uncertainty_codec import STEPS, decode_uncertainty
 
 Row = Mapping[str, Any]
+BATCH = 64
+"""Masks whose frames are held at once."""
 
 PLANS = "units"
 """Takes the place of a layer in the check of a unit's plan."""
+REMEDY_FOR_SHARED = "running the same command again writes it anew (no reader here needs it, those of others do)"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def verify(shards: ShardSet) -> Iterator[UnitCheck]:
     layers = (MASKS, *sorted(name for name in shards.dataset.layers if name != MASKS))
     committed = {layer: set(shards.committed(layer)) for layer in layers}
     stray = [problem for layer in layers for problem in _strays(shards, layer, committed[layer])]
+    shared = [problem for layer in layers for problem in _faults_of_shared_files(shards, layer)]
     sizes = []
     for number in range(len(shards.dataset.unit_ids)):
         unit = None
@@ -72,7 +77,7 @@ def verify(shards: ShardSet) -> Iterator[UnitCheck]:
     if len(sizes) == len(shards.dataset.unit_ids) and not _sizes_fit(shards.dataset, sizes):
         name = shards.storage.path(DATASET)
         yield UnitCheck(-1, None, (f"{name}: unit_size or images do not match the units; {REMEDY_FOR_DATASET}",))
-    for problem in (*stray, *_unlisted(shards), *_unlisted_photos(shards), *_stale(shards)):
+    for problem in (*shared, *stray, *_unlisted(shards), *_unlisted_photos(shards), *_stale(shards)):
         yield UnitCheck(-1, None, (problem,))
 
 
@@ -91,17 +96,31 @@ def _sizes_fit(dataset: Dataset, sizes: list[int]) -> bool:
 
 def _strays(shards: ShardSet, layer: str, committed: set[int]) -> Iterator[str]:
     """Yield which files of a layer belong to nothing: data that are not committed, manifests of no unit."""
-    done = {unit_name(number) for number in committed}
-    for name in shards.storage.names(layer):
-        if PurePosixPath(name).stem not in done:
+    described = shards.layer(layer)
+    expected = {name for number in committed for name in shards.data_files(number, layer)}
+    expected |= shared_files(shards.dataset, described).keys()
+    folders = sorted({str(PurePosixPath(name).parent) for name in shards.data_files(0, layer)})
+    for name in (f"{folder}/{name}" for folder in folders for name in shards.storage.names(folder)):
+        if name not in expected:
             yield (
-                f"{shards.storage.path(f'{layer}/{name}')}: data without a manifest; running the same command again "
+                f"{shards.storage.path(name)}: data without a manifest; running the same command again "
                 "replaces it, or `labelgen gc` removes it when it is a day old"
             )
     planned = {f"{unit_name(number)}.parquet" for number in range(len(shards.dataset.unit_ids))}
     for name in shards.storage.names(f"manifest/{layer}"):
         if name not in planned:
             yield f"{shards.storage.path(f'manifest/{layer}/{name}')}: a manifest of no unit that is planned; delete it"
+
+
+def _faults_of_shared_files(shards: ShardSet, layer: str) -> Iterator[str]:
+    """Yield what is wrong with the files of a layer that belong to no unit."""
+    for name, content in shared_files(shards.dataset, shards.layer(layer)).items():
+        try:
+            fault = "not what was written" if shards.storage.read(name) != content else None
+        except FileNotFoundError:
+            fault = "missing"
+        if fault is not None:
+            yield f"{shards.storage.path(name)}: {fault}; {REMEDY_FOR_SHARED}"
 
 
 def _unlisted(shards: ShardSet) -> Iterator[str]:
@@ -139,33 +158,55 @@ def _verify_unit(shards: ShardSet, number: int, layer: str, unit: Unit | None) -
     """
     table, record = shards.manifest(number, layer)
     manifest = shards.storage.path(manifest_path(layer, number))
-    name = shards.storage.path(tar_path(layer, number))
-    try:
-        data = shards.storage.read(tar_path(layer, number))
-    except FileNotFoundError:
-        raise ShardError(f"{name}: missing, but its manifest is there; {REMEDY_FOR_DATA}") from None
+    files: dict[str, bytes] = {}
+    for name in shards.data_files(number, layer):
+        try:
+            files[name] = shards.storage.read(name)
+        except FileNotFoundError:
+            missing = f"{shards.storage.path(name)}: missing, but its manifest is there"
+            raise ShardError(f"{missing}; {REMEDY_FOR_DATA}") from None
     rows = table.to_pylist()
-    for fault in _faults_of_data(data, rows, record, layer, name):
-        raise ShardError(f"{name}: {fault}; {REMEDY_FOR_DATA}")
+    for name, fault in _faults_of_data(shards, files, rows, record, layer):
+        raise ShardError(f"{shards.storage.path(name)}: {fault}; {REMEDY_FOR_DATA}")
     planned = () if unit is None else _faults_of_images(rows, unit)
-    counts, frames = _faults_of_counts(rows, record), _faults_of_frames(shards, data, rows, record, layer)
+    held = open_reader(
+        _Held(shards.storage, files),
+        shards.dataset,
+        shards.layer(layer),
+        lambda number: Rows.from_manifest(table, record, manifest),
+    )
+    counts, frames = _faults_of_counts(rows, record), _faults_of_frames(shards, held, rows, record, layer)
     for fault in (*planned, *counts, *frames):
         raise ShardError(f"{manifest}: {fault}; {REMEDY_FOR_DATA}")
     return record
 
 
-def _faults_of_data(data: bytes, rows: Sequence[Row], record: UnitRecord, layer: str, name: str) -> Iterator[str]:
-    """Yield in what the data differ from the bytes that were committed."""
-    if len(data) != record.data_bytes:
-        yield f"{len(data)} bytes, expected {record.data_bytes}"
-    if hashlib.sha256(data).hexdigest() != record.data_sha256:
-        yield "its bytes do not have the SHA-256 of the manifest"
-    masks = [row for row in rows if row["mask"] is not None]
-    for row in masks:
-        if zlib.crc32(_frame(data, row)) != row["crc32"]:
-            yield f"mask {row['mask']} of image {row['image']} fails its checksum"
-    if sum(len(frames) for _, frames in read_samples(data, member_of(layer), name)) != len(masks):
-        yield "the tar's members do not hold the masks of the manifest"
+@dataclass(frozen=True)
+class _Held:
+    """The data files of a unit, read as a whole."""
+
+    storage: Storage
+    files: Mapping[str, bytes]
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        return self.files[name][start:end]
+
+    def path(self, name: str) -> str:
+        return self.storage.path(name)
+
+
+def _faults_of_data(
+    shards: ShardSet, files: Mapping[str, bytes], rows: Sequence[Row], record: UnitRecord, layer: str
+) -> Iterator[tuple[str, str]]:
+    """Yield in what the data differ from the bytes that were committed, with the name of the file."""
+    for (name, data), (size, sha256) in zip(files.items(), record.each_file, strict=True):
+        if len(data) != size:
+            yield name, f"{len(data)} bytes, expected {size}"
+        if sha256_of([data]) != sha256:
+            yield name, "its bytes do not have the SHA-256 of the manifest"
+    if sha256_of(files.values()) != record.data_sha256:
+        yield next(iter(files)), "the unit's data do not have the SHA-256 of the manifest"
+    yield from faults_of_files(shards.dataset, shards.layer(layer), files, rows)
 
 
 def _faults_of_counts(rows: Sequence[Row], record: UnitRecord) -> Iterator[str]:
@@ -188,7 +229,7 @@ def _faults_of_images(rows: Sequence[Row], unit: Unit) -> Iterator[str]:
 
 
 def _faults_of_frames(
-    shards: ShardSet, data: bytes, rows: Sequence[Row], record: UnitRecord, layer: str
+    shards: ShardSet, held: LayerReader, rows: Sequence[Row], record: UnitRecord, layer: str
 ) -> Iterator[str]:
     """Yield what is wrong with what the frames decode to."""
     masks = rows
@@ -200,20 +241,37 @@ def _faults_of_frames(
         if [_mask_of(row) for row in rows] != [_mask_of(mask) for mask in masks]:
             yield "its rows are not those of the masks"
             return
-    if layer == IMAGES:
-        held = ((row, b"" if row["mask"] is None else _frame(data, row)) for row in rows)
-        yield from faults_of_photos(held, shards.input_side)
-        return
-    refined = "refiner" in shards.layer(layer).weights
-    for row, mask in zip(rows, masks, strict=True):
+    framed = _with_frames(held, rows, record.unit)
+    try:
+        if layer == IMAGES:
+            yield from faults_of_photos(framed, shards.input_side)
+        else:
+            yield from _faults_of_masks(shards, framed, masks, layer)
+    except ShardError as error:
+        yield str(error)
+
+
+def _with_frames(held: LayerReader, rows: Sequence[Row], unit: int) -> Iterator[tuple[Row, bytes]]:
+    """Yield each row with its frame, which is empty for the row of an image without masks."""
+    count = sum(row["mask"] is not None for row in rows)
+    batches = (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
+    frames = (frame for batch in batches for frame in held.frames(unit, batch))
+    for row in rows:
+        yield row, b"" if row["mask"] is None else next(frames)
+
+
+def _faults_of_masks(
+    shards: ShardSet, framed: Iterable[tuple[Row, bytes]], masks: Sequence[Row], layer: str
+) -> Iterator[str]:
+    """Yield what is wrong with the labels, or the maps, of rows; ``masks`` are the same rows of the layer of masks."""
+    refined = "refined" in shards.layer(layer).parts
+    for (row, data), mask in zip(framed, masks, strict=True):
         if row["mask"] is None:
             continue
         frame = Frame(shards.input_side, (mask["crop_x0"], mask["crop_y0"], mask["crop_x1"], mask["crop_y1"]))
         try:
-            if is_uncertainty(layer):
-                fault = _fault_of_map(row, _frame(data, row), frame, refined)
-            else:
-                fault = _fault_of_label(_frame(data, row), frame)
+            maps = is_uncertainty(layer)
+            fault = _fault_of_map(row, data, frame, refined) if maps else _fault_of_label(data, frame)
         except ShardError as error:
             fault = str(error)
         if fault is not None:
@@ -238,10 +296,6 @@ def _fault_of_map(row: Row, data: bytes, frame: Frame, refined: bool) -> str | N
     if row["mean_u"] is None or abs(float(np.mean(decoded.u[:rows, :columns])) - row["mean_u"]) > 1 / STEPS:
         return "its mean is not that of its map"
     return None
-
-
-def _frame(data: bytes, row: Row) -> bytes:
-    return data[row["offset"] : row["offset"] + row["length"]]
 
 
 def _mask_of(row: Row) -> tuple[int, str, int | None]:

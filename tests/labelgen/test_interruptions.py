@@ -62,7 +62,7 @@ def written(end):
     return lambda args: any(str(arg).endswith(end) for arg in args)
 
 def committed(layer):
-    return lambda args: (args[0].layer, args[0].unit.number) == (layer, 1)
+    return lambda args: (args[0].layer.name, args[0].unit.number) == (layer, 1)
 
 POINTS = {
     "planning": lambda: at(Storage, "write", written("units/000001.json")),

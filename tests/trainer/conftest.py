@@ -198,7 +198,7 @@ def write_shards(folder: Path, units: list[Unit], truth: list[list[KnownMask]]) 
     storage.write(DATASET, dataset.to_json())
     for unit in units:
         storage.write(unit_path(unit.number), unit.to_json())
-        writers = [UnitWriter(name, layer.id(dataset.unit_ids), unit) for name, layer in layers.items()]
+        writers = [UnitWriter(dataset, layer, unit) for layer in layers.values()]
         for index in range(len(unit.images)):
             number = int(unit.images[index].key.removeprefix("shot"))
             size, masks = PSEUDO_SIZES[number], truth[number]

@@ -122,8 +122,8 @@ def swap(shards: Path, name: str) -> None:
 def other_masks(shards: Path) -> None:
     """Put other masks, sound by themselves, in the place of those that the maps are of."""
     opened = ShardSet.open(str(shards))
-    table, record = opened.manifest(0)
-    writer = UnitWriter("masks", record.layer_id, opened.unit(0))
+    table, _ = opened.manifest(0)
+    writer = UnitWriter(opened.dataset, opened.layer(), opened.unit(0))
     for image in opened.images(0):
         frames = [encode_label(-decode_label(frame)) for frame in opened.label_frames(0, image)]
         skipped = ("image", "image_index", "height", "width", "error", "mask", "offset", "length", "crc32")

@@ -48,7 +48,7 @@ def with_photos(known_shards: Any, tmp_path: Path) -> Path:
     shards.storage.write(DATASET, dataset.to_json())
     for number in range(len(dataset.unit_ids)):
         unit = shards.unit(number)
-        writer = UnitWriter(IMAGES, layer.id(dataset.unit_ids), unit)
+        writer = UnitWriter(dataset, layer, unit)
         for index, image in enumerate(unit.images):
             if image.key == FAILED:
                 writer.add_failure(index, "a photo that nobody could read")
@@ -120,7 +120,7 @@ def test_flipped_bit_is_refused_and_not_trained_on(with_photos: Path) -> None:
 def test_masks_without_a_photo_are_refused(with_photos: Path) -> None:
     shards = ShardSet.open(str(with_photos))
     unit = shards.unit(0)
-    writer = UnitWriter(IMAGES, shards.layer(IMAGES).id(shards.dataset.unit_ids), unit)
+    writer = UnitWriter(shards.dataset, shards.layer(IMAGES), unit)
     for index in range(len(unit.images)):
         writer.add_failure(index, "gone")
     (with_photos / manifest_path(IMAGES, 0)).unlink()

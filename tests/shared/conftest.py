@@ -1,0 +1,148 @@
+"""What tests of shard sets share: one with masks of all kinds, made by hand, in any encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from shared.frame import Frame
+from shared.label_codec import encode_label
+from shared.shards.dataset import DATASET, MASKS, Dataset, Layer, PlannedImage, Unit, uncertainty_layer, unit_path
+from shared.shards.encodings import write_shared_files
+from shared.shards.shard_set import ShardSet
+from shared.shards.unit_writer import UnitWriter
+from shared.storage import Storage
+from shared.uncertainty_codec import encode_uncertainty
+
+SIDE = 128
+HEIGHT, WIDTH = 96, 128
+IMAGES = ((2, 70, 0), (3, "a photo that nobody could read", 4), (0, 0))
+"""For each image of each unit the number of its masks, or why it has none."""
+CROPS = ((0, 0, WIDTH, HEIGHT), (0, 0, 80, 64), (40, 0, WIDTH, HEIGHT))
+
+
+@dataclass(frozen=True)
+class KnownMask:
+    """One mask as it was given to be written; frames of maps are empty where nothing is known."""
+
+    crop_box: tuple[int, int, int, int]
+    label: bytes
+    by_refiner: bytes
+    by_entropy: bytes
+    mean_u: float
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A shard set with the layers ``masks``, ``uncertainty/refinement`` and ``uncertainty/entropy``, and its masks."""
+
+    folder: Path
+    units: list[list[KnownMask]]
+
+    def open(self) -> ShardSet:
+        """Open the shard set."""
+        return ShardSet.open(str(self.folder))
+
+    def frames(self, layer: str, unit: int) -> list[bytes]:
+        """Return the frames of a layer as they were given."""
+        names = {MASKS: "label", "uncertainty/refinement": "by_refiner", "uncertainty/entropy": "by_entropy"}
+        return [getattr(mask, names[layer]) for mask in self.units[unit]]
+
+
+def make_mask(unit: int, number: int) -> KnownMask:
+    """Return a mask; every fifth is empty, every seventh has no known map, some were found in a crop."""
+    random = np.random.default_rng([unit, number])
+    crop_box = CROPS[number % 3 if number % 4 == 1 else 0]
+    frame = Frame(SIDE, crop_box)
+
+    def smooth() -> npt.NDArray[np.float32]:
+        noise = gaussian_filter(random.standard_normal((SIDE // 4 + 20, SIDE // 4 + 20)), 3.0)[10:-10, 10:-10]
+        return np.asarray((noise / noise.std())[: frame.low_res_size[0], : frame.low_res_size[1]], np.float32)
+
+    logits = smooth() * 6 - 2 if number % 5 else np.full(frame.low_res_size, -4, np.float32)
+    u = np.clip(smooth() - 1, 0, 1) if number % 6 else np.zeros(frame.low_res_size, np.float32)
+    refined = encode_label(logits + smooth())
+    rows, columns = frame.valid_size
+    return KnownMask(
+        crop_box=crop_box,
+        label=encode_label(logits),
+        by_refiner=encode_uncertainty(u, refined) if number % 7 != 3 else b"",
+        by_entropy=encode_uncertainty(u) if number % 7 != 2 else b"",
+        mean_u=float(u[:rows, :columns].mean()),
+    )
+
+
+@pytest.fixture(scope="session")
+def write_known() -> Callable[[Path, str], KnownSet]:
+    """``write_known(folder, encoding)`` makes the known shard set."""
+    return write
+
+
+def write(folder: Path, encoding: str) -> KnownSet:
+    """Make the known shard set in ``folder``."""
+    planned = [
+        Unit(n, tuple(PlannedImage(f"unit{n}/photo.{i}", f"{n}{i}" * 32, "/nowhere") for i in range(len(counts))))
+        for n, counts in enumerate(IMAGES)
+    ]
+    sam = {"model_type": "tiny", "image_size": SIDE, "sha256": "0" * 64}
+    layers = [
+        Layer(MASKS, encoding, {}, {"sam": sam}),
+        Layer(uncertainty_layer("refinement"), encoding, {}, {"sam": sam, "refiner": {"sha256": "1" * 64}}),
+        Layer(uncertainty_layer("entropy"), encoding, {}, {"sam": sam}),
+    ]
+    total = sum(len(unit.images) for unit in planned)
+    dataset = Dataset(3, tuple(unit.id for unit in planned), total, {layer.name: layer for layer in layers})
+    storage = Storage(str(folder))
+    storage.write(DATASET, dataset.to_json())
+    for layer in layers:
+        write_shared_files(storage, dataset, layer)
+    units = []
+    for unit in planned:
+        storage.write(unit_path(unit.number), unit.to_json())
+        units.append(write_unit(storage, dataset, unit))
+    return KnownSet(folder, units)
+
+
+def write_unit(storage: Storage, dataset: Dataset, unit: Unit) -> list[KnownMask]:
+    """Commit a unit in every layer and return its masks."""
+    writers = [UnitWriter(dataset, layer, unit) for layer in dataset.layers.values()]
+    masks: list[KnownMask] = []
+    for index, count in enumerate(IMAGES[unit.number]):
+        if isinstance(count, str):
+            for writer in writers:
+                writer.add_failure(index, count)
+            continue
+        mine = [make_mask(unit.number, len(masks) + k) for k in range(count)]
+        masks += mine
+        numbers = {name: [7] * count for name in ("box_x", "box_y", "box_w", "box_h", "area")}
+        numbers |= {name: [0.5] * count for name in ("point_x", "point_y", "predicted_iou", "stability")}
+        numbers |= {
+            f"crop_{edge}": [mask.crop_box[n] for mask in mine] for n, edge in enumerate(("x0", "y0", "x1", "y1"))
+        }
+        writers[0].add_image(index, (HEIGHT, WIDTH), [mask.label for mask in mine], numbers, {})
+        for writer, frames in zip(
+            writers[1:], ([m.by_refiner for m in mine], [m.by_entropy for m in mine]), strict=True
+        ):
+            means = [mask.mean_u if frame else None for mask, frame in zip(mine, frames, strict=True)]
+            known = {"mean_u": means, "u_valid": [bool(frame) for frame in frames]}
+            writer.add_image(index, (HEIGHT, WIDTH), frames, known, {})
+    record, _ = writers[0].commit(storage)
+    for writer in writers[1:]:
+        writer.commit(storage, record.data_sha256)
+    return masks
+
+
+@pytest.fixture(scope="session", params=["tar", "zarr"])
+def known_set(
+    request: pytest.FixtureRequest,
+    write_known: Callable[[Path, str], KnownSet],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> KnownSet:
+    """The known shard set in each encoding, which no test may change."""
+    return write_known(tmp_path_factory.mktemp(request.param) / "labels", request.param)

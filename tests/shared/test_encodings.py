@@ -1,0 +1,220 @@
+"""What every encoding of a layer must do: the same values, the same frames, the same refusals."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from shared.errors import ShardError
+from shared.label_codec import decode_label
+from shared.shards.reader import Part
+from shared.shards.shard_set import MASKS, ShardSet
+from shared.shards.verify import verify
+from shared.storage import Storage
+from shared.uncertainty_codec import decode_u, refined_label
+
+REFINEMENT, ENTROPY = "uncertainty/refinement", "uncertainty/entropy"
+LAYERS = (MASKS, REFINEMENT, ENTROPY)
+PARTS: tuple[tuple[str, Part], ...] = ((MASKS, "label"), (REFINEMENT, "u"), (REFINEMENT, "refined"), (ENTROPY, "u"))
+DECODE: dict[Part, Callable[[bytes], npt.NDArray[np.float32]]] = {
+    "label": decode_label,
+    "u": decode_u,
+    "refined": lambda frame: decode_label(refined_label(frame)),
+}
+
+
+@pytest.fixture
+def own_set(known_set: Any, tmp_path: Path) -> Any:
+    """A copy of the known set for a test to change."""
+    return replace(known_set, folder=shutil.copytree(known_set.folder, tmp_path / "own"))
+
+
+def problems(shards: ShardSet) -> list[str]:
+    return [problem for check in verify(shards) for problem in check.problems]
+
+
+def known_rows(known_set: Any, layer: str, unit: int) -> list[int]:
+    return [k for k, frame in enumerate(known_set.frames(layer, unit)) if frame]
+
+
+def files_of(known_set: Any, layer: str, unit: int) -> list[Path]:
+    return [known_set.folder / name for name in known_set.open().data_files(unit, layer)]
+
+
+@pytest.mark.parametrize(("layer", "part"), PARTS)
+def test_masks_are_read_as_the_plain_decoders_read_their_frames(known_set: Any, layer: str, part: Part) -> None:
+    reader = known_set.open().reader(layer)
+    for unit, masks in enumerate(known_set.units):
+        rows = np.random.default_rng(unit).permutation(known_rows(known_set, layer, unit))
+        codes = reader.read(unit, rows, part)
+        assert len(codes) == len(rows)
+        assert (len(rows) > 0) == (len(masks) > 0)
+        for k, row in enumerate(rows):
+            expected = DECODE[part](known_set.frames(layer, unit)[row])
+            found = codes.values(k)
+            np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+            height, width = codes.sizes[k]
+            assert not codes.grid[k, height:].any()
+            assert not codes.grid[k, :, width:].any()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_frames_are_those_that_were_written(known_set: Any, layer: str) -> None:
+    reader = known_set.open().reader(layer)
+    for unit, masks in enumerate(known_set.units):
+        assert reader.frames(unit, range(len(masks))) == known_set.frames(layer, unit)
+
+
+def test_rows_say_which_masks_are_whose(known_set: Any) -> None:
+    reader = known_set.open().reader(MASKS)
+    assert reader.rows(0).first.tolist() == [0, 2, 72, 72]
+    assert reader.rows(1).first.tolist() == [0, 3, 3, 7]
+    assert reader.rows(2).first.tolist() == [0, 0, 0]
+    crops = np.stack([reader.rows(1)[f"crop_{edge}"] for edge in ("x0", "y0", "x1", "y1")], 1)
+    assert [tuple(box) for box in crops.tolist()] == [mask.crop_box for mask in known_set.units[1]]
+
+
+def test_images_and_maps_read_one_by_one_are_the_same(known_set: Any) -> None:
+    shards = known_set.open()
+    for unit in range(3):
+        taken = iter(known_set.units[unit])
+        for image, rows in zip(shards.images(unit), shards.uncertainty(unit), strict=True):
+            labels = shards.read_logits(unit, image, range(len(image.masks)))
+            maps = shards.read_uncertainty(unit, rows)
+            assert (
+                shards.label_frames(unit, image)
+                == [m.label for m in known_set.units[unit]][image.first : image.first + len(image.masks)]
+            )
+            for label, one in zip(labels, maps, strict=True):
+                mask = next(taken)
+                np.testing.assert_array_equal(label, decode_label(mask.label))
+                assert (one is None) == (mask.by_refiner == b"")
+                if one is not None:
+                    np.testing.assert_array_equal(one.u, decode_u(mask.by_refiner))
+                    np.testing.assert_array_equal(one.refined, decode_label(refined_label(mask.by_refiner)))
+
+
+def test_what_is_unknown_is_not_given_out(known_set: Any) -> None:
+    with pytest.raises(ShardError, match="nothing is known of mask 3 of unit 0"):
+        known_set.open().reader(REFINEMENT).read(0, [0, 3, 1], "u")
+
+
+def test_part_that_a_layer_does_not_have_is_refused(known_set: Any) -> None:
+    with pytest.raises(ShardError, match="layer uncertainty/entropy has no refined, but u"):
+        known_set.open().reader(ENTROPY).read(0, [0], "refined")
+    with pytest.raises(ShardError, match="layer uncertainty/refinement has no label, but u and refined"):
+        known_set.open().reader(REFINEMENT).read(0, [0], "label")
+
+
+def test_only_what_is_picked_is_read(known_set: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = known_set.open()
+    reader = shards.reader(MASKS)
+    reader.rows(0)
+    read, spans = Storage.read, []
+
+    def counted(self: Storage, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        spans.append((name, start, end))
+        return read(self, name, start, end)
+
+    monkeypatch.setattr(Storage, "read", counted)
+    reader.read(0, [41], "label")
+    ((name, start, end),) = spans
+    places = reader.rows(0)
+    assert name == shards.data_files(0)[0]
+    assert (start, end) == (places["offset"][41], places["offset"][41] + places["length"][41])
+    assert reader.read(0, [], "label").logits().shape == (0, 0, 0)
+    assert len(spans) == 1
+
+
+@pytest.mark.parametrize(("layer", "part"), PARTS)
+def test_damage_is_refused_where_it_is_and_nowhere_else(own_set: Any, layer: str, part: Part) -> None:
+    reader = own_set.open().reader(layer)
+    prefix = "refined_" if f"{part}_offset" in reader.rows(0).columns else ""
+    row, *others = known_rows(own_set, layer, 0)[5:8]
+    path = files_of(own_set, layer, 0)[-1 if part == "refined" else 0]
+    data = bytearray(path.read_bytes())
+    data[int(reader.rows(0)[f"{prefix}offset"][row]) + 3] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match=rf"{path.name}: the frame at byte \d+ fails its checksum"):
+        reader.read(0, [others[0], row], part)
+    assert len(reader.read(0, others, part)) == len(others)
+    path.unlink()
+    with pytest.raises(ShardError, match=rf"{path.name}: missing"):
+        reader.read(0, others, part)
+    with pytest.raises(ShardError, match=rf"{path.name}.*: 0 bytes, expected \d+; not trained on"):
+        own_set.open().require_whole(0, layer)
+
+
+def test_sound_set_has_no_problem(known_set: Any) -> None:
+    checks = list(verify(known_set.open()))
+    assert [check.problems for check in checks] == [()] * 9
+    assert sum(check.record.masks for check in checks if check.record is not None) == 3 * sum(map(len, known_set.units))
+    unknown = [check.record.unknown for check in checks if check.record is not None and check.layer == ENTROPY]
+    assert unknown == [masks.count(b"") for masks in (known_set.frames(ENTROPY, unit) for unit in range(3))]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_cut_and_flipped_bit_is_found_and_the_file_named(own_set: Any, layer: str) -> None:
+    shards = own_set.open()
+    for path in files_of(own_set, layer, 1):
+        whole = path.read_bytes()
+        for place in {*range(0, len(whole), max(1, len(whole) // 6)), len(whole) - 1}:
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << place % 8
+            for damaged in (whole[:place], bytes(flipped), whole + b"\0"):
+                path.write_bytes(damaged)
+                found = problems(shards)
+                assert any(problem.startswith(f"{path}: ") for problem in found), (place, found)
+        path.write_bytes(whole)
+    assert problems(shards) == []
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_lost_data_and_lost_manifests_are_found(own_set: Any, layer: str) -> None:
+    for path in files_of(own_set, layer, 1):
+        whole = path.read_bytes()
+        path.unlink()
+        assert any(f"{path}: missing, but its manifest is there" in problem for problem in problems(own_set.open()))
+        path.write_bytes(whole)
+    (own_set.folder / f"manifest/{layer}/000001.parquet").unlink()
+    found = problems(own_set.open())
+    for path in files_of(own_set, layer, 1):
+        assert any(f"{path}: data without a manifest" in problem for problem in found)
+
+
+def test_file_of_nobody_is_found_and_one_being_written_is_left_alone(own_set: Any) -> None:
+    folder = files_of(own_set, MASKS, 0)[0].parent
+    (folder / ".partial-x").write_bytes(b"x")
+    assert problems(own_set.open()) == []
+    (folder / "c.99.0.0").write_bytes(b"x")
+    assert any("c.99.0.0: data without a manifest" in problem for problem in problems(own_set.open()))
+
+
+def test_equal_masks_give_equal_bytes(
+    known_set: Any, write_known: Callable[[Path, str], Any], tmp_path: Path, snapshot: Callable[[Path], dict[str, str]]
+) -> None:
+    write_known(tmp_path / "again", known_set.open().layer().encoding)
+    assert snapshot(tmp_path / "again") == snapshot(known_set.folder)
+
+
+def test_layer_of_an_unknown_encoding_is_named(write_known: Callable[[Path, str], Any], tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="layer masks has encoding 'hdf', and this software knows tar and zarr"):
+        write_known(tmp_path / "shards", "hdf")
+
+
+def test_encodings_give_equal_codes_and_tables(write_known: Callable[[Path, str], Any], tmp_path: Path) -> None:
+    one, other = (write_known(tmp_path / encoding, encoding) for encoding in ("tar", "zarr"))
+    for layer, part in PARTS:
+        for unit in range(3):
+            rows = known_rows(one, layer, unit)
+            a, b = (each.open().reader(layer).read(unit, rows, part) for each in (one, other))
+            np.testing.assert_array_equal(a.grid, b.grid)
+            np.testing.assert_array_equal(a.table, b.table)
+            np.testing.assert_array_equal(a.sizes, b.sizes)
