@@ -13,7 +13,18 @@ from scipy.ndimage import gaussian_filter
 
 from shared.frame import Frame
 from shared.label_codec import encode_label
-from shared.shards.dataset import DATASET, MASKS, Dataset, Layer, PlannedImage, Unit, uncertainty_layer, unit_path
+from shared.photo_codec import encode_photo
+from shared.shards.dataset import (
+    DATASET,
+    IMAGES,
+    MASKS,
+    Dataset,
+    Layer,
+    PlannedImage,
+    Unit,
+    uncertainty_layer,
+    unit_path,
+)
 from shared.shards.encodings import write_shared_files
 from shared.shards.shard_set import ShardSet
 from shared.shards.unit_writer import UnitWriter
@@ -22,7 +33,7 @@ from shared.uncertainty_codec import encode_uncertainty
 
 SIDE = 128
 HEIGHT, WIDTH = 96, 128
-IMAGES = ((2, 70, 0), (3, "a photo that nobody could read", 4), (0, 0))
+COUNTS = ((2, 70, 0), (3, "a photo that nobody could read", 4), (0, 0))
 """For each image of each unit the number of its masks, or why it has none."""
 CROPS = ((0, 0, WIDTH, HEIGHT), (0, 0, 80, 64), (40, 0, WIDTH, HEIGHT))
 
@@ -40,10 +51,14 @@ class KnownMask:
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A shard set with the layers ``masks``, ``uncertainty/refinement`` and ``uncertainty/entropy``, and its masks."""
+    """A shard set with the layers ``masks``, ``uncertainty/refinement``, ``uncertainty/entropy`` and ``images``.
+
+    ``units`` are the masks of each unit, ``photos`` the JPEGs of each, one for every image that could be read.
+    """
 
     folder: Path
     units: list[list[KnownMask]]
+    photos: list[list[bytes]]
 
     def open(self) -> ShardSet:
         """Open the shard set."""
@@ -51,6 +66,8 @@ class KnownSet:
 
     def frames(self, layer: str, unit: int) -> list[bytes]:
         """Return the frames of a layer as they were given."""
+        if layer == IMAGES:
+            return self.photos[unit]
         names = {MASKS: "label", "uncertainty/refinement": "by_refiner", "uncertainty/entropy": "by_entropy"}
         return [getattr(mask, names[layer]) for mask in self.units[unit]]
 
@@ -78,6 +95,15 @@ def make_mask(unit: int, number: int) -> KnownMask:
     )
 
 
+def make_photo(unit: int, index: int) -> bytes:
+    """Return the JPEG of a photo; the second of a unit is of the noise that takes the most bytes."""
+    random = np.random.default_rng([unit, index])
+    pixels = random.integers(0, 2, (HEIGHT, WIDTH, 3)) * 255
+    if index != 1:
+        pixels = 128 + 60 * gaussian_filter(random.standard_normal((HEIGHT, WIDTH, 3)), (6, 6, 0)) * 6
+    return encode_photo(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
 @pytest.fixture(scope="session")
 def write_known() -> Callable[[Path, str], KnownSet]:
     """``write_known(folder, encoding)`` makes the known shard set."""
@@ -88,13 +114,14 @@ def write(folder: Path, encoding: str) -> KnownSet:
     """Make the known shard set in ``folder``."""
     planned = [
         Unit(n, tuple(PlannedImage(f"unit{n}/photo.{i}", f"{n}{i}" * 32, "/nowhere") for i in range(len(counts))))
-        for n, counts in enumerate(IMAGES)
+        for n, counts in enumerate(COUNTS)
     ]
     sam = {"model_type": "tiny", "image_size": SIDE, "sha256": "0" * 64}
     layers = [
         Layer(MASKS, encoding, {}, {"sam": sam}),
         Layer(uncertainty_layer("refinement"), encoding, {}, {"sam": sam, "refiner": {"sha256": "1" * 64}}),
         Layer(uncertainty_layer("entropy"), encoding, {}, {"sam": sam}),
+        Layer(IMAGES, encoding, {}, {}),
     ]
     total = sum(len(unit.images) for unit in planned)
     dataset = Dataset(3, tuple(unit.id for unit in planned), total, {layer.name: layer for layer in layers})
@@ -102,22 +129,27 @@ def write(folder: Path, encoding: str) -> KnownSet:
     storage.write(DATASET, dataset.to_json())
     for layer in layers:
         write_shared_files(storage, dataset, layer)
-    units = []
+    known = KnownSet(folder, [], [])
     for unit in planned:
         storage.write(unit_path(unit.number), unit.to_json())
-        units.append(write_unit(storage, dataset, unit))
-    return KnownSet(folder, units)
+        masks, photos = write_unit(storage, dataset, unit)
+        known.units.append(masks)
+        known.photos.append(photos)
+    return known
 
 
-def write_unit(storage: Storage, dataset: Dataset, unit: Unit) -> list[KnownMask]:
-    """Commit a unit in every layer and return its masks."""
-    writers = [UnitWriter(dataset, layer, unit) for layer in dataset.layers.values()]
+def write_unit(storage: Storage, dataset: Dataset, unit: Unit) -> tuple[list[KnownMask], list[bytes]]:
+    """Commit a unit in every layer and return its masks and photos."""
+    *writers, photo_writer = [UnitWriter(dataset, layer, unit) for layer in dataset.layers.values()]
     masks: list[KnownMask] = []
-    for index, count in enumerate(IMAGES[unit.number]):
+    photos: list[bytes] = []
+    for index, count in enumerate(COUNTS[unit.number]):
         if isinstance(count, str):
-            for writer in writers:
+            for writer in (*writers, photo_writer):
                 writer.add_failure(index, count)
             continue
+        photos.append(make_photo(unit.number, index))
+        photo_writer.add_image(index, (HEIGHT, WIDTH), photos[-1:], {}, {})
         mine = [make_mask(unit.number, len(masks) + k) for k in range(count)]
         masks += mine
         numbers = {name: [7] * count for name in ("box_x", "box_y", "box_w", "box_h", "area")}
@@ -135,7 +167,8 @@ def write_unit(storage: Storage, dataset: Dataset, unit: Unit) -> list[KnownMask
     record, _ = writers[0].commit(storage)
     for writer in writers[1:]:
         writer.commit(storage, record.data_sha256)
-    return masks
+    photo_writer.commit(storage)
+    return masks, photos
 
 
 @pytest.fixture(scope="session", params=["tar", "zarr"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from shared.errors import ShardError
 from shared.label_codec import decode_label
+from shared.shards.dataset import IMAGES
+from shared.shards.photos import read_photo
 from shared.shards.reader import Part
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.verify import verify
@@ -21,7 +25,7 @@ from shared.storage import Storage
 from shared.uncertainty_codec import decode_u, refined_label
 
 REFINEMENT, ENTROPY = "uncertainty/refinement", "uncertainty/entropy"
-LAYERS = (MASKS, REFINEMENT, ENTROPY)
+LAYERS = (MASKS, REFINEMENT, ENTROPY, IMAGES)
 PARTS: tuple[tuple[str, Part], ...] = ((MASKS, "label"), (REFINEMENT, "u"), (REFINEMENT, "refined"), (ENTROPY, "u"))
 DECODE: dict[Part, Callable[[bytes], npt.NDArray[np.float32]]] = {
     "label": decode_label,
@@ -68,8 +72,22 @@ def test_masks_are_read_as_the_plain_decoders_read_their_frames(known_set: Any, 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_frames_are_those_that_were_written(known_set: Any, layer: str) -> None:
     reader = known_set.open().reader(layer)
-    for unit, masks in enumerate(known_set.units):
-        assert reader.frames(unit, range(len(masks))) == known_set.frames(layer, unit)
+    for unit in range(3):
+        frames = known_set.frames(layer, unit)
+        assert reader.frames(unit, range(len(frames))) == frames
+        assert reader.frames(unit, [*range(len(frames))][::-2]) == frames[::-2]
+
+
+def test_photos_are_read_by_image(known_set: Any) -> None:
+    shards = known_set.open()
+    for unit, images in enumerate(((0, 1, 2), (0, 2), (0, 1))):
+        for number, index in enumerate(images):
+            expected = np.asarray(Image.open(io.BytesIO(known_set.photos[unit][number])))
+            np.testing.assert_array_equal(read_photo(shards, unit, index).transpose(1, 2, 0), expected)
+    with pytest.raises(ShardError, match="could not be read when the layer was made"):
+        read_photo(shards, 1, 1)
+    with pytest.raises(ShardError, match="layer images has no label"):
+        shards.reader(IMAGES).read(0, [0], "label")
 
 
 def test_rows_say_which_masks_are_whose(known_set: Any) -> None:
@@ -154,8 +172,9 @@ def test_damage_is_refused_where_it_is_and_nowhere_else(own_set: Any, layer: str
 
 def test_sound_set_has_no_problem(known_set: Any) -> None:
     checks = list(verify(known_set.open()))
-    assert [check.problems for check in checks] == [()] * 9
-    assert sum(check.record.masks for check in checks if check.record is not None) == 3 * sum(map(len, known_set.units))
+    assert [check.problems for check in checks] == [()] * 12
+    counted = 3 * sum(map(len, known_set.units)) + sum(map(len, known_set.photos))
+    assert sum(check.record.masks for check in checks if check.record is not None) == counted
     unknown = [check.record.unknown for check in checks if check.record is not None and check.layer == ENTROPY]
     assert unknown == [masks.count(b"") for masks in (known_set.frames(ENTROPY, unit) for unit in range(3))]
 

@@ -1,0 +1,86 @@
+"""``--encoding`` decides how a layer lies on disk and nothing else; layers of both kinds go together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from labelgen.run import RunSummary
+from shared.errors import SettingsDifferError
+from shared.shards.shard_set import MASKS, ShardSet
+
+Label = Callable[..., RunSummary]
+Refined = tuple[Path, RunSummary]
+REFINEMENT = "uncertainty/refinement"
+
+
+@pytest.fixture(scope="module")
+def in_zarr(photos: Path, label: Label, refiner: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shard set of one pass that labelled and refined into Zarr, which no test may change."""
+    shards = tmp_path_factory.mktemp("zarr") / "shards"
+    label(photos, shards, refiner=refiner, encoding="zarr")
+    return shards
+
+
+def frames(shards: Path, layer: str) -> list[bytes]:
+    opened = ShardSet.open(str(shards))
+    reader = opened.reader(layer)
+    return [frame for unit in opened.committed(layer) for frame in reader.frames(unit, range(len(reader.rows(unit))))]
+
+
+def test_run_into_zarr_is_sound_and_holds_what_tars_hold(
+    in_zarr: Path, refined: Refined, problems: Callable[[Path], list[str]]
+) -> None:
+    assert problems(in_zarr) == []
+    for layer in (MASKS, REFINEMENT):
+        assert frames(in_zarr, layer) == frames(refined[0], layer) != []
+    assert not list(in_zarr.rglob("*.tar"))
+
+
+def test_same_command_again_finds_nothing_to_do_and_another_encoding_is_refused(
+    in_zarr: Path, photos: Path, label: Label, refiner: str, snapshot: Callable[[Path], dict[str, str]]
+) -> None:
+    before = snapshot(in_zarr)
+    assert label(photos, in_zarr, refiner=refiner, encoding="zarr").units_done == 0
+    with pytest.raises(SettingsDifferError, match="encoding: there zarr, asked for tar"):
+        label(photos, in_zarr, refiner=refiner)
+    assert snapshot(in_zarr) == before
+
+
+@pytest.mark.parametrize(("masks", "maps"), [("tar", "zarr"), ("zarr", "tar"), ("zarr", "zarr")])
+def test_maps_of_either_encoding_are_added_to_masks_of_either(
+    photos: Path, label: Label, refiner: str, add_maps: Label, refined: Refined, tmp_path: Path,
+    problems: Callable[[Path], list[str]], masks: str, maps: str,
+) -> None:  # fmt: skip
+    label(photos, tmp_path / "shards", encoding=masks)
+    add_maps(tmp_path / "shards", refiner, encoding=maps)
+    assert problems(tmp_path / "shards") == []
+    assert frames(tmp_path / "shards", REFINEMENT) == frames(refined[0], REFINEMENT)
+
+
+def test_unit_that_is_made_anew_has_the_same_bytes(
+    photos: Path, label: Label, refiner: str, in_zarr: Path, tmp_path: Path, snapshot: Callable[[Path], dict[str, str]]
+) -> None:
+    label(photos, tmp_path / "shards", refiner=refiner, encoding="zarr")
+    for name in (
+        f"manifest/{MASKS}/000001.parquet",
+        f"manifest/{REFINEMENT}/000001.parquet",
+        "masks.zarr/label/c.1.0.0",
+    ):
+        (tmp_path / "shards" / name).unlink()
+    (tmp_path / "shards/masks.zarr/label/zarr.json").unlink()
+    label(photos, tmp_path / "shards", refiner=refiner, encoding="zarr")
+    assert snapshot(tmp_path / "shards") == snapshot(in_zarr)
+
+
+def test_logits_for_people_are_the_same(in_zarr: Path, refined: Refined) -> None:
+    one, other = ShardSet.open(str(in_zarr)), ShardSet.open(str(refined[0]))
+    for (number, image), (_, same) in zip(one.walk(), other.walk(), strict=True):
+        everything = range(len(image.masks))
+        for a, b in zip(
+            one.read_logits(number, image, everything), other.read_logits(number, same, everything), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
