@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,11 +20,17 @@ from trainer.methods import METHODS
 GRID = GridSettings(side=256, stride=4, masks=100, seed=0)
 
 
-@pytest.fixture(scope="module")
-def shards(finished: tuple[Path, RunSummary], tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    """The labelled photos, with the layer of a refiner that differs a little from SAM."""
+@pytest.fixture(scope="module", params=["tar", "zarr"])
+def shards(
+    request: pytest.FixtureRequest,
+    photos: Path,
+    label: Callable[..., RunSummary],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ShardSet:
+    """The labelled photos in each encoding, with the layer of a refiner that differs a little from SAM."""
     folder = tmp_path_factory.mktemp("labelled")
-    url = shutil.copytree(finished[0], folder / "shards")
+    url = folder / "shards"
+    label(photos, url, encoding=request.param)
     sam = load_sam()
     refiner = Refiner.copy_of(sam.sam)
     generator = torch.Generator().manual_seed(0)
@@ -32,9 +38,9 @@ def shards(finished: tuple[Path, RunSummary], tmp_path_factory: pytest.TempPathF
         for parameter in refiner.mask_decoder.parameters():
             parameter += 0.05 * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator)
     save_refiner(folder / "refiner.safetensors", refiner, sam, {})
-    add_uncertainty(
-        UncertaintyRunSettings(str(url), str(folder / "refiner.safetensors"), runtime=Runtime("cpu")), lambda _: None
-    )
+    path = str(folder / "refiner.safetensors")
+    settings = UncertaintyRunSettings(str(url), path, encoding=request.param, runtime=Runtime("cpu"))
+    add_uncertainty(settings, lambda _: None)
     return ShardSet.open(str(url))
 
 
