@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,24 @@ def refined(
     """The shard set of a run that labelled and refined in one pass, which no test may change, and its summary."""
     shards = tmp_path_factory.mktemp("refined") / "shards"
     return shards, label(photos, shards, refiner=refiner)
+
+
+@pytest.fixture(scope="session")
+def whole_in(
+    photos: Path, label: Callable[..., RunSummary], refiner: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """``whole_in(encoding)`` is the shard set of one pass that labelled, refined and kept the photos in an encoding.
+
+    No test may change it.
+    """
+
+    @cache
+    def whole_in(encoding: str) -> Path:
+        shards = tmp_path_factory.mktemp(encoding) / "shards"
+        label(photos, shards, refiner=refiner, keep_images=True, encoding=encoding)
+        return shards
+
+    return whole_in
 
 
 @pytest.fixture

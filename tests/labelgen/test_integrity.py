@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from labelgen.run import RunSummary
 from shared.errors import ShardError
 from shared.shards.shard_set import ShardSet
 from shared.shards.verify import verify
 
-REMEDIES = ("restore it", "`labelgen repair` takes the unit back", "running the same command again replaces it")
-FILES = (
+REMEDIES = ("restore it", "`labelgen repair` takes the unit back", "running the same command again replaces it",
+            "running the same command again writes it anew")  # fmt: skip
+LAYERS = ("masks", "uncertainty/refinement", "images")
+TARS = [f"{layer}/00000{unit}.tar" for layer in LAYERS for unit in range(3)]
+ARRAYS = {
+    "masks.zarr/label": "0.0",
+    "uncertainty/refinement.zarr/u": "0.0",
+    "uncertainty/refinement.zarr/refined": "0.0",
+    "images.zarr/jpeg": "0",
+}
+DESCRIPTIONS = [f"{folder}/zarr.json" for folder in (*ARRAYS, *(f"{layer}.zarr" for layer in LAYERS))]
+SHARDS = [f"{array}/c.{unit}.{zeros}" for array, zeros in ARRAYS.items() for unit in range(3)]
+COMMON = [
     "dataset.json",
     *(f"units/00000{unit}.json" for unit in range(3)),
-    *(f"{layer}/00000{unit}.tar" for layer in ("masks", "uncertainty/refinement") for unit in range(3)),
-    *(f"manifest/{layer}/00000{unit}.parquet" for layer in ("masks", "uncertainty/refinement") for unit in range(3)),
-)
+    *(f"manifest/{layer}/00000{unit}.parquet" for layer in LAYERS for unit in range(3)),
+]
+FILES = {"tar": (*COMMON, *TARS), "zarr": (*COMMON, *DESCRIPTIONS, *SHARDS)}
+EVERY_FILE = [(encoding, name) for encoding, names in FILES.items() for name in names]
 
 
 def found(shards: Path) -> list[str]:
@@ -37,19 +50,26 @@ def require_named(shards: Path, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def damaged(refined: tuple[Path, RunSummary], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the refined shard set, which each test leaves as it was."""
-    return shutil.copytree(refined[0], tmp_path_factory.mktemp("damaged") / "shards")
+def damaged(
+    request: pytest.FixtureRequest, whole_in: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A copy of a shard set with every layer in an encoding, which each test leaves as it was."""
+    return shutil.copytree(whole_in(request.param), tmp_path_factory.mktemp("damaged") / "shards")
 
 
-def test_these_are_all_files(damaged: Path) -> None:
-    assert {str(path.relative_to(damaged)) for path in damaged.rglob("*") if path.is_file()} == set(FILES)
+@pytest.mark.parametrize(("damaged", "names"), FILES.items(), indirect=["damaged"], ids=FILES.keys())
+def test_these_are_all_files(damaged: Path, names: tuple[str, ...]) -> None:
+    assert {str(path.relative_to(damaged)) for path in damaged.rglob("*") if path.is_file()} == set(names)
     assert found(damaged) == []
 
 
+@pytest.mark.parametrize(("damaged", "names"), FILES.items(), indirect=["damaged"], ids=FILES.keys())
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(FILES), share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
-def test_any_cut_and_any_flipped_bit_is_found(damaged: Path, name: str, share: float, bit: int, cut: bool) -> None:
+@given(data=st.data(), share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+def test_any_cut_and_any_flipped_bit_is_found(
+    damaged: Path, names: tuple[str, ...], data: st.DataObject, share: float, bit: int, cut: bool
+) -> None:
+    name = data.draw(st.sampled_from(names))
     whole = (damaged / name).read_bytes()
     place = int(share * len(whole))
     flipped = bytearray(whole)
@@ -61,24 +81,39 @@ def test_any_cut_and_any_flipped_bit_is_found(damaged: Path, name: str, share: f
         (damaged / name).write_bytes(whole)
 
 
-@pytest.mark.parametrize("name", FILES)
+def data_of(manifest: str, names: tuple[str, ...]) -> list[str]:
+    """Return the data files that a manifest commits."""
+    layer, unit = manifest.removeprefix("manifest/").removesuffix(".parquet").rsplit("/", 1)
+    return [
+        name
+        for name in names
+        if name == f"{layer}/{unit}.tar" or re.match(rf"{layer}\.zarr/\w+/c\.{int(unit)}\.", name)
+    ]
+
+
+@pytest.mark.parametrize(("damaged", "name"), EVERY_FILE, indirect=["damaged"])
 def test_any_lost_file_is_found(damaged: Path, name: str) -> None:
     """Of a manifest there is nothing left to name but its data."""
+    names = FILES["zarr" if (damaged / "masks.zarr").exists() else "tar"]
     whole = (damaged / name).read_bytes()
     (damaged / name).unlink()
     try:
         if name == "dataset.json":
             assert found(damaged)[0].startswith(f"{damaged}/dataset.json: missing")
+        elif name.startswith("manifest/"):
+            assert data_of(name, names)
+            for data in data_of(name, names):
+                require_named(damaged, data)
         else:
-            require_named(damaged, name.removeprefix("manifest/").replace(".parquet", ".tar"))
+            require_named(damaged, name)
     finally:
         (damaged / name).write_bytes(whole)
 
 
-@pytest.mark.parametrize("name", FILES[1:])
+@pytest.mark.parametrize(("damaged", "name"), EVERY_FILE, indirect=["damaged"])
 @pytest.mark.parametrize("unit", range(3))
 def test_any_file_in_the_place_of_another_units_is_found(damaged: Path, name: str, unit: int) -> None:
-    other = f"{name.rsplit('/', 1)[0]}/00000{unit}{Path(name).suffix}"
+    other = re.sub(r"/c\.\d\.", f"/c.{unit}.", re.sub(r"00000\d", f"00000{unit}", name))
     if other == name:
         return
     whole = (damaged / name).read_bytes()
