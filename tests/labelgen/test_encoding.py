@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
+from click.testing import CliRunner
 
+from labelgen.cli import main
 from labelgen.run import RunSummary
 from shared.errors import SettingsDifferError
+from shared.shards.dataset import IMAGES
 from shared.shards.shard_set import MASKS, ShardSet
 
 Label = Callable[..., RunSummary]
@@ -18,11 +23,15 @@ REFINEMENT = "uncertainty/refinement"
 
 
 @pytest.fixture(scope="module")
-def in_zarr(photos: Path, label: Label, refiner: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shard set of one pass that labelled and refined into Zarr, which no test may change."""
-    shards = tmp_path_factory.mktemp("zarr") / "shards"
-    label(photos, shards, refiner=refiner, encoding="zarr")
-    return shards
+def in_zarr(whole_in: Callable[[str], Path]) -> Path:
+    """The shard set of one pass into Zarr, with every layer, which no test may change."""
+    return whole_in("zarr")
+
+
+@pytest.fixture(scope="module")
+def in_tars(whole_in: Callable[[str], Path]) -> Path:
+    """The same in tars."""
+    return whole_in("tar")
 
 
 def frames(shards: Path, layer: str) -> list[bytes]:
@@ -32,11 +41,11 @@ def frames(shards: Path, layer: str) -> list[bytes]:
 
 
 def test_run_into_zarr_is_sound_and_holds_what_tars_hold(
-    in_zarr: Path, refined: Refined, problems: Callable[[Path], list[str]]
+    in_zarr: Path, in_tars: Path, problems: Callable[[Path], list[str]]
 ) -> None:
     assert problems(in_zarr) == []
-    for layer in (MASKS, REFINEMENT):
-        assert frames(in_zarr, layer) == frames(refined[0], layer) != []
+    for layer in (MASKS, REFINEMENT, IMAGES):
+        assert frames(in_zarr, layer) == frames(in_tars, layer) != []
     assert not list(in_zarr.rglob("*.tar"))
 
 
@@ -44,7 +53,7 @@ def test_same_command_again_finds_nothing_to_do_and_another_encoding_is_refused(
     in_zarr: Path, photos: Path, label: Label, refiner: str, snapshot: Callable[[Path], dict[str, str]]
 ) -> None:
     before = snapshot(in_zarr)
-    assert label(photos, in_zarr, refiner=refiner, encoding="zarr").units_done == 0
+    assert label(photos, in_zarr, refiner=refiner, keep_images=True, encoding="zarr").units_done == 0
     with pytest.raises(SettingsDifferError, match="encoding: there zarr, asked for tar"):
         label(photos, in_zarr, refiner=refiner)
     assert snapshot(in_zarr) == before
@@ -65,6 +74,7 @@ def test_unit_that_is_made_anew_has_the_same_bytes(
     photos: Path, label: Label, refiner: str, in_zarr: Path, tmp_path: Path, snapshot: Callable[[Path], dict[str, str]]
 ) -> None:
     label(photos, tmp_path / "shards", refiner=refiner, encoding="zarr")
+    label(photos, tmp_path / "shards", refiner=refiner, encoding="zarr", keep_images=True)
     for name in (
         f"manifest/{MASKS}/000001.parquet",
         f"manifest/{REFINEMENT}/000001.parquet",
@@ -72,12 +82,39 @@ def test_unit_that_is_made_anew_has_the_same_bytes(
     ):
         (tmp_path / "shards" / name).unlink()
     (tmp_path / "shards/masks.zarr/label/zarr.json").unlink()
-    label(photos, tmp_path / "shards", refiner=refiner, encoding="zarr")
+    label(photos, tmp_path / "shards", refiner=refiner, keep_images=True, encoding="zarr")
     assert snapshot(tmp_path / "shards") == snapshot(in_zarr)
 
 
-def test_logits_for_people_are_the_same(in_zarr: Path, refined: Refined) -> None:
-    one, other = ShardSet.open(str(in_zarr)), ShardSet.open(str(refined[0]))
+def test_unreadable_photo_has_no_row_and_no_problem(
+    own_photos: Path, label: Label, refiner: str, tmp_path: Path, problems: Callable[[Path], list[str]]
+) -> None:
+    (own_photos / "photo2.jpg").write_bytes(b"no photo")
+    shards = tmp_path / "shards"
+    assert len(label(own_photos, shards, refiner=refiner, keep_images=True, encoding="zarr").errors) == 1
+    assert problems(shards) == []
+    opened = ShardSet.open(str(shards))
+    photos = zarr.open(shards / "images.zarr", mode="r")["jpeg"]
+    for unit in opened.committed(IMAGES):
+        for index, image in enumerate(opened.unit(unit).images):
+            assert photos[unit * photos.shards[0] + index].any() == (image.key != "photo2")
+
+
+def test_what_people_are_shown_is_the_same(in_zarr: Path, in_tars: Path, tmp_path: Path) -> None:
+    texts = []
+    for shards in (in_zarr, in_tars):
+        files = tmp_path / "coco.json", tmp_path / "page.html"
+        for command in (["export", f"--out={files[0]}"], ["view", f"--out={files[1]}"]):
+            result = CliRunner().invoke(main, [*command, f"--shards={shards}"], catch_exceptions=False)
+            assert result.exit_code == 0
+        texts.append([file.read_text().replace(str(shards), "") for file in files])
+        status = CliRunner().invoke(main, ["status", f"--shards={shards}"], catch_exceptions=False)
+        texts[-1].append(re.sub(r"\((tar|zarr)\)|[0-9.]+ MB", "", status.output.replace(str(shards), "")))
+    assert texts[0] == texts[1]
+
+
+def test_logits_for_people_are_the_same(in_zarr: Path, in_tars: Path) -> None:
+    one, other = ShardSet.open(str(in_zarr)), ShardSet.open(str(in_tars))
     for (number, image), (_, same) in zip(one.walk(), other.walk(), strict=True):
         everything = range(len(image.masks))
         for a, b in zip(

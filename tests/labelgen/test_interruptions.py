@@ -58,8 +58,8 @@ def at(owner, name, due, when="before"):
         return result
     setattr(owner, name, replacement)
 
-def written(end):
-    return lambda args: any(str(arg).endswith(end) for arg in args)
+def written(*ends):
+    return lambda args: any(str(arg).endswith(ends) for arg in args)
 
 def committed(layer):
     return lambda args: (args[0].layer.name, args[0].unit.number) == (layer, 1)
@@ -68,14 +68,17 @@ POINTS = {
     "planning": lambda: at(Storage, "write", written("units/000001.json")),
     "planned": lambda: at(Storage, "write", written("units/000002.json"), "after"),
     "labelling": lambda: at(UnitWriter, "commit", committed("masks")),
-    "writing masks": lambda: at(os, "replace", written("masks/000001.tar")),
-    "masks written": lambda: at(os, "replace", written("masks/000001.tar"), "after"),
+    "describing": lambda: at(os, "link", written("label/zarr.json")),
+    "writing masks": lambda: at(os, "replace", written("masks/000001.tar", "label/c.1.0.0")),
+    "masks written": lambda: at(os, "replace", written("masks/000001.tar", "label/c.1.0.0"), "after"),
     "writing manifest of masks": lambda: at(os, "link", written("masks/000001.parquet")),
     "manifest of masks written": lambda: at(os, "link", written("masks/000001.parquet"), "after"),
     "adding the layer": lambda: at(Storage, "write", written("dataset.json")),
     "making maps": lambda: at(UnitWriter, "commit", committed("uncertainty/refinement")),
-    "writing maps": lambda: at(os, "replace", written("refinement/000001.tar")),
-    "maps written": lambda: at(os, "replace", written("refinement/000001.tar"), "after"),
+    "writing photos": lambda: at(os, "replace", written("jpeg/c.1.0")),
+    "writing maps": lambda: at(os, "replace", written("refinement/000001.tar", "u/c.1.0.0")),
+    "between maps and refined masks": lambda: at(os, "replace", written("u/c.1.0.0"), "after"),
+    "maps written": lambda: at(os, "replace", written("refinement/000001.tar", "refined/c.1.0.0"), "after"),
     "writing manifest of maps": lambda: at(os, "link", written("refinement/000001.parquet")),
     "manifest of maps written": lambda: at(os, "link", written("refinement/000001.parquet"), "after"),
 }
@@ -93,6 +96,8 @@ OF_MASKS = ("planning", "planned", "labelling", "writing masks", "masks written"
             "manifest of masks written")  # fmt: skip
 OF_MAPS = ("adding the layer", "making maps", "writing maps", "maps written", "writing manifest of maps",
            "manifest of maps written")  # fmt: skip
+IN_ZARR = ("describing", "writing masks", "masks written", "writing photos", "writing maps",
+           "between maps and refined masks", "maps written", "writing manifest of maps")  # fmt: skip
 
 
 def run_killed(folder: Path, points: tuple[str, ...], command: list[str]) -> None:
@@ -126,6 +131,23 @@ def test_run_killed_anywhere_ends_bit_identical(
         shards = tmp_path / "killed" / point
         require_part_of(whole, shards, point, snapshot)
         label(three_photos, shards, **again)
+        assert without_temporaries(snapshot(shards)) == whole, point
+        assert problems(shards) == [], point
+
+
+def test_run_into_zarr_killed_anywhere_ends_bit_identical(
+    three_photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot, loose: AutomaskSettings,
+    loose_options: list[str], refiner: str,
+) -> None:  # fmt: skip
+    options = [f"--images={three_photos}", *loose_options, "--unit-size=1", "--points-per-side=1", "--encoding=zarr"]
+    run_killed(tmp_path / "killed", IN_ZARR, ["run", *options, f"--refiner={refiner}", "--keep-images"])
+    again = {"automask": replace(loose, points_per_side=1), "unit_size": 1, "refiner": refiner}
+    label(three_photos, tmp_path / "undisturbed", **again, encoding="zarr", keep_images=True)
+    whole = snapshot(tmp_path / "undisturbed")
+    for point in IN_ZARR:
+        shards = tmp_path / "killed" / point
+        require_part_of(whole, shards, point, snapshot)
+        label(three_photos, shards, **again, encoding="zarr", keep_images=True)
         assert without_temporaries(snapshot(shards)) == whole, point
         assert problems(shards) == [], point
 

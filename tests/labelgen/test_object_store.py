@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from labelgen.run import RunSummary
+from shared.cache import Cache
 from shared.errors import SettingsDifferError, StorageError
 from shared.shards.shard_set import ShardSet
 from shared.shards.unit_writer import UnitWriter
@@ -44,6 +45,27 @@ def test_run_writes_the_files_of_a_local_run(
     assert label(photos, shards).lines() == "3 of 3 units present, nothing to do"
     with pytest.raises(SettingsDifferError, match=f"{shards}(.|\n)*unit_size"):
         label(photos, shards, unit_size=3)
+
+
+def test_run_into_zarr_writes_and_reads_there_what_it_does_here(
+    photos: Path, bucket: str, label: Label, refiner: str, whole_in: Callable[[str], Path], download: Download,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    shards, here = f"{bucket}/shards", ShardSet.open(str(whole_in("zarr")))
+    settings: dict[str, Any] = {"refiner": refiner, "keep_images": True, "encoding": "zarr"}
+    label(photos, shards, **settings)
+    assert download(shards) == local_files(whole_in("zarr"))
+    assert problems(shards) == []
+    for cache in (None, Cache(tmp_path / "cache", 1 << 24)):
+        there = ShardSet.open(shards, cache)
+        for layer in there.dataset.layers:
+            for unit in there.committed(layer):
+                everything = range(len(there.reader(layer).rows(unit)))
+                assert there.reader(layer).frames(unit, everything) == here.reader(layer).frames(unit, everything)
+    there.storage.delete("uncertainty/refinement.zarr/refined/zarr.json")
+    there.storage.write("masks.zarr/zarr.json", b"{}")
+    assert label(photos, shards, **settings).units_done == 0
+    assert download(shards) == local_files(whole_in("zarr"))
 
 
 def test_damage_is_found(bucket: str, finished: Finished, upload: Upload) -> None:

@@ -25,8 +25,15 @@ MASKS, MAPS, ENTROPY = "masks", "uncertainty/refinement", "uncertainty/entropy"
 PLAN = "units/000001.json"
 
 
+ARRAYS = {MASKS: ("label",), MAPS: ("u", "refined"), ENTROPY: ("u",)}
+
+
 def tar(layer: str, unit: int = 1) -> str:
     return f"{layer}/{unit:06d}.tar"
+
+
+def shards_of(layer: str, unit: int = 1) -> list[str]:
+    return [f"{layer}.zarr/{array}/c.{unit}.0.0" for array in ARRAYS[layer]]
 
 
 def manifest(layer: str, unit: int = 1) -> str:
@@ -35,6 +42,10 @@ def manifest(layer: str, unit: int = 1) -> str:
 
 def files(*layers: str, unit: int = 1) -> set[str]:
     return {name for layer in layers for name in (tar(layer, unit), manifest(layer, unit))}
+
+
+def files_in_zarr(*layers: str, unit: int = 1) -> set[str]:
+    return {name for layer in layers for name in (*shards_of(layer, unit), manifest(layer, unit))}
 
 
 def repair(shards: Path | str, *options: str) -> Result:
@@ -51,6 +62,18 @@ def whole(
     return shards
 
 
+@pytest.fixture(scope="session")
+def whole_in_zarr(
+    photos: Path, label: Callable[..., RunSummary], refiner: str, add_maps: Callable[..., RunSummary],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:  # fmt: skip
+    """The same shard set in Zarr, which no test may change."""
+    shards = tmp_path_factory.mktemp("whole") / "zarr"
+    label(photos, shards, refiner=refiner, encoding="zarr")
+    add_maps(shards, source="entropy", encoding="zarr")
+    return shards
+
+
 @pytest.fixture
 def own(whole: Path, tmp_path: Path) -> Path:
     """A copy of it for a test to change."""
@@ -60,12 +83,12 @@ def own(whole: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def make_again(
     photos: Path, label: Callable[..., RunSummary], add_maps: Callable[..., RunSummary], refiner: str
-) -> Callable[[Path], None]:
-    """``make_again(shards)`` gives the commands again that made the shard set."""
+) -> Callable[..., None]:
+    """``make_again(shards, encoding="tar")`` gives the commands again that made the shard set."""
 
-    def make_again(shards: Path) -> None:
-        label(photos, shards, refiner=refiner)
-        add_maps(shards, source="entropy")
+    def make_again(shards: Path, encoding: str = "tar") -> None:
+        label(photos, shards, refiner=refiner, encoding=encoding)
+        add_maps(shards, source="entropy", encoding=encoding)
 
     return make_again
 
@@ -124,12 +147,67 @@ DAMAGES: dict[str, tuple[Damage, set[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_broken_is_taken_back_and_made_again_bit_identical(
-    own: Path, whole: Path, snapshot: Snapshot, make_again: Callable[[Path], None],
+ALL_IN_ZARR = files_in_zarr(MASKS, MAPS, ENTROPY)
+DAMAGES_IN_ZARR: dict[str, tuple[Damage, set[str]]] = {
+    "masks cut": (cut(shards_of(MASKS)[0], 700), ALL_IN_ZARR),
+    "index of masks flipped": (flip(shards_of(MASKS)[0], 0.999), ALL_IN_ZARR),
+    "masks lost": (lose(shards_of(MASKS)[0]), ALL_IN_ZARR),
+    "masks of another unit": (copy(shards_of(MASKS, 0)[0], shards_of(MASKS)[0]), ALL_IN_ZARR),
+    "manifest of masks flipped": (flip(manifest(MASKS), 0.5), ALL_IN_ZARR),
+    "maps flipped": (flip(shards_of(MAPS)[0], 0.2), files_in_zarr(MAPS)),
+    "refined masks cut": (cut(shards_of(MAPS)[1], 100), files_in_zarr(MAPS)),
+    "refined masks lost": (lose(shards_of(MAPS)[1]), files_in_zarr(MAPS)),
+    "maps and refined masks exchanged": (copy(*shards_of(MAPS)), files_in_zarr(MAPS)),
+    "several": (
+        several(flip(shards_of(MAPS, 0)[0], 0.5), lose(shards_of(MASKS)[0]), cut(shards_of(ENTROPY, 2)[0], 9)),
+        {*ALL_IN_ZARR, *files_in_zarr(MAPS, unit=0), *files_in_zarr(ENTROPY, unit=2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES_IN_ZARR)
+def test_what_is_broken_in_zarr_is_taken_back_and_made_again_bit_identical(
+    whole_in_zarr: Path, tmp_path: Path, snapshot: Snapshot, make_again: Callable[..., None],
     problems: Callable[[Path], list[str]], damage: str,
 ) -> None:  # fmt: skip
-    do, expected = DAMAGES[damage]
+    own = shutil.copytree(whole_in_zarr, tmp_path / "own")
+    require_repair(own, *DAMAGES_IN_ZARR[damage], snapshot, problems)
+    make_again(own, "zarr")
+    assert without_quarantine(snapshot(own)) == snapshot(whole_in_zarr)
+    assert repair(own).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["masks.zarr/zarr.json", "uncertainty/refinement.zarr/refined/zarr.json"])
+@pytest.mark.parametrize("damage", [lambda name: cut(name, 40), lose], ids=["cut", "lost"])
+def test_description_of_an_array_is_left_to_the_command_that_writes_it_anew(
+    whole_in_zarr: Path, tmp_path: Path, snapshot: Snapshot, make_again: Callable[..., None], name: str,
+    damage: Callable[[str], Damage],
+) -> None:  # fmt: skip
+    own = shutil.copytree(whole_in_zarr, tmp_path / "own")
+    damage(name)(own)
+    result = repair(own)
+    assert result.exit_code == FAILED
+    assert f"left: {own}/{name}: " in result.stdout
+    assert "running the same command again writes it anew" in result.stdout
+    make_again(own, "zarr")
+    assert snapshot(own) == snapshot(whole_in_zarr)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_broken_is_taken_back_and_made_again_bit_identical(
+    own: Path, whole: Path, snapshot: Snapshot, make_again: Callable[..., None],
+    problems: Callable[[Path], list[str]], damage: str,
+) -> None:  # fmt: skip
+    require_repair(own, *DAMAGES[damage], snapshot, problems)
+    make_again(own)
+    assert without_quarantine(snapshot(own)) == snapshot(whole)
+    assert repair(own).exit_code == 0
+
+
+def require_repair(
+    own: Path, do: Damage, expected: set[str], snapshot: Snapshot, problems: Callable[[Path], list[str]]
+) -> None:
+    """Damage a shard set, and check that exactly the expected files are taken back."""
     do(own)
     damaged = snapshot(own)
     planned = repair(own, "--dry-run")
@@ -144,9 +222,6 @@ def test_what_is_broken_is_taken_back_and_made_again_bit_identical(
     aside = {name.split("/", 2)[2]: value for name, value in after.items() if name.startswith(f"{QUARANTINE}/")}
     assert aside == {name: value for name, value in damaged.items() if name in expected}
     assert PLAN in expected or problems(own) == []
-    make_again(own)
-    assert without_quarantine(snapshot(own)) == snapshot(whole)
-    assert repair(own).exit_code == 0
 
 
 def test_sound_shard_set_is_left_as_it_is(own: Path, snapshot: Snapshot) -> None:
