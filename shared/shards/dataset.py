@@ -22,6 +22,8 @@ FORMAT_VERSION = 2
 DATASET = "dataset.json"
 MASKS = "masks"
 """The layer of pseudo-labels."""
+VIEW = "view"
+"""The ``kind`` of a ``dataset.json`` that only chooses from other shard sets (``shared/shards/view_plan.py``)."""
 UNCERTAINTY = "uncertainty"
 """Folder of the layers of uncertainty maps: ``uncertainty/<name>``, one for each refiner or source."""
 IMAGES = "images"
@@ -123,6 +125,11 @@ class Dataset:
     image_count: int
     layers: Mapping[str, Layer]
 
+    @property
+    def id(self) -> str:
+        """Hash of the units: of all that is fixed when a shard set is planned."""
+        return content_id([FORMAT_VERSION, self.unit_size, list(self.unit_ids)])
+
     def to_json(self) -> bytes:
         """Return the content of ``dataset.json``."""
         layers = {name: {"id": layer.id(self.unit_ids), **asdict(layer)} for name, layer in self.layers.items()}
@@ -141,12 +148,10 @@ class Dataset:
         try:
             is_sealed(data)  # a file with a flipped bit may also claim another format version
             record = json.loads(data)
-            if record["format"] != FORMAT_VERSION:
-                raise ShardError(
-                    f"{name}: format version {record['format']}, this software reads {FORMAT_VERSION}; "
-                    "read an older shard set with the software that made it, or label its photos anew elsewhere"
-                )
+            require_version(record["format"], name)
             require_seal(data)
+            if record.get("kind") == VIEW:
+                raise ShardError(f"{name}: of a view, which nothing is written into; give the shard set that it is of")
             layers = {}
             for layer_name, fields in record["layers"].items():
                 layers[layer_name] = Layer(**{key: value for key, value in fields.items() if key != "id"})
@@ -157,6 +162,15 @@ class Dataset:
             if layer.id(dataset.unit_ids) != record["layers"][layer_name]["id"]:
                 raise ShardError(f"{name}: layer {layer_name} does not match its id; {REMEDY_FOR_DATASET}")
         return dataset
+
+
+def require_version(version: Any, name: str) -> None:
+    """Raise ``ShardError`` if a ``dataset.json`` is of another format version."""
+    if version != FORMAT_VERSION:
+        raise ShardError(
+            f"{name}: format version {version}, this software reads {FORMAT_VERSION}; "
+            "read an older shard set with the software that made it, or label its photos anew elsewhere"
+        )
 
 
 def uncertainty_layer(name: str) -> str:

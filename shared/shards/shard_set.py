@@ -76,7 +76,10 @@ class UncertaintyRow:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A shard set at any fsspec URL. Only committed units are ever seen."""
+    """A shard set at any fsspec URL. Only committed units are ever seen.
+
+    ``shared.shards.view.View`` is one that chooses from others: what reads only takes either (``open_shards``).
+    """
 
     storage: Storage
     dataset: Dataset
@@ -98,6 +101,28 @@ class ShardSet:
         if name not in self.dataset.layers:
             raise ShardError(f"{self.storage.url}: no layer {name!r}; there are {', '.join(self.dataset.layers)}")
         return self.dataset.layers[name]
+
+    def layer_id(self, name: str = MASKS) -> str:
+        """Return the id of a layer. Raises ``ShardError`` if there is no such layer."""
+        return self.layer(name).id(self.dataset.unit_ids)
+
+    def identity(self, layers: Sequence[str]) -> dict[str, str]:
+        """Return what somebody who reads these layers records, to know later what was read."""
+        return {f"layer_{name}": self.layer_id(name) for name in layers}
+
+    def origin(self, number: int) -> tuple[ShardSet, int]:
+        """Return the shard set that holds the data of a unit, and the unit's number there."""
+        return self, number
+
+    def chosen(self, number: int) -> pa.Table | None:
+        """Return which rows of the manifests there this unit has, ``image_index`` and ``mask``; None for all."""
+        return None
+
+    def sizes_fit(self, sizes: Sequence[int]) -> bool:
+        """Whether units of these sizes are what cutting all images into units of ``unit_size`` gives."""
+        largest, count = self.dataset.unit_size, self.dataset.image_count
+        full = all(size == largest for size in sizes[:-1])
+        return full and all(0 < size <= largest for size in sizes) and sum(sizes) == count
 
     @property
     def uncertainty_layers(self) -> tuple[str, ...]:
@@ -130,7 +155,7 @@ class ShardSet:
         except FileNotFoundError:
             raise ShardError(f"{self.storage.path(name)}: missing; this unit is not in layer {layer} yet") from None
         data = self.data_files(number, layer)
-        expected = (number, self.dataset.unit_ids[number], self.layer(layer).id(self.dataset.unit_ids), len(data))
+        expected = (number, self.dataset.unit_ids[number], self.layer_id(layer), len(data))
         if (record.unit, record.unit_id, record.layer_id, len(record.each_file)) != expected:
             raise ShardError(f"{self.storage.path(name)}: belongs to another shard set; {REMEDY_FOR_DATA}")
         for file, (size, sha256) in zip(data, record.each_file, strict=True):
@@ -169,7 +194,7 @@ class ShardSet:
     def _rows(self, layer: str, number: int) -> Rows:
         table, record = self.manifest(number, layer)
         if is_uncertainty(layer):
-            self._require_own_masks(number, layer, record)
+            self.require_own_masks(number, layer, record)
         return Rows.from_manifest(table, record, self.storage.path(manifest_path(layer, number)))
 
     def require_whole(self, number: int, layer: str = MASKS) -> None:
@@ -202,7 +227,7 @@ class ShardSet:
         if the unit is not committed in this layer, or its maps are not of the masks that are there.
         """
         table, record = self.manifest(number, uncertainty_layer(layer))
-        self._require_own_masks(number, uncertainty_layer(layer), record)
+        self.require_own_masks(number, uncertainty_layer(layer), record)
         rows: list[list[UncertaintyRow]] = [[] for _ in range(record.images)]
         columns = (table[name].to_pylist() for name in ("image_index", "mask", "u_valid", "mean_u"))
         masks = (values for values in zip(*columns, strict=True) if values[1] is not None)
@@ -228,7 +253,7 @@ class ShardSet:
         )
         return [next(made) if row.u_valid else None for row in rows]
 
-    def _require_own_masks(self, number: int, layer: str, record: UnitRecord) -> None:
+    def require_own_masks(self, number: int, layer: str, record: UnitRecord) -> None:
         """Raise ``ShardError`` if the maps of a unit are not of the masks that are there."""
         if self._masks_sha256(number) != record.masks_sha256:
             raise ShardError(

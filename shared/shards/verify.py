@@ -20,7 +20,6 @@ from shared.shards.dataset import (
     REMEDY_FOR_DATA,
     REMEDY_FOR_DATASET,
     UNCERTAINTY,
-    Dataset,
     Unit,
     is_uncertainty,
     unit_name,
@@ -67,14 +66,15 @@ def verify(shards: ShardSet) -> Iterator[UnitCheck]:
     for number in range(len(shards.dataset.unit_ids)):
         unit = None
         try:
-            unit = shards.unit(number)
+            base, own = shards.origin(number)
+            unit = base.unit(own)
             sizes.append(len(unit.images))
         except ShardError as error:
             yield UnitCheck(number, None, (str(error),), PLANS)
         for layer in layers:
             if number in committed[layer]:
                 yield _check_unit(shards, number, layer, unit)
-    if len(sizes) == len(shards.dataset.unit_ids) and not _sizes_fit(shards.dataset, sizes):
+    if len(sizes) == len(shards.dataset.unit_ids) and not shards.sizes_fit(sizes):
         name = shards.storage.path(DATASET)
         yield UnitCheck(-1, None, (f"{name}: unit_size or images do not match the units; {REMEDY_FOR_DATASET}",))
     for problem in (*shared, *stray, *_unlisted(shards), *_unlisted_photos(shards), *_stale(shards)):
@@ -83,15 +83,14 @@ def verify(shards: ShardSet) -> Iterator[UnitCheck]:
 
 def _check_unit(shards: ShardSet, number: int, layer: str, unit: Unit | None) -> UnitCheck:
     try:
-        return UnitCheck(number, _verify_unit(shards, number, layer, unit), (), layer)
+        base, own = shards.origin(number)
+        record = _verify_unit(base, own, layer, unit)
+        if base is not shards:  # a view: of its own it has which rows it takes
+            shards.unit(number)
+            _, record = shards.manifest(number, layer)
+        return UnitCheck(number, record, (), layer)
     except ShardError as error:
         return UnitCheck(number, None, (str(error),), layer)
-
-
-def _sizes_fit(dataset: Dataset, sizes: list[int]) -> bool:
-    """Whether units of these sizes are what cutting all images into units of ``unit_size`` gives."""
-    full = all(size == dataset.unit_size for size in sizes[:-1])
-    return full and all(0 < size <= dataset.unit_size for size in sizes) and sum(sizes) == dataset.image_count
 
 
 def _strays(shards: ShardSet, layer: str, committed: set[int]) -> Iterator[str]:

@@ -47,10 +47,10 @@ class PseudoSet:
     """The images of a shard set that have masks, in the order of the units.
 
     ``layer`` names the uncertainty layer that ``method`` reads, or is None; ``layer_ids`` are the ids of all layers
-    that are read, which a run records. Photos are read from the layer ``images`` if there is one, else from where they
-    were labelled. Opening it verifies the manifests of every committed unit: raises ``ShardError`` if one is damaged,
-    if there is no such layer, if the layer ``images`` lacks a photo, or if the masks are on another grid than the
-    model's.
+    that are read, ``recorded`` is what a run records of them. Photos are read from the layer ``images`` if there is
+    one, else from where they were labelled. Opening it verifies the manifests of every committed unit: raises
+    ``ShardError`` if one is damaged, if there is no such layer, if the layer ``images`` lacks a photo, or if the masks
+    are on another grid than the model's.
     """
 
     def __init__(self, shards: ShardSet, layer: str | None, method: Method, grid: GridSettings) -> None:
@@ -66,7 +66,8 @@ class PseudoSet:
         layers = [MASKS] if self.layer is None else [MASKS, uncertainty_layer(self.layer)]
         if IMAGES in shards.dataset.layers:
             layers.append(IMAGES)
-        self.layer_ids = {name: shards.layer(name).id(shards.dataset.unit_ids) for name in layers}
+        self.layer_ids = {name: shards.layer_id(name) for name in layers}
+        self.recorded = shards.identity(layers)
         self._unit: Callable[[int], _Unit] = lru_cache(CACHED_UNITS)(self._read_unit)
         self.units = shards.committed()
         self.places = [(number, place) for number in self.units for place in range(len(self._unit(number).images))]
