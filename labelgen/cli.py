@@ -16,6 +16,7 @@ from labelgen.automask import AutomaskSettings, settings_for
 from labelgen.export import export_coco
 from labelgen.repair import diagnose, take_back
 from labelgen.run import RunSettings, RunSummary, UncertaintyRunSettings, add_uncertainty, run
+from labelgen.select import Filter, select
 from labelgen.uncertainty import SOURCES, UncertaintySettings
 from labelgen.view.page import write_page
 from shared.commands import FAILED, Commands
@@ -27,18 +28,19 @@ from shared.shards.dataset import IMAGES, is_uncertainty
 from shared.shards.encodings import ENCODINGS, TAR
 from shared.shards.shard_set import REFINEMENT, ShardSet
 from shared.shards.verify import verify
+from shared.shards.view import open_shards
 
 FINISHED_WITH_IMAGE_ERRORS = 3
 TAKEN_BACK = 3
 
 shards_option = click.option("--shards", required=True, help="Folder of the shard set: a path or an fsspec URL.")
-
 encoding_option = click.option(
     "--encoding",
     type=click.Choice(ENCODINGS),
     default=TAR,
     help="How masks and maps lie on disk: WebDataset tars are smaller, sharded Zarr v3 arrays are read faster.",
 )
+out_option = click.option("--out", required=True, help="Folder of the view: a path or an fsspec URL.")
 
 
 @click.group(cls=Commands, context_settings={"show_default": True})
@@ -156,7 +158,7 @@ def _finish(summary: RunSummary) -> None:
 @shards_option
 def status(shards: str) -> None:
     """Say how much of a shard set is done, layer by layer, and which images were skipped."""
-    shard_set = ShardSet.open(shards)
+    shard_set = open_shards(shards)
     click.echo(f"{shards}: {shard_set.dataset.image_count} images in {len(shard_set.dataset.unit_ids)} units")
     for name, layer in shard_set.dataset.layers.items():
         done = shard_set.committed(name)
@@ -201,12 +203,28 @@ def _unmapped(tables: Iterable[pa.Table]) -> dict[str, str]:
     return {image: error for image, mask, error in rows if mask is not None and error is not None}
 
 
+@main.command("select")
+@shards_option
+@out_option
+@click.option("--min-stability", type=click.FLOAT, default=None)
+@click.option("--min-predicted-iou", type=click.FLOAT, default=None)
+@click.option("--min-area", type=click.IntRange(min=0), default=None, help="Pixels of the photo.")
+@click.option("--max-area", type=click.IntRange(min=0), default=None)
+@click.option("--max-mean-u", type=click.FLOAT, default=None, help="Leaves masks without a map out too.")
+@click.option("--layer", default=None, help=f"Uncertainty layer that --max-mean-u asks  [default: {REFINEMENT}]")
+@click.option("--images", multiple=True, help="Pattern for image keys, such as 'sa_0001/*'; repeatable.")
+@click.option("--image-list", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Keys, one a line.")
+def select_command(shards: str, out: str, **conditions: Any) -> None:
+    """Choose masks, once, as a view: a small folder to be read like a shard set. No data are copied."""
+    click.echo(select(shards, out, Filter(**conditions)).lines())
+
+
 @main.command("verify")
 @shards_option
 @click.pass_context
 def verify_command(ctx: click.Context, shards: str) -> None:
     """Check counts and checksums, and that every frame decodes. Exit status 1 if anything is wrong."""
-    shard_set = ShardSet.open(shards)
+    shard_set = open_shards(shards)
     checks = list(verify(shard_set))
     problems = [problem for check in checks for problem in check.problems]
     for problem in problems:
@@ -262,7 +280,7 @@ def repair(ctx: click.Context, shards: str, dry_run: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Only name what would be removed.")
 def gc(shards: str, older_than: float, dry_run: bool) -> None:
     """Remove what runs that died have left: temporary files, and data without a manifest. Nothing else is touched."""
-    shard_set = ShardSet.open(shards)
+    shard_set = open_shards(shards)
     limit = datetime.now(UTC) - timedelta(hours=older_than)
     removed = size = younger = 0
     for left in left_overs(shard_set):
@@ -283,7 +301,7 @@ def gc(shards: str, older_than: float, dry_run: bool) -> None:
 def export_command(shards: str, format_: str, out: Path) -> None:
     """Write all masks at the photos' own size as a COCO instances file."""
     assert format_ == "coco", "click allows no other"
-    images, masks = export_coco(ShardSet.open(shards), out)
+    images, masks = export_coco(open_shards(shards), out)
     click.echo(f"wrote {out}: {images} images, {masks} masks")
 
 
@@ -294,7 +312,7 @@ def export_command(shards: str, format_: str, out: Path) -> None:
 @click.option("--layer-name", default=None, help="Uncertainty layer to show  [default: the first, if there is any]")
 def view(shards: str, out: Path, limit: int, layer_name: str | None) -> None:
     """Write a self-contained HTML page of overlays; with an uncertainty layer, of refined masks and doubt too."""
-    shown = write_page(ShardSet.open(shards), out, limit, layer_name)
+    shown = write_page(open_shards(shards), out, limit, layer_name)
     click.echo(f"wrote {out}: {shown} images")
 
 

@@ -11,6 +11,7 @@ from shared.shards.dataset import IMAGES, UNCERTAINTY
 from shared.shards.encodings import layer_of, unit_of
 from shared.shards.manifest import manifest_path
 from shared.shards.shard_set import MASKS, ShardSet
+from shared.shards.view_plan import ROWS
 from shared.storage import TEMPORARY_PREFIX, Storage
 
 LEAST_AGE = timedelta(hours=24)
@@ -71,7 +72,7 @@ def remove(storage: Storage, left: LeftOver) -> bool:
 
 def _is_temporary(name: str, layers: Collection[str]) -> bool:
     folder, _, file = name.rpartition("/")
-    own = folder in ("", "units") or _is_layer(layer_of(folder.removeprefix("manifest/")), layers)
+    own = folder in ("", "units", ROWS) or _is_layer(layer_of(folder.removeprefix("manifest/")), layers)
     return own and file.startswith(TEMPORARY_PREFIX)
 
 

@@ -110,6 +110,11 @@ class ShardSet:
         """Return what somebody who reads these layers records, to know later what was read."""
         return {f"layer_{name}": self.layer_id(name) for name in layers}
 
+    @property
+    def holds_data(self) -> bool:
+        """Whether data lie in its own folder, and what belongs to them."""
+        return True
+
     def origin(self, number: int) -> tuple[ShardSet, int]:
         """Return the shard set that holds the data of a unit, and the unit's number there."""
         return self, number

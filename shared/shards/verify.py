@@ -60,8 +60,9 @@ def verify(shards: ShardSet) -> Iterator[UnitCheck]:
     """Check every unit of every layer; one that is not committed yet is no problem and is not yielded."""
     layers = (MASKS, *sorted(name for name in shards.dataset.layers if name != MASKS))
     committed = {layer: set(shards.committed(layer)) for layer in layers}
-    stray = [problem for layer in layers for problem in _strays(shards, layer, committed[layer])]
-    shared = [problem for layer in layers for problem in _faults_of_shared_files(shards, layer)]
+    here = layers if shards.holds_data else ()
+    stray = [problem for layer in here for problem in _strays(shards, layer, committed[layer])]
+    shared = [problem for layer in here for problem in _faults_of_shared_files(shards, layer)]
     sizes = []
     for number in range(len(shards.dataset.unit_ids)):
         unit = None

@@ -1,0 +1,352 @@
+"""A view has exactly the masks that pass its filter, reads like a shard set, and copies no data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from labelgen.cli import main
+from labelgen.run import RunSummary
+from labelgen.select import Filter, select
+from shared.cache import Cache
+from shared.commands import FAILED
+from shared.errors import ShardError, SourceError
+from shared.shards.dataset import DATASET
+from shared.shards.photos import read_photo, require_photos
+from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
+from shared.shards.verify import verify
+from shared.shards.view import View, open_shards
+from shared.shards.view_plan import ViewPlan
+
+Finished = tuple[Path, RunSummary]
+MAPS = "uncertainty/refinement"
+
+
+def labelgen(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def rows_of(shards: Path, layer: str = MASKS) -> list[dict[str, Any]]:
+    """Return all rows of a layer's manifests, as another tool reads them."""
+    return [row for path in sorted((shards / "manifest" / layer).glob("*")) for row in pq.read_table(path).to_pylist()]
+
+
+def median_of(shards: Path, column: str, layer: str = MASKS) -> float:
+    return float(np.median([row[column] for row in rows_of(shards, layer) if row[column] is not None]))
+
+
+def seen(shards: ShardSet) -> list[tuple[str, float, float, bytes]]:
+    """Return of every mask the key, what tells it from others, and its frame."""
+    found = []
+    for number, image in shards.walk():
+        for row, frame in zip(image.masks, shards.label_frames(number, image), strict=True):
+            found.append((image.key, row["stability"], row["predicted_iou"], frame))
+    return found
+
+
+def image_of(shards: ShardSet, key: str) -> tuple[int, LabelledImage]:
+    return next((number, image) for number, image in shards.walk() if image.key == key)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "view"
+
+
+def test_view_has_the_masks_that_pass_and_no_other(refined: Finished, out: Path) -> None:
+    least = median_of(refined[0], "stability")
+    summary = select(str(refined[0]), str(out), Filter(min_stability=least, min_area=20))
+    passing = [row for row in rows_of(refined[0]) if row["stability"] >= least and row["area"] >= 20]
+    view = open_shards(str(out))
+    assert 0 < len(passing) < refined[1].masks
+    assert summary.masks == len(passing)
+    assert [mask[:3] for mask in seen(view)] == [(r["image"], r["stability"], r["predicted_iou"]) for r in passing]
+    assert set(seen(view)) < set(seen(ShardSet.open(str(refined[0]))))
+    assert {image.key for _, image in view.walk()} == {row["image"] for row in passing}
+    assert view.dataset.image_count == summary.images == len({row["image"] for row in passing})
+
+
+def test_view_is_small_and_copies_no_data(refined: Finished, out: Path) -> None:
+    select(str(refined[0]), str(out), Filter(min_stability=median_of(refined[0], "stability")))
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert {name for name in names if not name.startswith("rows/")} == {DATASET}
+    rows = pq.read_table(out / "rows" / "000000.parquet")
+    assert rows.schema.names == ["image_index", "mask"]
+
+
+def test_maps_and_masks_of_a_view_stay_together(refined: Finished, out: Path) -> None:
+    most = median_of(refined[0], "mean_u", MAPS)
+    select(str(refined[0]), str(out), Filter(max_mean_u=most))
+    view, whole = open_shards(str(out)), ShardSet.open(str(refined[0]))
+    compared = 0
+    for number, image in view.walk():
+        there, original = image_of(whole, image.key)
+        all_rows = whole.uncertainty(there)[original.index]
+        rows = view.uncertainty(number)[image.index]
+        assert [row.mask for row in rows] == list(range(len(image.masks)))
+        assert all(row.mean_u is not None and row.mean_u <= np.float32(most) for row in rows)
+        wanted = [row for row in all_rows if row.mean_u is not None and row.mean_u <= np.float32(most)]
+        assert [row.mean_u for row in rows] == [row.mean_u for row in wanted]
+        for ours, theirs in zip(
+            view.read_uncertainty(number, rows), whole.read_uncertainty(there, wanted), strict=True
+        ):
+            assert ours is not None
+            assert theirs is not None
+            np.testing.assert_array_equal(ours.u, theirs.u)
+            assert ours.refined is not None
+            assert theirs.refined is not None
+            np.testing.assert_array_equal(ours.refined, theirs.refined)
+        picked = [row.mask for row in wanted]
+        for ours, theirs in zip(
+            view.read_logits(number, image, range(len(rows))), whole.read_logits(there, original, picked), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+            compared += 1
+    assert 0 < compared < refined[1].masks
+
+
+def test_images_are_chosen_by_patterns_and_by_a_list(finished: Finished, out: Path, tmp_path: Path) -> None:
+    select(str(finished[0]), str(out), Filter(images=("sub/*", "photo0")))
+    assert {image.key for _, image in open_shards(str(out)).walk()} == {
+        "photo0", "sub/photo1", "sub/photo3", "sub/photo5",
+    }  # fmt: skip
+    keys = tmp_path / "keys.txt"
+    keys.write_text("photo0\nsub/photo3\n")
+    select(str(finished[0]), str(tmp_path / "listed"), Filter(image_list=keys, images=("sub/*",)))
+    assert [image.key for _, image in open_shards(str(tmp_path / "listed")).walk()] == ["sub/photo3"]
+
+
+def test_key_that_no_image_has_is_named_and_nothing_is_written(finished: Finished, out: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("photo0\nphoto77\n")
+    with pytest.raises(SourceError, match=r"keys\.txt: 1 of its keys are not in .*'photo77'"):
+        select(str(finished[0]), str(out), Filter(image_list=keys))
+    assert not out.exists()
+
+
+def test_mask_without_a_map_is_not_certain(
+    own_photos: Path, tmp_path: Path, label: Callable[..., RunSummary], add_maps: Callable[..., RunSummary], out: Path
+) -> None:
+    shards = tmp_path / "shards"
+    label(own_photos, shards)
+    (own_photos / "photo0.jpg").unlink()
+    add_maps(shards, source="entropy")
+    select(str(shards), str(out), Filter(max_mean_u=1.0, layer="entropy"))
+    assert "photo0" in {image.key for _, image in ShardSet.open(str(shards)).walk()}
+    assert "photo0" not in {image.key for _, image in open_shards(str(out)).walk()}
+
+
+def test_half_made_layer_is_not_filtered_on(own_refined: Path, out: Path) -> None:
+    (own_refined / "manifest" / MAPS / "000001.parquet").unlink()
+    with pytest.raises(ShardError, match=r"unit 1 has no maps in uncertainty/refinement yet"):
+        select(str(own_refined), str(out), Filter(max_mean_u=0.5))
+
+
+def test_filter_that_nothing_passes_is_refused(finished: Finished, out: Path) -> None:
+    with pytest.raises(ShardError, match="nothing passes the filter"):
+        select(str(finished[0]), str(out), Filter(min_area=10**9))
+    assert not out.exists()
+
+
+def test_same_filter_again_does_nothing_and_another_is_refused(
+    finished: Finished, out: Path, snapshot: Callable[[Path], dict[str, str]]
+) -> None:
+    least = median_of(finished[0], "stability")
+    assert select(str(finished[0]), str(out), Filter(min_stability=least)).written
+    before = snapshot(out)
+    assert not select(str(finished[0]), str(out), Filter(min_stability=least)).written
+    with pytest.raises(ShardError, match=r"(?s)another view.*min_stability.*--out"):
+        select(str(finished[0]), str(out), Filter(images=("sub/*",)))
+    assert snapshot(out) == before
+
+
+def test_view_into_a_shard_set_is_refused(own_shards: Path, finished: Finished) -> None:
+    with pytest.raises(ShardError, match="is a shard set; give another --out"):
+        select(str(finished[0]), str(own_shards), Filter(images=("sub/*",)))
+
+
+def test_view_of_a_view_is_one_of_the_shard_set(refined: Finished, tmp_path: Path) -> None:
+    stability, most = median_of(refined[0], "stability"), median_of(refined[0], "mean_u", MAPS)
+    one, two, both = (str(tmp_path / name) for name in ("one", "two", "both"))
+    select(str(refined[0]), one, Filter(min_stability=stability))
+    select(one, two, Filter(max_mean_u=most))
+    select(str(refined[0]), both, Filter(min_stability=stability, max_mean_u=most))
+    views = [open_shards(url) for url in (two, both)]
+    assert all(isinstance(view, View) for view in views)
+    assert seen(views[0]) == seen(views[1]) != []
+    shutil.rmtree(one)
+    view = open_shards(two)
+    assert isinstance(view, View)
+    assert isinstance(views[1], View)
+    assert view.plan.id == views[1].plan.id
+    assert view.identity([MASKS]) == views[1].identity([MASKS])
+
+
+def test_photos_of_a_view_are_those_of_its_images(
+    own_photos: Path, tmp_path: Path, label: Callable[..., RunSummary], out: Path
+) -> None:
+    """The layer of photos has a row an image, not one a mask."""
+    (own_photos / "sub" / "photo5.png").write_bytes(b"no photo")
+    shards = tmp_path / "shards"
+    label(own_photos, shards, keep_images=True)
+    least = sorted({row["stability"] for row in rows_of(shards) if row["image"] == "photo4"})[1]
+    select(str(shards), str(out), Filter(images=("photo[24]", "sub/*"), min_stability=least))
+    view, whole = open_shards(str(out)), ShardSet.open(str(shards))
+    assert problems(out) == []
+    compared = []
+    for number, image in view.walk():
+        there, original = image_of(whole, image.key)
+        require_photos(view, number)
+        ours, theirs = read_photo(view, number, image.index), read_photo(whole, there, original.index)
+        np.testing.assert_array_equal(ours, theirs)
+        compared.append(image.key)
+    assert "photo4" in compared
+    assert set(compared) < {row["image"] for row in rows_of(shards)}
+    select(str(shards), str(tmp_path / "failed"), Filter(images=("sub/*",)))
+    failed = open_shards(str(tmp_path / "failed"))
+    number, broken = image_of(failed, "sub/photo5")
+    assert broken.error is not None
+    with pytest.raises(ShardError, match="could not be read when the layer was made"):
+        read_photo(failed, number, broken.index)
+
+
+def test_view_on_an_object_store_is_that_of_a_local_one(
+    refined: Finished, out: Path, bucket: str, upload: Callable[[Path, str], None], tmp_path: Path
+) -> None:
+    upload(refined[0], f"{bucket}/labels")
+    chosen = Filter(max_mean_u=median_of(refined[0], "mean_u", MAPS))
+    local, remote = str(out), f"{bucket}/sure"
+    assert select(str(refined[0]), local, chosen) == select(f"{bucket}/labels", remote, chosen)
+    assert not select(f"{bucket}/labels", remote, chosen).written
+    select(f"{bucket}/labels", str(tmp_path / "here"), chosen)
+    views = [
+        open_shards(local),
+        open_shards(remote, Cache(tmp_path / "cache", 1 << 24)),
+        open_shards(str(tmp_path / "here")),
+    ]
+    assert seen(views[0]) == seen(views[1]) == seen(views[2]) != []
+    assert len({view.layer_id() for view in views}) == 1
+    assert (tmp_path / "cache").exists()
+    assert [problem for check in verify(open_shards(remote)) for problem in check.problems] == []
+
+
+def test_filter_is_evaluated_once(own_refined: Path, out: Path) -> None:
+    """Units that are labelled later are not in a view: it is what it was."""
+    manifest = own_refined / "manifest" / MASKS / "000002.parquet"
+    kept = manifest.read_bytes()
+    manifest.unlink()
+    select(str(own_refined), str(out), Filter(min_area=1))
+    before = seen(open_shards(str(out)))
+    manifest.write_bytes(kept)
+    assert seen(open_shards(str(out))) == before
+    assert len(before) < len(seen(ShardSet.open(str(own_refined))))
+
+
+def test_view_and_shard_set_move_together(refined: Finished, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    shutil.copytree(refined[0], tmp_path / "here" / "labels")
+    select(str(tmp_path / "here" / "labels"), str(tmp_path / "here" / "sure"), Filter(images=("sub/*",)))
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert seen(open_shards(str(tmp_path / "there" / "sure")))
+
+
+def test_source_of_other_settings_is_refused_by_name(
+    photos: Path, own_shards: Path, out: Path, label: Callable[..., RunSummary], loose: Any
+) -> None:
+    select(str(own_shards), str(out), Filter(images=("sub/*",)))
+    shutil.rmtree(own_shards)
+    with pytest.raises(ShardError, match=r"(?s)cannot open a source of this view: .*own_shards.*missing"):
+        open_shards(str(out))
+    label(photos, own_shards, unit_size=3)
+    with pytest.raises(ShardError, match=r"own_shards: its units changed since the view .*select"):
+        open_shards(str(out))
+    shutil.rmtree(own_shards)
+    label(photos, own_shards, automask=replace(loose, box_nms_thresh=0.5))
+    with pytest.raises(ShardError, match=r"own_shards: layer masks was made anew"):
+        open_shards(str(out))
+
+
+def test_unit_whose_data_were_made_anew_is_refused(own_shards: Path, refined: Finished, out: Path) -> None:
+    """Rows chosen from other masks would be other masks."""
+    select(str(own_shards), str(out), Filter(images=("sub/*",)))
+    parsed = ViewPlan.from_json((out / DATASET).read_bytes(), "")
+    assert parsed is not None
+    other = replace(parsed, units=tuple(replace(unit, data={MASKS: "0" * 64}) for unit in parsed.units))
+    (out / DATASET).write_bytes(other.to_json())
+    with pytest.raises(ShardError, match=r"manifest/masks/00000[12]\.parquet: of other data than when the view"):
+        seen(open_shards(str(out)))
+
+
+def problems(shards: Path) -> list[str]:
+    return [problem for check in verify(open_shards(str(shards))) for problem in check.problems]
+
+
+def test_verify_checks_the_rows_and_the_data_they_are_of(own_refined: Path, out: Path) -> None:
+    select(str(own_refined), str(out), Filter(max_mean_u=median_of(own_refined, "mean_u", MAPS)))
+    assert problems(out) == []
+    rows = out / "rows" / "000000.parquet"
+    whole = rows.read_bytes()
+    rows.write_bytes(whole[:60] + bytes([whole[60] ^ 1]) + whole[61:])
+    assert any("rows/000000.parquet: damaged" in problem for problem in problems(out))
+    rows.unlink()
+    assert any("rows/000000.parquet: missing" in problem for problem in problems(out))
+    rows.write_bytes(whole)
+    tar = own_refined / "masks" / "000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    assert any("masks/000001.tar: " in problem for problem in problems(out))
+
+
+@pytest.mark.parametrize("place", range(0, 1200, 37))
+def test_flipped_bit_of_a_view_is_noticed(finished: Finished, tmp_path: Path, place: int) -> None:
+    out = tmp_path / "view"
+    select(str(finished[0]), str(out), Filter(images=("sub/*",)))
+    data = bytearray((out / DATASET).read_bytes())
+    data[place % len(data)] ^= 1 << place % 8
+    (out / DATASET).write_bytes(bytes(data))
+    with pytest.raises(ShardError, match=r"view/dataset\.json: damaged"):
+        open_shards(str(out))
+
+
+def test_commands_read_a_view_like_a_shard_set(refined: Finished, out: Path, tmp_path: Path) -> None:
+    made = labelgen("select", "--shards", str(refined[0]), "--out", str(out), "--images", "sub/*")
+    assert made.exit_code == 0, made.output
+    assert made.output.startswith("wrote a view: ")
+    count = len(seen(open_shards(str(out))))
+    status = labelgen("status", "--shards", str(out))
+    assert f"{out}: 3 images in 2 units" in status.output
+    assert f"layer masks (tar): 2 of 2 units, 3 images, {count} masks, 0 errors" in status.output
+    verified = labelgen("verify", "--shards", str(out))
+    assert verified.exit_code == 0, verified.output
+    assert f"layer masks: 2 units sound with {count} masks" in verified.output
+    assert labelgen("view", "--shards", str(out), "--out", str(tmp_path / "page.html")).exit_code == 0
+    export = labelgen("export", "--shards", str(out), "--out", str(tmp_path / "coco.json"))
+    assert f"3 images, {count} masks" in export.output
+    coco = json.loads((tmp_path / "coco.json").read_text())
+    assert {image["key"] for image in coco["images"]} == {"sub/photo1", "sub/photo3", "sub/photo5"}
+    assert labelgen("gc", "--shards", str(out)).output.startswith("0 files")
+
+
+def test_nothing_is_labelled_into_a_view(refined: Finished, photos: Path, out: Path, loose_options: list[str]) -> None:
+    select(str(refined[0]), str(out), Filter(images=("sub/*",)))
+    for command in (
+        ("run", "--images", str(photos), *loose_options),
+        ("uncertainty", "--source", "entropy", "--device", "cpu"),
+    ):
+        refused = labelgen(command[0], "--shards", str(out), *command[1:])
+        assert refused.exit_code == FAILED
+        assert "of a view, which nothing is written into" in refused.output
+
+
+def test_layer_that_nothing_asks_is_refused(refined: Finished, out: Path) -> None:
+    refused = labelgen("select", "--shards", str(refined[0]), "--out", str(out), "--layer", "refinement")
+    assert refused.exit_code == FAILED
+    assert "give --max-mean-u too" in refused.output
