@@ -19,7 +19,7 @@ from shared.allocator import tune_malloc
 from shared.errors import CheckpointError, SourceError
 from shared.sam.checkpoint import LoadedSam, load_sam, to_safetensors
 from shared.sam.task_prompt import STATE_KEY, TASKS, TaskPrompt
-from shared.shards.shard_set import ShardSet
+from shared.shards.view import open_shards
 from shared.storage import Storage
 from trainer.batch import Sums, backpropagate, collate
 from trainer.checkpoint import WEIGHTS, Checkpoints
@@ -143,7 +143,7 @@ def open_stream(recipe: Recipe, side: int, ranks: Ranks) -> MixedStream:
             raise SourceError(
                 f"the method {recipe.method} trains on pseudo-labels: give --shards, made by `labelgen run`"
             )
-        shards = ShardSet.open(recipe.shards, recipe.cache.make())
+        shards = open_shards(recipe.shards, recipe.cache.make())
         streams["pseudo"] = PseudoStream(PseudoSet(shards, recipe.layer, method, grid))
     return MixedStream(streams, recipe.streams, recipe.batch, ranks.rank, ranks.count, threads=recipe.data_threads)
 
@@ -151,13 +151,13 @@ def open_stream(recipe: Recipe, side: int, ranks: Ranks) -> MixedStream:
 def identity_of(recipe: Recipe, model: Model, stream: MixedStream) -> dict[str, Any]:
     """Return all that decides the result, for a resumed run to be held to."""
     data = {f"{name}_data": each.order.identity for name, each in stream.streams.items()}
-    layers = {
-        f"layer_{name}": layer_id
+    shards = {
+        name: recorded
         for each in stream.streams.values()
         if isinstance(each, PseudoStream)
-        for name, layer_id in each.shards.layer_ids.items()
+        for name, recorded in each.shards.recorded.items()
     }
-    return {**recipe.identity(), "sam_sha256": model.loaded.sha256, **data, **layers}
+    return {**recipe.identity(), "sam_sha256": model.loaded.sha256, **data, **shards}
 
 
 def header_of(recipe: Recipe, model: Model, identity: dict[str, Any]) -> dict[str, Any]:
