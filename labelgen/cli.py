@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from labelgen.automask import AutomaskSettings, settings_for
 from labelgen.export import export_coco
+from labelgen.merge import Keep, merge
 from labelgen.repair import diagnose, take_back
 from labelgen.run import RunSettings, RunSummary, UncertaintyRunSettings, add_uncertainty, run
 from labelgen.select import Filter, select
@@ -217,6 +218,21 @@ def _unmapped(tables: Iterable[pa.Table]) -> dict[str, str]:
 def select_command(shards: str, out: str, **conditions: Any) -> None:
     """Choose masks, once, as a view: a small folder to be read like a shard set. No data are copied."""
     click.echo(select(shards, out, Filter(**conditions)).lines())
+
+
+@main.command("merge")
+@click.argument("sources", nargs=-1, metavar="SHARDS SHARDS...")
+@out_option
+@click.option("--keep", type=click.Choice(["first"]), default=None, help="Of a photo in several, take the first alone.")
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    help="Layer to offer, as `status` names it; repeatable  [default: those that all have]",
+)
+def merge_command(sources: tuple[str, ...], out: str, keep: Keep | None, layers: tuple[str, ...]) -> None:
+    """Join shard sets that were made apart, with the same settings, as a view of all. No data are copied."""
+    click.echo(merge(sources, out, keep, layers).lines())
 
 
 @main.command("verify")

@@ -14,7 +14,7 @@ from shared.errors import SettingsError
 from shared.photo_codec import CHROMA, QUALITY
 from shared.sam.refiner import identify_refiner
 from shared.sam.runtime import Runtime
-from shared.shards.dataset import IMAGES, Layer, uncertainty_layer
+from shared.shards.dataset import IMAGES, MASKS_OF_MAPS, Layer, uncertainty_layer
 from shared.shards.encodings import TAR
 from shared.shards.shard_set import MASKS
 
@@ -64,7 +64,7 @@ def maps_layer(
     return Layer(
         name=uncertainty_layer(name),
         encoding=encoding,
-        settings={**asdict(settings), "bf16": masks.settings["bf16"], "masks": masks.id(unit_ids)},
+        settings={**asdict(settings), "bf16": masks.settings["bf16"], MASKS_OF_MAPS: masks.id(unit_ids)},
         weights=weights,
         provenance=_provenance(),
     )

@@ -26,6 +26,8 @@ VIEW = "view"
 """The ``kind`` of a ``dataset.json`` that only chooses from other shard sets (``shared/shards/view_plan.py``)."""
 UNCERTAINTY = "uncertainty"
 """Folder of the layers of uncertainty maps: ``uncertainty/<name>``, one for each refiner or source."""
+MASKS_OF_MAPS = "masks"
+"""The setting of an uncertainty layer that is the id of the masks its maps are of."""
 IMAGES = "images"
 """The layer of the photos themselves, at the input side of the SAM that labels them."""
 REMEDY_FOR_SETTINGS = "Give the settings of the existing shard set, or another --shards folder."
@@ -111,6 +113,11 @@ class Layer:
             return ("label",)
         return ("u", "refined") if "refiner" in self.weights else ("u",)
 
+    @property
+    def comparable(self) -> Mapping[str, Any]:
+        """The settings without that which no two shard sets share: the id of the masks that maps are of."""
+        return {name: value for name, value in self.settings.items() if name != MASKS_OF_MAPS}
+
     def id(self, unit_ids: Iterable[str]) -> str:
         """Hash of the units, the settings, the weights and the format version."""
         return content_id([FORMAT_VERSION, list(unit_ids), self.name, self.encoding, self.settings, self.weights])
@@ -151,7 +158,11 @@ class Dataset:
             require_version(record["format"], name)
             require_seal(data)
             if record.get("kind") == VIEW:
-                raise ShardError(f"{name}: of a view, which nothing is written into; give the shard set that it is of")
+                sources = ", ".join(source["url"] for source in record["sources"])
+                raise ShardError(
+                    f"{name}: of a view, which nothing is written into; give a shard set that it is of ({sources}), or "
+                    "a new folder, and `labelgen merge` it with the view"
+                )
             layers = {}
             for layer_name, fields in record["layers"].items():
                 layers[layer_name] = Layer(**{key: value for key, value in fields.items() if key != "id"})
@@ -265,11 +276,16 @@ def _with_encoding(layer: Layer) -> Mapping[str, Any]:
 
 
 def require_same(
-    kind: str, place: str, stored: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str = REMEDY_FOR_SETTINGS
+    kind: str,
+    place: str,
+    stored: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    remedy: str = REMEDY_FOR_SETTINGS,
+    wanted_by: str = "asked for",
 ) -> None:
     """Raise ``SettingsDifferError``, naming every setting in which ``wanted`` differs from what is ``stored``."""
     differences = [
-        f"  {key}: there {stored.get(key, '(not set)')}, asked for {wanted.get(key, '(not set)')}"
+        f"  {key}: there {stored.get(key, '(not set)')}, {wanted_by} {wanted.get(key, '(not set)')}"
         for key in sorted({*stored, *wanted})
         if stored.get(key) != wanted.get(key)
     ]

@@ -235,4 +235,7 @@ def _changed(base: ShardSet, source: Source) -> Iterator[str]:
 
 def _shared_layer(layers: Sequence[Layer]) -> Layer:
     """Describe a layer that is taken of several shard sets: its settings are the same in all, its encoding may vary."""
-    return replace(layers[0], encoding=" and ".join(sorted({layer.encoding for layer in layers})))
+    if len(layers) == 1:
+        return layers[0]
+    encoding = " and ".join(sorted({layer.encoding for layer in layers}))
+    return replace(layers[0], encoding=encoding, settings=layers[0].comparable, provenance={})
