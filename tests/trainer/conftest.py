@@ -181,6 +181,17 @@ def known_shards(tmp_path_factory: pytest.TempPathFactory) -> KnownShards:
     return KnownShards(shards, photos, grouped)
 
 
+@pytest.fixture(scope="session")
+def known_halves(known_shards: KnownShards, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The units 0 and 1, and 2 and 3, of the known shards, as two shard sets that no test may change."""
+    folder, units = tmp_path_factory.mktemp("halves"), known_shards.units
+    truth = [known_shards.masks.get(f"shot{number}", []) for number in range(len(PSEUDO_SIZES))]
+    planned = [Unit.from_json((known_shards.folder / unit_path(n)).read_bytes(), "") for n in range(len(units))]
+    for name, half in (("one", planned[:2]), ("two", planned[2:])):
+        write_shards(folder / name, [Unit(n, unit.images) for n, unit in enumerate(half)], truth)
+    return str(folder / "one"), str(folder / "two")
+
+
 def whole(mask: KnownMask) -> bool:
     """Whether a mask was found in the whole photo."""
     return mask.frame.crop_box[:2] == (0, 0)
@@ -194,7 +205,7 @@ def write_shards(folder: Path, units: list[Unit], truth: list[list[KnownMask]]) 
         MASKS: Layer(MASKS, "tar", {}, {"sam": sam}),
         uncertainty_layer("refinement"): Layer(uncertainty_layer("refinement"), "tar", {}, {"refiner": "known"}),
     }
-    dataset = Dataset(3, tuple(unit.id for unit in units), sum(UNIT_SIZES), layers)
+    dataset = Dataset(3, tuple(unit.id for unit in units), sum(len(unit.images) for unit in units), layers)
     storage.write(DATASET, dataset.to_json())
     for unit in units:
         storage.write(unit_path(unit.number), unit.to_json())

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from labelgen.select import Filter, select
 from shared.errors import ShardError
 from shared.images import RgbImage, decode_image
 from shared.photo_codec import encode_photo
@@ -22,6 +23,7 @@ from shared.shards.manifest import manifest_path
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.tar_layer import tar_path
 from shared.shards.unit_writer import UnitWriter
+from shared.shards.view import open_shards
 from trainer.data.pseudo import PseudoSet
 from trainer.data.samples import GridSettings, SampleId
 from trainer.methods import METHODS
@@ -82,6 +84,16 @@ def test_all_but_the_photo_is_as_without_the_layer(with_photos: Path, known_shar
         assert torch.equal(one.masks, other.masks)
         assert one.image.shape == other.image.shape
         assert not torch.equal(one.image, other.image)
+
+
+def test_photos_of_a_view_are_those_of_its_images(with_photos: Path, tmp_path: Path) -> None:
+    select(str(with_photos), str(tmp_path / "view"), Filter(images=("shot[1357]",)))
+    whole = open_pseudo(with_photos)
+    view = PseudoSet(open_shards(str(tmp_path / "view")), None, whole.method, whole.grid)
+    samples = [[each.load(index, SampleId("pseudo", 0, 0)) for index in range(len(each))] for each in (view, whole)]
+    photos = {sample.key: sample.image for sample in samples[1]}
+    assert [sample.key for sample in samples[0]] == ["shot1", "shot3", "shot5", "shot7"]
+    assert all(torch.equal(sample.image, photos[sample.key]) for sample in samples[0])
 
 
 def test_layer_is_recorded_and_decides_the_identity(with_photos: Path, known_shards: Any) -> None:
