@@ -15,6 +15,7 @@ import pyarrow as pa
 from labelgen.automask import AutomaskSettings, settings_for
 from labelgen.export import export_coco
 from labelgen.merge import Keep, merge
+from labelgen.migrate import migrate
 from labelgen.repair import diagnose, take_back
 from labelgen.run import RunSettings, RunSummary, UncertaintyRunSettings, add_uncertainty, run
 from labelgen.select import Filter, select
@@ -233,6 +234,23 @@ def select_command(shards: str, out: str, **conditions: Any) -> None:
 def merge_command(sources: tuple[str, ...], out: str, keep: Keep | None, layers: tuple[str, ...]) -> None:
     """Join shard sets that were made apart, with the same settings, as a view of all. No data are copied."""
     click.echo(merge(sources, out, keep, layers).lines())
+
+
+@main.command("migrate")
+@click.option("--shards", required=True, help="Folder of a shard set of an older format version; it is not touched.")
+@click.option("--out", required=True, help="Folder of the new shard set: a path or an fsspec URL.")
+@click.pass_context
+def migrate_command(ctx: click.Context, shards: str, out: str) -> None:
+    """Bring a shard set of format version 1 into a new folder. Run it again after any interruption.
+
+    A unit that is damaged is left out and named; exit status 1 then.
+    """
+    summary = migrate(shards, out)
+    for problem in summary.problems:
+        click.echo(f"problem: {problem}")
+    click.echo(summary.lines())
+    if summary.problems:
+        ctx.exit(FAILED)
 
 
 @main.command("verify")

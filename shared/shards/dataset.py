@@ -178,10 +178,12 @@ class Dataset:
 def require_version(version: Any, name: str) -> None:
     """Raise ``ShardError`` if a ``dataset.json`` is of another format version."""
     if version != FORMAT_VERSION:
-        raise ShardError(
-            f"{name}: format version {version}, this software reads {FORMAT_VERSION}; "
-            "read an older shard set with the software that made it, or label its photos anew elsewhere"
+        remedy = (
+            "`labelgen migrate --shards OLD --out NEW` brings it over into a new folder"
+            if version == 1
+            else "read it with the software that made it"
         )
+        raise ShardError(f"{name}: format version {version}, this software reads {FORMAT_VERSION}; {remedy}")
 
 
 def uncertainty_layer(name: str) -> str:

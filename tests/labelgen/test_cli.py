@@ -160,7 +160,8 @@ def test_folder_that_is_no_shard_set_is_named(command: tuple[str, ...], two_phot
     ("content", "reason"),
     [
         (b"{", "damaged"),
-        (b'{"format": 1}', "format version 1, this software reads 2; read an older shard set with the software"),
+        (b'{"format": 1}', "format version 1, this software reads 2; `labelgen migrate --shards OLD --out NEW` brings"),
+        (b'{"format": 3}', "format version 3, this software reads 2; read it with the software that made it"),
     ],
 )
 def test_foreign_dataset_file_is_named(content: bytes, reason: str, tmp_path: Path) -> None:

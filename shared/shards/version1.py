@@ -1,0 +1,180 @@
+"""Read a shard set of format version 1, whose labels have up to 128 steps and whose small files have no seal.
+
+It differs from version 2 (``docs/shards.md``) in nothing else: the format version is part of the layer ids, and a
+manifest names the SHA-256 of its rows, ``rows_sha256``, where one of today names that of its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shared.errors import ShardError
+from shared.label_codec import HEADER, MOST_STEPS, band_of, frame_of_steps, inflate, unpack_bits
+from shared.shards.dataset import DATASET, FORMAT_VERSION, Dataset, Layer, PlannedImage, Unit, content_id, unit_path
+from shared.shards.manifest import UnitRecord, manifest_path
+from shared.shards.tar_layer import member_of, read_samples, tar_path
+from shared.storage import Storage
+
+VERSION = 1
+MOST_STEPS_THEN = 128
+REMEDY = "restore the file from where the shard set was made; what is sound of it can be migrated without"
+
+
+class Sample(NamedTuple):
+    """One image of a unit in a layer: its rows of the manifest, and of the tar what it says of it and its frames."""
+
+    rows: tuple[dict[str, Any], ...]
+    meta: dict[str, Any]
+    frames: list[bytes]
+
+
+@dataclass(frozen=True)
+class Version1:
+    """A shard set of version 1, opened. ``layer_ids`` are those of then; ``dataset.layers`` have others today."""
+
+    storage: Storage
+    dataset: Dataset
+    layer_ids: Mapping[str, str]
+
+    @classmethod
+    def open(cls, url: str) -> Version1:
+        """Open the shard set at ``url``. Raises ``ShardError`` if there is none, or one of another version."""
+        storage = Storage(url)
+        name = storage.path(DATASET)
+        try:
+            record = json.loads(storage.read(DATASET))
+            if record["format"] != VERSION:
+                what = "there is nothing to migrate" if record["format"] == FORMAT_VERSION else "nothing here reads it"
+                raise ShardError(f"{name}: format version {record['format']}, {what}")
+            fields = {key: dict(value) for key, value in record["layers"].items()}
+            ids = {layer: value.pop("id") for layer, value in fields.items()}
+            layers = {layer: Layer(**value) for layer, value in fields.items()}
+            dataset = Dataset(record["unit_size"], tuple(record["units"]), record["images"], layers)
+        except FileNotFoundError:
+            raise ShardError(f"{name}: missing; {url} is no shard set") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ShardError(f"{name}: damaged or edited ({error}); {REMEDY}") from error
+        for layer in layers.values():
+            parts = [layer.name, layer.encoding, layer.settings, layer.weights]
+            if content_id([VERSION, list(dataset.unit_ids), *parts]) != ids[layer.name]:
+                raise ShardError(f"{name}: layer {layer.name} does not match its id; {REMEDY}")
+        return cls(storage, dataset, ids)
+
+    def committed(self, layer: str) -> list[int]:
+        """Return the numbers of the units of ``layer`` that are committed, in order."""
+        names = set(self.storage.names(f"manifest/{layer}"))
+        numbers = range(len(self.dataset.unit_ids))
+        return [number for number in numbers if manifest_path(layer, number).rpartition("/")[2] in names]
+
+    def unit(self, number: int) -> Unit:
+        """Return the plan of a unit. Raises ``ShardError`` if it is missing, damaged or of another shard set."""
+        name = unit_path(number)
+        try:
+            record = json.loads(self.storage.read(name))
+            unit = Unit(record["unit"], tuple(PlannedImage(**image) for image in record["images"]))
+            if (unit.number, unit.id) != (number, self.dataset.unit_ids[number]):
+                raise ValueError("its images are not those of the unit")
+        except FileNotFoundError:
+            raise ShardError(f"{self.storage.path(name)}: missing; {REMEDY}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ShardError(f"{self.storage.path(name)}: damaged or edited ({error}); {REMEDY}") from error
+        return unit
+
+    def record(self, number: int, layer: str) -> UnitRecord:
+        """Return what the manifest of a unit says of it as a whole. Raises ``ShardError`` as ``samples`` does."""
+        return self._manifest(number, layer)[1]
+
+    def samples(self, number: int, layer: str) -> list[Sample]:
+        """Read a unit of a layer: its images, in order. Raises ``ShardError`` if anything does not fit."""
+        table, record = self._manifest(number, layer)
+        name = self.storage.path(tar_path(layer, number))
+        try:
+            data = self.storage.read(tar_path(layer, number))
+        except FileNotFoundError:
+            raise ShardError(f"{name}: missing, but its manifest is there; {REMEDY}") from None
+        if (len(data), hashlib.sha256(data).hexdigest()) != (record.data_bytes, record.data_sha256):
+            raise ShardError(f"{name}: its bytes are not those that were committed; {REMEDY}")
+        images = [rows for _, rows in sorted(_by_image(table).items())]
+        told = list(read_samples(data, member_of(layer), name))
+        keys = [image.key for image in self.unit(number).images]
+        if not keys == [meta["key"] for meta, _ in told] == [rows[0]["image"] for rows in images]:
+            raise ShardError(f"{name}: its images are not those of the unit and the manifest; {REMEDY}")
+        samples = [Sample(tuple(rows), *of_tar) for rows, of_tar in zip(images, told, strict=True)]
+        for rows, _, frames in samples:
+            placed = [(row["length"], row["crc32"]) for row in rows if row["mask"] is not None]
+            if placed != [(len(frame), zlib.crc32(frame)) for frame in frames]:
+                raise ShardError(f"{name}: the frames of {rows[0]['image']} are not those of the manifest; {REMEDY}")
+        return samples
+
+    def _manifest(self, number: int, layer: str) -> tuple[pa.Table, UnitRecord]:
+        name = self.storage.path(manifest_path(layer, number))
+        try:
+            table = pq.read_table(pa.BufferReader(self.storage.read(manifest_path(layer, number))))
+            described = json.loads(table.schema.metadata[b"sum_factory"])
+            if described.pop("rows_sha256") != rows_sha256(table):
+                raise ValueError("its rows do not have the SHA-256 that they were written with")
+            record = UnitRecord(**described)
+            if (record.unit, record.unit_id) != (number, self.dataset.unit_ids[number]):
+                raise ValueError("it is of another unit")
+            if record.layer_id != self.layer_ids[layer]:
+                raise ValueError("it is of another layer")
+        except FileNotFoundError:
+            raise ShardError(f"{name}: missing; this unit is not in layer {layer} yet") from None
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise ShardError(f"{name}: damaged ({error}); {REMEDY}") from error
+        return table, record
+
+
+def rows_sha256(rows: pa.Table) -> str:
+    """Hash names, types and values of all columns, as version 1 did."""
+    hasher = hashlib.sha256()
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        hasher.update(f"{field.name}:{field.type};".encode())
+        hasher.update(column.is_null().to_numpy().tobytes())
+        if pa.types.is_string(field.type):
+            hasher.update(json.dumps(column.to_pylist()).encode())
+        else:
+            zero = False if pa.types.is_boolean(field.type) else 0
+            hasher.update(column.fill_null(zero).to_numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def label_of_today(frame: bytes) -> bytes:
+    """Return a label's frame of version 1 as one of version 2: itself, unless it has 128 steps.
+
+    Such a label keeps its signs and its median t. Of a cell's step q it keeps m / (m + t) = (q + 1/2) / 128, put into
+    the step of 127 that holds it: floor(127 (2 q + 1) / 256). Raises ``ShardError`` on damaged bytes.
+    """
+    try:
+        last_row, last_column, top, left, bottom, right, typical, steps = HEADER.unpack_from(frame)
+        if steps <= MOST_STEPS:
+            return frame
+        height, width = bottom - top + 1, right - left + 1
+        if steps != MOST_STEPS_THEN or not (top <= bottom <= last_row and left <= right <= last_column):
+            raise ValueError("its header contradicts itself")
+        signs, q = unpack_bits(inflate(frame[HEADER.size :], largest=2 * height * width), height, width)
+        if q.size != np.count_nonzero(band_of(signs)) or q.max(initial=0) >= steps:
+            raise ValueError("its magnitudes do not fit its boundary")
+    except (struct.error, zlib.error, ValueError) as error:
+        raise ShardError(f"a label frame of {len(frame)} bytes does not decode ({error})") from error
+    positive = np.zeros((last_row + 1, last_column + 1), np.uint8)
+    positive[top : bottom + 1, left : right + 1] = signs
+    fewer = (2 * q.astype(np.int64) + 1) * MOST_STEPS // (2 * steps)
+    return frame_of_steps(positive, typical, MOST_STEPS, fewer.astype(np.uint8))
+
+
+def _by_image(table: pa.Table) -> dict[int, list[dict[str, Any]]]:
+    images: dict[int, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        images.setdefault(row["image_index"], []).append(row)
+    return images
