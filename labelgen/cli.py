@@ -237,15 +237,18 @@ def merge_command(sources: tuple[str, ...], out: str, keep: Keep | None, layers:
 
 
 @main.command("migrate")
-@click.option("--shards", required=True, help="Folder of a shard set of an older format version; it is not touched.")
+@click.option("--shards", required=True, help="Folder of the shard set to bring over; it is not touched.")
 @click.option("--out", required=True, help="Folder of the new shard set: a path or an fsspec URL.")
+@click.option("--encoding", type=click.Choice(ENCODINGS), default=None, help="[default: that of the shard set]")
 @click.pass_context
-def migrate_command(ctx: click.Context, shards: str, out: str) -> None:
-    """Bring a shard set of format version 1 into a new folder. Run it again after any interruption.
+def migrate_command(ctx: click.Context, shards: str, out: str, encoding: str | None) -> None:
+    """Bring a shard set of format version 1, or in another encoding, into a new folder.
+
+    Run it again after any interruption: what is there stays.
 
     A unit that is damaged is left out and named; exit status 1 then.
     """
-    summary = migrate(shards, out)
+    summary = migrate(shards, out, encoding)
     for problem in summary.problems:
         click.echo(f"problem: {problem}")
     click.echo(summary.lines())

@@ -1,40 +1,37 @@
-"""``labelgen migrate``: bring a shard set of an older format version into a new folder, unit by unit."""
+"""``labelgen migrate``: bring a shard set of an older version, or in another encoding, into a new folder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Any
 
 import click
 from tqdm import tqdm
 
-from shared.compiled_codec import decode_labels, decode_maps, decode_refined
 from shared.errors import SettingsDifferError, ShardError
 from shared.shards.dataset import (
     DATASET,
-    MASKS_OF_MAPS,
+    FORMAT_VERSION,
     Dataset,
     Layer,
     add_layer,
-    is_uncertainty,
     read_dataset,
     require_same,
     unit_name,
     unit_path,
 )
-from shared.shards.manifest import schema_of
+from shared.shards.encodings import write_shared_files
+from shared.shards.samples import Sample, add_sample, read_samples
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.unit_writer import UnitWriter
-from shared.shards.version1 import VERSION, Sample, Version1, label_of_today
+from shared.shards.version1 import VERSION, Version1, sample_of_today
 from shared.storage import Storage
-from shared.uncertainty_codec import LENGTH, cut_frame
 
 REMEDY = "Give the folder that this shard set was migrated to before, or a new one."
-OF_EVERY_LAYER = ("image", "image_index", "height", "width", "error", "mask", "offset", "length", "crc32")
-"""Columns of a manifest that the writer fills in itself."""
-TOLD_BY_WRITER = ("key", "digest", "height", "width", "length", "error")
+
+Origin = Version1 | ShardSet
+"""What is migrated: a shard set of version 1, or one of today in another encoding."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +59,21 @@ class MigrationSummary:
         )
 
 
-def migrate(source: str, out: str, say: Callable[[str], None] = click.echo) -> MigrationSummary:
-    """Bring the shard set of version 1 at ``source`` to ``out``; safe to repeat after any interruption.
+def migrate(
+    source: str, out: str, encoding: str | None = None, say: Callable[[str], None] = click.echo
+) -> MigrationSummary:
+    """Bring the shard set at ``source`` to ``out``, in ``encoding``, by default its own; safe to repeat.
 
     ``source`` is not touched. A unit that is damaged is left out and named, and the others go on. Raises
-    ``ShardError`` if there is no such shard set, ``SettingsDifferError`` if ``out`` holds another one.
+    ``ShardError`` if there is no such shard set, or nothing to be done; ``SettingsDifferError`` if ``out`` holds
+    another one.
     """
-    old = Version1.open(source)
-    shards = _prepare(old, Storage(out))
+    old = Version1.open(source) or ShardSet.open(source)
+    if isinstance(old, ShardSet) and all(layer.encoding == encoding for layer in old.dataset.layers.values()):
+        raise ShardError(f"{source}: is of version {FORMAT_VERSION} and in the encoding {encoding} already")
+    if isinstance(old, ShardSet) and encoding is None:
+        raise ShardError(f"{source}: is of version {FORMAT_VERSION} already; give --encoding to bring it to another")
+    shards = _prepare(old, Storage(out), encoding)
     layers = (MASKS, *sorted(name for name in old.dataset.layers if name != MASKS))
     planned = [(layer, number) for layer in layers for number in old.committed(layer)]
     there = {layer: set(shards.committed(layer)) for layer in layers}
@@ -90,9 +94,9 @@ def migrate(source: str, out: str, say: Callable[[str], None] = click.echo) -> M
     return MigrationSummary(len(planned), before, done, reframed, tuple(problems))
 
 
-def _prepare(old: Version1, storage: Storage) -> ShardSet:
-    """Return the new shard set, made if it is not there: the same units and layers, with what ids are today."""
-    layers = _layers_of_today(old)
+def _prepare(old: Origin, storage: Storage, encoding: str | None) -> ShardSet:
+    """Return the new shard set, made if it is not there: the same units and layers, with what ids they have there."""
+    layers = _new_layers(old, encoding)
     dataset = read_dataset(storage)
     if dataset is None:
         storage.create(DATASET, replace(old.dataset, layers={MASKS: layers[MASKS]}).to_json())
@@ -101,10 +105,11 @@ def _prepare(old: Version1, storage: Storage) -> ShardSet:
     _require_same_units(storage, dataset, old.dataset)
     for layer in layers.values():
         dataset = add_layer(storage, layer, REMEDY)
+        write_shared_files(storage, dataset, layer)
     return ShardSet(storage, dataset)
 
 
-def _write_plans(old: Version1, shards: ShardSet) -> list[str]:
+def _write_plans(old: Origin, shards: ShardSet) -> list[str]:
     """Write the plans of all units that are not there, also of those that no layer has; return what is wrong."""
     there, problems = set(shards.storage.names("units")), []
     for number in range(len(old.dataset.unit_ids)):
@@ -116,23 +121,29 @@ def _write_plans(old: Version1, shards: ShardSet) -> list[str]:
     return problems
 
 
-def _layers_of_today(old: Version1) -> dict[str, Layer]:
-    """Describe the layers as they are in the new shard set: masks first, whose id those of maps name."""
+def _new_layers(old: Origin, encoding: str | None) -> dict[str, Layer]:
+    """Describe the layers of the new shard set, the masks first.
+
+    Where a layer's settings name another layer by its id, as those of maps name the masks, they name the new one.
+    """
     made: dict[str, Layer] = {}
-    for name in sorted(old.dataset.layers, key=lambda name: name != MASKS):
-        layer, settings = old.dataset.layers[name], dict(old.dataset.layers[name].settings)
-        if is_uncertainty(name):
-            if settings.get(MASKS_OF_MAPS) != old.layer_ids[MASKS]:
-                raise ShardError(f"{old.storage.path(DATASET)}: layer {name} is of other masks than are there")
-            settings[MASKS_OF_MAPS] = made[MASKS].id(old.dataset.unit_ids)
-        origin = {"url": old.storage.url, "format": VERSION, "layer_id": old.layer_ids[name]}
-        provenance = {
-            **layer.provenance,
-            "migrated_from": origin,
-            "migrated_by": f"sum-factory {version('sum-factory')}",
+    ids: dict[str, str] = {}
+    for name in sorted(old.dataset.layers, key=lambda name: (name != MASKS, name)):
+        layer = old.dataset.layers[name]
+        settings = {
+            key: ids.get(value, value) if isinstance(value, str) else value for key, value in layer.settings.items()
         }
-        made[name] = replace(layer, settings=settings, provenance=provenance)
+        origin = {"url": old.storage.url, "format": _version_of(old), "layer_id": old.layer_id(name)}
+        told = {"migrated_from": origin, "migrated_by": f"sum-factory {version('sum-factory')}"}
+        made[name] = replace(
+            layer, encoding=encoding or layer.encoding, settings=settings, provenance={**layer.provenance, **told}
+        )
+        ids[old.layer_id(name)] = made[name].id(old.dataset.unit_ids)
     return made
+
+
+def _version_of(old: Origin) -> int:
+    return VERSION if isinstance(old, Version1) else FORMAT_VERSION
 
 
 def _require_same_units(storage: Storage, there: Dataset, wanted: Dataset) -> None:
@@ -142,55 +153,28 @@ def _require_same_units(storage: Storage, there: Dataset, wanted: Dataset) -> No
         raise SettingsDifferError(f"{storage.url}: is of other images. {REMEDY}")
 
 
-def _bring_over(old: Version1, shards: ShardSet, number: int, layer: str) -> int:
+def _bring_over(old: Origin, shards: ShardSet, number: int, layer: str) -> int:
     """Write a unit of a layer, data first and manifest last; return how many labels were framed anew."""
-    unit, masks_sha256 = old.unit(number), ""
-    if is_uncertainty(layer):
-        record = old.record(number, layer)
-        if record.masks_sha256 != old.record(number, MASKS).data_sha256:
-            raise ShardError(f"{old.storage.url}: layer {layer}, unit {number}: its maps are of other masks")
+    record, masks_sha256 = old.manifest(number, layer)[1], ""
+    if record.masks_sha256:
+        if record.masks_sha256 != old.manifest(number, MASKS)[1].data_sha256:
+            raise ShardError(f"{old.storage.url}: layer {layer}, unit {number}: its data are of other masks")
         masks_sha256 = shards.manifest(number)[1].data_sha256
-    writer = UnitWriter(layer, shards.layer_id(layer), unit)
-    reframed = 0
-    for index, sample in enumerate(old.samples(number, layer)):
-        try:
-            frames = _frames_of_today(layer, sample.frames)
-        except ShardError as error:
-            where = f"{old.storage.url}: layer {layer}, unit {number}, image {sample.rows[0]['image']}"
-            raise ShardError(f"{where}: {error}") from error
-        reframed += sum(new != was for new, was in zip(frames, sample.frames, strict=True))
-        _add(writer, index, sample, frames)
+    writer = UnitWriter(shards.dataset, shards.layer(layer), old.unit(number))
+    samples, reframed = _samples_of_today(old, number, layer)
+    for index, sample in enumerate(samples):
+        add_sample(writer, index, sample)
     writer.commit(shards.storage, masks_sha256)
     return reframed
 
 
-def _frames_of_today(layer: str, frames: list[bytes]) -> list[bytes]:
-    """Return an image's frames as they are today. Raises ``ShardError`` if one does not decode."""
-    if not is_uncertainty(layer):
-        labels = [label_of_today(frame) for frame in frames]
-        decode_labels(labels)
-        return labels
-    made: list[bytes] = []
-    for frame in frames:
-        if not frame:  # nothing is known of this mask
-            made.append(frame)
-            continue
-        part, refined = cut_frame(frame)
-        made.append(LENGTH.pack(len(part)) + part + (label_of_today(refined) if refined else b""))
-    known = [frame for frame in made if frame]
-    decode_maps(known)
-    decode_refined([frame for frame in known if cut_frame(frame)[1]])
-    return made
-
-
-def _add(writer: UnitWriter, index: int, sample: Sample, frames: list[bytes]) -> None:
-    """Add an image with what its old rows and its old sample say of it."""
-    first = sample.rows[0]
-    if first["mask"] is None and first["error"] is not None:
-        writer.add_failure(index, first["error"])
-        return
-    own = [name for name in schema_of(writer.layer).names if name not in OF_EVERY_LAYER]
-    masks = [row for row in sample.rows if row["mask"] is not None]
-    columns: dict[str, list[Any]] = {name: [row[name] for row in masks] for name in own}
-    meta = {name: value for name, value in sample.meta.items() if name not in TOLD_BY_WRITER}
-    writer.add_image(index, (first["height"], first["width"]), frames, columns, meta, first["error"])
+def _samples_of_today(old: Origin, number: int, layer: str) -> tuple[list[Sample], int]:
+    """Read a unit of a layer; return its images as they are today, and how many labels had to be framed anew."""
+    if isinstance(old, ShardSet):
+        return read_samples(old, number, layer), 0
+    samples = old.samples(number, layer)
+    try:
+        made = [sample_of_today(sample, layer) for sample in samples]
+    except ShardError as error:
+        raise ShardError(f"{old.storage.url}: layer {layer}, unit {number}: {error}") from error
+    return [sample for sample, _ in made], sum(count for _, count in made)

@@ -31,6 +31,7 @@ _PLACE = [
 """Columns of every layer. ``offset`` and ``length`` place the frame, or the chunk, in the data file. A row whose
 ``mask`` is null stands for an image without masks: ``error`` says why, or is null if SAM found none. An encoding may
 add columns of its own."""
+PLACE_COLUMNS = tuple(name for name, _ in _PLACE)
 MASK_SCHEMA = pa.schema(
     [
         *_PLACE,

@@ -170,7 +170,7 @@ def _verify_unit(shards: ShardSet, number: int, layer: str, unit: Unit | None) -
         raise ShardError(f"{shards.storage.path(name)}: {fault}; {REMEDY_FOR_DATA}")
     planned = () if unit is None else _faults_of_images(rows, unit)
     held = open_reader(
-        _Held(shards.storage, files),
+        HeldFiles(shards.storage, files),
         shards.dataset,
         shards.layer(layer),
         lambda number: Rows.from_manifest(table, record, manifest),
@@ -182,16 +182,18 @@ def _verify_unit(shards: ShardSet, number: int, layer: str, unit: Unit | None) -
 
 
 @dataclass(frozen=True)
-class _Held:
-    """The data files of a unit, read as a whole."""
+class HeldFiles:
+    """The data files of a unit, read as a whole: a ``Source`` of what a reader asks for bit by bit."""
 
     storage: Storage
     files: Mapping[str, bytes]
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Return a file, or its bytes ``start`` to ``end`` (exclusive)."""
         return self.files[name][start:end]
 
     def path(self, name: str) -> str:
+        """Return what to call a file in a message."""
         return self.storage.path(name)
 
 

@@ -12,30 +12,25 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shared.compiled_codec import decode_labels, decode_maps, decode_refined
 from shared.errors import ShardError
 from shared.label_codec import HEADER, MOST_STEPS, band_of, frame_of_steps, inflate, unpack_bits
-from shared.shards.dataset import DATASET, FORMAT_VERSION, Dataset, Layer, PlannedImage, Unit, content_id, unit_path
+from shared.shards.dataset import DATASET, Dataset, Layer, PlannedImage, Unit, content_id, is_uncertainty, unit_path
 from shared.shards.manifest import UnitRecord, manifest_path
-from shared.shards.tar_layer import member_of, read_samples, tar_path
+from shared.shards.samples import Sample, rows_of_images
+from shared.shards.seal import is_sealed
+from shared.shards.tar_layer import tar_path
 from shared.storage import Storage
+from shared.uncertainty_codec import LENGTH, cut_frame, refined_label
 
 VERSION = 1
 MOST_STEPS_THEN = 128
 REMEDY = "restore the file from where the shard set was made; what is sound of it can be migrated without"
-
-
-class Sample(NamedTuple):
-    """One image of a unit in a layer: its rows of the manifest, and of the tar what it says of it and its frames."""
-
-    rows: tuple[dict[str, Any], ...]
-    meta: dict[str, Any]
-    frames: list[bytes]
 
 
 @dataclass(frozen=True)
@@ -47,21 +42,24 @@ class Version1:
     layer_ids: Mapping[str, str]
 
     @classmethod
-    def open(cls, url: str) -> Version1:
-        """Open the shard set at ``url``. Raises ``ShardError`` if there is none, or one of another version."""
+    def open(cls, url: str) -> Version1 | None:
+        """Open the shard set at ``url``, or return None if what is there is not of version 1.
+
+        Raises ``ShardError`` if it is damaged.
+        """
         storage = Storage(url)
         name = storage.path(DATASET)
         try:
-            record = json.loads(storage.read(DATASET))
-            if record["format"] != VERSION:
-                what = "there is nothing to migrate" if record["format"] == FORMAT_VERSION else "nothing here reads it"
-                raise ShardError(f"{name}: format version {record['format']}, {what}")
+            data = storage.read(DATASET)
+            record = json.loads(data)
+            if record["format"] != VERSION or is_sealed(data):
+                return None
             fields = {key: dict(value) for key, value in record["layers"].items()}
             ids = {layer: value.pop("id") for layer, value in fields.items()}
             layers = {layer: Layer(**value) for layer, value in fields.items()}
             dataset = Dataset(record["unit_size"], tuple(record["units"]), record["images"], layers)
         except FileNotFoundError:
-            raise ShardError(f"{name}: missing; {url} is no shard set") from None
+            return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ShardError(f"{name}: damaged or edited ({error}); {REMEDY}") from error
         for layer in layers.values():
@@ -69,6 +67,10 @@ class Version1:
             if content_id([VERSION, list(dataset.unit_ids), *parts]) != ids[layer.name]:
                 raise ShardError(f"{name}: layer {layer.name} does not match its id; {REMEDY}")
         return cls(storage, dataset, ids)
+
+    def layer_id(self, name: str) -> str:
+        """Return the id of a layer."""
+        return self.layer_ids[name]
 
     def committed(self, layer: str) -> list[int]:
         """Return the numbers of the units of ``layer`` that are committed, in order."""
@@ -90,13 +92,9 @@ class Version1:
             raise ShardError(f"{self.storage.path(name)}: damaged or edited ({error}); {REMEDY}") from error
         return unit
 
-    def record(self, number: int, layer: str) -> UnitRecord:
-        """Return what the manifest of a unit says of it as a whole. Raises ``ShardError`` as ``samples`` does."""
-        return self._manifest(number, layer)[1]
-
     def samples(self, number: int, layer: str) -> list[Sample]:
-        """Read a unit of a layer: its images, in order. Raises ``ShardError`` if anything does not fit."""
-        table, record = self._manifest(number, layer)
+        """Read a unit of a layer, its frames as they were written. Raises ``ShardError`` if anything does not fit."""
+        table, record = self.manifest(number, layer)
         name = self.storage.path(tar_path(layer, number))
         try:
             data = self.storage.read(tar_path(layer, number))
@@ -104,19 +102,20 @@ class Version1:
             raise ShardError(f"{name}: missing, but its manifest is there; {REMEDY}") from None
         if (len(data), hashlib.sha256(data).hexdigest()) != (record.data_bytes, record.data_sha256):
             raise ShardError(f"{name}: its bytes are not those that were committed; {REMEDY}")
-        images = [rows for _, rows in sorted(_by_image(table).items())]
-        told = list(read_samples(data, member_of(layer), name))
-        keys = [image.key for image in self.unit(number).images]
-        if not keys == [meta["key"] for meta, _ in told] == [rows[0]["image"] for rows in images]:
-            raise ShardError(f"{name}: its images are not those of the unit and the manifest; {REMEDY}")
-        samples = [Sample(tuple(rows), *of_tar) for rows, of_tar in zip(images, told, strict=True)]
-        for rows, _, frames in samples:
-            placed = [(row["length"], row["crc32"]) for row in rows if row["mask"] is not None]
-            if placed != [(len(frame), zlib.crc32(frame)) for frame in frames]:
-                raise ShardError(f"{name}: the frames of {rows[0]['image']} are not those of the manifest; {REMEDY}")
+        images = rows_of_images(table)
+        if [rows[0]["image"] for rows in images] != [image.key for image in self.unit(number).images]:
+            raise ShardError(f"{name}: its images are not those of the unit; {REMEDY}")
+        samples = []
+        for rows in images:
+            masks = [row for row in rows if row["mask"] is not None]
+            frames = [data[row["offset"] : row["offset"] + row["length"]] for row in masks]
+            if any(zlib.crc32(frame) != row["crc32"] for frame, row in zip(frames, masks, strict=True)):
+                raise ShardError(f"{name}: a mask of image {rows[0]['image']} fails its checksum; {REMEDY}")
+            samples.append(Sample(rows, frames))
         return samples
 
-    def _manifest(self, number: int, layer: str) -> tuple[pa.Table, UnitRecord]:
+    def manifest(self, number: int, layer: str) -> tuple[pa.Table, UnitRecord]:
+        """Read the manifest of a unit. Raises ``ShardError`` if it is not committed, damaged, or another layer's."""
         name = self.storage.path(manifest_path(layer, number))
         try:
             table = pq.read_table(pa.BufferReader(self.storage.read(manifest_path(layer, number))))
@@ -149,6 +148,29 @@ def rows_sha256(rows: pa.Table) -> str:
     return hasher.hexdigest()
 
 
+def sample_of_today(sample: Sample, layer: str) -> tuple[Sample, int]:
+    """Return a sample of version 1 with frames of version 2, and of how many the label was framed anew.
+
+    Raises ``ShardError``, naming the image, if a frame does not decode.
+    """
+    try:
+        if is_uncertainty(layer):
+            frames = [_map_of_today(frame) if frame else frame for frame in sample.frames]
+            decode_maps([frame for frame in frames if frame])
+            decode_refined([frame for frame in frames if frame and refined_label(frame)])
+        else:
+            frames = [label_of_today(frame) for frame in sample.frames]
+            decode_labels(frames)
+    except ShardError as error:
+        raise ShardError(f"image {sample.rows[0]['image']}: {error}; {REMEDY}") from error
+    return Sample(sample.rows, frames), sum(new != was for new, was in zip(frames, sample.frames, strict=True))
+
+
+def _map_of_today(frame: bytes) -> bytes:
+    part, refined = cut_frame(frame)
+    return LENGTH.pack(len(part)) + part + (label_of_today(refined) if refined else b"")
+
+
 def label_of_today(frame: bytes) -> bytes:
     """Return a label's frame of version 1 as one of version 2: itself, unless it has 128 steps.
 
@@ -171,10 +193,3 @@ def label_of_today(frame: bytes) -> bytes:
     positive[top : bottom + 1, left : right + 1] = signs
     fewer = (2 * q.astype(np.int64) + 1) * MOST_STEPS // (2 * steps)
     return frame_of_steps(positive, typical, MOST_STEPS, fewer.astype(np.uint8))
-
-
-def _by_image(table: pa.Table) -> dict[int, list[dict[str, Any]]]:
-    images: dict[int, list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
-        images.setdefault(row["image_index"], []).append(row)
-    return images

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 from click.testing import CliRunner, Result
 
 from labelgen.cli import main
@@ -27,6 +28,7 @@ from labelgen.run import RunSummary
 from shared.commands import FAILED
 from shared.errors import SettingsDifferError, ShardError
 from shared.shards.dataset import DATASET, Unit
+from shared.shards.reader import Part, known
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.storage import Storage
 from shared.uncertainty_codec import decode_u, refined_label
@@ -318,7 +320,7 @@ def test_everything_comes_over_and_the_old_is_left_as_it_was(
     old: Path, new: Path, problems: Problems, snapshot: Snapshot
 ) -> None:
     before = snapshot(old)
-    summary = migrate(str(old), str(new), quiet)
+    summary = migrate(str(old), str(new), say=quiet)
     assert snapshot(old) == before
     assert problems(new) == []
     shards = ShardSet.open(str(new))
@@ -343,7 +345,7 @@ def test_everything_comes_over_and_the_old_is_left_as_it_was(
 
 
 def test_maps_come_over_bit_for_bit_and_refined_labels_as_labels_do(old: Path, new: Path) -> None:
-    migrate(str(old), str(new), quiet)
+    migrate(str(old), str(new), say=quiet)
     shards = ShardSet.open(str(new))
     reader, compared = shards.reader(MAPS), 0
     for number in (0, 1):
@@ -362,7 +364,7 @@ def test_maps_come_over_bit_for_bit_and_refined_labels_as_labels_do(old: Path, n
 
 
 def test_values_are_those_of_the_description(old: Path, new: Path) -> None:
-    migrate(str(old), str(new), quiet)
+    migrate(str(old), str(new), say=quiet)
     shards = ShardSet.open(str(new))
     for number, image in shards.walk():
         logits = shards.read_logits(number, image, range(len(image.masks)))
@@ -375,18 +377,41 @@ def test_values_are_those_of_the_description(old: Path, new: Path) -> None:
                 assert abs(position - (step + 0.5) / steps) <= bound
 
 
-def test_samples_tell_what_they_told(old: Path, new: Path) -> None:
-    migrate(str(old), str(new), quiet)
-    for layer in (MASKS, MAPS):
-        with tarfile.open(new / layer / "000000.tar") as tar:
-            told = [json.loads(tar.extractfile(name).read()) for name in tar.getnames() if name.endswith(".json")]  # type: ignore[union-attr]
-        assert [(one["key"], one["told"], one["digest"]) for one in told] == [
-            (key, f"of {key}", digest_of(key)) for key, _, _ in UNITS[0]
-        ]
+def test_samples_of_a_tar_say_what_cuts_them(old: Path, new: Path) -> None:
+    migrate(str(old), str(new), say=quiet)
+    for layer, member in ((MASKS, "labels"), (MAPS, "uncertainty")):
+        for sample in webdataset.WebDataset(str(new / layer / "000000.tar"), shardshuffle=False):
+            told = json.loads(sample["json"])
+            _, (height, width), count = IMAGES[NUMBERS[told["key"]]]
+            assert told.pop("digest") == digest_of(told.pop("key"))
+            assert len(told["length"]) == count
+            assert sum(told.pop("length")) == len(sample[member])
+            assert told == {"height": height, "width": width}
+
+
+def test_labels_of_version_1_become_arrays_of_the_values_that_become_tars(
+    old: Path, new: Path, tmp_path: Path, problems: Problems
+) -> None:
+    migrate(str(old), str(new), say=quiet)
+    migrate(str(old), str(tmp_path / "arrays"), "zarr", quiet)
+    assert problems(tmp_path / "arrays") == []
+    tars, arrays = (ShardSet.open(str(folder)) for folder in (new, tmp_path / "arrays"))
+    layers: dict[str, tuple[Part, ...]] = {MASKS: ("label",), MAPS: ("u", "refined")}
+    for layer, parts in layers.items():
+        assert arrays.layer(layer).encoding == "zarr"
+        assert arrays.committed(layer) == tars.committed(layer) != []
+        for number in tars.committed(layer):
+            readers = [shards.reader(layer) for shards in (tars, arrays)]
+            rows = readers[0].rows(number)
+            picked = np.flatnonzero(known(rows, np.arange(len(rows))))
+            for part in parts:
+                codes = [reader.read(number, picked, part) for reader in readers]
+                for k in range(len(picked)):
+                    np.testing.assert_array_equal(codes[0].values(k), codes[1].values(k))
 
 
 def test_new_set_says_where_it_came_from_and_is_of_its_own_masks(old: Path, new: Path) -> None:
-    migrate(str(old), str(new), quiet)
+    migrate(str(old), str(new), say=quiet)
     was, shards = json.loads((old / DATASET).read_text()), ShardSet.open(str(new))
     assert list(shards.dataset.unit_ids) == was["units"]
     for name, layer in shards.dataset.layers.items():
@@ -408,7 +433,7 @@ def test_migration_that_dies_anywhere_is_finished_by_the_same_command(
     snapshot: Snapshot,
     problems: Problems,
 ) -> None:
-    migrate(str(old), str(tmp_path / "straight" / "new"), quiet)
+    migrate(str(old), str(tmp_path / "straight" / "new"), say=quiet)
     written: list[str] = []
     for verb in ("write", "create"):
         original: Callable[[Storage, str, bytes], bool | None] = getattr(Storage, verb)
@@ -423,7 +448,7 @@ def test_migration_that_dies_anywhere_is_finished_by_the_same_command(
 
         monkeypatch.setattr(Storage, verb, counted)
     with pytest.raises(KeyboardInterrupt):
-        migrate(str(old), str(new), quiet)
+        migrate(str(old), str(new), say=quiet)
     monkeypatch.undo()
     if (new / DATASET).exists():
         assert [
@@ -431,7 +456,7 @@ def test_migration_that_dies_anywhere_is_finished_by_the_same_command(
         ] == []
     done = {name: content for name, content in snapshot(new).items() if name.startswith("manifest/")}
     said: list[str] = []
-    summary = migrate(str(old), str(new), said.append)
+    summary = migrate(str(old), str(new), say=said.append)
     assert summary.units_before == len(done)
     assert summary.units_before + summary.units_done == 5
     assert snapshot(new) == snapshot(tmp_path / "straight" / "new")
@@ -501,15 +526,15 @@ def test_edited_plan_and_dataset_are_named(old: Path, new: Path) -> None:
     assert f"{plan}: damaged or edited (its images are not those of the unit)" in result.output
     (old / DATASET).write_text((old / DATASET).read_text().replace('"points": 32', '"points": 16'))
     with pytest.raises(ShardError, match="layer masks does not match its id"):
-        migrate(str(old), str(new), quiet)
+        migrate(str(old), str(new), say=quiet)
 
 
 def test_maps_of_other_masks_are_left_out(old: Path, new: Path) -> None:
     record = json.loads((old / DATASET).read_text())
     ids = {name: layer["id"] for name, layer in record["layers"].items()}
     write_unit(old, MAPS, 0, {**ids, "unit": record["units"][0]}, "2" * 64)
-    summary = migrate(str(old), str(new), quiet)
-    assert summary.problems == (f"{old}: layer {MAPS}, unit 0: its maps are of other masks",)
+    summary = migrate(str(old), str(new), say=quiet)
+    assert summary.problems == (f"{old}: layer {MAPS}, unit 0: its data are of other masks",)
     assert ShardSet.open(str(new)).committed(MAPS) == [1]
 
 
@@ -518,19 +543,19 @@ def test_other_folders_are_refused(
 ) -> None:
     before = snapshot(own_shards)
     with pytest.raises(SettingsDifferError, match=r"own_shards: is of other images"):
-        migrate(str(old), str(own_shards), quiet)
+        migrate(str(old), str(own_shards), say=quiet)
     assert snapshot(own_shards) == before
-    with pytest.raises(ShardError, match="format version 2, there is nothing to migrate"):
-        migrate(str(own_shards), str(new), quiet)
+    with pytest.raises(ShardError, match="own_shards: is of version 2 already; give --encoding"):
+        migrate(str(own_shards), str(new), say=quiet)
     with pytest.raises(ShardError, match=r"dataset\.json: missing; .* is no shard set"):
-        migrate(str(new), str(old), quiet)
+        migrate(str(new), str(old), say=quiet)
     with pytest.raises(ShardError, match="format version 1"):
-        migrate(str(old), str(old), quiet)
+        migrate(str(old), str(old), say=quiet)
     assert not new.exists()
 
 
 def test_layer_made_with_other_weights_there_is_refused(old: Path, new: Path) -> None:
-    migrate(str(old), str(new), quiet)
+    migrate(str(old), str(new), say=quiet)
     record = json.loads((old / DATASET).read_text())
     layer = record["layers"][MAPS]
     layer["weights"]["refiner"]["sha256"] = "3" * 64
@@ -539,15 +564,15 @@ def test_layer_made_with_other_weights_there_is_refused(old: Path, new: Path) ->
     with pytest.raises(
         SettingsDifferError, match=r"(?s)layer uncertainty/refinement: was made with other weights.*refiner"
     ):
-        migrate(str(old), str(new), quiet)
+        migrate(str(old), str(new), say=quiet)
 
 
 def test_shard_set_on_an_object_store_comes_over_like_a_local_one(
     old: Path, new: Path, bucket: str, upload: Callable[[Path, str], None], download: Callable[[str], dict[str, bytes]]
 ) -> None:
     upload(old, f"{bucket}/old")
-    migrate(str(old), str(new), quiet)
-    migrate(f"{bucket}/old", f"{bucket}/new", quiet)
+    migrate(str(old), str(new), say=quiet)
+    migrate(f"{bucket}/old", f"{bucket}/new", say=quiet)
     local = {str(path.relative_to(new)): path.read_bytes() for path in new.rglob("*") if path.is_file()}
     remote = download(f"{bucket}/new")
     assert {name for name in {*local, *remote} if local.get(name) != remote.get(name)} == {DATASET}
@@ -556,7 +581,7 @@ def test_shard_set_on_an_object_store_comes_over_like_a_local_one(
 def test_units_that_were_never_labelled_can_be_labelled_after(old: Path, new: Path) -> None:
     """All plans come over, so that the same run finds its units."""
     (old / "manifest" / MASKS / "000002.parquet").unlink()
-    migrate(str(old), str(new), quiet)
+    migrate(str(old), str(new), say=quiet)
     shards = ShardSet.open(str(new))
     assert shards.committed(MASKS) == [0, 1]
     assert [image.key for image in shards.unit(2).images] == ["last"]

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from labelgen.merge import merge
+from labelgen.migrate import migrate
 from labelgen.select import Filter, select
 from shared.errors import SettingsDifferError
 from shared.shards.view import open_shards
@@ -44,6 +45,15 @@ def load_all(pseudo: PseudoSet) -> list[TrainingSample]:
     return [pseudo.load(index, SampleId("pseudo", 0, index)) for index in range(len(pseudo))]
 
 
+def require_equal(found: list[TrainingSample], expected: list[TrainingSample]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        for name, value in vars(other).items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(getattr(one, name), value), name
+            else:
+                assert getattr(one, name) == value, name
+
+
 def order_of(recipe: Recipe) -> Order:
     stream = open_stream(recipe, 128, Ranks(0, 1, torch.device("cpu"))).streams["pseudo"]
     assert isinstance(stream, PseudoStream)
@@ -59,14 +69,20 @@ def merged(known_halves: tuple[str, str], tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("method", ["vanilla", "sum", "mask-refinement"])
 def test_samples_are_those_of_one_shard_set(known_shards: Any, merged: str, method: str) -> None:
-    found, expected = load_all(open_pseudo(merged, method)), load_all(open_pseudo(known_shards.url, method))
-    assert len(found) == len(expected) == 7
-    for one, other in zip(found, expected, strict=True):
-        for name, value in vars(other).items():
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(getattr(one, name), value), name
-            else:
-                assert getattr(one, name) == value, name
+    expected = load_all(open_pseudo(known_shards.url, method))
+    assert len(expected) == 7
+    require_equal(load_all(open_pseudo(merged, method)), expected)
+
+
+@pytest.mark.parametrize("method", ["vanilla", "sum", "mask-refinement"])
+def test_samples_of_two_encodings_are_those_of_one_shard_set(
+    known_shards: Any, known_halves: tuple[str, str], tmp_path: Path, method: str
+) -> None:
+    migrate(known_halves[1], str(tmp_path / "arrays"), "zarr", quiet)
+    merge([known_halves[0], str(tmp_path / "arrays")], str(tmp_path / "view"), say=quiet)
+    require_equal(
+        load_all(open_pseudo(str(tmp_path / "view"), method)), load_all(open_pseudo(known_shards.url, method))
+    )
 
 
 def test_order_is_that_of_the_data_wherever_they_lie(

@@ -1,0 +1,75 @@
+"""A unit of a layer as it was written: image by image, with its frames and what the manifest says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from shared.errors import ShardError
+from shared.shards.encodings import open_reader
+from shared.shards.manifest import CROP_BOX, PLACE_COLUMNS, manifest_path, schema_of
+from shared.shards.reader import Rows
+from shared.shards.shard_set import ShardSet
+from shared.shards.unit_writer import UnitWriter, sha256_of
+from shared.shards.verify import HeldFiles
+from shared.storage import Storage
+
+REMEDY = "run `labelgen verify`, which says how to mend it"
+
+
+class Sample(NamedTuple):
+    """One image of a unit in a layer: its rows of the manifest, and the frame of each row that is a mask's."""
+
+    rows: Sequence[dict[str, Any]]
+    frames: Sequence[bytes]
+
+
+def read_samples(shards: ShardSet, number: int, layer: str) -> list[Sample]:
+    """Read a committed unit of a layer, in the order of its images. Raises ``ShardError`` if anything does not fit."""
+    table, record = shards.manifest(number, layer)
+    name = shards.storage.path(manifest_path(layer, number))
+    files = {}
+    for file, (_, sha256) in zip(shards.data_files(number, layer), record.each_file, strict=True):
+        files[file] = _read(shards.storage, file)
+        if sha256_of([files[file]]) != sha256:
+            raise ShardError(f"{shards.storage.path(file)}: its bytes are not those that were committed; {REMEDY}")
+    rows = Rows.from_manifest(table, record, name)
+    held = HeldFiles(shards.storage, files)
+    reader = open_reader(held, shards.dataset, shards.layer(layer), lambda number: rows)
+    frames = iter(reader.frames(number, range(len(rows))))
+    images = rows_of_images(table)
+    if [of_image[0]["image"] for of_image in images] != [image.key for image in shards.unit(number).images]:
+        raise ShardError(f"{name}: its images are not those of the unit; {REMEDY}")
+    return [Sample(of_image, [next(frames) for row in of_image if row["mask"] is not None]) for of_image in images]
+
+
+def _read(storage: Storage, file: str) -> bytes:
+    try:
+        return storage.read(file)
+    except FileNotFoundError:
+        raise ShardError(f"{storage.path(file)}: missing, but its manifest is there; {REMEDY}") from None
+
+
+def rows_of_images(table: pa.Table) -> list[list[dict[str, Any]]]:
+    """Return the rows of a manifest, image by image."""
+    images: dict[int, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        images.setdefault(row["image_index"], []).append(row)
+    return [rows for _, rows in sorted(images.items())]
+
+
+def add_sample(writer: UnitWriter, index: int, sample: Sample) -> None:
+    """Add an image to a unit that is being written, with what was known of it."""
+    first = sample.rows[0]
+    if first["mask"] is None and first["error"] is not None:
+        writer.add_failure(index, first["error"])
+        return
+    own = [name for name in schema_of(writer.layer.name).names if name not in PLACE_COLUMNS]
+    masks = [row for row in sample.rows if row["mask"] is not None]
+    size = first["height"], first["width"]
+    crops = [[row[name] for name in CROP_BOX] for row in masks if CROP_BOX[0] in own]
+    whole = all(crop == [0, 0, size[1], size[0]] for crop in crops)
+    columns = {name: [row[name] for row in masks] for name in own}
+    writer.add_image(index, size, sample.frames, columns, {} if whole else {"crop_box": crops}, first["error"])
