@@ -204,15 +204,13 @@ def _columns(labels: ImageLabels) -> dict[str, list[Any]]:
 
 
 def _meta(labels: ImageLabels) -> dict[str, Any]:
-    """Return what the sample of an image says of its masks."""
-    return {
-        "box": labels.boxes.tolist(),
-        "point": labels.points.tolist(),
-        "area": labels.areas.tolist(),
-        "predicted_iou": np.round(labels.predicted_iou, 5).tolist(),
-        "stability": np.round(labels.stability, 5).tolist(),
-        "crop_box": [list(frame.crop_box) for frame in labels.frames],
-    }
+    """Return what the sample of an image says of its masks: the crop of each, unless all are of the whole photo.
+
+    It is what their frames do not tell, and a reader needs to place them; the manifest knows the rest.
+    """
+    height, width = labels.size
+    boxes = [frame.crop_box for frame in labels.frames]
+    return {} if all(box == (0, 0, width, height) for box in boxes) else {"crop_box": boxes}
 
 
 def _add_maps_of(
@@ -220,7 +218,6 @@ def _add_maps_of(
 ) -> None:
     """Add the maps of one image; ``error`` says why they are unknown."""
     mean_u, u_valid = [one.mean_u for one in made], [one.valid for one in made]
-    rounded = [None if mean is None else round(mean, 5) for mean in mean_u]
     columns: dict[str, Sequence[Any]] = {"mean_u": mean_u, "u_valid": u_valid}
     frames = [one.frame for one in made]
-    maps.add_image(index, size, frames, columns, {"mean_u": rounded, "u_valid": u_valid}, error)
+    maps.add_image(index, size, frames, columns, {}, error)

@@ -21,12 +21,12 @@ from torch.nn import functional as F
 
 from shared.errors import SettingsError
 from shared.frame import Frame
-from shared.label_codec import decode_label, encode_label
+from shared.label_codec import decode_label
 from shared.sam.decode import PAD, POSITIVE, Prompts, embed_prompts
 from shared.sam.point_decoder import OUTPUTS, PointDecoder, PointImage
 from shared.sam.refiner import Refiner
 from shared.sam.runtime import CropBox
-from shared.uncertainty_codec import encode_uncertainty
+from shared.uncertainty_codec import encode_refined, encode_uncertainty
 
 LEAST_IOU = 0.5
 """An output that agrees less with the label, on the low-resolution grid, is not where the label came from."""
@@ -179,7 +179,7 @@ class UncertaintyMaker:
             usable &= r.isfinite().flatten(1).all(1)
             u = refinement(s, r)
             r_cut = r[:, :rows, :columns].cpu().numpy()
-            refined = [encode_label(r_cut[k]) if usable[k] else b"" for k in range(len(masks))]
+            refined = [encode_refined(r_cut[k]) if usable[k] else b"" for k in range(len(masks))]
         height, width = frame.valid_size
         means = u[:, :height, :width].double().mean((1, 2)).tolist()
         u_cut = u[:, :rows, :columns].cpu().numpy()

@@ -4,12 +4,12 @@ u is rounded to the nearest of 0, 1 / 25, ..., 1, so no cell is off by more than
 the rounding noise of two decoders that agree, becomes 0. What is left is a thin band in most masks.
 
 A frame is the length of its first part (u32, little-endian), the map u, and the refined label as ``shared.label_codec``
-encodes it; a map that no refiner made has no second part. The map is a header and a raw deflate stream (RFC 1951).
-Header: six bytes, the last row and the last column of the grid, then of the box of the cells above 0 the top, the left,
-the last row and the last column. The stream holds (1) which cells of the box are above 0, row by row, each row but the
-first XORed with the one above, packed eight to a byte from the highest bit on, padded with 0; (2) one byte for each of
-these cells, row by row: its level, 0 to 24, for 1 / 25 to 1. A map without such a cell has a box of zeros and an
-empty stream.
+encodes it, but in few steps; a map that no refiner made has no second part. The map is a header and a raw deflate
+stream (RFC 1951). Header: six bytes, the last row and the last column of the grid, then of the box of the cells above
+0 the top, the left, the last row and the last column. The stream holds (1) which cells of the box are above 0, row by
+row, each row but the first XORed with the one above, packed eight to a byte from the highest bit on, padded with 0;
+(2) one byte for each of these cells, row by row: its level, 0 to 24, for 1 / 25 to 1. A map without such a cell has a
+box of zeros and an empty stream.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.errors import ShardError
-from shared.label_codec import LARGEST_SIDE, decode_label, deflate, inflate, pack_bits, unpack_bits
+from shared.label_codec import LARGEST_SIDE, decode_label, deflate, encode_label, inflate, pack_bits, unpack_bits
 
 STEPS = 25
 """Steps from u = 0 to u = 1."""
+REFINED_STEPS_PER_GRID = 256
+"""Steps of a refined label, times the longer side of its grid: 4 for 64 cells, 1 for 256, its signs alone."""
 LENGTH = struct.Struct("<I")
 HEADER = struct.Struct("<6B")
 
@@ -43,7 +45,7 @@ class Uncertainty(NamedTuple):
 def encode_uncertainty(u: Map, refined: bytes = b"") -> bytes:
     """Encode a map u in [0, 1], float32 (h, w) with sides of 1 to 256, as one frame.
 
-    ``refined`` is what ``encode_label`` made of the refined logits r, float32 (h, w); empty if there was no refiner.
+    ``refined`` is the frame of the refined label (``encode_refined``); empty if there was no refiner.
     """
     rows, columns = u.shape
     if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE):
@@ -51,6 +53,11 @@ def encode_uncertainty(u: Map, refined: bytes = b"") -> bytes:
     if not ((u >= 0) & (u <= 1)).all():
         raise ValueError("uncertainty lies between 0 and 1")
     return frame_of_levels(np.rint(u * np.float32(STEPS)).astype(np.uint8), refined)
+
+
+def encode_refined(logits: Map) -> bytes:
+    """Encode refined logits r, float32 (h, w), as a label of few steps: u says how far the boundary can be trusted."""
+    return encode_label(logits, max(round(REFINED_STEPS_PER_GRID / max(logits.shape)), 1))
 
 
 def frame_of_levels(levels: npt.NDArray[np.uint8], refined: bytes = b"") -> bytes:
@@ -75,7 +82,7 @@ def decode_u(frame: bytes) -> Map:
 
 
 def refined_label(frame: bytes) -> bytes:
-    """Return the refined label of a frame as ``encode_label`` made it; empty if it has none. Raises ``ShardError``."""
+    """Return the refined label of a frame, itself a frame; empty if it has none. Raises ``ShardError``."""
     return cut_frame(frame)[1]
 
 

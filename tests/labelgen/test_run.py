@@ -27,6 +27,7 @@ from labelgen.run import RunSummary
 from shared.errors import CheckpointError, SettingsDifferError, ShardError, SourceError, StorageError
 from shared.sam.checkpoint import load_sam
 from shared.sam.runtime import Runtime
+from shared.shards.manifest import CROP_BOX
 from shared.shards.shard_set import ShardSet
 from shared.shards.verify import verify
 from shared.storage import Storage
@@ -80,7 +81,24 @@ def test_plain_webdataset_reads_a_tar(finished: Finished) -> None:
             of_image = [row for row in rows if row["image"] == meta["key"] and row["mask"] is not None]
             assert meta["length"] == [row["length"] for row in of_image]
             assert sum(meta["length"]) == len(sample["labels"])
-            assert meta["area"] == [row["area"] for row in of_image]
+            assert "crop_box" not in meta
+
+
+def test_tar_tells_the_crops_of_masks_unless_all_are_of_the_whole_photo(
+    photos: Path, tmp_path: Path, label: Label, loose: AutomaskSettings
+) -> None:
+    label(photos, tmp_path / "shards", automask=replace(loose, crop_n_layers=1, box_nms_thresh=0.99))
+    boxes = []
+    for path in sorted((tmp_path / "shards/masks").iterdir()):
+        rows = pq.read_table(tmp_path / "shards/manifest/masks" / f"{path.stem}.parquet").to_pylist()
+        for sample in webdataset.WebDataset(str(path), shardshuffle=False):
+            meta = json.loads(sample["json"])
+            of_image = [row for row in rows if row["image"] == meta["key"] and row["mask"] is not None]
+            whole = [[0, 0, row["width"], row["height"]] for row in of_image]
+            expected = [[row[name] for name in CROP_BOX] for row in of_image]
+            assert meta.get("crop_box", whole) == expected
+            boxes += expected if "crop_box" in meta else []
+    assert len({*map(tuple, boxes)}) > 1
 
 
 def test_manifest_offsets_point_into_the_tar(finished: Finished) -> None:

@@ -15,7 +15,15 @@ from scipy.special import expit
 
 from shared.errors import ShardError
 from shared.label_codec import decode_label, encode_label
-from shared.uncertainty_codec import HEADER, LENGTH, decode_u, decode_uncertainty, encode_uncertainty, refined_label
+from shared.uncertainty_codec import (
+    HEADER,
+    LENGTH,
+    decode_u,
+    decode_uncertainty,
+    encode_refined,
+    encode_uncertainty,
+    refined_label,
+)
 
 Map = npt.NDArray[np.float32]
 
@@ -120,6 +128,19 @@ def test_refined_label_comes_back_as_the_label_codec_makes_it() -> None:
     assert decoded.refined is not None
     np.testing.assert_array_equal(decoded.refined, decode_label(label))
     np.testing.assert_array_equal(decoded.u, decode_u(frame))
+
+
+@pytest.mark.parametrize(("shape", "steps"), [((49, 64), 4), ((64, 43), 4), ((193, 256), 1), ((12, 9), 21)])
+def test_refined_label_has_exact_signs_and_few_steps(shape: tuple[int, int], steps: int) -> None:
+    r = smooth(5, *shape) * 5
+    label = encode_refined(r)
+    assert label[8] == steps
+    np.testing.assert_array_equal(decode_label(label) > 0, r > 0)
+    assert len(label) < len(encode_label(r))
+
+
+def test_refined_label_without_a_positive_cell_has_no_steps() -> None:
+    assert encode_refined(np.full((49, 64), -3, np.float32))[8] == 0
 
 
 def test_first_four_bytes_say_how_long_the_map_is() -> None:
