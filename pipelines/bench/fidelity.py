@@ -22,7 +22,7 @@ DEAD_ZONE = 2 / 255
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Means over ``masks`` masks at the photo's own size, and the largest error of u where it is above the dead zone."""
+    """Means over ``masks`` masks at the photo's own size; the largest error of u where that is above the dead zone."""
 
     masks: int
     mask_iou: float
@@ -46,7 +46,7 @@ def measure_fidelity(
         rebuilt = (frame.upsample(torch.from_numpy(logits[p][k : k + 1]))[0] > 0).numpy()
         ious.append(iou(rebuilt, truth))
         boundary_ious.append(boundary_iou(rebuilt, truth))
-    errors = [largest_error(maps[p], photo.cut(photo.u)) for p, photo in enumerate(photos)]
+    errors = [largest_error(maps[p], photo.grids[2]) for p, photo in enumerate(photos)]
     return Fidelity(len(chosen), float(np.mean(ious)), float(np.mean(boundary_ious)), max(errors))
 
 

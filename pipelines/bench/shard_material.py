@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -70,15 +71,12 @@ class LabelledPhoto:
     def __len__(self) -> int:
         return len(self.s)
 
-    @property
-    def u(self) -> Floats:
-        """The uncertainty of all masks, float32 (K, S, S)."""
-        return np.asarray(refinement(torch.from_numpy(self.s), torch.from_numpy(self.r)).numpy(), np.float32)
-
-    def cut(self, values: Floats) -> Floats:
-        """Return what of a square shows the photo: the rows and columns that a frame of a layer holds."""
+    @cached_property
+    def grids(self) -> tuple[Floats, Floats, Floats]:
+        """s, r and the uncertainty u, (K, h, w), cut to the rows and columns that show the photo."""
         rows, columns = self.frame.low_res_size
-        return np.ascontiguousarray(values[:, :rows, :columns])
+        s, r = (np.ascontiguousarray(values[:, :rows, :columns]) for values in (self.s, self.r))
+        return s, r, np.asarray(refinement(torch.from_numpy(s), torch.from_numpy(r)).numpy(), np.float32)
 
 
 def find_photos(folder: Path | None, count: int) -> Iterator[tuple[str, RgbImage]]:

@@ -74,7 +74,7 @@ def write_labels(plan: Plan, photos: Sequence[LabelledPhoto]) -> None:
     """Encode the masks and maps of all photos and commit them."""
     masks, maps = (UnitWriter(plan.dataset, plan.dataset.layers[name], plan.unit) for name in (MASKS, MAPS))
     for index, photo in enumerate(photos):
-        s, r, u = photo.cut(photo.s), photo.cut(photo.r), photo.cut(photo.u)
+        s, r, u = photo.grids
         size, (rows, columns) = photo.frame.crop_size, photo.frame.valid_size
         masks.add_image(index, size, [encode_label(logits) for logits in s], _columns(photo), {})
         frames = [encode_uncertainty(one, encode_refined(logits)) for one, logits in zip(u, r, strict=True)]

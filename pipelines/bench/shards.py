@@ -116,6 +116,9 @@ class Bench:
         self.folder, self.photos, self.say = folder, photos, say
         self.native = photos[0].frame.side // CELL
         self.sides = {f"png {side}": side for side in sorted({self.native, PNG_SIDE}, reverse=True)}
+        assert all(np.isfinite(grid).all() for photo in photos for grid in photo.grids), (
+            "what is timed has them at hand"
+        )
         random = np.random.default_rng(0)
         self.picks = [np.sort(random.permutation(len(photo))[:PICKED]) for photo in photos]
         self.figures: dict[str, Any] = {"grid": self.native, "photos": len(photos), "masks": sum(map(len, photos))}
@@ -207,7 +210,7 @@ class Bench:
                 smart = reference_shards.load_smart(self._index(name, i), picked.tolist())
                 assert all(np.array_equal(a, b) for a, b in zip((s, u), smart, strict=True))
                 if side == self.native:
-                    compare(masks, maps, s[:, :rows, :columns], u[:, :rows, :columns], photo.cut(photo.s)[picked])
+                    compare(masks, maps, s[:, :rows, :columns], u[:, :rows, :columns], photo.grids[0][picked])
                 else:
                     compare_between_cells(masks, s, self.native)
 
