@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import pyarrow as pa
@@ -113,11 +114,14 @@ def write_manifest(rows: pa.Table, record: UnitRecord) -> bytes:
     return seal(sink.getvalue())
 
 
-def read_manifest(data: bytes, name: str) -> tuple[pa.Table, UnitRecord]:
-    """Parse a manifest. Raises ``ShardError``, naming the file, if it is damaged or was edited."""
+def read_manifest(data: bytes, name: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, UnitRecord]:
+    """Parse a manifest, or only some ``columns`` of it.
+
+    Raises ``ShardError``, naming the file, if any of it is damaged or was edited.
+    """
     try:
         require_seal(data)
-        table = pq.read_table(pa.BufferReader(data))
+        table = pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
         record = _parse_metadata(table.schema.metadata)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{name}: damaged ({error}); {REMEDY_FOR_DATA}") from error

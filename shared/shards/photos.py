@@ -12,6 +12,8 @@ from shared.errors import ImageError, ShardError
 from shared.frame import resized_size
 from shared.photo_codec import decode_photo
 from shared.shards.dataset import IMAGES
+from shared.shards.manifest import UnitRecord
+from shared.shards.reader import WHICH, Rows
 from shared.shards.shard_set import ShardSet
 
 
@@ -33,14 +35,19 @@ def read_photo(shards: ShardSet, unit: int, index: int) -> npt.NDArray[np.uint8]
         raise ShardError(str(error)) from error
 
 
-def require_photos(shards: ShardSet, unit: int) -> None:
-    """Raise ``ShardError`` if an image of a unit that has masks has no photo in the layer ``images``."""
-    reader = shards.reader(IMAGES)
+def require_photos(shards: ShardSet, unit: int, masks: Rows | None = None) -> UnitRecord:
+    """Raise ``ShardError`` if an image of a unit that has masks has no photo in the layer ``images``.
+
+    ``masks`` are the rows of the unit's masks, if the caller has read them. Returns what the manifest of the photos
+    says of the unit as a whole.
+    """
     try:
-        photos = reader.rows(unit)
+        photos = shards.read_rows(unit, IMAGES, WHICH)
     except ShardError as error:
         raise ShardError(f"{error}; give the `labelgen run` that made the masks again, with --keep-images") from error
-    lacking = np.flatnonzero((np.diff(shards.reader().rows(unit).first) > 0) & (np.diff(photos.first) == 0))
+    if masks is None:
+        masks = shards.read_rows(unit, columns=WHICH)
+    lacking = np.flatnonzero((np.diff(masks.first) > 0) & (np.diff(photos.first) == 0))
     if lacking.size:
         name = shards.unit(unit).images[lacking[0]].key
         raise ShardError(
@@ -48,6 +55,7 @@ def require_photos(shards: ShardSet, unit: int) -> None:
             f"first is {name!r} (`labelgen status` says why); restore them, delete the unit's manifest in this layer, "
             "and run `labelgen run --keep-images` again"
         )
+    return photos.record
 
 
 def faults_of_photos(frames: Iterable[tuple[Mapping[str, Any], bytes]], side: int) -> Iterator[str]:

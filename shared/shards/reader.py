@@ -21,6 +21,8 @@ Part = Literal["label", "u", "refined"]
 """What a layer holds of a mask: ``masks`` its label; a layer of uncertainty its map u and, by a refiner, its refined
 label. In a Zarr layer each is an array."""
 Picked = Sequence[int] | npt.NDArray[np.int64]
+WHICH = ("image_index", "mask")
+"""The columns of a manifest that tell which masks there are."""
 LARGEST_SPAN = 1 << 20
 """Bytes of a data file that are read at once to get frames that lie near each other."""
 

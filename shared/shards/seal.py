@@ -34,8 +34,10 @@ def is_sealed(data: bytes) -> bool:
         return False
     start = found + len(_BEFORE)
     end = start + len(_ZEROS)
-    digest = hashlib.sha256(data[:start] + _ZEROS + data[end:]).hexdigest()
-    if data[start:end] != digest.encode():
+    digest = hashlib.sha256()
+    for part in (memoryview(data)[:start], _ZEROS, memoryview(data)[end:]):
+        digest.update(part)
+    if data[start:end] != digest.hexdigest().encode():
         raise ValueError("its bytes are not those that were written: they do not have the SHA-256 that it names")
     return True
 

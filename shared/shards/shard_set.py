@@ -104,7 +104,13 @@ class ShardSet:
 
     def layer_id(self, name: str = MASKS) -> str:
         """Return the id of a layer. Raises ``ShardError`` if there is no such layer."""
-        return self.layer(name).id(self.dataset.unit_ids)
+        if name not in self._layer_ids:
+            self._layer_ids[name] = self.layer(name).id(self.dataset.unit_ids)
+        return self._layer_ids[name]
+
+    @cached_property
+    def _layer_ids(self) -> dict[str, str]:
+        return {}
 
     def identity(self, layers: Sequence[str]) -> dict[str, str]:
         """Return what somebody who reads these layers records, to know later what was read."""
@@ -152,11 +158,16 @@ class ShardSet:
         present = {name.removesuffix(".parquet") for name in names}
         return [number for number in range(len(self.dataset.unit_ids)) if unit_name(number) in present]
 
-    def manifest(self, number: int, layer: str = MASKS) -> tuple[pa.Table, UnitRecord]:
-        """Read the manifest of a unit. Raises ``ShardError`` if it is not committed, damaged, or another layer's."""
+    def manifest(
+        self, number: int, layer: str = MASKS, columns: Sequence[str] | None = None
+    ) -> tuple[pa.Table, UnitRecord]:
+        """Read the manifest of a unit, or only some ``columns`` of it.
+
+        Raises ``ShardError`` if it is not committed, damaged, or another layer's.
+        """
         name = manifest_path(layer, number)
         try:
-            table, record = read_manifest(self.storage.read(name), self.storage.path(name))
+            table, record = read_manifest(self.storage.read(name), self.storage.path(name), columns)
         except FileNotFoundError:
             raise ShardError(f"{self.storage.path(name)}: missing; this unit is not in layer {layer} yet") from None
         data = self.data_files(number, layer)
@@ -188,7 +199,7 @@ class ShardSet:
     def reader(self, layer: str = MASKS) -> LayerReader:
         """Return what reads a layer. Raises ``ShardError`` if there is no such layer, or nothing reads its encoding."""
         if layer not in self._readers:
-            rows = lru_cache(UNITS_KEPT)(partial(self._rows, layer))
+            rows = lru_cache(UNITS_KEPT)(partial(self.read_rows, layer=layer))
             self._readers[layer] = open_reader(self.storage, self.dataset, self.layer(layer), rows)
         return self._readers[layer]
 
@@ -196,15 +207,28 @@ class ShardSet:
     def _readers(self) -> dict[str, LayerReader]:
         return {}
 
-    def _rows(self, layer: str, number: int) -> Rows:
-        table, record = self.manifest(number, layer)
+    def read_rows(
+        self,
+        number: int,
+        layer: str = MASKS,
+        columns: Sequence[str] | None = None,
+        masks: UnitRecord | None = None,
+    ) -> Rows:
+        """Read the manifest's rows of a unit's masks, or only some ``columns`` of them, ``WHICH`` included.
+
+        ``masks`` is what the manifest of the unit's masks says, if the caller has read it. Raises ``ShardError`` if the
+        unit is not committed, its manifest is damaged, or its maps are not of the masks that are there.
+        """
+        table, record = self.manifest(number, layer, columns)
         if is_uncertainty(layer):
-            self.require_own_masks(number, layer, record)
+            self.require_own_masks(number, layer, record, masks)
         return Rows.from_manifest(table, record, self.storage.path(manifest_path(layer, number)))
 
-    def require_whole(self, number: int, layer: str = MASKS) -> None:
-        """Raise ``ShardError`` if a unit's data are missing or cut short: what reads a tar does not notice that."""
-        record = self.reader(layer).rows(number).record
+    def require_whole(self, number: int, layer: str, record: UnitRecord) -> None:
+        """Raise ``ShardError`` if a unit's data are missing or cut short: what reads a tar does not notice that.
+
+        ``record`` is what the manifest of the unit in the layer says.
+        """
         for name, (expected, _) in zip(self.data_files(number, layer), record.each_file, strict=True):
             try:
                 size = self.storage.size(name)
@@ -258,9 +282,10 @@ class ShardSet:
         )
         return [next(made) if row.u_valid else None for row in rows]
 
-    def require_own_masks(self, number: int, layer: str, record: UnitRecord) -> None:
-        """Raise ``ShardError`` if the maps of a unit are not of the masks that are there."""
-        if self._masks_sha256(number) != record.masks_sha256:
+    def require_own_masks(self, number: int, layer: str, record: UnitRecord, masks: UnitRecord | None = None) -> None:
+        """Raise ``ShardError`` if the maps of a unit are not of the masks that are there, or not of ``masks``."""
+        found = self._masks_sha256(number) if masks is None else masks.data_sha256
+        if found != record.masks_sha256:
             raise ShardError(
                 f"{self.storage.path(manifest_path(layer, number))}: its maps are of other masks "
                 f"than those that are there; {REMEDY_FOR_DATA}"

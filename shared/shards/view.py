@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from shared.cache import Cache
 from shared.codes import Codes
 from shared.errors import ShardError
-from shared.shards.dataset import DATASET, IMAGES, Dataset, Layer, Unit, content_id
+from shared.shards.dataset import DATASET, IMAGES, Dataset, Layer, Unit, content_id, is_uncertainty
 from shared.shards.manifest import UnitRecord, manifest_path
-from shared.shards.reader import LayerReader, Part, Picked, Rows
+from shared.shards.reader import WHICH, LayerReader, Part, Picked, Rows
 from shared.shards.shard_set import MASKS, UNITS_KEPT, ShardSet
 from shared.shards.view_plan import (
     REMEDY_FOR_VIEW,
@@ -110,7 +110,9 @@ class View(ShardSet):
         """Return the numbers of the units of ``layer`` in order: of those that it had when the view was made."""
         return [number for number, unit in enumerate(self.plan.units) if layer in unit.data]
 
-    def manifest(self, number: int, layer: str = MASKS) -> tuple[pa.Table, UnitRecord]:
+    def manifest(
+        self, number: int, layer: str = MASKS, columns: Sequence[str] | None = None
+    ) -> tuple[pa.Table, UnitRecord]:
         """Return the chosen rows of the manifest of a unit, and what it says as a whole, counted anew.
 
         ``data_bytes``, ``data_sha256`` and ``masks_sha256`` are those of the data that the rows lie in. Raises
@@ -120,12 +122,14 @@ class View(ShardSet):
         name = base.storage.path(manifest_path(layer, own))
         if layer not in unit.data:
             raise ShardError(f"{name}: not there when the view {self.storage.url} was made; {REMAKE}")
-        table, record = base.manifest(own, layer)
+        counted = (*WHICH, "error", *(["u_valid"] if is_uncertainty(layer) else []))
+        table, record = base.manifest(own, layer, None if columns is None else sorted({*columns, *counted}))
         if record.data_sha256 != unit.data[layer]:
             raise ShardError(f"{name}: of other data than when the view {self.storage.url} was made; {REMAKE}")
         if (rows := self.chosen(number)) is not None:
             table = (take_images if layer == IMAGES else take_rows)(table, rows, name)
-        return table, self._counted(number, layer, table, record)
+        record = self._counted(number, layer, table, record)
+        return table if columns is None else table.select(list(columns)), record
 
     def _counted(self, number: int, layer: str, table: pa.Table, record: UnitRecord) -> UnitRecord:
         failed = table.filter(pc.is_valid(table["error"]))
@@ -145,7 +149,7 @@ class View(ShardSet):
         """Return what reads a layer, by the numbers that masks have in the view."""
         if layer not in self._readers:
             self.layer(layer)
-            self._readers[layer] = ViewReader(self, layer, lru_cache(UNITS_KEPT)(partial(self._rows, layer)))
+            self._readers[layer] = ViewReader(self, layer, lru_cache(UNITS_KEPT)(partial(self.read_rows, layer=layer)))
         return self._readers[layer]
 
     def data_files(self, number: int, layer: str = MASKS) -> tuple[str, ...]:
@@ -153,15 +157,15 @@ class View(ShardSet):
         base, own = self.origin(number)
         return base.data_files(own, layer)
 
-    def require_whole(self, number: int, layer: str = MASKS) -> None:
+    def require_whole(self, number: int, layer: str, record: UnitRecord) -> None:
         """Raise ``ShardError`` if the data that a unit lies in are missing or cut short."""
         base, own = self.origin(number)
-        base.require_whole(own, layer)
+        base.require_whole(own, layer, record)
 
-    def require_own_masks(self, number: int, layer: str, record: UnitRecord) -> None:
-        """Raise ``ShardError`` if the maps of a unit are not of the masks that are there."""
+    def require_own_masks(self, number: int, layer: str, record: UnitRecord, masks: UnitRecord | None = None) -> None:
+        """Raise ``ShardError`` if the maps of a unit are not of the masks that are there, or not of ``masks``."""
         base, own = self.origin(number)
-        base.require_own_masks(own, layer, record)
+        base.require_own_masks(own, layer, record, masks)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +18,12 @@ from shared.photos import photo_name, read_bytes
 from shared.sam.task_prompt import TASKS
 from shared.shards.dataset import IMAGES, PlannedImage, content_id, uncertainty_layer
 from shared.shards.manifest import CROP_BOX
-from shared.shards.photos import read_photo, require_photos
+from shared.shards.photos import read_photo
 from shared.shards.reader import LayerReader, Rows, known
 from shared.shards.shard_set import MASKS, ShardSet
 from trainer.data.grid import logits_on_grid, map_on_grid, valid_cells
 from trainer.data.samples import GridSettings, SampleId, TrainingSample, pick, scale_image
+from trainer.data.survey import survey
 from trainer.methods import Method
 
 UNSPECIFIED = TASKS.index("unspecified")
@@ -32,13 +32,12 @@ CACHED_UNITS = 16
 
 @dataclass(frozen=True)
 class _Unit:
-    """A unit's plan and manifests: the numbers of its images that have masks, all masks, and which can be used.
+    """A unit's plan and manifests: its images, all masks, and which of them can be used.
 
     A mask whose map is missing cannot: its doubt is unknown, which does not mean that there is none.
     """
 
     planned: tuple[PlannedImage, ...]
-    images: npt.NDArray[np.int64]
     masks: Rows
     usable: npt.NDArray[np.bool_]
 
@@ -48,9 +47,9 @@ class PseudoSet:
 
     ``layer`` names the uncertainty layer that ``method`` reads, or is None; ``layer_ids`` are the ids of all layers
     that are read, ``recorded`` is what a run records of them. Photos are read from the layer ``images`` if there is
-    one, else from where they were labelled. Opening it verifies the manifests of every committed unit: raises
-    ``ShardError`` if one is damaged, if there is no such layer, if the layer ``images`` lacks a photo, or if the masks
-    are on another grid than the model's.
+    one, else from where they were labelled. Opening it checks every committed unit (``trainer/data/survey.py``) and
+    keeps little: raises ``ShardError`` if one is damaged, if there is no such layer, if the layer ``images`` lacks a
+    photo, or if the masks are on another grid than the model's.
     """
 
     def __init__(self, shards: ShardSet, layer: str | None, method: Method, grid: GridSettings) -> None:
@@ -68,25 +67,22 @@ class PseudoSet:
             layers.append(IMAGES)
         self.layer_ids = {name: shards.layer_id(name) for name in layers}
         self.recorded = shards.identity(layers)
-        self._unit: Callable[[int], _Unit] = lru_cache(CACHED_UNITS)(self._read_unit)
-        self.units = shards.committed()
-        self.places = [(number, place) for number in self.units for place in range(len(self._unit(number).images))]
-        if not self.places:
+        surveyed = survey(shards, layers)
+        self.identity = content_id([self.layer_ids, [unit.content for unit in surveyed]])
+        """Hash of all that decides which samples there are, in which units, and what is in them."""
+        self._units = [unit for unit in surveyed if len(unit.images)]
+        self._first = np.cumsum([0, *self.groups])
+        if not len(self):
             raise ShardError(f"{shards.storage.url}: no masks to train from; finish `labelgen run` first")
+        self._unit: Callable[[int], _Unit] = lru_cache(CACHED_UNITS)(self._read_unit)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return int(self._first[-1])
 
-    @cached_property
+    @property
     def groups(self) -> tuple[int, ...]:
         """How many images with masks each committed unit has; units without any are left out."""
-        sizes = Counter(number for number, _ in self.places)
-        return tuple(sizes[number] for number in self.units if sizes[number])
-
-    @cached_property
-    def identity(self) -> str:
-        """Hash of all that decides which samples there are and in which units."""
-        return content_id([self.layer_ids, self.units])
+        return tuple(len(unit.images) for unit in self._units)
 
     def load(self, index: int, id: SampleId) -> TrainingSample:
         """Load one sample: only the masks that are picked are read.
@@ -94,9 +90,9 @@ class PseudoSet:
         Raises ``SourceError`` or ``ImageError`` if the original photo is read, and gone or changed; ``ShardError`` for
         damaged shards.
         """
-        number, place = self.places[index]
-        unit = self._unit(number)
-        index = int(unit.images[place])
+        group = int(np.searchsorted(self._first, index, "right")) - 1
+        unit, number = self._unit(group), self._units[group].number
+        index = int(self._units[group].images[index - self._first[group]])
         planned = unit.planned[index]
         if IMAGES in self.layer_ids:
             image = torch.from_numpy(read_photo(self.shards, number, index))
@@ -120,17 +116,16 @@ class PseudoSet:
             skipped=end - first - len(usable) + int((~seen).sum()),
         )
 
-    def _read_unit(self, number: int) -> _Unit:
-        if IMAGES in self.layer_ids:
-            require_photos(self.shards, number)
-        for layer in self.layer_ids:
-            self.shards.require_whole(number, layer)
-        masks = self.shards.reader(MASKS).rows(number)
+    def _read_unit(self, group: int) -> _Unit:
+        surveyed = self._units[group]
+        rows = {layer: self.shards.reader(layer).rows(surveyed.number) for layer in self.layer_ids}
+        for layer, of_layer in rows.items():
+            surveyed.require_unchanged(of_layer.record, layer, self.shards)
+        masks = rows[MASKS]
         usable = np.ones(len(masks), np.bool_)
         if self.layer is not None:
-            usable = known(self._maps.rows(number), np.arange(len(masks)))
-        images = np.flatnonzero(np.diff(masks.first))
-        return _Unit(self.shards.unit(number).images, images, masks, usable)
+            usable = known(rows[uncertainty_layer(self.layer)], np.arange(len(masks)))
+        return _Unit(self.shards.unit(surveyed.number).images, masks, usable)
 
     @property
     def _maps(self) -> LayerReader:
