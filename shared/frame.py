@@ -84,6 +84,6 @@ class Frame:
 def paste(crop_masks: Tensor, frame: Frame, height: int, width: int) -> Tensor:
     """Put masks (K, h, w) of a frame's crop into all-False masks of the whole photo, (K, height, width)."""
     x0, y0, x1, y1 = frame.crop_box
-    whole = torch.zeros(len(crop_masks), height, width, dtype=crop_masks.dtype)
+    whole = torch.zeros(len(crop_masks), height, width, dtype=crop_masks.dtype, device=crop_masks.device)
     whole[:, y0:y1, x0:x1] = crop_masks
     return whole

@@ -70,7 +70,7 @@ class Sums:
 
 
 def collate(samples: Sequence[TrainingSample], sam: Sam, stride: int, seed: int) -> Batch | None:
-    """Make a batch of the samples that have masks, on the model's device; None if there are none."""
+    """Make a batch of the samples that have masks, all on the model's device; None if there are none."""
     used = [sample for sample in samples if len(sample)]
     if not used:
         return None
@@ -79,24 +79,24 @@ def collate(samples: Sequence[TrainingSample], sam: Sam, stride: int, seed: int)
     images = torch.zeros(len(used), 3, side, side, device=device)
     for b, sample in enumerate(used):
         height, width = sample.image.shape[1:]
-        pixels = sample.image.to(device, torch.float32)
+        pixels = sample.image.to(torch.float32)
         images[b, :, :height, :width] = (pixels - sam.pixel_mean) / sam.pixel_std
     counts = [len(sample) for sample in used]
-    masks = torch.cat([sample.masks for sample in used]).to(device)
+    masks = torch.cat([sample.masks for sample in used])
     valid = torch.zeros_like(masks)
     row = 0
     for sample in used:
         valid[row : row + len(sample), : sample.valid[0], : sample.valid[1]] = True
         row += len(sample)
-    ones = [torch.ones(sample.masks.shape) for sample in used]
+    ones = [torch.ones(sample.masks.shape, device=device) for sample in used]
     certainty = [one if s.certainty is None else s.certainty for s, one in zip(used, ones, strict=True)]
     sampling = [one if s.sampling is None else s.sampling for s, one in zip(used, ones, strict=True)]
     index = torch.repeat_interleave(torch.arange(len(used)), torch.tensor(counts))
     targets = Targets(
         masks=masks & valid,
         valid=valid,
-        certainty=torch.cat(certainty).to(device),
-        sampling=torch.cat(sampling).to(device) * valid,
+        certainty=torch.cat(certainty),
+        sampling=torch.cat(sampling) * valid,
         image_index=index.to(device),
         stride=stride,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -23,8 +23,9 @@ from shared.shards.view import open_shards
 from shared.storage import Storage
 from trainer.batch import Sums, backpropagate, collate
 from trainer.checkpoint import WEIGHTS, Checkpoints
+from trainer.data.coded import Sample
 from trainer.data.pseudo import UNSPECIFIED, PseudoSet
-from trainer.data.samples import GridSettings, TrainingSample
+from trainer.data.samples import GridSettings
 from trainer.data.sets import open_set
 from trainer.data.stream import HumanStream, MixedStream, PseudoStream
 from trainer.distributed import Ranks, join_ranks, run_on_ranks
@@ -215,14 +216,15 @@ def train(
     ranks.wait()
 
 
-def train_step(recipe: Recipe, model: Model, samples: list[TrainingSample], step: int, ranks: Ranks) -> dict[str, Any]:
+def train_step(recipe: Recipe, model: Model, samples: Sequence[Sample], step: int, ranks: Ranks) -> dict[str, Any]:
     """Take one optimizer step on the mixed batch; return what to log."""
     rate = set_learning_rate(model.optimizer, recipe.optimizer, step - 1, recipe.steps)
     model.optimizer.zero_grad(set_to_none=False)
     sums = Sums(recipe.rounds)
-    sums.counts["skipped"] = sum(sample.skipped for sample in samples)
     for start in range(0, len(samples), recipe.micro_batch):
-        batch = collate(samples[start : start + recipe.micro_batch], model.sam, recipe.stride, recipe.seed)
+        placed = [sample.on(model.sam.device) for sample in samples[start : start + recipe.micro_batch]]
+        sums.counts["skipped"] += sum(sample.skipped for sample in placed)
+        batch = collate(placed, model.sam, recipe.stride, recipe.seed)
         if batch is not None:
             settings = recipe.interactive
             backpropagate(model.sam, model.task_prompt, batch, settings, recipe.batch, sums, recipe.bf16)

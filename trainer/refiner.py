@@ -29,6 +29,7 @@ from shared.sam.refiner import Refiner, save_refiner
 from shared.sam.runtime import pick_device
 from trainer.batch import Batch, collate
 from trainer.checkpoint import Checkpoints
+from trainer.data.coded import Sample
 from trainer.data.order import Mix
 from trainer.data.samples import GridSettings, TrainingSample
 from trainer.data.sets import SetSettings, open_set
@@ -136,12 +137,13 @@ class RefinerTraining:
     quality: QualityFilter
     embeddings: dict[int, Tensor] = field(default_factory=dict)
 
-    def step(self, samples: Sequence[TrainingSample], number: int) -> dict[str, Any]:
+    def step(self, loaded: Sequence[Sample], number: int) -> dict[str, Any]:
         """Take one optimizer step; return what to log."""
         recipe, sam = self.recipe, self.loaded.sam
         rate = set_learning_rate(self.optimizer, recipe.optimizer, number - 1, recipe.steps)
         self.optimizer.zero_grad(set_to_none=False)
         logged = {"loss": 0.0, "pairs": 0, "masks": 0, "iou_before": 0.0, "iou_after": 0.0}
+        samples = [sample.on(sam.device) for sample in loaded]
         batch = collate(samples, sam, recipe.stride, recipe.seed)
         if batch is not None:
             with torch.autocast(sam.device.type, torch.bfloat16, enabled=recipe.bf16):

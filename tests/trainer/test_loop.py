@@ -59,7 +59,8 @@ def test_mixed_batch_is_one_optimizer_step(make_recipe: MakeRecipe, tmp_path: Pa
 def test_gradient_of_a_step_is_that_of_both_streams(make_recipe: MakeRecipe) -> None:
     """The mixed step's gradient is the sum of what its human and its pseudo-labelled photos give alone."""
     recipe = make_recipe(micro_batch=2)
-    samples = next(step for step in open_stream(recipe, 128, ALONE).steps(0, 6) if all(map(len, step)))
+    steps = open_stream(recipe, 128, ALONE).steps(0, 6)
+    samples = next(step for step in ([each.on(ALONE.device) for each in step] for step in steps) if all(map(len, step)))
     assert [sample.id.stream for sample in samples] == ["human", "pseudo"] * 2
     gradients = []
     for chosen in (samples, samples[::2], samples[1::2]):

@@ -32,21 +32,22 @@ def masks_on_grid(masks: npt.NDArray[np.bool_], frame: Frame, stride: int) -> Te
     grid = torch.zeros(len(masks), frame.side // stride, frame.side // stride, dtype=torch.bool)
     for k, mask in enumerate(masks):
         scaled = cv2.resize(mask.astype(np.uint8) * np.uint8(255), (width, height), interpolation=cv2.INTER_AREA)
-        grid[k, :rows, :columns] = torch.from_numpy(_cell_means(scaled, stride) >= 127.5)
+        grid[k, :rows, :columns] = _cell_means(torch.from_numpy(scaled).double(), stride) >= 127.5
     return grid
 
 
 def logits_on_grid(logits: Tensor, frame: Frame, whole: Frame, stride: int) -> Tensor:
-    """Bring label logits (h, w) of a mask in ``frame`` to the grid of the whole photo, float32 (G, G); padding is 0.
+    """Bring label logits (K, h, w) of masks in ``frame`` to the grid of the whole photo, float32 (K, G, G).
 
-    They may be cut to the frame's ``low_res_size``. A mask of a crop is resampled by way of the photo's own size;
-    outside its crop it is far below 0.
+    They may be cut to the frame's ``low_res_size``; padding of the photo is 0. Masks of a crop are resampled by way of
+    the photo's own size, one at a time, since that takes its memory; outside their crop they are far below 0. All is
+    done where the logits are.
     """
     return _on_grid(logits, frame, whole, stride, FAR)
 
 
-def map_on_grid(values: Tensor, frame: Frame, whole: Frame, stride: int) -> Tensor:
-    """Bring an uncertainty map (h, w) of a mask in ``frame`` to the grid of the whole photo, float32 (G, G).
+def maps_on_grid(values: Tensor, frame: Frame, whole: Frame, stride: int) -> Tensor:
+    """Bring uncertainty maps (K, h, w) of masks in ``frame`` to the grid of the whole photo, float32 (K, G, G).
 
     As ``logits_on_grid``; 0 outside the crop.
     """
@@ -54,27 +55,46 @@ def map_on_grid(values: Tensor, frame: Frame, whole: Frame, stride: int) -> Tens
 
 
 def _on_grid(values: Tensor, frame: Frame, whole: Frame, stride: int, outside: float) -> Tensor:
-    side = whole.side
     rows, columns = valid_cells(whole, stride)
+    cells = whole.side // stride
+    result = torch.zeros(len(values), cells, cells, device=values.device)
     if frame.crop_box == whole.crop_box:
-        cells = side // CELL
-        padded = F.pad(values[None, None], (0, cells - values.shape[1], 0, cells - values.shape[0]), mode="replicate")
-        size = (side // stride, side // stride)
-        grid = padded if stride == CELL else F.interpolate(padded, size, mode="bilinear", align_corners=False)
+        result[:, :rows, :columns] = _interpolated(values, whole, stride)[:, :rows, :columns]
     else:
-        height, width = whole.crop_size
-        photo = paste(frame.upsample(values[None]) - outside, frame, height, width) + outside
-        scaled = F.interpolate(photo[None], whole.input_size, mode="bilinear", align_corners=False, antialias=True)
-        means = torch.from_numpy(_cell_means(scaled[0, 0].numpy(), stride))
-        grid = F.pad(means, (0, side // stride - columns, 0, side // stride - rows))[None, None]
-    result = torch.zeros(side // stride, side // stride)
-    result[:rows, :columns] = grid[0, 0, :rows, :columns]
+        for k in range(len(values)):
+            result[k, :rows, :columns] = _pasted(values[k : k + 1], frame, whole, stride, outside)
     return result
 
 
-def _cell_means(values: npt.NDArray[np.generic], stride: int) -> npt.NDArray[np.float32]:
-    """Return the mean of each cell of ``stride`` pixels a side; the last cells may be cut short."""
+def _interpolated(values: Tensor, whole: Frame, stride: int) -> Tensor:
+    """Bring values (K, h, w) to the grid as inference upsamples logits, padding included: (K, G, G)."""
+    low_res, cells = whole.side // CELL, whole.side // stride
+    right, below = low_res - values.shape[2], low_res - values.shape[1]
+    square = F.pad(values[:, None], (0, right, 0, below), mode="replicate")
+    if stride != CELL and len(values):
+        square = F.interpolate(square, (cells, cells), mode="bilinear", align_corners=False)
+    return square[:, 0]
+
+
+def _pasted(values: Tensor, frame: Frame, whole: Frame, stride: int, outside: float) -> Tensor:
+    """Bring values (1, h, w) of a crop to the valid cells of the grid, (rows, columns)."""
+    photo = paste(frame.upsample(values) - outside, frame, *whole.crop_size) + outside
+    scaled = F.interpolate(photo[None], whole.input_size, mode="bilinear", align_corners=False, antialias=True)
+    return _cell_means(scaled[0, 0], stride)
+
+
+def _cell_means(values: Tensor, stride: int) -> Tensor:
+    """Return the mean of each cell of ``stride`` pixels a side of float (H, W); the last cells may be cut short.
+
+    Sums are taken in a fixed order, along rows first: the same on every device.
+    """
     height, width = values.shape
-    padded = np.pad(values, ((0, -height % stride), (0, -width % stride)), mode="edge")
-    blocks = padded.reshape(padded.shape[0] // stride, stride, padded.shape[1] // stride, stride)
-    return np.asarray(blocks.mean((1, 3)), np.float32)
+    padded = F.pad(values[None, None], (0, -width % stride, 0, -height % stride), mode="replicate")[0, 0]
+    blocks = padded.view(padded.shape[0] // stride, stride, padded.shape[1] // stride, stride)
+    across = blocks[..., 0]
+    for place in range(1, stride):
+        across = across + blocks[..., place]
+    total = across[:, 0]
+    for place in range(1, stride):
+        total = total + across[:, place]
+    return total / stride**2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,8 +21,9 @@ from shared.shards.manifest import CROP_BOX
 from shared.shards.photos import read_photo
 from shared.shards.reader import LayerReader, Rows, known
 from shared.shards.shard_set import MASKS, ShardSet
-from trainer.data.grid import logits_on_grid, map_on_grid, valid_cells
-from trainer.data.samples import GridSettings, SampleId, TrainingSample, pick, scale_image
+from trainer.data.coded import CodedSample
+from trainer.data.grid import valid_cells
+from trainer.data.samples import GridSettings, SampleId, pick, scale_image
 from trainer.data.survey import survey
 from trainer.methods import Method
 
@@ -84,8 +85,8 @@ class PseudoSet:
         """How many images with masks each committed unit has; units without any are left out."""
         return tuple(len(unit.images) for unit in self._units)
 
-    def load(self, index: int, id: SampleId) -> TrainingSample:
-        """Load one sample: only the masks that are picked are read.
+    def load(self, index: int, id: SampleId) -> CodedSample:
+        """Load one sample: only the masks that are picked are read and decoded, to codes.
 
         Raises ``SourceError`` or ``ImageError`` if the original photo is read, and gone or changed; ``ShardError`` for
         damaged shards.
@@ -102,18 +103,24 @@ class PseudoSet:
         whole = Frame.whole(self.grid.side, int(unit.masks["height"][first]), int(unit.masks["width"][first]))
         usable = first + np.flatnonzero(unit.usable[first:end])
         picked = usable[pick(len(usable), self.grid, id)]
-        masks, certainty = self._targets(number, unit, picked, whole)
-        seen = masks.flatten(1).any(1)
-        return TrainingSample(
+        if self.method.pseudo_labels == "refined":
+            labels = self._maps.read(number, picked, "refined")
+        else:
+            labels = self.shards.reader(MASKS).read(number, picked, "label")
+        return CodedSample(
             id=id,
             key=planned.key,
             image=image,
-            masks=masks[seen],
-            certainty=certainty[seen] if certainty is not None and self.method.certain_loss else None,
-            sampling=certainty[seen] if certainty is not None and self.method.certain_sampling else None,
+            labels=labels,
+            maps=None if self.layer is None else self._maps.read(number, picked, "u"),
+            crops=np.stack([unit.masks[name][picked] for name in CROP_BOX], 1).astype(np.int64),
+            whole=whole,
+            stride=self.grid.stride,
+            certain_loss=self.method.certain_loss,
+            certain_sampling=self.method.certain_sampling,
             valid=valid_cells(whole, self.grid.stride),
             task=UNSPECIFIED,
-            skipped=end - first - len(usable) + int((~seen).sum()),
+            skipped=end - first - len(usable),
         )
 
     def _read_unit(self, group: int) -> _Unit:
@@ -132,26 +139,6 @@ class PseudoSet:
         assert self.layer is not None, "only a method that reads a layer gets here"
         return self.shards.reader(uncertainty_layer(self.layer))
 
-    def _targets(
-        self, number: int, unit: _Unit, picked: npt.NDArray[np.int64], whole: Frame
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return masks, bool (K, G, G), and the certainty c = 1 - u, float32 (K, G, G), or None without a layer."""
-        side, stride = self.grid.side, self.grid.stride
-        frames = [Frame.crop(side, box) for box in np.stack([unit.masks[name][picked] for name in CROP_BOX], 1)]
-        if self.method.pseudo_labels == "refined":
-            labels = self._maps.read(number, picked, "refined")
-        else:
-            labels = self.shards.reader(MASKS).read(number, picked, "label")
-        logits = [
-            logits_on_grid(torch.from_numpy(labels.values(k)), frame, whole, stride) for k, frame in enumerate(frames)
-        ]
-        masks = _stack(logits, side // stride) > 0
-        if self.layer is None:
-            return masks, None
-        maps = self._maps.read(number, picked, "u")
-        doubt = [map_on_grid(torch.from_numpy(maps.values(k)), frame, whole, stride) for k, frame in enumerate(frames)]
-        return masks, 1 - _stack(doubt, side // stride)
-
 
 def _read_original(planned: PlannedImage, side: int) -> Tensor:
     """Read the photo that was labelled, scaled for SAM: uint8 (3, h, w)."""
@@ -160,8 +147,3 @@ def _read_original(planned: PlannedImage, side: int) -> Tensor:
     if digest(data) != planned.digest:
         raise ImageError(f"{name}: changed since it was labelled; restore it, or label the photos anew")
     return scale_image(decode_image(data, name), side)
-
-
-def _stack(maps: Iterable[Tensor], side: int) -> Tensor:
-    stacked = list(maps)
-    return torch.stack(stacked) if stacked else torch.zeros(0, side, side)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,16 @@ class TrainingSample:
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    def on(self, device: torch.device) -> TrainingSample:
+        """Return the same sample on ``device``."""
+        return replace(
+            self,
+            image=self.image.to(device),
+            masks=self.masks.to(device),
+            certainty=None if self.certainty is None else self.certainty.to(device),
+            sampling=None if self.sampling is None else self.sampling.to(device),
+        )
 
 
 def load_human(human: HumanSet, index: int, id: SampleId, grid: GridSettings) -> TrainingSample:

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from shared.shards.dataset import content_id
+from trainer.data.coded import CodedSample, Sample
 from trainer.data.human import HumanSet
 from trainer.data.order import Mix, Order, slots_of
 from trainer.data.pseudo import PseudoSet
@@ -48,7 +49,7 @@ class PseudoStream:
         """The order of its samples."""
         return Order(self.shards.identity, self.shards.groups, self.shards.grid.seed)
 
-    def load(self, index: int, id: SampleId) -> TrainingSample:
+    def load(self, index: int, id: SampleId) -> CodedSample:
         """Load a sample by its index."""
         return self.shards.load(index, id)
 
@@ -70,15 +71,15 @@ class MixedStream:
     def __post_init__(self) -> None:
         self._orders = {name: stream.order for name, stream in self.streams.items()}
 
-    def load(self, slot: int) -> TrainingSample:
+    def load(self, slot: int) -> Sample:
         """Load the sample of a slot: a pure function of the slot."""
         name, position = self.mix.place(slot)
         epoch, index = self._orders[name].sample(position)
         return self.streams[name].load(index, SampleId(name, epoch, index))
 
-    def steps(self, first: int, last: int) -> Iterator[list[TrainingSample]]:
+    def steps(self, first: int, last: int) -> Iterator[list[Sample]]:
         """Yield this rank's samples of steps ``first`` to ``last`` - 1; the next ones are being loaded meanwhile."""
-        ahead: deque[list[Future[TrainingSample]]] = deque()
+        ahead: deque[list[Future[Sample]]] = deque()
         pool = ThreadPoolExecutor(self.threads, "data")
         try:
             following = first

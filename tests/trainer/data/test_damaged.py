@@ -22,6 +22,7 @@ from trainer.data.samples import GridSettings, SampleId, TrainingSample
 from trainer.methods import METHODS
 
 GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
+CPU = torch.device("cpu")
 TARS = ("masks/000000.tar", "uncertainty/refinement/000000.tar")
 SEALED = ("dataset.json", "units/000000.json", "manifest/masks/000000.parquet",
           "manifest/uncertainty/refinement/000000.parquet")  # fmt: skip
@@ -31,7 +32,7 @@ def train(shards: Path, method: str = "sum", units: int = 1) -> list[TrainingSam
     """Open a shard set for training and load the samples of its first units."""
     chosen = METHODS[method]
     pseudo = PseudoSet(ShardSet.open(str(shards)), "refinement" if chosen.needs_uncertainty else None, chosen, GRID)
-    return [pseudo.load(index, SampleId("pseudo", 0, index)) for index in range(sum(pseudo.groups[:units]))]
+    return [pseudo.load(index, SampleId("pseudo", 0, index)).on(CPU) for index in range(sum(pseudo.groups[:units]))]
 
 
 def require_same(samples: list[TrainingSample], others: list[TrainingSample]) -> None:
@@ -72,7 +73,7 @@ def test_data_cut_while_they_are_read_are_refused_or_were_not_needed(shards: Pat
         os.truncate(shards / name, length)
         for index, sample in enumerate(sound):
             try:
-                require_same([pseudo.load(index, SampleId("pseudo", 0, index))], [sample])
+                require_same([pseudo.load(index, SampleId("pseudo", 0, index)).on(CPU)], [sample])
             except ShardError as error:
                 refused.append(str(error))
     assert refused

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shared.frame import Frame
-from trainer.data.grid import FAR, logits_on_grid, map_on_grid, masks_on_grid, valid_cells
+from trainer.data.grid import FAR, logits_on_grid, maps_on_grid, masks_on_grid, valid_cells
 
 SIDE = 128
 SIZES = {
@@ -94,7 +94,7 @@ def test_logits_keep_their_values_on_the_grid_of_the_low_resolution(name: str) -
     frame = Frame.whole(SIDE, *SIZES[name])
     logits = smooth(0, *frame.low_res_size)
     rows, columns = frame.valid_size
-    grid = logits_on_grid(logits, frame, frame, 4)
+    grid = logits_on_grid(logits[None], frame, frame, 4)[0]
     assert torch.equal(grid[:rows, :columns], logits[:rows, :columns])
     assert not grid[rows:].any()
     assert not grid[:, columns:].any()
@@ -109,7 +109,7 @@ def test_logits_on_finer_grids_are_interpolated_over_the_square(name: str, strid
     low_rows, low_columns = frame.low_res_size
     rows, columns = valid_cells(frame, stride)
     expected = F.interpolate(square[None, None], (SIDE // stride,) * 2, mode="bilinear", align_corners=False)[0, 0]
-    grid = logits_on_grid(square[:low_rows, :low_columns], frame, frame, stride)
+    grid = logits_on_grid(square[None, :low_rows, :low_columns], frame, frame, stride)[0]
     torch.testing.assert_close(grid[:rows, :columns], expected[:rows, :columns])
     assert not grid[rows:].any()
     assert not grid[:, columns:].any()
@@ -151,7 +151,7 @@ def test_mask_of_a_crop_lies_where_upstream_puts_it(
     down = overlaps(height, rows, whole.input_size[0], stride)
     across = overlaps(width, columns, whole.input_size[1], stride)
     expected = down @ photo.astype(np.float64) @ across.T >= 0.5
-    grid = logits_on_grid(logits, frame, whole, stride)
+    grid = logits_on_grid(logits[None], frame, whole, stride)[0]
     found = grid[:rows, :columns].numpy() > 0
     assert expected.mean() > 0.05
     assert (found & expected).sum() / (found | expected).sum() > 0.95
@@ -165,7 +165,7 @@ def test_mask_of_a_crop_lies_where_upstream_puts_it(
 @pytest.mark.parametrize(("size", "box"), CROPS)
 def test_map_of_a_crop_is_zero_outside_of_it(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
     whole, frame = Frame.whole(SIDE, *size), Frame.crop(SIDE, box)
-    grid = map_on_grid(torch.full(frame.low_res_size, 0.75), frame, whole, 4)
+    grid = maps_on_grid(torch.full((1, *frame.low_res_size), 0.75), frame, whole, 4)[0]
     rows, columns = valid_cells(whole, 4)
     down = overlaps(size[0], rows, whole.input_size[0], 4)
     across = overlaps(size[1], columns, whole.input_size[1], 4)
@@ -182,6 +182,6 @@ def test_map_keeps_its_values_on_the_whole_photo() -> None:
     frame = Frame.whole(SIDE, 131, 77)
     values = smooth(3, *frame.low_res_size).sigmoid()
     rows, columns = frame.valid_size
-    grid = map_on_grid(values, frame, frame, 4)
+    grid = maps_on_grid(values[None], frame, frame, 4)[0]
     assert torch.equal(grid[:rows, :columns], values[:rows, :columns])
     assert not grid[rows:].any()

@@ -30,6 +30,7 @@ from trainer.methods import METHODS
 
 GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
 FAILED = "shot4"
+CPU = torch.device("cpu")
 
 
 def open_pseudo(folder: Path) -> PseudoSet:
@@ -79,7 +80,7 @@ def test_photos_come_from_the_layer_and_the_originals_are_not_needed(
 def test_all_but_the_photo_is_as_without_the_layer(with_photos: Path, known_shards: Any) -> None:
     kept, plain = open_pseudo(with_photos), open_pseudo(known_shards.folder)
     for index in range(len(kept)):
-        one, other = (each.load(index, SampleId("pseudo", 0, index)) for each in (kept, plain))
+        one, other = (each.load(index, SampleId("pseudo", 0, index)).on(CPU) for each in (kept, plain))
         assert (one.key, one.valid, one.skipped) == (other.key, other.valid, other.skipped)
         assert torch.equal(one.masks, other.masks)
         assert one.image.shape == other.image.shape

@@ -46,7 +46,7 @@ def shards(
 
 def load_all(shards: ShardSet, method: str) -> list[TrainingSample]:
     pseudo = PseudoSet(shards, "refinement", METHODS[method], GRID)
-    return [pseudo.load(index, SampleId("pseudo", 0, index)) for index in range(len(pseudo))]
+    return [pseudo.load(index, SampleId("pseudo", 0, index)).on(torch.device("cpu")) for index in range(len(pseudo))]
 
 
 def test_targets_and_certainty_are_what_labelling_wrote(shards: ShardSet) -> None:

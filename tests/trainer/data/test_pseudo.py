@@ -22,6 +22,7 @@ from trainer.methods import METHODS
 
 GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
 CELLS = 32
+CPU = torch.device("cpu")
 
 
 def open_pseudo(url: str, method: str, grid: GridSettings = GRID) -> PseudoSet:
@@ -31,7 +32,7 @@ def open_pseudo(url: str, method: str, grid: GridSettings = GRID) -> PseudoSet:
 
 
 def load_all(pseudo: PseudoSet, epoch: int = 0) -> dict[str, TrainingSample]:
-    samples = [pseudo.load(index, SampleId("pseudo", epoch, index)) for index in range(len(pseudo))]
+    samples = [pseudo.load(index, SampleId("pseudo", epoch, index)).on(CPU) for index in range(len(pseudo))]
     return {sample.key: sample for sample in samples}
 
 

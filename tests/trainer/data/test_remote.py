@@ -24,6 +24,7 @@ from trainer.recipe import CacheSettings, Recipe
 from trainer.settings import read_settings
 
 GRID = GridSettings(side=128, stride=4, masks=2, seed=0)
+CPU = torch.device("cpu")
 
 
 def open_pseudo(url: str, cache: Cache | None, method: str = "sum") -> PseudoSet:
@@ -32,7 +33,7 @@ def open_pseudo(url: str, cache: Cache | None, method: str = "sum") -> PseudoSet
 
 
 def load_all(pseudo: PseudoSet, epoch: int = 0) -> list[TrainingSample]:
-    return [pseudo.load(index, SampleId("pseudo", epoch, index)) for index in range(len(pseudo))]
+    return [pseudo.load(index, SampleId("pseudo", epoch, index)).on(CPU) for index in range(len(pseudo))]
 
 
 def require_equal(found: list[TrainingSample], expected: list[TrainingSample]) -> None:
@@ -148,4 +149,4 @@ def test_training_reads_remote_shards_through_the_recipes_cache(
         steps[url] = list(open_stream(recipe, 128, Ranks(0, 1, torch.device("cpu"))).steps(0, 3))
     assert any(path.suffix == COPY for path in (tmp_path / "cache").iterdir())
     for here, there in zip(steps[known_shards.url], steps[remote], strict=True):
-        require_equal(there, here)
+        require_equal(*([sample.on(CPU) for sample in step] for step in (there, here)))

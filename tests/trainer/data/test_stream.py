@@ -18,6 +18,7 @@ from torch import Tensor
 from shared.errors import ImageError, SourceError
 from shared.frame import Frame
 from shared.shards.shard_set import ShardSet
+from trainer.data.coded import Sample
 from trainer.data.grid import masks_on_grid, valid_cells
 from trainer.data.human import FolderPairs, HumanSample
 from trainer.data.order import Mix
@@ -28,6 +29,7 @@ from trainer.data.stream import HumanStream, MixedStream, PseudoStream
 from trainer.methods import METHODS
 
 GRID = GridSettings(side=128, stride=4, masks=2, seed=5)
+CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,10 +149,10 @@ def mixed(human: HumanStream, pseudo: PseudoStream, **changes: Any) -> MixedStre
     return MixedStream({"human": human, "pseudo": pseudo}, **settings)
 
 
-def assert_same(found: Sequence[TrainingSample], expected: Sequence[TrainingSample]) -> None:
+def assert_same(found: Sequence[Sample], expected: Sequence[Sample]) -> None:
     """Compare samples, tensors bit for bit."""
     assert [sample.id for sample in found] == [sample.id for sample in expected]
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(*([sample.on(CPU) for sample in each] for each in (found, expected)), strict=True):
         for field in dataclasses.fields(TrainingSample):
             left, right = getattr(a, field.name), getattr(b, field.name)
             assert torch.equal(left, right) if isinstance(left, Tensor) else left == right
@@ -184,7 +186,7 @@ def test_streams_are_mixed_as_asked_and_pass_over_all_samples(human: HumanStream
 
 
 def test_photo_without_usable_masks_is_a_sample_without_masks(human: HumanStream, pseudo: PseudoStream) -> None:
-    loaded = [sample for step in mixed(human, pseudo, mix=Mix(0, 1), batch=7).steps(0, 1) for sample in step]
+    loaded = [sample.on(CPU) for step in mixed(human, pseudo, mix=Mix(0, 1), batch=7).steps(0, 1) for sample in step]
     counts = {sample.key: (len(sample), sample.skipped) for sample in loaded}
     assert len(counts) == 7
     assert counts["shot5"] == (0, 4)
@@ -220,7 +222,7 @@ def test_no_more_is_loaded_ahead_than_asked_for(human: HumanStream, monkeypatch:
     loaded = []
     load = MixedStream.load
 
-    def counted(self: MixedStream, slot: int) -> TrainingSample:
+    def counted(self: MixedStream, slot: int) -> Sample:
         loaded.append(slot)
         return load(self, slot)
 

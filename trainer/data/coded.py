@@ -1,0 +1,96 @@
+"""Samples whose masks are still codes: they are made into masks on the device that trains.
+
+A code is one byte a low-resolution cell (``shared/codes.py``); a mask on the loss grid is up to sixteen cells for one,
+and its certainty four bytes each. So codes are what is decoded ahead, kept in queues and copied to the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from shared.codes import Codes
+from shared.frame import Frame
+from trainer.data.grid import logits_on_grid, maps_on_grid
+from trainer.data.samples import SampleId, TrainingSample
+
+
+@dataclass(frozen=True)
+class CodedSample:
+    """A photo scaled for SAM, uint8 (3, h, w), with K masks as ``labels``, and their uncertainty maps unless the method
+    reads none.
+
+    ``crops`` int64 (K, 4) are the crops that the masks were found in (x0, y0, x1, y1), ``whole`` shows all of the
+    photo. The maps weigh the losses if ``certain_loss``, the drawing of points if ``certain_sampling``. The rest is as
+    in ``TrainingSample``; ``skipped`` counts the masks whose uncertainty is unknown.
+    """
+
+    id: SampleId
+    key: str
+    image: Tensor
+    labels: Codes
+    maps: Codes | None
+    crops: npt.NDArray[np.int64]
+    whole: Frame
+    stride: int
+    certain_loss: bool
+    certain_sampling: bool
+    valid: tuple[int, int]
+    task: int
+    skipped: int
+
+    def on(self, device: torch.device) -> TrainingSample:
+        """Look the codes up, bring them to the loss grid and threshold them, all on ``device``.
+
+        Masks without a cell there are left out and counted.
+        """
+        cells = self.whole.side // self.stride
+        masks = torch.zeros(len(self.crops), cells, cells, dtype=torch.bool, device=device)
+        doubt = None if self.maps is None else torch.zeros(masks.shape, device=device)
+        for frame, rows in self._by_crop():
+            places = torch.from_numpy(rows).to(device)
+            labels = look_up(self.labels, rows, device)
+            masks[places] = logits_on_grid(labels, frame, self.whole, self.stride) > 0
+            if self.maps is not None and doubt is not None:
+                maps = look_up(self.maps, rows, device)
+                doubt[places] = maps_on_grid(maps, frame, self.whole, self.stride)
+        seen = masks.flatten(1).any(1)
+        certainty = None if doubt is None else 1 - doubt[seen]
+        masks = masks[seen]
+        return TrainingSample(
+            id=self.id,
+            key=self.key,
+            image=self.image.to(device),
+            masks=masks,
+            certainty=certainty if self.certain_loss else None,
+            sampling=certainty if self.certain_sampling else None,
+            valid=self.valid,
+            task=self.task,
+            skipped=self.skipped + len(self.crops) - len(masks),
+        )
+
+    def _by_crop(self) -> list[tuple[Frame, npt.NDArray[np.int64]]]:
+        """Return each crop's frame with the numbers of its masks."""
+        boxes, which = np.unique(self.crops, axis=0, return_inverse=True)
+        frames = [Frame.crop(self.whole.side, box) for box in boxes]
+        return [(frame, np.flatnonzero(which.reshape(-1) == k)) for k, frame in enumerate(frames)]
+
+
+Sample = TrainingSample | CodedSample
+"""What a stream gives: a sample as it is, or one to be made on the device (``on``)."""
+
+
+def look_up(codes: Codes, rows: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    """Return the values of the masks ``rows`` of one crop, float32 (K, h, w), cut to their own grid.
+
+    Equal to ``Codes.values``: the bytes and the tables are copied to ``device`` and looked up there.
+    """
+    height, width = codes.sizes[rows].max(0).tolist()
+    grid = torch.from_numpy(codes.grid[rows, :height, :width]).to(device, non_blocking=True)
+    table = torch.from_numpy(codes.table[rows]).to(device, non_blocking=True)
+    start = torch.arange(len(rows), device=device, dtype=torch.int32)[:, None, None] * table.shape[1]
+    return table.flatten().index_select(0, (grid.to(torch.int32) + start).flatten()).view(grid.shape)
