@@ -87,7 +87,7 @@ class Cache:
             with _claimed(copy.with_suffix(PARTIAL)) as partial:
                 if (found := _read_copy(copy, version.size, start, end)) is not None:  # another has just fetched it
                     return found
-                if not self._make_room(partial, _stored_size(version.size)):
+                if not self._make_room(partial, stored_size(version.size)):
                     return None
                 fetching = True
                 data = fetch()
@@ -138,7 +138,8 @@ def _name_of(url: str, version: Version) -> str:
     return sha256(json.dumps([LAYOUT, url, version.size, content]).encode()).hexdigest()
 
 
-def _stored_size(size: int) -> int:
+def stored_size(size: int) -> int:
+    """Return how many bytes of the limit a copy of a file of ``size`` bytes takes."""
     return size + 4 * -(-size // BLOCK)
 
 
@@ -168,7 +169,7 @@ def _read_copy(path: Path, size: int, start: int, end: int | None) -> bytes | No
 
 def _read_checked(file: BinaryIO, size: int, start: int, end: int) -> bytes | None:
     """Read bytes ``start`` to ``end`` of an open copy, or return None if their blocks are not as they were written."""
-    if os.fstat(file.fileno()).st_size != _stored_size(size):
+    if os.fstat(file.fileno()).st_size != stored_size(size):
         return None
     start, end = min(start, size), min(end, size)
     if start >= end:

@@ -135,6 +135,15 @@ class Storage:
                 return self._read_whole(name)
             return self._read_range(name, start or 0, end)
 
+    def fetch(self, name: str) -> None:
+        """Have the cache hold a copy of a remote file, without reading it; a local file is left alone.
+
+        Raises as ``read`` does.
+        """
+        if self.cache is not None and not self.is_local:
+            with self._explained(name, "read"):
+                self._read_cached(self.cache, name, 0, 0)
+
     def expect(self, name: str, size: int, sha256: str) -> None:
         """Say what a file has to hold, where that is known: the cache then need not ask the store for its version.
 

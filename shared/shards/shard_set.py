@@ -37,8 +37,8 @@ from shared.uncertainty_codec import Uncertainty
 
 REFINEMENT = "refinement"
 """Name of the uncertainty layer that is read if no other is asked for."""
-UNITS_KEPT = 16
-"""Units of which a reader keeps the rows."""
+UNITS_KEPT = 24
+"""Units of which a reader keeps the rows: training reads 8 at a time, with 8 to come and 8 just left."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,11 @@ class ShardSet:
         if is_uncertainty(layer):
             self.require_own_masks(number, layer, record, masks)
         return Rows.from_manifest(table, record, self.storage.path(manifest_path(layer, number)))
+
+    def fetch(self, number: int, layer: str = MASKS) -> None:
+        """Bring a unit's data into the cache, if they are remote. Raises ``FileNotFoundError`` if they are missing."""
+        for name in data_files(self.layer(layer), number):
+            self.storage.fetch(name)
 
     def require_whole(self, number: int, layer: str, record: UnitRecord) -> None:
         """Raise ``ShardError`` if a unit's data are missing or cut short: what reads a tar does not notice that.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +40,31 @@ class Order:
     def sample(self, position: int) -> tuple[int, int]:
         """Return the epoch and the index of the sample at ``position`` of the endless stream."""
         epoch, place = divmod(position, len(self))
-        return epoch, int(_permutation(self, epoch)[place])
+        return epoch, int(_permutation(self, epoch).samples[place])
+
+    def window(self, position: int) -> int:
+        """Return the window that the sample at ``position`` is in; they are numbered through over all epochs."""
+        epoch, place = divmod(position, len(self))
+        ends = _permutation(self, epoch).ends
+        return epoch * len(ends) + int(np.searchsorted(ends, place, "right"))
+
+    def groups_of(self, window: int) -> tuple[int, ...]:
+        """Return the numbers of the groups whose samples a window has."""
+        epoch, number = divmod(window, -(-len(self.groups) // WINDOW))
+        groups = _permutation(self, epoch).groups
+        return tuple(groups[number * WINDOW : (number + 1) * WINDOW].tolist())
+
+
+class _Permutation(NamedTuple):
+    """An epoch: all samples in their order, all groups in theirs, and where each window ends among the samples."""
+
+    samples: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
 
 
 @lru_cache(maxsize=8)
-def _permutation(order: Order, epoch: int) -> npt.NDArray[np.int64]:
+def _permutation(order: Order, epoch: int) -> _Permutation:
     random = np.random.default_rng(seed_of("order", order.identity, order.seed, epoch))
     first = np.concatenate([[0], np.cumsum(order.groups)])
     shuffled = random.permutation(len(order.groups))
@@ -51,7 +72,7 @@ def _permutation(order: Order, epoch: int) -> npt.NDArray[np.int64]:
     for start in range(0, len(shuffled), WINDOW):
         members = [np.arange(first[group], first[group + 1]) for group in shuffled[start : start + WINDOW]]
         windows.append(random.permutation(np.concatenate(members)))
-    return np.concatenate(windows)
+    return _Permutation(np.concatenate(windows), shuffled, np.cumsum([len(window) for window in windows]))
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))

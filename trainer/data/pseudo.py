@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from shared.cache import stored_size
 from shared.errors import ImageError, ShardError
 from shared.frame import Frame
 from shared.images import decode_image, digest
@@ -20,7 +21,7 @@ from shared.shards.dataset import IMAGES, PlannedImage, content_id, uncertainty_
 from shared.shards.manifest import CROP_BOX
 from shared.shards.photos import read_photo
 from shared.shards.reader import LayerReader, Rows, known
-from shared.shards.shard_set import MASKS, ShardSet
+from shared.shards.shard_set import MASKS, UNITS_KEPT, ShardSet
 from trainer.data.coded import CodedSample
 from trainer.data.grid import valid_cells
 from trainer.data.samples import GridSettings, SampleId, pick, scale_image
@@ -28,7 +29,6 @@ from trainer.data.survey import survey
 from trainer.methods import Method
 
 UNSPECIFIED = TASKS.index("unspecified")
-CACHED_UNITS = 16
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class PseudoSet:
         self._first = np.cumsum([0, *self.groups])
         if not len(self):
             raise ShardError(f"{shards.storage.url}: no masks to train from; finish `labelgen run` first")
-        self._unit: Callable[[int], _Unit] = lru_cache(CACHED_UNITS)(self._read_unit)
+        self._unit: Callable[[int], _Unit] = lru_cache(UNITS_KEPT)(self._read_unit)
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -84,6 +84,23 @@ class PseudoSet:
     def groups(self) -> tuple[int, ...]:
         """How many images with masks each committed unit has; units without any are left out."""
         return tuple(len(unit.images) for unit in self._units)
+
+    @property
+    def room(self) -> int | None:
+        """How many bytes of data can be brought near; None if they all are, or never can be."""
+        storage = self.shards.storage
+        return None if storage.is_local or storage.cache is None else storage.cache.limit_bytes
+
+    def bytes_of(self, group: int) -> int:
+        """Return the bytes that copies of a unit's data take in the cache, of all layers that are read; units are
+        numbered as in ``groups``."""
+        return sum(stored_size(record.data_bytes) for record in self._units[group].records.values())
+
+    def bring(self, group: int, data: bool) -> None:
+        """Read the rows of a unit, which are kept a while, and with ``data`` have its data in the cache."""
+        for layer in self.layer_ids if data else ():
+            self.shards.fetch(self._units[group].number, layer)
+        self._unit(group)
 
     def load(self, index: int, id: SampleId) -> CodedSample:
         """Load one sample: only the masks that are picked are read and decoded, to codes.

@@ -12,6 +12,7 @@ from shared.shards.dataset import content_id
 from trainer.data.coded import CodedSample, Sample
 from trainer.data.human import HumanSet
 from trainer.data.order import Mix, Order, slots_of
+from trainer.data.prefetch import Prefetcher
 from trainer.data.pseudo import PseudoSet
 from trainer.data.samples import GridSettings, SampleId, TrainingSample, load_human
 
@@ -81,12 +82,16 @@ class MixedStream:
         """Yield this rank's samples of steps ``first`` to ``last`` - 1; the next ones are being loaded meanwhile."""
         ahead: deque[list[Future[Sample]]] = deque()
         pool = ThreadPoolExecutor(self.threads, "data")
+        prefetchers = self._prefetchers(last)
         try:
             following = first
             for _ in range(first, last):
                 while following < min(last, first + self.steps_ahead + 1):
                     slots = slots_of(following, self.batch, self.rank, self.ranks)
                     ahead.append([pool.submit(self.load, slot) for slot in slots])
+                    for name, position in map(self.mix.place, slots):
+                        if name in prefetchers:
+                            prefetchers[name].reach(position)
                     following += 1
                 first += 1
                 started = time.perf_counter()
@@ -94,4 +99,16 @@ class MixedStream:
                 self.waited += time.perf_counter() - started
                 yield samples
         finally:
+            for prefetcher in prefetchers.values():
+                prefetcher.close()
             pool.shutdown(cancel_futures=True)
+
+    def _prefetchers(self, last: int) -> dict[str, Prefetcher]:
+        """Return what brings the units of each stream of shards near, as far as steps before ``last`` need them."""
+        made = {}
+        for name, stream in self.streams.items():
+            if isinstance(stream, PseudoStream) and len(self._orders[name]):
+                slots = reversed(range(max(0, (last - 1)) * self.batch, last * self.batch))
+                end = max((position for each, position in map(self.mix.place, slots) if each == name), default=-1)
+                made[name] = Prefetcher(stream.shards, self._orders[name], end)
+        return made
