@@ -226,7 +226,7 @@ class ShardSet:
 
     def fetch(self, number: int, layer: str = MASKS) -> None:
         """Bring a unit's data into the cache, if they are remote. Raises ``FileNotFoundError`` if they are missing."""
-        for name in data_files(self.layer(layer), number):
+        for name in self.data_files(number, layer):
             self.storage.fetch(name)
 
     def require_whole(self, number: int, layer: str, record: UnitRecord) -> None:
