@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from segment_anything.utils.transforms import ResizeLongestSide
 
@@ -39,6 +40,7 @@ from trainer.methods import METHODS
 
 MAPS = uncertainty_layer(REFINEMENT)
 NOWHERE = "0" * 64
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,8 @@ class Loader:
         return Labels(masks.grid, maps.grid, lambda: (masks.logits(), maps.logits()))
 
     def sample(self, index: int, epoch: int) -> TrainingSample:
-        """Load a photo with as many of its masks as the grid says, drawn at random."""
-        return self.set.load(index, SampleId("benchmark", epoch, index))
+        """Load a photo with as many of its masks as the grid says, drawn at random, ready to train on."""
+        return self.set.load(index, SampleId("benchmark", epoch, index)).on(CPU)
 
 
 def decode_original(original: bytes, side: int) -> RgbImage:

@@ -224,6 +224,11 @@ class ShardSet:
             self.require_own_masks(number, layer, record, masks)
         return Rows.from_manifest(table, record, self.storage.path(manifest_path(layer, number)))
 
+    @property
+    def cache(self) -> Cache | None:
+        """What data are read through; None if they are on local disks, or read from where they are."""
+        return None if self.storage.is_local else self.storage.cache
+
     def fetch(self, number: int, layer: str = MASKS) -> None:
         """Bring a unit's data into the cache, if they are remote. Raises ``FileNotFoundError`` if they are missing."""
         for name in self.data_files(number, layer):

@@ -157,6 +157,16 @@ class View(ShardSet):
         base, own = self.origin(number)
         return base.data_files(own, layer)
 
+    @property
+    def cache(self) -> Cache | None:
+        """What data are read through; None if those of all sources are on local disks, or read from where they are."""
+        return next((base.cache for base in self.bases if base.cache is not None), None)
+
+    def fetch(self, number: int, layer: str = MASKS) -> None:
+        """Bring a unit's data into the cache, if they are remote. Raises ``FileNotFoundError`` if they are missing."""
+        base, own = self.origin(number)
+        base.fetch(own, layer)
+
     def require_whole(self, number: int, layer: str, record: UnitRecord) -> None:
         """Raise ``ShardError`` if the data that a unit lies in are missing or cut short."""
         base, own = self.origin(number)

@@ -88,8 +88,7 @@ class PseudoSet:
     @property
     def room(self) -> int | None:
         """How many bytes of data can be brought near; None if they all are, or never can be."""
-        storage = self.shards.storage
-        return None if storage.is_local or storage.cache is None else storage.cache.limit_bytes
+        return None if self.shards.cache is None else self.shards.cache.limit_bytes
 
     def bytes_of(self, group: int) -> int:
         """Return the bytes that copies of a unit's data take in the cache, of all layers that are read; units are

@@ -42,7 +42,7 @@ def open_pseudo(url: str, method: str = "sum") -> PseudoSet:
 
 
 def load_all(pseudo: PseudoSet) -> list[TrainingSample]:
-    return [pseudo.load(index, SampleId("pseudo", 0, index)) for index in range(len(pseudo))]
+    return [pseudo.load(index, SampleId("pseudo", 0, index)).on(torch.device("cpu")) for index in range(len(pseudo))]
 
 
 def require_equal(found: list[TrainingSample], expected: list[TrainingSample]) -> None:

@@ -30,7 +30,7 @@ def open_pseudo(url: str, method: str) -> PseudoSet:
 
 
 def load_all(pseudo: PseudoSet) -> dict[str, TrainingSample]:
-    samples = [pseudo.load(index, SampleId("pseudo", 0, index)) for index in range(len(pseudo))]
+    samples = [pseudo.load(index, SampleId("pseudo", 0, index)).on(torch.device("cpu")) for index in range(len(pseudo))]
     return {sample.key: sample for sample in samples}
 
 
