@@ -39,8 +39,8 @@ def shards(known_shards: Any, tmp_path: Path) -> Path:
 def relabel(folder: Path, number: int) -> None:
     """Put other masks, as many and of the same sizes, in the place of a unit's."""
     opened = ShardSet.open(str(folder))
-    table, record = opened.manifest(number)
-    writer = UnitWriter(MASKS, record.layer_id, opened.unit(number))
+    table, _ = opened.manifest(number)
+    writer = UnitWriter(opened.dataset, opened.layer(), opened.unit(number))
     skipped = ("image", "image_index", "height", "width", "error", "mask", "offset", "length", "crc32")
     for image in opened.images(number):
         frames = [encode_label(-decode_label(frame)) for frame in opened.label_frames(number, image)]
