@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ import zarr
 
 from shared.errors import ShardError
 from shared.label_codec import decode_label
+from shared.photo_codec import encode_photo
 from shared.shards import zarr_layer
+from shared.shards.manifest import read_manifest, write_manifest
 from shared.shards.verify import verify
 from shared.uncertainty_codec import decode_u
 
@@ -62,12 +65,72 @@ def test_codes_mean_what_the_arrays_say_they_mean(known_zarr: Any) -> None:
     assert labels.metadata.dimension_names == ("mask", "row", "column")
 
 
+def test_zarr_python_reads_the_photos_and_zeros_where_there_is_none(known_zarr: Any) -> None:
+    photos = zarr.open(known_zarr.folder / "images.zarr", mode="r")["jpeg"]
+    assert (photos.shape, photos.shards) == ((3 * 64, 1 << 16), (64, 1 << 16))
+    for unit, images in enumerate(((0, 1, 2), (0, 2), (0, 1))):
+        rows = photos[unit * 64 : (unit + 1) * 64]
+        for index, expected in zip(images, known_zarr.photos[unit], strict=True):
+            assert rows[index, : len(expected)].tobytes() == expected
+            assert not rows[index, len(expected) :].any()
+        assert not np.delete(rows, images, axis=0).any()
+
+
+@pytest.mark.parametrize("selection", [slice(0, 5), slice(60, 70), slice(3 * 1024 - 2, 3 * 1024 + 3), slice(1, 200, 7)])
+@pytest.mark.parametrize(
+    ("name", "absent"), [("masks.zarr/label", 0), ("uncertainty/entropy.zarr/u", 255), ("images.zarr/jpeg", 0)]
+)
+def test_zarr_python_writes_arrays_that_read_the_same(
+    known_zarr: Any, tmp_path: Path, name: str, absent: int, selection: slice
+) -> None:
+    """An array that zarr-python wrote itself, with the same values and no sharding, is equal in any slice."""
+    ours = zarr.open(known_zarr.folder / name, mode="r")
+    values = ours[: 4 * 1024]
+    theirs = zarr.create_array(tmp_path / "theirs", data=values, chunks=(16, *values.shape[1:]), fill_value=absent)
+    np.testing.assert_array_equal(ours[selection], theirs[selection])
+    np.testing.assert_array_equal(ours[selection][..., 3:20], theirs[selection][..., 3:20])
+
+
+SHARD_INDEX = ROWS // 64 * 16 + 4
+
+
+@pytest.mark.parametrize("place", [-3, -SHARD_INDEX - 100], ids=["of the shard", "of a group"])
+def test_index_that_disagrees_with_the_manifest_is_found(
+    write_known: Callable[[Path, str], Any], tmp_path: Path, place: int
+) -> None:
+    """Also where the manifest vouches for the bytes: as if whoever wrote both had been wrong."""
+    known = write_known(tmp_path / "shards", "zarr")
+    path, manifest = known.folder / "masks.zarr/label/c.1.0.0", known.folder / "manifest/masks/000001.parquet"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    table, record = read_manifest(manifest.read_bytes(), "")
+    manifest.write_bytes(write_manifest(table, replace(record, data_sha256=hashlib.sha256(data).hexdigest())))
+    found = [problem for check in verify(known.open()) for problem in check.problems]
+    assert any(f"{path}: it is not what its chunks, at the places of the manifest" in problem for problem in found)
+
+
+@pytest.mark.parametrize("side", [64, 1024])
+def test_every_photo_fits(side: int, known_zarr: Any) -> None:
+    """Noise of black and white takes the most bytes that a photo takes."""
+    dataset = known_zarr.open().dataset
+    sam = replace(dataset.layers["masks"], weights={"sam": {"image_size": side}})
+    dataset = replace(dataset, layers={**dataset.layers, "masks": sam})
+    encoder = zarr_layer.ZarrEncoder(dataset, dataset.layers["images"])
+    noise = np.random.default_rng(0).integers(0, 2, (side, side, 3)) * 255
+    (row,) = encoder.add("noise", [encode_photo(noise.astype(np.uint8))], {})
+    assert row["photo_bytes"] < 3 * side * side
+    (longest,) = encoder.form.arrays[0].cells
+    with pytest.raises(ShardError, match=r"huge: .* does not fit into a row of the array jpeg.*encoding tar"):
+        encoder.add("huge", [bytes(longest + 1)], {})
+
+
 @pytest.mark.parametrize("content", [None, b"{}"])
 def test_lost_or_changed_description_of_an_array_is_found(
     write_known: Callable[[Path, str], Any], tmp_path: Path, content: bytes | None
 ) -> None:
     known = write_known(tmp_path / "shards", "zarr")
-    for name in ("masks.zarr", "masks.zarr/label", "uncertainty/refinement.zarr/refined"):
+    for name in ("masks.zarr", "masks.zarr/label", "uncertainty/refinement.zarr/refined", "images.zarr/jpeg"):
         path = known.folder / name / "zarr.json"
         before = path.read_bytes()
         path.unlink()
@@ -75,6 +138,7 @@ def test_lost_or_changed_description_of_an_array_is_found(
             path.write_bytes(content)
         (problem,) = [problem for check in verify(known.open()) for problem in check.problems]
         assert problem.startswith(f"{path}: ")
+        assert "running the same command again writes it anew" in problem
         path.write_bytes(before)
 
 

@@ -19,6 +19,7 @@ from shared.label_codec import encode_label
 from shared.sam.architecture import ARCHITECTURES, SamArchitecture
 from shared.sam.checkpoint import to_safetensors
 from shared.shards.dataset import DATASET, Dataset, Layer, PlannedImage, Unit, uncertainty_layer, unit_path
+from shared.shards.encodings import write_shared_files
 from shared.shards.shard_set import MASKS
 from shared.shards.unit_writer import UnitWriter
 from shared.storage import Storage
@@ -163,7 +164,17 @@ def mask_columns(masks: list[KnownMask]) -> dict[str, list[Any]]:
 @pytest.fixture(scope="session")
 def known_shards(tmp_path_factory: pytest.TempPathFactory) -> KnownShards:
     """Nine photos in four units, with masks and a layer ``refinement``, which no test may change."""
-    folder = tmp_path_factory.mktemp("known")
+    return make_known(tmp_path_factory.mktemp("known"), "tar")
+
+
+@pytest.fixture(scope="session")
+def known_in_zarr(tmp_path_factory: pytest.TempPathFactory) -> KnownShards:
+    """The same shard set in Zarr, which no test may change."""
+    return make_known(tmp_path_factory.mktemp("known_in_zarr"), "zarr")
+
+
+def make_known(folder: Path, encoding: str) -> KnownShards:
+    """Make the known photos and shards in ``folder``."""
     photos, shards = folder / "photos", folder / "shards"
     photos.mkdir()
     images, truth = [], []
@@ -176,7 +187,7 @@ def known_shards(tmp_path_factory: pytest.TempPathFactory) -> KnownShards:
         truth.append(masks)
     starts = np.cumsum([0, *UNIT_SIZES])
     units = [Unit(n, tuple(images[starts[n] : starts[n + 1]])) for n in range(len(UNIT_SIZES))]
-    write_shards(shards, units, truth)
+    write_shards(shards, units, truth, encoding)
     grouped = [[(images[i].key, truth[i]) for i in range(starts[n], starts[n + 1])] for n in range(len(units))]
     return KnownShards(shards, photos, grouped)
 
@@ -197,16 +208,18 @@ def whole(mask: KnownMask) -> bool:
     return mask.frame.crop_box[:2] == (0, 0)
 
 
-def write_shards(folder: Path, units: list[Unit], truth: list[list[KnownMask]]) -> None:
+def write_shards(folder: Path, units: list[Unit], truth: list[list[KnownMask]], encoding: str) -> None:
     """Write the shard set with both its layers."""
     storage = Storage(str(folder))
     sam = {"model_type": "tiny", "image_size": SIDE, "sha256": "0" * 64}
     layers = {
-        MASKS: Layer(MASKS, "tar", {}, {"sam": sam}),
-        uncertainty_layer("refinement"): Layer(uncertainty_layer("refinement"), "tar", {}, {"refiner": "known"}),
+        MASKS: Layer(MASKS, encoding, {}, {"sam": sam}),
+        uncertainty_layer("refinement"): Layer(uncertainty_layer("refinement"), encoding, {}, {"refiner": "known"}),
     }
     dataset = Dataset(3, tuple(unit.id for unit in units), sum(len(unit.images) for unit in units), layers)
     storage.write(DATASET, dataset.to_json())
+    for layer in layers.values():
+        write_shared_files(storage, dataset, layer)
     for unit in units:
         storage.write(unit_path(unit.number), unit.to_json())
         writers = [UnitWriter(dataset, layer, unit) for layer in layers.values()]

@@ -24,6 +24,8 @@ from trainer.methods import METHODS
 GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
 CPU = torch.device("cpu")
 TARS = ("masks/000000.tar", "uncertainty/refinement/000000.tar")
+SHARDS = ("masks.zarr/label/c.0.0.0", "uncertainty/refinement.zarr/u/c.0.0.0",
+          "uncertainty/refinement.zarr/refined/c.0.0.0")  # fmt: skip
 SEALED = ("dataset.json", "units/000000.json", "manifest/masks/000000.parquet",
           "manifest/uncertainty/refinement/000000.parquet")  # fmt: skip
 
@@ -48,6 +50,57 @@ def require_same(samples: list[TrainingSample], others: list[TrainingSample]) ->
 def shards(known_shards: Any, tmp_path: Path) -> Path:
     """A copy of the known shards for a test to change."""
     return shutil.copytree(known_shards.url, tmp_path / "shards")
+
+
+@pytest.fixture
+def in_zarr(known_in_zarr: Any, tmp_path: Path) -> Path:
+    """A copy of the known shards in Zarr for a test to change."""
+    return shutil.copytree(known_in_zarr.url, tmp_path / "in_zarr")
+
+
+def test_samples_are_the_same_in_both_encodings(shards: Path, in_zarr: Path) -> None:
+    require_same(train(in_zarr, units=4), train(shards, units=4))
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_shards_cut_anywhere_or_lost_are_refused(in_zarr: Path, name: str) -> None:
+    whole = (in_zarr / name).read_bytes()
+    for length in sorted({*range(0, len(whole), 1013), len(whole) - 1}, reverse=True):
+        os.truncate(in_zarr / name, length)
+        with pytest.raises(ShardError, match=rf"{name}: {length} bytes, expected {len(whole)}.*labelgen verify"):
+            train(in_zarr)
+    (in_zarr / name).unlink()
+    with pytest.raises(ShardError, match=rf"{name}: 0 bytes, expected"):
+        train(in_zarr)
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_flipped_bit_of_a_shard_is_refused_if_it_is_in_what_is_read(in_zarr: Path, name: str) -> None:
+    prefix, method = ("refined_", "mask-refinement") if "refined/" in name else ("", "sum")
+    sound, whole = train(in_zarr, method), (in_zarr / name).read_bytes()
+    layer = name.split(".zarr")[0]
+    known = ShardSet.open(str(in_zarr)).manifest(0, "uncertainty/refinement")[0]["u_valid"].to_pylist()
+    rows = ShardSet.open(str(in_zarr)).manifest(0, layer)[0].to_pylist()
+    places = [(row[f"{prefix}offset"], row[f"{prefix}length"]) for row, u in zip(rows, known, strict=True) if u]
+    read = [range(start, start + length) for start, length in places]
+    edges = [place for chunk in read for place in (chunk[0], chunk[-1])]
+    for place in {*edges, *range(0, len(whole), 211)}:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        (in_zarr / name).write_bytes(flipped)
+        if any(place in chunk for chunk in read):
+            with pytest.raises(ShardError, match=rf"{name}: the frame at byte \d+ fails .*labelgen verify"):
+                train(in_zarr, method)
+        else:
+            for one, other in zip(train(in_zarr, method), sound, strict=True):
+                assert torch.equal(one.masks, other.masks)
+
+
+def test_descriptions_of_arrays_are_not_needed(in_zarr: Path) -> None:
+    sound = train(in_zarr, units=4)
+    for path in in_zarr.rglob("zarr.json"):
+        path.unlink()
+    require_same(train(in_zarr, units=4), sound)
 
 
 def boundaries(data: bytes) -> list[int]:

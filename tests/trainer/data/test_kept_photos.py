@@ -21,7 +21,6 @@ from shared.sam.runtime import resize
 from shared.shards.dataset import DATASET, IMAGES, Layer
 from shared.shards.manifest import manifest_path
 from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.tar_layer import tar_path
 from shared.shards.unit_writer import UnitWriter
 from shared.shards.view import open_shards
 from trainer.data.pseudo import PseudoSet
@@ -37,16 +36,21 @@ def open_pseudo(folder: Path) -> PseudoSet:
     return PseudoSet(ShardSet.open(str(folder)), None, METHODS["vanilla"], GRID)
 
 
+def data_path(folder: Path, unit: int) -> Path:
+    (name,) = ShardSet.open(str(folder)).data_files(unit, IMAGES)
+    return folder / name
+
+
 def scaled(path: Path) -> RgbImage:
     return resize(decode_image(path.read_bytes(), path.name), GRID.side)
 
 
-@pytest.fixture
-def with_photos(known_shards: Any, tmp_path: Path) -> Path:
-    """A copy of the known shards with their photos, and without a way to the originals."""
+@pytest.fixture(params=["tar", "zarr"])
+def with_photos(request: pytest.FixtureRequest, known_shards: Any, tmp_path: Path) -> Path:
+    """A copy of the known shards with their photos in each encoding, and without a way to the originals."""
     folder = shutil.copytree(known_shards.folder, tmp_path / "with_photos")
     shards = ShardSet.open(str(folder))
-    layer = Layer(IMAGES, "tar", {"side": GRID.side}, {})
+    layer = Layer(IMAGES, request.param, {"side": GRID.side}, {})
     dataset = replace(shards.dataset, layers={**shards.dataset.layers, IMAGES: layer})
     shards.storage.write(DATASET, dataset.to_json())
     for number in range(len(dataset.unit_ids)):
@@ -113,16 +117,16 @@ def test_unit_that_lacks_the_layer_is_refused_with_what_to_do(with_photos: Path)
 
 
 def test_data_that_are_cut_short_are_refused(with_photos: Path) -> None:
-    path = with_photos / tar_path(IMAGES, 2)
+    path = data_path(with_photos, 2)
     path.write_bytes(path.read_bytes()[:-512])
-    with pytest.raises(ShardError, match=r"images/000002.tar: .* bytes, expected"):
+    with pytest.raises(ShardError, match=rf"{path}: .* bytes, expected"):
         open_pseudo(with_photos)
 
 
 def test_flipped_bit_is_refused_and_not_trained_on(with_photos: Path) -> None:
     kept = open_pseudo(with_photos)
     row = kept.shards.manifest(0, IMAGES)[0].to_pylist()[0]
-    path = with_photos / tar_path(IMAGES, 0)
+    path = data_path(with_photos, 0)
     data = bytearray(path.read_bytes())
     data[row["offset"] + row["length"] // 2] ^= 1
     path.write_bytes(data)

@@ -80,6 +80,16 @@ def test_samples_are_those_of_local_shards(
     assert (tmp_path / "cache").exists() == cached
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_samples_in_zarr_are_those_of_local_shards(
+    known_shards: Any, known_in_zarr: Any, bucket: str, upload: Callable[[Path, str], None], tmp_path: Path,
+    cached: bool,
+) -> None:  # fmt: skip
+    upload(known_in_zarr.folder, f"{bucket}/zarr")
+    cache = Cache(tmp_path / "cache", 1 << 24) if cached else None
+    require_equal(load_all(open_pseudo(f"{bucket}/zarr", cache)), load_all(open_pseudo(known_shards.url, None)))
+
+
 def test_every_file_is_read_once_whatever_the_epochs(
     known_shards: Any, remote: str, tmp_path: Path, reads: list[str]
 ) -> None:
