@@ -40,7 +40,7 @@ encoding_option = click.option(
     "--encoding",
     type=click.Choice(ENCODINGS),
     default=TAR,
-    help="How masks and maps lie on disk: WebDataset tars are smaller, sharded Zarr v3 arrays are read faster.",
+    help="How layers lie on disk: WebDataset tars hold masks in fewer bytes, sharded Zarr v3 arrays are read faster.",
 )
 out_option = click.option("--out", required=True, help="Folder of the view: a path or an fsspec URL.")
 
