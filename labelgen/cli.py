@@ -26,7 +26,7 @@ from shared.sam.checkpoint import PACKAGED, identify_weights
 from shared.sam.quality import THRESHOLDS_OF_MODELS
 from shared.sam.runtime import Runtime
 from shared.shards.collect import LEAST_AGE, left_overs, remove
-from shared.shards.dataset import IMAGES, is_uncertainty
+from shared.shards.dataset import IMAGES, LOGITS, is_uncertainty
 from shared.shards.encodings import ENCODINGS, TAR
 from shared.shards.shard_set import REFINEMENT, ShardSet
 from shared.shards.verify import verify
@@ -113,6 +113,7 @@ def refiner_options(command: Callable[..., None]) -> Callable[..., None]:
 @refiner_options
 @click.option("--layer-name", default=REFINEMENT, help="Name of the uncertainty layer that --refiner makes.")
 @click.option("--keep-images", is_flag=True, help="Keep the photos too, at SAM's input side, for training to read.")
+@click.option("--keep-logits", is_flag=True, help="Keep the masks' full logits, for maps to be made of them later.")
 @click.option("--unit-size", type=click.IntRange(min=1), default=RunSettings.unit_size, help="Images a unit.")
 @click.option("--bf16", is_flag=True, help="Run the image encoder in bfloat16: faster, masks differ slightly.")
 @encoding_option
@@ -136,6 +137,12 @@ def run_command(device: str, bf16: bool, compile_: bool, sam: str, model_type: s
 @refiner_options
 @click.option("--source", type=click.Choice(SOURCES), default=REFINEMENT, help="Where the uncertainty comes from.")
 @click.option("--layer-name", default=None, help="Name of the layer  [default: that of the source]")
+@click.option(
+    "--use-kept",
+    type=click.Choice([LOGITS]),
+    multiple=True,
+    help="Make the maps from a layer that `labelgen run --keep-...` made, as far as it goes; may be repeated.",
+)
 @encoding_option
 @work_options
 def uncertainty_command(source: str, min_refine_area: int, device: str, compile_: bool, **options: Any) -> None:
@@ -175,9 +182,11 @@ def status(shards: str) -> None:
             known = [mean for table, _ in manifests for mean in table["mean_u"].drop_null().to_pylist()]
             mean_u = f"mean u {sum(known) / len(known):.4f}" if known else "no maps"
             line += f", {mean_u}, {sum(r.unknown for r in records)} masks unknown"
+        if name == LOGITS:
+            line += f", {sum(r.unknown for r in records)} masks unknown"
         click.echo(line)
         for key, error in _unmapped(table for table, _ in manifests).items():
-            click.echo(f"no maps of {key}: {error}")
+            click.echo(f"no {LOGITS if name == LOGITS else 'maps'} of {key}: {error}")
         if name == IMAGES:
             for key, error in _without_photo(table for table, _ in manifests):
                 click.echo(f"no photo of {key}: {error}")

@@ -25,6 +25,8 @@ class UncertaintyTask:
     settings: UncertaintySettings
     refiner: str | None
     layer: Layer
+    use_kept: tuple[str, ...] = ()
+    """Kept layers from which the maps are made; what they lack is made anew."""
 
 
 @dataclass(frozen=True)

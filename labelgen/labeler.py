@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ from torch import Tensor
 
 from labelgen.automask import ImageLabels, LabelGenerator
 from labelgen.job import Job, Progress, UncertaintyTask, UnitReport
-from labelgen.kept import Encoded, KeptWriter, encode
+from labelgen.kept import Encoded, KeptWriter, encode, encode_again
 from labelgen.read_ahead import Photo, read_ahead
-from labelgen.uncertainty import UNKNOWN, Embed, LabelledMask, UncertaintyMaker, UncertaintyMap
+from labelgen.uncertainty import LabelledMask, UncertaintyMaker, UncertaintyMap
 from shared.errors import ImageError, SourceError
 from shared.photo_codec import encode_photo
 from shared.sam.checkpoint import load_sam
 from shared.sam.refiner import load_refiner
 from shared.sam.runtime import CropBox, Predictor, place
-from shared.shards.dataset import IMAGES, Layer, Unit
+from shared.shards.dataset import IMAGES, LOGITS, Layer, Unit
 from shared.shards.manifest import UnitRecord, manifest_path
+from shared.shards.sam_outputs import are_logits_known, read_kept_logits
 from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
 from shared.shards.unit_writer import UnitWriter
 
@@ -92,11 +94,14 @@ class Labeler:
             rows = masks.add_image(index, labels.size, encoded.labels, _columns(labels), _meta(labels))
             kept.add(index, labels.size, encoded.kept)
             if maps is not None:
-                made = self._make_maps(rows, encoded.labels, labels.embeddings.__getitem__)
+                made = self.maker.make(self._masks(rows, encoded.labels), labels.embeddings.__getitem__)
                 _add_maps_of(maps, index, labels.size, made)
             yield Progress(len(labels))
         record, ours = masks.commit(self.shards.storage)
-        kept.commit(self.shards.storage)
+        if ours:
+            kept.commit(self.shards.storage, record.data_sha256)
+        elif self.job.kept:  # another run was first, and its masks differ: these logits are not of them
+            deque(self._add_kept(unit, self.job.kept), maxlen=0)
         if maps is None or uncertainty is None:
             yield UnitReport(unit.number, record.images, record.masks, tuple(masks.errors))
         elif ours:
@@ -131,18 +136,26 @@ class Labeler:
 
         Returns why photos could not be read.
         """
+        _, record = self.shards.manifest(unit.number)
+        labelled = self.shards.images(unit.number)
         kept, errors = KeptWriter(self.shards.dataset, layers, unit), []
         for index, photo in enumerate(read_ahead(unit.images, self.side)):
             try:
                 pixels, resized = photo()
             except (ImageError, SourceError) as error:
-                kept.add_failure(index, str(error))
+                kept.add_failure(index, str(error), labelled[index])
                 errors.append(str(error))
                 yield Progress(0, str(error))
             else:
-                kept.add(index, (pixels.shape[0], pixels.shape[1]), {IMAGES: [encode_photo(resized)]})
+                frames: dict[str, Sequence[bytes]] = {}
+                if IMAGES in kept.writers:
+                    frames[IMAGES] = [encode_photo(resized)]
+                if LOGITS in kept.writers:
+                    again = self.generator.label(pixels, resized)
+                    frames[LOGITS] = encode_again(again, self.shards.label_frames(unit.number, labelled[index]))
+                kept.add(index, (pixels.shape[0], pixels.shape[1]), frames)
                 yield Progress(0)
-        kept.commit(self.shards.storage)
+        kept.commit(self.shards.storage, record.data_sha256)
         return tuple(errors)
 
     def _add_maps(self, unit: Unit, task: UncertaintyTask) -> Iterator[Event]:
@@ -150,40 +163,54 @@ class Labeler:
         _, record = self.shards.manifest(unit.number)
         maps = UnitWriter(self.shards.dataset, task.layer, unit)
         images = self.shards.images(unit.number)
-        photos = read_ahead((unit.images[image.index] for image in images if image.masks), self.side)
+        needing = {image.index for image in images if self._needs_photo(unit.number, image, task)}
+        photos = read_ahead((unit.images[index] for index in sorted(needing)), self.side)
         for image in images:
             error = image.error
             if error is not None:
                 maps.add_failure(image.index, error)
             else:
-                photo = next(photos) if image.masks else None
-                made, error = self._maps_of_committed(unit.number, image, photo)
+                photo = next(photos) if image.index in needing else None
+                made, error = self._maps_of_committed(unit.number, image, photo, task)
                 _add_maps_of(maps, image.index, (image.height, image.width), made, error)
             yield Progress(len(image.masks), error)
         yield self._commit_maps(maps, record)
 
+    def _needs_photo(self, number: int, image: LabelledImage, task: UncertaintyTask) -> bool:
+        """Whether the maps of a committed image cannot be made from kept layers alone."""
+        if not image.masks:
+            return False
+        if task.refiner is None and LOGITS in task.use_kept:
+            return not are_logits_known(self.shards, number, image).all()
+        return True
+
     def _maps_of_committed(
-        self, number: int, image: LabelledImage, photo: Callable[[], Photo] | None
+        self, number: int, image: LabelledImage, photo: Callable[[], Photo] | None, task: UncertaintyTask
     ) -> tuple[list[UncertaintyMap], str | None]:
-        """Make the maps of a committed image; where its photo cannot be read they are unknown: also return why."""
-        if photo is None:
+        """Make the maps of a committed image, of ``photo`` if that is needed.
+
+        Where it is and cannot be read, they are unknown: also return why.
+        """
+        if not image.masks:
             return [], None
-        frames = self.shards.label_frames(number, image)
+        masks = self._masks(image.masks, self.shards.label_frames(number, image))
+        if LOGITS in task.use_kept:
+            pairs = zip(masks, read_kept_logits(self.shards, number, image), strict=True)
+            masks = [replace(mask, logits=logits) for mask, logits in pairs]
+        loaded, error = None, None
         try:
-            pixels, resized = photo()
-        except (ImageError, SourceError) as error:
-            return [UNKNOWN] * len(frames), str(error)
+            loaded = None if photo is None else photo()
+        except (ImageError, SourceError) as caught:
+            error = str(caught)
 
-        def embed(crop_box: CropBox) -> Tensor:
-            return self.predictor.embed_crop(pixels, crop_box, resized)
+        def embed(crop_box: CropBox) -> Tensor | None:
+            return None if loaded is None else self.predictor.embed_crop(loaded.pixels, crop_box, loaded.resized)
 
-        return self._make_maps(image.masks, frames, embed), None
+        return self.maker.make(masks, embed), error
 
-    def _make_maps(
-        self, rows: Sequence[Mapping[str, Any]], frames: Sequence[bytes], embed: Embed
-    ) -> list[UncertaintyMap]:
-        masks = [LabelledMask.from_row(row, frame, self.side) for row, frame in zip(rows, frames, strict=True)]
-        return self.maker.make(masks, embed)
+    def _masks(self, rows: Sequence[Mapping[str, Any]], frames: Sequence[bytes]) -> list[LabelledMask]:
+        """Return the masks of an image as the maker of maps takes them."""
+        return [LabelledMask.from_row(row, frame, self.side) for row, frame in zip(rows, frames, strict=True)]
 
     def _commit_maps(self, maps: UnitWriter, masks: UnitRecord) -> UnitReport:
         record, _ = maps.commit(self.shards.storage, masks.data_sha256)

@@ -14,7 +14,7 @@ from shared.errors import SettingsError
 from shared.photo_codec import CHROMA, QUALITY
 from shared.sam.refiner import identify_refiner
 from shared.sam.runtime import Runtime
-from shared.shards.dataset import IMAGES, MASKS_OF_MAPS, Layer, uncertainty_layer
+from shared.shards.dataset import IMAGES, LOGITS, MASKS_OF_MAPS, Layer, uncertainty_layer
 from shared.shards.encodings import TAR
 from shared.shards.shard_set import MASKS
 
@@ -41,6 +41,12 @@ def images_layer(sam: dict[str, object], encoding: str = TAR) -> Layer:
     )
 
 
+def logits_layer(masks: Layer, unit_ids: Sequence[str], encoding: str = TAR) -> Layer:
+    """Describe the layer of the full logits of the masks of the units."""
+    settings = {"format": "float16", "bf16": masks.settings["bf16"], "masks": masks.id(unit_ids)}
+    return Layer(LOGITS, encoding, settings, {"sam": masks.weights["sam"]}, _provenance())
+
+
 def maps_layer(
     name: str,
     settings: UncertaintySettings,
@@ -48,8 +54,12 @@ def maps_layer(
     masks: Layer,
     unit_ids: Sequence[str],
     encoding: str = TAR,
+    use_kept: Sequence[Layer] = (),
 ) -> Layer:
     """Describe the layer of uncertainty maps called ``name``, of the masks of the units, by the refiner at a path.
+
+    ``use_kept`` are the layers that the maps are made from, as far as they go. Since halves are rounded, it changes
+    the maps which are: each is among the settings, by its id.
 
     Raises ``CheckpointError`` for a refiner that is none, or another SAM's, and ``SettingsError`` if there is one where
     the source needs none, or none where it needs one.
@@ -61,10 +71,11 @@ def maps_layer(
         if not settings.needs_refiner:
             raise SettingsError(f"source {settings.source} uses no refiner: leave --refiner out")
         weights["refiner"] = identify_refiner(Path(refiner), masks.weights["sam"])
+    made_from = {layer.name: layer.id(unit_ids) for layer in use_kept}
     return Layer(
         name=uncertainty_layer(name),
         encoding=encoding,
-        settings={**asdict(settings), "bf16": masks.settings["bf16"], MASKS_OF_MAPS: masks.id(unit_ids)},
+        settings={**asdict(settings), "bf16": masks.settings["bf16"], MASKS_OF_MAPS: masks.id(unit_ids), **made_from},
         weights=weights,
         provenance=_provenance(),
     )

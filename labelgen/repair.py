@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from shared.errors import ShardError
-from shared.shards.dataset import DATASET, REMEDY_FOR_DATASET, is_uncertainty, unit_name, unit_path
+from shared.shards.dataset import DATASET, REMEDY_FOR_DATASET, is_of_masks, is_uncertainty, unit_name, unit_path
 from shared.shards.manifest import manifest_path
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.verify import PLANS, verify
@@ -51,7 +51,7 @@ class Diagnosis:
 def diagnose(shards: ShardSet) -> Diagnosis:
     """Check a shard set as ``verify`` does, and tell what can be taken back from what cannot. Nothing is changed.
 
-    Maps go with their masks, also sound ones: masks that are made again may differ, on another device.
+    Maps and logits go with their masks, also sound ones: masks that are made again may differ, on another device.
 
     Raises ``ShardError`` if nothing fits ``dataset.json``: then this is the file that is wrong.
     """
@@ -67,11 +67,11 @@ def diagnose(shards: ShardSet) -> Diagnosis:
     if broken and plans == len(shards.dataset.unit_ids) and all(check.record is None for check in checks):
         name = shards.storage.path(DATASET)
         raise ShardError(f"{name}: no plan of a unit and nothing that is committed fits it; {REMEDY_FOR_DATASET}")
-    for layer in (name for name in shards.dataset.layers if is_uncertainty(name)):
+    for layer in (name for name in shards.dataset.layers if is_of_masks(name)):
         for number in shards.committed(layer):
             if (MASKS, number) in broken:
                 broken.setdefault((layer, number), ("its masks are taken back",))
-    ordered = sorted(broken, key=lambda key: (not is_uncertainty(key[0]), key[0] == PLANS, key))
+    ordered = sorted(broken, key=lambda key: (not is_of_masks(key[0]), key[0] == PLANS, key))
     return Diagnosis(tuple(Broken(*key, broken[key], _files(shards, *key)) for key in ordered), tuple(left))
 
 

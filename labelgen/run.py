@@ -11,21 +11,22 @@ from tqdm import tqdm
 from labelgen.automask import AutomaskSettings
 from labelgen.engine import Executor, RayExecutor, SerialExecutor
 from labelgen.job import Job, MasksTask, UncertaintyTask, UnitReport
-from labelgen.layers import images_layer, maps_layer, masks_layer
+from labelgen.layers import images_layer, logits_layer, maps_layer, masks_layer
 from labelgen.plan import prepare
 from labelgen.progress import ProgressReporter
 from labelgen.sources import list_images
 from labelgen.uncertainty import UncertaintySettings
-from shared.errors import SettingsError
+from shared.errors import SettingsError, ShardError
 from shared.sam.checkpoint import PACKAGED, identify_weights
 from shared.sam.runtime import Runtime
 from shared.shards.dataset import Dataset, Layer, Unit, add_layer, is_uncertainty, require_same
 from shared.shards.encodings import TAR, write_shared_files
+from shared.shards.manifest import manifest_path
 from shared.shards.shard_set import MASKS, REFINEMENT, ShardSet
 from shared.storage import Storage
 
 UNIT_SIZE = 256
-REMEDY_FOR_LAYER = "Give the settings and the refiner of the existing layer, or another --layer-name."
+REMEDY_FOR_LAYER = "Give the settings, --use-kept and the refiner of the existing layer, or another --layer-name."
 REMEDY_FOR_KEPT = "Leave the option out that keeps this layer, or give another --shards folder."
 REMEDY_FOR_SAM = "Give --sam the weights that made the masks: the logits of another SAM are not those of these masks."
 
@@ -35,7 +36,7 @@ class RunSettings:
     """What ``labelgen run`` was asked to do. ``workers`` 0 works in this process, without Ray.
 
     With the path of a ``refiner``, the run adds the uncertainty layer ``layer_name`` in the same pass; ``keep_images``
-    adds the photos at SAM's input side.
+    adds the photos at SAM's input side, ``keep_logits`` the masks' full logits.
     """
 
     images: tuple[str, ...]
@@ -47,6 +48,7 @@ class RunSettings:
     layer_name: str = REFINEMENT
     min_refine_area: int = 0
     keep_images: bool = False
+    keep_logits: bool = False
     runtime: Runtime = field(default_factory=Runtime)
     unit_size: int = UNIT_SIZE
     encoding: str = TAR
@@ -61,8 +63,8 @@ class RunSettings:
 class UncertaintyRunSettings:
     """What ``labelgen uncertainty`` was asked to do: add a layer to masks that are there.
 
-    ``layer_name`` is by default the name of the source. Whether the image encoder runs in bfloat16 is not asked: it
-    does if it did for the masks.
+    ``layer_name`` is by default the name of the source. ``use_kept`` names the kept layers that maps are made from, as
+    far as they go. Whether the image encoder runs in bfloat16 is not asked: it does if it did for the masks.
     """
 
     shards: str
@@ -70,6 +72,7 @@ class UncertaintyRunSettings:
     layer_name: str | None = None
     encoding: str = TAR
     uncertainty: UncertaintySettings = field(default_factory=UncertaintySettings)
+    use_kept: tuple[str, ...] = ()
     sam: str = PACKAGED
     model_type: str | None = None
     runtime: Runtime = field(default_factory=Runtime)
@@ -125,6 +128,8 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo) -> RunSu
     with tqdm(total=len(refs), unit="image", desc="planning", disable=None, leave=False) as bar:
         dataset, units = prepare(Storage(settings.shards), refs, masks, settings.unit_size, bar.update)
     ids = dataset.unit_ids
+    kept = [images_layer(sam, settings.encoding)] if settings.keep_images else []
+    kept += [logits_layer(masks, ids, settings.encoding)] if settings.keep_logits else []
     job = Job(
         shards=settings.shards,
         sam=settings.sam,
@@ -132,7 +137,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo) -> RunSu
         runtime=settings.runtime,
         points_per_batch=settings.points_per_batch,
         masks=MasksTask(settings.automask),
-        kept=(images_layer(sam, settings.encoding),) if settings.keep_images else (),
+        kept=tuple(kept),
     )
     if settings.refiner is not None:
         maps = maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, ids, settings.encoding)
@@ -151,19 +156,32 @@ def add_uncertainty(settings: UncertaintyRunSettings, say: Callable[[str], None]
     require_same("weights", f"{settings.shards}, layer {MASKS}", masks.weights["sam"], sam, REMEDY_FOR_SAM)
     uncertainty = settings.uncertainty
     name = settings.layer_name or uncertainty.source
-    maps = maps_layer(name, uncertainty, settings.refiner, masks, ids, settings.encoding)
+    units = [shards.unit(number) for number in shards.committed(MASKS)]
+    kept = [_require_kept(shards, layer, units) for layer in settings.use_kept]
+    maps = maps_layer(name, uncertainty, settings.refiner, masks, ids, settings.encoding, kept)
     job = Job(
         shards=settings.shards,
         sam=settings.sam,
         model_type=settings.model_type,
         runtime=replace(settings.runtime, bf16=masks.settings["bf16"]),
         points_per_batch=settings.points_per_batch,
-        uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps),
+        uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps, settings.use_kept),
     )
-    units = [shards.unit(number) for number in shards.committed(MASKS)]
     if len(units) < len(ids):
         say(f"{len(ids) - len(units)} of {len(ids)} units have no masks yet and are left out")
     return _work(settings, job, shards.dataset, units, say)
+
+
+def _require_kept(shards: ShardSet, name: str, units: Sequence[Unit]) -> Layer:
+    """Return the kept layer called ``name``. Raises ``ShardError`` if it is not there, or lacks one of the units."""
+    make = f"give the same `labelgen run` with --keep-{name} first, or leave --use-kept {name} out"
+    if name not in shards.dataset.layers:
+        raise ShardError(f"{shards.storage.url}: no layer {name} to make maps from; {make}")
+    lacking = sorted({unit.number for unit in units} - {*shards.committed(name)})
+    if lacking:
+        missing = shards.storage.path(manifest_path(name, lacking[0]))
+        raise ShardError(f"{missing}: missing, as are {len(lacking) - 1} more units of layer {name}; {make}")
+    return shards.layer(name)
 
 
 def _work(

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shared.errors import SettingsError
-from shared.frame import Frame
+from shared.frame import CELL, Frame
 from shared.label_codec import decode_label
 from shared.sam.decode import PAD, POSITIVE, Prompts, embed_prompts
 from shared.sam.point_decoder import OUTPUTS, PointDecoder, PointImage
@@ -33,8 +33,8 @@ LEAST_IOU = 0.5
 REFERENCE_SIDE = 1024
 """The longer side of the image that ``min_refine_area`` counts pixels of."""
 
-Embed = Callable[[CropBox], Tensor]
-"""Gives the embedding (1, C, g, g) of a crop of the image at hand."""
+Embed = Callable[[CropBox], Tensor | None]
+"""Gives the embedding (1, C, g, g) of a crop of the image at hand, or None if it is not to be had."""
 
 
 def refinement(s: Tensor, r: Tensor) -> Tensor:
@@ -94,6 +94,8 @@ class LabelledMask:
     box: tuple[int, int, int, int]
     area: int
     label: bytes
+    logits: npt.NDArray[np.float32] | None = None
+    """Its logits s on the whole square, (S, S), if they were kept: then they are not decoded again."""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], label: bytes, side: int) -> LabelledMask:
@@ -139,15 +141,22 @@ class UncertaintyMaker:
 
     @torch.no_grad()
     def make(self, masks: Sequence[LabelledMask], embed: Embed) -> list[UncertaintyMap]:
-        """Make the maps of the masks of one image, in order; ``embed`` is called once for each crop that has any."""
+        """Make the maps of the masks of one image, in order; ``embed`` is called at most once a crop.
+
+        Masks that need an embedding which is not to be had are unknown.
+        """
         maps = [self._by_decree(mask) for mask in masks]
         crops: dict[CropBox, list[int]] = {}
         for k, mask in enumerate(masks):
             if maps[k] is None:
                 crops.setdefault(mask.frame.crop_box, []).append(k)
         for crop_box, indices in crops.items():
-            embedding = embed(crop_box)
-            image = self.decoder.prepare(embedding)
+            needing = {k for k in indices if self.refiner is not None or masks[k].logits is None}
+            embedding = embed(crop_box) if needing else None
+            if embedding is None:
+                indices = [k for k in indices if k not in needing]
+            again = any(masks[k].logits is None for k in indices)
+            image = self.decoder.prepare(embedding) if again and embedding is not None else None
             for start in range(0, len(indices), self.batch):
                 chunk = indices[start : start + self.batch]
                 for k, made in zip(chunk, self._make_chunk([masks[k] for k in chunk], embedding, image), strict=True):
@@ -160,18 +169,24 @@ class UncertaintyMaker:
             return None
         return UncertaintyMap(encode_uncertainty(np.zeros(mask.frame.low_res_size, np.float32), mask.label), 0.0)
 
-    def _make_chunk(self, masks: Sequence[LabelledMask], embedding: Tensor, image: PointImage) -> list[UncertaintyMap]:
-        """Make the maps of masks of one crop, whose ``embedding`` is (1, C, g, g), prepared for points as ``image``."""
+    def _make_chunk(
+        self, masks: Sequence[LabelledMask], embedding: Tensor | None, image: PointImage | None
+    ) -> list[UncertaintyMap]:
+        """Make the maps of masks of one crop, whose ``embedding`` is (1, C, g, g), prepared for points as ``image``.
+
+        Without a refiner, and if the logits of all masks were kept, neither is needed.
+        """
         frame = masks[0].frame
         rows, columns = frame.low_res_size
-        labels = np.stack([decode_label(mask.label) > 0 for mask in masks])
-        points = to_input([mask.point for mask in masks], frame).to(embedding)
-        s, agreement = self._decode_again(points, torch.from_numpy(labels).to(embedding.device), image)
+        device = self.sam.device
+        points = to_input([mask.point for mask in masks], frame).to(device)
+        s, agreement = self._logits_of(masks, points, image)
         usable = (agreement >= LEAST_IOU) & s.isfinite().flatten(1).all(1)
         refined: list[bytes] = [b""] * len(masks)
         if self.refiner is None:
             u = SOURCES_WITHOUT_REFINER[self.settings.source](s)
         else:
+            assert embedding is not None, "made for the refiner"
             corners = [corner for mask in masks for corner in (mask.box[:2], mask.box[2:])]
             boxes = to_input(corners, frame).to(embedding).view(-1, 4)
             index = torch.zeros(len(masks), dtype=torch.int64, device=embedding.device)
@@ -187,6 +202,25 @@ class UncertaintyMaker:
             UncertaintyMap(encode_uncertainty(u_cut[k], refined[k]), means[k]) if usable[k] else UNKNOWN
             for k in range(len(masks))
         ]
+
+    def _logits_of(
+        self, masks: Sequence[LabelledMask], points: Tensor, image: PointImage | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits s (P, H, W) of masks on the whole square, and how far they are those of the labels, (P,).
+
+        Those that were not kept are decoded again.
+        """
+        cells = int(self.sam.image_encoder.img_size) // CELL
+        s, agreement = points.new_empty(len(masks), cells, cells), points.new_ones(len(masks))
+        for k, mask in enumerate(masks):
+            if mask.logits is not None:
+                s[k] = torch.from_numpy(mask.logits)
+        lacking = [k for k, mask in enumerate(masks) if mask.logits is None]
+        if lacking:
+            assert image is not None, "prepared for them"
+            labels = torch.from_numpy(np.stack([decode_label(masks[k].label) > 0 for k in lacking])).to(points.device)
+            s[lacking], agreement[lacking] = self._decode_again(points[lacking], labels, image)
+        return s, agreement
 
     def _decode_again(self, points: Tensor, labels: Tensor, image: PointImage) -> tuple[Tensor, Tensor]:
         """Decode the points (P, 2) that gave the ``labels``, bool (P, h, w), of ``Frame.low_res_size``.

@@ -28,7 +28,17 @@ def round_logits(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
 
 def encode_logits(logits: npt.NDArray[np.float32]) -> bytes:
     """Encode a mask's logits, float32 (S, S), padding included, rounded by ``round_logits``; S is at most 256."""
-    bits = round_logits(logits).view(np.uint16)
+    return pack_halves(round_logits(logits))
+
+
+def decode_logits(data: bytes) -> npt.NDArray[np.float32]:
+    """Decode a frame: float32 (S, S). Raises ``ShardError`` if it is damaged."""
+    return unpack_halves(data).astype(np.float32)
+
+
+def pack_halves(halves: npt.NDArray[np.float16]) -> bytes:
+    """Return the frame of logits that are rounded, float16 (S, S)."""
+    bits = halves.view(np.uint16)
     steps = bits.copy()
     steps[:, 1:] -= bits[:, :-1]
     steps[1:, 0] -= bits[:-1, 0]
@@ -37,8 +47,8 @@ def encode_logits(logits: npt.NDArray[np.float32]) -> bytes:
     return bytes([bits.shape[0] - 1, bits.shape[1] - 1]) + stream.compress(planes) + stream.flush()
 
 
-def decode_logits(data: bytes) -> npt.NDArray[np.float32]:
-    """Decode a frame: float32 (S, S). Raises ``ShardError`` if it is damaged."""
+def unpack_halves(data: bytes) -> npt.NDArray[np.float16]:
+    """Return the rounded logits of a frame, float16 (S, S). Raises ``ShardError`` if it is damaged."""
     try:
         rows, columns = data[0] + 1, data[1] + 1
         planes = zlib.decompress(data[2:], -zlib.MAX_WBITS)
@@ -47,4 +57,4 @@ def decode_logits(data: bytes) -> npt.NDArray[np.float32]:
         raise ShardError(f"damaged logits ({error}); run `labelgen verify`") from error
     steps = (high << 8) | low
     steps[:, 0] = np.cumsum(steps[:, 0], dtype=np.uint16)
-    return np.cumsum(steps, 1, dtype=np.uint16).view(np.float16).astype(np.float32)
+    return np.cumsum(steps, 1, dtype=np.uint16).view(np.float16)

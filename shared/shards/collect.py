@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from shared.shards.dataset import IMAGES, UNCERTAINTY
+from shared.shards.dataset import KEPT, UNCERTAINTY
 from shared.shards.encodings import layer_of, unit_of
 from shared.shards.manifest import manifest_path
 from shared.shards.shard_set import MASKS, ShardSet
@@ -41,7 +41,7 @@ def left_overs(shards: ShardSet) -> Iterator[LeftOver]:
     also of those that ``dataset.json`` does not list.
     """
     files = shards.storage.files()
-    layers = {MASKS, IMAGES, *shards.dataset.layers}
+    layers = {MASKS, *KEPT, *shards.dataset.layers}
     for name, size in files.items():
         manifest = _missing_manifest(name, layers, files)
         if manifest is None and not _is_temporary(name, layers):

@@ -30,6 +30,10 @@ MASKS_OF_MAPS = "masks"
 """The setting of an uncertainty layer that is the id of the masks its maps are of."""
 IMAGES = "images"
 """The layer of the photos themselves, at the input side of the SAM that labels them."""
+LOGITS = "logits"
+"""The layer of the full low-resolution logits of each mask."""
+KEPT = (IMAGES, LOGITS)
+"""The layers of what labelling has at hand anyway, which ``labelgen run --keep-NAME`` makes."""
 REMEDY_FOR_SETTINGS = "Give the settings of the existing shard set, or another --shards folder."
 REMEDY_FOR_DATASET = (
     "restore it, or move it away and give the same commands again, which write it anew and keep every sound unit: "
@@ -107,7 +111,7 @@ class Layer:
         """What the layer holds of a mask: its label, or the map u and, made by a refiner, the refined label.
 
         Of a layer that holds no grids of codes there are none: its frames are read as they are."""
-        if self.name == IMAGES:
+        if self.name in KEPT:
             return ()
         if not is_uncertainty(self.name):
             return ("label",)
@@ -198,6 +202,11 @@ def uncertainty_layer(name: str) -> str:
 def is_uncertainty(layer: str) -> bool:
     """Whether a layer is one of uncertainty maps."""
     return layer.startswith(f"{UNCERTAINTY}/")
+
+
+def is_of_masks(layer: str) -> bool:
+    """Whether a layer's units are of the very masks that were there when they were made, row for row."""
+    return layer == LOGITS or is_uncertainty(layer)
 
 
 def unit_name(number: int) -> str:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.errors import ShardError
-from shared.shards.dataset import IMAGES, REMEDY_FOR_DATA, is_uncertainty, unit_name
+from shared.shards.dataset import IMAGES, LOGITS, REMEDY_FOR_DATA, is_uncertainty, unit_name
 from shared.shards.seal import SEAL, require_seal, seal, with_room
 
 _PLACE = [
@@ -58,6 +59,8 @@ null, ``length`` is 0, and ``error`` says why if the photo is to blame."""
 IMAGE_SCHEMA = pa.schema(_PLACE)
 """Columns of the ``images`` layer: a photo is the one frame of its image, ``mask`` 0. Where ``mask`` is null, ``error``
 says why the photo could not be read."""
+LOGITS_SCHEMA = pa.schema([*_PLACE, ("valid", pa.bool_())])
+"""Columns of the ``logits`` layer, row for row the masks. Where ``valid`` is false the logits are not known."""
 
 CROP_BOX = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
 """Columns of the crop that a mask was found in: x0, y0, x1, y1 in the photo, x1 and y1 exclusive."""
@@ -78,9 +81,9 @@ class UnitRecord:
     data_bytes: int
     data_sha256: str
     masks_sha256: str = ""
-    """For an uncertainty layer, the ``data_sha256`` of the masks that its maps are of."""
+    """For a layer of uncertainty or logits, the ``data_sha256`` of the masks that these are of."""
     unknown: int = 0
-    """For an uncertainty layer, the masks without a map."""
+    """For a layer of uncertainty or logits, the masks without a map or logits."""
     files: tuple[tuple[int, str], ...] = ()
     """Size and SHA-256 of each data file, where there are several: then ``data_bytes`` and ``data_sha256`` are of all
     of them, one after the other."""
@@ -95,7 +98,14 @@ def schema_of(layer: str) -> pa.Schema:
     """Return the columns of a layer's manifests."""
     if layer == IMAGES:
         return IMAGE_SCHEMA
+    if layer == LOGITS:
+        return LOGITS_SCHEMA
     return UNCERTAINTY_SCHEMA if is_uncertainty(layer) else MASK_SCHEMA
+
+
+def is_unknown(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of a mask of which its layer knows nothing."""
+    return row.get("u_valid") is False or row.get("valid") is False
 
 
 def manifest_path(layer: str, number: int) -> str:

@@ -110,9 +110,10 @@ def require_part(layer: Layer, part: Part, rows: Rows, picked: npt.NDArray[np.in
 
 def known(rows: Rows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Return which of the masks ``picked`` have data: all but those whose map is unknown, bool (K,)."""
-    if "u_valid" not in rows.columns:
-        return np.ones(len(picked), np.bool_)
-    return np.asarray(rows["u_valid"][picked], np.bool_)
+    for column in ("u_valid", "valid"):
+        if column in rows.columns:
+            return np.asarray(rows[column][picked], np.bool_)
+    return np.ones(len(picked), np.bool_)
 
 
 def read_frames(storage: Source, name: str, rows: Rows, picked: npt.NDArray[np.int64], prefix: str = "") -> list[bytes]:

@@ -21,6 +21,7 @@ from shared.shards.dataset import (
     Dataset,
     Layer,
     Unit,
+    is_of_masks,
     is_uncertainty,
     read_dataset,
     read_unit,
@@ -220,7 +221,7 @@ class ShardSet:
         unit is not committed, its manifest is damaged, or its maps are not of the masks that are there.
         """
         table, record = self.manifest(number, layer, columns)
-        if is_uncertainty(layer):
+        if is_of_masks(layer):
             self.require_own_masks(number, layer, record, masks)
         return Rows.from_manifest(table, record, self.storage.path(manifest_path(layer, number)))
 
@@ -293,11 +294,12 @@ class ShardSet:
         return [next(made) if row.u_valid else None for row in rows]
 
     def require_own_masks(self, number: int, layer: str, record: UnitRecord, masks: UnitRecord | None = None) -> None:
-        """Raise ``ShardError`` if the maps of a unit are not of the masks that are there, or not of ``masks``."""
+        """Raise ``ShardError`` if the data of a unit are not of the masks that are there, or not of ``masks``."""
         found = self._masks_sha256(number) if masks is None else masks.data_sha256
         if found != record.masks_sha256:
+            what = "maps" if is_uncertainty(layer) else layer
             raise ShardError(
-                f"{self.storage.path(manifest_path(layer, number))}: its maps are of other masks "
+                f"{self.storage.path(manifest_path(layer, number))}: its {what} are of other masks "
                 f"than those that are there; {REMEDY_FOR_DATA}"
             )
 

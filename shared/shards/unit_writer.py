@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from shared.shards.dataset import Dataset, Layer, Unit
 from shared.shards.encodings import data_files, new_encoder
-from shared.shards.manifest import UnitRecord, manifest_path, read_record, schema_of, write_manifest
+from shared.shards.manifest import UnitRecord, is_unknown, manifest_path, read_record, schema_of, write_manifest
 from shared.storage import Storage
 
 
@@ -80,7 +80,7 @@ class UnitWriter:
             data_bytes=sum(map(len, files.values())),
             data_sha256=sha256_of(files.values()),
             masks_sha256=masks_sha256,
-            unknown=sum(row.get("u_valid") is False for row in self._rows),
+            unknown=sum(map(is_unknown, self._rows)),
             files=tuple((len(data), sha256_of([data])) for data in files.values()) if len(files) > 1 else (),
         )
         schema = pa.schema([*schema_of(self.layer.name), *(pa.field(*column) for column in self._encoder.columns)])

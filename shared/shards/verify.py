@@ -17,17 +17,21 @@ from shared.shards.collect import LEAST_AGE, temporaries
 from shared.shards.dataset import (
     DATASET,
     IMAGES,
+    KEPT,
+    LOGITS,
     REMEDY_FOR_DATA,
     REMEDY_FOR_DATASET,
     UNCERTAINTY,
     Unit,
+    is_of_masks,
     is_uncertainty,
     unit_name,
 )
 from shared.shards.encodings import faults_of_files, open_reader, shared_files
-from shared.shards.manifest import UnitRecord, manifest_path
+from shared.shards.manifest import UnitRecord, is_unknown, manifest_path
 from shared.shards.photos import faults_of_photos
 from shared.shards.reader import LayerReader, Rows
+from shared.shards.sam_outputs import fault_of_logits
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.unit_writer import sha256_of
 from shared.storage import Storage
@@ -78,7 +82,7 @@ def verify(shards: ShardSet) -> Iterator[UnitCheck]:
     if len(sizes) == len(shards.dataset.unit_ids) and not shards.sizes_fit(sizes):
         name = shards.storage.path(DATASET)
         yield UnitCheck(-1, None, (f"{name}: unit_size or images do not match the units; {REMEDY_FOR_DATASET}",))
-    for problem in (*shared, *stray, *_unlisted(shards), *_unlisted_photos(shards), *_stale(shards)):
+    for problem in (*shared, *stray, *_unlisted(shards), *_unlisted_kept(shards), *_stale(shards)):
         yield UnitCheck(-1, None, (problem,))
 
 
@@ -134,13 +138,14 @@ def _unlisted(shards: ShardSet) -> Iterator[str]:
         )
 
 
-def _unlisted_photos(shards: ShardSet) -> Iterator[str]:
-    """Yield the layer of photos if it is there, and ``dataset.json`` does not list it."""
-    if IMAGES not in shards.dataset.layers and shards.storage.names(f"manifest/{IMAGES}"):
-        yield (
-            f"{shards.storage.path(f'manifest/{IMAGES}')}: a layer that {DATASET} does not list; give the "
-            "`labelgen run --keep-images` that made it again, which lists it, or delete it"
-        )
+def _unlisted_kept(shards: ShardSet) -> Iterator[str]:
+    """Yield which of the layers that runs keep are there without ``dataset.json`` listing them."""
+    for layer in KEPT:
+        if layer not in shards.dataset.layers and shards.storage.names(f"manifest/{layer}"):
+            yield (
+                f"{shards.storage.path(f'manifest/{layer}')}: a layer that {DATASET} does not list; give the "
+                f"`labelgen run --keep-{layer}` that made it again, which lists it, or delete it"
+            )
 
 
 def _stale(shards: ShardSet) -> Iterator[str]:
@@ -217,7 +222,7 @@ def _faults_of_counts(rows: Sequence[Row], record: UnitRecord) -> Iterator[str]:
         "images": len({row["image_index"] for row in rows}),
         "masks": sum(row["mask"] is not None for row in rows),
         "errors": len({row["image_index"] for row in rows if row["error"] is not None}),
-        "unknown": sum(row.get("u_valid") is False for row in rows),
+        "unknown": sum(map(is_unknown, rows)),
     }
     for what, count in found.items():
         if count != getattr(record, what):
@@ -235,10 +240,10 @@ def _faults_of_frames(
 ) -> Iterator[str]:
     """Yield what is wrong with what the frames decode to."""
     masks = rows
-    if is_uncertainty(layer):
+    if is_of_masks(layer):
         of_masks, masks_record = shards.manifest(record.unit, MASKS)
         if record.masks_sha256 != masks_record.data_sha256:
-            yield "its maps are of other masks than those that are there"
+            yield f"its {'maps' if is_uncertainty(layer) else layer} are of other masks than those that are there"
         masks = of_masks.to_pylist()
         if [_mask_of(row) for row in rows] != [_mask_of(mask) for mask in masks]:
             yield "its rows are not those of the masks"
@@ -248,7 +253,7 @@ def _faults_of_frames(
         if layer == IMAGES:
             yield from faults_of_photos(framed, shards.input_side)
         else:
-            yield from _faults_of_masks(shards, framed, masks, layer)
+            yield from _faults_of_masks(shards, framed, masks, record.unit, layer)
     except ShardError as error:
         yield str(error)
 
@@ -263,17 +268,20 @@ def _with_frames(held: LayerReader, rows: Sequence[Row], unit: int) -> Iterator[
 
 
 def _faults_of_masks(
-    shards: ShardSet, framed: Iterable[tuple[Row, bytes]], masks: Sequence[Row], layer: str
+    shards: ShardSet, framed: Iterable[tuple[Row, bytes]], masks: Sequence[Row], unit: int, layer: str
 ) -> Iterator[str]:
-    """Yield what is wrong with the labels, or the maps, of rows; ``masks`` are the same rows of the layer of masks."""
+    """Yield what is wrong with the labels, maps or logits of rows; ``masks`` are the same rows of the masks."""
     refined = "refined" in shards.layer(layer).parts
-    for (row, data), mask in zip(framed, masks, strict=True):
-        if row["mask"] is None:
-            continue
+    pairs = ((*one, mask) for one, mask in zip(framed, masks, strict=True) if mask["mask"] is not None)
+    for number, (row, data, mask) in enumerate(pairs):
         frame = Frame(shards.input_side, (mask["crop_x0"], mask["crop_y0"], mask["crop_x1"], mask["crop_y1"]))
         try:
-            maps = is_uncertainty(layer)
-            fault = _fault_of_map(row, data, frame, refined) if maps else _fault_of_label(data, frame)
+            if is_uncertainty(layer):
+                fault = _fault_of_map(row, data, frame, refined)
+            elif layer == LOGITS:
+                fault = fault_of_logits(shards, row, data, unit, number)
+            else:
+                fault = _fault_of_label(data, frame)
         except ShardError as error:
             fault = str(error)
         if fault is not None:

@@ -36,7 +36,7 @@ class Array:
     meaning: str
     """What the values mean, for people who read the array without this project's documents."""
     dtype: Literal["uint8", "float16", "float32"] = "uint8"
-    fill: int | float = 0
+    fill: int | float | Literal["NaN"] = 0
     """What a row reads as that has no chunk."""
     level: int = 9
     """Of Zstandard. For codes of masks, level 19 saves 6 % more, and takes 80 times as long."""

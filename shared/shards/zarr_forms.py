@@ -18,7 +18,8 @@ from shared.codes import Grid, Labels, map_frame
 from shared.compiled_codec import decode_labels, decode_maps, decode_refined
 from shared.errors import ShardError
 from shared.frame import CELL
-from shared.shards.dataset import IMAGES, MASKS, Dataset, Layer, is_uncertainty
+from shared.logits_codec import pack_halves, unpack_halves
+from shared.shards.dataset import IMAGES, LOGITS, MASKS, Dataset, Layer, is_uncertainty
 from shared.shards.zarr_format import Array
 from shared.uncertainty_codec import refined_label
 
@@ -62,6 +63,8 @@ def form_of(dataset: Dataset, layer: Layer) -> Form:
         return _refined_maps(input_side // CELL) if "refined" in layer.parts else _maps(input_side // CELL)
     if layer.name == IMAGES:
         return _photos(input_side)
+    if layer.name == LOGITS:
+        return _logits(input_side // CELL)
     raise ShardError(f"layer {layer.name} cannot be kept in Zarr; make it with the encoding tar")
 
 
@@ -120,6 +123,19 @@ def _photos(input_side: int) -> Form:
         return cells[0].tobytes()
 
     return Form((jpeg,), ((PHOTO_BYTES, pa.int32()),), split, join, per_image=True)
+
+
+def _logits(side: int) -> Form:
+    meaning = "SAM's logits, padding included; NaN: they are not known, or there is no such mask"
+    logits = Array("logits", (side, side), MASK_AXES, meaning, "float16", "NaN", level=3)
+
+    def split(frame: bytes) -> tuple[Cells, Columns]:
+        return [unpack_halves(frame)], {}
+
+    def join(cells: Cells, row: Columns) -> bytes:
+        return pack_halves(cells[0])
+
+    return Form((logits,), (), split, join)
 
 
 def _u(side: int) -> Array:

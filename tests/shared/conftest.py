@@ -11,12 +11,14 @@ import numpy.typing as npt
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from shared.frame import Frame
+from shared.frame import CELL, Frame
 from shared.label_codec import encode_label
+from shared.logits_codec import encode_logits
 from shared.photo_codec import encode_photo
 from shared.shards.dataset import (
     DATASET,
     IMAGES,
+    LOGITS,
     MASKS,
     Dataset,
     Layer,
@@ -40,18 +42,19 @@ CROPS = ((0, 0, WIDTH, HEIGHT), (0, 0, 80, 64), (40, 0, WIDTH, HEIGHT))
 
 @dataclass(frozen=True)
 class KnownMask:
-    """One mask as it was given to be written; frames of maps are empty where nothing is known."""
+    """One mask as it was given to be written; frames of maps and logits are empty where nothing is known."""
 
     crop_box: tuple[int, int, int, int]
     label: bytes
     by_refiner: bytes
     by_entropy: bytes
+    logits: bytes
     mean_u: float
 
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A shard set with the layers ``masks``, ``uncertainty/refinement``, ``uncertainty/entropy`` and ``images``.
+    """A shard set with the layers ``masks``, two of ``uncertainty``, ``logits`` and ``images``.
 
     ``units`` are the masks of each unit, ``photos`` the JPEGs of each, one for every image that could be read.
     """
@@ -68,7 +71,12 @@ class KnownSet:
         """Return the frames of a layer as they were given."""
         if layer == IMAGES:
             return self.photos[unit]
-        names = {MASKS: "label", "uncertainty/refinement": "by_refiner", "uncertainty/entropy": "by_entropy"}
+        names = {
+            MASKS: "label",
+            "uncertainty/refinement": "by_refiner",
+            "uncertainty/entropy": "by_entropy",
+            LOGITS: "logits",
+        }
         return [getattr(mask, names[layer]) for mask in self.units[unit]]
 
 
@@ -86,11 +94,14 @@ def make_mask(unit: int, number: int) -> KnownMask:
     u = np.clip(smooth() - 1, 0, 1) if number % 6 else np.zeros(frame.low_res_size, np.float32)
     refined = encode_label(logits + smooth())
     rows, columns = frame.valid_size
+    square = random.normal(-3, 6, (SIDE // CELL, SIDE // CELL)).astype(np.float32)
+    square[: frame.low_res_size[0], : frame.low_res_size[1]] = logits
     return KnownMask(
         crop_box=crop_box,
         label=encode_label(logits),
         by_refiner=encode_uncertainty(u, refined) if number % 7 != 3 else b"",
         by_entropy=encode_uncertainty(u) if number % 7 != 2 else b"",
+        logits=encode_logits(square) if number % 7 != 4 else b"",
         mean_u=float(u[:rows, :columns].mean()),
     )
 
@@ -121,6 +132,7 @@ def write(folder: Path, encoding: str) -> KnownSet:
         Layer(MASKS, encoding, {}, {"sam": sam}),
         Layer(uncertainty_layer("refinement"), encoding, {}, {"sam": sam, "refiner": {"sha256": "1" * 64}}),
         Layer(uncertainty_layer("entropy"), encoding, {}, {"sam": sam}),
+        Layer(LOGITS, encoding, {}, {"sam": sam}),
         Layer(IMAGES, encoding, {}, {}),
     ]
     total = sum(len(unit.images) for unit in planned)
@@ -159,11 +171,14 @@ def write_unit(storage: Storage, dataset: Dataset, unit: Unit) -> tuple[list[Kno
         }
         writers[0].add_image(index, (HEIGHT, WIDTH), [mask.label for mask in mine], numbers, {})
         for writer, frames in zip(
-            writers[1:], ([m.by_refiner for m in mine], [m.by_entropy for m in mine]), strict=True
+            writers[1:3], ([m.by_refiner for m in mine], [m.by_entropy for m in mine]), strict=True
         ):
             means = [mask.mean_u if frame else None for mask, frame in zip(mine, frames, strict=True)]
             known = {"mean_u": means, "u_valid": [bool(frame) for frame in frames]}
             writer.add_image(index, (HEIGHT, WIDTH), frames, known, {})
+        writers[3].add_image(
+            index, (HEIGHT, WIDTH), [m.logits for m in mine], {"valid": [bool(m.logits) for m in mine]}, {}
+        )
     record, _ = writers[0].commit(storage)
     for writer in writers[1:]:
         writer.commit(storage, record.data_sha256)

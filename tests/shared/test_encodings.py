@@ -16,16 +16,18 @@ from PIL import Image
 
 from shared.errors import ShardError
 from shared.label_codec import decode_label
-from shared.shards.dataset import IMAGES
+from shared.logits_codec import decode_logits
+from shared.shards.dataset import IMAGES, LOGITS
 from shared.shards.photos import read_photo
 from shared.shards.reader import Part
+from shared.shards.sam_outputs import are_logits_known, read_kept_logits
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.verify import verify
 from shared.storage import Storage
 from shared.uncertainty_codec import decode_u, refined_label
 
 REFINEMENT, ENTROPY = "uncertainty/refinement", "uncertainty/entropy"
-LAYERS = (MASKS, REFINEMENT, ENTROPY, IMAGES)
+LAYERS = (MASKS, REFINEMENT, ENTROPY, LOGITS, IMAGES)
 PARTS: tuple[tuple[str, Part], ...] = ((MASKS, "label"), (REFINEMENT, "u"), (REFINEMENT, "refined"), (ENTROPY, "u"))
 DECODE: dict[Part, Callable[[bytes], npt.NDArray[np.float32]]] = {
     "label": decode_label,
@@ -76,6 +78,23 @@ def test_frames_are_those_that_were_written(known_set: Any, layer: str) -> None:
         frames = known_set.frames(layer, unit)
         assert reader.frames(unit, range(len(frames))) == frames
         assert reader.frames(unit, [*range(len(frames))][::-2]) == frames[::-2]
+
+
+def test_logits_are_read_by_image(known_set: Any) -> None:
+    shards = known_set.open()
+    for unit in range(3):
+        expected = iter(known_set.frames(LOGITS, unit))
+        for image in shards.images(unit):
+            known = are_logits_known(shards, unit, image)
+            found = read_kept_logits(shards, unit, image)
+            assert len(known) == len(found) == len(image.masks)
+            for one, is_known in zip(found, known, strict=True):
+                frame = next(expected)
+                assert (one is not None) == is_known == bool(frame)
+                if one is not None:
+                    np.testing.assert_array_equal(one, decode_logits(frame))
+    with pytest.raises(ShardError, match="layer logits has no label"):
+        shards.reader(LOGITS).read(0, [0], "label")
 
 
 def test_photos_are_read_by_image(known_set: Any) -> None:
@@ -172,7 +191,7 @@ def test_damage_is_refused_where_it_is_and_nowhere_else(own_set: Any, layer: str
 
 def test_sound_set_has_no_problem(known_set: Any) -> None:
     checks = list(verify(known_set.open()))
-    assert [check.problems for check in checks] == [()] * 12
+    assert [check.problems for check in checks] == [()] * 3 * len(LAYERS)
     counted = 3 * sum(map(len, known_set.units)) + sum(map(len, known_set.photos))
     assert sum(check.record.masks for check in checks if check.record is not None) == counted
     unknown = [check.record.unknown for check in checks if check.record is not None and check.layer == ENTROPY]

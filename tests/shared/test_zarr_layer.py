@@ -14,8 +14,10 @@ import zarr
 
 from shared.errors import ShardError
 from shared.label_codec import decode_label
+from shared.logits_codec import decode_logits
 from shared.photo_codec import encode_photo
 from shared.shards import zarr_layer
+from shared.shards.dataset import LOGITS
 from shared.shards.manifest import read_manifest, write_manifest
 from shared.shards.verify import verify
 from shared.uncertainty_codec import decode_u
@@ -50,6 +52,19 @@ def test_zarr_python_reads_the_same_codes(known_zarr: Any, layer: str, part: Any
         unknown = np.setdiff1d(np.arange(len(found)), known)
         assert (found[unknown] == absent).all()
         assert (array[(unit + 1) * ROWS - 1] == absent).all()
+
+
+def test_zarr_python_reads_the_same_logits(known_zarr: Any) -> None:
+    array = zarr.open(known_zarr.folder / "logits.zarr", mode="r")["logits"]
+    assert (array.shape, array.dtype) == ((3 * ROWS, 32, 32), np.float16)
+    for unit in range(3):
+        frames = known_zarr.frames(LOGITS, unit)
+        found = array[unit * ROWS : unit * ROWS + len(frames) + 70].astype(np.float32)
+        for row, frame in enumerate(frames):
+            if frame:
+                np.testing.assert_array_equal(found[row], decode_logits(frame))
+        unknown = [row for row in range(len(found)) if row >= len(frames) or not frames[row]]
+        assert np.isnan(found[unknown]).all()
 
 
 def test_codes_mean_what_the_arrays_say_they_mean(known_zarr: Any) -> None:
