@@ -26,7 +26,7 @@ from shared.sam.checkpoint import PACKAGED, identify_weights
 from shared.sam.quality import THRESHOLDS_OF_MODELS
 from shared.sam.runtime import Runtime
 from shared.shards.collect import LEAST_AGE, left_overs, remove
-from shared.shards.dataset import IMAGES, LOGITS, is_uncertainty
+from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, OUTPUTS, is_uncertainty
 from shared.shards.encodings import ENCODINGS, TAR
 from shared.shards.shard_set import REFINEMENT, ShardSet
 from shared.shards.verify import verify
@@ -114,6 +114,7 @@ def refiner_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--layer-name", default=REFINEMENT, help="Name of the uncertainty layer that --refiner makes.")
 @click.option("--keep-images", is_flag=True, help="Keep the photos too, at SAM's input side, for training to read.")
 @click.option("--keep-logits", is_flag=True, help="Keep the masks' full logits, for maps to be made of them later.")
+@click.option("--keep-embeddings", is_flag=True, help="Keep what the image encoder makes, for refiners to come.")
 @click.option("--unit-size", type=click.IntRange(min=1), default=RunSettings.unit_size, help="Images a unit.")
 @click.option("--bf16", is_flag=True, help="Run the image encoder in bfloat16: faster, masks differ slightly.")
 @encoding_option
@@ -139,7 +140,7 @@ def run_command(device: str, bf16: bool, compile_: bool, sam: str, model_type: s
 @click.option("--layer-name", default=None, help="Name of the layer  [default: that of the source]")
 @click.option(
     "--use-kept",
-    type=click.Choice([LOGITS]),
+    type=click.Choice(OUTPUTS),
     multiple=True,
     help="Make the maps from a layer that `labelgen run --keep-...` made, as far as it goes; may be repeated.",
 )
@@ -187,21 +188,21 @@ def status(shards: str) -> None:
         click.echo(line)
         for key, error in _unmapped(table for table, _ in manifests).items():
             click.echo(f"no {LOGITS if name == LOGITS else 'maps'} of {key}: {error}")
-        if name == IMAGES:
+        if name in (IMAGES, EMBEDDINGS):
             for key, error in _without_photo(table for table, _ in manifests):
-                click.echo(f"no photo of {key}: {error}")
+                click.echo(f"no {'photo' if name == IMAGES else name} of {key}: {error}")
     for _, image in shard_set.walk():
         if image.error is not None:
             click.echo(f"skipped {image.key}: {image.error}")
 
 
 def _frames_of(layer: str) -> str:
-    """Return what to call what a layer holds, one or none for a mask or an image."""
-    return "photos" if layer == IMAGES else "masks"
+    """Return what to call what a layer holds, one or none for a mask, an image or a crop."""
+    return {IMAGES: "photos", EMBEDDINGS: EMBEDDINGS}.get(layer, "masks")
 
 
 def _without_photo(tables: Iterable[pa.Table]) -> Iterator[tuple[str, str]]:
-    """Yield the images whose photo could not be kept, and why."""
+    """Yield the images of which there is no photo, or no embedding, because it could not be read, and why."""
     for table in tables:
         pairs = zip(table["image"].to_pylist(), table["error"].to_pylist(), strict=True)
         yield from ((image, error) for image, error in pairs if error is not None)

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from labelgen.automask import ImageLabels
+from shared.embedding_codec import encode_embedding
 from shared.images import RgbImage
 from shared.label_codec import encode_label
 from shared.logits_codec import encode_logits
 from shared.photo_codec import encode_photo
-from shared.shards.dataset import IMAGES, LOGITS, Dataset, Layer, Unit, is_of_masks
+from shared.sam.runtime import CropBox
+from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Dataset, Layer, Unit, is_of_masks
+from shared.shards.manifest import CROP_BOX
 from shared.shards.shard_set import LabelledImage
 from shared.shards.unit_writer import UnitWriter
 from shared.storage import Storage
 
 
+class KeptFrames(NamedTuple):
+    """An image's frames of a kept layer, with the layer's own columns of the manifest, and what its sample says."""
+
+    frames: Sequence[bytes]
+    columns: Mapping[str, Sequence[Any]]
+    meta: Mapping[str, Sequence[Any]]
+
+
 class Encoded(NamedTuple):
-    """An image's frames of the layer of masks, one a mask, and its frames of each layer that is kept."""
+    """An image's frames of the layer of masks, one a mask, and what each layer that is kept gets of it."""
 
     labels: list[bytes]
-    kept: Mapping[str, Sequence[bytes]]
+    kept: Mapping[str, KeptFrames]
 
 
 def encode_labels(labels: ImageLabels) -> list[bytes]:
@@ -34,27 +47,46 @@ def encode_labels(labels: ImageLabels) -> list[bytes]:
 
 def encode(labels: ImageLabels, resized: RgbImage, layers: Collection[str]) -> Encoded:
     """Encode an image for the layer of masks and for the kept ``layers``."""
-    kept = {IMAGES: [encode_photo(resized)]} if IMAGES in layers else {}
+    kept = {}
+    if IMAGES in layers:
+        kept[IMAGES] = keep_photo(resized)
     if LOGITS in layers:
-        kept[LOGITS] = encode_all_logits(labels)
+        kept[LOGITS] = keep_logits([encode_logits(logits) for logits in labels.logits])
+    if EMBEDDINGS in layers:
+        kept[EMBEDDINGS] = keep_embeddings([frame.crop_box for frame in labels.frames], labels.embeddings.__getitem__)
     return Encoded(encode_labels(labels), kept)
 
 
-def encode_all_logits(labels: ImageLabels) -> list[bytes]:
-    """Return the frame of each mask in the layer of logits."""
-    return [encode_logits(logits) for logits in labels.logits]
+def keep_photo(resized: RgbImage) -> KeptFrames:
+    """Return what the layer ``images`` gets of a photo."""
+    return KeptFrames([encode_photo(resized)], {}, {})
 
 
-def encode_again(labels: ImageLabels, committed: Sequence[bytes]) -> list[bytes]:
-    """Return the frames of logits of masks that are ``committed``, from an image that was labelled again.
+def keep_logits(frames: Sequence[bytes]) -> KeptFrames:
+    """Return what the layer ``logits`` gets: a frame a mask, empty where the logits are not known."""
+    valid = {"valid": [len(frame) > 0 for frame in frames]}
+    return KeptFrames(frames, valid, valid)
 
-    Where a mask did not come out as it is there, its logits are not known: an empty frame.
+
+def keep_logits_again(labels: ImageLabels, committed: Sequence[bytes]) -> KeptFrames:
+    """Return what the layer ``logits`` gets of masks that are ``committed``, from an image that was labelled again.
+
+    Where a mask did not come out as it is there, its logits are not known.
     """
     again = encode_labels(labels)
-    if len(again) != len(committed):
-        return [b""] * len(committed)
-    logits = encode_all_logits(labels)
-    return [logits[k] if again[k] == committed[k] else b"" for k in range(len(committed))]
+    same = [k < len(again) and again[k] == frame for k, frame in enumerate(committed)]
+    return keep_logits([encode_logits(labels.logits[k]) if one else b"" for k, one in enumerate(same)])
+
+
+def keep_embeddings(crops: Iterable[CropBox], embed: Callable[[CropBox], Tensor]) -> KeptFrames:
+    """Return what the layer ``embeddings`` gets of an image whose masks were found in ``crops``: each of these once.
+
+    A later refiner needs the embedding of the crop that a mask is of. ``embed`` gives (1, C, g, g).
+    """
+    boxes = list(dict.fromkeys(crops))
+    columns = {name: [box[edge] for box in boxes] for edge, name in enumerate(CROP_BOX)}
+    frames = [encode_embedding(embed(box)[0].cpu().numpy()) for box in boxes]
+    return KeptFrames(frames, columns, {"crop_box": [list(box) for box in boxes]})
 
 
 class KeptWriter:
@@ -63,27 +95,24 @@ class KeptWriter:
     def __init__(self, dataset: Dataset, layers: Sequence[Layer], unit: Unit) -> None:
         self.writers = {layer.name: UnitWriter(dataset, layer, unit) for layer in layers}
 
-    def add(self, index: int, size: tuple[int, int], kept: Mapping[str, Sequence[bytes]]) -> None:
-        """Add image ``index`` of the unit, a photo of ``size`` height, width, with its frames of each layer."""
+    def add(self, index: int, size: tuple[int, int], kept: Mapping[str, KeptFrames]) -> None:
+        """Add image ``index`` of the unit, a photo of ``size`` height, width, with what each layer gets of it."""
         for name, writer in self.writers.items():
-            frames = kept[name]
-            columns = {"valid": [len(frame) > 0 for frame in frames]} if name == LOGITS else {}
-            writer.add_image(index, size, frames, columns, columns)
+            writer.add_image(index, size, *kept[name])
 
     def add_failure(self, index: int, error: str, labelled: LabelledImage | None = None) -> None:
         """Add image ``index`` of the unit as one that could not be read: ``labelled``, if it was when it got masks."""
         for name, writer in self.writers.items():
             if name == LOGITS and labelled is not None and labelled.masks:
-                unknown = {"valid": [False] * len(labelled.masks)}
-                size = (labelled.height, labelled.width)
-                writer.add_image(index, size, [b""] * len(labelled.masks), unknown, unknown, error)
+                unknown = keep_logits([b""] * len(labelled.masks))
+                writer.add_image(index, (labelled.height, labelled.width), *unknown, error)
             else:
                 writer.add_failure(index, error)
 
     def commit(self, storage: Storage, masks_sha256: str) -> None:
         """Write the data of each layer, then its manifest, unless another run has committed it.
 
-        ``masks_sha256`` is that of the masks' data that logits are of.
+        ``masks_sha256`` is that of the masks' data that logits and embeddings are of.
         """
         for name, writer in self.writers.items():
             writer.commit(storage, masks_sha256 if is_of_masks(name) else "")

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from labelgen.automask import ImageLabels, LabelGenerator
 from labelgen.job import Job, Progress, UncertaintyTask, UnitReport
-from labelgen.kept import Encoded, KeptWriter, encode, encode_again
+from labelgen.kept import (
+    Encoded,
+    KeptFrames,
+    KeptWriter,
+    encode,
+    keep_embeddings,
+    keep_logits,
+    keep_logits_again,
+    keep_photo,
+)
 from labelgen.read_ahead import Photo, read_ahead
 from labelgen.uncertainty import LabelledMask, UncertaintyMaker, UncertaintyMap
 from shared.errors import ImageError, SourceError
-from shared.photo_codec import encode_photo
 from shared.sam.checkpoint import load_sam
 from shared.sam.refiner import load_refiner
 from shared.sam.runtime import CropBox, Predictor, place
-from shared.shards.dataset import IMAGES, LOGITS, Layer, Unit
+from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Layer, Unit
 from shared.shards.manifest import UnitRecord, manifest_path
-from shared.shards.sam_outputs import are_logits_known, read_kept_logits
+from shared.shards.sam_outputs import are_logits_known, crop_of, kept_crops, read_embedding, read_kept_logits
 from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
 from shared.shards.unit_writer import UnitWriter
 
@@ -147,16 +158,26 @@ class Labeler:
                 errors.append(str(error))
                 yield Progress(0, str(error))
             else:
-                frames: dict[str, Sequence[bytes]] = {}
-                if IMAGES in kept.writers:
-                    frames[IMAGES] = [encode_photo(resized)]
-                if LOGITS in kept.writers:
-                    again = self.generator.label(pixels, resized)
-                    frames[LOGITS] = encode_again(again, self.shards.label_frames(unit.number, labelled[index]))
+                frames = self._keep_again(unit.number, labelled[index], Photo(pixels, resized), kept.writers)
                 kept.add(index, (pixels.shape[0], pixels.shape[1]), frames)
                 yield Progress(0)
         kept.commit(self.shards.storage, record.data_sha256)
         return tuple(errors)
+
+    def _keep_again(
+        self, number: int, image: LabelledImage, photo: Photo, layers: Collection[str]
+    ) -> dict[str, KeptFrames]:
+        """Return what kept ``layers`` get of a committed image, from its photo."""
+        kept = {}
+        if IMAGES in layers:
+            kept[IMAGES] = keep_photo(photo.resized)
+        if LOGITS in layers:
+            committed = self.shards.label_frames(number, image)
+            kept[LOGITS] = keep_logits_again(self.generator.label(*photo), committed) if committed else keep_logits([])
+        if EMBEDDINGS in layers:
+            embed = partial(self.predictor.embed_crop, photo.pixels, resized=photo.resized)
+            kept[EMBEDDINGS] = keep_embeddings(map(crop_of, image.masks), embed)
+        return kept
 
     def _add_maps(self, unit: Unit, task: UncertaintyTask) -> Iterator[Event]:
         """Make the maps of masks that are committed, from the photos where the unit says they are."""
@@ -178,11 +199,13 @@ class Labeler:
 
     def _needs_photo(self, number: int, image: LabelledImage, task: UncertaintyTask) -> bool:
         """Whether the maps of a committed image cannot be made from kept layers alone."""
-        if not image.masks:
-            return False
+        masks: Iterable[Mapping[str, Any]] = image.masks
         if task.refiner is None and LOGITS in task.use_kept:
-            return not are_logits_known(self.shards, number, image).all()
-        return True
+            masks = compress(masks, ~are_logits_known(self.shards, number, image))
+        crops = set(map(crop_of, masks))
+        if EMBEDDINGS in task.use_kept:
+            crops -= kept_crops(self.shards, number, image.index).keys()
+        return len(crops) > 0
 
     def _maps_of_committed(
         self, number: int, image: LabelledImage, photo: Callable[[], Photo] | None, task: UncertaintyTask
@@ -204,6 +227,10 @@ class Labeler:
             error = str(caught)
 
         def embed(crop_box: CropBox) -> Tensor | None:
+            if EMBEDDINGS in task.use_kept:
+                embedding = read_embedding(self.shards, number, image.index, crop_box)
+                if embedding is not None:
+                    return torch.from_numpy(embedding)[None].to(self.predictor.device)
             return None if loaded is None else self.predictor.embed_crop(loaded.pixels, crop_box, loaded.resized)
 
         return self.maker.make(masks, embed), error

@@ -12,9 +12,10 @@ from labelgen.automask import AutomaskSettings
 from labelgen.uncertainty import UncertaintySettings
 from shared.errors import SettingsError
 from shared.photo_codec import CHROMA, QUALITY
+from shared.sam.architecture import ARCHITECTURES, PATCH
 from shared.sam.refiner import identify_refiner
 from shared.sam.runtime import Runtime
-from shared.shards.dataset import IMAGES, LOGITS, MASKS_OF_MAPS, Layer, uncertainty_layer
+from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS_OF_MAPS, Layer, uncertainty_layer
 from shared.shards.encodings import TAR
 from shared.shards.shard_set import MASKS
 
@@ -45,6 +46,19 @@ def logits_layer(masks: Layer, unit_ids: Sequence[str], encoding: str = TAR) -> 
     """Describe the layer of the full logits of the masks of the units."""
     settings = {"format": "float16", "bf16": masks.settings["bf16"], "masks": masks.id(unit_ids)}
     return Layer(LOGITS, encoding, settings, {"sam": masks.weights["sam"]}, _provenance())
+
+
+def embeddings_layer(masks: Layer, unit_ids: Sequence[str], encoding: str = TAR) -> Layer:
+    """Describe the layer of embeddings of the crops that the masks of the units were found in."""
+    sam = masks.weights["sam"]
+    cells = sam["image_size"] // PATCH
+    settings = {
+        "format": "float16",
+        "shape": [ARCHITECTURES[sam["model_type"]].prompt_dim, cells, cells],
+        "bf16": masks.settings["bf16"],
+        "masks": masks.id(unit_ids),
+    }
+    return Layer(EMBEDDINGS, encoding, settings, {"sam": sam}, _provenance())
 
 
 def maps_layer(

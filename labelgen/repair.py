@@ -51,7 +51,8 @@ class Diagnosis:
 def diagnose(shards: ShardSet) -> Diagnosis:
     """Check a shard set as ``verify`` does, and tell what can be taken back from what cannot. Nothing is changed.
 
-    Maps and logits go with their masks, also sound ones: masks that are made again may differ, on another device.
+    Maps, logits and embeddings go with their masks, also sound ones: masks that are made
+    again may differ, on another device.
 
     Raises ``ShardError`` if nothing fits ``dataset.json``: then this is the file that is wrong.
     """

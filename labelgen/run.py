@@ -11,7 +11,7 @@ from tqdm import tqdm
 from labelgen.automask import AutomaskSettings
 from labelgen.engine import Executor, RayExecutor, SerialExecutor
 from labelgen.job import Job, MasksTask, UncertaintyTask, UnitReport
-from labelgen.layers import images_layer, logits_layer, maps_layer, masks_layer
+from labelgen.layers import embeddings_layer, images_layer, logits_layer, maps_layer, masks_layer
 from labelgen.plan import prepare
 from labelgen.progress import ProgressReporter
 from labelgen.sources import list_images
@@ -36,7 +36,8 @@ class RunSettings:
     """What ``labelgen run`` was asked to do. ``workers`` 0 works in this process, without Ray.
 
     With the path of a ``refiner``, the run adds the uncertainty layer ``layer_name`` in the same pass; ``keep_images``
-    adds the photos at SAM's input side, ``keep_logits`` the masks' full logits.
+    adds the photos at SAM's input side, ``keep_logits`` the masks' full logits, ``keep_embeddings`` what the image
+    encoder made of them.
     """
 
     images: tuple[str, ...]
@@ -49,6 +50,7 @@ class RunSettings:
     min_refine_area: int = 0
     keep_images: bool = False
     keep_logits: bool = False
+    keep_embeddings: bool = False
     runtime: Runtime = field(default_factory=Runtime)
     unit_size: int = UNIT_SIZE
     encoding: str = TAR
@@ -130,6 +132,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo) -> RunSu
     ids = dataset.unit_ids
     kept = [images_layer(sam, settings.encoding)] if settings.keep_images else []
     kept += [logits_layer(masks, ids, settings.encoding)] if settings.keep_logits else []
+    kept += [embeddings_layer(masks, ids, settings.encoding)] if settings.keep_embeddings else []
     job = Job(
         shards=settings.shards,
         sam=settings.sam,

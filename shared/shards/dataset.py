@@ -32,7 +32,11 @@ IMAGES = "images"
 """The layer of the photos themselves, at the input side of the SAM that labels them."""
 LOGITS = "logits"
 """The layer of the full low-resolution logits of each mask."""
-KEPT = (IMAGES, LOGITS)
+EMBEDDINGS = "embeddings"
+"""The layer of what the image encoder made of each crop in which there are masks."""
+OUTPUTS = (LOGITS, EMBEDDINGS)
+"""The layers of what SAM put out, from which maps of uncertainty can be made."""
+KEPT = (IMAGES, *OUTPUTS)
 """The layers of what labelling has at hand anyway, which ``labelgen run --keep-NAME`` makes."""
 REMEDY_FOR_SETTINGS = "Give the settings of the existing shard set, or another --shards folder."
 REMEDY_FOR_DATASET = (
@@ -205,8 +209,8 @@ def is_uncertainty(layer: str) -> bool:
 
 
 def is_of_masks(layer: str) -> bool:
-    """Whether a layer's units are of the very masks that were there when they were made, row for row."""
-    return layer == LOGITS or is_uncertainty(layer)
+    """Whether a layer's units are of the very masks that were there when they were made."""
+    return layer in OUTPUTS or is_uncertainty(layer)
 
 
 def unit_name(number: int) -> str:

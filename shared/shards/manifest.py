@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shared.errors import ShardError
-from shared.shards.dataset import IMAGES, LOGITS, REMEDY_FOR_DATA, is_uncertainty, unit_name
+from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, REMEDY_FOR_DATA, is_uncertainty, unit_name
 from shared.shards.seal import SEAL, require_seal, seal, with_room
 
 _PLACE = [
@@ -61,6 +61,9 @@ IMAGE_SCHEMA = pa.schema(_PLACE)
 says why the photo could not be read."""
 LOGITS_SCHEMA = pa.schema([*_PLACE, ("valid", pa.bool_())])
 """Columns of the ``logits`` layer, row for row the masks. Where ``valid`` is false the logits are not known."""
+EMBEDDING_SCHEMA = pa.schema([*_PLACE, *((f"crop_{edge}", pa.int32()) for edge in ("x0", "y0", "x1", "y1"))])
+"""Columns of the ``embeddings`` layer: a row a crop, ``mask`` is its number in the image. Where ``mask`` is null the
+image has no masks, or ``error`` says why the photo could not be read."""
 
 CROP_BOX = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
 """Columns of the crop that a mask was found in: x0, y0, x1, y1 in the photo, x1 and y1 exclusive."""
@@ -81,7 +84,7 @@ class UnitRecord:
     data_bytes: int
     data_sha256: str
     masks_sha256: str = ""
-    """For a layer of uncertainty or logits, the ``data_sha256`` of the masks that these are of."""
+    """For a layer of uncertainty, logits or embeddings, the ``data_sha256`` of the masks that these are of."""
     unknown: int = 0
     """For a layer of uncertainty or logits, the masks without a map or logits."""
     files: tuple[tuple[int, str], ...] = ()
@@ -100,6 +103,8 @@ def schema_of(layer: str) -> pa.Schema:
         return IMAGE_SCHEMA
     if layer == LOGITS:
         return LOGITS_SCHEMA
+    if layer == EMBEDDINGS:
+        return EMBEDDING_SCHEMA
     return UNCERTAINTY_SCHEMA if is_uncertainty(layer) else MASK_SCHEMA
 
 

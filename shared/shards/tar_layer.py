@@ -1,10 +1,10 @@
 """A unit of a layer as a WebDataset tar with fixed bytes, and random access into it by offset.
 
-Each image is one sample of two members: ``KEY.labels``, ``KEY.uncertainty`` or ``KEY.logits`` (the frames of its masks,
-one after the other) or ``KEY.jpg`` (the photo), and ``KEY.json`` (what is known of the image and its masks; the lengths
-that cut the first). A photo that could not be read has no ``KEY.jpg``, since a reader would take an empty one for a
-photo. In member names the characters ``%`` and ``.`` of a key are percent-encoded, since WebDataset ends a key at the
-first dot.
+Each image is one sample of two members: ``KEY.labels``, ``KEY.uncertainty``, ``KEY.logits`` or ``KEY.embeddings`` (the
+frames of its masks, or crops, one after the other) or ``KEY.jpg`` (the photo), and ``KEY.json`` (what is known of the
+image and its masks; the lengths that cut the first). A photo that could not be read has no ``KEY.jpg``, since a reader
+would take an empty one for a photo. In member names the characters ``%`` and ``.`` of a key are percent-encoded, since
+WebDataset ends a key at the first dot.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import ShardError
-from shared.shards.dataset import IMAGES, LOGITS, is_uncertainty, unit_name
+from shared.shards.dataset import IMAGES, OUTPUTS, is_uncertainty, unit_name
 
 LABELS, MAPS, PHOTO, META = "labels", "uncertainty", "jpg", "json"
 
@@ -41,8 +41,8 @@ def member_of(layer: str) -> str:
     """Return what the members that hold a layer's frames are called."""
     if layer == IMAGES:
         return PHOTO
-    if layer == LOGITS:
-        return LOGITS
+    if layer in OUTPUTS:
+        return layer
     return MAPS if is_uncertainty(layer) else LABELS
 
 

@@ -16,6 +16,7 @@ from shared.label_codec import decode_label
 from shared.shards.collect import LEAST_AGE, temporaries
 from shared.shards.dataset import (
     DATASET,
+    EMBEDDINGS,
     IMAGES,
     KEPT,
     LOGITS,
@@ -31,7 +32,7 @@ from shared.shards.encodings import faults_of_files, open_reader, shared_files
 from shared.shards.manifest import UnitRecord, is_unknown, manifest_path
 from shared.shards.photos import faults_of_photos
 from shared.shards.reader import LayerReader, Rows
-from shared.shards.sam_outputs import fault_of_logits
+from shared.shards.sam_outputs import fault_of_logits, faults_of_embeddings
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.unit_writer import sha256_of
 from shared.storage import Storage
@@ -245,13 +246,15 @@ def _faults_of_frames(
         if record.masks_sha256 != masks_record.data_sha256:
             yield f"its {'maps' if is_uncertainty(layer) else layer} are of other masks than those that are there"
         masks = of_masks.to_pylist()
-        if [_mask_of(row) for row in rows] != [_mask_of(mask) for mask in masks]:
+        if layer != EMBEDDINGS and [_mask_of(row) for row in rows] != [_mask_of(mask) for mask in masks]:
             yield "its rows are not those of the masks"
             return
     framed = _with_frames(held, rows, record.unit)
     try:
         if layer == IMAGES:
             yield from faults_of_photos(framed, shards.input_side)
+        elif layer == EMBEDDINGS:
+            yield from faults_of_embeddings(framed, masks, shards.layer(layer).settings["shape"])
         else:
             yield from _faults_of_masks(shards, framed, masks, record.unit, layer)
     except ShardError as error:

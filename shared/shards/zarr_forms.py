@@ -16,10 +16,11 @@ import pyarrow as pa
 
 from shared.codes import Grid, Labels, map_frame
 from shared.compiled_codec import decode_labels, decode_maps, decode_refined
+from shared.embedding_codec import pack_embedding, unpack_embedding
 from shared.errors import ShardError
 from shared.frame import CELL
 from shared.logits_codec import pack_halves, unpack_halves
-from shared.shards.dataset import IMAGES, LOGITS, MASKS, Dataset, Layer, is_uncertainty
+from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS, Dataset, Layer, is_uncertainty
 from shared.shards.zarr_format import Array
 from shared.uncertainty_codec import refined_label
 
@@ -65,6 +66,8 @@ def form_of(dataset: Dataset, layer: Layer) -> Form:
         return _photos(input_side)
     if layer.name == LOGITS:
         return _logits(input_side // CELL)
+    if layer.name == EMBEDDINGS:
+        return _embeddings(*layer.settings["shape"])
     raise ShardError(f"layer {layer.name} cannot be kept in Zarr; make it with the encoding tar")
 
 
@@ -136,6 +139,20 @@ def _logits(side: int) -> Form:
         return pack_halves(cells[0])
 
     return Form((logits,), (), split, join)
+
+
+def _embeddings(channels: int, height: int, width: int) -> Form:
+    meaning = "what the image encoder made of a crop, the manifest's rows in order; NaN: there is no such crop"
+    axes = ("crop", "channel", "row", "column")
+    embeddings = Array("embeddings", (channels, height, width), axes, meaning, "float16", "NaN", level=3)
+
+    def split(frame: bytes) -> tuple[Cells, Columns]:
+        return [unpack_embedding(frame)], {}
+
+    def join(cells: Cells, row: Columns) -> bytes:
+        return pack_embedding(cells[0])
+
+    return Form((embeddings,), (), split, join)
 
 
 def _u(side: int) -> Array:

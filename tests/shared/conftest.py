@@ -11,12 +11,14 @@ import numpy.typing as npt
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from shared.embedding_codec import encode_embedding
 from shared.frame import CELL, Frame
 from shared.label_codec import encode_label
 from shared.logits_codec import encode_logits
 from shared.photo_codec import encode_photo
 from shared.shards.dataset import (
     DATASET,
+    EMBEDDINGS,
     IMAGES,
     LOGITS,
     MASKS,
@@ -34,6 +36,8 @@ from shared.storage import Storage
 from shared.uncertainty_codec import encode_uncertainty
 
 SIDE = 128
+SHAPE = (24, 8, 8)
+"""Of an embedding."""
 HEIGHT, WIDTH = 96, 128
 COUNTS = ((2, 70, 0), (3, "a photo that nobody could read", 4), (0, 0))
 """For each image of each unit the number of its masks, or why it has none."""
@@ -54,14 +58,16 @@ class KnownMask:
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A shard set with the layers ``masks``, two of ``uncertainty``, ``logits`` and ``images``.
+    """A shard set with the layers ``masks``, two of ``uncertainty``, ``logits``, ``embeddings`` and ``images``.
 
-    ``units`` are the masks of each unit, ``photos`` the JPEGs of each, one for every image that could be read.
+    ``units`` are the masks of each unit, ``photos`` the JPEGs of each, one for every image that could be read,
+    ``embeddings`` one for every crop that masks of an image were found in.
     """
 
     folder: Path
     units: list[list[KnownMask]]
     photos: list[list[bytes]]
+    embeddings: list[list[bytes]]
 
     def open(self) -> ShardSet:
         """Open the shard set."""
@@ -71,6 +77,8 @@ class KnownSet:
         """Return the frames of a layer as they were given."""
         if layer == IMAGES:
             return self.photos[unit]
+        if layer == EMBEDDINGS:
+            return self.embeddings[unit]
         names = {
             MASKS: "label",
             "uncertainty/refinement": "by_refiner",
@@ -106,6 +114,11 @@ def make_mask(unit: int, number: int) -> KnownMask:
     )
 
 
+def make_embedding(unit: int, number: int) -> bytes:
+    """Return the embedding of a crop."""
+    return encode_embedding(np.random.default_rng([unit, number, 9]).normal(0, 1, SHAPE).astype(np.float32))
+
+
 def make_photo(unit: int, index: int) -> bytes:
     """Return the JPEG of a photo; the second of a unit is of the noise that takes the most bytes."""
     random = np.random.default_rng([unit, index])
@@ -133,6 +146,7 @@ def write(folder: Path, encoding: str) -> KnownSet:
         Layer(uncertainty_layer("refinement"), encoding, {}, {"sam": sam, "refiner": {"sha256": "1" * 64}}),
         Layer(uncertainty_layer("entropy"), encoding, {}, {"sam": sam}),
         Layer(LOGITS, encoding, {}, {"sam": sam}),
+        Layer(EMBEDDINGS, encoding, {"shape": SHAPE}, {"sam": sam}),
         Layer(IMAGES, encoding, {}, {}),
     ]
     total = sum(len(unit.images) for unit in planned)
@@ -141,20 +155,22 @@ def write(folder: Path, encoding: str) -> KnownSet:
     storage.write(DATASET, dataset.to_json())
     for layer in layers:
         write_shared_files(storage, dataset, layer)
-    known = KnownSet(folder, [], [])
+    known = KnownSet(folder, [], [], [])
     for unit in planned:
         storage.write(unit_path(unit.number), unit.to_json())
-        masks, photos = write_unit(storage, dataset, unit)
+        masks, photos, embeddings = write_unit(storage, dataset, unit)
         known.units.append(masks)
         known.photos.append(photos)
+        known.embeddings.append(embeddings)
     return known
 
 
-def write_unit(storage: Storage, dataset: Dataset, unit: Unit) -> tuple[list[KnownMask], list[bytes]]:
-    """Commit a unit in every layer and return its masks and photos."""
+def write_unit(storage: Storage, dataset: Dataset, unit: Unit) -> tuple[list[KnownMask], list[bytes], list[bytes]]:
+    """Commit a unit in every layer and return its masks, photos and embeddings."""
     *writers, photo_writer = [UnitWriter(dataset, layer, unit) for layer in dataset.layers.values()]
     masks: list[KnownMask] = []
     photos: list[bytes] = []
+    embeddings: list[bytes] = []
     for index, count in enumerate(COUNTS[unit.number]):
         if isinstance(count, str):
             for writer in (*writers, photo_writer):
@@ -176,6 +192,11 @@ def write_unit(storage: Storage, dataset: Dataset, unit: Unit) -> tuple[list[Kno
             means = [mask.mean_u if frame else None for mask, frame in zip(mine, frames, strict=True)]
             known = {"mean_u": means, "u_valid": [bool(frame) for frame in frames]}
             writer.add_image(index, (HEIGHT, WIDTH), frames, known, {})
+        crops = list(dict.fromkeys(mask.crop_box for mask in mine))
+        made = [make_embedding(unit.number, len(embeddings) + k) for k in range(len(crops))]
+        embeddings += made
+        boxes = {f"crop_{edge}": [box[n] for box in crops] for n, edge in enumerate(("x0", "y0", "x1", "y1"))}
+        writers[4].add_image(index, (HEIGHT, WIDTH), made, boxes, {})
         writers[3].add_image(
             index, (HEIGHT, WIDTH), [m.logits for m in mine], {"valid": [bool(m.logits) for m in mine]}, {}
         )
@@ -183,7 +204,7 @@ def write_unit(storage: Storage, dataset: Dataset, unit: Unit) -> tuple[list[Kno
     for writer in writers[1:]:
         writer.commit(storage, record.data_sha256)
     photo_writer.commit(storage)
-    return masks, photos
+    return masks, photos, embeddings
 
 
 @pytest.fixture(scope="session", params=["tar", "zarr"])

@@ -14,20 +14,21 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from shared.embedding_codec import decode_embedding
 from shared.errors import ShardError
 from shared.label_codec import decode_label
 from shared.logits_codec import decode_logits
-from shared.shards.dataset import IMAGES, LOGITS
+from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS
 from shared.shards.photos import read_photo
 from shared.shards.reader import Part
-from shared.shards.sam_outputs import are_logits_known, read_kept_logits
+from shared.shards.sam_outputs import are_logits_known, crop_of, kept_crops, read_embedding, read_kept_logits
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.verify import verify
 from shared.storage import Storage
 from shared.uncertainty_codec import decode_u, refined_label
 
 REFINEMENT, ENTROPY = "uncertainty/refinement", "uncertainty/entropy"
-LAYERS = (MASKS, REFINEMENT, ENTROPY, LOGITS, IMAGES)
+LAYERS = (MASKS, REFINEMENT, ENTROPY, LOGITS, EMBEDDINGS, IMAGES)
 PARTS: tuple[tuple[str, Part], ...] = ((MASKS, "label"), (REFINEMENT, "u"), (REFINEMENT, "refined"), (ENTROPY, "u"))
 DECODE: dict[Part, Callable[[bytes], npt.NDArray[np.float32]]] = {
     "label": decode_label,
@@ -95,6 +96,22 @@ def test_logits_are_read_by_image(known_set: Any) -> None:
                     np.testing.assert_array_equal(one, decode_logits(frame))
     with pytest.raises(ShardError, match="layer logits has no label"):
         shards.reader(LOGITS).read(0, [0], "label")
+
+
+def test_embeddings_are_read_by_crop(known_set: Any) -> None:
+    shards, crops_seen = known_set.open(), set()
+    for unit in range(3):
+        expected = iter(known_set.frames(EMBEDDINGS, unit))
+        for image in shards.images(unit):
+            crops = list(dict.fromkeys(map(crop_of, image.masks)))
+            assert list(kept_crops(shards, unit, image.index)) == crops
+            for crop in crops:
+                found = read_embedding(shards, unit, image.index, crop)
+                assert found is not None
+                np.testing.assert_array_equal(found, decode_embedding(next(expected)))
+            assert read_embedding(shards, unit, image.index, (0, 0, 1, 1)) is None
+            crops_seen.add(len(crops))
+    assert max(crops_seen) > 1
 
 
 def test_photos_are_read_by_image(known_set: Any) -> None:
@@ -192,7 +209,8 @@ def test_damage_is_refused_where_it_is_and_nowhere_else(own_set: Any, layer: str
 def test_sound_set_has_no_problem(known_set: Any) -> None:
     checks = list(verify(known_set.open()))
     assert [check.problems for check in checks] == [()] * 3 * len(LAYERS)
-    counted = 3 * sum(map(len, known_set.units)) + sum(map(len, known_set.photos))
+    kept = sum(map(len, (*known_set.photos, *known_set.embeddings)))
+    counted = 4 * sum(map(len, known_set.units)) + kept
     assert sum(check.record.masks for check in checks if check.record is not None) == counted
     unknown = [check.record.unknown for check in checks if check.record is not None and check.layer == ENTROPY]
     assert unknown == [masks.count(b"") for masks in (known_set.frames(ENTROPY, unit) for unit in range(3))]

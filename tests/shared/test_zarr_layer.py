@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import zarr
 
+from shared.embedding_codec import decode_embedding
 from shared.errors import ShardError
 from shared.label_codec import decode_label
 from shared.logits_codec import decode_logits
 from shared.photo_codec import encode_photo
 from shared.shards import zarr_layer
-from shared.shards.dataset import LOGITS
+from shared.shards.dataset import EMBEDDINGS, LOGITS
 from shared.shards.manifest import read_manifest, write_manifest
 from shared.shards.verify import verify
 from shared.uncertainty_codec import decode_u
@@ -65,6 +66,17 @@ def test_zarr_python_reads_the_same_logits(known_zarr: Any) -> None:
                 np.testing.assert_array_equal(found[row], decode_logits(frame))
         unknown = [row for row in range(len(found)) if row >= len(frames) or not frames[row]]
         assert np.isnan(found[unknown]).all()
+
+
+def test_zarr_python_reads_the_same_embeddings(known_zarr: Any) -> None:
+    array = zarr.open(known_zarr.folder / "embeddings.zarr", mode="r")["embeddings"]
+    assert (array.shape, array.dtype) == ((3 * ROWS, 24, 8, 8), np.float16)
+    for unit in range(3):
+        frames = known_zarr.frames(EMBEDDINGS, unit)
+        found = array[unit * ROWS : unit * ROWS + len(frames) + 5].astype(np.float32)
+        for row, frame in enumerate(frames):
+            np.testing.assert_array_equal(found[row], decode_embedding(frame))
+        assert np.isnan(found[len(frames) :]).all()
 
 
 def test_codes_mean_what_the_arrays_say_they_mean(known_zarr: Any) -> None:
