@@ -1,0 +1,31 @@
+"""What labelling keeps of SAM's output is for labelling: training neither reads it nor takes it for another data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shared.shards.dataset import OUTPUTS
+from shared.shards.shard_set import ShardSet
+from trainer.data.pseudo import PseudoSet
+from trainer.data.samples import GridSettings, SampleId
+from trainer.methods import METHODS
+
+
+def test_training_reads_the_same_with_and_without_kept_outputs(
+    photos: Path, label: Callable[..., Any], finished: tuple[Path, Any], tmp_path: Path
+) -> None:
+    label(photos, tmp_path / "kept", keep_logits=True, keep_embeddings=True)
+    grid = GridSettings(side=256, stride=4, masks=30, seed=0)
+    opened = [ShardSet.open(str(folder)) for folder in (tmp_path / "kept", finished[0])]
+    assert {*OUTPUTS} <= opened[0].dataset.layers.keys()
+    kept, plain = (PseudoSet(shards, None, METHODS["vanilla"], grid) for shards in opened)
+    assert kept.identity == plain.identity
+    for index in range(len(plain)):
+        id = SampleId(0, index)
+        found, expected = kept.load(index, id), plain.load(index, id)
+        assert torch.equal(found.image, expected.image)
+        assert torch.equal(found.masks, expected.masks)
