@@ -53,7 +53,8 @@ def encode(labels: ImageLabels, resized: RgbImage, layers: Collection[str]) -> E
     if LOGITS in layers:
         kept[LOGITS] = keep_logits([encode_logits(logits) for logits in labels.logits])
     if EMBEDDINGS in layers:
-        kept[EMBEDDINGS] = keep_embeddings([frame.crop_box for frame in labels.frames], labels.embeddings.__getitem__)
+        crops = [frame.crop_box for frame in labels.frames]
+        kept[EMBEDDINGS] = keep_embeddings(labels.size, crops, labels.embeddings.__getitem__)
     return Encoded(encode_labels(labels), kept)
 
 
@@ -64,8 +65,7 @@ def keep_photo(resized: RgbImage) -> KeptFrames:
 
 def keep_logits(frames: Sequence[bytes]) -> KeptFrames:
     """Return what the layer ``logits`` gets: a frame a mask, empty where the logits are not known."""
-    valid = {"valid": [len(frame) > 0 for frame in frames]}
-    return KeptFrames(frames, valid, valid)
+    return KeptFrames(frames, {"valid": [len(frame) > 0 for frame in frames]}, {})
 
 
 def keep_logits_again(labels: ImageLabels, committed: Sequence[bytes]) -> KeptFrames:
@@ -78,15 +78,17 @@ def keep_logits_again(labels: ImageLabels, committed: Sequence[bytes]) -> KeptFr
     return keep_logits([encode_logits(labels.logits[k]) if one else b"" for k, one in enumerate(same)])
 
 
-def keep_embeddings(crops: Iterable[CropBox], embed: Callable[[CropBox], Tensor]) -> KeptFrames:
+def keep_embeddings(size: tuple[int, int], crops: Iterable[CropBox], embed: Callable[[CropBox], Tensor]) -> KeptFrames:
     """Return what the layer ``embeddings`` gets of an image whose masks were found in ``crops``: each of these once.
 
-    A later refiner needs the embedding of the crop that a mask is of. ``embed`` gives (1, C, g, g).
+    A later refiner needs the embedding of the crop that a mask is of. ``embed`` gives (1, C, g, g); ``size`` is the
+    photo's height and width.
     """
     boxes = list(dict.fromkeys(crops))
     columns = {name: [box[edge] for box in boxes] for edge, name in enumerate(CROP_BOX)}
     frames = [encode_embedding(embed(box)[0].cpu().numpy()) for box in boxes]
-    return KeptFrames(frames, columns, {"crop_box": [list(box) for box in boxes]})
+    whole = boxes in ([], [(0, 0, size[1], size[0])])
+    return KeptFrames(frames, columns, {} if whole else {"crop_box": [list(box) for box in boxes]})
 
 
 class KeptWriter:

@@ -176,7 +176,7 @@ class Labeler:
             kept[LOGITS] = keep_logits_again(self.generator.label(*photo), committed) if committed else keep_logits([])
         if EMBEDDINGS in layers:
             embed = partial(self.predictor.embed_crop, photo.pixels, resized=photo.resized)
-            kept[EMBEDDINGS] = keep_embeddings(map(crop_of, image.masks), embed)
+            kept[EMBEDDINGS] = keep_embeddings((image.height, image.width), map(crop_of, image.masks), embed)
         return kept
 
     def _add_maps(self, unit: Unit, task: UncertaintyTask) -> Iterator[Event]:

@@ -10,9 +10,9 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from labelgen.views import Choice, ViewSummary, committed_layers, write_view
+from labelgen.views import Choice, ViewSummary, committed_layers, viewable, write_view
 from shared.errors import SettingsError, ShardError
-from shared.shards.dataset import require_same
+from shared.shards.dataset import OUTPUTS, require_same
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.view import open_shards
 from shared.shards.view_plan import stored_url
@@ -43,6 +43,8 @@ def merge(
     """
     if len(sources) < 2:
         raise SettingsError("give two shard sets or more to merge")
+    if viewable(layers) != tuple(layers):
+        raise SettingsError(f"a view cannot offer {' or '.join(OUTPUTS)}: leave that --layer out")
     opened = [open_shards(url) for url in sources]
     offered = tuple(dict.fromkeys([MASKS, *layers])) if layers else _layers_of_all(opened)
     _require_alike(opened, offered)
@@ -53,7 +55,7 @@ def merge(
 def _layers_of_all(opened: Sequence[ShardSet]) -> tuple[str, ...]:
     """Return the layers that all have, the masks first."""
     common = set.intersection(*(set(shards.dataset.layers) for shards in opened))
-    return (MASKS, *sorted(common - {MASKS}))
+    return (MASKS, *sorted(viewable(common - {MASKS})))
 
 
 def _require_alike(opened: Sequence[ShardSet], layers: Sequence[str]) -> None:

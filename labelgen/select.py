@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from labelgen.views import Choice, ViewSummary, committed_layers, write_view
+from labelgen.views import Choice, ViewSummary, committed_layers, viewable, write_view
 from shared.errors import SettingsError, ShardError, SourceError
 from shared.images import digest
 from shared.shards.dataset import uncertainty_layer
@@ -75,7 +75,7 @@ def select(source: str, out: str, filter: Filter) -> ViewSummary:
     not in the shard set.
     """
     shards = open_shards(source)
-    layers = tuple(shards.dataset.layers)
+    layers = viewable(shards.dataset.layers)
     listed = None if filter.image_list is None else _keys_of(filter.image_list)
     return write_view(out, _choices(shards, layers, filter, listed), layers, filter.described())
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shared.errors import ShardError
-from shared.shards.dataset import DATASET, Unit, is_uncertainty
+from shared.shards.dataset import DATASET, OUTPUTS, Unit, is_uncertainty
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.view_plan import ROWS_SCHEMA, Source, ViewPlan, ViewUnit, rows_path, stored_url, write_rows
 from shared.storage import Storage
@@ -40,6 +40,11 @@ class ViewSummary:
         """Return the summary for people."""
         held = f"{self.masks} masks of {self.images} images in {self.units} units"
         return f"wrote a view: {held}" if self.written else f"this view is there, nothing to do: {held}"
+
+
+def viewable(layers: Iterable[str]) -> tuple[str, ...]:
+    """Return the layers that a view can offer: not what SAM put out, from which maps are made where the data lie."""
+    return tuple(layer for layer in layers if layer not in OUTPUTS)
 
 
 def committed_layers(shards: ShardSet, layers: Sequence[str]) -> dict[int, tuple[str, ...]]:

@@ -123,8 +123,12 @@ class Layer:
 
     @property
     def comparable(self) -> Mapping[str, Any]:
-        """The settings without that which no two shard sets share: the id of the masks that maps are of."""
-        return {name: value for name, value in self.settings.items() if name != MASKS_OF_MAPS}
+        """The settings without what no two shard sets share: ids of the masks that maps are of, and of kept layers.
+
+        Whether maps were made from a kept layer does count."""
+        settings = {name: "kept" if name in OUTPUTS else value for name, value in self.settings.items()}
+        settings.pop(MASKS_OF_MAPS, None)
+        return settings
 
     def id(self, unit_ids: Iterable[str]) -> str:
         """Hash of the units, the settings, the weights and the format version."""

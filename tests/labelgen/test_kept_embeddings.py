@@ -21,18 +21,22 @@ from segment_anything import SamPredictor
 from labelgen.automask import AutomaskSettings
 from labelgen.cli import main
 from labelgen.kept import keep_embeddings
+from labelgen.merge import merge
+from labelgen.migrate import migrate
 from labelgen.read_ahead import Photo, load_photo
 from labelgen.repair import QUARANTINE, diagnose, take_back
 from labelgen.run import RunSummary
-from shared.errors import SettingsDifferError, ShardError, SourceError
+from labelgen.select import Filter, select
+from shared.errors import SettingsDifferError, SettingsError, ShardError, SourceError
 from shared.images import decode_image
 from shared.sam.checkpoint import load_sam
 from shared.sam.refiner import Refiner, load_refiner
-from shared.shards.dataset import EMBEDDINGS, LOGITS, OUTPUTS, PlannedImage
+from shared.shards.dataset import EMBEDDINGS, LOGITS, OUTPUTS, Layer, PlannedImage
 from shared.shards.manifest import manifest_path
 from shared.shards.sam_outputs import crop_of, kept_crops, read_embedding, read_kept_logits
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.tar_layer import tar_path
+from shared.shards.view import open_shards
 
 Label = Callable[..., RunSummary]
 Problems = Callable[[Path], list[str]]
@@ -236,7 +240,9 @@ def test_embeddings_of_other_crops_are_found(
     photos: Path, label: Label, cropping: AutomaskSettings, tmp_path: Path, problems: Problems,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("labelgen.kept.keep_embeddings", lambda crops, embed: keep_embeddings(list(crops)[::-1], embed))
+    monkeypatch.setattr(
+        "labelgen.kept.keep_embeddings", lambda size, crops, embed: keep_embeddings(size, list(crops)[::-1], embed)
+    )
     label(photos, tmp_path / "s", keep_embeddings=True, automask=cropping)
     found = problems(tmp_path / "s")
     assert found
@@ -248,9 +254,34 @@ def test_tar_reads_as_documented(photos: Path, label: Label, loose: AutomaskSett
     with tarfile.open(tmp_path / "s" / tar_path(EMBEDDINGS, 0)) as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
     meta = json.loads(members["photo0.json"])
-    assert meta["crop_box"] == [[0, 0, 64, 48]]
+    assert "crop_box" not in meta
     assert [len(members["photo0.embeddings"])] == meta["length"]
     assert io.BytesIO(members["photo0.embeddings"]).read(6) == bytes([192, 0, 16, 0, 16, 0])
+
+
+def test_migrated_layers_are_those_that_a_run_makes(
+    kept: Path, photos: Path, label: Label, cropping: AutomaskSettings, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    other = {"tar": "zarr", "zarr": "tar"}[encoding_of(kept)]
+    assert migrate(str(kept), str(tmp_path / "migrated"), other, lambda line: None).problems == ()
+    label(photos, tmp_path / "made", keep_logits=True, keep_embeddings=True, automask=cropping, encoding=other)
+    migrated, made = snapshot(tmp_path / "migrated"), snapshot(tmp_path / "made")
+    assert migrated.keys() == made.keys()
+    assert {name for name in made if migrated[name] != made[name]} <= {"dataset.json"}
+
+
+def test_views_leave_out_what_sam_put_out(own_kept: Path, tmp_path: Path) -> None:
+    select(str(own_kept), str(tmp_path / "view"), Filter(images=("photo*",)))
+    assert {*OUTPUTS}.isdisjoint(open_shards(str(tmp_path / "view")).dataset.layers)
+    with pytest.raises(SettingsError, match="cannot offer logits or embeddings"):
+        merge([str(own_kept), str(own_kept)], str(tmp_path / "merged"), layers=(LOGITS,))
+
+
+def test_maps_of_kept_layers_compare_across_shard_sets() -> None:
+    ours, theirs = (Layer("uncertainty/a", "tar", {"masks": id, "logits": id}, {}) for id in ("0a", "0b"))
+    decoded = Layer("uncertainty/a", "tar", {"masks": "0a"}, {})
+    assert ours.comparable == theirs.comparable
+    assert ours.comparable != decoded.comparable
 
 
 def test_command_keeps_and_uses_all(photos: Path, loose_options: list[str], refiner: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What labelling keeps of SAM's output is for labelling: training neither reads it nor takes it for another data set."""
+"""What labelling keeps of SAM's output is for labelling: training is the same with and without it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_training_reads_the_same_with_and_without_kept_outputs(
     kept, plain = (PseudoSet(shards, None, METHODS["vanilla"], grid) for shards in opened)
     assert kept.identity == plain.identity
     for index in range(len(plain)):
-        id = SampleId(0, index)
+        id = SampleId("pseudo", 0, index)
         found, expected = kept.load(index, id), plain.load(index, id)
         assert torch.equal(found.image, expected.image)
         assert torch.equal(found.masks, expected.masks)
