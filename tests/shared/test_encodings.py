@@ -203,7 +203,7 @@ def test_damage_is_refused_where_it_is_and_nowhere_else(own_set: Any, layer: str
     with pytest.raises(ShardError, match=rf"{path.name}: missing"):
         reader.read(0, others, part)
     with pytest.raises(ShardError, match=rf"{path.name}.*: 0 bytes, expected \d+; not trained on"):
-        own_set.open().require_whole(0, layer)
+        own_set.open().require_whole(0, layer, reader.rows(0).record)
 
 
 def test_sound_set_has_no_problem(known_set: Any) -> None:
