@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 from segment_anything.utils.transforms import ResizeLongestSide
 
@@ -34,13 +33,13 @@ from shared.shards.shard_set import REFINEMENT, ShardSet
 from shared.shards.unit_writer import UnitWriter
 from shared.storage import Storage
 from shared.uncertainty_codec import encode_refined, encode_uncertainty
+from trainer.data.coded import CodedSample
 from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId, TrainingSample
+from trainer.data.samples import GridSettings, SampleId
 from trainer.methods import METHODS
 
 MAPS = uncertainty_layer(REFINEMENT)
 NOWHERE = "0" * 64
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,9 @@ class Loader:
         masks, maps = self.shards.reader(MASKS).read(0, rows, "label"), self.shards.reader(MAPS).read(0, rows, "u")
         return Labels(masks.grid, maps.grid, lambda: (masks.logits(), maps.logits()))
 
-    def sample(self, index: int, epoch: int) -> TrainingSample:
-        """Load a photo with as many of its masks as the grid says, drawn at random, ready to train on."""
-        return self.set.load(index, SampleId("benchmark", epoch, index)).on(CPU)
+    def sample(self, index: int, epoch: int) -> CodedSample:
+        """Load a photo with as many of its masks as the grid says, drawn at random: the work of a loading thread."""
+        return self.set.load(index, SampleId("benchmark", epoch, index))
 
 
 def decode_original(original: bytes, side: int) -> RgbImage:

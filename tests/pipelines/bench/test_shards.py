@@ -103,7 +103,7 @@ def test_shard_set_verifies_and_loads_what_was_labelled(
     s, _, u = (grid[picked] for grid in photos[1].grids)
     np.testing.assert_array_equal(logits[:, :rows, :columns] > 0, s > 0)
     np.testing.assert_allclose(maps[:, :rows, :columns], u, atol=0.02 + 1e-6)
-    assert len(loader.sample(0, 0)) == 3
+    assert len(loader.sample(0, 0).labels) == 3
 
 
 def test_times_are_of_every_side_and_repeat_in_turn() -> None:
