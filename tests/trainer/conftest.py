@@ -199,7 +199,7 @@ def known_halves(known_shards: KnownShards, tmp_path_factory: pytest.TempPathFac
     truth = [known_shards.masks.get(f"shot{number}", []) for number in range(len(PSEUDO_SIZES))]
     planned = [Unit.from_json((known_shards.folder / unit_path(n)).read_bytes(), "") for n in range(len(units))]
     for name, half in (("one", planned[:2]), ("two", planned[2:])):
-        write_shards(folder / name, [Unit(n, unit.images) for n, unit in enumerate(half)], truth)
+        write_shards(folder / name, [Unit(n, unit.images) for n, unit in enumerate(half)], truth, "tar")
     return str(folder / "one"), str(folder / "two")
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from labelgen.merge import merge
 from labelgen.migrate import migrate
 from labelgen.select import Filter, select
+from shared.cache import Cache
 from shared.errors import SettingsDifferError
 from shared.shards.view import open_shards
 from trainer.checkpoint import WEIGHTS
@@ -83,6 +84,23 @@ def test_samples_of_two_encodings_are_those_of_one_shard_set(
     require_equal(
         load_all(open_pseudo(str(tmp_path / "view"), method)), load_all(open_pseudo(known_shards.url, method))
     )
+
+
+def test_samples_of_a_view_on_an_object_store_come_through_the_cache(
+    known_shards: Any, known_halves: tuple[str, str], tmp_path: Path, bucket: str, upload: Callable[[Path, str], None]
+) -> None:
+    migrate(known_halves[1], str(tmp_path / "arrays"), "zarr", quiet)
+    for name, folder in (("tars", known_halves[0]), ("arrays", tmp_path / "arrays")):
+        upload(Path(folder), f"{bucket}/{name}")
+    merge([f"{bucket}/tars", f"{bucket}/arrays"], f"{bucket}/view", say=quiet)
+    cache = Cache(tmp_path / "cache", 1 << 24)
+    pseudo = PseudoSet(open_shards(f"{bucket}/view", cache), "refinement", METHODS["sum"], GRID)
+    for group in range(len(pseudo.groups)):
+        pseudo.bring(group, data=True)
+    held = {path for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    assert len(held) > len(pseudo.groups)
+    require_equal(load_all(pseudo), load_all(open_pseudo(known_shards.url)))
+    assert {path for path in (tmp_path / "cache").rglob("*") if path.is_file()} == held
 
 
 def test_order_is_that_of_the_data_wherever_they_lie(
