@@ -95,7 +95,7 @@ def _choices(
                     examples.setdefault(pair, []).extend([image.key] if twice[pair] <= EXAMPLES else [])
             left_out += taken.count(False)
             yield Choice(shards, number, of_unit, _of_images(shards, number, taken))
-        say(_told(shards, len(held), left_out))
+        say(_told(shards, len(held), left_out if keep else 0))
     if twice and keep is None:
         raise ShardError(
             "\n".join(
