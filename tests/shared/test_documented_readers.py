@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from shared.label_codec import encode_label
 
 DOCS = Path(__file__).parents[2] / "docs" / "shards.md"
 MASKS_IN_TAR, PHOTOS_IN_TAR = 'WebDataset("labels/masks/', 'WebDataset("labels/images/'
@@ -71,6 +74,14 @@ def test_photos_are_read_as_documented(
 
 def test_seal_is_checked_as_documented(known: Callable[[str], Any]) -> None:
     assert run(example(SEAL), known("zarr").folder.parent) == []
+
+
+def test_documented_frame_is_that_of_the_described_grid() -> None:
+    parts = re.findall(r"^((?:[0-9a-f]{2} )*[0-9a-f]{2})(?: {2,}|$)", example("62 6e 78"), re.M)
+    logits = np.full((6, 8), -6, np.float32)
+    logits[2:4, 3:6] = 5
+    logits[2, 3] = 1
+    assert encode_label(logits) == bytes.fromhex(" ".join(parts))
 
 
 @pytest.mark.parametrize("call", READERS)
