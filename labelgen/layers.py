@@ -11,7 +11,7 @@ from typing import Any
 from labelgen.automask import AutomaskSettings
 from labelgen.uncertainty import UncertaintySettings
 from shared.errors import SettingsError
-from shared.photo_codec import CHROMA, QUALITY
+from shared.photo_codec import QUALITY, chroma_of
 from shared.sam.architecture import ARCHITECTURES, PATCH
 from shared.sam.refiner import identify_refiner
 from shared.sam.runtime import Runtime
@@ -33,10 +33,11 @@ def masks_layer(automask: AutomaskSettings, runtime: Runtime, sam: dict[str, obj
 
 def images_layer(sam: dict[str, object], encoding: str = TAR) -> Layer:
     """Describe the layer of photos at the input side of the SAM which ``identify_weights`` describes."""
+    side = int(str(sam["image_size"]))
     return Layer(
         name=IMAGES,
         encoding=encoding,
-        settings={"side": sam["image_size"], "format": "jpeg", "quality": QUALITY, "chroma": CHROMA},
+        settings={"side": side, "format": "jpeg", "quality": QUALITY, "chroma": chroma_of(side)},
         weights={},
         provenance={**_provenance(), "pillow": version("pillow")},
     )

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shared.errors import ImageError
-from shared.photo_codec import CHROMA, QUALITY, decode_photo, encode_photo
+from shared.photo_codec import FULL_COLOUR_BELOW, QUALITY, chroma_of, decode_photo, encode_photo
 
 
 def photo(height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -19,7 +19,7 @@ def photo(height: int, width: int) -> npt.NDArray[np.uint8]:
     return np.stack([rows * 200 / height, columns * 200 / width, 255 - rows * 100 / height], 2).astype(np.uint8)
 
 
-@pytest.mark.parametrize("size", [(128, 96), (85, 128), (1, 128), (128, 1), (33, 77)])
+@pytest.mark.parametrize("size", [(128, 96), (85, 128), (1, 128), (128, 1), (33, 77), (1024, 683), (681, 1024)])
 def test_decoded_pixels_are_those_of_pillow_and_near_the_original(size: tuple[int, int]) -> None:
     pixels = photo(*size)
     data = encode_photo(pixels)
@@ -41,13 +41,24 @@ def test_equal_pixels_give_equal_bytes() -> None:
     assert encode_photo(photo(64, 48)) == encode_photo(photo(64, 48))
 
 
-def test_quality_and_chroma_are_those_that_the_layer_names() -> None:
-    image = Image.open(io.BytesIO(encode_photo(photo(64, 48))))
+@pytest.mark.parametrize(
+    ("size", "chroma", "sampling"),
+    [
+        ((64, 48), "4:4:4", (1, 1)),
+        ((48, FULL_COLOUR_BELOW - 1), "4:4:4", (1, 1)),
+        ((48, FULL_COLOUR_BELOW), "4:2:0", (2, 2)),
+        ((FULL_COLOUR_BELOW, 48), "4:2:0", (2, 2)),
+    ],
+)
+def test_quality_and_chroma_are_those_that_the_layer_names(
+    size: tuple[int, int], chroma: str, sampling: tuple[int, int]
+) -> None:
+    image = Image.open(io.BytesIO(encode_photo(photo(*size))))
     assert image.format == "JPEG"
-    assert (QUALITY, CHROMA) == (90, "4:4:4")
-    assert [layer[1:3] for layer in image.layer] == [(1, 1), (1, 1), (1, 1)]
+    assert chroma_of(max(size)) == chroma
+    assert [layer[1:3] for layer in image.layer] == [sampling, (1, 1), (1, 1)]
     sink = io.BytesIO()
-    Image.fromarray(photo(64, 48)).save(sink, "JPEG", quality=QUALITY)
+    Image.fromarray(photo(*size)).save(sink, "JPEG", quality=QUALITY)
     assert image.quantization == Image.open(io.BytesIO(sink.getvalue())).quantization
 
 
