@@ -3,7 +3,7 @@
     python -m pipelines.bench.shards [--quick] [--photos FOLDER] [--refiner FILE]
 
 Both sides hold the same masks of the same photos, up to 90 a photo (``pipelines.bench.shard_material``), and load the
-same 30 of a photo, label and uncertainty, in turn, on one thread, from files that were read before. The
+same 30 of a photo, label and uncertainty, on one thread, side after side, from files that were read before. The
 reference (``pipelines.bench.reference_shards``) keeps 8-bit PNGs of 256 x 256, as SAM's logits come. Two harder anchors
 stand beside it: PNGs of the 64 x 64 that ``vit_t``'s logits have (``native``), and a loader that knows where each PNG
 lies and decodes only what is picked (``smart``). A second table is of a SAM of 1024 pixels, whose logits are 256 x 256;
@@ -63,23 +63,23 @@ Work = Callable[[int], object]
 
 
 def interleave(sides: Mapping[str, Work], count: int, repeats: int) -> Seconds:
-    """Time each side's work on items 0 to ``count`` - 1, in turn; return its seconds an item of each repeat.
+    """Time each side's work on items 0 to ``count`` - 1; return its seconds an item of each repeat.
 
-    These are medians over the items, ``LEAST_TIMINGS`` at least, each of which every side has done once before.
+    In each repeat every side in turn works on all items, one after the other as a loading process does, at least
+    ``LEAST_TIMINGS`` times; its seconds are the median. All have worked on every item once before.
     """
     for work in sides.values():
         for item in range(count):
             work(item)
     seconds: Seconds = {name: [] for name in sides}
     for _ in range(repeats):
-        took: Seconds = {name: [] for name in sides}
-        for turn in range(max(count, LEAST_TIMINGS)):
-            for name, work in sides.items():
+        for name, work in sides.items():
+            took = []
+            for turn in range(max(count, LEAST_TIMINGS)):
                 started = time.perf_counter()
                 work(turn % count)
-                took[name].append(time.perf_counter() - started)
-        for name, values in took.items():
-            seconds[name].append(statistics.median(values))
+                took.append(time.perf_counter() - started)
+            seconds[name].append(statistics.median(took))
     return seconds
 
 

@@ -112,7 +112,7 @@ def test_times_are_of_every_side_and_repeat_in_turn() -> None:
     seconds = interleave(sides, 2, 3)
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
     timed = calls[4:]
-    assert timed == [(name, turn % 2) for _ in range(3) for turn in range(6) for name in ("a", "b")]
+    assert timed == [(name, turn % 2) for _ in range(3) for name in ("a", "b") for turn in range(6)]
 
 
 def test_ratio_is_the_median_with_the_spread() -> None:
