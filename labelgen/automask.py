@@ -24,6 +24,7 @@ from labelgen.rle import Mask, Rle, decode_rle, encode_rle
 from labelgen.small_regions import box_of, clean_mask, follow_mask
 from shared.frame import Frame
 from shared.images import RgbImage
+from shared.memory import BatchSize
 from shared.sam.point_decoder import PointDecoder, PointImage
 from shared.sam.quality import THRESHOLDS_OF_MODELS
 from shared.sam.runtime import CropBox, Predictor
@@ -136,13 +137,14 @@ def _join(parts: Sequence[_Candidates]) -> _Candidates:
 class LabelGenerator:
     """Makes the masks of images with one SAM. ``points_per_batch`` limits the points that are decoded together.
 
+    It is halved for good when a GPU's memory runs out, and the image is begun anew.
     ``bf16`` runs the image encoder in bfloat16. Holds the weights as they are when it is made.
     """
 
     def __init__(self, sam: Sam, settings: AutomaskSettings, points_per_batch: int = 64, *, bf16: bool = False) -> None:
         self.predictor = Predictor(sam, bf16)
         self.settings = settings
-        self.points_per_batch = points_per_batch
+        self.batch = BatchSize(points_per_batch)
         self.decoder = PointDecoder(sam)
         self.side = int(sam.image_encoder.img_size)
         self.threshold = float(sam.mask_threshold)
@@ -152,7 +154,13 @@ class LabelGenerator:
 
     @torch.no_grad()
     def label(self, image: RgbImage, resized: RgbImage | None = None) -> ImageLabels:
-        """Label one RGB uint8 (H, W, 3) image; ``resized``, if at hand, is what ``resize`` makes of it."""
+        """Label one RGB uint8 (H, W, 3) image; ``resized``, if at hand, is what ``resize`` makes of it.
+
+        Raises ``torch.OutOfMemoryError`` if a GPU's memory is not enough for one point at a time.
+        """
+        return self.batch.fit(lambda: self._label(image, resized))
+
+    def _label(self, image: RgbImage, resized: RgbImage | None) -> ImageLabels:
         settings, size = self.settings, (image.shape[0], image.shape[1])
         boxes, layers = generate_crop_boxes(size, settings.crop_n_layers, settings.crop_overlap_ratio)
         embeddings: dict[CropBox, Tensor] = {}
@@ -186,7 +194,7 @@ class LabelGenerator:
         height, width = frame.crop_size
         points = grid * np.array([width, height])
         image = self.decoder.prepare(self.predictor.features)
-        step = self.decoder.points_at_once(self.points_per_batch)
+        step = self.decoder.points_at_once(self.batch.size)
         batches = [points[start : start + step] for start in range(0, len(points), step)]
         found = _join([self._decode(batch, image, frame, size) for batch in batches])
         return found.take(found.nms(found.predicted_iou, self.settings.box_nms_thresh)).in_photo()

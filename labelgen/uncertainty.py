@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from shared.errors import SettingsError
 from shared.frame import CELL, Frame
 from shared.label_codec import decode_label
+from shared.memory import BatchSize
 from shared.sam.decode import PAD, POSITIVE, Prompts, embed_prompts
 from shared.sam.point_decoder import OUTPUTS, PointDecoder, PointImage
 from shared.sam.refiner import Refiner
@@ -136,15 +137,20 @@ class UncertaintyMaker:
     def __init__(self, sam: Sam, refiner: Refiner | None, settings: UncertaintySettings, batch: int) -> None:
         assert (refiner is not None) == settings.needs_refiner, "checked when the layer was described"
         self.sam, self.refiner = sam, refiner
-        self.settings, self.batch = settings, batch
+        self.settings, self.batch = settings, BatchSize(batch)
         self.decoder = PointDecoder(sam)
 
     @torch.no_grad()
     def make(self, masks: Sequence[LabelledMask], embed: Embed) -> list[UncertaintyMap]:
         """Make the maps of the masks of one image, in order; ``embed`` is called at most once a crop.
 
-        Masks that need an embedding which is not to be had are unknown.
+        Masks that need an embedding which is not to be had are unknown. When a GPU's memory runs out, fewer are made
+        together from then on, and the image is begun anew. Raises ``torch.OutOfMemoryError`` if one at a time is too
+        much.
         """
+        return self.batch.fit(lambda: self._make(masks, embed))
+
+    def _make(self, masks: Sequence[LabelledMask], embed: Embed) -> list[UncertaintyMap]:
         maps = [self._by_decree(mask) for mask in masks]
         crops: dict[CropBox, list[int]] = {}
         for k, mask in enumerate(masks):
@@ -157,8 +163,8 @@ class UncertaintyMaker:
                 indices = [k for k in indices if k not in needing]
             again = any(masks[k].logits is None for k in indices)
             image = self.decoder.prepare(embedding) if again and embedding is not None else None
-            for start in range(0, len(indices), self.batch):
-                chunk = indices[start : start + self.batch]
+            for start in range(0, len(indices), self.batch.size):
+                chunk = indices[start : start + self.batch.size]
                 for k, made in zip(chunk, self._make_chunk([masks[k] for k in chunk], embedding, image), strict=True):
                     maps[k] = made
         return [made or UNKNOWN for made in maps]
@@ -236,7 +242,7 @@ class UncertaintyMaker:
         outputs = torch.cat(
             [
                 self.decoder.masks(self.decoder.decode(image, some), everything[: len(some)])
-                for some in torch.split(sparse, self.decoder.points_at_once(self.batch))
+                for some in torch.split(sparse, self.decoder.points_at_once(self.batch.size))
             ]
         )
         outputs = torch.unflatten(outputs, 0, (count, OUTPUTS))

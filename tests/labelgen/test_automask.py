@@ -25,6 +25,7 @@ from pipelines.bench.agreement import compare
 from pipelines.microworld.scene import make_scene
 from shared.frame import paste
 from shared.sam.checkpoint import load_sam
+from shared.sam.point_decoder import PointImage
 from shared.sam.runtime import Runtime, place, resize
 
 Image = npt.NDArray[np.uint8]
@@ -351,6 +352,28 @@ def test_batch_of_points_does_not_decide_what_is_kept(
     np.testing.assert_array_equal(batched.boxes, expected.boxes)
     np.testing.assert_array_equal(batched.points, expected.points)
     np.testing.assert_allclose(batched.logits, expected.logits, atol=1e-3)
+
+
+def test_image_for_which_memory_runs_out_is_labelled_with_fewer_points_at_a_time(
+    sam: Sam, settings: AutomaskSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = photo(SIZES["portrait"])
+    expected = LabelGenerator(sam, settings, 2).label(image)
+    generator = LabelGenerator(sam, settings, 11)
+    decode, sizes = generator.decoder.decode, list[int]()
+
+    def decode_few(prepared: PointImage, sparse: Tensor) -> Any:
+        sizes.append(len(sparse))
+        if len(sparse) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(prepared, sparse)
+
+    monkeypatch.setattr(generator.decoder, "decode", decode_few)
+    labels = generator.label(image)
+    assert sizes[:3] == [11, 5, 2]
+    assert max(sizes[2:]) == 2
+    np.testing.assert_array_equal(labels.logits, expected.logits)
+    np.testing.assert_array_equal(labels.boxes, expected.boxes)
 
 
 CLEANING = {
