@@ -15,6 +15,10 @@ class SourceError(SumError):
     """A source of images is missing, empty or contradicts itself."""
 
 
+class UnreachableError(SumError):
+    """A store of photos does not answer, or not to us: nothing is known of the photos in it."""
+
+
 class CheckpointError(SumError):
     """A file of weights is damaged, or does not fit the model that was asked for."""
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import fsspec
 
-from shared.errors import SourceError
+from shared.errors import SourceError, UnreachableError
 from shared.refusals import explained
 
 
@@ -33,8 +33,11 @@ def photo_name(place: PhotoPlace) -> str:
 
 
 def read_bytes(place: PhotoPlace) -> bytes:
-    """Read a photo's file. Raises ``SourceError`` if it is gone or cannot be read."""
-    with explained(place.url, photo_name(place), SourceError):
+    """Read a photo's file.
+
+    Raises ``SourceError`` if it is gone or not to be read, ``UnreachableError`` if its store or disk fails.
+    """
+    with explained(place.url, photo_name(place), SourceError, UnreachableError):
         filesystem, path = fsspec.core.url_to_fs(place.url)
         end = None if place.size is None or not place.member else place.offset + place.size
         return bytes(filesystem.cat_file(path, start=place.offset if place.member else None, end=end))

@@ -41,6 +41,13 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(reason).split())
 
 
+def is_about_one_file(error: Exception, url: str) -> bool:
+    """Return whether a refusal to read ``url`` says something of this file, and not of the store that it is in."""
+    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+        return True
+    return isinstance(error, PermissionError) and not is_remote(url)
+
+
 def remedy_of(error: Exception, url: str) -> str:
     """Return what a user can do about a refusal."""
     if not is_remote(url):
@@ -55,12 +62,16 @@ def remedy_of(error: Exception, url: str) -> str:
 
 
 @contextmanager
-def explained(url: str, name: str, kind: type[SumError]) -> Iterator[None]:
-    """Turn a refusal to read ``url`` into a ``kind`` that says so of ``name`` and tells why."""
+def explained(url: str, name: str, kind: type[SumError], outage: type[SumError] | None = None) -> Iterator[None]:
+    """Turn a refusal to read ``url`` into a ``kind`` that says so of ``name`` and tells why.
+
+    One that is not about this file but about its store becomes an ``outage``, if that is given.
+    """
     try:
         yield
     except Exception as error:
         if not is_refusal(error, url):
             raise
         remedy = f"; {remedy_of(error, url)}" if is_remote(url) else ""
-        raise kind(f"{name}: cannot be read ({reason_of(error)}){remedy}") from error
+        raised = kind if outage is None or is_about_one_file(error, url) else outage
+        raise raised(f"{name}: cannot be read ({reason_of(error)}){remedy}") from error

@@ -16,7 +16,7 @@ import s3fs
 from botocore.exceptions import ClientError
 from s3fs.errors import translate_boto_error
 
-from shared.errors import SourceError, StorageError
+from shared.errors import StorageError, UnreachableError
 from shared.photos import read_bytes
 from shared.shards.dataset import PlannedImage
 from shared.storage import Storage
@@ -179,7 +179,7 @@ def test_missing_credentials_are_named(bucket: str, fresh_clients: pytest.Monkey
     for name, work in ALL.items():
         with pytest.raises(StorageError, match=rf"{bucket}/.*[Cc]redentials.*AWS_ACCESS_KEY_ID"):
             pytest.fail(f"{name} gave {work(storage)}")
-    with pytest.raises(SourceError, match=rf"{bucket}/x: cannot be read .*AWS_ACCESS_KEY_ID"):
+    with pytest.raises(UnreachableError, match=rf"{bucket}/x: cannot be read .*AWS_ACCESS_KEY_ID"):
         read_bytes(PlannedImage("x", "", f"{bucket}/x"))
 
 

@@ -16,7 +16,7 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from shared.errors import ShardError, SourceError
+from shared.errors import ShardError, SourceError, SumError, UnreachableError
 from shared.refusals import (
     REMEDY_FOR_CONNECTION,
     REMEDY_FOR_CREDENTIALS,
@@ -94,3 +94,21 @@ def test_refusal_is_explained_of_what_was_read() -> None:
 def raise_in(context: AbstractContextManager[None], error: Exception) -> None:
     with context:
         raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "url", "kind"),
+    [
+        (FileNotFoundError(2, "No such file or directory"), "/photos/x", SourceError),
+        (PermissionError(13, "Permission denied"), "/photos/x", SourceError),
+        (PermissionError(13, "Forbidden"), "s3://photos/x", UnreachableError),
+        (FileNotFoundError(2, "No such key"), "s3://photos/x", SourceError),
+        (OSError(5, "Input/output error"), "/photos/x", UnreachableError),
+        (OSError(116, "Stale file handle"), "/photos/x", UnreachableError),
+        (TimeoutError("no answer"), "s3://photos/x", UnreachableError),
+    ],
+)
+def test_outage_of_a_store_is_told_from_a_photo_that_is_gone(error: Exception, url: str, kind: type[SumError]) -> None:
+    with pytest.raises(SumError) as raised, explained(url, "a photo", SourceError, UnreachableError):
+        raise error
+    assert type(raised.value) is kind
