@@ -13,11 +13,13 @@ import click
 import pyarrow as pa
 
 from labelgen.automask import AutomaskSettings, settings_for
+from labelgen.engine.stop import stop_on_signals
 from labelgen.export import export_coco
 from labelgen.merge import Keep, merge
 from labelgen.migrate import migrate
+from labelgen.progress import RunSummary
 from labelgen.repair import diagnose, take_back
-from labelgen.run import RunSettings, RunSummary, UncertaintyRunSettings, add_uncertainty, run
+from labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
 from labelgen.select import Filter, select
 from labelgen.uncertainty import SOURCES, UncertaintySettings
 from labelgen.view.page import write_page
@@ -33,6 +35,8 @@ from shared.shards.verify import verify
 from shared.shards.view import open_shards
 
 FINISHED_WITH_IMAGE_ERRORS = 3
+GRACE_SECONDS = 25.0
+"""Kubernetes and spot machines give thirty."""
 TAKEN_BACK = 3
 
 shards_option = click.option("--shards", required=True, help="Folder of the shard set: a path or an fsspec URL.")
@@ -80,6 +84,21 @@ WORK_OPTIONS = (
     click.option("--ray-address", default=None, help='A running Ray cluster, "auto" for the one of this machine.'),
     click.option("--gpus-per-worker", type=click.FloatRange(min=0), default=0.0),
     click.option("--cpus-per-worker", type=click.FloatRange(min=0), default=1.0),
+    click.option(
+        "--max-errors",
+        type=click.IntRange(min=0),
+        default=None,
+        help="Stop when more images than this could not be labelled  [default: go on, whatever happens]",
+    ),
+    click.option(
+        "--grace",
+        type=click.FloatRange(min=0),
+        default=GRACE_SECONDS,
+        help="Seconds in which units in work may be finished after SIGINT (Ctrl-C) or SIGTERM.",
+    ),
+    click.option(
+        "--log", type=click.Path(dir_okay=False), default=None, help="File to append what happens to, as JSON lines."
+    ),
     click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--compile", "compile_", is_flag=True, help="Compile the image encoder with torch.compile."),
     click.option(
@@ -120,7 +139,9 @@ def refiner_options(command: Callable[..., None]) -> Callable[..., None]:
 @encoding_option
 @work_options
 @automask_options
-def run_command(device: str, bf16: bool, compile_: bool, sam: str, model_type: str | None, **options: Any) -> None:
+def run_command(
+    device: str, bf16: bool, compile_: bool, sam: str, model_type: str | None, grace: float, **options: Any
+) -> None:
     """Label images into a shard set. Run it again after any interruption: what is done stays done."""
     thresholds = {setting.name: options.pop(setting.name) for setting in fields(AutomaskSettings)}
     settings = RunSettings(
@@ -130,7 +151,8 @@ def run_command(device: str, bf16: bool, compile_: bool, sam: str, model_type: s
         runtime=Runtime(device, bf16, compile_),
         **options,
     )
-    _finish(run(settings))
+    with stop_on_signals(grace, _tell) as stop:
+        _finish(run(settings, stop=stop))
 
 
 @main.command("uncertainty")
@@ -146,19 +168,31 @@ def run_command(device: str, bf16: bool, compile_: bool, sam: str, model_type: s
 )
 @encoding_option
 @work_options
-def uncertainty_command(source: str, min_refine_area: int, device: str, compile_: bool, **options: Any) -> None:
+def uncertainty_command(
+    source: str, min_refine_area: int, device: str, compile_: bool, grace: float, **options: Any
+) -> None:
     """Add a layer of uncertainty maps to masks that are there: another refiner's, or another source's."""
     settings = UncertaintyRunSettings(
         uncertainty=UncertaintySettings(source, min_refine_area),
         runtime=Runtime(device, compile=compile_),
         **options,
     )
-    _finish(add_uncertainty(settings))
+    with stop_on_signals(grace, _tell) as stop:
+        _finish(add_uncertainty(settings, stop=stop))
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _finish(summary: RunSummary) -> None:
-    """Print what a run did; exit with status 3 if images were skipped."""
+    """Print what a run did; exit with status 1 if units are left, else with 3 if images were skipped."""
     click.echo(summary.lines())
+    if not summary.is_whole:
+        left = summary.units - summary.units_before - summary.units_done
+        why = "" if summary.stopped is None else f"stopped {summary.stopped}: "
+        _tell(f"{why}{left} of {summary.units} units are left; the same command goes on with them")
+        click.get_current_context().exit(FAILED)
     if summary.errors:
         click.echo(f"{len(summary.errors)} images were skipped; the manifest says why (`labelgen status`)")
         click.get_current_context().exit(FINISHED_WITH_IMAGE_ERRORS)

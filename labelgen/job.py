@@ -1,14 +1,19 @@
-"""What a worker is told, and what it tells."""
+"""What a worker is told, and what it tells.
+
+Nothing here needs torch, whose import takes seconds: not every process that passes these on has a model.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from labelgen.automask import AutomaskSettings
-from labelgen.uncertainty import UncertaintySettings
-from shared.sam.runtime import Runtime
-from shared.shards.dataset import Layer
-from shared.shards.shard_set import MASKS
+if TYPE_CHECKING:
+    from labelgen.automask import AutomaskSettings
+    from labelgen.uncertainty import UncertaintySettings
+    from shared.sam.runtime import Runtime
+    from shared.shards.dataset import Layer, Unit
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Job:
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that this job makes, in the order in which they are committed."""
+        from shared.shards.shard_set import MASKS
+
         masks = () if self.masks is None else (MASKS,)
         return (*masks, *(layer.name for layer in self.added_layers))
 
@@ -56,11 +63,36 @@ class Job:
 
 
 @dataclass(frozen=True)
+class PlannedUnits:
+    """The units that a run is to make: their plans lie in the shard set, and only numbers are held.
+
+    All units have ``unit_size`` images, but for the last of the shard set, which has what is left of ``images``.
+    ``moved`` are the plans of those whose photos lie elsewhere now.
+    """
+
+    numbers: Sequence[int]
+    unit_size: int
+    images: int
+    moved: Mapping[int, Unit] = field(default_factory=dict)
+
+    def size_of(self, number: int) -> int:
+        """Return how many images a unit has."""
+        return min(self.unit_size, self.images - number * self.unit_size)
+
+    @property
+    def image_count(self) -> int:
+        """How many images all these units have."""
+        return sum(self.size_of(number) for number in self.numbers)
+
+
+@dataclass(frozen=True)
 class Progress:
     """One image is done: how many masks it has, or why it has none, or they no maps."""
 
     masks: int
     error: str | None = None
+    unit: int = 0
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -72,3 +104,47 @@ class UnitReport:
     masks: int
     errors: tuple[str, ...]
     unknown: int = 0
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A unit was given to a worker. ``probed`` images, if any, are only tried, because the unit has killed workers."""
+
+    unit: int
+    attempt: int
+    worker: str
+    probed: int = 0
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker died, of ``why``, while it worked on a unit, which is queued again.
+
+    ``quarantined`` is the number of the image that is left out from now on, if this was one death too many over it.
+    """
+
+    unit: int
+    attempt: int
+    worker: str
+    why: str
+    quarantined: int | None = None
+    probed: int = 0
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """A unit kills workers, though none of its images does: it is not made, and the run goes on."""
+
+    unit: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that people who watch the run should know."""
+
+    text: str
+
+
+Event = Progress | UnitReport | Begun | Lost | GivenUp | Notice

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from labelgen.automask import ImageLabels, LabelGenerator
-from labelgen.job import Job, Progress, UncertaintyTask, UnitReport
+from labelgen.job import Event, Job, Progress, UncertaintyTask, UnitReport
 from labelgen.kept import (
     Encoded,
     KeptFrames,
@@ -28,18 +28,16 @@ from labelgen.kept import (
     keep_photo,
 )
 from labelgen.read_ahead import Photo, read_ahead
-from labelgen.uncertainty import LabelledMask, UncertaintyMaker, UncertaintyMap
+from labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
 from shared.errors import ImageError, SourceError
 from shared.sam.checkpoint import load_sam
 from shared.sam.refiner import load_refiner
 from shared.sam.runtime import CropBox, Predictor, place
-from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Layer, Unit
+from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Layer, PlannedImage, Unit
 from shared.shards.manifest import UnitRecord, manifest_path
 from shared.shards.sam_outputs import are_logits_known, crop_of, kept_crops, read_embedding, read_kept_logits
 from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
 from shared.shards.unit_writer import UnitWriter
-
-Event = Progress | UnitReport
 
 ENCODE_BEHIND = 2
 """Images whose labels are encoded, or wait for it, while another is being labelled."""
@@ -51,6 +49,7 @@ class Labeler:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.shards = ShardSet.open(job.shards)
+        self.refused: Mapping[str, str] = {}
         loaded = load_sam(job.sam, job.model_type)
         sam = place(loaded.sam, job.runtime)
         self.side = loaded.architecture.image_size
@@ -62,12 +61,13 @@ class Labeler:
             refiner = None if path is None else load_refiner(Path(path), loaded).to(self.predictor.device)
             self.maker = UncertaintyMaker(sam, refiner, settings, job.points_per_batch)
 
-    def label_unit(self, unit: Unit) -> Iterator[Event]:
+    def label_unit(self, unit: Unit, refused: Mapping[str, str] | None = None) -> Iterator[Event]:
         """Make the masks of a unit, if the job is to and they are not there; then what it lacks of the other layers.
 
         Each layer is committed on its own: first the data, then the manifest. Yields the progress of each image and,
-        last, the report.
+        last, the report. ``refused`` says of images, by key, why they are not even to be read.
         """
+        self.refused = refused or {}
         masks, uncertainty = self.job.masks, self.job.uncertainty
         if masks is not None and not self._has(unit, MASKS):
             yield from self._label(unit, uncertainty)
@@ -84,6 +84,24 @@ class Labeler:
             if not kept:
                 errors = tuple(image.error for image in images if image.error is not None)
             yield UnitReport(unit.number, len(images), sum(len(image.masks) for image in images), errors)
+
+    def try_unit(self, unit: Unit, refused: Mapping[str, str]) -> None:
+        """Do for the images of a unit that are not ``refused`` what ``label_unit`` would do, but commit nothing."""
+        self.refused = refused
+        masks, uncertainty = self.job.masks, self.job.uncertainty
+        if masks is not None and not self._has(unit, MASKS):
+            passes: list[Iterator[Event]] = [self._label(unit, uncertainty)]
+        else:
+            kept = [layer for layer in self.job.kept if not self._has(unit, layer.name)]
+            passes = [self._add_kept(unit, kept)] if kept else []
+            if uncertainty is not None:
+                passes.append(self._add_maps(unit, uncertainty))
+        for events in passes:
+            for _ in zip(unit.images, events, strict=False):  # whoever commits does so after the last image
+                pass
+
+    def _photos(self, images: Iterable[PlannedImage]) -> Iterator[Callable[[], Photo]]:
+        return read_ahead(images, self.side, self.refused)
 
     def _has(self, unit: Unit, layer: str) -> bool:
         """Whether a unit is committed in a layer."""
@@ -128,7 +146,7 @@ class Labeler:
         waiting: deque[tuple[int, ImageLabels | str, Future[Encoded]]] = deque()
         layers = {layer.name for layer in self.job.kept}
         with ThreadPoolExecutor(1) as encoder:
-            for index, photo in enumerate(read_ahead(unit.images, self.side)):
+            for index, photo in enumerate(self._photos(unit.images)):
                 try:
                     pixels, resized = photo()
                     labels = self.generator.label(pixels, resized)
@@ -150,7 +168,7 @@ class Labeler:
         _, record = self.shards.manifest(unit.number)
         labelled = self.shards.images(unit.number)
         kept, errors = KeptWriter(self.shards.dataset, layers, unit), []
-        for index, photo in enumerate(read_ahead(unit.images, self.side)):
+        for index, photo in enumerate(self._photos(unit.images)):
             try:
                 pixels, resized = photo()
             except (ImageError, SourceError) as error:
@@ -185,7 +203,7 @@ class Labeler:
         maps = UnitWriter(self.shards.dataset, task.layer, unit)
         images = self.shards.images(unit.number)
         needing = {image.index for image in images if self._needs_photo(unit.number, image, task)}
-        photos = read_ahead((unit.images[index] for index in sorted(needing)), self.side)
+        photos = self._photos(unit.images[index] for index in sorted(needing))
         for image in images:
             error = image.error
             if error is not None:
@@ -212,10 +230,12 @@ class Labeler:
     ) -> tuple[list[UncertaintyMap], str | None]:
         """Make the maps of a committed image, of ``photo`` if that is needed.
 
-        Where it is and cannot be read, they are unknown: also return why.
+        Where it is and cannot be read, or the image is refused, they are unknown: also return why.
         """
         if not image.masks:
             return [], None
+        if image.key in self.refused:
+            return [UNKNOWN] * len(image.masks), self.refused[image.key]
         masks = self._masks(image.masks, self.shards.label_frames(number, image))
         if LOGITS in task.use_kept:
             pairs = zip(masks, read_kept_logits(self.shards, number, image), strict=True)

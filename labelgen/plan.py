@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import islice
+from typing import Never, TypeVar
 
 from labelgen.sources import ImageRef
-from shared.errors import SettingsDifferError, ShardError
+from shared.errors import SettingsDifferError
 from shared.images import digest
 from shared.photos import read_bytes
 from shared.shards.dataset import (
     DATASET,
     REMEDY_FOR_SETTINGS,
-    REMEDY_FOR_UNIT,
     Dataset,
     Layer,
     PlannedImage,
@@ -25,6 +28,7 @@ from shared.shards.dataset import (
     unit_name,
     unit_path,
 )
+from shared.shards.shard_set import ShardSet
 from shared.storage import Storage
 
 HASHING_THREADS = 8
@@ -36,8 +40,11 @@ def prepare(
     layer: Layer,
     unit_size: int,
     on_image: Callable[[], object] = lambda: None,
-) -> tuple[Dataset, list[Unit]]:
-    """Return the dataset and its units, writing them first if the shard set is new.
+) -> tuple[Dataset, dict[int, Unit]]:
+    """Return the dataset, writing it and the plans of its units first if the shard set is new.
+
+    Also returns the plans, by unit number, that differ from those in the shard set because their photos lie elsewhere
+    now: of all others nothing is held, so that memory does not grow with the number of units.
 
     An existing shard set must hold the same images in the same order, the same unit size and, for this layer, the
     same settings and weights; otherwise ``SettingsDifferError`` names what differs. An image whose time stamp or place
@@ -48,7 +55,8 @@ def prepare(
     """
     dataset = read_dataset(storage)
     if dataset is None:
-        return _create(storage, refs, layer, unit_size, on_image)
+        dataset = _create(storage, refs, layer, unit_size, on_image)
+        return (dataset, {}) if dataset is not None else prepare(storage, refs, layer, unit_size)
     existing = dataset.layers.get(layer.name)
     if existing is not None:
         require_same_layer(storage.url, existing, layer, REMEDY_FOR_SETTINGS)
@@ -57,69 +65,105 @@ def prepare(
     missing = planned - {name.removesuffix(".json") for name in storage.names("units")}
     if missing:
         return dataset, _restore_units(storage, dataset, missing, refs, on_image)
-    units = [read_unit(storage, number) for number in range(len(dataset.unit_ids))]
-    for unit, unit_id in zip(units, dataset.unit_ids, strict=True):
-        if unit.id != unit_id:
-            raise ShardError(f"{storage.path(unit_path(unit.number))}: of another shard set; {REMEDY_FOR_UNIT}")
-    return dataset, _require_same_images(storage, units, refs, on_image)
+    return dataset, _require_same_images(storage, dataset, refs, on_image)
 
 
 def _create(
     storage: Storage, refs: Sequence[ImageRef], layer: Layer, unit_size: int, on_image: Callable[[], object]
-) -> tuple[Dataset, list[Unit]]:
-    units = _cut(list(_hash_all(refs, on_image)), unit_size)
-    dataset = Dataset(unit_size, tuple(unit.id for unit in units), len(refs), {layer.name: layer})
-    if not storage.create(DATASET, dataset.to_json()):  # another run was first: its plan counts
-        return prepare(storage, refs, layer, unit_size)
-    for unit in units:
-        storage.write(unit_path(unit.number), unit.to_json())
-    return dataset, units
+) -> Dataset | None:
+    """Plan a new shard set; return None if another run was first, whose plan counts."""
+    with _planned(refs, unit_size, on_image) as (ids, plans):
+        dataset = Dataset(unit_size, ids, len(refs), {layer.name: layer})
+        if not storage.create(DATASET, dataset.to_json()):
+            return None
+        for number, plan in enumerate(plans):
+            storage.write(unit_path(number), plan)
+    return dataset
 
 
-def _cut(images: Sequence[PlannedImage], unit_size: int) -> list[Unit]:
-    starts = range(0, len(images), unit_size)
-    return [Unit(number, tuple(images[start : start + unit_size])) for number, start in enumerate(starts)]
+@contextmanager
+def _planned(
+    refs: Sequence[ImageRef], unit_size: int, on_image: Callable[[], object]
+) -> Iterator[tuple[tuple[str, ...], Iterator[bytes]]]:
+    """Read all images and cut them into units; give the ids of the units, and their plans as they are written.
+
+    Which ids there are is known only when all images are read; until then the plans wait on this machine's disk.
+    """
+    ids: list[str] = []
+    lengths: list[int] = []
+    images = _hash_all(refs, on_image)
+    with tempfile.TemporaryFile() as aside:
+        while of_unit := tuple(islice(images, unit_size)):
+            unit = Unit(len(ids), of_unit)
+            ids.append(unit.id)
+            lengths.append(aside.write(unit.to_json()))
+        aside.seek(0)
+        yield tuple(ids), (aside.read(length) for length in lengths)
 
 
 def _restore_units(
     storage: Storage, dataset: Dataset, missing: set[str], refs: Sequence[ImageRef], on_image: Callable[[], object]
-) -> list[Unit]:
-    """Plan again and write the unit files that are missing; the plan must be the one that ``dataset.json`` tells of."""
-    units = _cut(list(_hash_all(refs, on_image)), dataset.unit_size)
-    if tuple(unit.id for unit in units) != dataset.unit_ids:
-        raise SettingsDifferError(
-            f"{storage.url}: was made of other images, or they changed since. "
-            "Give the same --images, or another --shards folder."
-        )
-    for unit in units:
-        if unit.name in missing:
-            storage.write(unit_path(unit.number), unit.to_json())
-    return units
+) -> dict[int, Unit]:
+    """Plan again and write the unit files that are missing; the plan must be the one that ``dataset.json`` tells of.
+
+    Returns the plans that differ from the files that are there.
+    """
+    moved = {}
+    with _planned(refs, dataset.unit_size, on_image) as (ids, plans):
+        if ids != dataset.unit_ids:
+            raise SettingsDifferError(
+                f"{storage.url}: was made of other images, or they changed since. "
+                "Give the same --images, or another --shards folder."
+            )
+        for number, plan in enumerate(plans):
+            if unit_name(number) in missing:
+                storage.write(unit_path(number), plan)
+            elif (unit := Unit.from_json(plan, unit_path(number))) != read_unit(storage, number):
+                moved[number] = unit
+    return moved
 
 
 def _require_same_images(
-    storage: Storage, units: list[Unit], refs: Sequence[ImageRef], on_image: Callable[[], object]
-) -> list[Unit]:
-    planned = [image for unit in units for image in unit.images]
-    _require_same_keys(storage, [image.key for image in planned], [ref.key for ref in refs])
-    moved = [i for i, ref in enumerate(refs) if asdict(ref) != _place(planned[i])]
-    for i, image in zip(moved, _hash_all([refs[i] for i in moved], lambda: None), strict=True):
-        if image.digest != planned[i].digest:
-            raise SettingsDifferError(
-                f"{refs[i].name}: changed since the shard set at {storage.url} was planned (image {image.key!r}); "
-                "restore the file, or label into another --shards folder"
-            )
-        planned[i] = image
-    for _ in refs:
-        on_image()
-    found = iter(planned)
-    return [replace(unit, images=tuple(next(found) for _ in unit.images)) for unit in units]
+    storage: Storage, dataset: Dataset, refs: Sequence[ImageRef], on_image: Callable[[], object]
+) -> dict[int, Unit]:
+    """Compare the images with the plans, unit by unit; return the plans of those whose images lie elsewhere now."""
+    moved = {}
+    start = 0
+    for unit in _read_units(storage, dataset):
+        of_unit = refs[start : start + len(unit.images)]
+        if [ref.key for ref in of_unit] != [image.key for image in unit.images]:
+            _refuse_other_images(storage, dataset, refs)
+        start += len(of_unit)
+        images = list(unit.images)
+        elsewhere = [i for i, ref in enumerate(of_unit) if asdict(ref) != _place(images[i])]
+        for i, image in zip(elsewhere, _hash_all([of_unit[i] for i in elsewhere], lambda: None), strict=True):
+            if image.digest != images[i].digest:
+                raise SettingsDifferError(
+                    f"{of_unit[i].name}: changed since the shard set at {storage.url} was planned (image "
+                    f"{image.key!r}); restore the file, or label into another --shards folder"
+                )
+            images[i] = image
+        if elsewhere:
+            moved[unit.number] = replace(unit, images=tuple(images))
+        for _ in of_unit:
+            on_image()
+    if start != len(refs):
+        _refuse_other_images(storage, dataset, refs)
+    return moved
 
 
-def _require_same_keys(storage: Storage, planned: list[str], found: list[str]) -> None:
-    if planned == found:
-        return
-    gone, new = sorted(set(planned) - set(found)), sorted(set(found) - set(planned))
+def _read_units(storage: Storage, dataset: Dataset) -> Iterator[Unit]:
+    """Yield the plans of all units. Raises ``ShardError`` if one is damaged or of another shard set."""
+    shards = ShardSet(storage, dataset)
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        for numbers in _pieces(range(len(dataset.unit_ids)), 8 * HASHING_THREADS):
+            yield from pool.map(shards.unit, numbers)
+
+
+def _refuse_other_images(storage: Storage, dataset: Dataset, refs: Sequence[ImageRef]) -> Never:
+    planned = {image.key for unit in _read_units(storage, dataset) for image in unit.images}
+    found = {ref.key for ref in refs}
+    gone, new = sorted(planned - found), sorted(found - planned)
     parts = [f"{len(gone)} planned images are gone, the first is {gone[0]!r}"] if gone else []
     parts += [f"{len(new)} images are new, the first is {new[0]!r}"] if new else []
     parts = parts or ["the same images come in another order"]
@@ -133,11 +177,20 @@ def _place(image: PlannedImage) -> dict[str, object]:
     return {name: value for name, value in asdict(image).items() if name != "digest"}
 
 
-def _hash_all(refs: Sequence[ImageRef], on_image: Callable[[], object]) -> Iterable[PlannedImage]:
+def _hash_all(refs: Sequence[ImageRef], on_image: Callable[[], object]) -> Iterator[PlannedImage]:
     def hash_one(ref: ImageRef) -> PlannedImage:
         return PlannedImage(digest=digest(read_bytes(ref)), **asdict(ref))
 
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        for image in pool.map(hash_one, refs):
-            on_image()
-            yield image
+        for piece in _pieces(refs, 64 * HASHING_THREADS):
+            for image in pool.map(hash_one, piece):
+                on_image()
+                yield image
+
+
+Item = TypeVar("Item")
+
+
+def _pieces(items: Sequence[Item], length: int) -> Iterator[Sequence[Item]]:
+    """Cut a sequence into pieces, so that a pool of threads does not take all of it at once."""
+    return (items[start : start + length] for start in range(0, len(items), length))

@@ -1,28 +1,101 @@
-"""Say how a run is getting on: a bar on a terminal, a plain line once in a while elsewhere."""
+"""Say how a run is getting on, by a bar on a terminal and plain lines elsewhere, and at its end what it did."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
 import click
 from tqdm import tqdm
 
+from labelgen.job import Event, GivenUp, Lost, Notice, Progress, UnitReport
+
 LOG_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did. Units that were there before it count in ``units_before`` alone.
+
+    ``unknown`` counts masks without an uncertainty map, and is None if none were to be made. ``retries`` counts what
+    was begun again because a worker died. ``given_up`` says why units were not made, ``stopped`` why the run ended
+    before it had made all.
+    """
+
+    units: int
+    units_before: int
+    units_done: int
+    images: int
+    masks: int
+    errors: tuple[str, ...]
+    images_per_second: float
+    unknown: int | None = None
+    retries: int = 0
+    given_up: tuple[str, ...] = ()
+    stopped: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every unit is made."""
+        return self.units_before + self.units_done == self.units
+
+    def lines(self) -> str:
+        """Return the summary for people."""
+        if self.units_done == 0 and self.is_whole:
+            return f"{self.units_before} of {self.units} units present, nothing to do"
+        before = f" ({self.units_before} were there before)" if self.units_before else ""
+        unknown = "" if self.unknown is None else f" ({self.unknown} without an uncertainty map)"
+        retries = f", {self.retries} retries" if self.retries else ""
+        lines = [
+            f"{self.units_done} of {self.units} units labelled{before}: {self.images} images, {self.masks} masks"
+            f"{unknown}, {len(self.errors)} errors, {self.images_per_second:.2f} images/s{retries}"
+        ]
+        lines += [f"  {count} x {kind}" for kind, count in kinds_of(self.errors)]
+        lines += self.given_up
+        return "\n".join(lines)
+
+
+def kinds_of(errors: Sequence[str]) -> list[tuple[str, int]]:
+    """Count errors by kind, the most frequent first: what they say after the photo's name, without the particulars."""
+    texts = (re.split(r" \(|[;,]", error.partition(": ")[2], maxsplit=1)[0] for error in errors)
+    return Counter(re.sub(r"\d+", "N", text).strip() for text in texts).most_common()
+
+
+@dataclass
+class _Tally:
+    images: int = 0
+    masks: int = 0
+    errors: int = 0
+
+    def add(self, other: _Tally) -> None:
+        self.images += other.images
+        self.masks += other.masks
+        self.errors += other.errors
 
 
 @dataclass
 class ProgressReporter:
-    """Counts images, masks and errors, and shows the rate and the time left."""
+    """Counts images, masks and errors, and shows the rate and the time left. ``total`` images are to be done.
+
+    What units report when they are done is added up for good. The progress of units in work only tells how far they
+    are, and is forgotten if their worker dies.
+    """
 
     total: int
-    images: int = 0
-    masks: int = 0
-    errors: int = 0
     started: float = field(default_factory=time.monotonic)
+    errors: list[str] = field(default_factory=list)
+    _done: _Tally = field(default_factory=_Tally)
+    _in_work: dict[int, tuple[int, _Tally]] = field(default_factory=dict)
+    _settled: set[int] = field(default_factory=set)
+    _unknown: int = 0
+    _retries: int = 0
+    _given_up: list[str] = field(default_factory=list)
     _logged: float = 0.0
     _bar: tqdm[Any] | None = None
 
@@ -32,38 +105,100 @@ class ProgressReporter:
         self._logged = self.started
         return self
 
-    def add(self, masks: int, error: str | None) -> None:
-        """Count one image."""
-        self.images += 1
-        self.masks += masks
-        self.errors += error is not None
-        if self._bar is not None:
-            self._bar.set_postfix(masks=self.masks, errors=self.errors, refresh=False)
-            self._bar.update()
-            if error is not None:
-                self._bar.write(f"skipped: {error}", file=sys.stderr)
+    def take(self, event: Event) -> None:
+        """Count what happened, and say so where people should know."""
+        match event:
+            case Progress():
+                self._count(event)
+            case UnitReport():
+                self._in_work.pop(event.unit, None)
+                self._settled.add(event.unit)
+                self._done.add(_Tally(event.images, event.masks, len(event.errors)))
+                self.errors += event.errors
+                self._unknown += event.unknown
+            case Lost():
+                self._retries += 1
+                self._in_work.pop(event.unit, None)
+                self._say(_describe(event))
+            case GivenUp():
+                self._given_up.append(f"unit {event.unit:06d} was given up: {event.why}")
+            case Notice():
+                self._say(event.text)
+        self._show()
+
+    def _count(self, event: Progress) -> None:
+        if event.error is not None:
+            self._say(f"skipped: {event.error}")
+        attempt, tally = self._in_work.get(event.unit, (0, _Tally()))
+        if event.unit in self._settled or event.attempt < attempt:  # told late: it is counted, or was in vain
             return
-        if error is not None:
-            click.echo(f"skipped: {error}", err=True)
-        if time.monotonic() - self._logged >= LOG_SECONDS or self.images == self.total:
+        if event.attempt > attempt:
+            tally = _Tally()
+        tally.add(_Tally(1, event.masks, event.error is not None))
+        self._in_work[event.unit] = (event.attempt, tally)
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            click.echo(text, err=True)
+
+    def _now(self) -> _Tally:
+        now = _Tally()
+        for tally in (self._done, *(tally for _, tally in self._in_work.values())):
+            now.add(tally)
+        return now
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            now = self._now()
+            self._bar.set_postfix(masks=now.masks, errors=now.errors, refresh=False)
+            self._bar.update(now.images - self._bar.n)
+        elif time.monotonic() - self._logged >= LOG_SECONDS:
             self._logged = time.monotonic()
             click.echo(self.line(), err=True)
 
     def line(self) -> str:
         """Return the state in one line."""
-        left = (self.total - self.images) / self.rate if self.rate > 0 else 0.0
+        now = self._now()
+        left = (self.total - now.images) / self.rate if self.rate > 0 else 0.0
         return (
-            f"{self.images} of {self.total} images, {self.masks} masks, {self.errors} errors, "
+            f"{now.images} of {self.total} images, {now.masks} masks, {now.errors} errors, "
             f"{self.rate:.2f} images/s, {left:.0f} s left"
         )
 
     @property
     def rate(self) -> float:
         """Images a second so far."""
-        return self.images / max(1e-9, time.monotonic() - self.started)
+        return self._now().images / max(1e-9, time.monotonic() - self.started)
+
+    def summary(self, units: int, units_before: int, stopped: str | None, with_maps: bool) -> RunSummary:
+        """Return what was done. ``stopped`` says why the run was asked to end, which counts if not all is done."""
+        summary = RunSummary(
+            units=units,
+            units_before=units_before,
+            units_done=len(self._settled),
+            images=self._done.images,
+            masks=self._done.masks,
+            errors=tuple(self.errors),
+            images_per_second=self._done.images / max(1e-9, time.monotonic() - self.started),
+            unknown=self._unknown if with_maps else None,
+            retries=self._retries,
+            given_up=tuple(self._given_up),
+            stopped=stopped,
+        )
+        return replace(summary, stopped=None) if summary.is_whole else summary
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+        elif self.total and error is None:
+            click.echo(self.line(), err=True)
+
+
+def _describe(lost: Lost) -> str:
+    what = f"{lost.probed} images of unit {lost.unit:06d}" if lost.probed else f"unit {lost.unit:06d}"
+    left_out = "" if lost.quarantined is None else f"; its image {lost.quarantined} is left out from now on"
+    return f"lost: the worker at {what}, attempt {lost.attempt} ({lost.worker}: {lost.why}){left_out}"

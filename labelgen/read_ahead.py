@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -24,12 +24,23 @@ class Photo(NamedTuple):
     resized: RgbImage
 
 
-def read_ahead(images: Iterable[PlannedImage], side: int) -> Iterator[Callable[[], Photo]]:
-    """Yield for each image a function that returns the photo, or raises as ``load_photo``."""
+def read_ahead(
+    images: Iterable[PlannedImage], side: int, refused: Mapping[str, str] | None = None
+) -> Iterator[Callable[[], Photo]]:
+    """Yield for each image a function that returns the photo, or raises as ``load_photo``.
+
+    Those that ``refused`` has, by key, are not read: their function raises ``ImageError`` with what it says of them.
+    """
+
+    def load(image: PlannedImage) -> Photo:
+        if refused and image.key in refused:
+            raise ImageError(refused[image.key])
+        return load_photo(image, side)
+
     with ThreadPoolExecutor(READ_AHEAD) as pool:
         pending: list[Future[Photo]] = []
         for image in images:
-            pending.append(pool.submit(load_photo, image, side))
+            pending.append(pool.submit(load, image))
             if len(pending) > READ_AHEAD:
                 yield pending.pop(0).result
         for future in pending:

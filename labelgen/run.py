@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import click
 from tqdm import tqdm
 
 from labelgen.automask import AutomaskSettings
-from labelgen.engine import Executor, RayExecutor, SerialExecutor
-from labelgen.job import Job, MasksTask, UncertaintyTask, UnitReport
+from labelgen.engine.cluster import Resources
+from labelgen.engine.pool import RayExecutor
+from labelgen.engine.serial import SerialExecutor
+from labelgen.engine.stop import Stop
+from labelgen.job import Job, MasksTask, PlannedUnits, UncertaintyTask
 from labelgen.layers import embeddings_layer, images_layer, logits_layer, maps_layer, masks_layer
 from labelgen.plan import prepare
-from labelgen.progress import ProgressReporter
+from labelgen.progress import ProgressReporter, RunSummary
+from labelgen.run_log import open_log
 from labelgen.sources import list_images
 from labelgen.uncertainty import UncertaintySettings
 from shared.errors import SettingsError, ShardError
 from shared.sam.checkpoint import PACKAGED, identify_weights
 from shared.sam.runtime import Runtime
-from shared.shards.dataset import Dataset, Layer, Unit, add_layer, is_uncertainty, require_same
+from shared.shards.dataset import Dataset, Layer, add_layer, is_uncertainty, require_same
 from shared.shards.encodings import TAR, write_shared_files
 from shared.shards.manifest import manifest_path
 from shared.shards.shard_set import MASKS, REFINEMENT, ShardSet
@@ -59,6 +63,8 @@ class RunSettings:
     ray_address: str | None = None
     gpus_per_worker: float = 0.0
     cpus_per_worker: float = 1.0
+    max_errors: int | None = None
+    log: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,38 +89,12 @@ class UncertaintyRunSettings:
     ray_address: str | None = None
     gpus_per_worker: float = 0.0
     cpus_per_worker: float = 1.0
+    max_errors: int | None = None
+    log: str | None = None
 
 
-@dataclass(frozen=True)
-class RunSummary:
-    """What a run did. Units that were there before it count in ``units_before`` alone.
-
-    ``unknown`` counts masks without an uncertainty map, and is None if none were to be made.
-    """
-
-    units: int
-    units_before: int
-    units_done: int
-    images: int
-    masks: int
-    errors: tuple[str, ...]
-    images_per_second: float
-    unknown: int | None = None
-
-    def lines(self) -> str:
-        """Return the summary for people."""
-        if self.units_done == 0:
-            return f"{self.units_before} of {self.units} units present, nothing to do"
-        before = f" ({self.units_before} were there before)" if self.units_before else ""
-        unknown = "" if self.unknown is None else f" ({self.unknown} without an uncertainty map)"
-        return (
-            f"{self.units_done} of {self.units} units labelled{before}: {self.images} images, {self.masks} masks"
-            f"{unknown}, {len(self.errors)} errors, {self.images_per_second:.2f} images/s"
-        )
-
-
-def run(settings: RunSettings, say: Callable[[str], None] = click.echo) -> RunSummary:
-    """Label all images that the shard set lacks; safe to repeat after any interruption.
+def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: Stop | None = None) -> RunSummary:
+    """Label all images that the shard set lacks; safe to repeat after any interruption, and to ``stop``.
 
     Raises ``SumError`` for anything that is not a single image's own fault; those are recorded, and the run goes on.
     """
@@ -128,7 +108,8 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo) -> RunSu
     else:  # a wrong one is refused before anything is planned
         maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, ())
     with tqdm(total=len(refs), unit="image", desc="planning", disable=None, leave=False) as bar:
-        dataset, units = prepare(Storage(settings.shards), refs, masks, settings.unit_size, bar.update)
+        dataset, moved = prepare(Storage(settings.shards), refs, masks, settings.unit_size, bar.update)
+    del refs  # there may be millions, and the plans in the shard set say the same
     ids = dataset.unit_ids
     kept = [images_layer(sam, settings.encoding)] if settings.keep_images else []
     kept += [logits_layer(masks, ids, settings.encoding)] if settings.keep_logits else []
@@ -145,10 +126,13 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo) -> RunSu
     if settings.refiner is not None:
         maps = maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, ids, settings.encoding)
         job = replace(job, uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps))
-    return _work(settings, job, dataset, units, say)
+    units = PlannedUnits(range(len(ids)), dataset.unit_size, dataset.image_count, moved)
+    return _work(settings, job, dataset, units, say, stop or Stop())
 
 
-def add_uncertainty(settings: UncertaintyRunSettings, say: Callable[[str], None] = click.echo) -> RunSummary:
+def add_uncertainty(
+    settings: UncertaintyRunSettings, say: Callable[[str], None] = click.echo, stop: Stop | None = None
+) -> RunSummary:
     """Make the uncertainty maps that a layer lacks, for all units that have masks; safe to repeat as ``run`` is.
 
     Raises ``SumError`` as ``run``. Masks of a photo that is gone or changed have no map, and the manifest says why.
@@ -159,8 +143,8 @@ def add_uncertainty(settings: UncertaintyRunSettings, say: Callable[[str], None]
     require_same("weights", f"{settings.shards}, layer {MASKS}", masks.weights["sam"], sam, REMEDY_FOR_SAM)
     uncertainty = settings.uncertainty
     name = settings.layer_name or uncertainty.source
-    units = [shards.unit(number) for number in shards.committed(MASKS)]
-    kept = [_require_kept(shards, layer, units) for layer in settings.use_kept]
+    numbers = shards.committed(MASKS)
+    kept = [_require_kept(shards, layer, numbers) for layer in settings.use_kept]
     maps = maps_layer(name, uncertainty, settings.refiner, masks, ids, settings.encoding, kept)
     job = Job(
         shards=settings.shards,
@@ -170,17 +154,19 @@ def add_uncertainty(settings: UncertaintyRunSettings, say: Callable[[str], None]
         points_per_batch=settings.points_per_batch,
         uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps, settings.use_kept),
     )
-    if len(units) < len(ids):
-        say(f"{len(ids) - len(units)} of {len(ids)} units have no masks yet and are left out")
-    return _work(settings, job, shards.dataset, units, say)
+    dataset = shards.dataset
+    units = PlannedUnits(numbers, dataset.unit_size, dataset.image_count)
+    if len(numbers) < len(ids):
+        say(f"{len(ids) - len(numbers)} of {len(ids)} units have no masks yet and are left out")
+    return _work(settings, job, dataset, units, say, stop or Stop())
 
 
-def _require_kept(shards: ShardSet, name: str, units: Sequence[Unit]) -> Layer:
+def _require_kept(shards: ShardSet, name: str, units: Sequence[int]) -> Layer:
     """Return the kept layer called ``name``. Raises ``ShardError`` if it is not there, or lacks one of the units."""
     make = f"give the same `labelgen run` with --keep-{name} first, or leave --use-kept {name} out"
     if name not in shards.dataset.layers:
         raise ShardError(f"{shards.storage.url}: no layer {name} to make maps from; {make}")
-    lacking = sorted({unit.number for unit in units} - {*shards.committed(name)})
+    lacking = sorted({*units} - {*shards.committed(name)})
     if lacking:
         missing = shards.storage.path(manifest_path(name, lacking[0]))
         raise ShardError(f"{missing}: missing, as are {len(lacking) - 1} more units of layer {name}; {make}")
@@ -191,8 +177,9 @@ def _work(
     settings: RunSettings | UncertaintyRunSettings,
     job: Job,
     dataset: Dataset,
-    units: Sequence[Unit],
+    units: PlannedUnits,
     say: Callable[[str], None],
+    stop: Stop,
 ) -> RunSummary:
     """Make what ``units`` lack of the job's layers."""
     storage = Storage(settings.shards)
@@ -202,40 +189,34 @@ def _work(
         write_shared_files(storage, dataset, dataset.layers[name])
     shards = ShardSet(storage, dataset)
     done = set.intersection(*(set(shards.committed(layer)) for layer in job.layers))
-    pending = [unit for unit in units if unit.number not in done]
-    before = len(units) - len(pending)
-    if before and pending:
-        say(f"{before} of {len(units)} units present, labelling the other {len(pending)}")
+    pending = replace(units, numbers=[number for number in units.numbers if number not in done])
+    total, before = len(units.numbers), len(units.numbers) - len(pending.numbers)
+    if before and pending.numbers:
+        say(f"{before} of {total} units present, labelling the other {len(pending.numbers)}")
 
     executor = make_executor(settings, job)
-    reports: list[UnitReport] = []
-    with ProgressReporter(sum(len(unit.images) for unit in pending)) as progress:
-        for event in executor.run(pending) if pending else ():
-            if isinstance(event, UnitReport):
-                reports.append(event)
-            else:
-                progress.add(event.masks, event.error)
+    with open_log(settings.log) as log, ProgressReporter(pending.image_count) as progress, stop.heeded():
+        log.tell("run begun", shards=settings.shards, layers=job.layers, units=total, units_before=before)
+        for event in executor.run(pending, stop) if pending.numbers else ():
+            log.take(event)
+            progress.take(event)
+            if settings.max_errors is not None and len(progress.errors) > settings.max_errors:
+                stop.request(f"after {len(progress.errors)} image errors, more than --max-errors {settings.max_errors}")
+        summary = progress.summary(total, before, stop.reason, with_maps=job.uncertainty is not None)
+        log.tell("run ended", **asdict(summary))
     for layer in job.added_layers:  # another run's copy of dataset.json may have come without it
         add_layer(storage, layer, _remedy_for(layer))
-    return RunSummary(
-        units=len(units),
-        units_before=before,
-        units_done=len(reports),
-        images=sum(report.images for report in reports),
-        masks=sum(report.masks for report in reports),
-        errors=tuple(error for report in reports for error in report.errors),
-        images_per_second=progress.rate,
-        unknown=None if job.uncertainty is None else sum(report.unknown for report in reports),
-    )
+    return summary
 
 
 def _remedy_for(layer: Layer) -> str:
     return REMEDY_FOR_LAYER if is_uncertainty(layer.name) else REMEDY_FOR_KEPT
 
 
-def make_executor(settings: RunSettings | UncertaintyRunSettings, job: Job) -> Executor:
+def make_executor(settings: RunSettings | UncertaintyRunSettings, job: Job) -> SerialExecutor | RayExecutor:
     """Return the executor that the settings ask for."""
     if settings.workers == 0 and settings.ray_address is None:
         return SerialExecutor(job)
     workers = max(1, settings.workers)
-    return RayExecutor(job, workers, settings.ray_address, settings.gpus_per_worker, settings.cpus_per_worker)
+    resources = Resources(workers, settings.ray_address, settings.gpus_per_worker, settings.cpus_per_worker)
+    return RayExecutor(job, resources)

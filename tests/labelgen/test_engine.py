@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from labelgen import engine
-from labelgen.job import UnitReport
+from labelgen import read_ahead
+from labelgen.engine import pool, scheduler
+from labelgen.engine.scheduler import Task
+from labelgen.engine.worker import Answer, Worker
 from labelgen.run import RunSummary
 from shared.errors import StorageError, WorkerError
 from shared.shards.dataset import Unit
@@ -21,36 +23,50 @@ from shared.shards.verify import verify
 
 Label = Callable[..., RunSummary]
 Finished = tuple[Path, RunSummary]
+Snapshot = Callable[[Path], dict[str, str]]
 
 
-class DiesOnceInUnit1(engine._Worker):
+SIZE_OF_PHOTO4 = (90, 60)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DiesOnceInUnit1(Worker):
     """A worker that is killed half-way through unit 1, if it is the first to label it."""
 
-    def label_unit(self, unit: Unit) -> UnitReport:
-        tombstone = Path(self.labeler.job.shards).with_name("tombstone")
-        if unit.number == 1 and not tombstone.exists():
-            next(iter(self.labeler.label_unit(unit)))
+    def work(self, task: Task, moved: Unit | None) -> Answer:
+        tombstone = Path(self.job.shards).with_name("tombstone")
+        if task.unit == 1 and not tombstone.exists():
+            next(iter(self.labeler.label_unit(self.labeler.shards.unit(1))))
             tombstone.write_text("")
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().label_unit(unit)
+            die()
+        return super().work(task, moved)
 
 
-class AlwaysDiesInUnit1(engine._Worker):
-    """A worker that unit 1 kills."""
+class DiesOfPhoto4(Worker):
+    """A worker that one photo kills: whoever scales it is aborted, as by a bug of a library."""
 
-    def label_unit(self, unit: Unit) -> UnitReport:
-        if unit.number == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().label_unit(unit)
+    def start(self) -> Any:
+        original = read_ahead.resize
+
+        def resize(pixels: Any, side: int) -> Any:
+            if pixels.shape[:2] == SIZE_OF_PHOTO4:
+                os.abort()
+            return original(pixels, side)
+
+        read_ahead.resize = resize
+        return super().start()
 
 
-class CannotWriteUnit1(engine._Worker):
+class CannotWriteUnit1(Worker):
     """A worker that finds the place of unit 1's data taken by a folder."""
 
-    def label_unit(self, unit: Unit) -> UnitReport:
-        if unit.number == 1:
-            (Path(self.labeler.job.shards) / "masks/000001.tar").mkdir(parents=True)
-        return super().label_unit(unit)
+    def work(self, task: Task, moved: Unit | None) -> Answer:
+        if task.unit == 1:
+            (Path(self.job.shards) / "masks/000001.tar").mkdir(parents=True)
+        return super().work(task, moved)
 
 
 @pytest.fixture
@@ -60,12 +76,12 @@ def use_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type], Non
 
     module = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(module)
-    yield lambda worker: monkeypatch.setattr(engine, "_Worker", worker)
+    yield lambda worker: monkeypatch.setattr(pool, "Worker", worker)
     cloudpickle.unregister_pickle_by_value(module)
 
 
 def test_ray_writes_the_bytes_of_a_serial_run_though_a_worker_is_killed(
-    photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Callable[[Path], Any],
+    photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Snapshot,
     use_worker: Callable[[type], None], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # of a cluster that was not asked for
@@ -77,17 +93,41 @@ def test_ray_writes_the_bytes_of_a_serial_run_though_a_worker_is_killed(
     assert snapshot(tmp_path / "shards") == snapshot(finished[0])
 
 
-def test_unit_that_kills_every_worker_is_named_and_the_run_can_go_on(
-    photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Callable[[Path], Any],
+def test_photo_that_kills_its_workers_is_found_and_left_out_and_nothing_else_changes(
+    photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Snapshot,
     use_worker: Callable[[type], None], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    use_worker(AlwaysDiesInUnit1)
-    monkeypatch.setattr(engine, "MAX_ATTEMPTS", 2)
-    with pytest.raises(WorkerError, match=r"(?s)unit 000001 lost its worker 2 times.*photo4\.png"):
-        label(photos, tmp_path / "shards", workers=1)
-    monkeypatch.undo()
-    label(photos, tmp_path / "shards")
-    assert snapshot(tmp_path / "shards") == snapshot(finished[0])
+    monkeypatch.setattr(scheduler, "MAX_DEATHS", 1)
+    use_worker(DiesOfPhoto4)
+    summary = label(photos, tmp_path / "shards", workers=1)
+    assert (summary.units_done, summary.images, summary.stopped, summary.given_up) == (3, 6, None, ())
+    (error,) = summary.errors
+    assert "photo4.png: killed its worker 3 times" in error
+    assert summary.retries == 2
+    whole, left = snapshot(finished[0]), snapshot(tmp_path / "shards")
+    different = {name for name in whole if left[name] != whole[name]}
+    unit = next(unit.number for unit in units_of(finished[0]) if "photo4" in [image.key for image in unit.images])
+    assert different == {f"masks/{unit:06d}.tar", f"manifest/masks/{unit:06d}.parquet"}
+    before, after = ({image.key: image for _, image in ShardSet.open(str(shards)).walk()}
+                     for shards in (finished[0], tmp_path / "shards"))  # fmt: skip
+    assert after.pop("photo4").error == error
+    for key, image in after.items():
+        assert without_places(image.masks) == without_places(before[key].masks)
+    assert [problem for check in verify(ShardSet.open(str(tmp_path / "shards"))) for problem in check.problems] == []
+
+
+def units_of(shards: Path) -> list[Unit]:
+    opened = ShardSet.open(str(shards))
+    return [opened.unit(number) for number in range(len(opened.dataset.unit_ids))]
+
+
+def without_places(rows: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+    return [{**row, "offset": 0} for row in rows]
+
+
+def test_gpus_that_this_machine_does_not_have_are_refused(photos: Path, tmp_path: Path, label: Label) -> None:
+    with pytest.raises(WorkerError, match=r"this machine has 0 GPUs, and each worker asks for 0\.5"):
+        label(photos, tmp_path / "shards", workers=1, gpus_per_worker=0.5)
 
 
 def test_worker_that_cannot_write_ends_the_run_by_the_name_of_the_file(
@@ -102,7 +142,7 @@ def test_worker_that_cannot_write_ends_the_run_by_the_name_of_the_file(
 
 
 def test_ray_makes_maps_later_that_a_serial_run_makes_in_one_pass(
-    own_shards: Path, refined: Finished, refiner: str, add_maps: Label, snapshot: Callable[[Path], Any],
+    own_shards: Path, refined: Finished, refiner: str, add_maps: Label, snapshot: Snapshot,
     use_worker: Callable[[type], None],
 ) -> None:  # fmt: skip
     use_worker(DiesOnceInUnit1)

@@ -1,0 +1,75 @@
+"""Connect to a Ray cluster, or start one on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from labelgen.engine.stop import handlers_kept
+from shared.errors import WorkerError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run asks of Ray: ``workers`` actors, each with so many GPUs and CPUs; fractions share one.
+
+    ``address`` is that of a running cluster ("auto" finds the one of this machine); None starts one here.
+    """
+
+    workers: int
+    address: str | None = None
+    gpus_per_worker: float = 0.0
+    cpus_per_worker: float = 1.0
+
+    def each(self) -> str:
+        """Say what a worker asks for."""
+        return f"{self.cpus_per_worker:g} CPUs and {self.gpus_per_worker:g} GPUs"
+
+
+@contextmanager
+def connected(resources: Resources) -> Iterator[None]:
+    """Connect to the cluster, or start one on this machine and stop it afterwards.
+
+    Raises ``WorkerError`` if there is none at the address, or this machine has not what a single worker asks for.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA visible where no GPU is asked for
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    with handlers_kept():
+        if resources.address is None:
+            slots = max(1, round(resources.workers * resources.cpus_per_worker))
+            ray.init(address="local", num_cpus=slots, include_dashboard=False, **options)
+        else:
+            try:
+                ray.init(address=resources.address, **options)
+            except ConnectionError as error:
+                raise WorkerError(
+                    f"no Ray cluster at {resources.address!r} ({error}); check --ray-address, or leave it out"
+                ) from error
+    try:
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes)
+        if resources.address is None and gpus < resources.gpus_per_worker:
+            raise WorkerError(
+                f"this machine has {gpus:g} GPUs, and each worker asks for {resources.gpus_per_worker:g}; lower "
+                "--gpus-per-worker, or give a cluster with --ray-address"
+            )
+        yield
+    finally:
+        with handlers_kept():
+            ray.shutdown()
+
+
+def draining_nodes() -> set[str]:
+    """Return the ids of the nodes that are about to be taken away (``ray drain-node``, or a cloud's notice).
+
+    Ray has no public call for it; this is the one that its own libraries use.
+    """
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())

@@ -1,0 +1,294 @@
+"""Drive Ray actors by the scheduler: start and replace them, hand out tasks, wait, and tell what happens."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from labelgen.engine.cluster import Resources, connected, draining_nodes
+from labelgen.engine.scheduler import MAX_DEATHS, Scheduler, Task, WorkerId
+from labelgen.engine.stop import Stop
+from labelgen.engine.worker import Answer, Board, Worker
+from labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, PlannedUnits, Progress
+from shared.errors import SumError, WorkerError
+from shared.sam.checkpoint import PACKAGED
+
+POLL_SECONDS = 0.5
+DRAIN_SECONDS = 5.0
+"""How often the cluster is asked which nodes are about to go."""
+PATIENCE_SECONDS = 60.0
+"""After so long without a single worker, people are told what is being waited for."""
+LONGEST_REASON = 300
+SPARE_STARTS = 2
+"""Workers beyond the number asked for that may die one after the other, before any of them is ready to work."""
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """Labels units on Ray actors, one model each. Only tasks, small reports and progress cross Ray's object store."""
+
+    job: Job
+    resources: Resources
+
+    def run(self, units: PlannedUnits, stop: Stop) -> Iterator[Event]:
+        """Label ``units``; what a worker that dies has not finished is given to another."""
+        job = replace(self.job, shards=_absolute(self.job.shards), sam=_absolute(self.job.sam))
+        if job.uncertainty is not None and job.uncertainty.refiner is not None:
+            job = replace(job, uncertainty=replace(job.uncertainty, refiner=_absolute(job.uncertainty.refiner)))
+        with connected(self.resources):
+            yield from _Pool(job, self.resources, units, stop).events()
+
+
+def _absolute(place: str) -> str:
+    """Return a path that means the same in every working directory; URLs and the packaged weights do."""
+    return place if "://" in place or place == PACKAGED else str(Path(place).absolute())
+
+
+@dataclass
+class _Actor:
+    """A worker: its handle, and once it is ready where it is."""
+
+    handle: Any
+    node: str = ""
+    name: str = ""
+
+
+class _Pool:
+    """The actors of one run, and what they have been given."""
+
+    def __init__(self, job: Job, resources: Resources, units: PlannedUnits, stop: Stop) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self.job, self.resources, self.units, self.stop = job, resources, units, stop
+        self.scheduler = Scheduler(units.numbers, units.size_of)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        board: Any = ray.remote(Board)
+        self.board = board.options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+        worker: Any = ray.remote(Worker)
+        self.actor = worker.options(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
+        self.taken: Any = None
+        self.ids = count()
+        self.actors: dict[WorkerId, _Actor] = {}
+        self.starting: dict[Any, WorkerId] = {}
+        self.running: dict[Any, tuple[WorkerId, Task]] = {}
+        self.retiring: set[WorkerId] = set()
+        self.deaths_at_start = 0
+        self.told = self.looked = self.waiting_since = time.monotonic()
+
+    def events(self) -> Iterator[Event]:
+        """Work until nothing is left or a stop is overdue; yield what happens."""
+        while not self.scheduler.is_done:
+            if self.stop.is_overdue:
+                return
+            if self.stop.is_requested:
+                self._wind_down()
+            else:
+                self._start_workers()
+                yield from self._hand_out()
+            for reference in self._ready():
+                if reference in self.starting:
+                    self._settle_start(reference)
+                else:
+                    yield from self._settle(reference)
+            yield from self._progress()
+            yield from self._watch()
+        for unit in self.scheduler.given_up:
+            yield GivenUp(unit, f"it lost {2 * MAX_DEATHS} workers, though no image of it alone kills one")
+
+    def _start_workers(self) -> None:
+        while True:
+            active = len(self.actors) - len(self.retiring)
+            if active >= self.resources.workers or not self.scheduler.has_work_for(active + 1):
+                return
+            worker, handle = next(self.ids), self.actor.remote(self.job, self.board, self.resources.cpus_per_worker)
+            self.actors[worker] = _Actor(handle)
+            self.starting[handle.start.remote()] = worker
+
+    def _hand_out(self) -> Iterator[Event]:
+        for worker, task in self.scheduler.assign():
+            actor = self.actors[worker]
+            self.running[actor.handle.work.remote(task, self.units.moved.get(task.unit))] = (worker, task)
+            yield Begun(task.unit, task.attempt, actor.name, len(task.probe or ()))
+
+    def _ready(self) -> list[Any]:
+        """Wait a little for tasks that are done and workers that are ready to work."""
+        import ray
+
+        references = [*self.running, *self.starting]
+        if not references:
+            return []
+        first, others = ray.wait(references, timeout=POLL_SECONDS)
+        if first and others:
+            first += ray.wait(others, num_returns=len(others), timeout=0)[0]
+        return list(first)
+
+    def _settle_start(self, reference: Any) -> None:
+        """Take note that a worker is ready to work, or died before.
+
+        Raises ``WorkerError`` if they do nothing but die, and what their job makes them raise, such as
+        ``CheckpointError``.
+        """
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        worker = self.starting.pop(reference)
+        try:
+            place = ray.get(reference)
+        except RayTaskError as error:
+            if isinstance(error.cause, SumError):
+                raise error.cause from None
+            self._bury_at_start(worker, error)
+        except RayError as error:
+            self._bury_at_start(worker, error)
+        else:
+            self.deaths_at_start = 0
+            self.actors[worker].node = place.node
+            self.actors[worker].name = f"{place.host}, process {place.process}"
+            self.scheduler.add_worker(worker)
+
+    def _bury_at_start(self, worker: WorkerId, error: Exception) -> None:
+        self._remove(worker)
+        self.deaths_at_start += 1
+        if self.deaths_at_start > self.resources.workers + SPARE_STARTS:
+            raise WorkerError(
+                f"{self.deaths_at_start} workers have died before they were ready to work ({_why(error)}); look at the "
+                "memory of the nodes: each worker holds the models"
+            ) from error
+
+    def _settle(self, reference: Any) -> Iterator[Event]:
+        """Take the answer to a task, or what came instead."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        if reference not in self.running:  # settled with its dead worker
+            return
+        worker, _ = self.running[reference]
+        try:
+            answer: Answer = ray.get(reference)
+        except RayTaskError as error:
+            if isinstance(error.cause, SumError):
+                raise error.cause from None
+            yield from self._bury(worker, error)  # memory, a GPU or a library failed: the process is not to be trusted
+        except RayError as error:
+            yield from self._bury(worker, error)
+        else:
+            yield from self._take(reference, answer)
+
+    def _take(self, reference: Any, answer: Answer) -> Iterator[Event]:
+        worker, task = self.running.pop(reference)
+        self.scheduler.done(worker, task)
+        self._dismiss(worker)
+        yield from answer.progress
+        if answer.report is not None:
+            yield answer.report
+
+    def _bury(self, worker: WorkerId, error: Exception) -> Iterator[Event]:
+        """Take note of a death, after whatever the worker had finished before."""
+        import ray
+        from ray.exceptions import RayError
+
+        for reference in [reference for reference, (owner, _) in self.running.items() if owner == worker]:
+            try:
+                answer = ray.get(reference, timeout=0)
+            except RayError:
+                del self.running[reference]
+            else:
+                yield from self._take(reference, answer)
+        if worker not in self.actors:  # it was to retire, and had finished
+            return
+        name = self.actors[worker].name
+        self._remove(worker)
+        loss = self.scheduler.died(worker)
+        if loss is None:
+            return
+        if loss.quarantined is not None and not self.scheduler.has_succeeded:
+            raise WorkerError(
+                f"workers die of whatever they are given: the last one at {loss.task.unit:06d} ({_why(error)}); try a "
+                "few images with --workers 0, which shows more"
+            ) from error
+        task = loss.task
+        yield Lost(task.unit, task.attempt, name, _why(error), loss.quarantined, len(task.probe or ()))
+
+    def _remove(self, worker: WorkerId) -> None:
+        """Forget a worker; if its process is alive, or out of reach and perhaps alive, it is killed."""
+        import ray
+
+        ray.kill(self.actors.pop(worker).handle)
+        self.retiring.discard(worker)
+
+    def _dismiss(self, worker: WorkerId) -> None:
+        """Let a worker go that was to retire and has nothing left to do."""
+        if worker in self.retiring and not self.scheduler.tasks_of(worker):
+            self.scheduler.remove_worker(worker)
+            self._remove(worker)
+
+    def _wind_down(self) -> None:
+        """Hand out nothing more."""
+        self.scheduler.stop()
+        for worker in set(self.actors) - self.retiring:
+            self._retire(worker)
+
+    def _retire(self, worker: WorkerId) -> None:
+        """Let a worker finish what it was given, and no more.
+
+        What waits there is not taken back: Ray cannot tell for sure whether it has been begun meanwhile.
+        """
+        self.retiring.add(worker)
+        if worker in self.starting.values():
+            reference = next(reference for reference, other in self.starting.items() if other == worker)
+            del self.starting[reference]
+            self._remove(worker)
+            return
+        self.scheduler.retire(worker)
+        self._dismiss(worker)
+
+    def _progress(self) -> Iterator[Progress]:
+        """Yield the progress of units that are being worked on, as far as the driver knows of it."""
+        import ray
+        from ray.exceptions import RayError
+
+        if self.taken is None:
+            if time.monotonic() - self.told < POLL_SECONDS:
+                return
+            self.taken = self.board.take.remote()
+        if ray.wait([self.taken], timeout=0)[0]:
+            taken, self.taken, self.told = self.taken, None, time.monotonic()
+            try:
+                yield from ray.get(taken)
+            except RayError:  # the board is started anew; reports alone tell what is done
+                return
+
+    def _watch(self) -> Iterator[Event]:
+        """Look after nodes that are about to go, and say so if no worker is there."""
+        if time.monotonic() - self.looked < DRAIN_SECONDS:
+            return
+        self.looked = time.monotonic()
+        if self.scheduler.workers:
+            self.waiting_since = self.looked
+        elif self.looked - self.waiting_since >= PATIENCE_SECONDS:
+            self.waiting_since = self.looked
+            yield Notice(
+                f"still waiting for a worker to be ready: each asks for {self.resources.each()}, and then loads the "
+                "models (`ray status` shows what the cluster has)"
+            )
+        going = draining_nodes()
+        for worker in [worker for worker, actor in self.actors.items() if actor.node in going]:
+            if worker not in self.retiring:
+                yield Notice(f"the node of {self.actors[worker].name} is being drained: it gets no more units")
+                self._retire(worker)
+
+
+def _why(error: Exception) -> str:
+    """Return in one line, and not a long one, why a worker died."""
+    cause = getattr(error, "cause", None)
+    if cause is not None:
+        return f"{type(cause).__name__}: {cause}"[:LONGEST_REASON]
+    told = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
+    detail = told.partition("exit detail: ")[2]  # of what Ray tells, this says most; else the end of a traceback does
+    return detail[:LONGEST_REASON] if detail else told[-LONGEST_REASON:]

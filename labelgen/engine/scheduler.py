@@ -1,0 +1,234 @@
+"""Which unit goes to which worker, and what follows from a death: plain bookkeeping, without Ray and without a clock.
+
+A worker may die of anything: a machine that is taken away, memory, an image that makes a library crash. So a death
+counts against the unit that was worked on, and the unit is queued again. A unit that has lost ``MAX_DEATHS`` workers is
+searched: halves of it are labelled for nothing but to see whether they kill, until single images are left. An image
+that has killed ``MAX_DEATHS`` workers alone is quarantined, and the unit is labelled without it. A unit that kills
+though none of its images does is given up, and the others go on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+MAX_DEATHS = 3
+"""Workers that a unit may lose before it is searched, and an image alone before it is quarantined."""
+IN_FLIGHT = 2
+"""Units that a worker has at a time while many wait: one to work on, one so that it never waits for the driver."""
+
+WorkerId = int
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is given: a unit to label, or with ``probe`` those images of it to be tried for nothing.
+
+    ``attempt`` counts from 1 what was begun of the unit, probes too. ``quarantined`` images are left out.
+    """
+
+    unit: int
+    attempt: int = 1
+    quarantined: tuple[int, ...] = ()
+    probe: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A worker died while it worked on a task. ``quarantined`` is the image that this was once too often for."""
+
+    task: Task
+    quarantined: int | None = None
+
+
+@dataclass
+class _Suspect:
+    """What is known of a unit that has lost workers."""
+
+    attempts: int = 1
+    deaths: int = 0
+    """Of the whole unit, since it was last searched."""
+    alone: Counter[int] = field(default_factory=Counter)
+    """Deaths over single images."""
+    probes: int = 0
+    """Probes that are waiting or being worked on."""
+    found: bool = False
+    """Whether the search that is going on has found an image to quarantine."""
+    searched_in_vain: bool = False
+    quarantined: tuple[int, ...] = ()
+
+
+class Scheduler:
+    """Hands ``units`` to workers. ``size_of`` gives the number of images of a unit.
+
+    Only what is in work, and units that have lost workers, take memory: ``units`` is read as workers come free.
+    """
+
+    def __init__(self, units: Iterable[int], size_of: Callable[[int], int]) -> None:
+        self._fresh = iter(units)
+        self._ahead: deque[int] = deque()
+        self._again: deque[Task] = deque()
+        self._size_of = size_of
+        self._tasks: dict[WorkerId, deque[Task]] = {}
+        self._retiring: set[WorkerId] = set()
+        self._suspects: dict[int, _Suspect] = {}
+        self._stopped = False
+        self.has_succeeded = False
+        """Whether any task has ever been done: if not, the fault may well be with the workers themselves."""
+        self.given_up: list[int] = []
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing waits and nothing is being worked on."""
+        return not any(self._tasks.values()) and not self._waiting(1)
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are, but for those that are to get no more."""
+        return len(self._tasks) - len(self._retiring)
+
+    def has_work_for(self, workers: int) -> bool:
+        """Whether ``workers`` workers would all have something to do now."""
+        in_work = sum(map(len, self._tasks.values()))
+        return in_work >= workers or self._waiting(workers - in_work)
+
+    def _waiting(self, most: int) -> bool:
+        """Whether at least ``most`` tasks wait."""
+        while len(self._again) + len(self._ahead) < most:
+            unit = next(self._fresh, None)
+            if unit is None:
+                return False
+            self._ahead.append(unit)
+        return True
+
+    def add_worker(self, worker: WorkerId) -> None:
+        """Count on a worker that is ready to work."""
+        self._tasks[worker] = deque()
+
+    def retire(self, worker: WorkerId) -> None:
+        """Give a worker no more than it has."""
+        self._retiring.add(worker)
+
+    def remove_worker(self, worker: WorkerId) -> None:
+        """Forget a worker that has nothing to do."""
+        assert not self._tasks[worker], "its tasks would be lost"
+        del self._tasks[worker]
+        self._retiring.discard(worker)
+
+    def tasks_of(self, worker: WorkerId) -> tuple[Task, ...]:
+        """Return what a worker was given and has not finished: the first it works on, the others wait there."""
+        return tuple(self._tasks[worker])
+
+    def assign(self) -> Iterator[tuple[WorkerId, Task]]:
+        """Hand out tasks: one to every idle worker, then a second each as long as more wait than there are workers.
+
+        Towards the end a task waits here for whoever is free first, and not behind one that may take long.
+        """
+        free = [worker for worker in self._tasks if worker not in self._retiring]
+        for load in range(IN_FLIGHT):
+            for worker in free:
+                if len(self._tasks[worker]) == load and self._waiting(1 if load == 0 else len(free) + 1):
+                    task = self._again.popleft() if self._again else Task(self._ahead.popleft())
+                    self._tasks[worker].append(task)
+                    yield worker, task
+
+    def done(self, worker: WorkerId, task: Task) -> None:
+        """Note that a worker has finished a task."""
+        self.has_succeeded = True
+        self._tasks[worker].remove(task)
+        if task.probe is None:
+            self._suspects.pop(task.unit, None)
+        else:
+            self._end_probe(task.unit)
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        self._stopped = True
+        self._again.clear()
+        self._ahead.clear()
+        self._fresh = iter(())
+
+    def died(self, worker: WorkerId) -> Loss | None:
+        """Forget a worker that died, and queue again what it had; return what it worked on, if anything.
+
+        A worker does its tasks in the order in which it got them, so it died during the first that it had not finished.
+        """
+        tasks = self._tasks.pop(worker)
+        self._retiring.discard(worker)
+        if not tasks:
+            return None
+        first = tasks.popleft()
+        for task in reversed(tasks):
+            self._queue(task)
+        suspect = self._suspects.setdefault(first.unit, _Suspect())
+        suspect.attempts += 1
+        quarantined = self._blame(first, suspect) if first.probe is None else self._blame_probe(first, suspect)
+        return Loss(first, quarantined)
+
+    def _blame(self, task: Task, suspect: _Suspect) -> int | None:
+        """Count a death against a unit, and have it searched if that is one too many."""
+        suspect.deaths += 1
+        if suspect.deaths < MAX_DEATHS:
+            self._queue_unit(task.unit, suspect)
+            return None
+        images = tuple(i for i in range(self._size_of(task.unit)) if i not in suspect.quarantined)
+        if len(images) == 1:
+            suspect.found = True
+            suspect.quarantined = tuple(sorted((*suspect.quarantined, *images)))
+            self._end_search(task.unit, suspect)
+            return images[0]
+        if suspect.searched_in_vain:
+            del self._suspects[task.unit]
+            self.given_up.append(task.unit)
+            return None
+        suspect.found = False
+        self._queue_halves(task.unit, images, suspect)
+        return None
+
+    def _blame_probe(self, task: Task, suspect: _Suspect) -> int | None:
+        """Count a death against some images; return the image that is to be quarantined, if it is one too many."""
+        assert task.probe is not None, "only of probes"
+        if len(task.probe) > 1:
+            self._queue_halves(task.unit, task.probe, suspect)
+            self._end_probe(task.unit)
+            return None
+        (image,) = task.probe
+        suspect.alone[image] += 1
+        if suspect.alone[image] < MAX_DEATHS:
+            self._queue_probe(task.unit, task.probe, suspect)
+            self._end_probe(task.unit)
+            return None
+        suspect.found = True
+        suspect.quarantined = tuple(sorted((*suspect.quarantined, image)))
+        self._end_probe(task.unit)
+        return image
+
+    def _queue(self, task: Task) -> None:
+        """Have a task be the next that is handed out."""
+        if not self._stopped:
+            self._again.appendleft(task)
+
+    def _queue_unit(self, unit: int, suspect: _Suspect) -> None:
+        self._queue(Task(unit, suspect.attempts, suspect.quarantined))
+
+    def _queue_halves(self, unit: int, images: tuple[int, ...], suspect: _Suspect) -> None:
+        middle = len(images) // 2
+        for half in (images[middle:], images[:middle]):
+            self._queue_probe(unit, half, suspect)
+
+    def _queue_probe(self, unit: int, images: tuple[int, ...], suspect: _Suspect) -> None:
+        suspect.probes += 1
+        self._queue(Task(unit, suspect.attempts, suspect.quarantined, images))
+
+    def _end_probe(self, unit: int) -> None:
+        suspect = self._suspects[unit]
+        suspect.probes -= 1
+        if suspect.probes == 0:
+            self._end_search(unit, suspect)
+
+    def _end_search(self, unit: int, suspect: _Suspect) -> None:
+        """Queue a unit again of which every image is either quarantined or has been labelled without a death."""
+        suspect.deaths, suspect.searched_in_vain = 0, not suspect.found
+        suspect.alone.clear()
+        self._queue_unit(unit, suspect)

@@ -1,0 +1,43 @@
+"""Label unit after unit in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from labelgen.engine.stop import Stop
+from labelgen.job import Begun, Event, Job, PlannedUnits, Progress
+from labelgen.labeler import Labeler
+from shared.allocator import tune_malloc
+from shared.errors import WorkerError
+from shared.memory import OUT_OF_MEMORY
+
+
+@dataclass(frozen=True)
+class SerialExecutor:
+    """Labels units in order, with one model, in this process."""
+
+    job: Job
+
+    def run(self, units: PlannedUnits, stop: Stop) -> Iterator[Event]:
+        """Label ``units``; a stop is heeded between units, and when it is overdue between images."""
+        tune_malloc()
+        labeler = Labeler(self.job)
+        for number in units.numbers:
+            if stop.is_requested:
+                return
+            yield Begun(number, 1, f"process {os.getpid()}")
+            try:
+                for event in labeler.label_unit(units.moved.get(number) or labeler.shards.unit(number)):
+                    yield replace(event, unit=number) if isinstance(event, Progress) else event
+                    if stop.is_overdue:
+                        return
+            except OUT_OF_MEMORY as error:
+                raise WorkerError(f"unit {number:06d}: not enough memory ({error}); {REMEDY_FOR_MEMORY}") from error
+
+
+REMEDY_FOR_MEMORY = (
+    "give the process more, or a smaller --unit-size or --sam; with --workers 1 or more, a single image that needs too "
+    "much is found and left out"
+)

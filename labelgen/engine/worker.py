@@ -1,0 +1,113 @@
+"""What runs in a Ray actor: a labeler, and what it tells while it works."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from labelgen.engine.scheduler import MAX_DEATHS, Task
+from labelgen.job import Job, Progress, UnitReport
+from shared.allocator import tune_malloc
+from shared.photos import photo_name
+from shared.shards.dataset import Unit
+
+if TYPE_CHECKING:
+    from labelgen.labeler import Labeler
+
+TELL_SECONDS = 1.0
+"""A worker tells of its progress so often at most."""
+log = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """Where a worker is: the id of its Ray node, the host and the process."""
+
+    node: str
+    host: str
+    process: int
+
+
+class Answer(NamedTuple):
+    """What a worker returns of a task: the report, if it was no probe, and the progress not told of before."""
+
+    report: UnitReport | None
+    progress: Sequence[Progress] = ()
+
+
+class Board:
+    """Collects the progress of all workers for the driver, which takes it once in a while."""
+
+    def __init__(self) -> None:
+        self.events: list[Progress] = []
+
+    def put(self, events: Sequence[Progress]) -> None:
+        """Add what a worker tells."""
+        self.events += events
+
+    def take(self) -> list[Progress]:
+        """Return what was added since the last time."""
+        events, self.events = self.events, []
+        return events
+
+
+class Worker:
+    """A labeler in an actor."""
+
+    def __init__(self, job: Job, board: Any, cpus: float) -> None:
+        self.job = job
+        self.board = board
+        self.cpus = cpus
+
+    def start(self) -> Place:
+        """Load the models: not in the constructor, whose errors Ray does not hand on as they are."""
+        import ray
+
+        self.labeler = self.load()
+        return Place(ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid())
+
+    def load(self) -> Labeler:
+        """Return a labeler that uses as many threads as there are CPUs for it."""
+        import torch
+
+        from labelgen.labeler import Labeler
+
+        tune_malloc()
+        torch.set_num_threads(max(1, int(self.cpus)))
+        return Labeler(self.job)
+
+    def work(self, task: Task, moved: Unit | None) -> Answer:
+        """Label a unit, or try some of its images. ``moved`` is its plan if that is not the one in the shard set."""
+        unit = moved or self.labeler.shards.unit(task.unit)
+        log.info("unit %06d, attempt %d: begun", task.unit, task.attempt)
+        if task.probe is not None:
+            self.labeler.try_unit(unit, {**_left_out(unit, task), **_not_probed(unit, task.probe)})
+            return Answer(None)
+        untold: list[Progress] = []
+        told = time.monotonic()
+        for event in self.labeler.label_unit(unit, _left_out(unit, task)):
+            if isinstance(event, UnitReport):
+                log.info("unit %06d, attempt %d: done", task.unit, task.attempt)
+                return Answer(replace(event, attempt=task.attempt), untold)
+            assert isinstance(event, Progress), "a labeler tells nothing else"
+            untold.append(replace(event, unit=task.unit, attempt=task.attempt))
+            if time.monotonic() - told >= TELL_SECONDS:
+                self.board.put.remote(untold)
+                untold, told = [], time.monotonic()
+        raise AssertionError("a labeler ends with its report")
+
+
+def _left_out(unit: Unit, task: Task) -> dict[str, str]:
+    """Say of each quarantined image why it has no labels: words that do not depend on where and when it killed."""
+    images = [unit.images[index] for index in task.quarantined]
+    why = f"killed its worker {MAX_DEATHS} times, alone; look at it, or leave it out"
+    return {image.key: f"{photo_name(image)}: {why}" for image in images}
+
+
+def _not_probed(unit: Unit, probe: Sequence[int]) -> dict[str, str]:
+    probed = set(probe)
+    return {image.key: "not tried" for index, image in enumerate(unit.images) if index not in probed}

@@ -1,0 +1,56 @@
+"""Everything that happens in a run, one JSON object a line, for machines to read (``--log``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from labelgen.job import Begun, Event, GivenUp, Lost, Notice, Progress, UnitReport
+from shared.errors import SettingsError
+
+NAMES: dict[type, str] = {
+    Begun: "unit begun",
+    Progress: "image failed",
+    UnitReport: "unit done",
+    Lost: "worker lost",
+    GivenUp: "unit given up",
+    Notice: "notice",
+}
+"""What each event is called. Of images, only those that fail are told of."""
+
+
+class RunLog:
+    """Writes lines to ``file``, or nowhere if there is none."""
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self.file = file
+
+    def tell(self, event: str, **values: Any) -> None:
+        """Write one line: the time in UTC, the name of the event, and what belongs to it."""
+        if self.file is not None:
+            line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+
+    def take(self, event: Event) -> None:
+        """Write what happened, unless it is that an image was labelled."""
+        if not isinstance(event, Progress) or event.error is not None:
+            self.tell(NAMES[type(event)], **asdict(event))
+
+
+@contextmanager
+def open_log(path: str | None) -> Iterator[RunLog]:
+    """Append to the log at ``path``; None logs nowhere. Raises ``SettingsError`` if it cannot be written."""
+    if path is None:
+        yield RunLog()
+        return
+    try:
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be written ({error.strerror}); give --log another path") from error
+    with file:
+        yield RunLog(file)

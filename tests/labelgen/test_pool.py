@@ -1,0 +1,325 @@
+"""The pool of Ray actors, on a real cluster, with a pretended labeler: whatever dies, every unit is reported once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labelgen.engine import pool, scheduler
+from labelgen.engine.cluster import Resources
+from labelgen.engine.pool import RayExecutor
+from labelgen.engine.stop import Stop
+from labelgen.engine.worker import Worker
+from labelgen.job import Begun, Event, GivenUp, Job, Lost, PlannedUnits, Progress, UnitReport
+from shared.errors import StorageError, WorkerError
+from shared.shards.dataset import PlannedImage, Unit
+
+IMAGES = 4
+"""Images a unit."""
+
+
+class Pretender:
+    """Takes the place of a labeler: writes down what it does, in ``folder``, and does what files there tell it to."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.shards = self
+        (self.folder / f"worker-{os.getpid()}").touch()
+
+    def unit(self, number: int) -> Unit:
+        return Unit(number, tuple(PlannedImage(f"{number}-{i}", "", f"/photos/{number}-{i}") for i in range(IMAGES)))
+
+    def label_unit(self, unit: Unit, refused: Mapping[str, str]) -> Iterator[Event]:
+        self.write(f"begun {unit.number}")
+        for image in unit.images:
+            self.look_at(image, refused)
+            yield Progress(1, refused.get(image.key))
+        self.write(f"done {unit.number}")
+        yield UnitReport(unit.number, len(unit.images), IMAGES - len(refused), tuple(refused.values()))
+
+    def try_unit(self, unit: Unit, refused: Mapping[str, str]) -> None:
+        for image in unit.images:
+            self.look_at(image, refused)
+
+    def look_at(self, image: PlannedImage, refused: Mapping[str, str]) -> None:
+        if image.key in refused:
+            return
+        what = self.folder / image.key
+        while (self.folder / "hold").exists():
+            time.sleep(0.01)
+        match what.read_text() if what.exists() else "":
+            case "abort":
+                os.abort()
+            case "fail":
+                raise ZeroDivisionError("division by zero")
+            case "memory once":
+                what.unlink()
+                raise MemoryError("nothing left")
+            case "refuse":
+                raise StorageError("cannot write there: No space left on device; free some")
+            case "":
+                time.sleep(0.02)
+
+    def write(self, line: str) -> None:
+        with open(self.folder / "journal", "a") as journal:
+            journal.write(f"{line}\n")
+
+
+class Light(Worker):
+    """A worker with a pretender."""
+
+    def load(self) -> Any:
+        return Pretender(self.job.shards)
+
+
+class DiesAtStart(Worker):
+    """A worker that dies while it loads its models."""
+
+    def load(self) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DiesOfUnit1(Light):
+    """A worker that unit 1 kills as a whole, but none of its images."""
+
+    def work(self, task: Any, moved: Any) -> Any:
+        if task.unit == 1 and task.probe is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().work(task, moved)
+
+
+class DiesOfEverything(Light):
+    """A worker that whatever it is given kills."""
+
+    def work(self, task: Any, moved: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of one node with four CPUs, in processes of its own."""
+    from ray import cloudpickle
+    from ray.cluster_utils import Cluster
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+Work = Callable[..., list[Event]]
+
+
+@pytest.fixture
+def work(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
+    """``work(units, workers)`` returns the events of a run over so many units of pretended labelling."""
+
+    def work(
+        units: int, workers: int = 2, worker: type = Light, stop: Stop | None = None,
+        see: Callable[[Event], object] = lambda event: None, **resources: Any,
+    ) -> list[Event]:  # fmt: skip
+        monkeypatch.setattr(pool, "Worker", worker)
+        job = Job(str(tmp_path), "vit_t", None, None, 1)  # type: ignore[arg-type]
+        executor = RayExecutor(job, Resources(workers, cluster.address, **resources))
+        events = []
+        for event in executor.run(PlannedUnits(range(units), IMAGES, units * IMAGES), stop or Stop()):
+            events.append(event)
+            see(event)
+        return events
+
+    return work
+
+
+def reported(events: list[Event]) -> list[int]:
+    return sorted(event.unit for event in events if isinstance(event, UnitReport))
+
+
+def losses(events: list[Event]) -> list[Lost]:
+    return [event for event in events if isinstance(event, Lost)]
+
+
+def journal(folder: Path) -> Counter[str]:
+    return Counter((folder / "journal").read_text().splitlines())
+
+
+def workers_in(folder: Path) -> list[int]:
+    return [int(path.name.removeprefix("worker-")) for path in folder.glob("worker-*")]
+
+
+def test_all_units_are_done_once_and_progress_is_told_of(work: Work, tmp_path: Path) -> None:
+    events = work(7, workers=2)
+    assert reported(events) == list(range(7))
+    assert journal(tmp_path) == {f"{what} {unit}": 1 for what in ("begun", "done") for unit in range(7)}
+    assert len(workers_in(tmp_path)) == 2
+    begun = [event for event in events if isinstance(event, Begun)]
+    assert sorted((event.unit, event.attempt) for event in begun) == [(unit, 1) for unit in range(7)]
+    assert {event.attempt for event in events if isinstance(event, Progress)} == {1}
+    assert Counter(event.unit for event in events if isinstance(event, Progress)) == dict.fromkeys(range(7), IMAGES)
+
+
+def test_no_more_workers_are_started_than_there_are_units(work: Work, tmp_path: Path) -> None:
+    assert reported(work(1, workers=4)) == [0]
+    assert len(workers_in(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("how", ["abort", "fail"])
+def test_image_that_workers_do_not_survive_is_left_out(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(scheduler, "MAX_DEATHS", 1)
+    (tmp_path / "2-1").write_text(how)
+    events = work(4)
+    assert reported(events) == [0, 1, 2, 3]
+    errors = {event.unit: event.errors for event in events if isinstance(event, UnitReport)}
+    assert errors == {0: (), 1: (), 2: ("/photos/2-1: killed its worker 3 times, alone; look at it, or leave it out",),
+                      3: ()}  # fmt: skip
+    lost = losses(events)
+    assert [(loss.unit, loss.attempt, loss.probed) for loss in lost] == [(2, 1, 0), (2, 2, 2), (2, 3, 1)]
+    assert [loss.quarantined for loss in lost] == [None, None, 1]
+    assert ("ZeroDivisionError: division by zero" in lost[0].why) == (how == "fail")
+
+
+def test_worker_without_memory_is_replaced(work: Work, tmp_path: Path) -> None:
+    (tmp_path / "1-0").write_text("memory once")
+    events = work(3)
+    assert reported(events) == [0, 1, 2]
+    (loss,) = losses(events)
+    assert (loss.unit, loss.why) == (1, "MemoryError: nothing left")
+
+
+def test_unit_that_kills_though_no_image_does_is_given_up_and_the_others_are_done(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MAX_DEATHS", 1)
+    events = work(3, worker=DiesOfUnit1)
+    assert reported(events) == [0, 2]
+    assert [event.unit for event in events if isinstance(event, GivenUp)] == [1]
+
+
+def test_workers_that_die_of_everything_end_the_run(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "MAX_DEATHS", 1)
+    with pytest.raises(WorkerError, match="workers die of whatever they are given"):
+        work(2, worker=DiesOfEverything)
+
+
+def test_workers_that_die_at_their_start_end_the_run(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "SPARE_STARTS", 1)
+    with pytest.raises(WorkerError, match="4 workers have died before they were ready to work"):
+        work(3, worker=DiesAtStart)
+
+
+def test_what_a_worker_cannot_help_ends_the_run_by_its_own_words(work: Work, tmp_path: Path) -> None:
+    (tmp_path / "1-0").write_text("refuse")
+    with pytest.raises(StorageError, match="No space left on device"):
+        work(3)
+
+
+def kill_at_random(folder: Path, seed: int, times: int, end: threading.Event) -> None:
+    """Kill a worker with SIGKILL at random moments, so many times."""
+    chance = random.Random(seed)
+    for _ in range(times):
+        if end.wait(chance.uniform(0.1, 1.0)):
+            return
+        alive = [process for process in workers_in(folder) if Path(f"/proc/{process}").exists()]
+        if alive:
+            os.kill(chance.choice(alive), signal.SIGKILL)
+
+
+def test_workers_that_are_killed_at_random_moments_cost_only_what_they_were_working_on(
+    work: Work, tmp_path: Path
+) -> None:
+    end = threading.Event()
+    killer = threading.Thread(target=kill_at_random, args=(tmp_path, 0, 4, end))
+    killer.start()
+    events = work(60, workers=3)
+    end.set()
+    killer.join()
+    assert reported(events) == list(range(60))
+    written = journal(tmp_path)
+    again = sum(written[f"begun {unit}"] - 1 for unit in range(60))
+    assert again <= len(losses(events))
+
+
+def test_stop_within_its_grace_finishes_what_is_begun_and_nothing_else(work: Work, tmp_path: Path) -> None:
+    stop = Stop(grace=600)
+
+    def see(event: Event) -> None:
+        if isinstance(event, UnitReport):
+            stop.request("by a test")
+
+    events = work(40, workers=2, stop=stop, see=see)
+    assert 1 <= len(reported(events)) <= 6
+    written = journal(tmp_path)
+    assert {line.replace("begun", "done") for line in written if line.startswith("begun")} == {
+        line for line in written if line.startswith("done")
+    }
+    assert reported(events) == sorted(int(line.split()[1]) for line in written if line.startswith("done"))
+
+
+def test_stop_without_grace_abandons_what_is_begun(work: Work, tmp_path: Path) -> None:
+    stop = Stop(grace=0)
+    (tmp_path / "hold").touch()
+    events = work(4, workers=2, stop=stop, see=lambda event: stop.request("by a test"))
+    assert reported(events) == []
+    assert not any(line.startswith("done") for line in journal(tmp_path))
+
+
+# Nodes
+
+
+def test_units_of_a_node_that_is_killed_are_done_elsewhere(work: Work, cluster: Any, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=2, resources={"spare": 2})
+    killed: list[int] = []
+
+    def see(event: Event) -> None:
+        if isinstance(event, UnitReport) and not killed:
+            killed.append(event.unit)
+            (raylet,) = node.all_processes["raylet"]
+            os.kill(raylet.process.pid, signal.SIGKILL)
+
+    events = work(40, workers=6, see=see)
+    cluster.worker_nodes.discard(node)
+    assert killed
+    assert reported(events) == list(range(40))
+
+
+def test_node_that_is_drained_gets_no_more_units_and_loses_none(
+    work: Work, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "DRAIN_SECONDS", 0.2)
+    node = cluster.add_node(num_cpus=2)
+    drained: list[float] = []
+
+    def see(event: Event) -> None:
+        if isinstance(event, UnitReport) and not drained:
+            drained.append(time.monotonic())
+            drain(cluster, node)
+
+    events = work(120, workers=6, see=see)
+    cluster.remove_node(node)
+    assert reported(events) == list(range(120))
+    assert losses(events) == []
+    assert all(times == 1 for times in journal(tmp_path).values())
+    assert [event.text for event in events if "being drained" in getattr(event, "text", "")]
+
+
+def drain(cluster: Any, node: Any) -> None:
+    """Announce that a node will be taken away, as ``ray drain-node`` does."""
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline = int((time.time() + 600) * 1000)
+    accepted, why = GcsClient(address=cluster.gcs_address).drain_node(node.node_id, reason, "test", deadline)
+    assert accepted, why

@@ -1,0 +1,174 @@
+"""The engine's bookkeeping, on simulated clusters: every unit is done once, whatever dies, without killers alone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labelgen.engine.scheduler import IN_FLIGHT, MAX_DEATHS, Scheduler, Task
+from pipelines.bench.simulation import Cluster, Outcome, simulate
+
+SIZE = 13
+"""Images a unit."""
+
+
+def run(units: int, cluster: Cluster, size: int = SIZE) -> tuple[Scheduler, Outcome]:
+    scheduler = Scheduler(range(units), lambda unit: size)
+    return scheduler, simulate(scheduler, cluster, keep_attempts=True)
+
+
+def images_of(task: Task, size: int = SIZE) -> set[int]:
+    """The images that a task labels."""
+    return set(range(size) if task.probe is None else task.probe) - set(task.quarantined)
+
+
+def killed_by(poison: set[tuple[int, int]], size: int = SIZE) -> Callable[[Task], float | None]:
+    """A worker dies half a second after it begins a task with one of these images."""
+    return lambda task: 0.5 if any((task.unit, image) in poison for image in images_of(task, size)) else None
+
+
+@given(
+    units=st.integers(0, 40), workers=st.integers(1, 9), seed=st.integers(0, 99), probability=st.floats(0, 0.6),
+    poison=st.sets(st.tuples(st.integers(0, 39), st.integers(0, SIZE - 1)), max_size=6),
+)  # fmt: skip
+def test_every_unit_is_done_once_and_exactly_the_poison_is_left_out(
+    units: int, workers: int, seed: int, probability: float, poison: set[tuple[int, int]]
+) -> None:
+    chance = random.Random(seed)
+    sound_tries = MAX_DEATHS - 1  # a machine is taken away so often while it works on one task, and no more
+    taken: Counter[tuple[int, tuple[int, ...] | None]] = Counter()
+
+    def dies(task: Task) -> float | None:
+        if (fatal := killed_by(poison)(task)) is not None:
+            return fatal
+        if taken[task.unit, task.probe] < sound_tries and chance.random() < probability:
+            taken[task.unit, task.probe] += 1
+            return chance.random()
+        return None
+
+    cluster = Cluster(workers, lambda task: chance.expovariate(1.0), dies, lambda: chance.random())
+    scheduler, outcome = run(units, cluster)
+    assert outcome.done == dict.fromkeys(range(units), 1)
+    assert scheduler.given_up == []
+    for unit, left_out in outcome.left_out.items():
+        assert left_out == tuple(sorted(image for other, image in poison if other == unit))
+    assert outcome.most_in_flight <= IN_FLIGHT
+
+
+@given(units=st.integers(1, 20), workers=st.integers(1, 6), seed=st.integers(0, 99))
+def test_machines_that_are_taken_away_at_any_moment_cost_no_image_and_no_unit(
+    units: int, workers: int, seed: int
+) -> None:
+    chance = random.Random(seed)
+    left = [200]
+
+    def dies(task: Task) -> float | None:
+        if left[0] and chance.random() < 0.5:
+            left[0] -= 1
+            # more often than not a unit is even searched: no image of it is in any way at fault
+            return chance.random() if task.probe is None or len(task.probe) > 1 else None
+        return None
+
+    scheduler, outcome = run(units, Cluster(workers, lambda task: 1.0, dies))
+    assert set(outcome.left_out.values()) == {()}
+    assert set(outcome.done) | set(scheduler.given_up) == set(range(units))
+    assert len(outcome.done) + len(scheduler.given_up) == units
+
+
+def test_attempts_of_a_unit_are_numbered_from_one() -> None:
+    deaths = iter([0.5, 0.5])
+    _, outcome = run(1, Cluster(1, lambda task: 1.0, lambda task: next(deaths, None)))
+    assert [(task.unit, task.attempt) for task in outcome.attempts] == [(0, 1), (0, 2), (0, 3)]
+
+
+@pytest.mark.parametrize("image", [0, 100, 255])
+def test_search_for_one_image_among_256_takes_two_units_of_work_and_as_many_deaths_as_halvings(image: int) -> None:
+    _, outcome = run(1, Cluster(1, lambda task: 1.0, killed_by({(0, image)}, 256)), size=256)
+    assert outcome.left_out == {0: (image,)}
+    assert outcome.deaths == MAX_DEATHS + 7 + MAX_DEATHS
+    probes = {task.probe for task in outcome.attempts if task.probe is not None}
+    assert sum(map(len, probes)) <= 2 * 256
+
+
+def test_unit_that_kills_though_no_image_does_is_given_up_and_the_others_are_done() -> None:
+    scheduler, outcome = run(5, Cluster(2, lambda task: 1.0, lambda task: 0.5 if images_of(task) == set(range(SIZE)) and
+                             task.unit == 2 else None))  # fmt: skip
+    assert scheduler.given_up == [2]
+    assert set(outcome.done) == {0, 1, 3, 4}
+    assert outcome.deaths == 2 * MAX_DEATHS
+
+
+def test_unit_of_nothing_but_poison_ends_with_all_of_it_left_out() -> None:
+    _, outcome = run(2, Cluster(3, lambda task: 1.0, killed_by({(1, image) for image in range(4)}, 4)), size=4)
+    assert outcome.left_out == {0: (), 1: (0, 1, 2, 3)}
+
+
+def test_units_that_wait_behind_the_one_that_killed_are_not_blamed() -> None:
+    scheduler = Scheduler(range(9), lambda unit: SIZE)
+    scheduler.add_worker(0)
+    given_out = list(scheduler.assign())
+    assert [task.unit for _, task in given_out] == [0, 1]
+    loss = scheduler.died(0)
+    assert loss is not None
+    assert loss.task == Task(0)
+    scheduler.add_worker(1)
+    assert [task for _, task in scheduler.assign()] == [Task(0, attempt=2), Task(1, attempt=1)]
+
+
+def test_idle_workers_come_first_and_seconds_are_handed_out_only_while_many_wait() -> None:
+    scheduler = Scheduler(range(8), lambda unit: SIZE)
+    for worker in range(3):
+        scheduler.add_worker(worker)
+    given_out = [(worker, task.unit) for worker, task in scheduler.assign()]
+    assert given_out == [(0, 0), (1, 1), (2, 2), (0, 3), (1, 4)]  # three wait, as many as there are workers
+    assert [len(scheduler.tasks_of(worker)) for worker in range(3)] == [2, 2, 1]
+
+
+def test_retired_worker_finishes_what_it_has_and_gets_no_more() -> None:
+    scheduler = Scheduler(range(9), lambda unit: SIZE)
+    scheduler.add_worker(0)
+    (_, first), (_, second) = scheduler.assign()
+    scheduler.retire(0)
+    scheduler.done(0, first)
+    assert list(scheduler.assign()) == []
+    scheduler.done(0, second)
+    scheduler.remove_worker(0)
+    scheduler.add_worker(1)
+    assert next(scheduler.assign()) == (1, Task(2))
+
+
+def test_stopped_scheduler_waits_for_what_is_in_work_and_queues_nothing_again() -> None:
+    scheduler = Scheduler(range(9), lambda unit: SIZE)
+    scheduler.add_worker(0)
+    assert len(list(scheduler.assign())) == 2
+    scheduler.stop()
+    assert not scheduler.is_done
+    scheduler.died(0)
+    assert scheduler.is_done
+
+
+def test_units_are_read_as_workers_come_free() -> None:
+    taken: list[int] = []
+    scheduler = Scheduler((taken.append(unit) or unit for unit in range(100_000)), lambda unit: SIZE)
+    for worker in range(4):
+        scheduler.add_worker(worker)
+    in_flight = list(scheduler.assign())
+    for (worker, task), _ in pairwise(in_flight):
+        scheduler.done(worker, task)
+    list(scheduler.assign())
+    assert len(taken) <= 20
+
+
+@given(units=st.integers(0, 30), workers=st.integers(1, 30), asked=st.integers(1, 60))
+def test_has_work_for_as_many_workers_as_there_are_units(units: int, workers: int, asked: int) -> None:
+    scheduler = Scheduler(range(units), lambda unit: SIZE)
+    for worker in range(workers):
+        scheduler.add_worker(worker)
+    list(scheduler.assign())
+    assert scheduler.has_work_for(asked) == (asked <= units)
