@@ -17,6 +17,7 @@ from labelgen.engine.stop import stop_on_signals
 from labelgen.export import export_coco
 from labelgen.merge import Keep, merge
 from labelgen.migrate import migrate
+from labelgen.pace import pace_of
 from labelgen.progress import RunSummary
 from labelgen.repair import diagnose, take_back
 from labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
@@ -220,6 +221,8 @@ def status(shards: str) -> None:
         if name == LOGITS:
             line += f", {sum(r.unknown for r in records)} masks unknown"
         click.echo(line)
+        if (pace := pace_of(shard_set, name)) is not None:
+            click.echo(f"layer {name}: {pace.line()}")
         for key, error in _unmapped(table for table, _ in manifests).items():
             click.echo(f"no {LOGITS if name == LOGITS else 'maps'} of {key}: {error}")
         if name in (IMAGES, EMBEDDINGS):

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -84,6 +84,20 @@ class Storage:
                 return []
         names = (PurePosixPath(str(entry["name"])).name for entry in entries if entry["type"] != "directory")
         return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
+
+    def times(self, folder: str) -> dict[str, datetime]:
+        """Return when each file in ``folder`` was last written, by name, without temporary ones.
+
+        By one listing, so files of which it does not tell this are left out.
+        """
+        filesystem, _ = self._filesystem
+        with self._explained(folder, "list"):
+            try:
+                entries = filesystem.ls(self._full(folder), detail=True, refresh=True)
+            except FileNotFoundError:
+                return {}
+        named = {PurePosixPath(str(entry["name"])).name: _time_of(entry) for entry in entries}
+        return {name: time for name, time in named.items() if time and not name.startswith(TEMPORARY_PREFIX)}
 
     def files(self) -> dict[str, int]:
         """Return the names of all files, in this folder and those below, temporary ones too, with their sizes."""
@@ -283,6 +297,14 @@ class Storage:
             raise StorageError(
                 f"cannot {verb} {self.path(name)}: {reason_of(error)}; {remedy_of(error, self.url)}"
             ) from error
+
+
+def _time_of(entry: Mapping[str, Any]) -> datetime | None:
+    """Return when a file was written, as the listing of some kind of file system says."""
+    moment = entry.get("mtime") or entry.get("LastModified") or entry.get("created")
+    if isinstance(moment, int | float):
+        return datetime.fromtimestamp(moment, UTC)
+    return moment if isinstance(moment, datetime) else None
 
 
 def _code_of(error: Exception) -> str:
