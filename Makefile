@@ -10,13 +10,17 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 68719476736
 export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-long lint bench clean
 
 demo: $(READY)
 	$(BIN)/python -m pipelines.quickstart --out $(OUT)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Kills at many random moments, faults of disks and object stores, in real clusters: the better part of an hour.
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -21,7 +21,9 @@ from PIL import Image
 from segment_anything.modeling import Sam
 
 from labelgen.automask import AutomaskSettings
-from labelgen.run import RunSettings, RunSummary, run
+from labelgen.engine.stop import Stop
+from labelgen.progress import RunSummary
+from labelgen.run import RunSettings, run
 from shared.sam.architecture import SamArchitecture, build_architecture
 from shared.sam.runtime import Runtime
 
@@ -173,9 +175,9 @@ def loose_options(loose: AutomaskSettings) -> list[str]:
 def label(loose: AutomaskSettings) -> Callable[..., RunSummary]:
     """``label(images, shards, **changes)`` labels in this process, with ``loose`` and units of two images."""
 
-    def label(images: Path | str, shards: Path | str, **changes: Any) -> RunSummary:
+    def label(images: Path | str, shards: Path | str, stop: Stop | None = None, **changes: Any) -> RunSummary:
         settings = {"automask": loose, "unit_size": 2, "runtime": Runtime("cpu"), **changes}
-        return run(RunSettings(images=(str(images),), shards=str(shards), **settings))
+        return run(RunSettings(images=(str(images),), shards=str(shards), **settings), stop=stop)
 
     return label
 
