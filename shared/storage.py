@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from shared.cache import Cache, Version
 from shared.errors import ShardError, StorageError
+from shared.patience import put
 from shared.refusals import is_refusal, reason_of, remedy_of
 
 TEMPORARY_PREFIX = ".partial-"
@@ -216,7 +217,7 @@ class Storage:
             if self.is_local:
                 self._write_local(name, data, replace=True)
             else:
-                self._filesystem[0].pipe_file(self._full(name), data)
+                put(self._filesystem[0], self._full(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file unless one of that name exists; return whether this call wrote it. The first writer wins.
@@ -235,19 +236,19 @@ class Storage:
                 return created
             if self._fresh(name).exists(self._full(name)):
                 return False
-            self._filesystem[0].pipe_file(self._full(name), data)
+            put(self._filesystem[0], self._full(name), data)
             return True
 
     def _create_conditionally(self, name: str, data: bytes) -> bool | None:
         """Put a file on condition that there is none; return whether that was done, or None if it is not offered."""
         filesystem, full = self._filesystem[0], self._full(name)
         # a put that does not name its mode may take the argument and ignore it
-        put = getattr(filesystem, "_pipe_file", filesystem.pipe_file)
-        if "mode" not in inspect.signature(put).parameters:
+        method = getattr(filesystem, "_pipe_file", filesystem.pipe_file)
+        if "mode" not in inspect.signature(method).parameters:
             return None
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
-                filesystem.pipe_file(full, data, mode="create")
+                put(filesystem, full, data, mode="create")
             except FileExistsError:
                 return False
             except Exception as error:

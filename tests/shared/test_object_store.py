@@ -88,16 +88,16 @@ def test_one_of_several_processes_creates(bucket: str) -> None:
 def answer_with(code: str, monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
     """Have the store answer conditional puts with an error, so many times; the list says how often it did."""
     store = fsspec.filesystem("s3")
-    pipe_file, answers = store.pipe_file, []
+    pipe_file, answers = store._pipe_file, []
 
-    def put(path: str, data: bytes, mode: str = "overwrite") -> None:
+    async def put(path: str, data: bytes, mode: str = "overwrite") -> None:
         if mode == "create" and len(answers) < times:
             answers.append(code)
             response = {"Error": {"Code": code, "Message": f"said {code}"}}
             raise translate_boto_error(ClientError(response, "PutObject"))
-        pipe_file(path, data, mode=mode)
+        await pipe_file(path, data, mode=mode)
 
-    monkeypatch.setattr(store, "pipe_file", put)
+    monkeypatch.setattr(store, "_pipe_file", put)
     return answers
 
 
