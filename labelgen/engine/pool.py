@@ -30,10 +30,14 @@ SPARE_STARTS = 2
 
 @dataclass(frozen=True)
 class RayExecutor:
-    """Labels units on Ray actors, one model each. Only tasks, small reports and progress cross Ray's object store."""
+    """Labels units on Ray actors, one model each. Only tasks, small reports and progress cross Ray's object store.
+
+    ``worker`` is the class of the actors, if it is to be another than ``Worker``.
+    """
 
     job: Job
     resources: Resources
+    worker: type[Worker] | None = None
 
     def run(self, units: PlannedUnits, stop: Stop) -> Iterator[Event]:
         """Label ``units``; what a worker that dies has not finished is given to another."""
@@ -41,7 +45,7 @@ class RayExecutor:
         if job.uncertainty is not None and job.uncertainty.refiner is not None:
             job = replace(job, uncertainty=replace(job.uncertainty, refiner=_absolute(job.uncertainty.refiner)))
         with connected(self.resources):
-            yield from _Pool(job, self.resources, units, stop).events()
+            yield from _Pool(job, self.resources, self.worker or Worker, units, stop).events()
 
 
 def _absolute(place: str) -> str:
@@ -61,7 +65,9 @@ class _Actor:
 class _Pool:
     """The actors of one run, and what they have been given."""
 
-    def __init__(self, job: Job, resources: Resources, units: PlannedUnits, stop: Stop) -> None:
+    def __init__(
+        self, job: Job, resources: Resources, worker_class: type[Worker], units: PlannedUnits, stop: Stop
+    ) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -70,7 +76,7 @@ class _Pool:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         board: Any = ray.remote(Board)
         self.board = board.options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
-        worker: Any = ray.remote(Worker)
+        worker: Any = ray.remote(worker_class)
         self.actor = worker.options(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
         self.taken: Any = None
         self.ids = count()

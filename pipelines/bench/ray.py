@@ -1,0 +1,246 @@
+"""The engine: what Ray costs, what two workers bring, and how far the scheduler goes.
+
+    python -m pipelines.bench.ray [--quick]
+
+Three parts. **Labelling** photos of the micro-world with ``vit_t``, one thread a worker: a serial run, one Ray worker,
+two Ray workers, in turn; the shard sets must be equal to the byte. Units are timed between the first and the last
+report of a worker, so that the start of processes and models is left out. **A simulated cluster** of 64 and 512
+workers: the engine's own scheduler on a simulated clock (``pipelines.bench.simulation``), with units of heavy-tailed
+length, workers that take a while to start and machines that are taken away; each event costs the driver what the next
+part measured. **The driver**: the real pool on real Ray actors that label nothing, with many planned
+units of 256 images: its CPU time a unit, and its memory after 100 and at the end.
+
+The last line is a JSON object. ``overhead_one_worker`` is the time of a unit with one Ray worker over that of the
+serial run, ``speedup_two_workers`` the rate of two over that of one; ``efficiency_64`` and ``efficiency_512`` are the
+work done over the worker time that it took, until the last unit is done; ``driver_mb_per_1000_units`` is how the
+driver grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from labelgen.automask import AutomaskSettings
+from labelgen.engine.cluster import Resources
+from labelgen.engine.pool import RayExecutor
+from labelgen.engine.scheduler import Scheduler, Task
+from labelgen.engine.serial import SerialExecutor
+from labelgen.engine.stop import Stop
+from labelgen.engine.worker import Worker
+from labelgen.job import Event, Job, PlannedUnits, UnitReport
+from labelgen.run import RunSettings, run
+from pipelines.bench.simulation import Cluster, simulate
+from pipelines.microworld.scene import make_scene
+from shared.sam.runtime import Runtime
+from shared.shards.dataset import PlannedImage, Unit
+
+FEW = 100
+"""Units after which the driver's memory is looked at for the first time."""
+IMAGES = 256
+"""Images a unit, but in the part that labels."""
+SECONDS_AN_IMAGE = 1.0
+"""Mean, of a simulated worker: what docs/cluster.md assumes of a GPU."""
+SPREAD = 0.6
+"""Standard deviation of the logarithm of an image's time: photos with many masks take several times the median."""
+START_SECONDS = 60.0
+STALL_SHARE, LONGEST_STALL = 0.02, 4.0
+"""Units that wait for a slow store or node, and for how many times their own length at most."""
+HOURS_A_MACHINE_LASTS = 24.0
+
+
+# Labelling
+
+
+def label_all(photos: Path, shards: Path, unit_size: int, workers: int, points: int) -> list[float]:
+    """Label ``photos`` and return when each unit was reported, in seconds."""
+    times: list[float] = []
+    executor = RayExecutor if workers else SerialExecutor
+    original = executor.run
+
+    def timed(self: Any, units: PlannedUnits, stop: Stop) -> Iterator[Event]:
+        for event in original(self, units, stop):
+            if isinstance(event, UnitReport):
+                times.append(time.perf_counter())
+            yield event
+
+    executor.run = timed  # type: ignore[method-assign]
+    try:
+        settings = AutomaskSettings(points_per_side=points, pred_iou_thresh=0.7, stability_score_thresh=0.8)
+        shared = {"automask": settings, "unit_size": unit_size, "runtime": Runtime("cpu"), "workers": workers}
+        run(RunSettings((str(photos),), str(shards), **shared), say=lambda line: None)  # type: ignore[arg-type]
+    finally:
+        executor.run = original  # type: ignore[method-assign]
+    return times
+
+
+def make_photos(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for seed in range(count):
+        Image.fromarray(make_scene(seed, 0).image).save(folder / f"{seed:03d}.png")
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def seconds_a_unit(times: list[float], workers: int) -> float:
+    """Return the time a unit took, without what came before the second report of each worker, or about so."""
+    left_out = 2 * max(1, workers)
+    return (times[-1] - times[left_out - 1]) / (len(times) - left_out)
+
+
+def measure_labelling(photos: int, repeats: int, points: int, unit_size: int) -> dict[str, Any]:
+    """Compare one and two Ray workers with a serial run, in turn, and their bytes."""
+    torch.set_num_threads(1)
+    each: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        make_photos(folder / "photos", photos)
+        label_all(folder / "photos", folder / "warm", photos, 0, 2)
+        for repeat in range(repeats):
+            for workers in each:
+                times = label_all(folder / "photos", folder / f"{repeat}-{workers}", unit_size, workers, points)
+                each[workers].append(seconds_a_unit(times, workers))
+        made = [bytes_of(folder / f"{repeat}-{workers}") for repeat in range(repeats) for workers in each]
+    if any(files != made[0] for files in made):
+        raise SystemExit("runs disagree: their shard sets are not equal to the byte")
+    overheads = [one / serial for serial, one in zip(each[0], each[1], strict=True)]
+    speedups = [one / two for one, two in zip(each[1], each[2], strict=True)]
+    print(f"a unit takes {statistics.median(each[0]):.2f} s; {repeats} repeats, shard sets equal to the byte")
+    return {
+        "overhead_one_worker": statistics.median(overheads),
+        "overhead_one_worker_spread": [min(overheads), max(overheads)],
+        "speedup_two_workers": statistics.median(speedups),
+        "speedup_two_workers_spread": [min(speedups), max(speedups)],
+        "cores": os.cpu_count(),
+    }
+
+
+# The driver
+
+
+class Idler:
+    """Takes the place of a labeler, and labels nothing."""
+
+    def __init__(self) -> None:
+        self.shards = self
+
+    def unit(self, number: int) -> Unit:
+        """Return a plan, as the shard set would."""
+        return Unit(number, tuple(PlannedImage(f"{number}-{i}", "", f"/photos/{i}") for i in range(IMAGES)))
+
+    def label_unit(self, unit: Unit, refused: Mapping[str, str]) -> Iterator[Event]:
+        """Report at once."""
+        yield UnitReport(unit.number, IMAGES, 90 * IMAGES, ())
+
+
+class IdleWorker(Worker):
+    """A worker that has no model."""
+
+    def load(self) -> Any:
+        """Return what labels nothing."""
+        return Idler()
+
+
+def resident_mb() -> float:
+    """Return the memory of this process that is in use."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+def drive(units: int, workers: int) -> tuple[float, float, float]:
+    """Let the real pool hand out so many units.
+
+    Returns its CPU seconds a unit, and its memory in MB after ``FEW`` units and at the end.
+    """
+    job = Job("/nowhere", "vit_t", None, Runtime("cpu"), 1)
+    planned = PlannedUnits(range(units), IMAGES, units * IMAGES)
+    first, few, done = 0.0, 0.0, 0
+    for event in RayExecutor(job, Resources(workers, None, 0.0, 0.5), IdleWorker).run(planned, Stop()):
+        if isinstance(event, UnitReport):
+            first = first or time.process_time()
+            done += 1
+            few = resident_mb() if done == FEW else few
+    assert done == units, "every unit is reported once"
+    return (time.process_time() - first) / (done - 1), few, resident_mb()
+
+
+def measure_driver(units: int) -> dict[str, Any]:
+    """Compare the driver's memory after few units and after many, and its time a unit."""
+    seconds, few, many = drive(units, 2)
+    grown = many - few
+    print(f"driver: {few:.0f} MB after {FEW} units, {many:.0f} after {units}; {seconds * 1e3:.2f} ms CPU a unit")
+    return {
+        "driver_mb_per_1000_units": grown / (units - FEW) * 1000,
+        "driver_cpu_ms_per_unit": seconds * 1e3,
+        "driver_units": units,
+    }
+
+
+# The simulated cluster
+
+
+def simulate_cluster(workers: int, units: int, unit_size: int, driver_seconds: float) -> tuple[float, float]:
+    """Return the efficiency of a simulated cluster over so many units, start included, and its hours."""
+    chance = random.Random(workers)
+    started_late = [chance.gauss(0, 1) for _ in range(1000)]
+
+    def seconds(task: Task) -> float:
+        mean, deviation = unit_size * SECONDS_AN_IMAGE, SECONDS_AN_IMAGE * _deviation() * unit_size**0.5
+        images = unit_size if task.probe is None else len(task.probe)
+        stall = min(LONGEST_STALL, chance.paretovariate(1.5) - 1) if chance.random() < STALL_SHARE else 0.0
+        return max(1.0, (chance.gauss(mean, deviation) + stall * mean) * images / unit_size)
+
+    def dies(task: Task) -> float | None:
+        length = unit_size * SECONDS_AN_IMAGE
+        lost = chance.random() < length / (HOURS_A_MACHINE_LASTS * 3600)
+        return chance.uniform(0, length) if lost else None
+
+    def start_seconds() -> float:
+        return START_SECONDS * 2 ** (0.3 * chance.choice(started_late))
+
+    cluster = Cluster(workers, seconds, dies, start_seconds, lambda: driver_seconds)
+    outcome = simulate(Scheduler(range(units), lambda unit: unit_size), cluster)
+    assert outcome.done == dict.fromkeys(range(units), 1), "every unit is done once"
+    efficiency = outcome.busy_seconds / (workers * outcome.seconds)
+    print(
+        f"{workers} workers, {units} units of {unit_size}: {outcome.seconds / 3600:.1f} h simulated, "
+        f"{outcome.deaths} machines lost, efficiency {efficiency:.3f}"
+    )
+    return efficiency, outcome.seconds / 3600
+
+
+def _deviation() -> float:
+    """Return the standard deviation of a log-normal image time of mean 1."""
+    return float((torch.tensor(SPREAD**2).exp() - 1).sqrt())
+
+
+def main() -> None:
+    """Run all parts and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer photos, one repeat, fewer units")
+    quick = parser.parse_args().quick
+    figures = measure_labelling(*((24, 1, 8, 2) if quick else (96, 3, 16, 4)))
+    figures |= measure_driver(1_000 if quick else 10_000)
+    driver_seconds = figures["driver_cpu_ms_per_unit"] / 1e3
+    # SA-250K in units of 64, and SA-1B's 11 million images in units of 256
+    figures["efficiency_64"], _ = simulate_cluster(64, 250_000 // 64, 64, driver_seconds)
+    figures["efficiency_64_units_of_256"], _ = simulate_cluster(64, 250_000 // 256, 256, driver_seconds)
+    figures["efficiency_512"], _ = simulate_cluster(512, 11_000_000 // 256, 256, driver_seconds)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
