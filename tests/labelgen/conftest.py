@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,14 @@ from shared.sam.refiner import Refiner, save_refiner
 from shared.sam.runtime import Runtime
 from shared.shards.shard_set import ShardSet
 from shared.shards.verify import verify
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unhindered_workers() -> Iterator[None]:
+    """Ray's workers yield to everything else on the machine by default, and would starve on a busy one."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_worker_niceness", "0")
+        yield
 
 
 @pytest.fixture
