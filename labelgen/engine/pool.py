@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from labelgen.engine.cluster import Resources, connected, draining_nodes
+from labelgen.engine.metrics import Metrics
 from labelgen.engine.scheduler import MAX_DEATHS, Scheduler, Task, WorkerId
 from labelgen.engine.stop import Stop
 from labelgen.engine.worker import Answer, Board, Worker
@@ -45,7 +46,10 @@ class RayExecutor:
         if job.uncertainty is not None and job.uncertainty.refiner is not None:
             job = replace(job, uncertainty=replace(job.uncertainty, refiner=_absolute(job.uncertainty.refiner)))
         with connected(self.resources):
-            yield from _Pool(job, self.resources, self.worker or Worker, units, stop).events()
+            metrics = Metrics(len(units.numbers))
+            for event in _Pool(job, self.resources, self.worker or Worker, units, stop).events():
+                metrics.take(event)
+                yield event
 
 
 def _absolute(place: str) -> str:

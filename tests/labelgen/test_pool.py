@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -323,3 +324,37 @@ def drain(cluster: Any, node: Any) -> None:
     deadline = int((time.time() + 600) * 1000)
     accepted, why = GcsClient(address=cluster.gcs_address).drain_node(node.node_id, reason, "test", deadline)
     assert accepted, why
+
+
+# Figures for Prometheus
+
+
+def test_figures_are_exported_by_ray(work: Work, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("prometheus_client", reason="Ray exports metrics only with ray[default]")
+    monkeypatch.setattr(scheduler, "MAX_DEATHS", 1)
+    (tmp_path / "2-1").write_text("fail")
+    exported: list[str] = []
+
+    def see(event: Event) -> None:
+        if isinstance(event, UnitReport):
+            exported.append(scrape(cluster))
+
+    work(4, see=see)
+    until = time.monotonic() + 60
+    work(40, see=see)
+    while "ray_labelgen_workers_lost" not in exported[-1] and time.monotonic() < until:
+        exported.append(scrape(cluster))
+    assert figure("labelgen_image_errors", exported) == 1
+    assert figure("labelgen_workers_lost", exported) == 3
+    assert 4 <= figure("labelgen_units", exported) <= 44
+
+
+def scrape(cluster: Any) -> str:
+    url = f"http://127.0.0.1:{cluster.head_node.metrics_export_port}/metrics"
+    return urllib.request.urlopen(url, timeout=10).read().decode()  # type: ignore[no-any-return]
+
+
+def figure(name: str, exported: list[str]) -> float:
+    """The largest value that was exported of a figure, over all processes."""
+    return max(sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(f"ray_{name}"))
+               for text in exported)  # fmt: skip
