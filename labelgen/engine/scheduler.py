@@ -163,28 +163,24 @@ class Scheduler:
             self._queue(task)
         suspect = self._suspects.setdefault(first.unit, _Suspect())
         suspect.attempts += 1
-        quarantined = self._blame(first, suspect) if first.probe is None else self._blame_probe(first, suspect)
-        return Loss(first, quarantined)
+        if first.probe is not None:
+            return Loss(first, self._blame_probe(first, suspect))
+        self._blame(first, suspect)
+        return Loss(first)
 
-    def _blame(self, task: Task, suspect: _Suspect) -> int | None:
+    def _blame(self, task: Task, suspect: _Suspect) -> None:
         """Count a death against a unit, and have it searched if that is one too many."""
         suspect.deaths += 1
         if suspect.deaths < MAX_DEATHS:
             self._queue_unit(task.unit, suspect)
-            return None
-        images = tuple(i for i in range(self._size_of(task.unit)) if i not in suspect.quarantined)
-        if len(images) == 1:
-            suspect.found = True
-            suspect.quarantined = tuple(sorted((*suspect.quarantined, *images)))
-            self._end_search(task.unit, suspect)
-            return images[0]
+            return
         if suspect.searched_in_vain:
             del self._suspects[task.unit]
             self.given_up.append(task.unit)
-            return None
+            return
         suspect.found = False
+        images = tuple(i for i in range(self._size_of(task.unit)) if i not in suspect.quarantined)
         self._queue_halves(task.unit, images, suspect)
-        return None
 
     def _blame_probe(self, task: Task, suspect: _Suspect) -> int | None:
         """Count a death against some images; return the image that is to be quarantined, if it is one too many."""
@@ -215,7 +211,8 @@ class Scheduler:
     def _queue_halves(self, unit: int, images: tuple[int, ...], suspect: _Suspect) -> None:
         middle = len(images) // 2
         for half in (images[middle:], images[:middle]):
-            self._queue_probe(unit, half, suspect)
+            if half:
+                self._queue_probe(unit, half, suspect)
 
     def _queue_probe(self, unit: int, images: tuple[int, ...], suspect: _Suspect) -> None:
         suspect.probes += 1

@@ -104,6 +104,14 @@ def test_unit_that_kills_though_no_image_does_is_given_up_and_the_others_are_don
     assert outcome.deaths == 2 * MAX_DEATHS
 
 
+@pytest.mark.parametrize(("deaths", "left_out"), [(5, ()), (6, (0,))])
+def test_unit_of_one_image_is_tried_as_often_as_any_image(deaths: int, left_out: tuple[int, ...]) -> None:
+    fatal = iter([0.5] * deaths)
+    dies = lambda task: next(fatal, None) if task.unit == 1 else None  # noqa: E731
+    _, outcome = run(2, Cluster(1, lambda task: 1.0, dies, lambda: 0.0), size=1)
+    assert outcome.left_out == {0: (), 1: left_out}
+
+
 def test_unit_of_nothing_but_poison_ends_with_all_of_it_left_out() -> None:
     _, outcome = run(2, Cluster(3, lambda task: 1.0, killed_by({(1, image) for image in range(4)}, 4)), size=4)
     assert outcome.left_out == {0: (), 1: (0, 1, 2, 3)}
