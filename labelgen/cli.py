@@ -3,128 +3,51 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
-import pyarrow as pa
 
 from labelgen.automask import AutomaskSettings, settings_for
 from labelgen.engine.stop import stop_on_signals
 from labelgen.export import export_coco
 from labelgen.merge import Keep, merge
 from labelgen.migrate import migrate
-from labelgen.pace import pace_of
+from labelgen.options import (
+    automask_options,
+    encoding_option,
+    out_option,
+    refiner_options,
+    shards_option,
+    work_options,
+)
 from labelgen.progress import RunSummary
 from labelgen.repair import diagnose, take_back
 from labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
 from labelgen.select import Filter, select
+from labelgen.status import frames_of, status_of
 from labelgen.uncertainty import SOURCES, UncertaintySettings
 from labelgen.view.page import write_page
 from shared.commands import FAILED, Commands
-from shared.sam.checkpoint import PACKAGED, identify_weights
-from shared.sam.quality import THRESHOLDS_OF_MODELS
+from shared.sam.checkpoint import identify_weights
 from shared.sam.runtime import Runtime
 from shared.shards.collect import LEAST_AGE, left_overs, remove
-from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, OUTPUTS, is_uncertainty
-from shared.shards.encodings import ENCODINGS, TAR
+from shared.shards.dataset import OUTPUTS
+from shared.shards.encodings import ENCODINGS
 from shared.shards.shard_set import REFINEMENT, ShardSet
 from shared.shards.verify import verify
 from shared.shards.view import open_shards
 
 FINISHED_WITH_IMAGE_ERRORS = 3
-GRACE_SECONDS = 25.0
-"""Kubernetes and spot machines give thirty."""
 TAKEN_BACK = 3
-
-shards_option = click.option("--shards", required=True, help="Folder of the shard set: a path or an fsspec URL.")
-encoding_option = click.option(
-    "--encoding",
-    type=click.Choice(ENCODINGS),
-    default=TAR,
-    help="How layers lie on disk: WebDataset tars hold masks in fewer bytes, sharded Zarr v3 arrays are read faster.",
-)
-out_option = click.option("--out", required=True, help="Folder of the view: a path or an fsspec URL.")
 
 
 @click.group(cls=Commands, context_settings={"show_default": True})
 @click.version_option(package_name="sum-factory")
 def main() -> None:
     """Label photos with a frozen SAM, once; train from the labels as often as you like."""
-
-
-def automask_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add an option for every field of ``AutomaskSettings``; one that is not given is None."""
-    for setting in reversed(fields(AutomaskSettings)):
-        own = [
-            f"{model}: {values[setting.name]}"
-            for model, values in THRESHOLDS_OF_MODELS.items()
-            if setting.name in values
-        ]
-        default = f"[default: {', '.join([f'{setting.default:g}', *own])}]"
-        name = f"--{setting.name.replace('_', '-')}"
-        command = click.option(name, type=_option_type(setting.default), default=None, help=default)(command)
-    return command
-
-
-def _option_type(default: int | float) -> click.IntRange | click.types.FloatParamType:
-    """Return the type of a setting: a count may be 0 only if it is so by default."""
-    return click.IntRange(min=min(default, 1)) if isinstance(default, int) else click.FLOAT
-
-
-MODEL_TYPES = "vit_t, vit_b, vit_l or vit_h  [default: read off the weights]"
-WORK_OPTIONS = (
-    click.option("--sam", default=PACKAGED, help=f"SAM weights (.pth, .safetensors), or {PACKAGED}, which ships here."),
-    click.option("--model-type", default=None, help=MODEL_TYPES),
-    click.option(
-        "--workers", type=click.IntRange(min=0), default=0, help="Ray actors; 0 works in this process, without Ray."
-    ),
-    click.option("--ray-address", default=None, help='A running Ray cluster, "auto" for the one of this machine.'),
-    click.option("--gpus-per-worker", type=click.FloatRange(min=0), default=0.0),
-    click.option("--cpus-per-worker", type=click.FloatRange(min=0), default=1.0),
-    click.option(
-        "--max-errors",
-        type=click.IntRange(min=0),
-        default=None,
-        help="Stop when more images than this could not be labelled  [default: go on, whatever happens]",
-    ),
-    click.option(
-        "--grace",
-        type=click.FloatRange(min=0),
-        default=GRACE_SECONDS,
-        help="Seconds in which units in work may be finished after SIGINT (Ctrl-C) or SIGTERM.",
-    ),
-    click.option(
-        "--log", type=click.Path(dir_okay=False), default=None, help="File to append what happens to, as JSON lines."
-    ),
-    click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps."),
-    click.option("--compile", "compile_", is_flag=True, help="Compile the image encoder with torch.compile."),
-    click.option(
-        "--points-per-batch",
-        type=click.IntRange(min=1),
-        default=64,
-        help="Prompts decoded together; changes results by rounding errors at most.",
-    ),
-)
-"""Options of every command that works: which model, and where."""
-
-
-def work_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``WORK_OPTIONS``."""
-    for option in reversed(WORK_OPTIONS):
-        command = option(command)
-    return command
-
-
-def refiner_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options about a refiner."""
-    refiner = "Weights that `trainer refiner` wrote: adds maps of uncertainty and refined masks."
-    least = "Masks of fewer pixels of a photo 1024 long are not refined, but taken as certain (published code: 10000)."
-    command = click.option("--min-refine-area", type=click.IntRange(min=0), default=0, help=least)(command)
-    return click.option("--refiner", default=None, help=refiner)(command)
 
 
 @main.command("run")
@@ -203,53 +126,8 @@ def _finish(summary: RunSummary) -> None:
 @shards_option
 def status(shards: str) -> None:
     """Say how much of a shard set is done, layer by layer, and which images were skipped."""
-    shard_set = open_shards(shards)
-    click.echo(f"{shards}: {shard_set.dataset.image_count} images in {len(shard_set.dataset.unit_ids)} units")
-    for name, layer in shard_set.dataset.layers.items():
-        done = shard_set.committed(name)
-        manifests = [shard_set.manifest(number, name) for number in done]
-        records = [record for _, record in manifests]
-        line = (
-            f"layer {name} ({layer.encoding}): {len(done)} of {len(shard_set.dataset.unit_ids)} units, "
-            f"{sum(r.images for r in records)} images, {sum(r.masks for r in records)} {_frames_of(name)}, "
-            f"{sum(r.errors for r in records)} errors, {sum(r.data_bytes for r in records) / 1e6:.1f} MB"
-        )
-        if is_uncertainty(name):
-            known = [mean for table, _ in manifests for mean in table["mean_u"].drop_null().to_pylist()]
-            mean_u = f"mean u {sum(known) / len(known):.4f}" if known else "no maps"
-            line += f", {mean_u}, {sum(r.unknown for r in records)} masks unknown"
-        if name == LOGITS:
-            line += f", {sum(r.unknown for r in records)} masks unknown"
+    for line in status_of(open_shards(shards), shards):
         click.echo(line)
-        if (pace := pace_of(shard_set, name)) is not None:
-            click.echo(f"layer {name}: {pace.line()}")
-        for key, error in _unmapped(table for table, _ in manifests).items():
-            click.echo(f"no {LOGITS if name == LOGITS else 'maps'} of {key}: {error}")
-        if name in (IMAGES, EMBEDDINGS):
-            for key, error in _without_photo(table for table, _ in manifests):
-                click.echo(f"no {'photo' if name == IMAGES else name} of {key}: {error}")
-    for _, image in shard_set.walk():
-        if image.error is not None:
-            click.echo(f"skipped {image.key}: {image.error}")
-
-
-def _frames_of(layer: str) -> str:
-    """Return what to call what a layer holds, one or none for a mask, an image or a crop."""
-    return {IMAGES: "photos", EMBEDDINGS: EMBEDDINGS}.get(layer, "masks")
-
-
-def _without_photo(tables: Iterable[pa.Table]) -> Iterator[tuple[str, str]]:
-    """Yield the images of which there is no photo, or no embedding, because it could not be read, and why."""
-    for table in tables:
-        pairs = zip(table["image"].to_pylist(), table["error"].to_pylist(), strict=True)
-        yield from ((image, error) for image, error in pairs if error is not None)
-
-
-def _unmapped(tables: Iterable[pa.Table]) -> dict[str, str]:
-    """Return the images whose masks have no maps because of the photo, and why."""
-    columns = ("image", "mask", "error")
-    rows = (row for table in tables for row in zip(*(table[name].to_pylist() for name in columns), strict=True))
-    return {image: error for image, mask, error in rows if mask is not None and error is not None}
 
 
 @main.command("select")
@@ -317,7 +195,7 @@ def verify_command(ctx: click.Context, shards: str) -> None:
         sound = [check.record for check in checks if check.record is not None and check.layer == layer]
         missing = len(shard_set.dataset.unit_ids) - len(shard_set.committed(layer))
         click.echo(
-            f"layer {layer}: {len(sound)} units sound with {sum(r.masks for r in sound)} {_frames_of(layer)}, "
+            f"layer {layer}: {len(sound)} units sound with {sum(r.masks for r in sound)} {frames_of(layer)}, "
             f"{missing} units not made yet"
         )
     click.echo(f"{len(problems)} problems")

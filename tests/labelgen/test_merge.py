@@ -101,6 +101,7 @@ def test_commands_read_a_merged_view(halves: tuple[str, str], out: str, tmp_path
     assert f"wrote a view: {count} masks of 6 images in 4 units" in made.output
     assert "this view is there, nothing to do" in labelgen("merge", *halves, "--out", out).output
     status = labelgen("status", "--shards", out)
+    assert f"a view of {halves[0]}, {halves[1]}\n" in status.output
     assert f"layer masks (tar): 4 of 4 units, 6 images, {count} masks" in status.output
     assert f"layer {MAPS} (tar): 4 of 4 units" in status.output
     assert labelgen("verify", "--shards", out).output.endswith("\n0 problems\n")

@@ -1,0 +1,96 @@
+"""Options that several commands of ``labelgen`` have, or that follow from a dataclass of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import click
+
+from labelgen.automask import AutomaskSettings
+from shared.sam.checkpoint import PACKAGED
+from shared.sam.quality import THRESHOLDS_OF_MODELS
+from shared.shards.encodings import ENCODINGS, TAR
+
+GRACE_SECONDS = 25.0
+"""Kubernetes and spot machines give thirty."""
+
+shards_option = click.option("--shards", required=True, help="Folder of the shard set: a path or an fsspec URL.")
+encoding_option = click.option(
+    "--encoding",
+    type=click.Choice(ENCODINGS),
+    default=TAR,
+    help="How layers lie on disk: WebDataset tars hold masks in fewer bytes, sharded Zarr v3 arrays are read faster.",
+)
+out_option = click.option("--out", required=True, help="Folder of the view: a path or an fsspec URL.")
+
+
+def automask_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add an option for every field of ``AutomaskSettings``; one that is not given is None."""
+    for setting in reversed(fields(AutomaskSettings)):
+        own = [
+            f"{model}: {values[setting.name]}"
+            for model, values in THRESHOLDS_OF_MODELS.items()
+            if setting.name in values
+        ]
+        default = f"[default: {', '.join([f'{setting.default:g}', *own])}]"
+        name = f"--{setting.name.replace('_', '-')}"
+        command = click.option(name, type=_option_type(setting.default), default=None, help=default)(command)
+    return command
+
+
+def _option_type(default: int | float) -> click.IntRange | click.types.FloatParamType:
+    """Return the type of a setting: a count may be 0 only if it is so by default."""
+    return click.IntRange(min=min(default, 1)) if isinstance(default, int) else click.FLOAT
+
+
+MODEL_TYPES = "vit_t, vit_b, vit_l or vit_h  [default: read off the weights]"
+WORK_OPTIONS = (
+    click.option("--sam", default=PACKAGED, help=f"SAM weights (.pth, .safetensors), or {PACKAGED}, which ships here."),
+    click.option("--model-type", default=None, help=MODEL_TYPES),
+    click.option(
+        "--workers", type=click.IntRange(min=0), default=0, help="Ray actors; 0 works in this process, without Ray."
+    ),
+    click.option("--ray-address", default=None, help='A running Ray cluster, "auto" for the one of this machine.'),
+    click.option("--gpus-per-worker", type=click.FloatRange(min=0), default=0.0),
+    click.option("--cpus-per-worker", type=click.FloatRange(min=0), default=1.0),
+    click.option(
+        "--max-errors",
+        type=click.IntRange(min=0),
+        default=None,
+        help="Stop when more images than this could not be labelled  [default: go on, whatever happens]",
+    ),
+    click.option(
+        "--grace",
+        type=click.FloatRange(min=0),
+        default=GRACE_SECONDS,
+        help="Seconds in which units in work may be finished after SIGINT (Ctrl-C) or SIGTERM.",
+    ),
+    click.option(
+        "--log", type=click.Path(dir_okay=False), default=None, help="File to append what happens to, as JSON lines."
+    ),
+    click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps."),
+    click.option("--compile", "compile_", is_flag=True, help="Compile the image encoder with torch.compile."),
+    click.option(
+        "--points-per-batch",
+        type=click.IntRange(min=1),
+        default=64,
+        help="Prompts decoded together; changes results by rounding errors at most.",
+    ),
+)
+"""Options of every command that works: which model, and where."""
+
+
+def work_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``WORK_OPTIONS``."""
+    for option in reversed(WORK_OPTIONS):
+        command = option(command)
+    return command
+
+
+def refiner_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options about a refiner."""
+    refiner = "Weights that `trainer refiner` wrote: adds maps of uncertainty and refined masks."
+    least = "Masks of fewer pixels of a photo 1024 long are not refined, but taken as certain (published code: 10000)."
+    command = click.option("--min-refine-area", type=click.IntRange(min=0), default=0, help=least)(command)
+    return click.option("--refiner", default=None, help=refiner)(command)
