@@ -34,6 +34,8 @@ class World:
     """Shares of salient objects made of 1, 2 and 3 entities."""
     appendage_share: float = 0.6
     thin_object_share: float = 0.12
+    thin_widths: tuple[int, ...] = (1, 2, 2, 3)
+    """Widths that those of thin structures are drawn from."""
     grille_share: float = 0.15
     parts: tuple[int, int] = (0, 3)
     minimum_area: int = 60
@@ -125,7 +127,7 @@ def make_scene(seed: int, index: int, world: World | None = None) -> Scene:
     if rng.random() < 0.25:  # something thin in front of it all
         entity += 1
         centre = (float(rng.uniform(0.1, 0.9) * side), float(rng.uniform(0.1, 0.9) * side))
-        front = shapes.rods(side, centre, side * rng.uniform(0.1, 0.25), rng)
+        front = shapes.rods(side, centre, side * rng.uniform(0.1, 0.25), world.thin_widths, rng)
         _place(canvas, entity, front, _contrasting_colour(canvas, front, (0.05, 0.5), rng), rng)
     return _finish(canvas, world, rng)
 
@@ -148,7 +150,7 @@ def _draw_object(
     side = world.side
     if rng.random() < world.thin_object_share:
         draw = shapes.THIN_OBJECTS[int(rng.integers(len(shapes.THIN_OBJECTS)))]
-        mask = draw(side, centre, radius, rng)
+        mask = draw(side, centre, radius, world.thin_widths, rng)
         _place(canvas, entity, mask, _contrasting_colour(canvas, mask, saturation, rng), rng)
         return
     body = shapes.body(side, centre, radius, rng)
@@ -161,15 +163,16 @@ def _draw_object(
         if draw is shapes.lattice:  # a panel stands beside the body, not behind it
             angle = rng.uniform(0, 2 * np.pi)
             anchor = (centre[0] + radius * float(np.cos(angle)), centre[1] + radius * float(np.sin(angle)))
-        thin = draw(side, anchor, radius, rng) & (1 - body)
+        thin = draw(side, anchor, radius, world.thin_widths, rng) & (1 - body)
         own_part = rng.random() < 0.5
         thin_colour = _contrasting_colour(canvas, thin, saturation, rng) if own_part else colour
         _place(canvas, entity, thin, thin_colour, rng, part=own_part)
     _place(canvas, entity, body, colour, rng)
     for _ in range(int(rng.integers(world.parts[0], world.parts[1] + 1))):
-        draw = shapes.wheel if rng.random() < 0.2 else shapes.patch
-        scale = 0.45 if draw is shapes.wheel else 1.0
-        part = draw(side, centre, radius * scale, rng) & body
+        if rng.random() < 0.2:
+            part = shapes.wheel(side, centre, radius * 0.45, world.thin_widths, rng) & body
+        else:
+            part = shapes.patch(side, centre, radius, rng) & body
         _place(canvas, entity, part, _contrasting_colour(canvas, part, saturation, rng), rng, part=True)
 
 

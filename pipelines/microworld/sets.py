@@ -7,6 +7,7 @@ Salient masks are folder pairs (0 and 255); entities and parts are label maps (0
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,9 @@ def write_sets(folder: Path, seed: int, count: int, world: World | None = None) 
         Image.fromarray(scene.image).save(folder / "images" / name)
         Image.fromarray(scene.salient.astype(np.uint8) * np.uint8(255)).save(folder / "salient" / name)
         Image.fromarray(scene.entities).save(folder / "entity" / name)
-        Image.fromarray(scene.parts).save(folder / "part" / name)
+        aside = folder / "part" / f"{name}.partial"  # the last file vouches for the others: it is whole or not there
+        Image.fromarray(scene.parts).save(aside, "png")
+        os.replace(aside, folder / "part" / name)
 
 
 def describe_set(folder: Path, task: Task, limit: int | None = None) -> SetSettings:

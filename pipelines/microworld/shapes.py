@@ -1,11 +1,13 @@
 """Outlines and thin structures, drawn as uint8 masks of 0 and 1 on the scene's canvas.
 
 Every function takes the canvas side in pixels, a centre ``(x, y)`` and a radius in pixels, and a random
-generator; it returns a (side, side) uint8 mask. Thin structures are 1 to 3 px wide, drawn without
-anti-aliasing, so that masks are exact.
+generator; it returns a (side, side) uint8 mask. Thin structures are as wide as one of the ``widths``
+in pixels that it is given, and drawn without anti-aliasing, so that masks are exact.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -14,8 +16,7 @@ import numpy.typing as npt
 Mask = npt.NDArray[np.uint8]
 Point = tuple[float, float]
 
-THIN_WIDTHS = (1, 2, 2, 3)
-"""Widths in pixels that thin structures are drawn from."""
+Widths = Sequence[int]
 
 
 def empty(side: int) -> Mask:
@@ -64,43 +65,44 @@ def body(side: int, centre: Point, radius: float, rng: np.random.Generator) -> M
     return fill(side, rotate(points, centre, rng.uniform(0, 2 * np.pi)))
 
 
-def rods(side: int, centre: Point, radius: float, rng: np.random.Generator) -> Mask:
+def rods(side: int, centre: Point, radius: float, widths: Widths, rng: np.random.Generator) -> Mask:
     """Draw 1 to 5 straight rods from near the centre outwards, some with a knob at the tip."""
     mask = empty(side)
     for _ in range(int(rng.integers(1, 6))):
         angle = rng.uniform(0, 2 * np.pi)
         tip = np.asarray(centre) + radius * rng.uniform(1.3, 2.1) * np.array([np.cos(angle), np.sin(angle)])
-        _line(mask, np.asarray(centre), tip, int(rng.choice(THIN_WIDTHS)))
+        _line(mask, np.asarray(centre), tip, int(rng.choice(widths)))
         if rng.random() < 0.3:
             cv2.circle(mask, _pixel(tip), int(rng.integers(2, 5)), 1, -1)
     return mask
 
 
-def tendrils(side: int, centre: Point, radius: float, rng: np.random.Generator) -> Mask:
+def tendrils(side: int, centre: Point, radius: float, widths: Widths, rng: np.random.Generator) -> Mask:
     """Draw 1 to 3 wavy threads from the centre outwards."""
     mask = empty(side)
     for _ in range(int(rng.integers(1, 4))):
         along = np.linspace(0, radius * rng.uniform(1.5, 2.3), 40)
         wave = rng.uniform(2, 7) * np.sin(along / rng.uniform(4, 9) + rng.uniform(0, 2 * np.pi))
         points = rotate(np.stack([along, wave], 1), centre, rng.uniform(0, 2 * np.pi))
-        cv2.polylines(mask, [np.rint(points).astype(np.int32)], False, 1, int(rng.choice(THIN_WIDTHS)))
+        cv2.polylines(mask, [np.rint(points).astype(np.int32)], False, 1, int(rng.choice(widths)))
     return mask
 
 
-def ring(side: int, centre: Point, radius: float, rng: np.random.Generator) -> Mask:
+def ring(side: int, centre: Point, radius: float, widths: Widths, rng: np.random.Generator) -> Mask:
     """Draw one thin ring, or a handle that is centred on the rim of the object."""
     mask = empty(side)
     angle = rng.uniform(0, 2 * np.pi)
     rim = np.asarray(centre) + radius * rng.uniform(0.8, 1.1) * np.array([np.cos(angle), np.sin(angle)])
     axes = (int(radius * rng.uniform(0.35, 0.8)) + 3, int(radius * rng.uniform(0.35, 0.8)) + 3)
-    cv2.ellipse(mask, _pixel(rim), axes, float(rng.uniform(0, 180)), 0, 360, 1, int(rng.choice(THIN_WIDTHS)))
+    cv2.ellipse(mask, _pixel(rim), axes, float(rng.uniform(0, 180)), 0, 360, 1, int(rng.choice(widths)))
     return mask
 
 
-def lattice(side: int, centre: Point, radius: float, rng: np.random.Generator) -> Mask:
-    """Draw a rotated panel of crossing bars, 1 to 3 px wide and 6 to 10 px apart."""
+def lattice(side: int, centre: Point, radius: float, widths: Widths, rng: np.random.Generator) -> Mask:
+    """Draw a rotated panel of crossing bars, 6 to 10 px apart if bars are 2 px wide on average, else so much more."""
     mask = empty(side)
-    angle, step, width = rng.uniform(0, np.pi), rng.uniform(6, 10), int(rng.choice(THIN_WIDTHS))
+    extra = float(np.mean(widths)) - 2
+    angle, step, width = rng.uniform(0, np.pi), rng.uniform(6, 10) + extra, int(rng.choice(widths))
     half_width, half_height = radius * rng.uniform(0.5, 1.1), radius * rng.uniform(0.5, 1.1)
     columns = np.arange(-half_width, half_width + 1e-6, step)
     rows = np.arange(-half_height, half_height + 1e-6, step)
@@ -115,10 +117,10 @@ def lattice(side: int, centre: Point, radius: float, rng: np.random.Generator) -
     return mask
 
 
-def wheel(side: int, centre: Point, radius: float, rng: np.random.Generator) -> Mask:
+def wheel(side: int, centre: Point, radius: float, widths: Widths, rng: np.random.Generator) -> Mask:
     """Draw a thin ring with spokes."""
     mask = empty(side)
-    width = int(rng.choice(THIN_WIDTHS))
+    width = int(rng.choice(widths))
     cv2.circle(mask, _pixel(np.asarray(centre)), int(radius), 1, width)
     phase, n = rng.uniform(0, 2 * np.pi), int(rng.integers(3, 9))
     for angle in phase + np.arange(n) * 2 * np.pi / n:

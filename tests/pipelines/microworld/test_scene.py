@@ -142,6 +142,18 @@ def test_some_entities_are_mostly_thin_and_most_are_not(scenes: list[Scene]) -> 
     assert np.mean(lost < 0.2) > 0.4
 
 
+def test_thin_structures_are_as_wide_as_the_world_says() -> None:
+    for width in (1, 4, 6):
+        rods = World(appendage_share=0.0, thin_object_share=1.0, thin_widths=(width,) * 4, parts=(0, 0))
+        narrower, wider = np.ones((max(1, width - 1),) * 2, np.uint8), np.ones((width + 4,) * 2, np.uint8)
+        masks = [mask.astype(np.uint8) for scene in make_scenes(11, 0, 6, rods) for mask in scene.masks("entity")]
+        kept = sum(np.count_nonzero(cv2.morphologyEx(mask, cv2.MORPH_OPEN, narrower)) for mask in masks)
+        lost = sum(np.count_nonzero(mask - cv2.morphologyEx(mask, cv2.MORPH_OPEN, wider)) for mask in masks)
+        total = sum(np.count_nonzero(mask) for mask in masks)
+        assert kept > 0.5 * total
+        assert lost > 0.5 * total
+
+
 def test_world_without_thin_structures_has_none() -> None:
     solid = World(appendage_share=0.0, thin_object_share=0.0, grille_share=0.0, parts=(0, 0), distractors=(0, 0))
     found = [scene for scene in make_scenes(11, 0, 12, solid) if len(scene.masks("entity"))]
