@@ -32,6 +32,12 @@ class World:
     """Least and most dull objects in a scene."""
     salient_sizes: tuple[float, float, float] = (0.6, 0.28, 0.12)
     """Shares of salient objects made of 1, 2 and 3 entities."""
+    salient_radius: tuple[float, float] = (0.13, 0.24)
+    """Least and largest radius of the first of these, as a share of the side."""
+    dull_radius: tuple[float, float] = (0.06, 0.17)
+    salient_saturation: tuple[float, float] = (0.65, 1.0)
+    dull_saturation: tuple[float, float] = (0.05, 0.5)
+    """Colour saturation of salient objects and of all others."""
     appendage_share: float = 0.6
     thin_object_share: float = 0.12
     thin_widths: tuple[int, ...] = (1, 2, 2, 3)
@@ -110,13 +116,13 @@ def make_scene(seed: int, index: int, world: World | None = None) -> Scene:
     for _ in range(int(rng.integers(world.distractors[0], world.distractors[1] + 1))):
         entity += 1
         centre = (float(rng.uniform(0.06, 0.94) * side), float(rng.uniform(0.06, 0.94) * side))
-        _draw_object(canvas, entity, centre, side * rng.uniform(0.06, 0.17), (0.05, 0.5), world, rng)
+        _draw_object(canvas, entity, centre, side * rng.uniform(*world.dull_radius), world.dull_saturation, world, rng)
 
     centre = (float(rng.uniform(0.3, 0.7) * side), float(rng.uniform(0.3, 0.7) * side))
     for member in range(1 + int(rng.choice(3, p=world.salient_sizes))):
         entity += 1
-        radius = side * (rng.uniform(0.13, 0.24) if member == 0 else rng.uniform(0.08, 0.14))
-        _draw_object(canvas, entity, centre, radius, (0.65, 1.0), world, rng)
+        radius = side * (rng.uniform(*world.salient_radius) if member == 0 else rng.uniform(0.08, 0.14))
+        _draw_object(canvas, entity, centre, radius, world.salient_saturation, world, rng)
         canvas.salient_entities.append(entity)
         angle, reach = rng.uniform(0, 2 * np.pi), radius * rng.uniform(0.7, 1.1)
         centre = (
@@ -128,7 +134,7 @@ def make_scene(seed: int, index: int, world: World | None = None) -> Scene:
         entity += 1
         centre = (float(rng.uniform(0.1, 0.9) * side), float(rng.uniform(0.1, 0.9) * side))
         front = shapes.rods(side, centre, side * rng.uniform(0.1, 0.25), world.thin_widths, rng)
-        _place(canvas, entity, front, _contrasting_colour(canvas, front, (0.05, 0.5), rng), rng)
+        _place(canvas, entity, front, _contrasting_colour(canvas, front, world.dull_saturation, rng), rng)
     return _finish(canvas, world, rng)
 
 
