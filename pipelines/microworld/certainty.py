@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -29,6 +30,8 @@ from trainer.evaluate.metrics import iou
 LEAST_IOU = 0.5
 THRESHOLD = 0.6
 """Certainty above which a pixel is trusted: the paper's theta."""
+BAND = 12
+"""Pixels on both sides of a label's outline: far from it every source is right, and every source knows."""
 PIXELS_OF_RANKS = 2_000_000
 """Pixels, drawn at random, from which the area under the ROC curve is taken."""
 
@@ -38,12 +41,16 @@ Masks = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Judged:
-    """One label beside the exact mask that it means: ``certainty`` float32 and ``wrong`` bool, (H, W) each."""
+    """One label beside the exact mask that it means: ``certainty`` float32, ``wrong`` and ``near`` bool, (H, W) each.
+
+    ``near`` are the pixels within ``BAND`` of the label's outline.
+    """
 
     task: str
     overlap: float
     certainty: Values
     wrong: Masks
+    near: Masks
 
 
 def exact_masks(folder: Path, key: str) -> list[tuple[str, Masks]]:
@@ -55,9 +62,12 @@ def exact_masks(folder: Path, key: str) -> list[tuple[str, Masks]]:
     return masks
 
 
-def judge_labels(shards: ShardSet, layer: str, scenes: Path) -> Iterator[Judged]:
-    """Compare every label whose map is known with the exact mask that it overlaps most, if it overlaps one by half."""
-    for number in shards.committed():
+def judge_labels(shards: ShardSet, layer: str, scenes: Path, units: int | None = None) -> Iterator[Judged]:
+    """Compare every label whose map is known with the exact mask that it overlaps most, if it overlaps one by half.
+
+    Of the first ``units`` units, or of all.
+    """
+    for number in shards.committed()[:units]:
         rows = shards.uncertainty(number, layer)
         for image in shards.images(number):
             if image.masks and (scenes / TASKS[0] / f"{image.key}.png").exists():
@@ -80,14 +90,22 @@ def _judge_image(
         best = int(np.argmax(overlaps))
         if overlaps[best] >= LEAST_IOU:
             u = frame.upsample(torch.from_numpy(doubt.u)[None])[0].numpy()
-            yield Judged(truth[best][0], overlaps[best], 1 - u, mask ^ truth[best][1])
+            yield Judged(truth[best][0], overlaps[best], 1 - u, mask ^ truth[best][1], near_outline(mask))
+
+
+def near_outline(mask: Masks) -> Masks:
+    """Return the pixels within ``BAND`` of the outline of a mask, bool (H, W) in and out."""
+    inside, outside = (cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, 5) for part in (mask, ~mask))
+    return np.asarray(np.maximum(inside, outside) <= BAND)
 
 
 def figures(judged: list[Judged]) -> dict[str, float]:
     """Return how often labels are right where they are trusted and where not, and how well the map ranks errors.
 
-    ``auroc`` is the probability that a wrong pixel is less certain than a right one.
+    ``auroc`` is the probability that a wrong pixel is less certain than a right one, ``auroc_near`` the same for pixels
+    near the label's outline.
     """
+    near = np.concatenate([each.near.ravel() for each in judged])
     certainty = np.concatenate([each.certainty.ravel() for each in judged])
     wrong = np.concatenate([each.wrong.ravel() for each in judged])
     trusted = certainty > THRESHOLD
@@ -99,6 +117,7 @@ def figures(judged: list[Judged]) -> dict[str, float]:
         "share_doubtful": float((~trusted).mean()),
         "errors_doubtful": float((wrong & ~trusted).sum() / max(1, wrong.sum())),
         "auroc": auroc(-certainty, wrong),
+        "auroc_near": auroc(-certainty[near], wrong[near]),
     }
 
 
@@ -117,6 +136,11 @@ def auroc(score: Values, positive: Masks) -> float:
 def measure(shards: ShardSet, layer: str, scenes: Path) -> dict[str, dict[str, float]]:
     """Return ``figures`` for the labels of each task, and for all of them."""
     judged = list(tqdm(judge_labels(shards, layer, scenes), desc="judging", unit="label", leave=False, disable=None))
+    return figures_by_task(judged)
+
+
+def figures_by_task(judged: list[Judged]) -> dict[str, dict[str, float]]:
+    """Return ``figures`` for the labels of each task that has any, and for all of them."""
     groups: dict[str, list[Judged]] = {task: [each for each in judged if each.task == task] for task in TASKS}
     groups["all"] = judged
     return {name: figures(group) for name, group in groups.items() if group}

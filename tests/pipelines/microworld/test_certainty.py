@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from pipelines.microworld.certainty import Judged, auroc, figures
+from pipelines.microworld.certainty import BAND, Judged, auroc, figures, near_outline
 
 
 def test_area_under_the_curve_is_the_share_of_pairs_in_the_right_order() -> None:
@@ -27,10 +27,19 @@ def test_area_is_undefined_where_nothing_or_everything_is_wrong() -> None:
 def test_accuracy_counts_the_pixels_above_and_not_above_the_threshold() -> None:
     certainty = np.array([[0.9, 0.6, 0.61], [0.2, 0.7, 0.0]], np.float32)
     wrong = np.array([[False, True, True], [True, False, False]])
-    found = figures([Judged("salient", 0.8, certainty, wrong), Judged("salient", 0.6, certainty, wrong)])
+    near = np.array([[True, True, False], [True, False, False]])
+    found = figures([Judged("salient", 0.8, certainty, wrong, near), Judged("salient", 0.6, certainty, wrong, near)])
     assert np.isclose(found["accuracy_certain"], 2 / 3)
     assert np.isclose(found["accuracy_doubtful"], 1 / 3)
     assert np.isclose(found["share_doubtful"], 0.5)
     assert np.isclose(found["errors_doubtful"], 2 / 3)
     assert np.isclose(found["mean_iou"], 0.7)
     assert found["labels"] == 2
+    assert np.isclose(found["auroc_near"], 1.0)  # 0.2 and 0.6 are wrong, 0.9 is right
+
+
+def test_near_are_the_pixels_within_the_band_of_the_outline() -> None:
+    mask = np.zeros((70, 80), bool)
+    mask[:, 40:] = True
+    columns = np.flatnonzero(near_outline(mask)[35])
+    assert (columns.min(), columns.max()) == (40 - BAND, 39 + BAND)
