@@ -10,7 +10,7 @@ export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 68719476736
 export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: demo test test-long lint bench clean
+.PHONY: demo test test-long lint bench ablation-quick clean
 
 demo: $(READY)
 	$(BIN)/python -m pipelines.quickstart --out $(OUT)
@@ -30,6 +30,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pipelines.bench
+
+# SAM, vanilla and SUM in small; fails unless training beats SAM.
+ablation-quick: $(READY)
+	$(BIN)/python -m pipelines.microworld.ablation --quick --out out/ablation-quick
 
 clean:
 	rm -rf $(VENV) out

@@ -1,0 +1,89 @@
+"""Run the ablation: one command, hours in the background, safe to stop and repeat.
+
+python -m pipelines.microworld.ablation                               # all of it into runs/ablation
+python -m pipelines.microworld.ablation --report-only --docs docs     # put what is there so far into the page
+python -m pipelines.microworld.ablation --choose                      # the runs that settings were chosen by
+python -m pipelines.microworld.ablation --quick --out out/ablation    # SAM, vanilla and SUM in small
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from pipelines.microworld.ablation.cells import cells_of, choices
+from pipelines.microworld.ablation.pictures import write_pictures
+from pipelines.microworld.ablation.prepare import prepare
+from pipelines.microworld.ablation.quick import judge_quick
+from pipelines.microworld.ablation.report import blocks_of, choices_table, fill, write_charts
+from pipelines.microworld.ablation.results import Results, to_csv
+from pipelines.microworld.ablation.settings import Plan, quick_plan
+from pipelines.microworld.ablation.work import run_cells
+from pipelines.microworld.ablation.world import describe_world
+from shared.errors import SumError
+from shared.storage import Storage
+
+PAGE, CSV = "ablation.md", "ablation.csv"
+
+
+def run_ablation(plan: Plan, processes: int, docs: Path | None = None) -> Results:
+    """Prepare, do all runs that are not done, and write what came out into ``plan.out``, and into ``docs``."""
+    refiner = prepare(plan, processes, click.echo)
+    run_cells(plan, cells_of(plan), processes)
+    return write_results(plan, refiner, docs)
+
+
+def write_results(plan: Plan, refiner: Path, docs: Path | None) -> Results:
+    """Write the CSV of the runs that are done, and with ``docs`` the tables and charts of the page there."""
+    cells = cells_of(plan)
+    results = Results.read(plan, cells)
+    table = to_csv(results.rows()).encode()
+    Storage(str(plan.out)).write(CSV, table)
+    if docs is not None:
+        world = describe_world(plan, refiner)
+        page = fill((docs / PAGE).read_text(), blocks_of(plan, cells, results, world), str(docs / PAGE))
+        write_charts(plan, results, world, docs / "images")
+        write_pictures(plan, results, docs / "images" / "ablation.jpg")
+        Storage(str(docs)).write(CSV, table)
+        Storage(str(docs)).write(PAGE, page.encode())
+    return results
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/ablation"),
+    show_default=True,
+    help="Folder of all runs.",
+)
+@click.option("--processes", type=int, default=min(2, os.cpu_count() or 1), show_default=True, help="Runs at a time.")
+@click.option("--docs", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of ablation.md.")
+@click.option("--report-only", is_flag=True, help="Train nothing; write down what is there.")
+@click.option("--choose", is_flag=True, help="Do the runs that settings are chosen by, on scenes of validation.")
+@click.option("--quick", is_flag=True, help="A small ablation, which fails unless training beats SAM.")
+def main(out: Path, processes: int, docs: Path | None, report_only: bool, choose: bool, quick: bool) -> None:
+    """Run the paper's ablation in the micro-world."""
+    plan = quick_plan(out) if quick else Plan(out)
+    try:
+        if choose:
+            prepare(plan, processes, click.echo)
+            run_cells(plan, choices(), processes)
+            click.echo(choices_table(Results.read(plan, choices())))
+        elif report_only:
+            write_results(plan, out / "refiner" / "refiner.safetensors", docs)
+        else:
+            results = run_ablation(plan, processes, docs)
+            if quick:
+                text, passed = judge_quick(results)
+                click.echo(text)
+                sys.exit(0 if passed else 1)
+    except SumError as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

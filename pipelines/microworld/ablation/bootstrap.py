@@ -1,0 +1,71 @@
+"""Compare two methods on the same masks: the mean difference, and how far it would move with other scenes and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.microworld.ablation.results import MaskScores
+from trainer.evaluate.report import ALL
+
+DRAWS = 2_000
+COVERAGE = 0.95
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First minus second: the mean, the ends of its bootstrap interval, and over how many seeds."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+
+def paired_difference(
+    first: Mapping[int, MaskScores], second: Mapping[int, MaskScores], task: str, draws: int = DRAWS
+) -> Difference | None:
+    """Compare the runs of two methods, by seed; None if they have no seed in common.
+
+    A scene's masks and a seed's runs hang together, so scenes and seeds are drawn with replacement, not masks; the same
+    scenes for all seeds, and for both methods. For "all", tasks have equal weight. Raises ``ValueError`` if the masks
+    are not the same.
+    """
+    pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+    if not pairs:
+        return None
+    sums, counts = _by_scene(pairs, task)
+    random = np.random.default_rng(0)
+    scenes = counts.shape[1]
+    weights = random.multinomial(scenes, np.full(scenes, 1 / scenes), draws).astype(np.float64)
+    means = np.einsum("bn,stn->bst", weights, sums) / np.maximum(weights @ counts.T, 1)[:, None]
+    drawn = random.integers(len(pairs), size=(draws, len(pairs)))
+    drawn_means = np.take_along_axis(means.mean(2), drawn, axis=1).mean(1)
+    low, high = np.quantile(drawn_means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    mean = float((sums.sum(2) / counts.sum(1)).mean())
+    return Difference(mean, float(low), float(high), len(pairs))
+
+
+def _by_scene(pairs: list[tuple[MaskScores, MaskScores]], task: str) -> tuple[Values, Values]:
+    """Return sums of differences, (S seeds, T tasks, N scenes), and the numbers of masks, (T, N)."""
+    reference = pairs[0][0]
+    for each in (scores for pair in pairs for scores in pair):
+        if (each.images, each.tasks) != (reference.images, reference.tasks):
+            raise ValueError("expected scores of the same masks")
+    tasks = sorted(set(reference.tasks)) if task == ALL else [task]
+    names, scene = np.unique(np.array(reference.images), return_inverse=True)
+    of_task = np.array(reference.tasks)
+    sums = np.zeros((len(pairs), len(tasks), len(names)))
+    counts = np.zeros((len(tasks), len(names)))
+    for t, name in enumerate(tasks):
+        rows = of_task == name
+        counts[t] = np.bincount(scene[rows], minlength=len(names))
+        for s, (first, second) in enumerate(pairs):
+            change = (first.values - second.values)[rows]
+            sums[s, t] = np.bincount(scene[rows], change, minlength=len(names))
+    return sums, counts

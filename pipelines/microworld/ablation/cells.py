@@ -1,0 +1,120 @@
+"""Which runs there are: a cell of the table is one method with one seed, in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.microworld.ablation.settings import SETTINGS, Plan
+from shared.sam.checkpoint import PACKAGED, identify_weights
+from shared.shards.dataset import uncertainty_layer
+from shared.shards.shard_set import MASKS, ShardSet
+from trainer.evaluate.protocol import Output, Protocol
+from trainer.methods import METHODS
+from trainer.recipe import Recipe
+from trainer.settings import read_settings
+
+SAM = "sam"
+"""Name of the frozen model among the methods; it is in no setting and has one seed."""
+OUTPUTS: tuple[Output, ...] = ("oracle", "single")
+FULL = "full"
+STUDIED = ("vanilla", "sum")
+"""Methods that settings are chosen by, and whose gain is followed over the number of human masks."""
+CHOOSING_SEED = 100
+"""That of the runs which settings are chosen by; none that is reported has it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. ``variant`` is what is trained, ``full`` or ``decoder``, or names what ``changes`` do to the recipe;
+    ``split`` are the scenes that it is evaluated on."""
+
+    setting: str
+    method: str
+    variant: str = FULL
+    seed: int = 0
+    changes: tuple[str, ...] = ()
+    split: str = "held_out"
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return "_".join((self.setting, self.method, self.variant, str(self.seed)))
+
+    def folder(self, plan: Plan) -> Path:
+        """Return the folder of the run."""
+        return plan.out / "cells" / self.name
+
+
+FROZEN = Cell("none", SAM, "frozen")
+
+
+def cells_of(plan: Plan) -> list[Cell]:
+    """Return all cells, those of the first seed first, so that a first table is there early."""
+    cells = [FROZEN]
+    for seed in plan.seeds:
+        for setting in plan.settings:
+            cells += [Cell(setting, method, seed=seed) for method in plan.methods]
+            if "human-only" in plan.methods:
+                cells.append(Cell(setting, "human-only", "decoder", seed, ("variant=decoder",)))
+        cells += studies(seed) if plan.studies else ()
+    return cells
+
+
+def studies(seed: int) -> Iterator[Cell]:
+    """Yield what is turned in the setting "small": theta of the Dice loss, and the number of human masks."""
+    for theta in (0.2, 0.5, 0.8):
+        yield Cell("small", "sum", f"theta={theta}", seed, (f"loss.theta={theta}",))
+    for count in (60, 300):
+        for method in STUDIED:
+            yield Cell("small", method, f"human={count}", seed, (f"human.0.limit={count}",))
+
+
+def choices() -> list[Cell]:
+    """Return the cells that the learning rate is chosen by, on the scenes of validation."""
+    return [
+        Cell("small", method, f"lr={rate}", CHOOSING_SEED, (f"optimizer.learning_rate={rate}",), "validation")
+        for rate in ("3.0e-5", "1.0e-4", "3.0e-4")
+        for method in STUDIED
+    ]
+
+
+def recipe_of(plan: Plan, cell: Cell) -> Recipe:
+    """Return the recipe of a cell that is trained. Raises ``SettingsError``."""
+    variables = {"SCENES": str(plan.scenes("human")), "SHARDS": str(plan.shards)}
+    changes = (*plan.fit_changes, f"method={cell.method}", f"seed={cell.seed}", *cell.changes)
+    recipe = read_settings("ablation", Recipe, variables, changes)
+    return replace(recipe, human=tuple(each for each in recipe.human if each.task in SETTINGS[cell.setting]))
+
+
+def protocols_of(plan: Plan, cell: Cell) -> list[Protocol]:
+    """Return how a cell is evaluated: points with both outputs, and a box, which has one output."""
+    every = cell != FROZEN and METHODS[cell.method].task_prompt == "all"
+    task_rounds = plan.rounds if every else 1
+    points = [Protocol("point", plan.rounds, output, task_rounds) for output in OUTPUTS]
+    return [*points, Protocol("box", 1, "single", task_rounds)]
+
+
+def identity_of(plan: Plan, cell: Cell) -> dict[str, Any]:
+    """Return what decides the scores of a cell beside the data: a cell that is there with another one is refused."""
+    scenes = {name: getattr(plan, name) for name in ("pool", "human", cell.split, "masks_of_a_scene")}
+    identity: dict[str, Any] = {"cell": asdict(cell), "scenes": scenes, "world": asdict(plan.world)}
+    identity["sam"] = identify_weights(PACKAGED)["sha256"]
+    identity["protocols"] = [asdict(protocol) for protocol in protocols_of(plan, cell)]
+    if cell != FROZEN:
+        recipe = recipe_of(plan, cell)
+        identity["recipe"] = recipe.identity()
+        identity["human"] = {each.task: each.limit for each in recipe.human}
+        identity["layers"] = _layers_of(plan, recipe)
+    return identity
+
+
+def _layers_of(plan: Plan, recipe: Recipe) -> dict[str, str]:
+    """Return the ids of the layers that a run reads: they change with the labels and with the refiner."""
+    if recipe.chosen_method.pseudo_labels == "none":
+        return {}
+    shards = ShardSet.open(str(plan.shards))
+    names = [MASKS] if recipe.layer is None else [MASKS, uncertainty_layer(recipe.layer)]
+    return {name: shards.layer(name).id(shards.dataset.unit_ids) for name in names}

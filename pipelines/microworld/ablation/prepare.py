@@ -1,0 +1,57 @@
+"""Make what all runs share, once: scenes, the refiner, the shards with a layer for each source of uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from labelgen.automask import AutomaskSettings, settings_for
+from labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
+from labelgen.uncertainty import SOURCES, UncertaintySettings
+from pipelines.microworld.ablation.settings import SEEDS, Plan
+from pipelines.microworld.sets import write_sets
+from shared.sam.checkpoint import PACKAGED
+from trainer.refiner import RefinerRecipe, train_refiner
+from trainer.settings import read_settings
+
+UNIT_SIZE = 32
+
+
+def prepare(plan: Plan, processes: int, say: Callable[[str], None]) -> Path:
+    """Make what is not there yet, in so many processes; return the refiner. Raises ``SumError`` as the stages do."""
+    workers = processes if processes > 1 else 0  # of Ray, or none and no Ray
+    for split, seed in SEEDS.items():
+        write_sets(plan.scenes(split), seed, getattr(plan, split), plan.world)
+    labels = RunSettings(
+        (str(plan.scenes("pool") / "images"),),
+        str(plan.shards),
+        automask=automask_of(plan),
+        keep_images=True,
+        unit_size=UNIT_SIZE,
+        workers=workers,
+    )
+    say(run(labels, say).lines())
+    refiner = train_refiner(refiner_recipe(plan), plan.out / "refiner", say)
+    for source in SOURCES:
+        uncertainty = UncertaintySettings(source)
+        settings = UncertaintyRunSettings(
+            str(plan.shards),
+            refiner=str(refiner) if uncertainty.needs_refiner else None,
+            layer_name=source,
+            uncertainty=uncertainty,
+            workers=workers,
+        )
+        say(f"{source}: {add_uncertainty(settings, say).lines()}")
+    return refiner
+
+
+def refiner_recipe(plan: Plan) -> RefinerRecipe:
+    """Return the recipe of the refiner: its pairs pass the filters that labels pass. Raises ``SettingsError``."""
+    variables = {"SCENES": str(plan.scenes("human"))}
+    threshold = f"pred_iou_thresh={plan.pred_iou_thresh}"
+    return read_settings("refiner_ablation", RefinerRecipe, variables, (threshold, *plan.refiner_changes))
+
+
+def automask_of(plan: Plan) -> AutomaskSettings:
+    """Return which masks are kept as labels."""
+    return settings_for(PACKAGED, points_per_side=plan.points_per_side, pred_iou_thresh=plan.pred_iou_thresh)

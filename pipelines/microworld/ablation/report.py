@@ -1,0 +1,226 @@
+"""Write down what came out: tables in Markdown, charts as SVG, put between marks in a page whose words are people's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.microworld.ablation.bootstrap import Difference
+from pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, STUDIED, Cell
+from pipelines.microworld.ablation.claims import CLAIMS, anchors, difference, scores_of, verdict
+from pipelines.microworld.ablation.plots import Line, line_chart
+from pipelines.microworld.ablation.results import Measure, Results
+from pipelines.microworld.ablation.settings import Plan
+from pipelines.microworld.sets import TASKS
+from shared.errors import SourceError
+from shared.storage import Storage
+from trainer.evaluate.report import ALL
+from trainer.methods import METHODS
+
+GROUPS = (*TASKS, ALL)
+ROUNDS_SHOWN = (1, 3, 5)
+BEGIN, END = "<!-- {}: made by pipelines.microworld.ablation -->", "<!-- end of {} -->"
+
+
+def blocks_of(plan: Plan, cells: Sequence[Cell], results: Results, world: dict[str, Any]) -> dict[str, str]:
+    """Return the parts of the page that are made, by name."""
+    blocks = {"progress": progress(plan, cells, results), "world": world_table(world)}
+    for setting in plan.settings:
+        blocks[f"means {setting}"] = "\n\n".join(
+            [methods_table(plan, results, setting, metric) for metric in ("mBIoU", "mIoU")]
+            + [prompts_table(plan, results, setting)]
+        )
+        blocks[f"claims {setting}"] = claims_table(results, setting)
+    blocks["studies"] = studies_table(cells, results)
+    blocks["anchors"] = anchors_table(results, world)
+    return blocks
+
+
+def progress(plan: Plan, cells: Sequence[Cell], results: Results) -> str:
+    """Say what has been run, by setting and seed, and of how many scenes."""
+    rows = []
+    for setting in plan.settings:
+        for seed in plan.seeds:
+            here = [cell for cell in cells if (cell.setting, cell.seed) == (setting, seed) and cell != FROZEN]
+            done = [cell for cell in here if cell in results.tables]
+            rows.append([setting, seed, f"{len(done)} of {len(here)}"])
+    text = (
+        f"{plan.pool} unlabelled scenes, {plan.human} with human masks, {plan.held_out} held-out scenes with at most "
+        f"{plan.masks_of_a_scene} masks of a task each."
+    )
+    return f"{text}\n\n{table(['setting', 'seed', 'runs done'], rows)}"
+
+
+def world_table(world: dict[str, Any]) -> str:
+    """Return where labels are wrong, how sure the model is there, and how well each source finds it."""
+    facts = [
+        ["labels a scene", f"{world['labels_a_scene']:.1f}"],
+        ["labels that overlap an exact mask by half", percent(world["labels_with_a_meaning"])],
+        ["wrong pixels of the image, of such a label", percent(world["wrong_pixels"])],
+        ["of these within 12 px of the label's outline", percent(world["wrong_pixels_near"])],
+        ["mean confidence |2p - 1| where wrong", f"{world['confidence_where_wrong']:.3f}"],
+        ["wrong pixels with a confidence over 0.9", percent(world["sure_where_wrong"])],
+        ["human masks that made a pair for the refiner", percent(world["pairs"])],
+    ]
+    facts += [
+        [
+            f"mean IoU of labels of {task} ({each['labels']}), raw and refined",
+            f"{each['raw']:.3f}, {each['refined']:.3f}",
+        ]
+        for task, each in world["iou"].items()
+    ]
+    names = list(world["sources"])
+    keys = {
+        "auroc": "area under the ROC curve, all pixels, stored maps",
+        "auroc_near": "the same, near the outline",
+        "accuracy_certain": "labels right where c > 0.6",
+        "accuracy_doubtful": "labels right elsewhere",
+        "errors_doubtful": "wrong pixels that are found so",
+    }
+    sources = [[title, *(f"{world['sources'][name][ALL][key]:.3f}" for name in names)] for key, title in keys.items()]
+    exact = [
+        [place, *(f"{value:.3f}" for value in world[key].values())]
+        for key, place in (("auroc_exact", "all pixels"), ("auroc_exact_near", "near the outline"))
+    ]
+    header = ["area under the ROC curve, nothing rounded", *world["auroc_exact"]]
+    return "\n\n".join([table(["labels", ""], facts), table(["source", *names], sources), table(header, exact)])
+
+
+def methods_table(plan: Plan, results: Results, setting: str, metric: str) -> str:
+    """Return the means after 3 points by task, with the standard deviation over seeds."""
+    rows = []
+    for title, method, variant in listed(plan):
+        scores = scores_of(results, setting, method, Measure(metric), variant)
+        if scores:
+            values = [[100 * each.mean(group) for each in scores.values()] for group in GROUPS]
+            rows.append([title, len(scores), *(spread_text(each) for each in values)])
+    return table([f"{metric}, 3 points", "seeds", *GROUPS], rows)
+
+
+def prompts_table(plan: Plan, results: Results, setting: str) -> str:
+    """Return the means over all tasks by prompt, oracle and single output."""
+    measures = {f"{number} pt": Measure("mBIoU", "point", number) for number in ROUNDS_SHOWN if number <= plan.rounds}
+    measures["box"] = Measure("mBIoU", "box", 1, "single")
+    singles = {
+        f"{name}, single": Measure("mBIoU", "point", number, "single") for name, number in (("1 pt", 1), ("3 pt", 3))
+    }
+    measures |= singles
+    rows = []
+    for title, method, variant in listed(plan):
+        values = [list(scores_of(results, setting, method, each, variant).values()) for each in measures.values()]
+        if values[0]:
+            rows.append([title, *(spread_text([100 * each.mean(ALL) for each in some]) for some in values)])
+    return table(["mBIoU, all tasks", *measures], rows)
+
+
+def claims_table(results: Results, setting: str) -> str:
+    """Return the paper's claims beside what came out."""
+    rows = []
+    for claim in CLAIMS:
+        if all(method in (SAM, *METHODS) for method in (claim.better, claim.worse)):
+            cells: list[object] = [claim.text, claim.task, claim.measure.round]
+            cells.append("" if claim.published is None else f"{claim.published:+.1f}")
+            found = difference(results, setting, claim.better, claim.worse, claim.task, claim.measure)
+            cells.append("" if found is None else interval_text(found))
+            rows.append([*cells, verdict(found)])
+    return table(["claim", "task", "points", "paper, mIoU", "here, mBIoU", ""], rows)
+
+
+def studies_table(cells: Sequence[Cell], results: Results) -> str:
+    """Return what was turned: mBIoU after 3 points, by task."""
+    variants = dict.fromkeys((cell.method, cell.variant) for cell in cells if "=" in cell.variant)
+    rows = []
+    for method, variant in [*variants, *((method, FULL) for method in STUDIED)] if variants else []:
+        scores = scores_of(results, "small", method, Measure(), variant)
+        if scores:
+            values = [[100 * each.mean(group) for each in scores.values()] for group in GROUPS]
+            rows.append([method, variant, len(scores), *(spread_text(each) for each in values)])
+    return table(["method", "variant", "seeds", *GROUPS], rows)
+
+
+def choices_table(results: Results) -> str:
+    """Return what settings are chosen by: mBIoU on the scenes of validation after 3 points, by task."""
+    rows = []
+    for cell in results.tables:
+        scores = results.scores(cell, Measure())
+        rows.append([cell.variant, cell.method, *(f"{100 * scores.mean(group):.2f}" for group in GROUPS)])
+    return table(["changed", "method", *GROUPS], rows)
+
+
+def anchors_table(results: Results, world: dict[str, Any]) -> str:
+    """Return what was expected before anything was run, beside what came out in the setting "small"."""
+    rows = [[each.text, each.found, each.verdict] for each in anchors(results, world)]
+    return table(["expected", "found", ""], rows)
+
+
+def listed(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Yield title, method and variant of the rows of a table."""
+    yield "SAM", SAM, "frozen"
+    for method in plan.methods:
+        yield method, method, FULL
+        if method == "human-only":
+            yield "human-only, decoder", method, "decoder"
+
+
+def write_charts(plan: Plan, results: Results, world: dict[str, Any], out: Path) -> None:
+    """Draw mBIoU over 1 to 6 points by task, and how often pixels are wrong by u. Raises ``StorageError``."""
+    storage = Storage(str(out))
+    for setting in plan.settings:
+        for group in GROUPS:
+            lines = {}
+            for title, method, variant in listed(plan):
+                means = [
+                    [100 * each.mean(group) for each in scores_of(results, setting, method, at, variant).values()]
+                    for at in (Measure(round=number) for number in range(1, plan.rounds + 1))
+                ]
+                if means[0]:
+                    numbers = list(range(1, plan.rounds + 1))
+                    spread = [float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in means]
+                    lines[title] = Line(numbers, [float(np.mean(each)) for each in means], spread)
+            if lines:
+                chart = line_chart(f"{setting}: {group}", "points", "mBIoU", lines)
+                storage.write(f"ablation_{setting}_{group}.svg", chart.encode())
+    lines = {
+        source: Line([each["u"] for each in found["calibration"]], [each["wrong"] for each in found["calibration"]])
+        for source, found in world["sources"].items()
+    }
+    chart = line_chart("Pixels that are wrong, by u", "u", "share wrong", lines, diagonal=True)
+    storage.write("ablation_calibration.svg", chart.encode())
+
+
+def fill(page: str, blocks: dict[str, str], name: str) -> str:
+    """Put ``blocks`` between their marks in a page. Raises ``SourceError`` if a mark of one is missing."""
+    for block, text in blocks.items():
+        begin, end = BEGIN.format(block), END.format(block)
+        before, found, rest = page.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise SourceError(f"{name}: expected the lines {begin!r} and {end!r}; put them where {block} belongs")
+        page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
+    return page
+
+
+def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def percent(share: float) -> str:
+    """Return a share in percent."""
+    return f"{100 * share:.1f} %"
+
+
+def spread_text(values: Sequence[float]) -> str:
+    """Return the mean, with the standard deviation where there are several values."""
+    if not values:
+        return ""
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def interval_text(found: Difference) -> str:
+    """Return a difference in points with its interval."""
+    return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"

@@ -1,0 +1,116 @@
+"""Do the runs: each trains, is evaluated and leaves its scores in one file, which says that it is done."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.multiprocessing.spawn import spawn
+
+from pipelines.microworld.ablation.cells import FROZEN, Cell, identity_of, protocols_of, recipe_of
+from pipelines.microworld.ablation.settings import Plan
+from pipelines.microworld.sets import TASKS, describe_set
+from shared.allocator import tune_malloc
+from shared.sam.checkpoint import PACKAGED
+from shared.sam.runtime import Runtime
+from shared.shards.dataset import require_same
+from shared.storage import Storage
+from trainer.evaluate.run import evaluate_sets, load_weights
+from trainer.loop import fit
+
+SCORES = "scores.parquet"
+IDENTITY = b"ablation"
+REMEDY = "Give the settings of the runs that are there, or another --out folder; or delete the folder of this run."
+
+
+def run_cells(plan: Plan, cells: Sequence[Cell], processes: int, say: Callable[[str], None] = click.echo) -> None:
+    """Do the runs that are not done, in so many processes, each on its share of the cores.
+
+    Any number of these commands may work on one folder: a run is locked by the process that does it, and whoever
+    finds it locked takes another. Locks are the kernel's and go with the process; a run that was killed goes on
+    from its last checkpoint. Raises ``SettingsDifferError`` if one was done with other settings.
+    """
+    pending = [cell for cell in cells if not is_done(plan, cell)]
+    say(f"{len(cells) - len(pending)} of {len(cells)} runs present, {len(pending)} to do")
+    if not pending:
+        return
+    if processes == 1:
+        _work(plan, pending)
+    else:
+        spawn(_work_in_process, (plan, pending, processes), processes)  # type: ignore[no-untyped-call]
+
+
+def is_done(plan: Plan, cell: Cell) -> bool:
+    """Say whether the scores of a cell are there. Raises ``SettingsDifferError`` if they are of another run."""
+    path = cell.folder(plan) / SCORES
+    if not path.exists():
+        return False
+    stored = json.loads(pq.read_schema(path).metadata[IDENTITY])
+    wanted = json.loads(json.dumps(identity_of(plan, cell)))
+    require_same("settings", str(path), stored, wanted, REMEDY)
+    return True
+
+
+def read_scores(plan: Plan, cell: Cell) -> pa.Table:
+    """Return the rows of ``trainer.evaluate.run.SCORES`` of a cell that is done."""
+    return pq.read_table(cell.folder(plan) / SCORES)
+
+
+def run_cell(plan: Plan, cell: Cell, say: Callable[[str], None] = click.echo) -> None:
+    """Train and evaluate one cell, from its last checkpoint on if there is one."""
+    out = cell.folder(plan)
+    weights = PACKAGED
+    if cell != FROZEN:
+        weights = str(out)
+        say(f"{cell.name}: {fit(recipe_of(plan, cell), out, lambda text: None).lines()}")
+    model = load_weights(weights, Runtime())
+    sets = [describe_set(plan.scenes(cell.split), task) for task in TASKS]
+    scores = evaluate_sets(model, sets, protocols_of(plan, cell), plan.masks_of_a_scene)
+    rows = pa.concat_tables([each.rows for each in scores])
+    _write(out, rows, identity_of(plan, cell))
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    say(f"{cell.name}: {len(rows)} scores")
+
+
+def _write(out: Path, rows: pa.Table, identity: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(rows.replace_schema_metadata({IDENTITY: json.dumps(identity)}), buffer, compression="zstd")
+    Storage(str(out)).write(SCORES, buffer.getvalue())
+
+
+def _work_in_process(number: int, plan: Plan, cells: Sequence[Cell], processes: int) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    _work(plan, cells)
+
+
+def _work(plan: Plan, cells: Sequence[Cell]) -> None:
+    """Do one run after the other that no other process is at."""
+    tune_malloc()
+    for cell in cells:
+        with _claim(plan.out / "locks" / cell.name) as claimed:
+            if claimed and not is_done(plan, cell):
+                run_cell(plan, cell)
+
+
+@contextmanager
+def _claim(path: Path) -> Iterator[bool]:
+    """Hold a lock meanwhile; False if another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

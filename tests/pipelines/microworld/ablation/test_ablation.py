@@ -1,0 +1,167 @@
+"""The ablation in very small, from end to end: what it leaves, and that it goes on where it was."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.microworld.ablation.__main__ import run_ablation
+from pipelines.microworld.ablation.cells import FROZEN, Cell, cells_of, choices, identity_of, recipe_of
+from pipelines.microworld.ablation.report import BEGIN, END, fill
+from pipelines.microworld.ablation.results import COLUMNS
+from pipelines.microworld.ablation.settings import Plan
+from pipelines.microworld.ablation.work import SCORES, is_done, run_cells
+from shared.errors import SettingsDifferError, SourceError
+from trainer.methods import METHODS
+
+BLOCKS = ("progress", "world", "means small", "claims small", "studies", "anchors")
+
+
+def plan_of(out: Path) -> Plan:
+    return Plan(
+        out,
+        pool=6,
+        human=8,
+        validation=1,
+        held_out=3,
+        masks_of_a_scene=2,
+        described=2,
+        rounds=3,
+        points_per_side=6,
+        settings=("small",),
+        methods=("human-only", "sum"),
+        seeds=(0,),
+        studies=False,
+        fit_changes=("steps=2", "batch=2", "masks=2", "checkpoint.every=1"),
+        refiner_changes=("steps=4", "batch=4"),
+    )
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a page that has all marks."""
+    folder = tmp_path_factory.mktemp("docs")
+    lines = [f"{BEGIN.format(name)}\n{END.format(name)}\n\nwords about {name}\n" for name in BLOCKS]
+    (folder / "ablation.md").write_text("# Words\n\n" + "\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory, docs: Path) -> Plan:
+    """A plan that has been carried out; no test may change its folder but for good."""
+    plan = plan_of(tmp_path_factory.mktemp("ablation") / "out")
+    run_ablation(plan, 1, docs)
+    return plan
+
+
+def test_every_run_left_scores_of_all_tasks_prompts_and_outputs(plan: Plan) -> None:
+    rows = list(csv.DictReader((plan.out / "ablation.csv").read_text().splitlines()))
+    assert tuple(rows[0]) == COLUMNS
+    runs = {(row["setting"], row["method"], row["variant"], row["seed"]) for row in rows}
+    assert runs == {
+        ("none", "sam", "frozen", "0"),
+        ("small", "human-only", "full", "0"),
+        ("small", "human-only", "decoder", "0"),
+        ("small", "sum", "full", "0"),
+    }
+    assert {row["task"] for row in rows} == {"salient", "entity", "part", "all"}
+    assert {(row["prompt"], row["output"], row["round"]) for row in rows} == {
+        *(("point", output, str(number)) for output in ("oracle", "single") for number in (1, 2, 3)),
+        ("box", "single", "1"),
+    }
+    assert all(0 <= float(row["value"]) <= 1 for row in rows)
+    assert len(rows) == len(runs) * 4 * 7 * 2
+
+
+def test_page_has_tables_between_its_words_and_charts_beside_it(plan: Plan, docs: Path) -> None:
+    page = (docs / "ablation.md").read_text()
+    assert page.startswith("# Words\n")
+    assert all(f"words about {name}" in page for name in BLOCKS)
+    assert "| human-only, decoder | 1 |" in page
+    assert (docs / "ablation.csv").read_bytes() == (plan.out / "ablation.csv").read_bytes()
+    charts = {path.name for path in (docs / "images").iterdir()}
+    assert {f"ablation_small_{task}.svg" for task in ("salient", "entity", "part", "all")} <= charts
+    assert {"ablation_calibration.svg", "ablation.jpg"} <= charts
+
+
+def test_second_run_finds_all_present(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (plan.out / "cells").rglob("*") if path.is_file()}
+    run_cells(plan, cells_of(plan), 1)
+    assert "4 of 4 runs present, 0 to do" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (plan.out / "cells").rglob("*") if path.is_file()}
+
+
+def test_run_that_lost_its_scores_is_done_again_to_the_same_bytes(plan: Plan) -> None:
+    path = Cell("small", "sum").folder(plan) / SCORES
+    before = path.read_bytes()
+    path.unlink()
+    run_cells(plan, cells_of(plan), 1)
+    assert path.read_bytes() == before
+
+
+def test_run_that_another_process_is_at_is_left_to_it(plan: Plan) -> None:
+    cell = Cell("small", "sum", seed=7)
+    lock = plan.out / "locks" / cell.name
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        run_cells(plan, [cell], 1)
+    assert not cell.folder(plan).exists()
+
+
+def test_runs_of_other_settings_are_refused(plan: Plan) -> None:
+    with pytest.raises(SettingsDifferError, match="recipe"):
+        is_done(replace(plan, fit_changes=("steps=3", "batch=2", "masks=2")), Cell("small", "sum"))
+    with pytest.raises(SettingsDifferError, match="scenes"):
+        is_done(replace(plan, held_out=4), FROZEN)
+
+
+def test_scores_tell_which_run_they_are_of(plan: Plan) -> None:
+    metadata = pq.read_schema(Cell("small", "sum").folder(plan) / SCORES).metadata
+    assert b'"method": "sum"' in metadata[b"ablation"]
+
+
+def test_runs_hold_on_to_the_labels_and_maps_that_they_read(plan: Plan) -> None:
+    layers = {method: set(identity_of(plan, Cell("small", method))["layers"]) for method in METHODS}
+    assert layers["human-only"] == set()
+    assert layers["vanilla"] == {"masks"}
+    assert layers["sum"] == {"masks", "uncertainty/refinement"}
+    assert layers["sum-confidence-uncer"] == {"masks", "uncertainty/confidence"}
+
+
+def test_methods_join_by_name_and_every_run_has_a_folder_of_its_own() -> None:
+    cells = cells_of(Plan(Path("anywhere")))
+    assert {cell.method for cell in cells} == {"sam", *METHODS}
+    names = [cell.name for cell in [*cells, *choices()]]
+    assert len(set(names)) == len(names)
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+
+
+def test_settings_choose_the_human_masks() -> None:
+    plan = Plan(Path("anywhere"))
+    small, medium = (recipe_of(plan, Cell(setting, "sum", seed=3)) for setting in ("small", "medium"))
+    assert [each.task for each in small.human] == ["salient"]
+    assert [each.task for each in medium.human] == ["salient", "entity"]
+    assert (small.method, small.seed) == ("sum", 3)
+    decoder = next(cell for cell in cells_of(plan) if cell.variant == "decoder")
+    assert recipe_of(plan, decoder).variant == "decoder"
+    few = next(cell for cell in cells_of(plan) if cell.variant == "human=60")
+    assert recipe_of(plan, few).human[0].limit == 60
+
+
+def test_settings_are_chosen_on_scenes_and_seeds_that_are_not_reported() -> None:
+    reported = cells_of(Plan(Path("anywhere")))
+    assert {cell.split for cell in choices()} == {"validation"}
+    assert {cell.split for cell in reported} == {"held_out"}
+    assert not {cell.seed for cell in choices()} & {cell.seed for cell in reported}
+
+
+def test_page_without_a_mark_is_refused() -> None:
+    page = f"{BEGIN.format('a')}\nold\n{END.format('a')}\nafter\n"
+    assert fill(page, {"a": "new"}, "page.md") == f"{BEGIN.format('a')}\n\nnew\n\n{END.format('a')}\nafter\n"
+    with pytest.raises(SourceError, match=r"page.md: expected the lines .*b"):
+        fill(page, {"b": "new"}, "page.md")
