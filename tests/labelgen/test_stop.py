@@ -161,7 +161,10 @@ def test_command_that_gets_a_signal_says_what_is_left_and_leaves_nothing_half(
 ) -> None:
     process, log = begin(photos, tmp_path / "shards", [*MANY, f"--workers={workers}", "--grace=300"])
     wait_for("unit begun", process, log)
-    os.killpg(process.pid, number)  # as a terminal does: to every process of the run
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: to every process of the run
+    else:
+        process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == 1, err
     assert "stopping: what is in work has 300 s to be finished (--grace)" in err
