@@ -28,7 +28,7 @@ fi
 # workers that are not there yet join as soon as their node does
 labelgen run --images '/photos/sa250k/*.tar' --shards /shards/sa250k --sam /weights/sam_vit_h_4b8939.pth \
     --ray-address "$head:$port" --workers $((8 * SLURM_NNODES)) --gpus-per-worker 1 --cpus-per-worker 4 \
-    --unit-size 64 --grace 60 --log "labelgen-$SLURM_JOB_ID.jsonl" &
+    --unit-size 32 --grace 60 --log "labelgen-$SLURM_JOB_ID.jsonl" &
 run=$!
 trap 'kill -TERM $run; wait $run || true; scontrol requeue "$SLURM_JOB_ID"' TERM
 wait $run

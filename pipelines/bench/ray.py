@@ -237,8 +237,8 @@ def main() -> None:
     figures = measure_labelling(*((24, 1, 8, 2) if quick else (96, 3, 16, 4)))
     figures |= measure_driver(1_000 if quick else 10_000)
     driver_seconds = figures["driver_cpu_ms_per_unit"] / 1e3
-    # SA-250K in units of 64, and SA-1B's 11 million images in units of 256
-    figures["efficiency_64"], _ = simulate_cluster(64, 250_000 // 64, 64, driver_seconds)
+    # SA-250K in units of 32, and SA-1B's 11 million images in units of 256
+    figures["efficiency_64"], _ = simulate_cluster(64, 250_000 // 32, 32, driver_seconds)
     figures["efficiency_64_units_of_256"], _ = simulate_cluster(64, 250_000 // 256, 256, driver_seconds)
     figures["efficiency_512"], _ = simulate_cluster(512, 11_000_000 // 256, 256, driver_seconds)
     print(json.dumps(figures))
