@@ -93,7 +93,8 @@ class PseudoSet:
     def bytes_of(self, group: int) -> int:
         """Return the bytes that copies of a unit's data take in the cache, of all layers that are read; units are
         numbered as in ``groups``."""
-        return sum(stored_size(record.data_bytes) for record in self._units[group].records.values())
+        records = self._units[group].records.values()
+        return sum(stored_size(size) for record in records for size, _ in record.each_file)
 
     def bring(self, group: int, data: bool) -> None:
         """Read the rows of a unit, which are kept a while, and with ``data`` have its data in the cache."""

@@ -108,7 +108,8 @@ class MixedStream:
         made = {}
         for name, stream in self.streams.items():
             if isinstance(stream, PseudoStream) and len(self._orders[name]):
-                slots = reversed(range(max(0, (last - 1)) * self.batch, last * self.batch))
+                cycle = self.mix.human + self.mix.pseudo  # a batch may be smaller, and have none of a stream's samples
+                slots = range(max(0, last * self.batch - cycle), last * self.batch)
                 end = max((position for each, position in map(self.mix.place, slots) if each == name), default=-1)
                 made[name] = Prefetcher(stream.shards, self._orders[name], end)
         return made

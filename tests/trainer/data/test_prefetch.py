@@ -21,7 +21,8 @@ from trainer.data.order import Mix, Order
 from trainer.data.prefetch import Prefetcher
 from trainer.data.pseudo import PseudoSet
 from trainer.data.samples import GridSettings, SampleId
-from trainer.data.stream import MixedStream, PseudoStream
+from trainer.data.sets import open_set
+from trainer.data.stream import HumanStream, MixedStream, PseudoStream
 from trainer.methods import METHODS
 
 GRID = GridSettings(side=128, stride=4, masks=2, seed=0)
@@ -117,6 +118,39 @@ def test_stream_brings_nothing_that_its_steps_do_not_need(remote: str, tmp_path:
     assert len(list(stream.steps(0, samples_of_two))) == samples_of_two
     assert set(data_reads) == set(tars_of(order, 0, 1))
     assert len(data_reads) == 2
+
+
+def test_batches_without_a_sample_of_the_shards_do_not_end_it(
+    remote: str, human_sets: Any, tmp_path: Path, data_reads: list[str]
+) -> None:
+    pseudo = open_pseudo(remote, Cache(tmp_path / "cache", PLENTY))
+    human = HumanStream([open_set(settings) for settings in human_sets], GRID)
+    mix, order = Mix(1, 1), order_of(pseudo)
+    steps = 2 * len(order) + 1  # the last one, of one sample, is human
+    stream = MixedStream({"human": human, "pseudo": PseudoStream(pseudo)}, mix, 1, threads=1, steps_ahead=0)
+    prefetchers = stream._prefetchers(steps)
+    assert mix.place(steps - 1)[0] == "human"
+    prefetchers["pseudo"].reach(0)
+    prefetchers["pseudo"].wait()
+    prefetchers["pseudo"].close()
+    assert data_reads == tars_of(order, 0, 1)
+
+
+def test_copies_take_the_room_that_is_told(
+    known_in_zarr: Any, bucket: str, upload: Callable[[Path, str], None], tmp_path: Path
+) -> None:
+    """Each file of a unit has checksums of its own, so several take more room than one of as many bytes."""
+    upload(known_in_zarr.folder, f"{bucket}/shards")
+    pseudo = open_pseudo(f"{bucket}/shards", Cache(tmp_path / "cache", PLENTY), "sum")
+    groups = range(len(pseudo.groups))
+
+    def used() -> int:
+        return sum(path.stat().st_size for path in (tmp_path / "cache").glob(f"*{COPY}"))
+
+    before = used()  # plans and manifests
+    for group in groups:
+        pseudo.bring(group, data=True)
+    assert used() - before == sum(map(pseudo.bytes_of, groups))
 
 
 def test_stream_that_is_resumed_begins_with_its_own_window(remote: str, tmp_path: Path, data_reads: list[str]) -> None:
