@@ -118,18 +118,33 @@ class View(ShardSet):
         ``data_bytes``, ``data_sha256`` and ``masks_sha256`` are those of the data that the rows lie in. Raises
         ``ShardError`` as that of a shard set, or if the data are not those that the rows were chosen from.
         """
-        unit, (base, own) = self.plan.units[number], self.origin(number)
+        self._require_offered(number, layer)
+        base, own = self.origin(number)
         name = base.storage.path(manifest_path(layer, own))
-        if layer not in unit.data:
-            raise ShardError(f"{name}: not there when the view {self.storage.url} was made; {REMAKE}")
         counted = (*WHICH, "error", *(["u_valid"] if is_uncertainty(layer) else []))
         table, record = base.manifest(own, layer, None if columns is None else sorted({*columns, *counted}))
-        if record.data_sha256 != unit.data[layer]:
-            raise ShardError(f"{name}: of other data than when the view {self.storage.url} was made; {REMAKE}")
+        self.require_same_data(number, layer, record)
         if (rows := self.chosen(number)) is not None:
             table = (take_images if layer == IMAGES else take_rows)(table, rows, name)
         record = self._counted(number, layer, table, record)
         return table if columns is None else table.select(list(columns)), record
+
+    def require_same_data(self, number: int, layer: str, record: UnitRecord) -> None:
+        """Raise ``ShardError`` if the data that a unit's rows were chosen from are not those of ``record``.
+
+        ``record`` is what the manifest there says.
+        """
+        self._require_offered(number, layer)
+        if record.data_sha256 != self.plan.units[number].data[layer]:
+            base, own = self.origin(number)
+            name = base.storage.path(manifest_path(layer, own))
+            raise ShardError(f"{name}: of other data than when the view {self.storage.url} was made; {REMAKE}")
+
+    def _require_offered(self, number: int, layer: str) -> None:
+        if layer not in self.plan.units[number].data:
+            base, own = self.origin(number)
+            name = base.storage.path(manifest_path(layer, own))
+            raise ShardError(f"{name}: not there when the view {self.storage.url} was made; {REMAKE}")
 
     def _counted(self, number: int, layer: str, table: pa.Table, record: UnitRecord) -> UnitRecord:
         failed = table.filter(pc.is_valid(table["error"]))
@@ -188,13 +203,20 @@ class ViewReader:
 
     def read(self, unit: int, rows: Picked, part: Part) -> Codes:
         """Read and decode masks: see ``LayerReader``."""
-        base, own = self.view.origin(unit)
-        return base.reader(self.layer).read(own, self._there(unit)[np.asarray(rows, np.int64)], part)
+        reader, own = self._of(unit)
+        return reader.read(own, self._there(unit)[np.asarray(rows, np.int64)], part)
 
     def frames(self, unit: int, rows: Picked) -> list[bytes]:
         """Return the frames of masks: see ``LayerReader``."""
+        reader, own = self._of(unit)
+        return reader.frames(own, self._there(unit)[np.asarray(rows, np.int64)])
+
+    def _of(self, unit: int) -> tuple[LayerReader, int]:
+        """Return what reads the data of a unit, and its number there, if they are those that the view is of."""
         base, own = self.view.origin(unit)
-        return base.reader(self.layer).frames(own, self._there(unit)[np.asarray(rows, np.int64)])
+        reader = base.reader(self.layer)
+        self.view.require_same_data(unit, self.layer, reader.rows(own).record)
+        return reader, own
 
     @cached_property
     def _there(self) -> Callable[[int], npt.NDArray[np.int64]]:
@@ -202,11 +224,10 @@ class ViewReader:
 
     def _numbers_there(self, unit: int) -> npt.NDArray[np.int64]:
         """Return the numbers that all masks of a unit have in the shard set which holds them."""
-        chosen = self.view.chosen(unit)
+        reader, own = self._of(unit)
+        chosen, first = self.view.chosen(unit), reader.rows(own).first
         if chosen is None:
-            return np.arange(len(self.rows(unit)))
-        base, own = self.view.origin(unit)
-        first = base.reader(self.layer).rows(own).first
+            return np.arange(first[-1])
         if self.layer == IMAGES:
             images = np.unique(chosen["image_index"].to_numpy())
             return np.asarray(first[images[first[images] < first[images + 1]]], np.int64)

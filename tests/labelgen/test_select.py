@@ -21,8 +21,11 @@ from shared.cache import Cache
 from shared.commands import FAILED
 from shared.errors import ShardError, SourceError
 from shared.shards.dataset import DATASET
+from shared.shards.manifest import manifest_path
 from shared.shards.photos import read_photo, require_photos
+from shared.shards.samples import Sample, add_sample, read_samples
 from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
+from shared.shards.unit_writer import UnitWriter
 from shared.shards.verify import verify
 from shared.shards.view import View, open_shards
 from shared.shards.view_plan import ViewPlan
@@ -284,6 +287,30 @@ def test_unit_whose_data_were_made_anew_is_refused(own_shards: Path, refined: Fi
     (out / DATASET).write_bytes(other.to_json())
     with pytest.raises(ShardError, match=r"manifest/masks/00000[12]\.parquet: of other data than when the view"):
         seen(open_shards(str(out)))
+
+
+@pytest.mark.parametrize("pattern", ["sub/*", "*"])
+def test_data_that_were_made_anew_after_the_rows_were_read_are_refused(
+    own_refined: Path, out: Path, pattern: str
+) -> None:
+    """Whoever opened the view before finds out too, and does not get the masks that are in their places now."""
+    select(str(own_refined), str(out), Filter(images=(pattern,)))
+    view = open_shards(str(out))
+    unit, (base, own) = 0, view.origin(0)
+    (image, *_) = (image for image in view.images(unit) if image.masks)
+    (rows, *_) = (rows for rows in view.uncertainty(unit) if rows)
+    writers = {name: UnitWriter(base.dataset, base.layer(name), base.unit(own)) for name in (MASKS, MAPS)}
+    for name, writer in writers.items():
+        for index, sample in enumerate(read_samples(base, own, name)):
+            add_sample(writer, index, Sample(sample.rows[::-1], sample.frames[::-1]))
+        (own_refined / manifest_path(name, own)).unlink()
+    record, _ = writers[MASKS].commit(base.storage)
+    writers[MAPS].commit(base.storage, record.data_sha256)
+    for read in (view.label_frames, lambda unit, image: view.read_logits(unit, image, [0])):
+        with pytest.raises(ShardError, match=r"manifest/masks/00000\d\.parquet: of other data than when the view"):
+            read(unit, image)
+    with pytest.raises(ShardError, match=r"refinement/00000\d\.parquet: of other data than when the view"):
+        view.read_uncertainty(unit, rows)
 
 
 def problems(shards: Path) -> list[str]:
