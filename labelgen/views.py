@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shared.errors import ShardError
+from shared.folder_lock import held
 from shared.shards.dataset import DATASET, OUTPUTS, Unit, is_uncertainty
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.view_plan import ROWS_SCHEMA, Source, ViewPlan, ViewUnit, rows_path, stored_url, write_rows
@@ -69,12 +70,14 @@ def write_view(
     plan, files = _plan(storage.url, choices, layers, filter)
     images, masks = sum(unit.images for unit in plan.units), sum(unit.masks for unit in plan.units)
     summary = ViewSummary(len(plan.units), images, masks, written=True)
-    if _is_there(storage, plan):
-        return replace(summary, written=False)
-    for number, data in files.items():
-        storage.write(rows_path(number), data)
-    if not storage.create(DATASET, plan.to_json()):  # another run was first: with this very view, or we refuse
-        return replace(summary, written=not _is_there(storage, plan))
+    storage.make()
+    with held(storage):  # or another run would write its rows over these
+        if _is_there(storage, plan):
+            return replace(summary, written=False)
+        for number, data in files.items():
+            storage.write(rows_path(number), data)
+        if not storage.create(DATASET, plan.to_json()):  # another run was first: with this very view, or we refuse
+            return replace(summary, written=not _is_there(storage, plan))
     return summary
 
 

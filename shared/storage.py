@@ -53,6 +53,12 @@ class Storage:
         """Whether the folder is on a local file system."""
         return isinstance(self._filesystem[0], LocalFileSystem)
 
+    def make(self) -> None:
+        """Make the folder, if it is on a local disk: elsewhere there are none. Raises ``StorageError`` if refused."""
+        if self.is_local:
+            with self._explained("", "write"):
+                os.makedirs(self._full(""), exist_ok=True)
+
     def path(self, name: str) -> str:
         """Return what to call ``name`` in a message: the folder's URL and the name."""
         return f"{self.url.rstrip('/')}/{name}"

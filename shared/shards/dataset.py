@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-import fsspec
-
 from shared.errors import SettingsDifferError, ShardError
+from shared.folder_lock import held
 from shared.shards.seal import is_sealed, require_seal, seal, with_room
 from shared.storage import Storage
 
@@ -237,7 +233,7 @@ def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:
     another has read its own back: the files of that layer stay, and adding it again, as every run does at its end,
     restores it.
     """
-    with _held(storage):
+    with held(storage):
         while True:
             dataset = read_dataset(storage)
             if dataset is None:
@@ -246,21 +242,6 @@ def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:
                 require_same_layer(storage.url, dataset.layers[layer.name], layer, remedy)
                 return dataset
             storage.write(DATASET, replace(dataset, layers={**dataset.layers, layer.name: layer}).to_json())
-
-
-@contextmanager
-def _held(storage: Storage) -> Iterator[None]:
-    """Keep other processes of this machine out meanwhile, if the folder is on a file system that can be locked."""
-    if not storage.is_local:
-        yield
-        return
-    folder = os.open(fsspec.core.url_to_fs(storage.url)[1], os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)  # and with it the lock, as when the process dies
 
 
 def read_dataset(storage: Storage) -> Dataset | None:

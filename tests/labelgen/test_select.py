@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from shared.shards.unit_writer import UnitWriter
 from shared.shards.verify import verify
 from shared.shards.view import View, open_shards
 from shared.shards.view_plan import ViewPlan
+from shared.storage import Storage
 
 Finished = tuple[Path, RunSummary]
 MAPS = "uncertainty/refinement"
@@ -170,6 +172,48 @@ def test_same_filter_again_does_nothing_and_another_is_refused(
     with pytest.raises(ShardError, match=r"(?s)another view.*min_stability.*--out"):
         select(str(finished[0]), str(out), Filter(images=("sub/*",)))
     assert snapshot(out) == before
+
+
+def test_of_two_at_once_the_second_is_refused_and_the_first_is_whole(
+    finished: Finished, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of the other view never take the place of those that ``dataset.json`` names."""
+    bounds = [median_of(finished[0], column) for column in ("stability", "predicted_iou")]
+    filters = [Filter(min_stability=bounds[0]), Filter(min_predicted_iou=bounds[1])]
+    writing, created = threading.Event(), threading.Event()
+    write, create = Storage.write, Storage.create
+
+    def late(self: Storage, name: str, data: bytes) -> None:
+        if threading.current_thread().name == "second":  # it found no view, and writes when there is one
+            writing.set()
+            created.wait(5)
+        write(self, name, data)
+
+    def slow(self: Storage, name: str, data: bytes) -> bool:
+        if threading.current_thread().name == "first":
+            writing.wait(1)
+        done = create(self, name, data)
+        created.set()
+        return done
+
+    monkeypatch.setattr(Storage, "write", late)
+    monkeypatch.setattr(Storage, "create", slow)
+    refused = []
+
+    def run(chosen: Filter) -> None:
+        try:
+            select(str(finished[0]), str(out), chosen)
+        except ShardError as error:
+            refused.append(str(error))
+
+    names = ("first", "second")
+    threads = [threading.Thread(target=run, args=(f,), name=name) for f, name in zip(filters, names, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ["is another view" in message for message in refused] == [True]
+    assert problems(out) == []
 
 
 def test_view_into_a_shard_set_is_refused(own_shards: Path, finished: Finished) -> None:
