@@ -92,7 +92,7 @@ class UnitWriter:
             if standing is not None:
                 storage.write(manifest_path(self.layer.name, record.unit), manifest)
             elif not storage.create(manifest_path(self.layer.name, record.unit), manifest):
-                self._settle(storage, record, manifest)
+                self._settle(storage, record, files, manifest)
             standing = self._standing(storage)
         assert standing is not None, "a manifest was there, or has just been written"
         return standing, standing.data_sha256 == record.data_sha256
@@ -105,18 +105,19 @@ class UnitWriter:
         except FileNotFoundError:
             return None
 
-    def _settle(self, storage: Storage, record: UnitRecord, manifest: bytes) -> None:
+    def _settle(self, storage: Storage, record: UnitRecord, files: Mapping[str, bytes], manifest: bytes) -> None:
         """Make data and manifest agree after another run committed the unit while this one wrote its data.
 
         Both write equal bytes as a rule. Where they do not (two kinds of GPU, an image that only one could read), the
-        data that were written last stand.
+        data of the other stand if they are whole; else, some files being of one and some of the other, these.
         """
         name = manifest_path(self.layer.name, record.unit)
         theirs = read_record(storage.read(name), storage.path(name))
-        if theirs.data_sha256 == record.data_sha256:
+        if sha256_of(map(storage.read, files)) == theirs.data_sha256:
             return
-        if sha256_of(map(storage.read, data_files(self.dataset, self.layer, record.unit))) == record.data_sha256:
-            storage.write(name, manifest)
+        for file, data in files.items():
+            storage.write(file, data)
+        storage.write(name, manifest)
 
 
 def sha256_of(files: Iterable[bytes]) -> str:

@@ -19,10 +19,13 @@ from shared.errors import ShardError
 from shared.label_codec import decode_label
 from shared.logits_codec import decode_logits
 from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS
+from shared.shards.manifest import manifest_path
 from shared.shards.photos import read_photo
 from shared.shards.reader import Part
 from shared.shards.sam_outputs import are_logits_known, crop_of, kept_crops, read_embedding, read_kept_logits
+from shared.shards.samples import Sample, add_sample, read_samples
 from shared.shards.shard_set import MASKS, ShardSet
+from shared.shards.unit_writer import UnitWriter
 from shared.shards.verify import verify
 from shared.storage import Storage
 from shared.uncertainty_codec import decode_u, refined_label
@@ -274,3 +277,40 @@ def test_encodings_give_equal_codes_and_tables(write_known: Callable[[Path, str]
             np.testing.assert_array_equal(a.grid, b.grid)
             np.testing.assert_array_equal(a.table, b.table)
             np.testing.assert_array_equal(a.sizes, b.sizes)
+
+
+@pytest.mark.parametrize("before", [0, 1, 2], ids=["first file", "second file", "manifest"])
+def test_of_two_runs_that_write_other_maps_at_once_one_stands_whole(
+    write_known: Callable[[Path, str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """A unit of several files is never left with some of one run and some of the other."""
+    shards = write_known(tmp_path / "labels", "zarr").open()
+    samples, (_, masks) = read_samples(shards, 0, REFINEMENT), shards.manifest(0)
+    shards.storage.delete(manifest_path(REFINEMENT, 0))
+    one, other = (UnitWriter(shards.dataset, shards.layer(REFINEMENT), shards.unit(0)) for _ in range(2))
+    for index, (rows, frames) in enumerate(samples):
+        add_sample(one, index, Sample(rows, frames))
+        add_sample(other, index, Sample(rows[::-1], frames[::-1]))
+    write, create, calls = Storage.write, Storage.create, list[int]()
+
+    def meet() -> None:
+        calls.append(len(calls))
+        if calls[-1] == before:
+            with monkeypatch.context() as undisturbed:
+                undisturbed.setattr(Storage, "write", write)
+                undisturbed.setattr(Storage, "create", create)
+                other.commit(shards.storage, masks.data_sha256)
+
+    def slow_write(self: Storage, name: str, data: bytes) -> None:
+        meet()
+        write(self, name, data)
+
+    def slow_create(self: Storage, name: str, data: bytes) -> bool:
+        meet()
+        return create(self, name, data)
+
+    monkeypatch.setattr(Storage, "write", slow_write)
+    monkeypatch.setattr(Storage, "create", slow_create)
+    record, _ = one.commit(shards.storage, masks.data_sha256)
+    assert shards.manifest(0, REFINEMENT)[1] == record
+    assert len(read_samples(shards, 0, REFINEMENT)) == len(samples)
