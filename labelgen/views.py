@@ -14,7 +14,7 @@ from shared.errors import ShardError
 from shared.folder_lock import held
 from shared.shards.dataset import DATASET, OUTPUTS, Unit, is_uncertainty
 from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.view_plan import ROWS_SCHEMA, Source, ViewPlan, ViewUnit, rows_path, stored_url, write_rows
+from shared.shards.view_plan import ROWS_SCHEMA, Source, ViewPlan, ViewUnit, rows_file, rows_path, stored_url
 from shared.storage import Storage
 
 
@@ -97,7 +97,7 @@ def _plan(
         rows = _rows_of(choice)
         sha256 = None
         if rows is not None:
-            files[len(units)], sha256 = write_rows(rows)
+            files[len(units)], sha256 = rows_file(rows)
         units.append(_unit(choice, list(sources).index(url), own, rows, sha256))
     if not units:
         raise ShardError(f"{out}: nothing passes the filter, so no view is written; widen it")

@@ -21,9 +21,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from shared.canonical_json import to_json
 from shared.errors import CheckpointError, StorageError
 from shared.sam.checkpoint import to_safetensors
-from shared.shards.dataset import require_same, to_json
+from shared.shards.dataset import require_same
 from shared.storage import TEMPORARY_PREFIX
 
 WEIGHTS, TRAINING, STATE = "weights.safetensors", "training.pt", "state.json"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from shared.canonical_json import content_id, to_json
 from shared.errors import SettingsDifferError, ShardError
 from shared.folder_lock import held
 from shared.shards.seal import is_sealed, require_seal, seal, with_room
@@ -291,14 +291,3 @@ def require_same(
     ]
     if differences:
         raise SettingsDifferError(f"{place}: was made with other {kind}:\n" + "\n".join(differences) + f"\n{remedy}")
-
-
-def content_id(value: Any) -> str:
-    """Return the first 128 bits of the SHA-256 of a JSON value, in hexadecimal."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def to_json(value: Any) -> bytes:
-    """Return a JSON value as stable, readable bytes."""
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=True) + "\n").encode()

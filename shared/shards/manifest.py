@@ -152,6 +152,14 @@ def read_record(data: bytes, name: str) -> UnitRecord:
         raise ShardError(f"{name}: damaged ({error}); {REMEDY_FOR_DATA}") from error
 
 
+def rows_of_images(table: pa.Table) -> list[list[dict[str, Any]]]:
+    """Return the rows of a manifest, image by image."""
+    images: dict[int, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        images.setdefault(row["image_index"], []).append(row)
+    return [rows for _, rows in sorted(images.items())]
+
+
 def _parse_metadata(metadata: dict[bytes, bytes]) -> UnitRecord:
     described = json.loads(metadata[_METADATA_KEY.encode()])
     del described[SEAL]

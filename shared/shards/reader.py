@@ -16,6 +16,7 @@ from shared.codes import Codes
 from shared.errors import ShardError
 from shared.shards.dataset import Layer
 from shared.shards.manifest import UnitRecord
+from shared.storage import Storage
 
 Part = Literal["label", "u", "refined"]
 """What a layer holds of a mask: ``masks`` its label; a layer of uncertainty its map u and, by a refiner, its refined
@@ -73,6 +74,22 @@ class Source(Protocol):
 
     def path(self, name: str) -> str:
         """Return what to call a file in a message."""
+
+
+@dataclass(frozen=True)
+class HeldFiles:
+    """The data files of a unit, read as a whole: a ``Source`` of what a reader asks for bit by bit."""
+
+    storage: Storage
+    files: Mapping[str, bytes]
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Return a file, or its bytes ``start`` to ``end`` (exclusive)."""
+        return self.files[name][start:end]
+
+    def path(self, name: str) -> str:
+        """Return what to call a file in a message."""
+        return self.storage.path(name)
 
 
 class LayerReader(Protocol):

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
 from shared.errors import ShardError
 from shared.shards.encodings import open_reader
-from shared.shards.manifest import CROP_BOX, PLACE_COLUMNS, manifest_path, schema_of
-from shared.shards.reader import Rows
+from shared.shards.manifest import CROP_BOX, PLACE_COLUMNS, manifest_path, rows_of_images, schema_of
+from shared.shards.reader import HeldFiles, Rows
 from shared.shards.shard_set import ShardSet
 from shared.shards.unit_writer import UnitWriter, sha256_of
-from shared.shards.verify import HeldFiles
 from shared.storage import Storage
 
 REMEDY = "run `labelgen verify`, which says how to mend it"
@@ -50,14 +47,6 @@ def _read(storage: Storage, file: str) -> bytes:
         return storage.read(file)
     except FileNotFoundError:
         raise ShardError(f"{storage.path(file)}: missing, but its manifest is there; {REMEDY}") from None
-
-
-def rows_of_images(table: pa.Table) -> list[list[dict[str, Any]]]:
-    """Return the rows of a manifest, image by image."""
-    images: dict[int, list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
-        images.setdefault(row["image_index"], []).append(row)
-    return [rows for _, rows in sorted(images.items())]
 
 
 def add_sample(writer: UnitWriter, index: int, sample: Sample) -> None:

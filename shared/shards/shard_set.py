@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,6 @@ import pyarrow as pa
 
 from shared.cache import Cache
 from shared.errors import ShardError
-from shared.frame import Frame
 from shared.shards.dataset import (
     DATASET,
     REMEDY_FOR_DATA,
@@ -31,6 +29,9 @@ from shared.shards.dataset import (
 )
 from shared.shards.dataset import MASKS as MASKS
 from shared.shards.encodings import data_files, open_reader
+from shared.shards.labelled import LabelledImage as LabelledImage
+from shared.shards.labelled import UncertaintyRow as UncertaintyRow
+from shared.shards.labelled import labelled_images, uncertainty_rows
 from shared.shards.manifest import UnitRecord, manifest_path, read_manifest, read_record
 from shared.shards.reader import LayerReader, Rows
 from shared.storage import Storage
@@ -40,39 +41,6 @@ REFINEMENT = "refinement"
 """Name of the uncertainty layer that is read if no other is asked for."""
 UNITS_KEPT = 24
 """Units of which a reader keeps the rows: training reads 8 at a time, with 8 to come and 8 just left."""
-
-
-@dataclass(frozen=True)
-class LabelledImage:
-    """One image of the ``masks`` layer: its size in pixels, its rows of the manifest, or why it has none."""
-
-    key: str
-    index: int
-    height: int
-    width: int
-    error: str | None
-    masks: tuple[dict[str, Any], ...]
-    first: int = 0
-    """The number of its first mask in the unit."""
-
-    def frame(self, mask: int, side: int) -> Frame:
-        """Return the frame of one mask for a SAM of input ``side``."""
-        row = self.masks[mask]
-        return Frame(side, (row["crop_x0"], row["crop_y0"], row["crop_x1"], row["crop_y1"]))
-
-
-@dataclass(frozen=True)
-class UncertaintyRow:
-    """What the manifest of an uncertainty layer says of one mask, the ``mask``-th of its image.
-
-    Where ``u_valid`` is False nothing is known of the mask: there is no map, and ``mean_u`` is None. Else ``mean_u``
-    is the mean of the map over ``Frame.valid_size``, before it was quantised. ``row`` is the mask's number in the unit.
-    """
-
-    row: int
-    mask: int
-    u_valid: bool
-    mean_u: float | None
 
 
 @dataclass(frozen=True)
@@ -185,17 +153,7 @@ class ShardSet:
 
     def images(self, number: int) -> list[LabelledImage]:
         """Return the images of a committed unit, with their manifest rows."""
-        table, _ = self.manifest(number)
-        images: dict[int, list[dict[str, Any]]] = {}
-        for row in table.to_pylist():
-            images.setdefault(row["image_index"], []).append(row)
-        labelled, first = [], 0
-        for index, rows in sorted(images.items()):
-            masks = tuple(row for row in rows if row["mask"] is not None)
-            told = {name: rows[0][name] for name in ("height", "width", "error")}
-            labelled.append(LabelledImage(key=rows[0]["image"], index=index, masks=masks, first=first, **told))
-            first += len(masks)
-        return labelled
+        return labelled_images(self.manifest(number)[0])
 
     def reader(self, layer: str = MASKS) -> LayerReader:
         """Return what reads a layer. Raises ``ShardError`` if there is no such layer, or nothing reads its encoding."""
@@ -268,12 +226,7 @@ class ShardSet:
         """
         table, record = self.manifest(number, uncertainty_layer(layer))
         self.require_own_masks(number, uncertainty_layer(layer), record)
-        rows: list[list[UncertaintyRow]] = [[] for _ in range(record.images)]
-        columns = (table[name].to_pylist() for name in ("image_index", "mask", "u_valid", "mean_u"))
-        masks = (values for values in zip(*columns, strict=True) if values[1] is not None)
-        for number_in_unit, (index, *values) in enumerate(masks):
-            rows[index].append(UncertaintyRow(number_in_unit, *values))
-        return tuple(tuple(of_image) for of_image in rows)
+        return uncertainty_rows(table, record.images)
 
     def read_uncertainty(
         self, number: int, rows: Sequence[UncertaintyRow], layer: str = REFINEMENT, refined: bool = True

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import Any
-
-import numpy as np
 
 from shared.errors import ShardError
-from shared.frame import Frame
-from shared.label_codec import decode_label
 from shared.shards.collect import LEAST_AGE, temporaries
 from shared.shards.dataset import (
     DATASET,
-    EMBEDDINGS,
-    IMAGES,
     KEPT,
-    LOGITS,
     REMEDY_FOR_DATA,
     REMEDY_FOR_DATASET,
     UNCERTAINTY,
     Unit,
-    is_of_masks,
-    is_uncertainty,
     unit_name,
 )
 from shared.shards.encodings import faults_of_files, open_reader, shared_files
+from shared.shards.frame_faults import Row, faults_of_frames
 from shared.shards.manifest import UnitRecord, is_unknown, manifest_path
-from shared.shards.photos import faults_of_photos
-from shared.shards.reader import LayerReader, Rows
-from shared.shards.sam_outputs import fault_of_logits, faults_of_embeddings
+from shared.shards.reader import HeldFiles, Rows
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.unit_writer import sha256_of
-from shared.storage import Storage
-from shared.uncertainty_codec import STEPS, decode_uncertainty
-
-Row = Mapping[str, Any]
-BATCH = 64
-"""Masks whose frames are held at once."""
 
 PLANS = "units"
 """Takes the place of a layer in the check of a unit's plan."""
@@ -181,26 +164,10 @@ def _verify_unit(shards: ShardSet, number: int, layer: str, unit: Unit | None) -
         shards.layer(layer),
         lambda number: Rows.from_manifest(table, record, manifest),
     )
-    counts, frames = _faults_of_counts(rows, record), _faults_of_frames(shards, held, rows, record, layer)
+    counts, frames = _faults_of_counts(rows, record), faults_of_frames(shards, held, rows, record, layer)
     for fault in (*planned, *counts, *frames):
         raise ShardError(f"{manifest}: {fault}; {REMEDY_FOR_DATA}")
     return record
-
-
-@dataclass(frozen=True)
-class HeldFiles:
-    """The data files of a unit, read as a whole: a ``Source`` of what a reader asks for bit by bit."""
-
-    storage: Storage
-    files: Mapping[str, bytes]
-
-    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Return a file, or its bytes ``start`` to ``end`` (exclusive)."""
-        return self.files[name][start:end]
-
-    def path(self, name: str) -> str:
-        """Return what to call a file in a message."""
-        return self.storage.path(name)
 
 
 def _faults_of_data(
@@ -234,83 +201,3 @@ def _faults_of_images(rows: Sequence[Row], unit: Unit) -> Iterator[str]:
     """Yield in what the images of the rows differ from those of the unit."""
     if {(row["image_index"], row["image"]) for row in rows} != {*enumerate(image.key for image in unit.images)}:
         yield "the images of its rows are not those of the unit"
-
-
-def _faults_of_frames(
-    shards: ShardSet, held: LayerReader, rows: Sequence[Row], record: UnitRecord, layer: str
-) -> Iterator[str]:
-    """Yield what is wrong with what the frames decode to."""
-    masks = rows
-    if is_of_masks(layer):
-        of_masks, masks_record = shards.manifest(record.unit, MASKS)
-        if record.masks_sha256 != masks_record.data_sha256:
-            yield f"its {'maps' if is_uncertainty(layer) else layer} are of other masks than those that are there"
-        masks = of_masks.to_pylist()
-        if layer != EMBEDDINGS and [_mask_of(row) for row in rows] != [_mask_of(mask) for mask in masks]:
-            yield "its rows are not those of the masks"
-            return
-    framed = _with_frames(held, rows, record.unit)
-    try:
-        if layer == IMAGES:
-            yield from faults_of_photos(framed, shards.input_side)
-        elif layer == EMBEDDINGS:
-            yield from faults_of_embeddings(framed, masks, shards.layer(layer).settings["shape"])
-        else:
-            yield from _faults_of_masks(shards, framed, masks, record.unit, layer)
-    except ShardError as error:
-        yield str(error)
-
-
-def _with_frames(held: LayerReader, rows: Sequence[Row], unit: int) -> Iterator[tuple[Row, bytes]]:
-    """Yield each row with its frame, which is empty for the row of an image without masks."""
-    count = sum(row["mask"] is not None for row in rows)
-    batches = (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
-    frames = (frame for batch in batches for frame in held.frames(unit, batch))
-    for row in rows:
-        yield row, b"" if row["mask"] is None else next(frames)
-
-
-def _faults_of_masks(
-    shards: ShardSet, framed: Iterable[tuple[Row, bytes]], masks: Sequence[Row], unit: int, layer: str
-) -> Iterator[str]:
-    """Yield what is wrong with the labels, maps or logits of rows; ``masks`` are the same rows of the masks."""
-    refined = "refined" in shards.layer(layer).parts
-    pairs = ((*one, mask) for one, mask in zip(framed, masks, strict=True) if mask["mask"] is not None)
-    for number, (row, data, mask) in enumerate(pairs):
-        frame = Frame(shards.input_side, (mask["crop_x0"], mask["crop_y0"], mask["crop_x1"], mask["crop_y1"]))
-        try:
-            if is_uncertainty(layer):
-                fault = _fault_of_map(row, data, frame, refined)
-            elif layer == LOGITS:
-                fault = fault_of_logits(shards, row, data, unit, number)
-            else:
-                fault = _fault_of_label(data, frame)
-        except ShardError as error:
-            fault = str(error)
-        if fault is not None:
-            yield f"mask {row['mask']} of image {row['image']}: {fault}"
-
-
-def _fault_of_label(data: bytes, frame: Frame) -> str | None:
-    """Return what is wrong with a label, if anything is. Raises ``ShardError`` if it does not decode."""
-    return None if decode_label(data).shape == frame.low_res_size else "it is of another size"
-
-
-def _fault_of_map(row: Row, data: bytes, frame: Frame, refined: bool) -> str | None:
-    """Return what is wrong with the map of a row, if anything is. Raises ``ShardError`` if it does not decode."""
-    if not row["u_valid"]:
-        return "it is unknown, but has a map" if data or row["mean_u"] is not None else None
-    decoded = decode_uncertainty(data)
-    if decoded.u.shape != frame.low_res_size:
-        return "its map is of another size"
-    if (decoded.refined is not None) != refined:
-        return "it has no refined label" if refined else "it has a refined label that no refiner made"
-    rows, columns = frame.valid_size
-    if row["mean_u"] is None or abs(float(np.mean(decoded.u[:rows, :columns])) - row["mean_u"]) > 1 / STEPS:
-        return "its mean is not that of its map"
-    return None
-
-
-def _mask_of(row: Row) -> tuple[int, str, int | None]:
-    """Return which mask, or which image without masks, a row is about."""
-    return row["image_index"], row["image"], row["mask"]

@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shared.canonical_json import content_id
 from shared.compiled_codec import decode_labels, decode_maps, decode_refined
 from shared.errors import ShardError
 from shared.label_codec import HEADER, MOST_STEPS, band_of, frame_of_steps, inflate, unpack_bits
-from shared.shards.dataset import DATASET, Dataset, Layer, PlannedImage, Unit, content_id, is_uncertainty, unit_path
-from shared.shards.manifest import UnitRecord, manifest_path
-from shared.shards.samples import Sample, rows_of_images
+from shared.shards.dataset import DATASET, Dataset, Layer, PlannedImage, Unit, is_uncertainty, unit_path
+from shared.shards.manifest import UnitRecord, manifest_path, rows_of_images
+from shared.shards.samples import Sample
 from shared.shards.seal import is_sealed
 from shared.shards.tar_layer import tar_path
 from shared.storage import Storage

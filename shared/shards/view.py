@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shared.cache import Cache
+from shared.canonical_json import content_id
 from shared.codes import Codes
 from shared.errors import ShardError
-from shared.shards.dataset import DATASET, IMAGES, Dataset, Layer, Unit, content_id, is_uncertainty
+from shared.shards.dataset import DATASET, IMAGES, Dataset, Layer, Unit, is_uncertainty
 from shared.shards.manifest import UnitRecord, manifest_path
 from shared.shards.reader import WHICH, LayerReader, Part, Picked, Rows
 from shared.shards.shard_set import MASKS, UNITS_KEPT, ShardSet
@@ -22,7 +23,7 @@ from shared.shards.view_plan import (
     REMEDY_FOR_VIEW,
     Source,
     ViewPlan,
-    read_rows,
+    read_rows_file,
     rows_path,
     source_url,
     take_images,
@@ -89,7 +90,7 @@ class View(ShardSet):
 
     def _read_chosen(self, number: int) -> pa.Table | None:
         sha256 = self.plan.units[number].rows
-        return None if sha256 is None else read_rows(self.storage, number, sha256)
+        return None if sha256 is None else read_rows_file(self.storage, number, sha256)
 
     def sizes_fit(self, sizes: Sequence[int]) -> bool:
         """A view has units of all sizes, which the hash of its ``dataset.json`` vouches for."""

@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shared.canonical_json import content_id, to_json
 from shared.errors import ShardError
 from shared.refusals import is_remote
-from shared.shards.dataset import FORMAT_VERSION, VIEW, content_id, require_version, to_json, unit_name
+from shared.shards.dataset import FORMAT_VERSION, VIEW, require_version, unit_name
 from shared.shards.seal import is_sealed, require_seal, seal, with_room
 from shared.storage import Storage
 
@@ -104,7 +105,7 @@ def rows_path(number: int) -> str:
     return f"{ROWS}/{unit_name(number)}.parquet"
 
 
-def write_rows(rows: pa.Table) -> tuple[bytes, str]:
+def rows_file(rows: pa.Table) -> tuple[bytes, str]:
     """Return the bytes of a rows file, and their SHA-256."""
     sink = io.BytesIO()
     pq.write_table(rows.select(ROWS_SCHEMA.names).cast(ROWS_SCHEMA), sink, compression="zstd", store_schema=False)
@@ -112,7 +113,7 @@ def write_rows(rows: pa.Table) -> tuple[bytes, str]:
     return data, hashlib.sha256(data).hexdigest()
 
 
-def read_rows(storage: Storage, number: int, sha256: str) -> pa.Table:
+def read_rows_file(storage: Storage, number: int, sha256: str) -> pa.Table:
     """Read a rows file. Raises ``ShardError`` if it is missing or not the one that was written."""
     name = rows_path(number)
     try:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from shared.cache import stored_size
+from shared.canonical_json import content_id
 from shared.errors import ImageError, ShardError
 from shared.frame import Frame
 from shared.images import decode_image, digest
 from shared.photos import photo_name, read_bytes
 from shared.sam.task_prompt import TASKS
-from shared.shards.dataset import IMAGES, PlannedImage, content_id, uncertainty_layer
+from shared.shards.dataset import IMAGES, PlannedImage, uncertainty_layer
 from shared.shards.manifest import CROP_BOX
 from shared.shards.photos import read_photo
 from shared.shards.reader import LayerReader, Rows, known

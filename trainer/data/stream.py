@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from shared.shards.dataset import content_id
+from shared.canonical_json import content_id
 from trainer.data.coded import CodedSample, Sample
 from trainer.data.human import HumanSet
 from trainer.data.order import Mix, Order, slots_of

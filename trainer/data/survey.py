@@ -14,8 +14,9 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from shared.canonical_json import content_id
 from shared.errors import ShardError
-from shared.shards.dataset import IMAGES, content_id
+from shared.shards.dataset import IMAGES
 from shared.shards.manifest import UnitRecord, manifest_path
 from shared.shards.photos import require_photos
 from shared.shards.reader import WHICH
