@@ -16,6 +16,7 @@ from shared.shards.dataset import (
     Dataset,
     Layer,
     add_layer,
+    is_of_masks,
     read_dataset,
     require_same,
     unit_name,
@@ -81,17 +82,19 @@ def migrate(
     if pending and len(pending) < len(planned):
         say(f"{len(planned) - len(pending)} of {len(planned)} units of all layers present, bringing the rest over")
     problems = _write_plans(old, shards)
-    reframed = failed = 0
+    reframed, failed = 0, set[tuple[str, int]]()
     with tqdm(total=len(pending), unit="unit", desc="migrating", disable=None, leave=False) as bar:
         for layer, number in pending:
             try:
                 reframed += _bring_over(old, shards, number, layer)
             except ShardError as error:
-                problems.append(str(error))
-                failed += 1
+                failed.add((layer, number))
+                if not (is_of_masks(layer) and (MASKS, number) in failed):  # which were named
+                    problems.append(str(error))
             bar.update()
-    before, done = len(planned) - len(pending), len(pending) - failed
-    return MigrationSummary(len(planned), before, done, reframed, tuple(problems))
+    before, done = len(planned) - len(pending), len(pending) - len(failed)
+    distinct = tuple(dict.fromkeys(problems))  # a plan that is lost stops every layer of its unit
+    return MigrationSummary(len(planned), before, done, reframed, distinct)
 
 
 def _prepare(old: Origin, storage: Storage, encoding: str | None) -> ShardSet:

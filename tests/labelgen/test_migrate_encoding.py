@@ -161,6 +161,25 @@ def test_damaged_shard_is_named_and_its_unit_left_out(labelled: Both, tmp_path: 
     assert problems(tmp_path / "new") == []
 
 
+def test_what_is_not_there_is_left_out_and_comes_with_the_same_command(
+    labelled: Both, tmp_path: Path, snapshot: Snapshot
+) -> None:
+    """A lost plan is named once, whatever its layers; a unit that a layer does not have yet is no problem."""
+    own = Path(shutil.copytree(labelled["tar"], tmp_path / "own"))
+    plan, photos = own / "units" / "000001.json", own / "manifest" / "images" / "000002.parquet"
+    kept = {path: path.read_bytes() for path in (plan, photos)}
+    for path in kept:
+        path.unlink()
+    summary = migrate(str(own), str(tmp_path / "new"), "zarr", quiet)
+    assert [problem.startswith(f"{plan}: missing") for problem in summary.problems] == [True]
+    assert (summary.units, summary.units_done) == (8, 5)
+    assert ShardSet.open(str(tmp_path / "new")).committed("images") == [0]
+    for path, data in kept.items():
+        path.write_bytes(data)
+    assert migrate(str(own), str(tmp_path / "new"), "zarr", quiet).problems == ()
+    assert all_but_dataset(snapshot(tmp_path / "new")) == all_but_dataset(snapshot(labelled["zarr"]))
+
+
 def test_shard_sets_of_both_encodings_are_merged(photos: Path, label: Label, refiner: str, tmp_path: Path) -> None:
     label(photos / "sub", tmp_path / "tars", refiner=refiner, keep_images=True)
     shutil.copytree(photos, tmp_path / "photos", ignore=shutil.ignore_patterns("sub"))
