@@ -18,7 +18,7 @@ from pipelines.microworld.ablation.cells import cells_of, choices
 from pipelines.microworld.ablation.pictures import write_pictures
 from pipelines.microworld.ablation.prepare import prepare
 from pipelines.microworld.ablation.quick import judge_quick
-from pipelines.microworld.ablation.report import blocks_of, choices_table, fill, write_charts
+from pipelines.microworld.ablation.report import IMAGES, PICTURES, blocks_of, choices_table, fill, write_charts
 from pipelines.microworld.ablation.results import Results, to_csv
 from pipelines.microworld.ablation.settings import Plan, quick_plan
 from pipelines.microworld.ablation.work import run_cells
@@ -45,8 +45,8 @@ def write_results(plan: Plan, refiner: Path, docs: Path | None) -> Results:
     if docs is not None:
         world = describe_world(plan, refiner)
         page = fill((docs / PAGE).read_text(), blocks_of(plan, cells, results, world), str(docs / PAGE))
-        write_charts(plan, results, world, docs / "images")
-        write_pictures(plan, results, docs / "images" / "ablation.jpg")
+        write_charts(plan, results, world, docs / IMAGES)
+        write_pictures(plan, results, docs / IMAGES / PICTURES)
         Storage(str(docs)).write(CSV, table)
         Storage(str(docs)).write(PAGE, page.encode())
     return results

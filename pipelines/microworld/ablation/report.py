@@ -21,22 +21,38 @@ from trainer.evaluate.report import ALL
 from trainer.methods import METHODS
 
 GROUPS = (*TASKS, ALL)
+IMAGES, CALIBRATION, PICTURES = "images", "ablation_calibration.svg", "ablation.jpg"
+"""The folder beside the page, and names in it."""
 ROUNDS_SHOWN = (1, 3, 5)
 BEGIN, END = "<!-- {}: made by pipelines.microworld.ablation -->", "<!-- end of {} -->"
 
 
 def blocks_of(plan: Plan, cells: Sequence[Cell], results: Results, world: dict[str, Any]) -> dict[str, str]:
     """Return the parts of the page that are made, by name."""
-    blocks = {"progress": progress(plan, cells, results), "world": world_table(world)}
+    calibration = f"![Share of wrong pixels by u]({IMAGES}/{CALIBRATION})"
+    blocks = {"progress": progress(plan, cells, results), "world": f"{world_table(world)}\n\n{calibration}"}
     for setting in plan.settings:
         blocks[f"means {setting}"] = "\n\n".join(
             [methods_table(plan, results, setting, metric) for metric in ("mBIoU", "mIoU")]
-            + [prompts_table(plan, results, setting)]
+            + [prompts_table(plan, results, setting), charts(results, setting)]
         )
         blocks[f"claims {setting}"] = claims_table(results, setting)
+    blocks["pictures"] = f"![Held-out masks after 3 points]({IMAGES}/{PICTURES})"
     blocks["studies"] = studies_table(cells, results)
     blocks["anchors"] = anchors_table(results, world)
     return blocks
+
+
+def charts(results: Results, setting: str) -> str:
+    """Return the charts of a setting that has been run, by task."""
+    if not any(cell.setting == setting for cell in results.tables):
+        return "Nothing of this has been run."
+    return "\n".join(f"![{setting}: {group}]({IMAGES}/{chart_name(setting, group)})" for group in GROUPS)
+
+
+def chart_name(setting: str, group: str) -> str:
+    """Return the file name of the chart of mBIoU over points."""
+    return f"ablation_{setting}_{group}.svg"
 
 
 def progress(plan: Plan, cells: Sequence[Cell], results: Results) -> str:
@@ -182,13 +198,13 @@ def write_charts(plan: Plan, results: Results, world: dict[str, Any], out: Path)
                     lines[title] = Line(numbers, [float(np.mean(each)) for each in means], spread)
             if lines:
                 chart = line_chart(f"{setting}: {group}", "points", "mBIoU", lines)
-                storage.write(f"ablation_{setting}_{group}.svg", chart.encode())
+                storage.write(chart_name(setting, group), chart.encode())
     lines = {
         source: Line([each["u"] for each in found["calibration"]], [each["wrong"] for each in found["calibration"]])
         for source, found in world["sources"].items()
     }
     chart = line_chart("Pixels that are wrong, by u", "u", "share wrong", lines, diagonal=True)
-    storage.write("ablation_calibration.svg", chart.encode())
+    storage.write(CALIBRATION, chart.encode())
 
 
 def fill(page: str, blocks: dict[str, str], name: str) -> str:

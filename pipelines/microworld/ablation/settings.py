@@ -97,4 +97,13 @@ def quick_plan(out: Path) -> Plan:
         methods=("vanilla", "sum"),
         seeds=(0,),
         studies=False,
+        fit_changes=(
+            "steps=200",
+            "batch=6",
+            "micro_batch=6",
+            "masks=4",
+            "mix.human=2",
+            "optimizer.learning_rate=3.0e-4",
+        ),
+        refiner_changes=("steps=100", "batch=16"),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pipelines.microworld.ablation.work import SCORES, is_done, run_cells
 from shared.errors import SettingsDifferError, SourceError
 from trainer.methods import METHODS
 
-BLOCKS = ("progress", "world", "means small", "claims small", "studies", "anchors")
+BLOCKS = ("progress", "world", "means small", "claims small", "pictures", "studies", "anchors")
 
 
 def plan_of(out: Path) -> Plan:
@@ -85,6 +86,7 @@ def test_page_has_tables_between_its_words_and_charts_beside_it(plan: Plan, docs
     assert "| human-only, decoder | 1 |" in page
     assert (docs / "ablation.csv").read_bytes() == (plan.out / "ablation.csv").read_bytes()
     charts = {path.name for path in (docs / "images").iterdir()}
+    assert charts == {link.removeprefix("images/") for link in re.findall(r"\]\((.*?)\)", page)}
     assert {f"ablation_small_{task}.svg" for task in ("salient", "entity", "part", "all")} <= charts
     assert {"ablation_calibration.svg", "ablation.jpg"} <= charts
 
