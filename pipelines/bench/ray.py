@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer photos, one repeat, fewer units")
     quick = parser.parse_args().quick
     os.environ[NICENESS] = "0"  # else workers yield to whatever runs beside them, and the serial run does not
-    figures = measure_labelling(*((24, 1, 8, 2) if quick else (96, 3, 16, 4)))
+    figures = measure_labelling(*((20, 1, 8, 2) if quick else (96, 3, 16, 4)))
     figures |= measure_driver(1_000 if quick else 10_000)
     driver_seconds = figures["driver_cpu_ms_per_unit"] / 1e3
     # SA-250K in units of 32, and SA-1B's 11 million images in units of 256
