@@ -49,6 +49,9 @@ def run_cells(plan: Plan, cells: Sequence[Cell], processes: int, say: Callable[[
         _work(plan, pending)
     else:
         spawn(_work_in_process, (plan, pending, processes), processes)  # type: ignore[no-untyped-call]
+    left = [cell.name for cell in pending if not is_done(plan, cell)]
+    if left:
+        say(f"{len(left)} runs are another process's: {', '.join(left)}; give the command again when it is through")
 
 
 def is_done(plan: Plan, cell: Cell) -> bool:
@@ -91,13 +94,16 @@ def _write(out: Path, rows: pa.Table, identity: dict[str, Any]) -> None:
 
 def _work_in_process(number: int, plan: Plan, cells: Sequence[Cell], processes: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    _work(plan, cells)
+    parent = os.getppid()
+    _work(plan, cells, lambda: os.getppid() == parent)
 
 
-def _work(plan: Plan, cells: Sequence[Cell]) -> None:
-    """Do one run after the other that no other process is at."""
+def _work(plan: Plan, cells: Sequence[Cell], wanted: Callable[[], bool] = lambda: True) -> None:
+    """Do one run after the other that no other process is at, while it is ``wanted``: not after the command died."""
     tune_malloc()
     for cell in cells:
+        if not wanted():
+            return
         with _claim(plan.out / "locks" / cell.name) as claimed:
             if claimed and not is_done(plan, cell):
                 run_cell(plan, cell)

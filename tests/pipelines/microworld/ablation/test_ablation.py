@@ -106,13 +106,14 @@ def test_run_that_lost_its_scores_is_done_again_to_the_same_bytes(plan: Plan) ->
     assert path.read_bytes() == before
 
 
-def test_run_that_another_process_is_at_is_left_to_it(plan: Plan) -> None:
+def test_run_that_another_process_is_at_is_left_to_it(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     cell = Cell("small", "sum", seed=7)
     lock = plan.out / "locks" / cell.name
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         run_cells(plan, [cell], 1)
     assert not cell.folder(plan).exists()
+    assert f"1 runs are another process's: {cell.name}" in capsys.readouterr().out
 
 
 def test_runs_of_other_settings_are_refused(plan: Plan) -> None:
