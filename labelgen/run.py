@@ -169,7 +169,7 @@ def _require_kept(shards: ShardSet, name: str, units: Sequence[int]) -> Layer:
     lacking = sorted({*units} - {*shards.committed(name)})
     if lacking:
         missing = shards.storage.path(manifest_path(name, lacking[0]))
-        raise ShardError(f"{missing}: missing, as are {len(lacking) - 1} more units of layer {name}; {make}")
+        raise ShardError(f"{missing}: missing; layer {name} lacks {len(lacking)} of {len(units)} units; {make}")
     return shards.layer(name)
 
 
