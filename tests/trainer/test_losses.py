@@ -160,8 +160,8 @@ def test_mask_without_valid_pixels_has_no_loss() -> None:
 
 def test_every_constant_is_a_setting() -> None:
     logits, targets, valid, certainty = example()
-    other = LossSettings(focal_weight=3, dice_weight=2, alpha=0.5, gamma=0, theta=0.2, epsilon=5)
-    p, y, kept = logits.sigmoid(), targets.double(), (valid & (certainty > 0.2)).double()
+    other = LossSettings(focal_weight=3, dice_weight=2, alpha=0.5, gamma=0, theta=0.2, epsilon=5, temperature=3)
+    p, y, kept = (logits / 3).sigmoid(), targets.double(), (valid & (certainty > 0.2)).double()
     entropy = -(y * p.log() + (1 - y) * (1 - p).log())
     focal = (0.5 * entropy * certainty * valid).sum((1, 2)) / valid.sum((1, 2))
     dice = 1 - (2 * (y * p * kept).sum((1, 2)) + 5) / (((y + p) * kept).sum((1, 2)) + 5)
