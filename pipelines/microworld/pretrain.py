@@ -31,7 +31,6 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pipelines.microworld.coarse import Coarseness
 from pipelines.microworld.corpus import TARGET_SIDE, Corpus, open_corpus
 from pipelines.microworld.interaction import (
     ANYWHERE,
@@ -42,41 +41,18 @@ from pipelines.microworld.interaction import (
     output_iou,
     upsample,
 )
-from pipelines.microworld.scene import World
+from pipelines.microworld.picture import PictureHead
+from pipelines.microworld.pretrain_settings import PretrainSettings
 from shared.allocator import tune_malloc
 from shared.sam.architecture import ARCHITECTURES, build_architecture
+from shared.sam.checkpoint import load_sam
 from shared.sam.decode import BOX_MIN, Prompts, decode_prompts, dense_positions
+from shared.shards.dataset import require_same
+from shared.storage import Storage
 from trainer.prompts import first_prompts
 
-
-@dataclass(frozen=True)
-class PretrainSettings:
-    """Settings of pre-training; the defaults are those of the packaged weights."""
-
-    scenes: int = 20_000
-    world_seed: int = 1
-    seed: int = 0
-    steps: int = 2_500
-    warmup: int = 200
-    decay: float = 0.4
-    """Last share of the steps, in which the learning rate falls linearly to 0; before, it is constant."""
-    learning_rate: float = 8e-4
-    weight_decay: float = 0.05
-    images: int = 8
-    masks: int = 12
-    """Prompts an image."""
-    empty_prompts: int = 2
-    """Further points an image where there is no object: they teach the IoU head alone."""
-    rounds: int = 3
-    corrected_share: float = 0.5
-    """Share of the prompts that go on after round 1: corrections are learnt from fewer than first guesses."""
-    single_round_steps: int = 600
-    balanced_steps: int = 1_500
-    """Steps over which the class balance of the cross-entropy fades out."""
-    box_share: float = 0.4
-    iou_weight: float = 3.0
-    temperature: float = 3.0
-    """The loss sees logits / temperature: logits end up that much steeper, and the model as sure as SAM is."""
+BETAS = (0.9, 0.95)
+REMEDY = "Give the settings that the run began with, or name another folder."
 
 
 @dataclass(frozen=True)
@@ -146,9 +122,22 @@ class Pretraining:
         self.settings, self.corpus, self.out = settings, corpus, out
         self.rank = rank or Rank()
         torch.manual_seed(settings.seed)
-        self.sam = initialise(build_architecture(ARCHITECTURES["vit_t"]))
+        if settings.weights is None:
+            self.sam = initialise(build_architecture(ARCHITECTURES["vit_t"]))
+        else:
+            self.sam = load_sam(settings.weights).sam
+        self.sam.image_encoder.requires_grad_(settings.trains_encoder)
         self.optimizers = make_optimizers(self.sam, settings)
+        self.head = PictureHead(ARCHITECTURES["vit_t"].prompt_dim) if settings.picture_weight else None
+        if self.head is not None:
+            self.optimizers.append(torch.optim.AdamW(self.head.parameters(), settings.learning_rate, BETAS))
         self.step = 0
+
+    @property
+    def parts(self) -> torch.nn.ModuleDict:
+        """What is trained, by its name in the checkpoint."""
+        parts: dict[str, torch.nn.Module] = {"sam": self.sam}
+        return torch.nn.ModuleDict(parts if self.head is None else {**parts, "head": self.head})
 
     @property
     def checkpoint(self) -> Path:
@@ -158,7 +147,8 @@ class Pretraining:
         """Write the checkpoint aside and rename it into place."""
         aside = self.checkpoint.with_suffix(".partial")
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        state = {"step": self.step, "sam": self.sam.state_dict(), "optimizers": optimizers}
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        state = {"step": self.step, **parts, "optimizers": optimizers}
         torch.save(state, aside)
         os.replace(aside, self.checkpoint)
 
@@ -167,7 +157,8 @@ class Pretraining:
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, weights_only=True)
             self.step = state["step"]
-            self.sam.load_state_dict(state["sam"])
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
 
@@ -188,13 +179,19 @@ class Pretraining:
                 group["lr"] = self.learning_rate()
         rounds = 1 if self.step < s.single_round_steps else s.rounds
         self.sam.train()
-        with torch.autocast("cpu", torch.bfloat16):
-            embedding = self.sam.image_encoder((batch.images - self.sam.pixel_mean) / self.sam.pixel_std)
-        leaf = embedding.detach().float().requires_grad_()
+        images = (batch.images - self.sam.pixel_mean) / self.sam.pixel_std
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(s.trains_encoder):
+            embedding = self.sam.image_encoder(images)
+        leaf = embedding.detach().float().requires_grad_(s.trains_encoder)
         log = self.interact(batch, leaf, rounds, generator)
-        embedding.backward(leaf.grad.to(embedding.dtype))
-        average_gradients(self.sam, self.rank)
-        log["norm"] = float(torch.nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0))
+        if self.head is not None:
+            error = self.head(leaf, images)
+            (s.picture_weight * error).backward()
+            log["picture"] = float(error.detach())
+        if s.trains_encoder:
+            embedding.backward(leaf.grad.to(embedding.dtype))
+        average_gradients(self.parts, self.rank)
+        log["norm"] = float(torch.nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -245,11 +242,11 @@ class Pretraining:
         return log
 
 
-def average_gradients(sam: Sam, rank: Rank) -> None:
+def average_gradients(model: torch.nn.Module, rank: Rank) -> None:
     """Replace every gradient by its mean over the processes."""
     if rank.count == 1:
         return
-    parameters = [p for p in sam.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     torch.distributed.all_reduce(flat)
@@ -276,7 +273,7 @@ def make_optimizers(sam: Sam, settings: PretrainSettings) -> list[torch.optim.Op
     ]
     rate, decay = settings.learning_rate, settings.weight_decay
     return [
-        torch.optim.AdamW(groups, rate, (0.9, 0.95), weight_decay=decay),
+        torch.optim.AdamW(groups, rate, BETAS, weight_decay=decay),
         torch.optim.Muon(list(matrices.values()), rate, decay, adjust_lr_fn="match_rms_adamw"),
     ]
 
@@ -292,8 +289,41 @@ def initialise(sam: Sam) -> Sam:
 
 
 def export_weights(sam: Sam, path: Path) -> None:
-    """Write the weights as fp16 safetensors."""
-    save_file({name: value.half().contiguous() for name, value in sam.state_dict().items()}, path)
+    """Write the weights as fp16 safetensors, whole or not at all."""
+    aside = path.with_suffix(".partial")
+    save_file({name: value.half().contiguous() for name, value in sam.state_dict().items()}, aside)
+    os.replace(aside, path)
+
+
+def pretrain(
+    settings: PretrainSettings, out: Path, ranks: int, corpus_folder: Path | None = None, save_every: int = 100
+) -> Path:
+    """Train into ``out`` in so many processes, from the checkpoint there on if there is one; return the weights.
+
+    Scenes are drawn into ``corpus_folder`` first, by default a folder of ``out``. What has been trained to its end is
+    left as it is. Raises ``SettingsDifferError`` if ``out`` was trained with other settings.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    weights, record = out / "vit_t.safetensors", out / "settings.json"
+    described = json.loads(json.dumps({**asdict(settings), "ranks": ranks}))
+    if record.exists():
+        require_same("settings", str(record), json.loads(record.read_text()), described, REMEDY)
+    if weights.exists():
+        return weights
+    folder = corpus_folder or out / "corpus"
+    draw_corpus(settings, folder, ranks)
+    Storage(str(out)).write(record.name, json.dumps(described, indent=1).encode())
+    (out / ".ranks").unlink(missing_ok=True)
+    if ranks == 1:
+        train(settings, folder, out, save_every, Rank())
+    else:
+        spawn(_train_rank, (settings, folder, out, save_every, ranks), ranks)  # type: ignore[no-untyped-call]
+    return weights
+
+
+def draw_corpus(settings: PretrainSettings, folder: Path, workers: int) -> Corpus:
+    """Open the scenes that are trained on; draw them first if they are not there."""
+    return open_corpus(folder, settings.world_seed, settings.scenes, settings.world, settings.coarseness, workers)
 
 
 def train(settings: PretrainSettings, corpus_folder: Path, out: Path, save_every: int, rank: Rank) -> None:
@@ -302,7 +332,7 @@ def train(settings: PretrainSettings, corpus_folder: Path, out: Path, save_every
     if rank.count > 1:
         torch.set_num_threads(1)
         torch.distributed.init_process_group("gloo", f"file://{out}/.ranks", None, rank.count, rank.number)
-    corpus = open_corpus(corpus_folder, settings.world_seed, settings.scenes, World(), Coarseness(), workers=1)
+    corpus = draw_corpus(settings, corpus_folder, 1)
     run = Pretraining(settings, corpus, out, rank)
     run.resume()
     first = rank.number == 0
@@ -344,18 +374,8 @@ def _train_rank(
 @click.option("--save-every", type=int, default=100, show_default=True)
 def main(out: Path, corpus_folder: Path | None, steps: int, scenes: int, ranks: int, save_every: int) -> None:
     """Pre-train vit_t from scratch; run again to resume."""
-    out = out.absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    settings = PretrainSettings(steps=steps, scenes=scenes)
-    folder = corpus_folder or out / "corpus"
-    open_corpus(folder, settings.world_seed, scenes, World(), Coarseness(), workers=ranks)
-    (out / "settings.json").write_text(json.dumps({**asdict(settings), "ranks": ranks}, indent=1))
-    (out / ".ranks").unlink(missing_ok=True)
-    if ranks == 1:
-        train(settings, folder, out, save_every, Rank())
-    else:
-        spawn(_train_rank, (settings, folder, out, save_every, ranks), ranks)  # type: ignore[no-untyped-call]
-    click.echo(f"wrote {out / 'vit_t.safetensors'}")
+    weights = pretrain(PretrainSettings(steps=steps, scenes=scenes), out.absolute(), ranks, corpus_folder, save_every)
+    click.echo(f"wrote {weights}")
 
 
 if __name__ == "__main__":

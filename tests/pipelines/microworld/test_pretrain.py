@@ -14,15 +14,17 @@ from torch import Tensor
 from pipelines.microworld.corpus import Corpus
 from pipelines.microworld.pretrain import (
     Pretraining,
-    PretrainSettings,
     Rank,
     export_weights,
     load_batch,
     make_optimizers,
+    pretrain,
     train,
 )
+from pipelines.microworld.pretrain_settings import PretrainSettings
+from shared.errors import SettingsDifferError
 from shared.sam.architecture import ARCHITECTURES, build_architecture
-from shared.sam.checkpoint import load_sam
+from shared.sam.checkpoint import PACKAGED, load_sam
 
 SMALL = PretrainSettings(
     scenes=6,
@@ -181,3 +183,40 @@ def test_training_logs_saves_and_exports(corpus_folder: Path, tmp_path: Path) ->
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["step"] == 2
     assert all(torch.equal(exported[name], value.half().float()) for name, value in saved["sam"].items())
+
+
+def test_training_goes_on_from_given_weights(corpus: Corpus, tmp_path: Path) -> None:
+    run = Pretraining(replace(SMALL, weights=PACKAGED), corpus, tmp_path)
+    packaged = load_sam(PACKAGED).sam.state_dict()
+    assert all(torch.equal(value, packaged[name]) for name, value in run.sam.state_dict().items())
+
+
+def test_encoder_stays_as_it_is_when_the_decoder_alone_is_trained(corpus: Corpus, tmp_path: Path) -> None:
+    run = Pretraining(replace(SMALL, weights=PACKAGED, trains_encoder=False), corpus, tmp_path)
+    before = state_of(run)
+    run.train_step()
+    run.train_step()
+    changed = {name for name, value in run.sam.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"mask_decoder", "prompt_encoder"}
+
+
+def test_embeddings_come_to_hold_the_picture_and_the_run_resumes_with_its_head(corpus: Corpus, tmp_path: Path) -> None:
+    settings = replace(SMALL, steps=12, warmup=1, weights=PACKAGED, picture_weight=5.0, scenes=2)
+    run = Pretraining(settings, corpus, tmp_path)
+    errors = [run.train_step()["picture"] for _ in range(10)]
+    assert sum(errors[-3:]) < 0.8 * sum(errors[:3])
+    run.save()
+    resumed = Pretraining(settings, corpus, tmp_path)
+    resumed.resume()
+    assert run.train_step() == resumed.train_step()
+    assert all(torch.equal(value, resumed.parts.state_dict()[name]) for name, value in run.parts.state_dict().items())
+
+
+def test_run_that_is_done_is_left_and_one_of_other_settings_refused(corpus_folder: Path, tmp_path: Path) -> None:
+    settings = replace(SMALL, steps=1)
+    weights = pretrain(settings, tmp_path, 1, corpus_folder)
+    written = weights.stat().st_mtime_ns
+    assert pretrain(settings, tmp_path, 1, corpus_folder) == weights
+    assert weights.stat().st_mtime_ns == written
+    with pytest.raises(SettingsDifferError, match="masks: there 2, asked for 3"):
+        pretrain(replace(settings, masks=3), tmp_path, 1, corpus_folder)
