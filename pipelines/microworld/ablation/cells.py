@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.microworld.ablation.settings import SETTINGS, Plan
-from shared.sam.checkpoint import PACKAGED, identify_weights
+from shared.sam.checkpoint import identify_weights
 from shared.shards.dataset import uncertainty_layer
 from shared.shards.shard_set import MASKS, ShardSet
-from trainer.evaluate.protocol import Output, Protocol
+from trainer.evaluate.protocol import Protocol
 from trainer.methods import METHODS
 from trainer.recipe import Recipe
 from trainer.settings import read_settings
 
 SAM = "sam"
 """Name of the frozen model among the methods; it is in no setting and has one seed."""
-OUTPUTS: tuple[Output, ...] = ("oracle", "single")
+SINGLE_ROUNDS = 3
+"""Rounds with one fixed output, at most; the curves are those of the oracle's."""
 FULL = "full"
 STUDIED = ("vanilla", "sum")
 """Methods that settings are chosen by, and whose gain is followed over the number of human masks."""
+STUDY_SETTING = "small"
+"""Where things are turned, and settings are chosen."""
 CHOOSING_SEED = 100
 """That of the runs which settings are chosen by; none that is reported has it."""
 
@@ -52,31 +55,32 @@ FROZEN = Cell("none", SAM, "frozen")
 
 
 def cells_of(plan: Plan) -> list[Cell]:
-    """Return all cells, those of the first seed first, so that a first table is there early."""
+    """Return all cells in the order in which they are done: a whole table, its studies, then the next table."""
     cells = [FROZEN]
-    for seed in plan.seeds:
-        for setting in plan.settings:
+    for setting in plan.settings:
+        for seed in plan.seeds:
             cells += [Cell(setting, method, seed=seed) for method in plan.methods]
             if "human-only" in plan.methods:
                 cells.append(Cell(setting, "human-only", "decoder", seed, ("variant=decoder",)))
-        cells += studies(seed) if plan.studies else ()
+        if plan.studies and setting == STUDY_SETTING:
+            cells += studies(plan.seeds[0])
     return cells
 
 
 def studies(seed: int) -> Iterator[Cell]:
-    """Yield what is turned in the setting "small": theta of the Dice loss, and the number of human masks."""
+    """Yield what is turned, with one seed: theta of the Dice loss, and the number of human masks."""
     for theta in (0.2, 0.5, 0.8):
-        yield Cell("small", "sum", f"theta={theta}", seed, (f"loss.theta={theta}",))
+        yield Cell(STUDY_SETTING, "sum", f"theta={theta}", seed, (f"loss.theta={theta}",))
     for count in (60, 300):
         for method in STUDIED:
-            yield Cell("small", method, f"human={count}", seed, (f"human.0.limit={count}",))
+            yield Cell(STUDY_SETTING, method, f"human={count}", seed, (f"human.0.limit={count}",))
 
 
 def choices() -> list[Cell]:
     """Return the cells that the learning rate is chosen by, on the scenes of validation."""
     return [
-        Cell("small", method, f"lr={rate}", CHOOSING_SEED, (f"optimizer.learning_rate={rate}",), "validation")
-        for rate in ("3.0e-5", "1.0e-4", "3.0e-4")
+        Cell(STUDY_SETTING, method, f"lr={rate}", CHOOSING_SEED, (f"optimizer.learning_rate={rate}",), "validation")
+        for rate in ("1.0e-4", "2.0e-4", "4.0e-4")
         for method in STUDIED
     ]
 
@@ -86,22 +90,27 @@ def recipe_of(plan: Plan, cell: Cell) -> Recipe:
     variables = {"SCENES": str(plan.scenes("human")), "SHARDS": str(plan.shards)}
     changes = (*plan.fit_changes, f"method={cell.method}", f"seed={cell.seed}", *cell.changes)
     recipe = read_settings("ablation", Recipe, variables, changes)
-    return replace(recipe, human=tuple(each for each in recipe.human if each.task in SETTINGS[cell.setting]))
+    human = tuple(each for each in recipe.human if each.task in SETTINGS[cell.setting])
+    return replace(recipe, sam=plan.sam, human=human)
 
 
 def protocols_of(plan: Plan, cell: Cell) -> list[Protocol]:
     """Return how a cell is evaluated: points with both outputs, and a box, which has one output."""
     every = cell != FROZEN and METHODS[cell.method].task_prompt == "all"
     task_rounds = plan.rounds if every else 1
-    points = [Protocol("point", plan.rounds, output, task_rounds) for output in OUTPUTS]
-    return [*points, Protocol("box", 1, "single", task_rounds)]
+    return [
+        Protocol("point", plan.rounds, "oracle", task_rounds),
+        Protocol("point", min(plan.rounds, SINGLE_ROUNDS), "single", task_rounds),
+        Protocol("box", 1, "single", task_rounds),
+    ]
 
 
 def identity_of(plan: Plan, cell: Cell) -> dict[str, Any]:
     """Return what decides the scores of a cell beside the data: a cell that is there with another one is refused."""
     scenes = {name: getattr(plan, name) for name in ("pool", "human", cell.split, "masks_of_a_scene")}
     identity: dict[str, Any] = {"cell": asdict(cell), "scenes": scenes, "world": asdict(plan.world)}
-    identity["sam"] = identify_weights(PACKAGED)["sha256"]
+    identity["human_world"] = asdict(plan.human_world)
+    identity["sam"] = identify_weights(plan.sam)["sha256"]
     identity["protocols"] = [asdict(protocol) for protocol in protocols_of(plan, cell)]
     if cell != FROZEN:
         recipe = recipe_of(plan, cell)

@@ -14,7 +14,7 @@ from pipelines.microworld.ablation.results import Results
 from pipelines.microworld.ablation.settings import Plan
 from pipelines.microworld.sets import TASKS, describe_set
 from shared.images import RgbImage
-from shared.sam.checkpoint import PACKAGED, LoadedSam
+from shared.sam.checkpoint import LoadedSam
 from shared.sam.runtime import Predictor, Runtime
 from shared.storage import Storage
 from trainer.data.sets import Task, open_set
@@ -36,7 +36,7 @@ def write_pictures(plan: Plan, results: Results, path: Path) -> None:
     """
     cells = shown_cells(plan, results)
     models = {
-        method: load_weights(PACKAGED if cell == FROZEN else str(cell.folder(plan)), Runtime())
+        method: load_weights(plan.sam if cell == FROZEN else str(cell.folder(plan)), Runtime())
         for method, cell in cells.items()
     }
     titles = ["scene", "exact mask", *models]

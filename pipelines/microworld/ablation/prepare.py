@@ -1,16 +1,19 @@
-"""Make what all runs share, once: scenes, the refiner, the shards with a layer for each source of uncertainty."""
+"""Make what all runs share, once: frozen model, scenes, refiner, shards with a layer for each source of uncertainty."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from labelgen.automask import AutomaskSettings, settings_for
 from labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
 from labelgen.uncertainty import SOURCES, UncertaintySettings
+from pipelines.microworld.ablation.frozen import make_frozen_model
 from pipelines.microworld.ablation.settings import SEEDS, Plan
 from pipelines.microworld.sets import write_sets
 from shared.sam.checkpoint import PACKAGED
+from shared.shards.dataset import EMBEDDINGS, LOGITS
 from trainer.refiner import RefinerRecipe, train_refiner
 from trainer.settings import read_settings
 
@@ -20,13 +23,17 @@ UNIT_SIZE = 32
 def prepare(plan: Plan, processes: int, say: Callable[[str], None]) -> Path:
     """Make what is not there yet, in so many processes; return the refiner. Raises ``SumError`` as the stages do."""
     workers = processes if processes > 1 else 0  # of Ray, or none and no Ray
+    make_frozen_model(plan, processes)
     for split, seed in SEEDS.items():
-        write_sets(plan.scenes(split), seed, getattr(plan, split), plan.world)
+        write_sets(plan.scenes(split), seed, getattr(plan, split), plan.world_of(split))
     labels = RunSettings(
         (str(plan.scenes("pool") / "images"),),
         str(plan.shards),
+        sam=plan.sam,
         automask=automask_of(plan),
         keep_images=True,
+        keep_logits=True,
+        keep_embeddings=True,
         unit_size=UNIT_SIZE,
         workers=workers,
     )
@@ -37,8 +44,10 @@ def prepare(plan: Plan, processes: int, say: Callable[[str], None]) -> Path:
         settings = UncertaintyRunSettings(
             str(plan.shards),
             refiner=str(refiner) if uncertainty.needs_refiner else None,
+            sam=plan.sam,
             layer_name=source,
             uncertainty=uncertainty,
+            use_kept=(LOGITS, EMBEDDINGS) if uncertainty.needs_refiner else (LOGITS,),
             workers=workers,
         )
         say(f"{source}: {add_uncertainty(settings, say).lines()}")
@@ -49,7 +58,8 @@ def refiner_recipe(plan: Plan) -> RefinerRecipe:
     """Return the recipe of the refiner: its pairs pass the filters that labels pass. Raises ``SettingsError``."""
     variables = {"SCENES": str(plan.scenes("human"))}
     threshold = f"pred_iou_thresh={plan.pred_iou_thresh}"
-    return read_settings("refiner_ablation", RefinerRecipe, variables, (threshold, *plan.refiner_changes))
+    recipe = read_settings("refiner_ablation", RefinerRecipe, variables, (threshold, *plan.refiner_changes))
+    return replace(recipe, sam=plan.sam)
 
 
 def automask_of(plan: Plan) -> AutomaskSettings:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pipelines.microworld.coarse import Coarseness
 from pipelines.microworld.scene import World
+from shared.sam.checkpoint import PACKAGED
 from trainer.data.sets import Task
 from trainer.methods import METHODS
 
 WORLD = World(
-    distractors=(1, 3),
+    distractors=(2, 4),
     dull_radius=(0.09, 0.18),
-    dull_saturation=(0.05, 0.45),
-    salient_sizes=(0.8, 0.14, 0.06),
-    salient_radius=(0.09, 0.24),
-    salient_saturation=(0.45, 1.0),
-    appendage_share=0.8,
-    grille_share=0.3,
-    thin_widths=(4, 5, 5, 6),
+    dull_saturation=(0.3, 1.0),
+    salient_sizes=(0.9, 0.08, 0.02),
+    salient_radius=(0.12, 0.24),
+    salient_saturation=(0.3, 1.0),
+    appendage_share=0.9,
+    grille_share=0.0,
+    thin_widths=(5, 6, 6, 7),
     parts=(0, 2),
 )
 """Few objects that are not small, so that the frozen model is wrong mostly where its teacher was: it loses thin
 structures and fills gaps. These are a cell of its grid wide, or more, and can be drawn once they are seen.
 
-Salient objects are of all sizes and many colours, as in real sets, so that what is learnt from them is true of others;
-mostly of one entity, because of a group, one point shows SAM a member, and that is no pair for the refiner.
+Salient objects have the colours of all others and stand in front of them, near the middle: what is learnt from them is
+true of others, and what others' labels say is taken for true of them. Mostly they are one entity, because of a group,
+one point shows SAM a member, and that is no pair for the refiner.
 """
+
+HUMAN_WORLD = replace(WORLD, dull_radius=(0.11, 0.22), salient_radius=(0.05, 0.22))
+"""The scenes of human masks: sets of salient objects are other photos, and what is salient in them has any size and
+often lies on something larger. That teaches where a thing ends, to the refiner above all: it must not take a part for
+the object that carries it."""
 
 SETTINGS: dict[str, tuple[Task, ...]] = {
     "small": ("salient",),
@@ -45,6 +53,19 @@ that are reported."""
 
 
 @dataclass(frozen=True)
+class FrozenModel:
+    """How the frozen model is made (``pipelines.microworld.ablation.frozen``). ``coarseness`` is that of the masks from
+    which its decoder learns; ``scenes``, of the world ``world_seed``, are not those of any split."""
+
+    scenes: int = 5_000
+    world_seed: int = 11
+    detail_steps: int = 1_000
+    coarse_steps: int = 250
+    learning_rate: float = 6e-4
+    coarseness: Coarseness = field(default_factory=lambda: Coarseness(close=13, open=11))
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is run, and below which folder.
 
@@ -56,12 +77,12 @@ class Plan:
     pool: int = 3_000
     human: int = 1_500
     validation: int = 60
-    held_out: int = 150
-    masks_of_a_scene: int = 4
+    held_out: int = 80
+    masks_of_a_scene: int = 2
     described: int = 200
     """Scenes of the pool whose labels are compared with their exact masks."""
     rounds: int = 6
-    points_per_side: int = 16
+    points_per_side: int = 12
     pred_iou_thresh: float = 0.6
     """Parts have low predicted IoU: at vit_t's default of 0.7, one label in ten is of a part."""
     settings: tuple[str, ...] = ("small", "medium")
@@ -71,6 +92,18 @@ class Plan:
     fit_changes: tuple[str, ...] = ()
     refiner_changes: tuple[str, ...] = ()
     world: World = field(default_factory=lambda: WORLD)
+    human_world: World = field(default_factory=lambda: HUMAN_WORLD)
+    frozen: FrozenModel | None = field(default_factory=FrozenModel)
+    """The frozen model; None: ``vit_t`` as it ships."""
+
+    def world_of(self, split: str) -> World:
+        """Return what the scenes of a split look like."""
+        return self.human_world if split == "human" else self.world
+
+    @property
+    def sam(self) -> str:
+        """The weights of the frozen model, as ``load_sam`` takes them."""
+        return PACKAGED if self.frozen is None else str(self.out / "frozen" / "coarse" / "vit_t.safetensors")
 
     def scenes(self, split: str) -> Path:
         """Return the folder of the scenes of a split, one of ``SEEDS``."""
@@ -106,4 +139,5 @@ def quick_plan(out: Path) -> Plan:
             "optimizer.learning_rate=3.0e-4",
         ),
         refiner_changes=("steps=100", "batch=16"),
+        frozen=None,
     )

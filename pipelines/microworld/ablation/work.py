@@ -22,7 +22,6 @@ from pipelines.microworld.ablation.cells import FROZEN, Cell, identity_of, proto
 from pipelines.microworld.ablation.settings import Plan
 from pipelines.microworld.sets import TASKS, describe_set
 from shared.allocator import tune_malloc
-from shared.sam.checkpoint import PACKAGED
 from shared.sam.runtime import Runtime
 from shared.shards.dataset import require_same
 from shared.storage import Storage
@@ -73,7 +72,7 @@ def read_scores(plan: Plan, cell: Cell) -> pa.Table:
 def run_cell(plan: Plan, cell: Cell, say: Callable[[str], None] = click.echo) -> None:
     """Train and evaluate one cell, from its last checkpoint on if there is one."""
     out = cell.folder(plan)
-    weights = PACKAGED
+    weights = plan.sam
     if cell != FROZEN:
         weights = str(out)
         say(f"{cell.name}: {fit(recipe_of(plan, cell), out, lambda text: None).lines()}")

@@ -30,7 +30,7 @@ from pipelines.microworld.certainty import (
 from pipelines.microworld.scene import Scene, make_scenes
 from pipelines.microworld.sets import TASKS
 from shared.frame import Frame
-from shared.sam.checkpoint import PACKAGED, file_sha256, load_sam
+from shared.sam.checkpoint import file_sha256, load_sam
 from shared.sam.refiner import Refiner, load_refiner
 from shared.shards.shard_set import ShardSet
 from shared.storage import Storage
@@ -100,7 +100,7 @@ def calibration(judged: Sequence[Judged]) -> list[dict[str, float]]:
 def _exact_figures(plan: Plan, path: Path) -> dict[str, Any]:
     labels_of: list[int] = []
     exact: list[Exact] = []
-    loaded = load_sam(PACKAGED)
+    loaded = load_sam(plan.sam)
     refiner = load_refiner(path, loaded)
     generator = LabelGenerator(loaded.sam, automask_of(plan), 256)
     scenes = make_scenes(SEEDS["pool"], 0, plan.described, plan.world)

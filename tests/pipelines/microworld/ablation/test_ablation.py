@@ -15,7 +15,7 @@ from pipelines.microworld.ablation.__main__ import run_ablation
 from pipelines.microworld.ablation.cells import FROZEN, Cell, cells_of, choices, identity_of, recipe_of
 from pipelines.microworld.ablation.report import BEGIN, END, fill
 from pipelines.microworld.ablation.results import COLUMNS
-from pipelines.microworld.ablation.settings import Plan
+from pipelines.microworld.ablation.settings import FrozenModel, Plan
 from pipelines.microworld.ablation.work import SCORES, is_done, run_cells
 from shared.errors import SettingsDifferError, SourceError
 from trainer.methods import METHODS
@@ -38,6 +38,7 @@ def plan_of(out: Path) -> Plan:
         methods=("human-only", "sum"),
         seeds=(0,),
         studies=False,
+        frozen=FrozenModel(scenes=8, detail_steps=1, coarse_steps=1),
         fit_changes=("steps=2", "batch=2", "masks=2", "checkpoint.every=1"),
         refiner_changes=("steps=4", "batch=4"),
     )
@@ -141,7 +142,9 @@ def test_methods_join_by_name_and_every_run_has_a_folder_of_its_own() -> None:
     assert {cell.method for cell in cells} == {"sam", *METHODS}
     names = [cell.name for cell in [*cells, *choices()]]
     assert len(set(names)) == len(names)
-    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+    settings = [cell.setting for cell in cells]
+    assert [*dict.fromkeys(settings)] == ["none", "small", "medium"]
+    assert settings == sorted(settings, key=["none", "small", "medium"].index)
 
 
 def test_settings_choose_the_human_masks() -> None:
