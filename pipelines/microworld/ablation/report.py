@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from pipelines.microworld.ablation.bootstrap import Difference
-from pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, STUDIED, Cell
+from pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, Cell
 from pipelines.microworld.ablation.claims import CLAIMS, anchors, difference, scores_of, verdict
 from pipelines.microworld.ablation.plots import Line, line_chart
 from pipelines.microworld.ablation.results import Measure, Results
 from pipelines.microworld.ablation.settings import Plan
+from pipelines.microworld.ablation.studies import study_charts, study_rows
 from pipelines.microworld.sets import TASKS
 from shared.errors import SourceError
 from shared.storage import Storage
@@ -38,7 +39,7 @@ def blocks_of(plan: Plan, cells: Sequence[Cell], results: Results, world: dict[s
         )
         blocks[f"claims {setting}"] = claims_table(results, setting)
     blocks["pictures"] = f"![Held-out masks after 3 points]({IMAGES}/{PICTURES})"
-    blocks["studies"] = studies_table(cells, results)
+    blocks["studies"] = studies_block(plan, results)
     blocks["anchors"] = anchors_table(results, world)
     return blocks
 
@@ -145,16 +146,13 @@ def claims_table(results: Results, setting: str) -> str:
     return table(["claim", "task", "points", "paper, mIoU", "here, mBIoU", ""], rows)
 
 
-def studies_table(cells: Sequence[Cell], results: Results) -> str:
-    """Return what was turned: mBIoU after 3 points, by task."""
-    variants = dict.fromkeys((cell.method, cell.variant) for cell in cells if "=" in cell.variant)
-    rows = []
-    for method, variant in [*variants, *((method, FULL) for method in STUDIED)] if variants else []:
-        scores = scores_of(results, "small", method, Measure(), variant)
-        if scores:
-            values = [[100 * each.mean(group) for each in scores.values()] for group in GROUPS]
-            rows.append([method, variant, len(scores), *(spread_text(each) for each in values)])
-    return table(["method", "variant", "seeds", *GROUPS], rows)
+def studies_block(plan: Plan, results: Results) -> str:
+    """Return what was turned: mBIoU after 3 points by task, and the charts."""
+    rows = study_rows(plan, results, GROUPS)
+    if not rows:
+        return "Nothing of this has been run."
+    charts = "\n".join(f"![{name}]({IMAGES}/{name})" for name in study_charts(plan, results))
+    return f"{table(['turned', 'to', 'method', *GROUPS], rows)}\n\n{charts}"
 
 
 def choices_table(results: Results) -> str:
@@ -182,7 +180,7 @@ def listed(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 
 def write_charts(plan: Plan, results: Results, world: dict[str, Any], out: Path) -> None:
-    """Draw mBIoU over 1 to 6 points by task, and how often pixels are wrong by u. Raises ``StorageError``."""
+    """Draw mBIoU over 1 to 6 points, the studies, and how often pixels are wrong by u. Raises ``StorageError``."""
     storage = Storage(str(out))
     for setting in plan.settings:
         for group in GROUPS:
@@ -199,6 +197,8 @@ def write_charts(plan: Plan, results: Results, world: dict[str, Any], out: Path)
             if lines:
                 chart = line_chart(f"{setting}: {group}", "points", "mBIoU", lines)
                 storage.write(chart_name(setting, group), chart.encode())
+    for name, chart in study_charts(plan, results).items():
+        storage.write(name, chart.encode())
     lines = {
         source: Line([each["u"] for each in found["calibration"]], [each["wrong"] for each in found["calibration"]])
         for source, found in world["sources"].items()

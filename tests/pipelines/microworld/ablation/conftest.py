@@ -45,6 +45,12 @@ def scores_table(level: float, rounds: int = 3) -> pa.Table:
 
 
 @pytest.fixture
+def table_of() -> Callable[[float], pa.Table]:
+    """Give the function that makes the scores of a run of a known level."""
+    return scores_table
+
+
+@pytest.fixture
 def results_of() -> Callable[..., Results]:
     """Give the function that makes results of known levels."""
     return make_results

@@ -1,0 +1,64 @@
+"""Studies, from runs whose scores are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.microworld.ablation.cells import Cell
+from pipelines.microworld.ablation.results import Results
+from pipelines.microworld.ablation.settings import Plan
+from pipelines.microworld.ablation.studies import STUDIES, study_charts, study_points, study_rows
+
+TableOf = Callable[[float], pa.Table]
+THETA, HUMAN = STUDIES
+LEVELS = {"theta=0.2": 0.3, "theta=0.8": 0.5, "human=60": 0.2, "full": 0.4}
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return Plan(tmp_path)
+
+
+@pytest.fixture
+def results(table_of: TableOf) -> Callable[[int], Results]:
+    """Give runs of SUM: with other values of one seed, with the usual ones of so many, each 0.1 above the last."""
+    return lambda seeds: make_results(table_of, seeds)
+
+
+def make_results(table_of: TableOf, seeds: int) -> Results:
+    usual = {Cell("small", "sum", seed=seed): table_of(LEVELS["full"] + 0.1 * seed) for seed in range(seeds)}
+    turned = {Cell("small", "sum", name): table_of(level) for name, level in LEVELS.items() if name != "full"}
+    return Results({**turned, **usual})
+
+
+def test_points_are_by_value_and_of_the_seeds_that_were_turned(plan: Plan, results: Callable[[int], Results]) -> None:
+    entity = {
+        value: 100 * (level + 0.01 * np.arange(12).mean()) for value, level in {0.2: 0.3, 0.6: 0.4, 0.8: 0.5}.items()
+    }
+    found = study_points(plan, results(3), THETA, "sum", "entity")
+    assert list(found) == [0.2, 0.6, 0.8]
+    assert found == pytest.approx(entity)
+    assert list(study_points(plan, results(1), HUMAN, "sum", "entity")) == [60, plan.human]
+
+
+def test_what_was_not_run_is_left_out(plan: Plan, results: Callable[[int], Results], table_of: TableOf) -> None:
+    assert study_points(plan, results(1), THETA, "vanilla", "all") == {}
+    only_usual = Results({Cell("small", "sum"): table_of(0.4)})
+    assert study_points(plan, only_usual, THETA, "sum", "all") == {}
+    assert study_rows(plan, only_usual, ("all",)) == []
+    assert study_charts(plan, only_usual) == {}
+
+
+def test_every_study_has_rows_and_a_chart(plan: Plan, results: Callable[[int], Results]) -> None:
+    rows = study_rows(plan, results(1), ("entity", "all"))
+    assert [(row[0], row[1]) for row in rows] == [
+        (THETA.title, "0.2"), (THETA.title, "0.6"), (THETA.title, "0.8"), (HUMAN.title, "60"), (HUMAN.title, "1500"),
+    ]  # fmt: skip
+    charts = study_charts(plan, results(1))
+    assert set(charts) == {THETA.chart_name, HUMAN.chart_name}
+    assert all(chart.count("<circle") == points for chart, points in zip(charts.values(), (3, 2), strict=True))
