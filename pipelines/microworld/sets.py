@@ -11,17 +11,24 @@ import os
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from pipelines.microworld.scene import World, make_scene
+from pipelines.microworld.coarse import Coarseness, coarsen
+from pipelines.microworld.scene import Scene, World, make_scene
 from trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings, Task
 
 TASKS: tuple[Task, ...] = ("salient", "entity", "part")
 
 
-def write_sets(folder: Path, seed: int, count: int, world: World | None = None) -> None:
-    """Write scenes 0 to ``count`` - 1 of the world that ``seed`` names; those that are there already stay."""
+def write_sets(
+    folder: Path, seed: int, count: int, world: World | None = None, coarseness: Coarseness | None = None
+) -> None:
+    """Write scenes 0 to ``count`` - 1 of the world that ``seed`` names; those that are there already stay.
+
+    With ``coarseness``, entities and parts are the coarse masks; salient objects are exact in any case.
+    """
     for kind in ("images", *TASKS):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for index in tqdm(range(count), unit="scene", desc="drawing scenes", leave=False, disable=None):
@@ -31,10 +38,21 @@ def write_sets(folder: Path, seed: int, count: int, world: World | None = None) 
         scene = make_scene(seed, index, world)
         Image.fromarray(scene.image).save(folder / "images" / name)
         Image.fromarray(scene.salient.astype(np.uint8) * np.uint8(255)).save(folder / "salient" / name)
-        Image.fromarray(scene.entities).save(folder / "entity" / name)
+        entities, parts = (_label_map(scene, task, coarseness) for task in TASKS[1:])
+        Image.fromarray(entities).save(folder / "entity" / name)
         aside = folder / "part" / f"{name}.partial"  # the last file vouches for the others: it is whole or not there
-        Image.fromarray(scene.parts).save(aside, "png")
+        Image.fromarray(parts).save(aside, "png")
         os.replace(aside, folder / "part" / name)
+
+
+def _label_map(scene: Scene, task: Task, coarseness: Coarseness | None) -> npt.NDArray[np.uint8]:
+    """Return the masks of a task as a label map, uint8 (S, S); where coarse ones overlap, the later one is on top."""
+    if coarseness is None:
+        return {"entity": scene.entities, "part": scene.parts}[task]
+    labels = np.zeros(scene.image.shape[:2], np.uint8)
+    for number, mask in enumerate(scene.masks(task), 1):
+        labels[coarsen(mask, coarseness)] = number
+    return labels
 
 
 def describe_set(folder: Path, task: Task, limit: int | None = None) -> SetSettings:

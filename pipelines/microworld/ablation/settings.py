@@ -55,13 +55,13 @@ that are reported."""
 @dataclass(frozen=True)
 class FrozenModel:
     """How the frozen model is made (``pipelines.microworld.ablation.frozen``). ``coarseness`` is that of the masks from
-    which its decoder learns; ``scenes``, of the world ``world_seed``, are not those of any split."""
+    which its decoder learns; scenes, of the world ``world_seed``, are not those of any split."""
 
     scenes: int = 5_000
     world_seed: int = 11
     detail_steps: int = 1_000
-    coarse_steps: int = 250
-    learning_rate: float = 6e-4
+    coarse_scenes: int = 1_500
+    coarse_steps: int = 300
     coarseness: Coarseness = field(default_factory=lambda: Coarseness(close=13, open=11))
 
 
@@ -82,7 +82,7 @@ class Plan:
     described: int = 200
     """Scenes of the pool whose labels are compared with their exact masks."""
     rounds: int = 6
-    points_per_side: int = 12
+    points_per_side: int = 16
     pred_iou_thresh: float = 0.6
     """Parts have low predicted IoU: at vit_t's default of 0.7, one label in ten is of a part."""
     settings: tuple[str, ...] = ("small", "medium")
@@ -103,7 +103,7 @@ class Plan:
     @property
     def sam(self) -> str:
         """The weights of the frozen model, as ``load_sam`` takes them."""
-        return PACKAGED if self.frozen is None else str(self.out / "frozen" / "coarse" / "vit_t.safetensors")
+        return PACKAGED if self.frozen is None else str(self.out / "frozen" / "coarse" / "weights.safetensors")
 
     def scenes(self, split: str) -> Path:
         """Return the folder of the scenes of a split, one of ``SEEDS``."""

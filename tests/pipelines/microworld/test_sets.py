@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.microworld.coarse import Coarseness, coarsen
 from pipelines.microworld.scene import make_scene
 from pipelines.microworld.sets import TASKS, describe_set, write_sets
 from shared.sam.task_prompt import task_id
@@ -34,6 +35,19 @@ def test_sets_read_back_as_the_scenes_masks(folder: Path, task: str) -> None:
         assert np.array_equal(sample.image, scene.image)
         assert np.array_equal(sample.masks, scene.masks(task))
         assert sample.masks.any((1, 2)).all()
+
+
+def test_coarse_sets_hold_coarse_entities_and_parts_and_exact_salient_objects(tmp_path: Path) -> None:
+    coarseness = Coarseness(close=13, open=11)
+    write_sets(tmp_path, SEED, COUNT, coarseness=coarseness)
+    for number in range(COUNT):
+        scene = make_scene(SEED, number)
+        read = {task: open_set(describe_set(tmp_path, task)).load(number) for task in TASKS}
+        assert np.array_equal(read["salient"].masks, scene.masks("salient"))
+        for task in ("entity", "part"):
+            coarse = [coarsen(mask, coarseness) for mask in scene.masks(task)]
+            covered = [mask & ~np.any(coarse[k + 1 :], axis=0) for k, mask in enumerate(coarse)]
+            assert np.array_equal(read[task].masks, [mask for mask in covered if mask.any()])
 
 
 def test_limit_takes_the_first_scenes(folder: Path) -> None:

@@ -38,7 +38,7 @@ def plan_of(out: Path) -> Plan:
         methods=("human-only", "sum"),
         seeds=(0,),
         studies=False,
-        frozen=FrozenModel(scenes=8, detail_steps=1, coarse_steps=1),
+        frozen=FrozenModel(scenes=8, detail_steps=1, coarse_scenes=4, coarse_steps=1),
         fit_changes=("steps=2", "batch=2", "masks=2", "checkpoint.every=1"),
         refiner_changes=("steps=4", "batch=4"),
     )
