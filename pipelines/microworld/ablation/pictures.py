@@ -26,7 +26,7 @@ SCENES_OF_TASK: dict[Task, int] = {"salient": 2, "entity": 3, "part": 3}
 SMALLEST_SHOWN = 0.015
 """Masks that cover less of the scene are left out of the pictures."""
 TITLE_HEIGHT = 24
-QUALITY = 90
+QUALITY = 75
 
 
 def write_pictures(plan: Plan, results: Results, path: Path) -> None:

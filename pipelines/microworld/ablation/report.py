@@ -46,9 +46,14 @@ def blocks_of(plan: Plan, cells: Sequence[Cell], results: Results, world: dict[s
 
 def charts(results: Results, setting: str) -> str:
     """Return the charts of a setting that has been run, by task."""
-    if not any(cell.setting == setting for cell in results.tables):
+    if not has_runs(results, setting):
         return "Nothing of this has been run."
     return "\n".join(f"![{setting}: {group}]({IMAGES}/{chart_name(setting, group)})" for group in GROUPS)
+
+
+def has_runs(results: Results, setting: str) -> bool:
+    """Say whether any run of a setting is done; the frozen model is in none."""
+    return any(cell.setting == setting for cell in results.tables)
 
 
 def chart_name(setting: str, group: str) -> str:
@@ -182,7 +187,7 @@ def listed(plan: Plan) -> Iterator[tuple[str, str, str]]:
 def write_charts(plan: Plan, results: Results, world: dict[str, Any], out: Path) -> None:
     """Draw mBIoU over 1 to 6 points, the studies, and how often pixels are wrong by u. Raises ``StorageError``."""
     storage = Storage(str(out))
-    for setting in plan.settings:
+    for setting in (each for each in plan.settings if has_runs(results, each)):
         for group in GROUPS:
             lines = {}
             for title, method, variant in listed(plan):
