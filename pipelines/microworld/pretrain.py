@@ -126,7 +126,6 @@ class Pretraining:
             self.sam = initialise(build_architecture(ARCHITECTURES["vit_t"]))
         else:
             self.sam = load_sam(settings.weights).sam
-        self.sam.image_encoder.requires_grad_(settings.trains_encoder)
         self.optimizers = make_optimizers(self.sam, settings)
         self.head = PictureHead(ARCHITECTURES["vit_t"].prompt_dim) if settings.picture_weight else None
         if self.head is not None:
@@ -180,16 +179,15 @@ class Pretraining:
         rounds = 1 if self.step < s.single_round_steps else s.rounds
         self.sam.train()
         images = (batch.images - self.sam.pixel_mean) / self.sam.pixel_std
-        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(s.trains_encoder):
+        with torch.autocast("cpu", torch.bfloat16):
             embedding = self.sam.image_encoder(images)
-        leaf = embedding.detach().float().requires_grad_(s.trains_encoder)
+        leaf = embedding.detach().float().requires_grad_()
         log = self.interact(batch, leaf, rounds, generator)
         if self.head is not None:
             error = self.head(leaf, images)
             (s.picture_weight * error).backward()
             log["picture"] = float(error.detach())
-        if s.trains_encoder:
-            embedding.backward(leaf.grad.to(embedding.dtype))
+        embedding.backward(leaf.grad.to(embedding.dtype))
         average_gradients(self.parts, self.rank)
         log["norm"] = float(torch.nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0))
         for optimizer in self.optimizers:

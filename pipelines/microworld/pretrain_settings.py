@@ -18,8 +18,6 @@ class PretrainSettings:
     coarseness: Coarseness = field(default_factory=Coarseness)
     weights: str | None = None
     """What training starts from, as ``load_sam`` takes it; None: from scratch."""
-    trains_encoder: bool = True
-    """Without it the image encoder stays as it is, and so does what embeddings hold."""
     picture_weight: float = 0.0
     """Weight of the error with which the picture can be drawn from its embedding."""
     seed: int = 0

@@ -27,9 +27,12 @@ EXACT = Coarseness(close=1, largest_hole=0, open=1, smooth=0.01, minimum_area=60
 
 
 def make_frozen_model(plan: Plan, processes: int) -> str:
-    """Train the frozen model of ``plan`` unless it is there; return its weights, as ``load_sam`` takes them."""
+    """Train the frozen model of ``plan`` unless it is there; return its weights, as ``load_sam`` takes them.
+
+    Raises ``SettingsDifferError`` if one of its stages is there with other settings.
+    """
     frozen, weights = plan.frozen, Path(plan.sam)
-    if frozen is None or weights.exists():
+    if frozen is None:
         return plan.sam
     folder = weights.parent.parent
     detail = pretrain(detail_settings(frozen, plan.world), folder / "detail", processes)

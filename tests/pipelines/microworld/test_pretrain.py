@@ -191,15 +191,6 @@ def test_training_goes_on_from_given_weights(corpus: Corpus, tmp_path: Path) -> 
     assert all(torch.equal(value, packaged[name]) for name, value in run.sam.state_dict().items())
 
 
-def test_encoder_stays_as_it_is_when_the_decoder_alone_is_trained(corpus: Corpus, tmp_path: Path) -> None:
-    run = Pretraining(replace(SMALL, weights=PACKAGED, trains_encoder=False), corpus, tmp_path)
-    before = state_of(run)
-    run.train_step()
-    run.train_step()
-    changed = {name for name, value in run.sam.state_dict().items() if not torch.equal(value, before[name])}
-    assert {name.split(".")[0] for name in changed} == {"mask_decoder", "prompt_encoder"}
-
-
 def test_embeddings_come_to_hold_the_picture_and_the_run_resumes_with_its_head(corpus: Corpus, tmp_path: Path) -> None:
     settings = replace(SMALL, steps=12, warmup=1, weights=PACKAGED, picture_weight=5.0, scenes=2)
     run = Pretraining(settings, corpus, tmp_path)
