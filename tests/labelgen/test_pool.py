@@ -68,6 +68,12 @@ class Pretender:
                 raise MemoryError("nothing left")
             case "refuse":
                 raise StorageError("cannot write there: No space left on device; free some")
+            case "meet":
+                for _ in range(6000):
+                    if len(workers_in(self.folder)) > 1:
+                        return
+                    time.sleep(0.01)
+                raise TimeoutError("no second worker has come")
             case "":
                 time.sleep(0.02)
 
@@ -159,6 +165,7 @@ def workers_in(folder: Path) -> list[int]:
 
 
 def test_all_units_are_done_once_and_progress_is_told_of(work: Work, tmp_path: Path) -> None:
+    (tmp_path / "0-0").write_text("meet")  # a second worker that starts slowly must not find all done
     events = work(7, workers=2)
     assert reported(events) == list(range(7))
     assert journal(tmp_path) == {f"{what} {unit}": 1 for what in ("begun", "done") for unit in range(7)}
