@@ -97,12 +97,12 @@ def anchors(results: Results, world: Mapping[str, Any]) -> Iterator[Anchor]:
     for number in (1, 3, 5):
         for task in TASKS:
             found = difference(results, "small", "sum", SAM, task, Measure(round=number))
-            yield _anchor(f"SUM above SAM on {task} at {number} points", found, 0.0)
-    yield _anchor(
-        "human-only below SAM on part at 3 points", difference(results, "small", SAM, "human-only", "part", AT_3), 0
-    )
+            points = f"{number} point{'s' if number > 1 else ''}"
+            yield _anchor(f"SUM above SAM on {task}, after {points}", found, 0.0)
+    lost = difference(results, "small", SAM, "human-only", "part", AT_3)
+    yield _anchor("human-only below SAM on part, after 3 points", lost, 0.0)
     gain = difference(results, "small", "sum", "vanilla", ALL, AT_3)
-    yield _anchor("SUM at least 1 point above vanilla over all tasks at 3 points", gain, 0.01)
+    yield _anchor("SUM above vanilla by 1.0 of mBIoU over all tasks, after 3 points", gain, 0.01)
     area = world["sources"]["refinement"][ALL]["auroc"]
     text = "stored refinement maps find wrong pixels: area under the ROC curve at least 0.85"
     yield Anchor(text, f"{area:.3f}", "holds" if area >= LEAST_AUROC else "does not hold")
@@ -112,4 +112,6 @@ def _anchor(text: str, found: Difference | None, least: float) -> Anchor:
     if found is None:
         return Anchor(text, "", "not run")
     interval = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    return Anchor(text, interval, "holds" if found.mean > 0 and found.mean >= least else "does not hold")
+    if found.mean <= 0 or found.mean < least:
+        return Anchor(text, interval, "does not hold")
+    return Anchor(text, interval, "holds" if found.low > 0 else "holds on average, not told apart from 0")

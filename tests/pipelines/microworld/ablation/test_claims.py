@@ -52,14 +52,20 @@ def test_verdict_follows_the_interval(low: float, high: float, said: str) -> Non
     assert verdict(Difference((low + high) / 2, low, high, 3)) == said
 
 
+def test_anchor_whose_interval_holds_0_is_not_said_to_hold(results_of: Make) -> None:
+    results = results_of({"sam": 0.5, "human-only": 0.4, "vanilla": 0.5, "sum": 0.4997}, seeds=2)
+    found = {each.text: each.verdict for each in anchors(results, WORLD)}
+    assert found["SUM above SAM on part, after 1 point"] == "holds on average, not told apart from 0"
+
+
 def test_anchors_ask_for_a_whole_point_over_vanilla(results_of: Make) -> None:
     for gain, expected in ((0.009, "does not hold"), (0.011, "holds")):
         results = results_of({"sam": 0.5, "human-only": 0.4, "vanilla": 0.55, "sum": 0.55 + gain}, seeds=2)
         found = {each.text: each.verdict for each in anchors(results, WORLD)}
-        assert found["SUM at least 1 point above vanilla over all tasks at 3 points"] == expected
-        assert found["human-only below SAM on part at 3 points"] == "holds"
-        assert found["SUM above SAM on part at 1 points"] == "holds"
-        assert found["SUM above SAM on part at 5 points"] == "not run"  # of three rounds
+        assert found["SUM above vanilla by 1.0 of mBIoU over all tasks, after 3 points"] == expected
+        assert found["human-only below SAM on part, after 3 points"] == "holds"
+        assert found["SUM above SAM on part, after 1 point"] == "holds"
+        assert found["SUM above SAM on part, after 5 points"] == "not run"  # of three rounds
 
 
 def test_quick_ablation_passes_only_if_both_methods_beat_sam(results_of: Make) -> None:
