@@ -44,6 +44,10 @@ class World:
     """Widths that those of thin structures are drawn from."""
     grille_share: float = 0.15
     parts: tuple[int, int] = (0, 3)
+    thin_part_share: float = 0.5
+    """Share of appendages that are a part of their own, in a colour of their own."""
+    part_appendage_share: float = 0.0
+    """Share of patches on a body that carry an appendage themselves, which ends where the body does."""
     minimum_area: int = 60
     """Masks with fewer visible pixels are not annotated."""
 
@@ -170,7 +174,7 @@ def _draw_object(
             angle = rng.uniform(0, 2 * np.pi)
             anchor = (centre[0] + radius * float(np.cos(angle)), centre[1] + radius * float(np.sin(angle)))
         thin = draw(side, anchor, radius, world.thin_widths, rng) & (1 - body)
-        own_part = rng.random() < 0.5
+        own_part = rng.random() < world.thin_part_share
         thin_colour = _contrasting_colour(canvas, thin, saturation, rng) if own_part else colour
         _place(canvas, entity, thin, thin_colour, rng, part=own_part)
     _place(canvas, entity, body, colour, rng)
@@ -179,7 +183,19 @@ def _draw_object(
             part = shapes.wheel(side, centre, radius * 0.45, world.thin_widths, rng) & body
         else:
             part = shapes.patch(side, centre, radius, rng) & body
+            if world.part_appendage_share and rng.random() < world.part_appendage_share:
+                part |= _appendage_of(part, world, rng) & body
         _place(canvas, entity, part, _contrasting_colour(canvas, part, saturation, rng), rng, part=True)
+
+
+def _appendage_of(mask: Mask, world: World, rng: np.random.Generator) -> Mask:
+    """Draw a thin structure that begins in the middle of ``mask``."""
+    ys, xs = np.nonzero(mask)
+    if not len(xs):
+        return mask
+    draw = shapes.APPENDAGES[int(rng.integers(len(shapes.APPENDAGES)))]
+    middle = (float(xs.mean()), float(ys.mean()))
+    return draw(world.side, middle, float(np.sqrt(len(xs) / np.pi)), world.thin_widths, rng)
 
 
 def _place(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -160,6 +161,28 @@ def test_world_without_thin_structures_has_none() -> None:
     bodies = [mask for scene in found for mask in scene.masks("entity")]
     assert all(not scene.masks("part").any() for scene in found)
     assert np.median([opened_share(mask) for mask in bodies]) < 0.05
+
+
+def parts_of(world: World) -> list[tuple[Scene, npt.NDArray[np.bool_]]]:
+    return [(scene, mask) for scene in make_scenes(11, 0, COUNT, world) for mask in scene.masks("part")]
+
+
+def test_parts_may_carry_thin_structures_that_stay_on_their_entity() -> None:
+    plain = World(appendage_share=0.0, thin_object_share=0.0, parts=(1, 1), thin_widths=(3,) * 4, minimum_area=200)
+    thin = replace(plain, part_appendage_share=1.0)
+    lost = [np.array([opened_share(mask) for _, mask in parts_of(world)]) for world in (plain, thin)]
+    detailed = [np.mean((share > 0.05) & (share < 0.6)) for share in lost]
+    assert detailed[1] > detailed[0] + 0.15
+    assert all(len(np.unique(scene.entities[mask])) == 1 for scene, mask in parts_of(thin))
+
+
+def test_share_of_appendages_that_are_parts_is_the_worlds() -> None:
+    counts = [
+        len(parts_of(World(appendage_share=1.0, thin_object_share=0.0, parts=(0, 0), thin_part_share=share)))
+        for share in (0.0, 0.5, 1.0)
+    ]
+    assert counts[0] == 0
+    assert 0 < counts[1] < counts[2]
 
 
 def test_objects_differ_in_colour_from_what_is_around_them(raw: list[Scene]) -> None:
