@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from pipelines.microworld.corpus import TARGET_SIDE, Corpus, open_corpus
+from pipelines.microworld.damage import damaged_logits
 from pipelines.microworld.interaction import (
     ANYWHERE,
     STRIDE,
@@ -233,6 +234,9 @@ class Pretraining:
                 fed = logits.detach()[row, seen][keep][:, None]
                 targets, image_index, empty = targets[keep], image_index[keep], empty[keep]
                 prompts = Prompts(prompts.coords[keep], prompts.labels[keep])
+                if s.damaged_share:
+                    replaced = torch.rand(len(fed), generator=generator) < s.damaged_share
+                    fed[replaced] = damaged_logits(targets[replaced], fed.shape[-1], generator)
             else:
                 fed = logits.detach()[:, :1]
             if number + 1 < rounds:

@@ -35,6 +35,8 @@ class PretrainSettings:
     rounds: int = 3
     corrected_share: float = 0.5
     """Share of the prompts that go on after round 1: corrections are learnt from fewer than first guesses."""
+    damaged_share: float = 0.0
+    """Share of those that go on from an exact mask with an error (``damage.py``) instead of the model's own mask."""
     single_round_steps: int = 600
     balanced_steps: int = 1_500
     """Steps over which the class balance of the cross-entropy fades out."""

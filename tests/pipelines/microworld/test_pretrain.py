@@ -203,6 +203,17 @@ def test_embeddings_come_to_hold_the_picture_and_the_run_resumes_with_its_head(c
     assert all(torch.equal(value, resumed.parts.state_dict()[name]) for name, value in run.parts.state_dict().items())
 
 
+def test_corrections_go_on_from_damaged_targets_which_are_better_than_first_guesses(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    settings = replace(SMALL, steps=40, warmup=1, weights=PACKAGED, single_round_steps=0, scenes=2, masks=4)
+    ious = []
+    for share in (0.0, 1.0):
+        run = Pretraining(replace(settings, damaged_share=share), corpus, tmp_path)
+        ious.append([run.train_step()["iou_2"] for _ in range(12)])
+    assert sum(ious[1]) > sum(ious[0]) + 0.2
+
+
 def test_run_that_is_done_is_left_and_one_of_other_settings_refused(corpus_folder: Path, tmp_path: Path) -> None:
     settings = replace(SMALL, steps=1)
     weights = pretrain(settings, tmp_path, 1, corpus_folder)
