@@ -22,7 +22,7 @@ from pipelines.microworld.ablation.report import IMAGES, PICTURES, blocks_of, ch
 from pipelines.microworld.ablation.results import Results, to_csv
 from pipelines.microworld.ablation.settings import Plan, quick_plan
 from pipelines.microworld.ablation.work import run_cells
-from pipelines.microworld.ablation.world import describe_world
+from pipelines.microworld.ablation.world import describe_world, is_prepared
 from shared.errors import SumError
 from shared.storage import Storage
 
@@ -43,10 +43,11 @@ def write_results(plan: Plan, refiner: Path, docs: Path | None) -> Results:
     table = to_csv(results.rows()).encode()
     Storage(str(plan.out)).write(CSV, table)
     if docs is not None:
-        world = describe_world(plan, refiner)
+        world = describe_world(plan, refiner) if is_prepared(plan, refiner) else None
         page = fill((docs / PAGE).read_text(), blocks_of(plan, cells, results, world), str(docs / PAGE))
         write_charts(plan, results, world, docs / IMAGES)
-        write_pictures(plan, results, docs / IMAGES / PICTURES)
+        if results.tables:
+            write_pictures(plan, results, docs / IMAGES / PICTURES)
         Storage(str(docs)).write(CSV, table)
         Storage(str(docs)).write(PAGE, page.encode())
     return results

@@ -92,7 +92,7 @@ class Anchor:
     verdict: str
 
 
-def anchors(results: Results, world: Mapping[str, Any]) -> Iterator[Anchor]:
+def anchors(results: Results, world: Mapping[str, Any] | None) -> Iterator[Anchor]:
     """Yield the anchors, in the setting "small". Differences are in points of mBIoU."""
     for number in (1, 3, 5):
         for task in TASKS:
@@ -103,8 +103,11 @@ def anchors(results: Results, world: Mapping[str, Any]) -> Iterator[Anchor]:
     yield _anchor("human-only below SAM on part, after 3 points", lost, 0.0)
     gain = difference(results, "small", "sum", "vanilla", ALL, AT_3)
     yield _anchor("SUM above vanilla by 1.0 of mBIoU over all tasks, after 3 points", gain, 0.01)
-    area = world["sources"]["refinement"][ALL]["auroc"]
     text = "stored refinement maps find wrong pixels: area under the ROC curve at least 0.85"
+    if world is None:
+        yield Anchor(text, "", "not run")
+        return
+    area = world["sources"]["refinement"][ALL]["auroc"]
     yield Anchor(text, f"{area:.3f}", "holds" if area >= LEAST_AUROC else "does not hold")
 
 

@@ -25,20 +25,22 @@ GROUPS = (*TASKS, ALL)
 IMAGES, CALIBRATION, PICTURES = "images", "ablation_calibration.svg", "ablation.jpg"
 """The folder beside the page, and names in it."""
 ROUNDS_SHOWN = (1, 3, 5)
+NOT_RUN = "Nothing of this has been run."
 BEGIN, END = "<!-- {}: made by pipelines.microworld.ablation -->", "<!-- end of {} -->"
 
 
-def blocks_of(plan: Plan, cells: Sequence[Cell], results: Results, world: dict[str, Any]) -> dict[str, str]:
-    """Return the parts of the page that are made, by name."""
-    calibration = f"![Share of wrong pixels by u]({IMAGES}/{CALIBRATION})"
-    blocks = {"progress": progress(plan, cells, results), "world": f"{world_table(world)}\n\n{calibration}"}
+def blocks_of(plan: Plan, cells: Sequence[Cell], results: Results, world: dict[str, Any] | None) -> dict[str, str]:
+    """Return the parts of the page that are made, by name; without a ``world`` that has been measured, no figures of
+    it."""
+    blocks = {"progress": progress(plan, cells, results), "world": NOT_RUN}
+    if world is not None:
+        blocks["world"] = f"{world_table(world)}\n\n![Share of wrong pixels by u]({IMAGES}/{CALIBRATION})"
     for setting in plan.settings:
-        blocks[f"means {setting}"] = "\n\n".join(
-            [methods_table(plan, results, setting, metric) for metric in ("mBIoU", "mIoU")]
-            + [prompts_table(plan, results, setting), charts(results, setting)]
-        )
+        tables = [methods_table(plan, results, setting, metric) for metric in ("mBIoU", "mIoU")]
+        tables += [prompts_table(plan, results, setting), charts(results, setting)]
+        blocks[f"means {setting}"] = "\n\n".join(tables) if results.tables else NOT_RUN
         blocks[f"claims {setting}"] = claims_table(results, setting)
-    blocks["pictures"] = f"![Held-out masks after 3 points]({IMAGES}/{PICTURES})"
+    blocks["pictures"] = f"![Held-out masks after 3 points]({IMAGES}/{PICTURES})" if results.tables else NOT_RUN
     blocks["studies"] = studies_block(plan, results)
     blocks["anchors"] = anchors_table(results, world)
     return blocks
@@ -47,7 +49,7 @@ def blocks_of(plan: Plan, cells: Sequence[Cell], results: Results, world: dict[s
 def charts(results: Results, setting: str) -> str:
     """Return the charts of a setting that has been run, by task."""
     if not has_runs(results, setting):
-        return "Nothing of this has been run."
+        return NOT_RUN
     return "\n".join(f"![{setting}: {group}]({IMAGES}/{chart_name(setting, group)})" for group in GROUPS)
 
 
@@ -155,7 +157,7 @@ def studies_block(plan: Plan, results: Results) -> str:
     """Return what was turned: mBIoU after 3 points by task, and the charts."""
     rows = study_rows(plan, results, GROUPS)
     if not rows:
-        return "Nothing of this has been run."
+        return NOT_RUN
     charts = "\n".join(f"![{name}]({IMAGES}/{name})" for name in study_charts(plan, results))
     return f"{table(['turned', 'to', 'method', *GROUPS], rows)}\n\n{charts}"
 
@@ -169,7 +171,7 @@ def choices_table(results: Results) -> str:
     return table(["changed", "method", *GROUPS], rows)
 
 
-def anchors_table(results: Results, world: dict[str, Any]) -> str:
+def anchors_table(results: Results, world: dict[str, Any] | None) -> str:
     """Return what was expected before anything was run, beside what came out in the setting "small"."""
     rows = [[each.text, each.found, each.verdict] for each in anchors(results, world)]
     return table(["expected", "found", ""], rows)
@@ -184,8 +186,9 @@ def listed(plan: Plan) -> Iterator[tuple[str, str, str]]:
             yield "human-only, decoder", method, "decoder"
 
 
-def write_charts(plan: Plan, results: Results, world: dict[str, Any], out: Path) -> None:
-    """Draw mBIoU over 1 to 6 points, the studies, and how often pixels are wrong by u. Raises ``StorageError``."""
+def write_charts(plan: Plan, results: Results, world: dict[str, Any] | None, out: Path) -> None:
+    """Draw mBIoU over 1 to 6 points, the studies, and how often pixels are wrong by u, of what there is. Raises
+    ``StorageError``."""
     storage = Storage(str(out))
     for setting in (each for each in plan.settings if has_runs(results, each)):
         for group in GROUPS:
@@ -204,6 +207,8 @@ def write_charts(plan: Plan, results: Results, world: dict[str, Any], out: Path)
                 storage.write(chart_name(setting, group), chart.encode())
     for name, chart in study_charts(plan, results).items():
         storage.write(name, chart.encode())
+    if world is None:
+        return
     lines = {
         source: Line([each["u"] for each in found["calibration"]], [each["wrong"] for each in found["calibration"]])
         for source, found in world["sources"].items()

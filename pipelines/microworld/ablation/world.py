@@ -32,6 +32,7 @@ from pipelines.microworld.sets import TASKS
 from shared.frame import Frame
 from shared.sam.checkpoint import file_sha256, load_sam
 from shared.sam.refiner import Refiner, load_refiner
+from shared.shards.dataset import uncertainty_layer
 from shared.shards.shard_set import ShardSet
 from shared.storage import Storage
 from trainer.evaluate.metrics import iou
@@ -55,6 +56,17 @@ class Exact:
     near: Masks
     iou: float
     refined_iou: float
+
+
+def is_prepared(plan: Plan, refiner: Path) -> bool:
+    """Say whether refiner, labels and maps are there, so that the world can be described."""
+    if not (refiner.is_file() and plan.shards.exists()):
+        return False
+    shards = ShardSet.open(str(plan.shards))
+    units = len(shards.dataset.unit_ids)
+    return set(SOURCES) <= set(shards.uncertainty_layers) and all(
+        len(shards.committed(uncertainty_layer(source))) == units for source in SOURCES
+    )
 
 
 def describe_world(plan: Plan, refiner: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.microworld.ablation.__main__ import run_ablation
+from pipelines.microworld.ablation.__main__ import run_ablation, write_results
 from pipelines.microworld.ablation.cells import FROZEN, Cell, cells_of, choices, identity_of, recipe_of
 from pipelines.microworld.ablation.report import BEGIN, END, fill
 from pipelines.microworld.ablation.results import COLUMNS
@@ -90,6 +90,18 @@ def test_page_has_tables_between_its_words_and_charts_beside_it(plan: Plan, docs
     assert charts == {link.removeprefix("images/") for link in re.findall(r"\]\((.*?)\)", page)}
     assert {f"ablation_small_{task}.svg" for task in ("salient", "entity", "part", "all")} <= charts
     assert {"ablation_calibration.svg", "ablation.jpg"} <= charts
+
+
+def test_page_can_be_written_before_anything_is_run(docs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "docs" / "ablation.md"
+    page.parent.mkdir()
+    page.write_text((docs / "ablation.md").read_text())
+    plan = plan_of(tmp_path / "out")
+    write_results(plan, plan.out / "refiner" / "refiner.safetensors", page.parent)
+    text = page.read_text()
+    assert "| small | 0 | 0 of 3 |" in text
+    assert "](images/" not in text
+    assert "| SUM above SAM on part, after 1 point |  | not run |" in text
 
 
 def test_second_run_finds_all_present(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
