@@ -43,7 +43,7 @@ def make_frozen_model(plan: Plan, processes: int) -> str:
 
 
 def detail_settings(frozen: FrozenModel, world: World) -> PretrainSettings:
-    """Return how the encoder is brought to keep detail."""
+    """Return how the encoder is brought to keep detail, and the decoder to go on from its mask prompt."""
     return PretrainSettings(
         scenes=frozen.scenes,
         world_seed=frozen.world_seed,
@@ -58,6 +58,8 @@ def detail_settings(frozen: FrozenModel, world: World) -> PretrainSettings:
         masks=10,
         empty_prompts=1,
         rounds=2,
+        corrected_share=0.6,
+        damaged_share=0.6,
         single_round_steps=0,
         balanced_steps=1,
     )

@@ -57,11 +57,16 @@ def prepare(plan: Plan, processes: int, say: Callable[[str], None]) -> Path:
 def refiner_recipe(plan: Plan) -> RefinerRecipe:
     """Return the recipe of the refiner: its pairs pass the filters that labels pass. Raises ``SettingsError``."""
     variables = {"SCENES": str(plan.scenes("human"))}
-    threshold = f"pred_iou_thresh={plan.pred_iou_thresh}"
-    recipe = read_settings("refiner_ablation", RefinerRecipe, variables, (threshold, *plan.refiner_changes))
+    thresholds = [f"{name}={getattr(plan, name)}" for name in ("pred_iou_thresh", "stability_score_thresh")]
+    recipe = read_settings("refiner_ablation", RefinerRecipe, variables, (*thresholds, *plan.refiner_changes))
     return replace(recipe, sam=plan.sam)
 
 
 def automask_of(plan: Plan) -> AutomaskSettings:
     """Return which masks are kept as labels."""
-    return settings_for(PACKAGED, points_per_side=plan.points_per_side, pred_iou_thresh=plan.pred_iou_thresh)
+    return settings_for(
+        PACKAGED,
+        points_per_side=plan.points_per_side,
+        pred_iou_thresh=plan.pred_iou_thresh,
+        stability_score_thresh=plan.stability_score_thresh,
+    )

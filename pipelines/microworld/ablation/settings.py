@@ -12,26 +12,31 @@ from trainer.data.sets import Task
 from trainer.methods import METHODS
 
 WORLD = World(
-    distractors=(2, 4),
-    dull_radius=(0.09, 0.18),
+    distractors=(1, 3),
+    dull_radius=(0.11, 0.20),
     dull_saturation=(0.3, 1.0),
     salient_sizes=(0.9, 0.08, 0.02),
-    salient_radius=(0.12, 0.24),
+    salient_radius=(0.13, 0.25),
     salient_saturation=(0.3, 1.0),
     appendage_share=0.9,
     grille_share=0.0,
     thin_widths=(5, 6, 6, 7),
-    parts=(0, 2),
+    parts=(1, 2),
+    thin_part_share=0.15,
+    part_appendage_share=0.7,
+    minimum_area=400,
 )
 """Few objects that are not small, so that the frozen model is wrong mostly where its teacher was: it loses thin
-structures and fills gaps. These are a cell of its grid wide, or more, and can be drawn once they are seen.
+structures and fills gaps. These are a cell of its grid wide, or more, and can be drawn once they are seen. Parts have
+them as their objects do. A part that is nothing else is rare, and one under 20 x 20 px, not much more than a cell of
+the encoder's grid, is not annotated: the frozen model labels few of either, so nothing could be kept or learnt of them.
 
 Salient objects have the colours of all others and stand in front of them, near the middle: what is learnt from them is
 true of others, and what others' labels say is taken for true of them. Mostly they are one entity, because of a group,
 one point shows SAM a member, and that is no pair for the refiner.
 """
 
-HUMAN_WORLD = replace(WORLD, dull_radius=(0.11, 0.22), salient_radius=(0.05, 0.22))
+HUMAN_WORLD = replace(WORLD, dull_radius=(0.13, 0.24), salient_radius=(0.07, 0.24))
 """The scenes of human masks: sets of salient objects are other photos, and what is salient in them has any size and
 often lies on something larger. That teaches where a thing ends, to the refiner above all: it must not take a part for
 the object that carries it."""
@@ -75,7 +80,7 @@ class FrozenModel:
     world_seed: int = 11
     detail_steps: int = 1_000
     coarse_scenes: int = 1_500
-    coarse_steps: int = 300
+    coarse_steps: int = 400
     coarseness: Coarseness = field(default_factory=lambda: Coarseness(close=13, open=11))
 
 
@@ -90,8 +95,8 @@ class Plan:
     out: Path
     pool: int = 3_000
     human: int = 1_500
-    validation: int = 60
-    held_out: int = 80
+    validation: int = 200
+    held_out: int = 120
     masks_of_a_scene: int = 2
     described: int = 200
     """Scenes of the pool whose labels are compared with their exact masks."""
@@ -99,6 +104,8 @@ class Plan:
     points_per_side: int = 16
     pred_iou_thresh: float = 0.6
     """Parts have low predicted IoU: at vit_t's default of 0.7, one label in ten is of a part."""
+    stability_score_thresh: float = 0.85
+    """Where a part has no label of its own, the labels of what it is on say that a click there means the whole."""
     settings: tuple[str, ...] = ("small", "medium")
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -140,6 +147,7 @@ def quick_plan(out: Path) -> Plan:
         masks_of_a_scene=3,
         described=30,
         rounds=3,
+        stability_score_thresh=0.9,
         settings=(QUICK_SETTING,),
         methods=("vanilla", "sum"),
         seeds=(0,),
