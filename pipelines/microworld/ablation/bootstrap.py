@@ -26,6 +26,10 @@ class Difference:
     high: float
     seeds: int
 
+    def __str__(self) -> str:
+        """The mean and its interval, in points."""
+        return f"{100 * self.mean:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
 
 def paired_difference(
     first: Mapping[int, MaskScores], second: Mapping[int, MaskScores], task: str, draws: int = DRAWS

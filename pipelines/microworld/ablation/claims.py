@@ -114,7 +114,6 @@ def anchors(results: Results, world: Mapping[str, Any] | None) -> Iterator[Ancho
 def _anchor(text: str, found: Difference | None, least: float) -> Anchor:
     if found is None:
         return Anchor(text, "", "not run")
-    interval = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
     if found.mean <= 0 or found.mean < least:
-        return Anchor(text, interval, "does not hold")
-    return Anchor(text, interval, "holds" if found.low > 0 else "holds on average, not told apart from 0")
+        return Anchor(text, str(found), "does not hold")
+    return Anchor(text, str(found), "holds" if found.low > 0 else "holds on average, not told apart from 0")

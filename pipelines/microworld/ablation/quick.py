@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipelines.microworld.ablation.cells import SAM
 from pipelines.microworld.ablation.claims import difference
-from pipelines.microworld.ablation.report import interval_text, table
+from pipelines.microworld.ablation.report import table
 from pipelines.microworld.ablation.results import Measure, Results
 from pipelines.microworld.ablation.settings import QUICK_SETTING
 from trainer.evaluate.report import ALL
@@ -16,7 +16,7 @@ def judge_quick(results: Results) -> tuple[str, bool]:
     """Return a table, and whether both methods are above SAM in mBIoU over all tasks after 3 points, by more than the
     interval of the difference."""
     found = {method: difference(results, QUICK_SETTING, method, SAM, ALL, Measure()) for method in TRAINED}
-    rows = [[method, "not run" if each is None else interval_text(each)] for method, each in found.items()]
+    rows = [[method, "not run" if each is None else str(each)] for method, each in found.items()]
     passed = all(each is not None and each.low > 0 for each in found.values())
     sentence = "Both beat SAM." if passed else "FAILED: training does not beat SAM."
     return f"{table(['mBIoU at 3 points, all tasks', 'above SAM, points'], rows)}\n\n{sentence}", passed

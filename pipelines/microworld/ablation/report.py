@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.microworld.ablation.bootstrap import Difference
 from pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, Cell
 from pipelines.microworld.ablation.claims import CLAIMS, anchors, difference, scores_of, verdict
 from pipelines.microworld.ablation.plots import Line, line_chart
@@ -148,7 +147,7 @@ def claims_table(results: Results, setting: str) -> str:
             cells: list[object] = [claim.text, claim.task, claim.measure.round]
             cells.append("" if claim.published is None else f"{claim.published:+.1f}")
             found = difference(results, setting, claim.better, claim.worse, claim.task, claim.measure)
-            cells.append("" if found is None else interval_text(found))
+            cells.append("" if found is None else str(found))
             rows.append([*cells, verdict(found)])
     return table(["claim", "task", "points", "paper, mIoU", "here, mBIoU", ""], rows)
 
@@ -245,8 +244,3 @@ def spread_text(values: Sequence[float]) -> str:
     if not values:
         return ""
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
-
-
-def interval_text(found: Difference) -> str:
-    """Return a difference in points with its interval."""
-    return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"

@@ -32,7 +32,7 @@ from pipelines.microworld.sets import TASKS
 from shared.frame import Frame
 from shared.sam.checkpoint import file_sha256, load_sam
 from shared.sam.refiner import Refiner, load_refiner
-from shared.shards.dataset import uncertainty_layer
+from shared.shards.dataset import DATASET, uncertainty_layer
 from shared.shards.shard_set import ShardSet
 from shared.storage import Storage
 from trainer.evaluate.metrics import iou
@@ -60,7 +60,7 @@ class Exact:
 
 def is_prepared(plan: Plan, refiner: Path) -> bool:
     """Say whether refiner, labels and maps are there, so that the world can be described."""
-    if not (refiner.is_file() and plan.shards.exists()):
+    if not (refiner.is_file() and (plan.shards / DATASET).is_file()):
         return False
     shards = ShardSet.open(str(plan.shards))
     units = len(shards.dataset.unit_ids)
