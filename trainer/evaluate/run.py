@@ -1,8 +1,9 @@
-"""Evaluate a model on sets of human masks: embed every image once, then play every protocol on its masks."""
+"""Evaluate a model on sets of human masks: embed every photo once, then play every protocol on its masks."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 from tqdm import tqdm
 
 from shared.errors import CheckpointError, ImageError, SourceError
 from shared.frame import Frame
+from shared.images import RgbImage
 from shared.sam.checkpoint import PACKAGED, LoadedSam, load_sam
 from shared.sam.runtime import Predictor, Runtime, place
 from trainer.data.human import HumanSample, HumanSet, Masks
@@ -25,6 +28,8 @@ WEIGHTS_FILE = "weights.safetensors"
 MASKS_TOGETHER = 32
 """Masks of an image that are prompted together, at most; fewer if they hold more than this many pixels in all."""
 PIXELS_TOGETHER = 2**28
+KEPT_BYTES = 2**30
+"""Memory for embeddings of photos that may come again in the next set, at most."""
 
 SCORES = pa.schema(
     [
@@ -87,6 +92,26 @@ def prompted_task(weights: LoadedSam, task: str) -> str | None:
     return task if task in weights.trained_tasks else "unspecified"
 
 
+class _Embedder:
+    """Embeds photos, and keeps the latest: sets of several tasks often are masks of the same ones."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def embed(self, image: RgbImage) -> Tensor:
+        """Return the embedding (1, C, g, g), float32, of a photo, uint8 (H, W, 3)."""
+        key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+        embedding = self._kept.pop(key, None)
+        if embedding is None:
+            self.predictor.set_image(image)
+            embedding = self.predictor.features
+        self._kept[key] = embedding
+        if len(self._kept) * embedding.nbytes > KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return embedding
+
+
 def evaluate_sets(
     weights: LoadedSam,
     sets: Sequence[SetSettings],
@@ -102,13 +127,13 @@ def evaluate_sets(
     """
     for settings in sets:
         open_set(settings)  # and let go: the JSON files of a suite would not fit into memory together
-    predictor = Predictor(weights.sam, bf16)
+    embedder = _Embedder(Predictor(weights.sam, bf16))
     for settings in sets:
-        yield _evaluate_set(predictor, weights, settings, protocols, max_masks, seed)
+        yield _evaluate_set(embedder, weights, settings, protocols, max_masks, seed)
 
 
 def _evaluate_set(
-    predictor: Predictor,
+    embedder: _Embedder,
     weights: LoadedSam,
     settings: SetSettings,
     protocols: Sequence[Protocol],
@@ -125,7 +150,7 @@ def _evaluate_set(
         empty += len(sample.masks) - int(sample.masks.any(axis=(1, 2)).sum())
         masks += len(numbers)
         if numbers:
-            rows = _evaluate_sample(predictor, weights, settings, sample, numbers, protocols)
+            rows = _evaluate_sample(embedder, weights, settings, sample, numbers, protocols)
             batches.append(pa.Table.from_pylist(rows, SCORES))
     if masks == 0:
         raise SourceError(f"{settings.name}: no masks in {count} images ({empty} are empty); nothing to evaluate")
@@ -151,7 +176,7 @@ def _numbers(sample: HumanSample, max_masks: int | None, seed: int) -> list[int]
 
 
 def _evaluate_sample(
-    predictor: Predictor,
+    embedder: _Embedder,
     weights: LoadedSam,
     settings: SetSettings,
     sample: HumanSample,
@@ -163,9 +188,9 @@ def _evaluate_sample(
     frame = Frame.whole(int(weights.sam.image_encoder.img_size), height, width)
     if 0 in frame.input_size:
         raise ImageError(f"{settings.name}: {sample.key}: {width} x {height} is too thin for SAM; cut it up")
-    predictor.set_image(sample.image)
+    embedding = embedder.embed(sample.image)
     vector = weights.task_vector(settings.task)
-    vector = None if vector is None else vector.to(predictor.device)
+    vector = None if vector is None else vector.to(embedding.device)
     together = max(1, min(MASKS_TOGETHER, PIXELS_TOGETHER // (height * width)))
     rows: list[dict[str, Any]] = []
     for start in range(0, len(numbers), together):
@@ -175,6 +200,6 @@ def _evaluate_sample(
         fixed = {"set": settings.name, "task": settings.task, "image": sample.key, "height": height, "width": width}
         for protocol in protocols:
             played = {**fixed, "first": protocol.first, "output": protocol.output}
-            scores = evaluate_image(weights.sam, predictor.features, vector, frame, targets, sample.key, protocol, part)
+            scores = evaluate_image(weights.sam, embedding, vector, frame, targets, sample.key, protocol, part)
             rows += [{**played, "area": areas[score.mask], **asdict(score)} for score in scores]
     return rows

@@ -170,6 +170,20 @@ def test_protocols_share_one_embedding_and_score_as_alone(plain: LoadedSam, worl
     assert len(alone) == 3 * 3 * 3 * 3
 
 
+def test_sets_of_the_same_photos_share_embeddings_and_score_as_alone(
+    plain: LoadedSam, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [pairs(world), labels(world), coco(world)]
+    with counted_embeddings(plain) as seen:
+        together = evaluated(plain, *sets)
+    assert len(seen) == len(SIZES)
+    monkeypatch.setattr(run, "KEPT_BYTES", 0)
+    with counted_embeddings(plain) as seen:
+        apart = evaluated(plain, *sets)
+    assert len(seen) == len(sets) * len(SIZES)
+    assert [scores_of(each) for each in together] == [scores_of(each) for each in apart]
+
+
 def test_empty_masks_are_left_out_and_counted(plain: LoadedSam, world: Path) -> None:
     (result,) = evaluated(plain, coco(world))
     assert result.empty == 3
