@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from segment_anything.modeling import Sam
@@ -22,6 +23,9 @@ from trainer.prompts import Randomness, click_errors, first_prompts
 
 SEVERAL = slice(1, None)
 """The mask tokens for an ambiguous prompt; token 0 is the one for prompts that leave no doubt."""
+FedOutput = Literal["predicted", "best"]
+"""The output of an ambiguous prompt that is the next round's mask prompt: that of highest *predicted* IoU, which is
+what inference without a user takes, or the one that is trained, the best, which a user would go on from."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class InteractiveSettings:
 
     rounds: int = 7
     box_share: float = 0.5
+    fed_output: FedOutput = "predicted"
     continuous_task_prompt: bool = False
     loss: LossSettings = field(default_factory=LossSettings)
 
@@ -163,8 +168,8 @@ def _judge(
 ) -> tuple[RoundResult, Tensor]:
     """Choose the output that is trained and the one that is fed back, and take the losses of the former.
 
-    An ambiguous prompt trains the best of its three outputs by mask loss, and feeds back the one of highest
-    *predicted* IoU, as inference does. Otherwise both are the single-mask output.
+    An ambiguous prompt trains the best of its three outputs by mask loss, and feeds back that one or the one of highest
+    *predicted* IoU, as ``settings.fed_output`` says. Otherwise both are the single-mask output.
     """
     row = torch.arange(len(logits), device=logits.device)
     trained = torch.zeros_like(row)
@@ -174,7 +179,8 @@ def _judge(
         with torch.no_grad():
             losses = [_mask_loss(logits[which, k : k + 1], targets, which, settings) for k in range(1, logits.shape[1])]
         trained[which] = 1 + torch.stack(losses, 1).argmin(1)
-        fed[which] = 1 + predicted_iou[which, SEVERAL].detach().argmax(1)
+        believed = 1 + predicted_iou[which, SEVERAL].detach().argmax(1)
+        fed[which] = trained[which] if settings.fed_output == "best" else believed
     chosen = to_grid(logits[row, trained][:, None], targets)[:, 0]
     masks, valid = targets.masks, targets.valid
     losses_of_masks = mask_loss(chosen, masks, valid, targets.certainty, settings.loss)

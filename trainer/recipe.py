@@ -13,7 +13,7 @@ from shared.cache import Cache, default_folder
 from shared.sam.checkpoint import PACKAGED
 from trainer.data.order import Mix
 from trainer.data.sets import SetSettings
-from trainer.interactive import InteractiveSettings
+from trainer.interactive import FedOutput, InteractiveSettings
 from trainer.losses import LossSettings
 from trainer.methods import METHODS, Method
 from trainer.optimizer import OptimizerSettings
@@ -80,6 +80,8 @@ class Recipe:
     """Random masks a photo, at most."""
     rounds: int = Field(default=7, ge=1)
     box_share: float = Field(default=0.5, ge=0, le=1)
+    fed_output: FedOutput = "predicted"
+    """Which output of a single point the second round goes on from: "best" if the predicted IoU is often wrong."""
     stride: Literal[1, 2, 4] = 4
     """Input pixels a cell of the grid on which losses are taken and points drawn; 4 is SAM's own low resolution."""
     loss: LossSettings = field(default_factory=LossSettings)
@@ -120,6 +122,7 @@ class Recipe:
         return InteractiveSettings(
             rounds=self.rounds,
             box_share=self.box_share,
+            fed_output=self.fed_output,
             continuous_task_prompt=self.chosen_method.task_prompt == "all",
             loss=self.loss,
         )

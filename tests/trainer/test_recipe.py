@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from trainer.data.order import Mix
 from trainer.data.sets import CocoSettings, FolderPairsSettings, SetSettings
+from trainer.interactive import InteractiveSettings
 from trainer.optimizer import OptimizerSettings
 from trainer.recipe import CacheSettings, CheckpointSettings, Recipe, ValidationSettings
 
@@ -21,7 +22,7 @@ def test_defaults_are_the_papers() -> None:
     recipe = Recipe(human=HUMAN)
     assert (recipe.method, recipe.variant) == ("sum", "full")
     assert (recipe.steps, recipe.batch, recipe.masks, recipe.rounds, recipe.box_share) == (6000, 40, 30, 7, 0.5)
-    assert recipe.mix == Mix(1, 1)
+    assert (recipe.mix, recipe.fed_output) == (Mix(1, 1), "predicted")
     loss = {"focal_weight": 20, "dice_weight": 1, "iou_weight": 1, "alpha": 0.25, "gamma": 2, "theta": 0.6}
     assert asdict(recipe.loss) == {**loss, "epsilon": 1, "temperature": 1}
     optimizer = recipe.optimizer
@@ -31,8 +32,9 @@ def test_defaults_are_the_papers() -> None:
 
 def test_rounds_are_played_as_the_method_says() -> None:
     for method, continuous in (("sum", False), ("sum-continuous-tp", True), ("vanilla", False)):
-        played = Recipe(human=HUMAN, method=method, rounds=4, box_share=0.3).interactive
-        assert (played.rounds, played.box_share, played.continuous_task_prompt) == (4, 0.3, continuous)
+        recipe = Recipe(human=HUMAN, method=method, rounds=4, box_share=0.3, fed_output="best")
+        expected = InteractiveSettings(4, 0.3, "best", continuous, recipe.loss)
+        assert recipe.interactive == expected
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,7 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "masks": 29,
     "rounds": 6,
     "box_share": 0.4,
+    "fed_output": "best",
     "stride": 2,
     "loss": {"theta": 0.5},
     "optimizer": {"learning_rate": 1e-4},
@@ -122,6 +125,7 @@ def test_unknown_method_is_refused_and_the_known_ones_are_listed() -> None:
         ("steps", 0),
         ("batch", 0),
         ("box_share", 1.5),
+        ("fed_output", "worst"),
         ("mix", {"human": 0, "pseudo": 0}),
         ("mix", {"human": -1, "pseudo": 1}),
         ("loss", {"tetha": 0.5}),

@@ -14,7 +14,7 @@ from torch import Tensor
 from shared.sam.architecture import SamArchitecture, build_architecture
 from shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE
 from trainer import interactive
-from trainer.interactive import InteractiveSettings, RoundResult, Targets, play_rounds
+from trainer.interactive import FedOutput, InteractiveSettings, RoundResult, Targets, play_rounds
 from trainer.losses import LossSettings
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (), 64, window_size=0, prompt_dim=32, decoder_mlp_dim=32)
@@ -215,8 +215,9 @@ def test_rows_with_and_without_errors_go_on_side_by_side(play: Play, targets: Ta
 FIELDS = ("masks", "valid", "certainty", "sampling", "image_index")
 
 
-def test_ambiguous_point_is_trained_on_its_best_output_and_fed_the_one_it_believes_in(
-    play: Play, targets: Targets
+@pytest.mark.parametrize(("setting", "fed_output"), [("predicted", 3), ("best", 2)])
+def test_ambiguous_point_is_trained_on_its_best_output_and_fed_the_one_it_believes_in_or_the_best(
+    play: Play, targets: Targets, setting: FedOutput, fed_output: int
 ) -> None:
     """Output 2 is right, output 3 has the highest predicted IoU, output 0 is never in question."""
 
@@ -225,14 +226,14 @@ def test_ambiguous_point_is_trained_on_its_best_output_and_fed_the_one_it_believ
         outputs = torch.stack([truth(targets)[:, 0], wrong, truth(targets)[:, 0] * 0.9, wrong * 0.7], 1)
         return (outputs, torch.tensor([0.99, 0.2, 0.3, 0.9]).expand(6, -1)) if number == 1 else (logits, iou)
 
-    played = play(POINTS, change=change)
+    played = play(replace(POINTS, fed_output=setting), change=change)
     first = played.results[0]
     assert (first.iou == 1).all()
     assert torch.allclose(first.predicted_iou, torch.full((6,), 0.3))
     assert torch.allclose(first.loss, first.mask_loss + (0.3 - 1.0) ** 2)
     fed = played.calls[1][0].mask_logits
     assert fed is not None
-    assert torch.equal(fed, played.calls[0][0].logits[:, 3:4])
+    assert torch.equal(fed, played.calls[0][0].logits[:, fed_output : fed_output + 1])
 
 
 def test_what_is_fed_back_is_unthresholded_and_detached(play: Play, sam: Sam) -> None:

@@ -80,7 +80,7 @@ class FrozenModel:
     world_seed: int = 11
     detail_steps: int = 1_000
     coarse_scenes: int = 1_500
-    coarse_steps: int = 400
+    coarse_steps: int = 150
     coarseness: Coarseness = field(default_factory=lambda: Coarseness(close=13, open=11))
 
 
@@ -159,6 +159,7 @@ def quick_plan(out: Path) -> Plan:
             "masks=4",
             "mix.human=2",
             "rounds=7",
+            "fed_output=predicted",
             "loss.temperature=1",
             "optimizer.learning_rate=3.0e-4",
             "optimizer.layer_decay=0.8",
