@@ -80,7 +80,7 @@ def choices() -> list[Cell]:
     """Return the cells that the learning rate is chosen by, on the scenes of validation."""
     return [
         Cell(STUDY_SETTING, method, f"lr={rate}", CHOOSING_SEED, (f"optimizer.learning_rate={rate}",), "validation")
-        for rate in ("1.0e-4", "2.0e-4", "4.0e-4")
+        for rate in ("5.0e-5", "1.0e-4", "2.0e-4")
         for method in STUDIED
     ]
 
