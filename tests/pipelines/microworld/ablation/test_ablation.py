@@ -92,6 +92,21 @@ def test_page_has_tables_between_its_words_and_charts_beside_it(plan: Plan, docs
     assert {"ablation_calibration.svg", "ablation.jpg"} <= charts
 
 
+def test_claims_stand_beside_the_differences_of_both_outputs(plan: Plan, docs: Path) -> None:
+    rows = list(csv.DictReader((plan.out / "ablation.csv").read_text().splitlines()))
+    means = {
+        (row["method"], row["output"]): float(row["value"])
+        for row in rows
+        if (row["task"], row["prompt"], row["round"], row["metric"]) == ("all", "point", "3", "mBIoU")
+        and row["variant"] != "decoder"
+    }
+    (line,) = re.findall(r"\| SUM is better than SAM \|.*", (docs / "ablation.md").read_text())
+    *_, oracle, _, single, _ = line.split("|")
+    for output, found in (("oracle", oracle), ("single", single)):
+        gain = 100 * (means["sum", output] - means["sam", output])
+        assert float(found.split()[0]) == pytest.approx(gain, abs=0.051)
+
+
 def test_page_can_be_written_before_anything_is_run(docs: Path, tmp_path: Path) -> None:
     page = tmp_path / "docs" / "ablation.md"
     page.parent.mkdir()
