@@ -25,6 +25,7 @@ GROUPS = (*TASKS, ALL)
 IMAGES, CALIBRATION, PICTURES = "images", "ablation_calibration.svg", "ablation.jpg"
 """The folder beside the page, and names in it."""
 ROUNDS_SHOWN = (1, 3, 5)
+BOX = Measure("mBIoU", "box", 1, "single")
 NOT_RUN = "Nothing of this has been run."
 BEGIN, END = "<!-- {}: made by pipelines.microworld.ablation -->", "<!-- end of {} -->"
 
@@ -127,7 +128,7 @@ def methods_table(plan: Plan, results: Results, setting: str, metric: str) -> st
 def prompts_table(plan: Plan, results: Results, setting: str) -> str:
     """Return the means over all tasks by prompt, oracle and single output."""
     measures = {f"{number} pt": Measure("mBIoU", "point", number) for number in ROUNDS_SHOWN if number <= plan.rounds}
-    measures["box"] = Measure("mBIoU", "box", 1, "single")
+    measures["box"] = BOX
     singles = {
         f"{name}, single": Measure("mBIoU", "point", number, "single") for name, number in (("1 pt", 1), ("3 pt", 3))
     }
@@ -141,19 +142,19 @@ def prompts_table(plan: Plan, results: Results, setting: str) -> str:
 
 
 def claims_table(results: Results, setting: str) -> str:
-    """Return the paper's claims beside what came out: the best of three outputs judges them, the single one stands
-    beside it."""
+    """Return the paper's claims beside what came out: the best of a point's three outputs judges them; beside it stand
+    the single output and that of a box."""
     rows = []
     for claim in CLAIMS:
         if all(method in (SAM, *METHODS) for method in (claim.better, claim.worse)):
             cells: list[object] = [claim.text, claim.task, claim.measure.round]
             cells.append("" if claim.published is None else f"{claim.published:+.1f}")
-            outputs = (claim.measure, replace(claim.measure, output="single"))
-            found, single = (
-                difference(results, setting, claim.better, claim.worse, claim.task, each) for each in outputs
+            found, *others = (
+                difference(results, setting, claim.better, claim.worse, claim.task, measure)
+                for measure in (claim.measure, replace(claim.measure, output="single"), BOX)
             )
-            rows.append([*cells, found or "", verdict(found), single or ""])
-    return table(["claim", "task", "points", "paper, mIoU", "here, mBIoU", "", "single output"], rows)
+            rows.append([*cells, found or "", verdict(found), *(other or "" for other in others)])
+    return table(["claim", "task", "points", "paper, mIoU", "here, mBIoU", "", "single output", "box"], rows)
 
 
 def studies_block(plan: Plan, results: Results) -> str:
@@ -235,7 +236,7 @@ def fill(page: str, blocks: dict[str, str], name: str) -> str:
 def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def percent(share: float) -> str:
