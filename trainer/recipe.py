@@ -81,7 +81,8 @@ class Recipe:
     rounds: int = Field(default=7, ge=1)
     box_share: float = Field(default=0.5, ge=0, le=1)
     fed_output: FedOutput = "predicted"
-    """Which output of a single point the second round goes on from: "best" if the predicted IoU is often wrong."""
+    """Which output of a single point the second round goes on from: "predicted", that of highest predicted IoU, or
+    "best", that of least mask loss, which is also the one that is trained."""
     stride: Literal[1, 2, 4] = 4
     """Input pixels a cell of the grid on which losses are taken and points drawn; 4 is SAM's own low resolution."""
     loss: LossSettings = field(default_factory=LossSettings)

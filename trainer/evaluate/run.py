@@ -1,9 +1,8 @@
-"""Evaluate a model on sets of human masks: embed every photo once, then play every protocol on its masks."""
+"""Evaluate a model on sets of human masks: embed every photo, then play every protocol on its masks."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ MASKS_TOGETHER = 32
 """Masks of an image that are prompted together, at most; fewer if they hold more than this many pixels in all."""
 PIXELS_TOGETHER = 2**28
 KEPT_BYTES = 2**30
-"""Memory for embeddings of photos that may come again in the next set, at most."""
+"""Memory, not the device's, for embeddings of photos that may come again in another set, at most."""
 
 SCORES = pa.schema(
     [
@@ -93,22 +92,22 @@ def prompted_task(weights: LoadedSam, task: str) -> str | None:
 
 
 class _Embedder:
-    """Embeds photos, and keeps the latest: sets of several tasks often are masks of the same ones."""
+    """Embeds photos, and keeps the first ``limit`` bytes of embeddings: sets of several tasks often are masks of the
+    same photos in the same order, so that the latest ones would be gone when they come again."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
-        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+    def __init__(self, predictor: Predictor, limit: int) -> None:
+        self.predictor, self.limit = predictor, limit
+        self._kept: dict[bytes, Tensor] = {}
 
     def embed(self, image: RgbImage) -> Tensor:
         """Return the embedding (1, C, g, g), float32, of a photo, uint8 (H, W, 3)."""
         key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
-        embedding = self._kept.pop(key, None)
-        if embedding is None:
-            self.predictor.set_image(image)
-            embedding = self.predictor.features
-        self._kept[key] = embedding
-        if len(self._kept) * embedding.nbytes > KEPT_BYTES:
-            self._kept.popitem(last=False)
+        if key in self._kept:
+            return self._kept[key].to(self.predictor.device)
+        self.predictor.set_image(image)
+        embedding = self.predictor.features
+        if (len(self._kept) + 1) * embedding.nbytes <= self.limit:
+            self._kept[key] = embedding.cpu()
         return embedding
 
 
@@ -127,7 +126,7 @@ def evaluate_sets(
     """
     for settings in sets:
         open_set(settings)  # and let go: the JSON files of a suite would not fit into memory together
-    embedder = _Embedder(Predictor(weights.sam, bf16))
+    embedder = _Embedder(Predictor(weights.sam, bf16), KEPT_BYTES if len(sets) > 1 else 0)
     for settings in sets:
         yield _evaluate_set(embedder, weights, settings, protocols, max_masks, seed)
 

@@ -142,8 +142,8 @@ def prompts_table(plan: Plan, results: Results, setting: str) -> str:
 
 
 def claims_table(results: Results, setting: str) -> str:
-    """Return the paper's claims beside what came out: the best of a point's three outputs judges them; beside it stand
-    the single output and that of a box."""
+    """Return the paper's claims beside what came out when an oracle picks one of the first point's three outputs, which
+    is judged; beside it stand the single output and a box."""
     rows = []
     for claim in CLAIMS:
         if all(method in (SAM, *METHODS) for method in (claim.better, claim.worse)):
@@ -154,7 +154,9 @@ def claims_table(results: Results, setting: str) -> str:
                 for measure in (claim.measure, replace(claim.measure, output="single"), BOX)
             )
             rows.append([*cells, found or "", verdict(found), *(other or "" for other in others)])
-    return table(["claim", "task", "points", "paper, mIoU", "here, mBIoU", "", "single output", "box"], rows)
+    return table(
+        ["claim", "task", "points", "paper, mIoU", "here, mBIoU", "verdict", "single output", "box, no point"], rows
+    )
 
 
 def studies_block(plan: Plan, results: Results) -> str:

@@ -177,11 +177,13 @@ def test_sets_of_the_same_photos_share_embeddings_and_score_as_alone(
     with counted_embeddings(plain) as seen:
         together = evaluated(plain, *sets)
     assert len(seen) == len(SIZES)
-    monkeypatch.setattr(run, "KEPT_BYTES", 0)
-    with counted_embeddings(plain) as seen:
-        apart = evaluated(plain, *sets)
-    assert len(seen) == len(sets) * len(SIZES)
-    assert [scores_of(each) for each in together] == [scores_of(each) for each in apart]
+    room_for_two = 2 * 32 * 4 * 4 * 4  # of (1, 32, 4, 4) float32
+    for room, embedded in ((0, 3 + 3 + 3), (room_for_two, 3 + 1 + 1)):
+        monkeypatch.setattr(run, "KEPT_BYTES", room)
+        with counted_embeddings(plain) as seen:
+            apart = evaluated(plain, *sets)
+        assert len(seen) == embedded
+        assert [scores_of(each) for each in together] == [scores_of(each) for each in apart]
 
 
 def test_empty_masks_are_left_out_and_counted(plain: LoadedSam, world: Path) -> None:

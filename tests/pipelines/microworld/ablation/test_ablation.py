@@ -94,7 +94,7 @@ def test_page_has_tables_between_its_words_and_charts_beside_it(plan: Plan, docs
     assert {"ablation_calibration.svg", "ablation.jpg"} <= charts
 
 
-def test_claims_stand_beside_the_differences_of_both_outputs(plan: Plan, docs: Path) -> None:
+def test_claims_stand_beside_the_differences_of_oracle_single_output_and_box(plan: Plan, docs: Path) -> None:
     rows = list(csv.DictReader((plan.out / "ablation.csv").read_text().splitlines()))
     means = {
         (row["method"], row["prompt"], row["output"]): float(row["value"])
@@ -112,6 +112,7 @@ def test_claims_stand_beside_the_differences_of_both_outputs(plan: Plan, docs: P
     ):
         gain = 100 * (means["sum", prompt, output] - means["sam", prompt, output])
         assert float(found.split()[0]) == pytest.approx(gain, abs=0.051)
+    assert len({oracle, single, box}) == 3
 
 
 def test_page_can_be_written_before_anything_is_run(docs: Path, tmp_path: Path) -> None:
