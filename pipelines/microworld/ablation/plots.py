@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 COLOURS = ("#222222", "#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#17becf", "#bcbd22", "#e377c2")
-WIDTH, HEIGHT = 460, 320
+WIDTH, HEIGHT = 500, 320
 LEFT, TOP, BOTTOM = 52, 30, 44
 PLOT_WIDTH = 280
 STEPS = (1, 2, 5)

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from pipelines.microworld.ablation.plots import HEIGHT, LEFT, PLOT_WIDTH, TOP, Line, line_chart
+from trainer.methods import METHODS
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -24,6 +25,15 @@ def test_points_lie_in_the_plot_in_proportion_to_their_values(scale: float) -> N
     for value, row in zip(y, first, strict=True):
         assert row == pytest.approx(first[0] + (first[2] - first[0]) * value / 4, abs=0.15)
     assert "a < b" in [text.text for text in root.iter(f"{SVG}text")]
+
+
+def test_names_of_all_methods_fit_beside_the_plot() -> None:
+    lines = {name: Line([1], [5]) for name in ("human-only, decoder", *METHODS)}
+    root = ElementTree.fromstring(line_chart("t", "x", "y", lines))
+    texts = {text.text or "": text.attrib for text in root.iter(f"{SVG}text")}
+    for name in lines:
+        glyph = 0.65 * float(texts[name]["font-size"])  # more than a letter of a sans-serif face takes on average
+        assert float(texts[name]["x"]) + glyph * len(name) <= float(root.attrib["width"])
 
 
 def test_ticks_enclose_values_and_bars_and_are_round() -> None:
