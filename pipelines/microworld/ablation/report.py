@@ -81,11 +81,24 @@ def progress(plan: Plan, cells: Sequence[Cell], results: Results) -> str:
 
 def world_table(world: dict[str, Any]) -> str:
     """Return where labels are wrong, how sure the model is there, and how well each source finds it."""
+    coarse = world["coarse_boundary_iou"]
     facts = [
+        [
+            f"mBIoU of coarse versions, which were taught, with exact masks: {', '.join(coarse)}",
+            ", ".join(f"{100 * each:.1f}" for each in coarse.values()),
+        ],
         ["labels a scene", f"{world['labels_a_scene']:.1f}"],
         ["labels that overlap an exact mask by half", percent(world["labels_with_a_meaning"])],
-        ["wrong pixels of the image, of such a label", percent(world["wrong_pixels"])],
+        ["wrong pixels of the image, of such a label, against the exact mask", percent(world["wrong_pixels"])],
         ["of these within 12 px of the label's outline", percent(world["wrong_pixels_near"])],
+        [
+            "wrong pixels that were taught: wrong in the coarse version of the exact mask, too",
+            percent(world["wrong_pixels_taught"]),
+        ],
+        [
+            "wrong pixels of coarse versions that were learnt: wrong in the label, too",
+            percent(world["taught_pixels_wrong"]),
+        ],
         ["mean confidence |2p - 1| where wrong", f"{world['confidence_where_wrong']:.3f}"],
         ["wrong pixels with a confidence over 0.9", percent(world["sure_where_wrong"])],
         ["human masks that made a pair for the refiner", percent(world["pairs"])],

@@ -122,6 +122,11 @@ class Plan:
         return self.human_world if split == "human" else self.world
 
     @property
+    def coarseness(self) -> Coarseness:
+        """What was lost in the masks that the frozen model learnt from."""
+        return Coarseness() if self.frozen is None else self.frozen.coarseness
+
+    @property
     def sam(self) -> str:
         """The weights of the frozen model, as ``load_sam`` takes them."""
         return PACKAGED if self.frozen is None else str(self.out / "frozen" / "coarse" / "weights.safetensors")

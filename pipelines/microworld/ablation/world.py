@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipelines.microworld.certainty import (
     judge_labels,
     near_outline,
 )
+from pipelines.microworld.coarse import Coarseness, coarsen
 from pipelines.microworld.scene import Scene, make_scenes
 from pipelines.microworld.sets import TASKS
 from shared.frame import Frame
@@ -35,7 +36,7 @@ from shared.sam.refiner import Refiner, load_refiner
 from shared.shards.dataset import DATASET, uncertainty_layer
 from shared.shards.shard_set import ShardSet
 from shared.storage import Storage
-from trainer.evaluate.metrics import iou
+from trainer.evaluate.metrics import boundary_iou, iou
 from trainer.log import read_log
 
 WORLD_FILE = "world.json"
@@ -46,14 +47,16 @@ SURE = 0.9
 
 @dataclass(frozen=True)
 class Exact:
-    """One label before anything is rounded for storage: the logits s and u of refinement, float32 (H, W); what is wrong
-    and what is near its outline, bool (H, W); its IoU, and that of its refined version, with the mask that it means."""
+    """One label before anything is rounded for storage: the logits s and u of refinement, float32 (H, W); what is
+    wrong, what is near its outline and what is wrong in the coarse version of the mask that it means, bool (H, W); its
+    IoU, and that of its refined version, with the mask that it means."""
 
     task: str
     logits: Values
     doubt: Values
     wrong: Masks
     near: Masks
+    taught: Masks
     iou: float
     refined_iou: float
 
@@ -71,7 +74,7 @@ def is_prepared(plan: Plan, refiner: Path) -> bool:
 
 def describe_world(plan: Plan, refiner: Path) -> dict[str, Any]:
     """Return the figures of the world, from the first scenes of the pool; they are kept beside the refiner's hash."""
-    key = {"refiner": file_sha256(refiner), "scenes": plan.described}
+    key = {"refiner": file_sha256(refiner), "scenes": plan.described, "coarseness": asdict(plan.coarseness)}
     path = plan.out / WORLD_FILE
     if path.exists():
         stored: dict[str, Any] = json.loads(path.read_text())
@@ -112,25 +115,32 @@ def calibration(judged: Sequence[Judged]) -> list[dict[str, float]]:
 def _exact_figures(plan: Plan, path: Path) -> dict[str, Any]:
     labels_of: list[int] = []
     exact: list[Exact] = []
+    coarse: dict[str, list[float]] = {task: [] for task in TASKS}
     loaded = load_sam(plan.sam)
     refiner = load_refiner(path, loaded)
     generator = LabelGenerator(loaded.sam, automask_of(plan), 256)
     scenes = make_scenes(SEEDS["pool"], 0, plan.described, plan.world)
     for scene in tqdm(scenes, total=plan.described, desc="describing", unit="scene", disable=None, leave=False):
-        found = list(exact_labels(generator, refiner, scene))
+        found = list(exact_labels(generator, refiner, scene, plan.coarseness))
         labels_of.append(len(found))
         exact += [each for each in found if each is not None]
+        for task in TASKS:
+            coarse[task] += [boundary_iou(coarsen(mask, plan.coarseness), mask) for mask in scene.masks(task)]
     logits = np.concatenate([each.logits.ravel() for each in exact])
     doubt = np.concatenate([each.doubt.ravel() for each in exact])
     wrong = np.concatenate([each.wrong.ravel() for each in exact])
     near = np.concatenate([each.near.ravel() for each in exact])
+    taught = np.concatenate([each.taught.ravel() for each in exact])
     confidence = np.abs(np.tanh(logits / 2))
     tasks = {task: [each for each in exact if each.task == task] for task in TASKS}
     return {
+        "coarse_boundary_iou": {task: float(np.mean(values)) for task, values in coarse.items() if values},
         "labels_a_scene": float(np.mean(labels_of)),
         "labels_with_a_meaning": len(exact) / max(1, sum(labels_of)),
         "wrong_pixels": float(wrong.mean()),
         "wrong_pixels_near": float(wrong[near].sum() / max(1, wrong.sum())),
+        "wrong_pixels_taught": float((wrong & taught).sum() / max(1, wrong.sum())),
+        "taught_pixels_wrong": float((wrong & taught).sum() / max(1, taught.sum())),
         "confidence_where_wrong": float(confidence[wrong].mean()),
         "sure_where_wrong": float((confidence[wrong] > SURE).mean()),
         "auroc_exact": {"refinement": auroc(doubt, wrong), "magnitude of logits": auroc(-np.abs(logits), wrong)},
@@ -151,7 +161,9 @@ def _exact_figures(plan: Plan, path: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def exact_labels(generator: LabelGenerator, refiner: Refiner, scene: Scene) -> Iterator[Exact | None]:
+def exact_labels(
+    generator: LabelGenerator, refiner: Refiner, scene: Scene, coarseness: Coarseness
+) -> Iterator[Exact | None]:
     """Label a scene; yield each label, or None for one that overlaps no exact mask by half.
 
     Of exact masks of equal overlap that of the first task counts.
@@ -182,6 +194,7 @@ def exact_labels(generator: LabelGenerator, refiner: Refiner, scene: Scene) -> I
             doubt=doubt[k],
             wrong=(raw[k] > 0) ^ mask,
             near=near_outline(raw[k] > 0),
+            taught=coarsen(mask, coarseness) ^ mask,
             iou=overlaps[best],
             refined_iou=iou(refined[k] > 0, mask),
         )

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from labelgen.automask import LabelGenerator
 from pipelines.microworld.ablation.__main__ import run_ablation, write_results
 from pipelines.microworld.ablation.cells import FROZEN, Cell, cells_of, choices, identity_of, recipe_of
+from pipelines.microworld.ablation.prepare import automask_of
 from pipelines.microworld.ablation.report import BEGIN, END, fill
 from pipelines.microworld.ablation.results import COLUMNS
-from pipelines.microworld.ablation.settings import FrozenModel, Plan
+from pipelines.microworld.ablation.settings import SEEDS, FrozenModel, Plan
 from pipelines.microworld.ablation.work import SCORES, is_done, run_cells
+from pipelines.microworld.ablation.world import exact_labels
+from pipelines.microworld.coarse import coarsen
+from pipelines.microworld.scene import make_scenes
 from shared.errors import SettingsDifferError, SourceError
+from shared.sam.checkpoint import load_sam
+from shared.sam.refiner import load_refiner
+from trainer.evaluate.metrics import boundary_iou
 from trainer.methods import METHODS
 
 BLOCKS = ("progress", "world", "means small", "claims small", "pictures", "studies", "anchors")
@@ -113,6 +123,28 @@ def test_claims_stand_beside_the_differences_of_oracle_single_output_and_box(pla
         gain = 100 * (means["sum", prompt, output] - means["sam", prompt, output])
         assert float(found.split()[0]) == pytest.approx(gain, abs=0.051)
     assert len({oracle, single, box}) == 3
+
+
+def test_share_of_errors_that_were_taught_is_that_of_coarse_versions_of_the_same_masks(plan: Plan) -> None:
+    loaded = load_sam(plan.sam)
+    refiner = load_refiner(plan.out / "refiner" / "refiner.safetensors", loaded)
+    generator = LabelGenerator(loaded.sam, automask_of(plan), 256)
+    both = wrong = coarse = 0
+    overlaps: dict[str, list[float]] = {}
+    for scene in make_scenes(SEEDS["pool"], 0, plan.described, plan.world):
+        for task in ("salient", "entity", "part"):
+            masks = scene.masks(task)
+            overlaps.setdefault(task, []).extend(boundary_iou(coarsen(m, plan.coarseness), m) for m in masks)
+        for label in exact_labels(generator, refiner, scene, plan.coarseness):
+            if label is not None:
+                mask = (label.logits > 0) ^ label.wrong
+                assert any(np.array_equal(mask, each) for each in scene.masks(label.task))
+                lost = coarsen(mask, plan.coarseness) != mask
+                both, wrong, coarse = both + (lost & label.wrong).sum(), wrong + label.wrong.sum(), coarse + lost.sum()
+    assert both
+    world = json.loads((plan.out / "world.json").read_text())
+    assert (world["wrong_pixels_taught"], world["taught_pixels_wrong"]) == (both / wrong, both / coarse)
+    assert world["coarse_boundary_iou"] == pytest.approx({task: sum(v) / len(v) for task, v in overlaps.items() if v})
 
 
 def test_page_can_be_written_before_anything_is_run(docs: Path, tmp_path: Path) -> None:
