@@ -2,12 +2,15 @@
 
     FOLDER/images/000000.png   FOLDER/salient/000000.png   FOLDER/entity/000000.png   FOLDER/part/000000.png
 
-Salient masks are folder pairs (0 and 255); entities and parts are label maps (0 is none).
+Salient masks are folder pairs (0 and 255); entities and parts are label maps (0 is none). ``FOLDER/sets.json`` says how
+they were drawn.
 """
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +20,14 @@ from tqdm import tqdm
 
 from pipelines.microworld.coarse import Coarseness, coarsen
 from pipelines.microworld.scene import Scene, World, make_scene
+from shared.errors import SettingsDifferError
+from shared.shards.dataset import require_same
+from shared.storage import Storage
 from trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings, Task
 
 TASKS: tuple[Task, ...] = ("salient", "entity", "part")
+RECORD = "sets.json"
+REMEDY = "Name another folder, or delete this one: its scenes are drawn again."
 
 
 def write_sets(
@@ -27,8 +35,10 @@ def write_sets(
 ) -> None:
     """Write scenes 0 to ``count`` - 1 of the world that ``seed`` names; those that are there already stay.
 
-    With ``coarseness``, entities and parts are the coarse masks; salient objects are exact in any case.
+    With ``coarseness``, entities and parts are the coarse masks; salient objects are exact in any case. Raises
+    ``SettingsDifferError`` if the scenes that are there were drawn otherwise, or do not say how.
     """
+    _require_drawn_alike(folder, seed, world or World(), coarseness)
     for kind in ("images", *TASKS):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for index in tqdm(range(count), unit="scene", desc="drawing scenes", leave=False, disable=None):
@@ -43,6 +53,16 @@ def write_sets(
         aside = folder / "part" / f"{name}.partial"  # the last file vouches for the others: it is whole or not there
         Image.fromarray(parts).save(aside, "png")
         os.replace(aside, folder / "part" / name)
+
+
+def _require_drawn_alike(folder: Path, seed: int, world: World, coarseness: Coarseness | None) -> None:
+    """Record how the scenes of a folder are drawn, or compare it with the record that is there."""
+    settings = {"seed": seed, "world": asdict(world), "coarseness": None if coarseness is None else asdict(coarseness)}
+    text = json.dumps(settings, indent=1) + "\n"
+    if any((folder / "part").glob("*.png")) and not (folder / RECORD).exists():
+        raise SettingsDifferError(f"{folder}: expected {RECORD} beside the scenes, found none. {REMEDY}")
+    Storage(str(folder)).create(RECORD, text.encode())
+    require_same("settings", str(folder), json.loads((folder / RECORD).read_text()), json.loads(text), REMEDY)
 
 
 def _label_map(scene: Scene, task: Task, coarseness: Coarseness | None) -> npt.NDArray[np.uint8]:

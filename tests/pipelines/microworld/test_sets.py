@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pipelines.microworld.coarse import Coarseness, coarsen
-from pipelines.microworld.scene import make_scene
+from pipelines.microworld.scene import World, make_scene
 from pipelines.microworld.sets import TASKS, describe_set, write_sets
+from shared.errors import SettingsDifferError
 from shared.sam.task_prompt import task_id
 from trainer.data.sets import open_set
 
@@ -75,3 +76,18 @@ def test_scene_whose_writing_was_interrupted_is_drawn_again(
     (tmp_path / "entity" / "000001.png").write_bytes(b"half")
     write_sets(tmp_path, SEED, COUNT)
     assert snapshot(tmp_path) == snapshot(folder)
+
+
+def test_scenes_that_were_drawn_otherwise_are_refused(tmp_path: Path) -> None:
+    write_sets(tmp_path, SEED, 1)
+    for drawn in (
+        lambda: write_sets(tmp_path, SEED + 1, 1),
+        lambda: write_sets(tmp_path, SEED, 1, World(parts=(0, 1))),
+        lambda: write_sets(tmp_path, SEED, 1, coarseness=Coarseness()),
+    ):
+        with pytest.raises(SettingsDifferError, match=f"{tmp_path}: was made with other settings"):
+            drawn()
+    write_sets(tmp_path, SEED, 1)
+    (tmp_path / "sets.json").unlink()
+    with pytest.raises(SettingsDifferError, match=r"expected sets\.json beside the scenes"):
+        write_sets(tmp_path, SEED, 1)
