@@ -46,7 +46,22 @@ def read_settings(
     data = _parse(where, text)
     for change in changes:
         _apply(data, change, where)
-    data = _fill(data, variables, where)
+    return _checked(_fill(data, variables, where), type_, where)
+
+
+def change_settings(value: T, changes: Sequence[str], where: str) -> T:
+    """Return a dataclass with ``changes``, as in ``read_settings``; ``where`` is what to call it in messages.
+
+    Raises ``SettingsError``.
+    """
+    data = TypeAdapter(type(value)).dump_python(value, mode="json")
+    for change in changes:
+        _apply(data, change, where)
+    return _checked(data, type(value), where)
+
+
+def _checked(data: dict[str, Any], type_: type[T], where: str) -> T:
+    """Return ``data`` as a ``type_``. Raises ``SettingsError`` that says all that is wrong."""
     adapter = TypeAdapter(type_)
     problems = dict(_unknown_keys(adapter, data))
     try:

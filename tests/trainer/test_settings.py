@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
 from shared.errors import SettingsError
-from trainer.settings import built_in_names, parse_variables, read_settings
+from trainer.settings import built_in_names, change_settings, parse_variables, read_settings
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,17 @@ def test_changes_that_cannot_be_made_are_refused(tmp_path: Path, change: str, me
     path.write_text("lr: 1\nfigures: [{shape: circle, radius: 3}]\n")
     with pytest.raises(SettingsError, match=re.escape(message)):
         read_settings(path, Recipe, {}, [change])
+
+
+def test_dataclass_is_changed_by_dotted_keys_and_checked_again() -> None:
+    recipe = Recipe(1e-5, folder=Path("a"), figures=(Circle("circle", 3.0), Square("square", 4.0)))
+    assert change_settings(recipe, (), "plan") == recipe
+    changed = change_settings(recipe, ["loss.theta=0.5", "figures.1.side=5", "folder=b"], "plan")
+    assert changed == replace(
+        recipe, loss=Loss(0.5), folder=Path("b"), figures=(Circle("circle", 3.0), Square("square", 5.0))
+    )
+    with pytest.raises(SettingsError, match=r"^plan: loss\.tetha: unknown key; did you mean theta\?"):
+        change_settings(recipe, ["loss.tetha=0.5"], "plan")
 
 
 def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 python -m pipelines.microworld.ablation                               # all of it into runs/ablation
 python -m pipelines.microworld.ablation --report-only --docs docs     # put what is there so far into the page
 python -m pipelines.microworld.ablation --choose                      # the runs that settings were chosen by
+python -m pipelines.microworld.ablation --out runs/thin --set world.appendage_share=0.5   # in another world
 python -m pipelines.microworld.ablation --quick --out out/ablation    # SAM, vanilla and SUM in small
 """
 
@@ -25,6 +26,7 @@ from pipelines.microworld.ablation.work import run_cells
 from pipelines.microworld.ablation.world import describe_world, is_prepared
 from shared.errors import SumError
 from shared.storage import Storage
+from trainer.settings import change_settings
 
 PAGE, CSV = "ablation.md", "ablation.csv"
 
@@ -66,10 +68,13 @@ def write_results(plan: Plan, refiner: Path, docs: Path | None) -> Results:
 @click.option("--report-only", is_flag=True, help="Train nothing; write down what is there.")
 @click.option("--choose", is_flag=True, help="Do the runs that settings are chosen by, on scenes of validation.")
 @click.option("--quick", is_flag=True, help="A small ablation, which fails unless training beats SAM.")
-def main(out: Path, processes: int, docs: Path | None, report_only: bool, choose: bool, quick: bool) -> None:
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Turn the world, or anything of the plan.")
+def main(
+    out: Path, processes: int, docs: Path | None, report_only: bool, choose: bool, quick: bool, changes: tuple[str, ...]
+) -> None:
     """Run the paper's ablation in the micro-world."""
-    plan = quick_plan(out) if quick else Plan(out)
     try:
+        plan = change_settings(quick_plan(out) if quick else Plan(out), changes, "plan")
         if choose:
             prepare(plan, processes, click.echo)
             run_cells(plan, choices(), processes)

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from labelgen.automask import LabelGenerator
-from pipelines.microworld.ablation.__main__ import run_ablation, write_results
+from pipelines.microworld.ablation.__main__ import main, run_ablation, write_results
 from pipelines.microworld.ablation.cells import FROZEN, Cell, cells_of, choices, identity_of, recipe_of
 from pipelines.microworld.ablation.prepare import automask_of
 from pipelines.microworld.ablation.report import BEGIN, END, fill
@@ -31,6 +32,7 @@ from trainer.evaluate.metrics import boundary_iou
 from trainer.methods import METHODS
 
 BLOCKS = ("progress", "world", "means small", "claims small", "pictures", "studies", "anchors")
+LARGE_BLOCKS = ("means large", "claims large")
 
 
 def plan_of(out: Path) -> Plan:
@@ -238,3 +240,17 @@ def test_page_without_a_mark_is_refused() -> None:
     assert fill(page, {"a": "new"}, "page.md") == f"{BEGIN.format('a')}\n\nnew\n\n{END.format('a')}\nafter\n"
     with pytest.raises(SourceError, match=r"page.md: expected the lines .*b"):
         fill(page, {"b": "new"}, "page.md")
+
+
+def test_plan_is_turned_by_options(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    turned = ["--set", "seeds=[4]", "--set", "methods=[sum]", "--set", "studies=false", "--set", "settings=[large]"]
+    page = tmp_path / "ablation.md"
+    page.write_text("".join(f"{BEGIN.format(name)}\n{END.format(name)}\n" for name in (*BLOCKS, *LARGE_BLOCKS)))
+    done = CliRunner().invoke(main, ["--out", out, "--report-only", "--docs", str(tmp_path), *turned])
+    assert done.exit_code == 0, done.output
+    assert "| large | 4 | 0 of 1 |" in page.read_text()
+    refused = CliRunner().invoke(main, ["--out", out, "--set", "frozen.coarse_step=3"])
+    assert refused.exit_code == 1
+    assert "plan: frozen.coarse_step: unknown key; did you mean coarse_steps?" in refused.output
+    assert not Path(out, "frozen").exists()
