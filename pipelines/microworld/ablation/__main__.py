@@ -3,7 +3,7 @@
 python -m pipelines.microworld.ablation                               # all of it into runs/ablation
 python -m pipelines.microworld.ablation --report-only --docs docs     # put what is there so far into the page
 python -m pipelines.microworld.ablation --choose                      # the runs that settings were chosen by
-python -m pipelines.microworld.ablation --out runs/thin --set world.appendage_share=0.5   # in another world
+python -m pipelines.microworld.ablation --out runs/few --set human=300        # in another world
 python -m pipelines.microworld.ablation --quick --out out/ablation    # SAM, vanilla and SUM in small
 """
 

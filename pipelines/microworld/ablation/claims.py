@@ -75,12 +75,11 @@ def scores_of(
 
 
 def verdict(found: Difference | None) -> str:
-    """Say in words whether the better one is."""
+    """Say in words whether the better one is. The interval of one seed knows nothing of what seeds differ by."""
     if found is None:
         return "not run"
-    if found.low > 0:
-        return "holds"
-    return "does not hold" if found.high < 0 else "not told apart"
+    said = "holds" if found.low > 0 else "does not hold" if found.high < 0 else "not told apart"
+    return said if found.seeds > 1 else f"{said}, one seed"
 
 
 @dataclass(frozen=True)

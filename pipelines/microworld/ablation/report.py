@@ -84,7 +84,7 @@ def world_table(world: dict[str, Any]) -> str:
     coarse = world["coarse_boundary_iou"]
     facts = [
         [
-            f"mBIoU of coarse versions, which were taught, with exact masks: {', '.join(coarse)}",
+            f"mBIoU of coarse versions with exact masks, 0 if nothing is left: {', '.join(coarse)}",
             ", ".join(f"{100 * each:.1f}" for each in coarse.values()),
         ],
         ["labels a scene", f"{world['labels_a_scene']:.1f}"],

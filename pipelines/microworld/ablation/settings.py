@@ -74,9 +74,8 @@ that are reported."""
 @dataclass(frozen=True)
 class FrozenModel:
     """How the frozen model is made (``pipelines.microworld.ablation.frozen``). ``coarseness`` is that of the masks from
-    which its decoder learns: the farther these are from exact masks, beside what so small a model cannot draw anyway,
-    the more of its errors follow a rule that others can learn. Scenes, of the world ``world_seed``, are not those of
-    any split."""
+    which its decoder learns: the farther these are from exact masks, the more of its errors can a refiner mend that
+    saw exact ones. Scenes, of the world ``world_seed``, are not those of any split."""
 
     scenes: int = 5_000
     world_seed: int = 11

@@ -50,6 +50,7 @@ def test_what_has_not_been_run_is_not_judged(results_of: Make) -> None:
 )
 def test_verdict_follows_the_interval(low: float, high: float, said: str) -> None:
     assert verdict(Difference((low + high) / 2, low, high, 3)) == said
+    assert verdict(Difference((low + high) / 2, low, high, 1)) == f"{said}, one seed"
 
 
 def test_anchor_whose_interval_holds_0_is_not_said_to_hold(results_of: Make) -> None:
