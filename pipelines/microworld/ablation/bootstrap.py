@@ -27,8 +27,9 @@ class Difference:
     seeds: int
 
     def __str__(self) -> str:
-        """The mean and its interval, in points."""
-        return f"{100 * self.mean:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        """The mean and its interval, in points; what rounds to zero has no sign of its own."""
+        mean, low, high = (f"{round(100 * value, 1) + 0.0:+.1f}" for value in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}]"
 
 
 def paired_difference(

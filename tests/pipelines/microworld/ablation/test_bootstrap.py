@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pipelines.microworld.ablation.bootstrap import paired_difference
+from pipelines.microworld.ablation.bootstrap import Difference, paired_difference
 from pipelines.microworld.ablation.results import MaskScores
 
 IMAGES = tuple(f"{n:03d}" for n in range(200) for _ in range(3))
@@ -70,3 +70,7 @@ def test_other_masks_are_refused() -> None:
     other = MaskScores(np.zeros(2), ("000", "001"), ("salient", "entity"))
     with pytest.raises(ValueError, match="same masks"):
         paired_difference({0: drawn(1, 0.5)}, {0: other}, "all")
+
+
+def test_what_rounds_to_zero_is_written_without_minus() -> None:
+    assert str(Difference(-0.0004, -0.0123, 0.00951, 3)) == "+0.0 [-1.2, +1.0]"
