@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from itertools import compress
@@ -28,6 +28,7 @@ from labelgen.kept import (
     keep_photo,
 )
 from labelgen.read_ahead import Photo, read_ahead
+from labelgen.threads import GeneratorPool
 from labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
 from shared.errors import ImageError, SourceError
 from shared.sam.checkpoint import load_sam
@@ -145,7 +146,7 @@ class Labeler:
         """
         waiting: deque[tuple[int, ImageLabels | str, Future[Encoded]]] = deque()
         layers = {layer.name for layer in self.job.kept}
-        with ThreadPoolExecutor(1) as encoder:
+        with GeneratorPool(1) as encoder:
             for index, photo in enumerate(self._photos(unit.images)):
                 try:
                     pixels, resized = photo()

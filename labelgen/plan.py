@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Never, TypeVar
 
 from labelgen.sources import ImageRef
+from labelgen.threads import GeneratorPool
 from shared.errors import SettingsDifferError
 from shared.images import digest
 from shared.photos import read_bytes
@@ -155,7 +155,7 @@ def _require_same_images(
 def _read_units(storage: Storage, dataset: Dataset) -> Iterator[Unit]:
     """Yield the plans of all units. Raises ``ShardError`` if one is damaged or of another shard set."""
     shards = ShardSet(storage, dataset)
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+    with GeneratorPool(HASHING_THREADS) as pool:
         for numbers in _pieces(range(len(dataset.unit_ids)), 8 * HASHING_THREADS):
             yield from pool.map(shards.unit, numbers)
 
@@ -181,7 +181,7 @@ def _hash_all(refs: Sequence[ImageRef], on_image: Callable[[], object]) -> Itera
     def hash_one(ref: ImageRef) -> PlannedImage:
         return PlannedImage(digest=digest(read_bytes(ref)), **asdict(ref))
 
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+    with GeneratorPool(HASHING_THREADS) as pool:
         for piece in _pieces(refs, 64 * HASHING_THREADS):
             for image in pool.map(hash_one, piece):
                 on_image()

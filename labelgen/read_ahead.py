@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import NamedTuple
 
+from labelgen.threads import GeneratorPool
 from shared.errors import ImageError
 from shared.frame import resized_size
 from shared.images import RgbImage, decode_image, digest
@@ -37,7 +38,7 @@ def read_ahead(
             raise ImageError(refused[image.key])
         return load_photo(image, side)
 
-    with ThreadPoolExecutor(READ_AHEAD) as pool:
+    with GeneratorPool(READ_AHEAD) as pool:
         pending: list[Future[Photo]] = []
         for image in images:
             pending.append(pool.submit(load, image))
