@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= out/demo
+TESTERS ?= 2
 
 # glibc gives large tensors back to the kernel and page faults are slow; see docs/design.md.
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
@@ -15,8 +16,10 @@ export MALLOC_TOP_PAD_ := 268435456
 demo: $(READY)
 	$(BIN)/python -m pipelines.quickstart --out $(OUT)
 
+# Threads that wait let others run: tests share the cores with each other and with what they start.
+test: export OMP_WAIT_POLICY := PASSIVE
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
 
 # Kills at many random moments, faults of disks and object stores, in real clusters: the better part of an hour.
 test-long: $(READY)
