@@ -1,4 +1,4 @@
-"""Uncertainty maps of masks that SAM made (METHOD: Sec. 3.2.3): by a refiner, or from SAM's own confidence.
+"""Uncertainty maps of masks that SAM made (SUM, Sec. 3.2.3): by a refiner, or from SAM's own confidence.
 
 The labels in a shard set keep magnitudes near the boundary only, so a mask's logits s are decoded again: of the three
 outputs for its point, on the embedding of its crop, the one that is the label. A run that labels and refines in one

@@ -1,4 +1,4 @@
-"""Interactive training: seven rounds of prompts on one encoding of the images (METHOD: App. B.1, Sec. 3.2.4).
+"""Interactive training: seven rounds of prompts on one encoding of the images (SUM, App. B.1, Sec. 3.2.4).
 
 Round 1 gives a box or a point, rounds 2 to 6 add one click at an error each, round 7 adds nothing. Every round also
 gets the logits of the one before as mask prompt, detached. The image embedding is a detached leaf: each round is

@@ -1,4 +1,4 @@
-"""Losses on masks that are only partly to be trusted (METHOD: Sec. 3.2.1, App. B.1).
+"""Losses on masks that are only partly to be trusted (SUM, Sec. 3.2.1, App. B.1).
 
 All take logits and targets of P masks on one grid, (P, H, W), with ``valid`` True where the photo is: the padding of
 SAM's square enters no sum and no mean. ``certainty`` is c = 1 - u in [0, 1], or None for human masks, which are certain

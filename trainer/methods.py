@@ -1,4 +1,4 @@
-"""The methods that are compared, as data (METHOD 3.6). All run through the same code."""
+"""The methods that are compared, as data. All run through the same code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdamW with layer-wise learning rates, and the schedule (METHOD: App. B.1)."""
+"""AdamW with layer-wise learning rates, and the schedule (SUM, App. B.1)."""
 
 from __future__ import annotations
 

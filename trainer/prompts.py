@@ -1,4 +1,4 @@
-"""Draw prompts from masks: noisy boxes, first points, and clicks at errors (METHOD: Sec. 3.2.2, App. B.1).
+"""Draw prompts from masks: noisy boxes, first points, and clicks at errors (SUM, Sec. 3.2.2, App. B.1).
 
 Masks live on a grid of ``stride`` input pixels a cell, (P, H, W). Cell x covers the input pixels whose centre is
 (x + 0.5) * stride - 0.5 on average; prompts are in input pixels, x before y.

@@ -1,4 +1,4 @@
-"""`trainer refiner`: train the mask-refinement module on human masks (METHOD: Sec. 3.2.3, App. D).
+"""`trainer refiner`: train the mask-refinement module on human masks (SUM, Sec. 3.2.3, App. D).
 
 A pair is what SAM makes of a human mask from one random point in it, and that mask. The image encoder is frozen; the
 refiner, a copy of prompt encoder and decoder, sees SAM's logits, their box and the point, and learns the human mask.

@@ -1,4 +1,4 @@
-"""Which parameters are trained, as data (METHOD 3.5)."""
+"""Which parameters are trained, as data."""
 
 from __future__ import annotations
 

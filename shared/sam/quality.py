@@ -1,4 +1,4 @@
-"""Which of SAM's masks are good enough to keep (METHOD: App. B.1); the thresholds that fit each model."""
+"""Which of SAM's masks are good enough to keep (SUM, App. B.1); the thresholds that fit each model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mask-refinement module: a copy of SAM's prompt encoder and mask decoder (METHOD: Sec. 3.2.3, App. D).
+"""The mask-refinement module: a copy of SAM's prompt encoder and mask decoder (SUM, Sec. 3.2.3, App. D).
 
 It sees the embedding that SAM's frozen image encoder made, and as prompts a mask's low-resolution logits, its box and
 its point, all three. Its file is safetensors and holds the two modules alone; the header says which SAM they belong to.

@@ -1,4 +1,4 @@
-"""The task prompt: which kind of mask is meant (METHOD: Sec. 3.2.4)."""
+"""The task prompt: which kind of mask is meant (SUM, Sec. 3.2.4)."""
 
 from __future__ import annotations
 

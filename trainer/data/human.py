@@ -1,7 +1,7 @@
 """Human masks from the three layouts in use: folder pairs, COCO JSON, label maps.
 
 A set is opened once, which checks that its files are there, and gives samples by index. Nothing is replaced silently: a
-sample that cannot be read raises an error that names the file (METHOD: Sec. 6).
+sample that cannot be read raises an error that names the file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a simulated user clicks (METHOD: App. B.3): deterministic, at the photo's own size."""
+"""Where a simulated user clicks (SUM, App. B.3): deterministic, at the photo's own size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IoU and boundary IoU of two masks at the photo's own size (METHOD: Sec. 4.1)."""
+"""IoU and boundary IoU of two masks at the photo's own size (SUM, Sec. 4.1)."""
 
 from __future__ import annotations
 

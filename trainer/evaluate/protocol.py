@@ -1,4 +1,4 @@
-"""Prompt a model as a simulated user would, and measure every round (METHOD: Sec. 4.1, App. B.3).
+"""Prompt a model as a simulated user would, and measure every round (SUM, Sec. 4.1, App. B.3).
 
 The first prompt is a point or a box; each further round adds one click at the deeper error. Masks are judged at the
 photo's own size. The first point has three outputs: *oracle* reports the one closest to the target, *single* the fixed

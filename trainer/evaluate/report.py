@@ -1,4 +1,4 @@
-"""Average scores as METHOD: Sec. 4.1 does, and write them down: Parquet, JSON and a Markdown table.
+"""Average scores as Sec. 4.1 of the paper does, and write them down: Parquet, JSON and a Markdown table.
 
 Over the masks of a set first, then over the sets of a task, and over *all sets* for "all": a task with many sets weighs
 more there than one with few, which a mean of the task means would hide.
