@@ -17,7 +17,7 @@ demo: $(READY)
 	$(BIN)/python -m pipelines.quickstart --out $(OUT)
 
 # Threads that wait let others run: tests share the cores with each other and with what they start.
-test: export OMP_WAIT_POLICY := PASSIVE
+test test-long: export OMP_WAIT_POLICY := PASSIVE
 test: $(READY)
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
 
