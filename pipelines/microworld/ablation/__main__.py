@@ -20,6 +20,7 @@ from pipelines.microworld.ablation.pictures import write_pictures
 from pipelines.microworld.ablation.prepare import prepare
 from pipelines.microworld.ablation.quick import judge_quick
 from pipelines.microworld.ablation.report import IMAGES, PICTURES, blocks_of, choices_table, fill, write_charts
+from pipelines.microworld.ablation.reported import reported_elsewhere
 from pipelines.microworld.ablation.results import Results, to_csv
 from pipelines.microworld.ablation.settings import Plan, quick_plan
 from pipelines.microworld.ablation.work import run_cells
@@ -39,18 +40,25 @@ def run_ablation(plan: Plan, processes: int, docs: Path | None = None) -> Result
 
 
 def write_results(plan: Plan, refiner: Path, docs: Path | None) -> Results:
-    """Write the CSV of the runs that are done, and with ``docs`` the tables and charts of the page there."""
+    """Write the CSV of the runs that are done, and with ``docs`` the tables and charts of the page there.
+
+    A setting that the page reports and whose runs are not all here is left as it is: one may be run on one machine and
+    the next on another. Raises ``SourceError`` if what the page reports is of another world.
+    """
     cells = cells_of(plan)
     results = Results.read(plan, cells)
-    table = to_csv(results.rows()).encode()
-    Storage(str(plan.out)).write(CSV, table)
+    Storage(str(plan.out)).write(CSV, to_csv(results.rows()).encode())
     if docs is not None:
+        kept = reported_elsewhere(docs / CSV, results)
+        for setting in sorted(kept.settings):
+            click.echo(f"{setting}: the page keeps what it has, of runs that are not in {plan.out}")
+        shown = results.without(kept.settings)
         world = describe_world(plan, refiner) if is_prepared(plan, refiner) else None
-        page = fill((docs / PAGE).read_text(), blocks_of(plan, cells, results, world), str(docs / PAGE))
-        write_charts(plan, results, world, docs / IMAGES)
-        if results.tables:
+        page = fill((docs / PAGE).read_text(), blocks_of(plan, cells, shown, world, kept), str(docs / PAGE))
+        write_charts(plan, shown, world, docs / IMAGES)
+        if results.tables and plan.settings[0] not in kept.settings:
             write_pictures(plan, results, docs / IMAGES / PICTURES)
-        Storage(str(docs)).write(CSV, table)
+        Storage(str(docs)).write(CSV, to_csv(kept.merged(shown, plan.settings)).encode())
         Storage(str(docs)).write(PAGE, page.encode())
     return results
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, Cell
+from pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, STUDY_SETTING, Cell
 from pipelines.microworld.ablation.claims import CLAIMS, anchors, difference, scores_of, verdict
 from pipelines.microworld.ablation.plots import Line, line_chart
+from pipelines.microworld.ablation.reported import Reported
 from pipelines.microworld.ablation.results import Measure, Results
 from pipelines.microworld.ablation.settings import Plan
 from pipelines.microworld.ablation.studies import study_charts, study_rows
@@ -30,20 +31,24 @@ NOT_RUN = "Nothing of this has been run."
 BEGIN, END = "<!-- {}: made by pipelines.microworld.ablation -->", "<!-- end of {} -->"
 
 
-def blocks_of(plan: Plan, cells: Sequence[Cell], results: Results, world: dict[str, Any] | None) -> dict[str, str]:
-    """Return the parts of the page that are made, by name; without a ``world`` that has been measured, no figures of
-    it."""
-    blocks = {"progress": progress(plan, cells, results), "world": NOT_RUN}
+def blocks_of(
+    plan: Plan, cells: Sequence[Cell], results: Results, world: dict[str, Any] | None, kept: Reported
+) -> dict[str, str]:
+    """Return the parts of the page that are made, by name, but for those of settings that are ``kept``; without a
+    ``world`` that has been measured, no figures of it."""
+    blocks = {"progress": progress(plan, cells, results, kept), "world": NOT_RUN}
     if world is not None:
         blocks["world"] = f"{world_table(world)}\n\n![Share of wrong pixels by u]({IMAGES}/{CALIBRATION})"
-    for setting in plan.settings:
+    for setting in (each for each in plan.settings if each not in kept.settings):
         tables = [methods_table(plan, results, setting, metric) for metric in ("mBIoU", "mIoU")]
         tables += [prompts_table(plan, results, setting), charts(results, setting)]
         blocks[f"means {setting}"] = "\n\n".join(tables) if results.tables else NOT_RUN
         blocks[f"claims {setting}"] = claims_table(results, setting)
-    blocks["pictures"] = f"![Held-out masks after 3 points]({IMAGES}/{PICTURES})" if results.tables else NOT_RUN
-    blocks["studies"] = studies_block(plan, results)
-    blocks["anchors"] = anchors_table(results, world)
+    if plan.settings[0] not in kept.settings:
+        blocks["pictures"] = f"![Held-out masks after 3 points]({IMAGES}/{PICTURES})" if results.tables else NOT_RUN
+    if STUDY_SETTING not in kept.settings:
+        blocks["studies"] = studies_block(plan, results)
+        blocks["anchors"] = anchors_table(results, world)
     return blocks
 
 
@@ -64,13 +69,13 @@ def chart_name(setting: str, group: str) -> str:
     return f"ablation_{setting}_{group}.svg"
 
 
-def progress(plan: Plan, cells: Sequence[Cell], results: Results) -> str:
+def progress(plan: Plan, cells: Sequence[Cell], results: Results, kept: Reported) -> str:
     """Say what has been run, by setting and seed, and of how many scenes."""
     rows = []
     for setting in plan.settings:
         for seed in plan.seeds:
             here = [cell for cell in cells if (cell.setting, cell.seed) == (setting, seed) and cell != FROZEN]
-            done = [cell for cell in here if cell in results.tables]
+            done = [cell for cell in here if cell in results.tables or kept.has(cell)]
             rows.append([setting, seed, f"{len(done)} of {len(here)}"])
     text = (
         f"{plan.pool} unlabelled scenes, {plan.human} with human masks, {plan.held_out} held-out scenes with at most "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,10 @@ class Results:
         key = (setting, method, variant)
         return {cell.seed: cell for cell in self.tables if (cell.setting, cell.method, cell.variant) == key}
 
+    def without(self, settings: Collection[str]) -> Results:
+        """Return the runs of other settings."""
+        return Results({cell: table for cell, table in self.tables.items() if cell.setting not in settings})
+
     def scores(self, cell: Cell, measure: Measure) -> MaskScores:
         """Return the scores of the masks of a run."""
         wanted = {"first": measure.prompt, "round": measure.round, "output": measure.output}
@@ -91,7 +95,7 @@ class Results:
                         }
 
 
-def to_csv(rows: Iterator[dict[str, object]]) -> str:
+def to_csv(rows: Iterable[dict[str, object]]) -> str:
     """Return rows of ``COLUMNS`` as CSV with a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

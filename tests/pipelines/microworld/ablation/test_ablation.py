@@ -6,6 +6,7 @@ import csv
 import fcntl
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +160,24 @@ def test_page_can_be_written_before_anything_is_run(docs: Path, tmp_path: Path) 
     assert "| small | 0 | 0 of 3 |" in text
     assert "](images/" not in text
     assert "| SUM above SAM on part, after 1 point |  | not run |" in text
+
+
+def test_page_keeps_a_setting_whose_runs_are_not_all_in_this_folder(
+    plan: Plan, docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = replace(plan, out=tmp_path / "out")
+    shutil.copytree(plan.out, elsewhere.out)
+    shutil.rmtree(Cell("small", "sum").folder(elsewhere))
+    page = tmp_path / "docs"
+    shutil.copytree(docs, page)
+    before = {path: path.read_bytes() for path in page.rglob("*") if path.is_file()}
+    write_results(elsewhere, elsewhere.out / "refiner" / "refiner.safetensors", page)
+    assert {path: path.read_bytes() for path in page.rglob("*") if path.is_file()} == before
+    assert f"small: the page keeps what it has, of runs that are not in {elsewhere.out}" in capsys.readouterr().out
+    empty = replace(plan, out=tmp_path / "empty")
+    with pytest.raises(SourceError, match="expected runs of the world of this folder"):
+        write_results(empty, empty.out / "refiner" / "refiner.safetensors", page)
+    assert {path: path.read_bytes() for path in page.rglob("*") if path.is_file()} == before
 
 
 def test_second_run_finds_all_present(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
