@@ -80,8 +80,8 @@ class LabelledPhoto:
 
 
 def find_photos(folder: Path | None, count: int) -> Iterator[tuple[str, RgbImage]]:
-    """Yield name and pixels of ``count`` photos of a folder, or scenes of the micro-world if there is no folder."""
-    if folder is None or not folder.is_dir():
+    """Yield name and pixels of ``count`` photos of a folder, or of scenes of the micro-world without one."""
+    if folder is None:
         for number, scene in enumerate(make_scenes(SCENES, 0, count)):
             yield f"scene{number}", scene.image
         return

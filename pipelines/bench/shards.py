@@ -317,24 +317,22 @@ def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
 @click.option("--quick", is_flag=True, help="Two photos, three repeats, and no second table.")
 @click.option(
     "--photos",
-    type=click.Path(path_type=Path),
-    default=Path("../shared/data/unlabelled"),
-    show_default=True,
-    help="Folder of photos to label; scenes of the micro-world if there is no such folder.",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of photos to label; by default scenes of the micro-world.",
 )
 @click.option(
     "--refiner", type=click.Path(path_type=Path, exists=True), default=None, help="By default a copy of SAM's decoder."
 )
 @click.option("--count", default=8, show_default=True, help="How many photos.")
 @click.option("--repeats", default=5, show_default=True)
-def main(quick: bool, photos: Path, refiner: Path | None, count: int, repeats: int) -> None:
+def main(quick: bool, photos: Path | None, refiner: Path | None, count: int, repeats: int) -> None:
     """Compare shard sets with tars of PNGs."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     if quick:
         count, repeats = 2, 3
     labelled = label_photos(photos, count, refiner)
-    what = str(photos) if photos.is_dir() else "scenes of the micro-world"
+    what = "scenes of the micro-world" if photos is None else str(photos)
     click.echo(f"{len(labelled)} of {what}, {sum(map(len, labelled))} masks by vit_t on 64 x 64 cells")
     figures = measure(labelled, repeats, 40 if quick else 400, click.echo)
     result = {**headline(figures), "in_full": figures}

@@ -175,9 +175,15 @@ def test_damage_to_a_tar_of_pngs_is_noticed(photos: Sequence[LabelledPhoto], tmp
         bench.check(loaders)
 
 
-def test_last_line_is_json_with_every_figure_that_has_a_floor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_photos_that_are_not_there_are_not_replaced_by_scenes(tmp_path: Path) -> None:
+    result = CliRunner().invoke(shards.main, ["--quick", "--photos", str(tmp_path / "none")])
+    assert result.exit_code == 2
+    assert f"'{tmp_path / 'none'}' does not exist" in result.output
+
+
+def test_last_line_is_json_with_every_figure_that_has_a_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "LEAST_TIMINGS", 2)
-    result = CliRunner().invoke(shards.main, ["--quick", "--photos", str(tmp_path / "none")], catch_exceptions=False)
+    result = CliRunner().invoke(shards.main, ["--quick"], catch_exceptions=False)
     assert "scenes of the micro-world" in result.output
     figures = json.loads(result.output.splitlines()[-1])
     assert figures.keys() >= FLOORS
