@@ -15,7 +15,7 @@ from pipelines.microworld.ablation.plots import Line, line_chart
 from pipelines.microworld.ablation.reported import Reported
 from pipelines.microworld.ablation.results import Measure, Results
 from pipelines.microworld.ablation.settings import Plan
-from pipelines.microworld.ablation.studies import study_charts, study_rows
+from pipelines.microworld.ablation.studies import STUDIES, study_charts, study_rows
 from pipelines.microworld.sets import TASKS
 from shared.errors import SourceError
 from shared.storage import Storage
@@ -182,7 +182,8 @@ def studies_block(plan: Plan, results: Results) -> str:
     rows = study_rows(plan, results, GROUPS)
     if not rows:
         return NOT_RUN
-    charts = "\n".join(f"![{name}]({IMAGES}/{name})" for name in study_charts(plan, results))
+    drawn = study_charts(plan, results)
+    charts = "\n".join(f"![{each.title}]({IMAGES}/{each.chart_name})" for each in STUDIES if each.chart_name in drawn)
     return f"{table(['turned', 'to', 'method', *GROUPS], rows)}\n\n{charts}"
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.microworld.ablation.cells import Cell
+from pipelines.microworld.ablation.report import studies_block
 from pipelines.microworld.ablation.results import Results
 from pipelines.microworld.ablation.settings import Plan
 from pipelines.microworld.ablation.studies import STUDIES, study_charts, study_points, study_rows
@@ -62,3 +63,5 @@ def test_every_study_has_rows_and_a_chart(plan: Plan, results: Callable[[int], R
     charts = study_charts(plan, results(1))
     assert set(charts) == {THETA.chart_name, HUMAN.chart_name}
     assert all(chart.count("<circle") == points for chart, points in zip(charts.values(), (3, 2), strict=True))
+    block = studies_block(plan, results(1))
+    assert f"![{THETA.title}](images/{THETA.chart_name})\n![{HUMAN.title}](images/{HUMAN.chart_name})" in block
