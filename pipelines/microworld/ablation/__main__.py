@@ -9,8 +9,10 @@ python -m pipelines.microworld.ablation --quick --out out/ablation    # SAM, van
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -19,17 +21,25 @@ from pipelines.microworld.ablation.cells import cells_of, choices
 from pipelines.microworld.ablation.pictures import write_pictures
 from pipelines.microworld.ablation.prepare import prepare
 from pipelines.microworld.ablation.quick import judge_quick
-from pipelines.microworld.ablation.report import IMAGES, PICTURES, blocks_of, choices_table, fill, write_charts
-from pipelines.microworld.ablation.reported import reported_elsewhere
+from pipelines.microworld.ablation.report import (
+    IMAGES,
+    PICTURES,
+    blocks_of,
+    choices_table,
+    fill,
+    shows_pictures,
+    write_charts,
+)
+from pipelines.microworld.ablation.reported import CSV, IDENTITY, reported_elsewhere
 from pipelines.microworld.ablation.results import Results, to_csv
-from pipelines.microworld.ablation.settings import Plan, quick_plan
+from pipelines.microworld.ablation.settings import SETTINGS, Plan, quick_plan
 from pipelines.microworld.ablation.work import run_cells
-from pipelines.microworld.ablation.world import describe_world, is_prepared
+from pipelines.microworld.ablation.world import describe_world, identity_of_world, is_prepared
 from shared.errors import SumError
 from shared.storage import Storage
 from trainer.settings import change_settings
 
-PAGE, CSV = "ablation.md", "ablation.csv"
+PAGE = "ablation.md"
 
 
 def run_ablation(plan: Plan, processes: int, docs: Path | None = None) -> Results:
@@ -40,27 +50,37 @@ def run_ablation(plan: Plan, processes: int, docs: Path | None = None) -> Result
 
 
 def write_results(plan: Plan, refiner: Path, docs: Path | None) -> Results:
-    """Write the CSV of the runs that are done, and with ``docs`` the tables and charts of the page there.
-
-    A setting that the page reports and whose runs are not all here is left as it is: one may be run on one machine and
-    the next on another. Raises ``SourceError`` if what the page reports is of another world.
-    """
-    cells = cells_of(plan)
-    results = Results.read(plan, cells)
+    """Write the CSV of the runs that are done, and with ``docs`` the page there."""
+    results = Results.read(plan, cells_of(plan))
     Storage(str(plan.out)).write(CSV, to_csv(results.rows()).encode())
     if docs is not None:
-        kept = reported_elsewhere(docs / CSV, results)
-        for setting in sorted(kept.settings):
-            click.echo(f"{setting}: the page keeps what it has, of runs that are not in {plan.out}")
-        shown = results.without(kept.settings)
-        world = describe_world(plan, refiner) if is_prepared(plan, refiner) else None
-        page = fill((docs / PAGE).read_text(), blocks_of(plan, cells, shown, world, kept), str(docs / PAGE))
-        write_charts(plan, shown, world, docs / IMAGES)
-        if results.tables and plan.settings[0] not in kept.settings:
-            write_pictures(plan, results, docs / IMAGES / PICTURES)
-        Storage(str(docs)).write(CSV, to_csv(kept.merged(shown, plan.settings)).encode())
-        Storage(str(docs)).write(PAGE, page.encode())
+        write_page(plan, refiner, docs, results)
     return results
+
+
+def write_page(plan: Plan, refiner: Path, docs: Path, results: Results) -> None:
+    """Write tables and charts of ``results`` into the page in ``docs``, and the CSV beside it.
+
+    A setting that the page reports and whose runs are not all in this folder is left as it is: one may be run on one
+    machine and the next on another. Raises ``SettingsDifferError`` if what the page reports is of another world.
+    """
+    prepared = is_prepared(plan, refiner)
+    identity = identity_of_world(plan) if prepared else None
+    kept = reported_elsewhere(docs, results, identity)
+    for setting in sorted(kept.settings):
+        click.echo(f"{setting}: the page keeps what it has, of runs that are not in {plan.out}")
+    reported = replace(plan, settings=tuple(each for each in SETTINGS if each in {*plan.settings, *kept.settings}))
+    shown = results.without(kept.settings)
+    world = describe_world(plan, refiner) if prepared else None
+    page = fill((docs / PAGE).read_text(), blocks_of(reported, shown, world, kept), str(docs / PAGE))
+    write_charts(plan, shown, world, docs / IMAGES)
+    if results.tables and shows_pictures(reported, kept):
+        write_pictures(reported, results, docs / IMAGES / PICTURES)
+    storage = Storage(str(docs))
+    storage.write(CSV, to_csv(kept.merged(shown)).encode())
+    storage.write(PAGE, page.encode())
+    if identity is not None:
+        storage.write(IDENTITY, (json.dumps(identity, indent=1) + "\n").encode())
 
 
 @click.command()

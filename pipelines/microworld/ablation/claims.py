@@ -13,6 +13,8 @@ from pipelines.microworld.sets import TASKS
 from trainer.evaluate.report import ALL
 
 LEAST_AUROC = 0.85
+ABSENT = frozenset(("sum-discrepancy-uncer", "augseg-mixed-prompt", "u2pl"))
+"""Methods of the paper that this project does not have; claims about them are left out of the table."""
 AT_3, AT_1 = Measure(round=3), Measure(round=1)
 
 
@@ -84,7 +86,8 @@ def verdict(found: Difference | None) -> str:
 
 @dataclass(frozen=True)
 class Anchor:
-    """What was expected before anything was run, and what was found."""
+    """What was expected before anything was run, and what was found: it "holds", as far as it can be told apart, or is
+    "missed"."""
 
     text: str
     found: str
@@ -107,12 +110,12 @@ def anchors(results: Results, world: Mapping[str, Any] | None) -> Iterator[Ancho
         yield Anchor(text, "", "not run")
         return
     area = world["sources"]["refinement"][ALL]["auroc"]
-    yield Anchor(text, f"{area:.3f}", "holds" if area >= LEAST_AUROC else "does not hold")
+    yield Anchor(text, f"{area:.3f}", "holds" if area >= LEAST_AUROC else "missed")
 
 
 def _anchor(text: str, found: Difference | None, least: float) -> Anchor:
     if found is None:
         return Anchor(text, "", "not run")
     if found.mean <= 0 or found.mean < least:
-        return Anchor(text, str(found), "does not hold")
+        return Anchor(text, str(found), "missed")
     return Anchor(text, str(found), "holds" if found.low > 0 else "holds on average, not told apart from 0")

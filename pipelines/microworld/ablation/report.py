@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, STUDY_SETTING, Cell
-from pipelines.microworld.ablation.claims import CLAIMS, anchors, difference, scores_of, verdict
+from pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, STUDY_SETTING, cells_of
+from pipelines.microworld.ablation.claims import ABSENT, CLAIMS, anchors, difference, scores_of, verdict
 from pipelines.microworld.ablation.plots import Line, line_chart
 from pipelines.microworld.ablation.reported import Reported
 from pipelines.microworld.ablation.results import Measure, Results
@@ -20,7 +20,6 @@ from pipelines.microworld.sets import TASKS
 from shared.errors import SourceError
 from shared.storage import Storage
 from trainer.evaluate.report import ALL
-from trainer.methods import METHODS
 
 GROUPS = (*TASKS, ALL)
 IMAGES, CALIBRATION, PICTURES = "images", "ablation_calibration.svg", "ablation.jpg"
@@ -31,12 +30,10 @@ NOT_RUN = "Nothing of this has been run."
 BEGIN, END = "<!-- {}: made by pipelines.microworld.ablation -->", "<!-- end of {} -->"
 
 
-def blocks_of(
-    plan: Plan, cells: Sequence[Cell], results: Results, world: dict[str, Any] | None, kept: Reported
-) -> dict[str, str]:
+def blocks_of(plan: Plan, results: Results, world: dict[str, Any] | None, kept: Reported) -> dict[str, str]:
     """Return the parts of the page that are made, by name, but for those of settings that are ``kept``; without a
     ``world`` that has been measured, no figures of it."""
-    blocks = {"progress": progress(plan, cells, results, kept), "world": NOT_RUN}
+    blocks = {"progress": progress(plan, results, kept), "world": NOT_RUN}
     if world is not None:
         blocks["world"] = f"{world_table(world)}\n\n![Share of wrong pixels by u]({IMAGES}/{CALIBRATION})"
     for setting in (each for each in plan.settings if each not in kept.settings):
@@ -44,12 +41,17 @@ def blocks_of(
         tables += [prompts_table(plan, results, setting), charts(results, setting)]
         blocks[f"means {setting}"] = "\n\n".join(tables) if results.tables else NOT_RUN
         blocks[f"claims {setting}"] = claims_table(results, setting)
-    if plan.settings[0] not in kept.settings:
+    if shows_pictures(plan, kept):
         blocks["pictures"] = f"![Held-out masks after 3 points]({IMAGES}/{PICTURES})" if results.tables else NOT_RUN
     if STUDY_SETTING not in kept.settings:
         blocks["studies"] = studies_block(plan, results)
         blocks["anchors"] = anchors_table(results, world)
     return blocks
+
+
+def shows_pictures(plan: Plan, kept: Reported) -> bool:
+    """Say whether the setting that pictures are of is shown, not kept."""
+    return plan.settings[0] not in kept.settings
 
 
 def charts(results: Results, setting: str) -> str:
@@ -69,9 +71,9 @@ def chart_name(setting: str, group: str) -> str:
     return f"ablation_{setting}_{group}.svg"
 
 
-def progress(plan: Plan, cells: Sequence[Cell], results: Results, kept: Reported) -> str:
+def progress(plan: Plan, results: Results, kept: Reported) -> str:
     """Say what has been run, by setting and seed, and of how many scenes."""
-    rows = []
+    cells, rows = cells_of(plan), []
     for setting in plan.settings:
         for seed in plan.seeds:
             here = [cell for cell in cells if (cell.setting, cell.seed) == (setting, seed) and cell != FROZEN]
@@ -164,7 +166,7 @@ def claims_table(results: Results, setting: str) -> str:
     is judged; beside it stand the single output and a box."""
     rows = []
     for claim in CLAIMS:
-        if all(method in (SAM, *METHODS) for method in (claim.better, claim.worse)):
+        if not ABSENT & {claim.better, claim.worse}:
             cells: list[object] = [claim.text, claim.task, claim.measure.round]
             cells.append("" if claim.published is None else f"{claim.published:+.1f}")
             found, *others = (

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.microworld.ablation.cells import FROZEN, Cell
 from pipelines.microworld.ablation.results import Results
-from shared.errors import SourceError
+from pipelines.microworld.ablation.settings import SETTINGS
+from shared.errors import SettingsDifferError
+from shared.shards.dataset import require_same
+
+CSV, IDENTITY = "ablation.csv", "ablation_world.json"
+"""Beside the page: every run's means, and which world they are of."""
 
 Row = dict[str, object]
 Run = tuple[str, str, str, str]
@@ -31,32 +38,38 @@ class Reported:
         """Say whether a run is among those that are kept."""
         return run_of_cell(cell) in {run_of(row) for row in self.rows}
 
-    def merged(self, results: Results, settings: Sequence[str]) -> list[Row]:
-        """Return these rows and those of ``results``: the frozen model, ``settings`` in their order, then others."""
-        order = [FROZEN.setting, *settings, *sorted(self.settings - set(settings))]
+    def merged(self, results: Results) -> list[Row]:
+        """Return these rows and those of ``results``: the frozen model, then the settings in the order of
+        ``SETTINGS``."""
+        order = [FROZEN.setting, *SETTINGS]
         return sorted([*results.rows(), *self.rows], key=lambda row: order.index(str(row["setting"])))
 
 
-def reported_elsewhere(path: Path, results: Results) -> Reported:
-    """Return what the CSV at ``path`` has of settings some of whose runs are not in ``results``; a setting is never put
-    together of two, since differences are between runs whose every score is here.
+def reported_elsewhere(docs: Path, results: Results, identity: Mapping[str, Any] | None) -> Reported:
+    """Return what the CSV in ``docs`` has of settings some of whose runs are not in ``results``; a setting is never put
+    together of two folders, since differences are between runs all of whose scores are here.
 
-    Raises ``SourceError`` if there is any and its frozen model did not score what that of ``results`` does: then its
-    runs are those of another world.
+    ``identity`` says which world ``results`` are of, None if nothing is prepared. Raises ``SettingsDifferError`` if
+    there are any such settings and the page does not report that world.
     """
+    path = docs / CSV
     if not path.exists():
         return Reported()
     with path.open(newline="") as file:
         rows: list[Row] = [dict(row) for row in csv.DictReader(file)]
     here = {run_of_cell(cell) for cell in results.tables}
     lacking = {str(row["setting"]) for row in rows if run_of(row) not in here} - {FROZEN.setting}
-    if not lacking:
-        return Reported()
-    if of_frozen(rows) != of_frozen(results.rows()):
-        raise SourceError(
-            f"{path}: expected runs of the world of this folder, found others, whose SAM scores otherwise, of the "
-            f"settings {', '.join(sorted(lacking))}; give the folder of another page, or delete {path} to begin anew"
+    if lacking:
+        stored = json.loads((docs / IDENTITY).read_text()) if (docs / IDENTITY).exists() else {}
+        remedy = (
+            f"It reports runs of {', '.join(sorted(lacking))} that are not in this folder. Name the folder of another "
+            f"page, or delete {path} to begin anew."
         )
+        if identity is None:
+            raise SettingsDifferError(
+                f"{path}: nothing is prepared here that its world could be compared with. {remedy}"
+            )
+        require_same("settings", str(path), stored, json.loads(json.dumps(identity)), remedy)
     return Reported(tuple(row for row in rows if row["setting"] in lacking))
 
 
@@ -68,8 +81,3 @@ def run_of(row: Row) -> Run:
 def run_of_cell(cell: Cell) -> Run:
     """Return what the rows of a run say of it."""
     return cell.setting, cell.method, cell.variant, str(cell.seed)
-
-
-def of_frozen(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows of the frozen model as the CSV has them."""
-    return [{key: str(value) for key, value in row.items()} for row in rows if run_of(row) == run_of_cell(FROZEN)]

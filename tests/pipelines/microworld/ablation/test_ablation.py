@@ -175,8 +175,13 @@ def test_page_keeps_a_setting_whose_runs_are_not_all_in_this_folder(
     assert {path: path.read_bytes() for path in page.rglob("*") if path.is_file()} == before
     assert f"small: the page keeps what it has, of runs that are not in {elsewhere.out}" in capsys.readouterr().out
     empty = replace(plan, out=tmp_path / "empty")
-    with pytest.raises(SourceError, match="expected runs of the world of this folder"):
+    with pytest.raises(SettingsDifferError, match="nothing is prepared here"):
         write_results(empty, empty.out / "refiner" / "refiner.safetensors", page)
+    (stored,) = page.glob("ablation_world.json")
+    stored.write_text(stored.read_text().replace('"human": 8', '"human": 9'))
+    with pytest.raises(SettingsDifferError, match="human: there 9, asked for 8"):
+        write_results(elsewhere, elsewhere.out / "refiner" / "refiner.safetensors", page)
+    stored.write_bytes(before[stored])
     assert {path: path.read_bytes() for path in page.rglob("*") if path.is_file()} == before
 
 

@@ -3,70 +3,93 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipelines.microworld.ablation.cells import FROZEN, Cell
-from pipelines.microworld.ablation.reported import reported_elsewhere
+from pipelines.microworld.ablation.cells import Cell
+from pipelines.microworld.ablation.report import blocks_of
+from pipelines.microworld.ablation.reported import CSV, IDENTITY, Row, reported_elsewhere
 from pipelines.microworld.ablation.results import Results, to_csv
-from shared.errors import SourceError
+from pipelines.microworld.ablation.settings import Plan
+from shared.errors import SettingsDifferError
 
 Make = Callable[..., Results]
+WORLD = {"human": 8, "thin_widths": (5, 6), "sam": "abc"}
 
 
 @pytest.fixture
-def page_csv(tmp_path: Path, results_of: Make) -> Path:
-    """The CSV of a page that reports the frozen model and two seeds of two methods in "small"."""
-    path = tmp_path / "ablation.csv"
-    path.write_text(to_csv(results_of({"sam": 0.5, "vanilla": 0.55, "sum": 0.6}, seeds=2).rows()))
-    return path
+def docs(tmp_path: Path, results_of: Make) -> Path:
+    """A folder whose page reports the frozen model and two seeds of two methods in "small"."""
+    results = results_of({"sam": 0.5, "vanilla": 0.55, "sum": 0.6}, seeds=2)
+    (tmp_path / CSV).write_text(to_csv(results.rows()))
+    (tmp_path / IDENTITY).write_text(json.dumps(WORLD))
+    return tmp_path
 
 
-def rows_of(path: Path, setting: str) -> list[dict[str, str]]:
-    return [row for row in csv.DictReader(path.read_text().splitlines()) if row["setting"] == setting]
+def reported(docs: Path, setting: str) -> list[dict[str, str]]:
+    return [row for row in csv.DictReader((docs / CSV).read_text().splitlines()) if row["setting"] == setting]
 
 
-def test_settings_of_other_folders_stand_beside_those_of_this_one(page_csv: Path, results_of: Make) -> None:
-    results = Results(
-        {**results_of({"sum": 0.7}, setting="medium").tables, **results_of({"sum": 0.4}, setting="large").tables}
-        | results_of({"sam": 0.5}).tables
+def as_text(rows: list[Row]) -> list[dict[str, str]]:
+    return list(csv.DictReader(to_csv(rows).splitlines()))
+
+
+def test_settings_of_other_folders_stand_beside_those_of_this_one(docs: Path, results_of: Make) -> None:
+    large, medium = (
+        results_of({"sam": 0.5, "sum": level}, setting=each) for each, level in (("large", 0.4), ("medium", 0.7))
     )
-    kept = reported_elsewhere(page_csv, results)
+    results = Results({**large.tables, **medium.tables})
+    kept = reported_elsewhere(docs, results, WORLD)
     assert kept.settings == {"small"}
     assert kept.has(Cell("small", "vanilla", seed=1))
     assert not kept.has(Cell("small", "vanilla", seed=2))
-    merged = list(csv.DictReader(to_csv(kept.merged(results, ("small", "medium", "large"))).splitlines()))
+    merged = as_text(kept.merged(results))
     assert [*dict.fromkeys(row["setting"] for row in merged)] == ["none", "small", "medium", "large"]
-    assert [row for row in merged if row["setting"] in ("none", "small")] == [
-        *rows_of(page_csv, "none"),
-        *rows_of(page_csv, "small"),
-    ]
-    assert [row for row in merged if row["setting"] == "medium"] == [
-        row for row in csv.DictReader(to_csv(results.rows()).splitlines()) if row["setting"] == "medium"
-    ]
+    assert [row for row in merged if row["setting"] == "small"] == reported(docs, "small")
+    assert [row for row in merged if row["setting"] != "small"] == as_text(
+        [*medium.rows(), *large.without({"none"}).rows()]
+    )
 
 
-def test_setting_is_never_put_together_of_two_folders(page_csv: Path, results_of: Make) -> None:
+def test_page_leaves_settings_that_are_kept_and_what_is_of_them(docs: Path, results_of: Make, tmp_path: Path) -> None:
+    results = results_of({"sam": 0.5, "sum": 0.7}, setting="medium")
+    kept = reported_elsewhere(docs, results, WORLD)
+    plan = Plan(tmp_path, settings=("small", "medium"), methods=("vanilla", "sum"), seeds=(0, 1), studies=False)
+    blocks = blocks_of(plan, results, None, kept)
+    assert set(blocks) == {"progress", "world", "means medium", "claims medium"}
+    assert "| small | 1 | 2 of 2 |" in blocks["progress"]
+    assert "| medium | 0 | 1 of 2 |" in blocks["progress"]
+    assert "| sum | 1 |" in blocks["means medium"]
+
+
+def test_setting_is_never_put_together_of_two_folders(docs: Path, results_of: Make) -> None:
     whole = results_of({"sam": 0.5, "vanilla": 0.56, "sum": 0.61}, seeds=2)
-    assert reported_elsewhere(page_csv, whole).settings == frozenset()
+    assert reported_elsewhere(docs, whole, WORLD).rows == ()
     part = Results({cell: table for cell, table in whole.tables.items() if cell != Cell("small", "sum", seed=1)})
-    kept = reported_elsewhere(page_csv, part)
-    assert kept.merged(part.without(kept.settings), ("small",)) == [
-        *part.without({"small"}).rows(),
-        *rows_of(page_csv, "small"),
-    ]
+    kept = reported_elsewhere(docs, part, WORLD)
+    merged = as_text(kept.merged(part.without(kept.settings)))
+    assert merged == [*reported(docs, "none"), *reported(docs, "small")]
 
 
-def test_page_of_another_world_is_refused(page_csv: Path, results_of: Make) -> None:
-    for levels in ({"sam": 0.5001}, {"sum": 0.7}):
-        with pytest.raises(SourceError, match=r"ablation.csv: expected runs of the world of this folder.*small"):
-            reported_elsewhere(page_csv, results_of(levels, setting="medium"))
+def test_page_of_another_world_is_refused(docs: Path, results_of: Make) -> None:
+    results = results_of({"sam": 0.5, "sum": 0.7}, setting="medium")
+    with pytest.raises(
+        SettingsDifferError, match=r"ablation.csv: was made with other settings:\n  human: there 8, asked for 9"
+    ):
+        reported_elsewhere(docs, results, {**WORLD, "human": 9})
+    with pytest.raises(
+        SettingsDifferError, match=r"nothing is prepared here.*runs of small that are not in this folder"
+    ):
+        reported_elsewhere(docs, results, None)
+    (docs / IDENTITY).unlink()
+    with pytest.raises(SettingsDifferError, match=r"human: there \(not set\)"):
+        reported_elsewhere(docs, results, WORLD)
 
 
-def test_page_of_which_every_run_is_here_is_replaced_in_any_world(page_csv: Path, results_of: Make) -> None:
+def test_page_of_which_every_run_is_here_is_replaced_whatever_its_world(docs: Path, results_of: Make) -> None:
     again = results_of({"sam": 0.4, "vanilla": 0.5, "sum": 0.5}, seeds=2)
-    assert FROZEN in again.tables
-    assert reported_elsewhere(page_csv, again).rows == ()
-    assert reported_elsewhere(page_csv.parent / "none.csv", again).rows == ()
+    assert reported_elsewhere(docs, again, {"human": 9}).rows == ()
+    assert reported_elsewhere(docs / "none", again, None).rows == ()
