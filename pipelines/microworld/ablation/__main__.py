@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from pipelines.microworld.ablation.cells import cells_of, choices
+from pipelines.microworld.ablation.cells import STUDY_SETTING, cells_of, choices, identity_of_world
 from pipelines.microworld.ablation.pictures import write_pictures
 from pipelines.microworld.ablation.prepare import prepare
 from pipelines.microworld.ablation.quick import judge_quick
@@ -34,7 +34,7 @@ from pipelines.microworld.ablation.reported import CSV, IDENTITY, reported_elsew
 from pipelines.microworld.ablation.results import Results, to_csv
 from pipelines.microworld.ablation.settings import SETTINGS, Plan, quick_plan
 from pipelines.microworld.ablation.work import run_cells
-from pipelines.microworld.ablation.world import describe_world, identity_of_world, is_prepared
+from pipelines.microworld.ablation.world import describe_world, is_prepared
 from shared.errors import SumError
 from shared.storage import Storage
 from trainer.settings import change_settings
@@ -62,16 +62,17 @@ def write_page(plan: Plan, refiner: Path, docs: Path, results: Results) -> None:
     """Write tables and charts of ``results`` into the page in ``docs``, and the CSV beside it.
 
     A setting that the page reports and whose runs are not all in this folder is left as it is: one may be run on one
-    machine and the next on another. Raises ``SettingsDifferError`` if what the page reports is of another world.
+    machine and the next on another. The world that is described is that of ``STUDY_SETTING``. Raises
+    ``SettingsDifferError`` if what the page reports is of a world of other settings.
     """
-    prepared = is_prepared(plan, refiner)
-    identity = identity_of_world(plan) if prepared else None
+    identity = identity_of_world(plan)
     kept = reported_elsewhere(docs, results, identity)
     for setting in sorted(kept.settings):
         click.echo(f"{setting}: the page keeps what it has, of runs that are not in {plan.out}")
     reported = replace(plan, settings=tuple(each for each in SETTINGS if each in {*plan.settings, *kept.settings}))
     shown = results.without(kept.settings)
-    world = describe_world(plan, refiner) if prepared else None
+    described = STUDY_SETTING not in kept.settings and is_prepared(plan, refiner)
+    world = describe_world(plan, refiner) if described else None
     page = fill((docs / PAGE).read_text(), blocks_of(reported, shown, world, kept), str(docs / PAGE))
     write_charts(plan, shown, world, docs / IMAGES)
     if results.tables and shows_pictures(reported, kept):
@@ -79,8 +80,7 @@ def write_page(plan: Plan, refiner: Path, docs: Path, results: Results) -> None:
     storage = Storage(str(docs))
     storage.write(CSV, to_csv(kept.merged(shown)).encode())
     storage.write(PAGE, page.encode())
-    if identity is not None:
-        storage.write(IDENTITY, (json.dumps(identity, indent=1) + "\n").encode())
+    storage.write(IDENTITY, (json.dumps(identity, indent=1) + "\n").encode())
 
 
 @click.command()

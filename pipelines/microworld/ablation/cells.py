@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.microworld.ablation.prepare import refiner_recipe
 from pipelines.microworld.ablation.settings import SETTINGS, Plan
 from shared.sam.checkpoint import identify_weights
 from shared.shards.dataset import uncertainty_layer
@@ -25,6 +26,8 @@ STUDIED = ("vanilla", "sum")
 """Methods that settings are chosen by, and whose gain is followed over the number of human masks."""
 STUDY_SETTING = "small"
 """Where things are turned, and settings are chosen."""
+WHICH_RUNS = ("out", "settings", "methods", "seeds", "studies", "validation")
+"""What of a plan says which runs there are, and where, and nothing of their world."""
 CHOOSING_SEED = 100
 """That of the runs which settings are chosen by; none that is reported has it."""
 
@@ -118,6 +121,16 @@ def identity_of(plan: Plan, cell: Cell) -> dict[str, Any]:
         identity["human"] = {each.task: each.limit for each in recipe.human}
         identity["layers"] = _layers_of(plan, recipe)
     return identity
+
+
+def identity_of_world(plan: Plan) -> dict[str, Any]:
+    """Return what was asked for, of all runs: the plan but for which runs there are, and the recipes.
+
+    Frozen models that were trained for the same world on two kinds of processor still differ: each rounds in its way.
+    """
+    asked = {name: value for name, value in asdict(plan).items() if name not in WHICH_RUNS}
+    recipe = recipe_of(plan, Cell(STUDY_SETTING, "sum"))
+    return {**asked, "recipe": recipe.identity(), "refiner": refiner_recipe(plan).identity()}
 
 
 def _layers_of(plan: Plan, recipe: Recipe) -> dict[str, str]:

@@ -33,9 +33,7 @@ BEGIN, END = "<!-- {}: made by pipelines.microworld.ablation -->", "<!-- end of 
 def blocks_of(plan: Plan, results: Results, world: dict[str, Any] | None, kept: Reported) -> dict[str, str]:
     """Return the parts of the page that are made, by name, but for those of settings that are ``kept``; without a
     ``world`` that has been measured, no figures of it."""
-    blocks = {"progress": progress(plan, results, kept), "world": NOT_RUN}
-    if world is not None:
-        blocks["world"] = f"{world_table(world)}\n\n![Share of wrong pixels by u]({IMAGES}/{CALIBRATION})"
+    blocks = {"progress": progress(plan, results, kept)}
     for setting in (each for each in plan.settings if each not in kept.settings):
         tables = [methods_table(plan, results, setting, metric) for metric in ("mBIoU", "mIoU")]
         tables += [prompts_table(plan, results, setting), charts(results, setting)]
@@ -44,6 +42,7 @@ def blocks_of(plan: Plan, results: Results, world: dict[str, Any] | None, kept: 
     if shows_pictures(plan, kept):
         blocks["pictures"] = f"![Held-out masks after 3 points]({IMAGES}/{PICTURES})" if results.tables else NOT_RUN
     if STUDY_SETTING not in kept.settings:
+        blocks["world"] = world_block(world)
         blocks["studies"] = studies_block(plan, results)
         blocks["anchors"] = anchors_table(results, world)
     return blocks
@@ -84,6 +83,13 @@ def progress(plan: Plan, results: Results, kept: Reported) -> str:
         f"{plan.masks_of_a_scene} masks of a task each."
     )
     return f"{text}\n\n{table(['setting', 'seed', 'runs done'], rows)}"
+
+
+def world_block(world: dict[str, Any] | None) -> str:
+    """Return the figures of the world and their chart."""
+    return (
+        NOT_RUN if world is None else f"{world_table(world)}\n\n![Share of wrong pixels by u]({IMAGES}/{CALIBRATION})"
+    )
 
 
 def world_table(world: dict[str, Any]) -> str:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.microworld.ablation.cells import FROZEN, Cell
+from pipelines.microworld.ablation.cells import SAM, Cell
 from pipelines.microworld.ablation.results import Results
 from pipelines.microworld.ablation.settings import SETTINGS
-from shared.errors import SettingsDifferError
 from shared.shards.dataset import require_same
 
 CSV, IDENTITY = "ablation.csv", "ablation_world.json"
@@ -39,18 +38,17 @@ class Reported:
         return run_of_cell(cell) in {run_of(row) for row in self.rows}
 
     def merged(self, results: Results) -> list[Row]:
-        """Return these rows and those of ``results``: the frozen model, then the settings in the order of
-        ``SETTINGS``."""
-        order = [FROZEN.setting, *SETTINGS]
+        """Return these rows and those of ``results``, settings in the order of ``SETTINGS``."""
+        order = list(SETTINGS)
         return sorted([*results.rows(), *self.rows], key=lambda row: order.index(str(row["setting"])))
 
 
-def reported_elsewhere(docs: Path, results: Results, identity: Mapping[str, Any] | None) -> Reported:
+def reported_elsewhere(docs: Path, results: Results, identity: Mapping[str, Any]) -> Reported:
     """Return what the CSV in ``docs`` has of settings some of whose runs are not in ``results``; a setting is never put
-    together of two folders, since differences are between runs all of whose scores are here.
+    together of two folders, since differences are between runs all of whose scores are here, and from one frozen model.
 
-    ``identity`` says which world ``results`` are of, None if nothing is prepared. Raises ``SettingsDifferError`` if
-    there are any such settings and the page does not report that world.
+    ``identity`` says which world ``results`` are of. Raises ``SettingsDifferError`` if there are any such settings and
+    the page does not report that world.
     """
     path = docs / CSV
     if not path.exists():
@@ -58,17 +56,13 @@ def reported_elsewhere(docs: Path, results: Results, identity: Mapping[str, Any]
     with path.open(newline="") as file:
         rows: list[Row] = [dict(row) for row in csv.DictReader(file)]
     here = {run_of_cell(cell) for cell in results.tables}
-    lacking = {str(row["setting"]) for row in rows if run_of(row) not in here} - {FROZEN.setting}
+    lacking = {str(row["setting"]) for row in rows if row["method"] != SAM and run_of(row) not in here}
     if lacking:
         stored = json.loads((docs / IDENTITY).read_text()) if (docs / IDENTITY).exists() else {}
         remedy = (
             f"It reports runs of {', '.join(sorted(lacking))} that are not in this folder. Name the folder of another "
             f"page, or delete {path} to begin anew."
         )
-        if identity is None:
-            raise SettingsDifferError(
-                f"{path}: nothing is prepared here that its world could be compared with. {remedy}"
-            )
         require_same("settings", str(path), stored, json.loads(json.dumps(identity)), remedy)
     return Reported(tuple(row for row in rows if row["setting"] in lacking))
 

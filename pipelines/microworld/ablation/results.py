@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.microworld.ablation.cells import Cell
+from pipelines.microworld.ablation.cells import FROZEN, Cell
 from pipelines.microworld.ablation.settings import Plan
 from pipelines.microworld.ablation.work import is_done, read_scores
 from trainer.evaluate.report import ALL, METRICS, by_protocol, summarise
@@ -77,22 +77,32 @@ class Results:
         return MaskScores(np.asarray(values, np.float64), images, tuple(table["task"].to_pylist()))
 
     def rows(self) -> Iterator[dict[str, object]]:
-        """Yield the means over the masks as rows of ``COLUMNS``: by run, task, prompt, round, output and metric."""
-        for cell, table in self.tables.items():
-            run = {"setting": cell.setting, "method": cell.method, "variant": cell.variant, "seed": cell.seed}
-            for prompt, output, rows in by_protocol(table):
-                for task, means in summarise(rows).items():
-                    for name, value in means.items():
-                        metric, _, number = name.partition("@")
-                        yield {
-                            **run,
-                            "task": task,
-                            "prompt": prompt,
-                            "round": int(number),
-                            "output": output,
-                            "metric": metric,
-                            "value": f"{value:.6f}",
-                        }
+        """Yield the means over the masks as rows of ``COLUMNS``: by run, task, prompt, round, output and metric.
+
+        The frozen model is in every setting of which something has been run: that of another setting may be one that
+        was trained elsewhere.
+        """
+        for setting in dict.fromkeys(cell.setting for cell in self.tables if cell != FROZEN):
+            for cell, table in self.tables.items():
+                if cell == FROZEN or cell.setting == setting:
+                    yield from _rows_of(replace(cell, setting=setting), table)
+
+
+def _rows_of(cell: Cell, table: pa.Table) -> Iterator[dict[str, object]]:
+    run = {"setting": cell.setting, "method": cell.method, "variant": cell.variant, "seed": cell.seed}
+    for prompt, output, rows in by_protocol(table):
+        for task, means in summarise(rows).items():
+            for name, value in means.items():
+                metric, _, number = name.partition("@")
+                yield {
+                    **run,
+                    "task": task,
+                    "prompt": prompt,
+                    "round": int(number),
+                    "output": output,
+                    "metric": metric,
+                    "value": f"{value:.6f}",
+                }
 
 
 def to_csv(rows: Iterable[dict[str, object]]) -> str:

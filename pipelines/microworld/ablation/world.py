@@ -31,17 +31,15 @@ from pipelines.microworld.coarse import Coarseness, coarsen
 from pipelines.microworld.scene import Scene, make_scenes
 from pipelines.microworld.sets import TASKS
 from shared.frame import Frame
-from shared.sam.checkpoint import file_sha256, identify_weights, load_sam
+from shared.sam.checkpoint import file_sha256, load_sam
 from shared.sam.refiner import Refiner, load_refiner
 from shared.shards.dataset import DATASET, uncertainty_layer
-from shared.shards.shard_set import MASKS, ShardSet
+from shared.shards.shard_set import ShardSet
 from shared.storage import Storage
 from trainer.evaluate.metrics import boundary_iou, iou
 from trainer.log import read_log
 
 WORLD_FILE = "world.json"
-WHICH_RUNS = ("out", "settings", "methods", "seeds", "studies", "validation")
-"""What of a plan says which runs there are, and where, and nothing of their world."""
 BINS = 10
 SURE = 0.9
 """Confidence |2p - 1| above which the model counts as sure."""
@@ -72,18 +70,6 @@ def is_prepared(plan: Plan, refiner: Path) -> bool:
     return set(SOURCES) <= set(shards.uncertainty_layers) and all(
         len(shards.committed(uncertainty_layer(source))) == units for source in SOURCES
     )
-
-
-def identity_of_world(plan: Plan) -> dict[str, Any]:
-    """Return what all runs of a folder share, once it is prepared: the plan but for which runs there are, the frozen
-    model, and the ids of the labels and their maps, which change with the refiner."""
-    shards = ShardSet.open(str(plan.shards))
-    names = (MASKS, *(uncertainty_layer(source) for source in SOURCES))
-    return {
-        **{name: value for name, value in asdict(plan).items() if name not in WHICH_RUNS},
-        "sam": identify_weights(plan.sam)["sha256"],
-        "layers": {name: shards.layer(name).id(shards.dataset.unit_ids) for name in names},
-    }
 
 
 def describe_world(plan: Plan, refiner: Path) -> dict[str, Any]:

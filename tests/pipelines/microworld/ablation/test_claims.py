@@ -89,5 +89,5 @@ def test_csv_holds_every_mean(results_of: Make) -> None:
     lines = to_csv(results_of({"sam": 0.5, "sum": 0.6}, seeds=2).rows()).splitlines()
     assert lines[0] == ",".join(COLUMNS)
     assert len(lines) == 1 + 3 * (3 + 3 + 1) * 4 * 2  # runs, rounds of the protocols, tasks and all, metrics
-    assert "none,sam,frozen,0,part,point,2,single,mBIoU,0.655000" in lines  # 0.5 + 0.1 + the mean of 0 to 0.11
+    assert "small,sam,frozen,0,part,point,2,single,mBIoU,0.655000" in lines  # 0.5 + 0.1 + the mean of 0 to 0.11
     assert "small,sum,full,1,all,box,1,single,mIoU,0.739333" in lines

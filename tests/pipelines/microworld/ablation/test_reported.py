@@ -47,11 +47,9 @@ def test_settings_of_other_folders_stand_beside_those_of_this_one(docs: Path, re
     assert kept.has(Cell("small", "vanilla", seed=1))
     assert not kept.has(Cell("small", "vanilla", seed=2))
     merged = as_text(kept.merged(results))
-    assert [*dict.fromkeys(row["setting"] for row in merged)] == ["none", "small", "medium", "large"]
+    assert [*dict.fromkeys(row["setting"] for row in merged)] == ["small", "medium", "large"]
     assert [row for row in merged if row["setting"] == "small"] == reported(docs, "small")
-    assert [row for row in merged if row["setting"] != "small"] == as_text(
-        [*medium.rows(), *large.without({"none"}).rows()]
-    )
+    assert [row for row in merged if row["setting"] != "small"] == as_text([*medium.rows(), *large.rows()])
 
 
 def test_page_leaves_settings_that_are_kept_and_what_is_of_them(docs: Path, results_of: Make, tmp_path: Path) -> None:
@@ -59,7 +57,7 @@ def test_page_leaves_settings_that_are_kept_and_what_is_of_them(docs: Path, resu
     kept = reported_elsewhere(docs, results, WORLD)
     plan = Plan(tmp_path, settings=("small", "medium"), methods=("vanilla", "sum"), seeds=(0, 1), studies=False)
     blocks = blocks_of(plan, results, None, kept)
-    assert set(blocks) == {"progress", "world", "means medium", "claims medium"}
+    assert set(blocks) == {"progress", "means medium", "claims medium"}
     assert "| small | 1 | 2 of 2 |" in blocks["progress"]
     assert "| medium | 0 | 1 of 2 |" in blocks["progress"]
     assert "| sum | 1 |" in blocks["means medium"]
@@ -71,7 +69,7 @@ def test_setting_is_never_put_together_of_two_folders(docs: Path, results_of: Ma
     part = Results({cell: table for cell, table in whole.tables.items() if cell != Cell("small", "sum", seed=1)})
     kept = reported_elsewhere(docs, part, WORLD)
     merged = as_text(kept.merged(part.without(kept.settings)))
-    assert merged == [*reported(docs, "none"), *reported(docs, "small")]
+    assert merged == reported(docs, "small")
 
 
 def test_page_of_another_world_is_refused(docs: Path, results_of: Make) -> None:
@@ -80,10 +78,6 @@ def test_page_of_another_world_is_refused(docs: Path, results_of: Make) -> None:
         SettingsDifferError, match=r"ablation.csv: was made with other settings:\n  human: there 8, asked for 9"
     ):
         reported_elsewhere(docs, results, {**WORLD, "human": 9})
-    with pytest.raises(
-        SettingsDifferError, match=r"nothing is prepared here.*runs of small that are not in this folder"
-    ):
-        reported_elsewhere(docs, results, None)
     (docs / IDENTITY).unlink()
     with pytest.raises(SettingsDifferError, match=r"human: there \(not set\)"):
         reported_elsewhere(docs, results, WORLD)
@@ -92,4 +86,4 @@ def test_page_of_another_world_is_refused(docs: Path, results_of: Make) -> None:
 def test_page_of_which_every_run_is_here_is_replaced_whatever_its_world(docs: Path, results_of: Make) -> None:
     again = results_of({"sam": 0.4, "vanilla": 0.5, "sum": 0.5}, seeds=2)
     assert reported_elsewhere(docs, again, {"human": 9}).rows == ()
-    assert reported_elsewhere(docs / "none", again, None).rows == ()
+    assert reported_elsewhere(docs / "none", again, {}).rows == ()
