@@ -8,7 +8,7 @@ clicks at the errors and the previous logits as mask prompt. Each round is backp
 of the image embedding, so that memory does not grow with the rounds.
 
 Two processes of one thread each share every batch and average their gradients: on two cores that was faster than one
-process of two threads. The result depends on the number of processes, and on nothing else of the machine.
+process of two threads. The result depends on the number of processes, and on how the kind of processor rounds.
 """
 
 from __future__ import annotations

@@ -126,7 +126,8 @@ def identity_of(plan: Plan, cell: Cell) -> dict[str, Any]:
 def identity_of_world(plan: Plan) -> dict[str, Any]:
     """Return what was asked for, of all runs: the plan but for which runs there are, and the recipes.
 
-    Frozen models that were trained for the same world on two kinds of processor still differ: each rounds in its way.
+    Frozen models that were trained for the same world on two kinds of processor may still differ: each rounds in its
+    way.
     """
     asked = {name: value for name, value in asdict(plan).items() if name not in WHICH_RUNS}
     recipe = recipe_of(plan, Cell(STUDY_SETTING, "sum"))
