@@ -21,40 +21,13 @@ from torchvision.ops.boxes import batched_nms, box_area
 
 from labelgen.regions import draw, measure
 from labelgen.rle import Mask, Rle, decode_rle, encode_rle
+from labelgen.settings import AutomaskSettings
 from labelgen.small_regions import box_of, clean_mask, follow_mask
 from shared.frame import Frame
 from shared.images import RgbImage
 from shared.memory import BatchSize
 from shared.sam.point_decoder import PointDecoder, PointImage
-from shared.sam.quality import THRESHOLDS_OF_MODELS
 from shared.sam.runtime import CropBox, Predictor
-
-
-@dataclass(frozen=True)
-class AutomaskSettings:
-    """Settings that decide which masks are kept. Names and meaning are upstream's, but for the last.
-
-    As upstream, a threshold of 0 is no filter. Unlike upstream, a mask without a single pixel is never kept.
-    """
-
-    points_per_side: int = 32
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
-    stability_score_offset: float = 1.0
-    box_nms_thresh: float = 0.7
-    crop_n_layers: int = 0
-    crop_nms_thresh: float = 0.7
-    crop_overlap_ratio: float = 512 / 1500
-    crop_n_points_downscale_factor: int = 1
-    min_mask_region_area: int = 0
-    max_area_share: float = 0.95
-    """Masks that cover this share of the image or more are dropped."""
-
-
-def settings_for(model_type: str, **chosen: float | None) -> AutomaskSettings:
-    """Return the settings ``chosen``, with the defaults of a model for those that are missing or None."""
-    given = {name: value for name, value in chosen.items() if value is not None}
-    return replace(AutomaskSettings(), **{**THRESHOLDS_OF_MODELS.get(model_type, {}), **given})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from labelgen.automask import AutomaskSettings
-    from labelgen.uncertainty import UncertaintySettings
+    from labelgen.settings import AutomaskSettings, UncertaintySettings
     from shared.sam.runtime import Runtime
     from shared.shards.dataset import Layer, Unit
 

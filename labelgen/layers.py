@@ -8,15 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from labelgen.automask import AutomaskSettings
-from labelgen.uncertainty import UncertaintySettings
+from labelgen.settings import AutomaskSettings, UncertaintySettings
 from shared.errors import SettingsError
 from shared.photo_codec import QUALITY, chroma_of
 from shared.sam.architecture import ARCHITECTURES, PATCH
 from shared.sam.refiner import identify_refiner
 from shared.sam.runtime import Runtime
-from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS_OF_MAPS, Layer, uncertainty_layer
-from shared.shards.encodings import TAR
+from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS_OF_MAPS, TAR, Layer, uncertainty_layer
 from shared.shards.shard_set import MASKS
 
 

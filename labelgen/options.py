@@ -7,10 +7,9 @@ from dataclasses import fields
 
 import click
 
-from labelgen.automask import AutomaskSettings
-from shared.sam.checkpoint import PACKAGED
-from shared.sam.quality import THRESHOLDS_OF_MODELS
-from shared.shards.encodings import ENCODINGS, TAR
+from labelgen.settings import AutomaskSettings
+from shared.sam.settings import PACKAGED, THRESHOLDS_OF_MODELS
+from shared.shards.dataset import ENCODINGS, TAR
 
 GRACE_SECONDS = 25.0
 """Kubernetes and spot machines give thirty."""

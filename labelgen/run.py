@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 import click
 from tqdm import tqdm
 
-from labelgen.automask import AutomaskSettings
 from labelgen.engine.cluster import Resources
 from labelgen.engine.pool import RayExecutor
 from labelgen.engine.serial import SerialExecutor
@@ -18,18 +17,18 @@ from labelgen.layers import embeddings_layer, images_layer, logits_layer, maps_l
 from labelgen.plan import prepare
 from labelgen.progress import ProgressReporter, RunSummary
 from labelgen.run_log import open_log
+from labelgen.settings import UNIT_SIZE, AutomaskSettings, UncertaintySettings
 from labelgen.sources import list_images
-from labelgen.uncertainty import UncertaintySettings
 from shared.errors import SettingsError, ShardError
-from shared.sam.checkpoint import PACKAGED, identify_weights
+from shared.sam.checkpoint import identify_weights
 from shared.sam.runtime import Runtime
-from shared.shards.dataset import Dataset, Layer, add_layer, is_uncertainty, require_same
-from shared.shards.encodings import TAR, write_shared_files
+from shared.sam.settings import PACKAGED
+from shared.shards.dataset import REFINEMENT, TAR, Dataset, Layer, add_layer, is_uncertainty, require_same
+from shared.shards.encodings import write_shared_files
 from shared.shards.manifest import manifest_path
-from shared.shards.shard_set import MASKS, REFINEMENT, ShardSet
+from shared.shards.shard_set import MASKS, ShardSet
 from shared.storage import Storage
 
-UNIT_SIZE = 256
 REMEDY_FOR_LAYER = "Give the settings, --use-kept and the refiner of the existing layer, or another --layer-name."
 REMEDY_FOR_KEPT = "Leave the option out that keeps this layer, or give another --shards folder."
 REMEDY_FOR_SAM = "Give --sam the weights that made the masks: the logits of another SAM are not those of these masks."

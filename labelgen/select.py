@@ -16,9 +16,9 @@ import pyarrow as pa
 from labelgen.views import Choice, ViewSummary, committed_layers, viewable, write_view
 from shared.errors import SettingsError, ShardError, SourceError
 from shared.images import digest
-from shared.shards.dataset import uncertainty_layer
+from shared.shards.dataset import REFINEMENT, uncertainty_layer
 from shared.shards.manifest import manifest_path
-from shared.shards.shard_set import REFINEMENT, ShardSet
+from shared.shards.shard_set import ShardSet
 from shared.shards.view import open_shards
 from shared.shards.view_plan import ROWS_SCHEMA
 

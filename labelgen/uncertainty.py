@@ -19,7 +19,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.errors import SettingsError
+from labelgen.settings import UncertaintySettings
 from shared.frame import CELL, Frame
 from shared.label_codec import decode_label
 from shared.memory import BatchSize
@@ -54,33 +54,8 @@ def entropy(s: Tensor) -> Tensor:
     return (nats / math.log(2)).clamp(max=1)
 
 
-REFINEMENT_SOURCE = "refinement"
-SOURCES_WITHOUT_REFINER: Mapping[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": entropy}
-SOURCES = (REFINEMENT_SOURCE, *SOURCES_WITHOUT_REFINER)
-
-
-@dataclass(frozen=True)
-class UncertaintySettings:
-    """Where u comes from, one of ``SOURCES``. Raises ``SettingsError`` for settings that contradict each other.
-
-    Masks of fewer than ``min_refine_area`` pixels of a photo that is 1024 pixels long are not refined: by decree
-    they are certain, u = 0, and their own refined label, as in the method's published code (100 * 100 there). It is
-    the one case of a map that nobody computed.
-    """
-
-    source: str = REFINEMENT_SOURCE
-    min_refine_area: int = 0
-
-    @property
-    def needs_refiner(self) -> bool:
-        """Whether maps of this source are made with a refiner."""
-        return self.source == REFINEMENT_SOURCE
-
-    def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise SettingsError(f"{self.source!r} is no source of uncertainty; there are {', '.join(SOURCES)}")
-        if self.min_refine_area and not self.needs_refiner:
-            raise SettingsError(f"min_refine_area is about refining; source {self.source} refines nothing")
+FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": entropy}
+"""How u follows from SAM's own logits, for each of ``SOURCES_WITHOUT_REFINER``."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +165,7 @@ class UncertaintyMaker:
         usable = (agreement >= LEAST_IOU) & s.isfinite().flatten(1).all(1)
         refined: list[bytes] = [b""] * len(masks)
         if self.refiner is None:
-            u = SOURCES_WITHOUT_REFINER[self.settings.source](s)
+            u = FORMULAS[self.settings.source](s)
         else:
             assert embedding is not None, "made for the refiner"
             corners = [corner for mask in masks for corner in (mask.box[:2], mask.box[2:])]

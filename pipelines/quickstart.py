@@ -19,22 +19,24 @@ import click
 import pyarrow as pa
 import torch
 
-from labelgen.automask import settings_for
 from labelgen.export import export_coco
 from labelgen.run import RunSettings, run
+from labelgen.settings import settings_for
 from labelgen.view.page import write_page
 from pipelines.demo.page import Compared, Results, write_demo_page
 from pipelines.microworld.certainty import measure
 from pipelines.microworld.sets import TASKS, describe_set, write_sets
 from pipelines.microworld.textures import photo_paths
-from shared.sam.checkpoint import PACKAGED, LoadedSam
+from shared.sam.checkpoint import LoadedSam
 from shared.sam.runtime import Runtime
-from shared.shards.shard_set import REFINEMENT, ShardSet
+from shared.sam.settings import PACKAGED
+from shared.shards.dataset import REFINEMENT
+from shared.shards.shard_set import ShardSet
 from shared.shards.verify import verify
 from shared.storage import Storage
-from trainer.evaluate.protocol import Protocol
 from trainer.evaluate.report import summarise
 from trainer.evaluate.run import evaluate_sets, load_weights
+from trainer.evaluate.settings import Protocol
 from trainer.loop import fit_on_ranks
 from trainer.recipe import Recipe
 from trainer.refiner import RefinerRecipe, train_refiner

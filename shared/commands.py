@@ -1,7 +1,9 @@
-"""What the command lines share: errors that are the user's to mend are printed plainly."""
+"""What the command lines share: commands that are loaded when used, and errors that are the user's to mend."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import click
@@ -12,7 +14,27 @@ FAILED = 1
 
 
 class Commands(click.Group):
-    """A group whose commands print a ``SumError`` plainly and exit with status 1."""
+    """A group whose commands print a ``SumError`` plainly and exit with status 1.
+
+    ``places`` says where each command is, as ``module:name``; the module is imported when the command is asked for. To
+    show a page of help these modules are all that is imported, so they import what works inside their commands.
+    """
+
+    def __init__(self, *arguments: Any, places: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.places = places
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return sorted(self.places)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of this name, or None if there is none."""
+        if cmd_name not in self.places:
+            return None
+        module, _, name = self.places[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

@@ -6,10 +6,10 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
-import fsspec
-
-from shared.storage import Storage
+if TYPE_CHECKING:
+    from shared.storage import Storage
 
 
 @contextmanager
@@ -18,8 +18,8 @@ def held(storage: Storage) -> Iterator[None]:
 
     A folder that is not there, or on a file system that cannot be locked, such as an object store, is not held.
     """
-    path = fsspec.core.url_to_fs(storage.url)[1]
-    if not storage.is_local or not os.path.isdir(path):
+    path = storage.local_folder
+    if path is None or not os.path.isdir(path):
         yield
         return
     folder = os.open(path, os.O_RDONLY)

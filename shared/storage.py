@@ -53,6 +53,11 @@ class Storage:
         """Whether the folder is on a local file system."""
         return isinstance(self._filesystem[0], LocalFileSystem)
 
+    @property
+    def local_folder(self) -> str | None:
+        """Its path on this machine's disks; None for a folder elsewhere."""
+        return self._full("") if self.is_local else None
+
     def make(self) -> None:
         """Make the folder, if it is on a local disk: elsewhere there are none. Raises ``StorageError`` if refused."""
         if self.is_local:

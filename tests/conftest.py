@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from segment_anything.modeling import Sam
 
-from labelgen.automask import AutomaskSettings
 from labelgen.engine.stop import Stop
 from labelgen.progress import RunSummary
 from labelgen.run import RunSettings, run
+from labelgen.settings import AutomaskSettings
 from shared.sam.architecture import SamArchitecture, build_architecture
 from shared.sam.runtime import Runtime
 

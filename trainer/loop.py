@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from shared.allocator import tune_malloc
 from shared.errors import CheckpointError, SourceError
 from shared.sam.checkpoint import LoadedSam, load_sam, to_safetensors
-from shared.sam.task_prompt import STATE_KEY, TASKS, TaskPrompt
+from shared.sam.settings import TASKS
+from shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from shared.shards.view import open_shards
 from shared.storage import Storage
 from trainer.batch import Sums, backpropagate, collate

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from shared.cache import Cache, default_folder
-from shared.sam.checkpoint import PACKAGED
+from shared.sam.settings import PACKAGED
 from trainer.data.order import Mix
 from trainer.data.sets import SetSettings
 from trainer.interactive import FedOutput, InteractiveSettings

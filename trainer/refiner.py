@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shared.allocator import tune_malloc
-from shared.sam.checkpoint import PACKAGED, LoadedSam, load_sam
+from shared.sam.checkpoint import LoadedSam, load_sam
 from shared.sam.decode import PAD, POSITIVE, Prompts, decode_prompts
 from shared.sam.quality import QualityFilter
 from shared.sam.refiner import Refiner, save_refiner
 from shared.sam.runtime import pick_device
+from shared.sam.settings import PACKAGED
 from trainer.batch import Batch, collate
 from trainer.checkpoint import Checkpoints
 from trainer.data.coded import Sample

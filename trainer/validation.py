@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 from shared.sam.checkpoint import LoadedSam
-from trainer.evaluate.protocol import Protocol
 from trainer.evaluate.report import ALL, summarise
 from trainer.evaluate.run import evaluate_sets
+from trainer.evaluate.settings import Protocol
 from trainer.recipe import ValidationSettings
 
 

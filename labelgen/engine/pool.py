@@ -17,7 +17,7 @@ from labelgen.engine.stop import Stop
 from labelgen.engine.worker import Answer, Board, Worker
 from labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, PlannedUnits, Progress
 from shared.errors import SumError, WorkerError
-from shared.sam.checkpoint import PACKAGED
+from shared.sam.settings import PACKAGED
 
 POLL_SECONDS = 0.5
 DRAIN_SECONDS = 5.0

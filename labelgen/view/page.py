@@ -17,8 +17,8 @@ from labelgen.export import at_full_size, full_size_masks
 from shared.errors import SourceError, StorageError
 from shared.images import RgbImage, decode_image
 from shared.photos import photo_name, read_bytes
-from shared.shards.dataset import uncertainty_layer
-from shared.shards.shard_set import REFINEMENT, LabelledImage, ShardSet
+from shared.shards.dataset import REFINEMENT, uncertainty_layer
+from shared.shards.shard_set import LabelledImage, ShardSet
 
 SHOWN_SIDE = 420
 """Longer side in pixels of a picture on the page."""

@@ -38,7 +38,8 @@ from segment_anything import SamAutomaticMaskGenerator, automatic_mask_generator
 from segment_anything.modeling import Sam
 
 import labelgen.automask
-from labelgen.automask import AutomaskSettings, LabelGenerator, settings_for
+from labelgen.automask import LabelGenerator
+from labelgen.settings import AutomaskSettings, settings_for
 from pipelines.bench.agreement import compare
 from pipelines.bench.candidates import Candidates, Replacing, ReplacingDecoder, replace_upstream
 from pipelines.microworld.scene import make_scene

@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from labelgen.automask import AutomaskSettings
 from labelgen.engine.cluster import Resources
 from labelgen.engine.pool import RayExecutor
 from labelgen.engine.scheduler import Scheduler, Task
@@ -41,6 +40,7 @@ from labelgen.engine.stop import Stop
 from labelgen.engine.worker import Worker
 from labelgen.job import Event, Job, PlannedUnits, UnitReport
 from labelgen.run import RunSettings, run
+from labelgen.settings import AutomaskSettings
 from pipelines.bench.simulation import Cluster, simulate
 from pipelines.microworld.scene import make_scene
 from shared.sam.runtime import Runtime

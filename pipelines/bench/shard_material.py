@@ -22,7 +22,8 @@ from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from labelgen.automask import LabelGenerator, settings_for
+from labelgen.automask import LabelGenerator
+from labelgen.settings import settings_for
 from labelgen.uncertainty import refinement, to_input
 from pipelines.microworld.scene import make_scenes
 from shared.errors import SourceError

@@ -20,6 +20,8 @@ from shared.shards.dataset import (
     DATASET,
     IMAGES,
     MASKS,
+    REFINEMENT,
+    TAR,
     Dataset,
     Layer,
     PlannedImage,
@@ -27,9 +29,9 @@ from shared.shards.dataset import (
     uncertainty_layer,
     unit_path,
 )
-from shared.shards.encodings import TAR, write_shared_files
+from shared.shards.encodings import write_shared_files
 from shared.shards.manifest import CROP_BOX
-from shared.shards.shard_set import REFINEMENT, ShardSet
+from shared.shards.shard_set import ShardSet
 from shared.shards.unit_writer import UnitWriter
 from shared.storage import Storage
 from shared.uncertainty_codec import encode_refined, encode_uncertainty

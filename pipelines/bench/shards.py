@@ -43,7 +43,7 @@ from pipelines.bench.shard_sets import (
     write_photos,
 )
 from shared.frame import CELL
-from shared.shards.encodings import ENCODINGS
+from shared.shards.dataset import ENCODINGS
 from trainer.evaluate.metrics import iou
 
 PICKED = 30

@@ -23,7 +23,8 @@ from shared.sam.checkpoint import LoadedSam
 from shared.sam.runtime import Predictor
 from shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
 from trainer.data.sets import Task, open_set
-from trainer.evaluate.protocol import Played, Protocol, play_image
+from trainer.evaluate.protocol import Played, play_image
+from trainer.evaluate.settings import Protocol
 from trainer.predict import UserPrompt, draw_prediction
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]

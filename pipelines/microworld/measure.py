@@ -24,12 +24,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from labelgen.automask import AutomaskSettings, ImageLabels, LabelGenerator, settings_for
+from labelgen.automask import ImageLabels, LabelGenerator
+from labelgen.settings import AutomaskSettings, settings_for
 from pipelines.microworld.coarse import Coarseness, coarsen
 from pipelines.microworld.scene import Scene, make_scenes
 from shared.allocator import tune_malloc
-from shared.sam.checkpoint import PACKAGED, load_sam
+from shared.sam.checkpoint import load_sam
 from shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Prompts, decode_prompts
+from shared.sam.settings import PACKAGED
 
 Masks = npt.NDArray[np.bool_]
 

@@ -24,10 +24,9 @@ from torch import Tensor
 
 from shared.errors import CheckpointError
 from shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture, meta_state
-from shared.sam.task_prompt import STATE_KEY, TASKS, TaskPrompt
+from shared.sam.settings import PACKAGED, TASKS
+from shared.sam.task_prompt import STATE_KEY, TaskPrompt
 
-PACKAGED = "vit_t"
-"""The model whose trained weights ship in the package."""
 HEADER = "sum_factory"
 """Key of the JSON object that says, in the header of a safetensors file, how its weights were made."""
 

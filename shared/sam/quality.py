@@ -1,4 +1,4 @@
-"""Which of SAM's masks are good enough to keep (SUM, App. B.1); the thresholds that fit each model."""
+"""Which of SAM's masks are good enough to keep (SUM, App. B.1)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-THRESHOLDS_OF_MODELS = {"vit_t": {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.9}}
-"""Defaults that differ from the published ones: on a grid of 64 cells a mask of equal quality is less stable."""
+from shared.sam.settings import THRESHOLDS_OF_MODELS
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-TASKS = ("unspecified", "salient", "entity", "part")
-"""Task ids 0 to 3. Pseudo-labels are unspecified."""
+from shared.sam.settings import TASKS
+
 STATE_KEY = "task_prompt.weight"
 """Name of the table among a checkpoint's weights; plain SAM knows no such name."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from shared.shards.dataset import KEPT, UNCERTAINTY
 from shared.shards.encodings import layer_of, unit_of
@@ -13,9 +13,6 @@ from shared.shards.manifest import manifest_path
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.view_plan import ROWS
 from shared.storage import TEMPORARY_PREFIX, Storage
-
-LEAST_AGE = timedelta(hours=24)
-"""Files that were written later may belong to a run that is still at work: it commits what it writes in much less."""
 
 
 @dataclass(frozen=True)

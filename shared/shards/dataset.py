@@ -6,13 +6,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
 
 from shared.canonical_json import content_id, to_json
 from shared.errors import SettingsDifferError, ShardError
 from shared.folder_lock import held
 from shared.shards.seal import is_sealed, require_seal, seal, with_room
-from shared.storage import Storage
+
+if TYPE_CHECKING:
+    from shared.storage import Storage
 
 FORMAT_VERSION = 2
 DATASET = "dataset.json"
@@ -22,6 +25,8 @@ VIEW = "view"
 """The ``kind`` of a ``dataset.json`` that only chooses from other shard sets (``shared/shards/view_plan.py``)."""
 UNCERTAINTY = "uncertainty"
 """Folder of the layers of uncertainty maps: ``uncertainty/<name>``, one for each refiner or source."""
+REFINEMENT = "refinement"
+"""Name of the uncertainty layer that is read if no other is asked for."""
 MASKS_OF_MAPS = "masks"
 """The setting of an uncertainty layer that is the id of the masks its maps are of."""
 IMAGES = "images"
@@ -34,6 +39,11 @@ OUTPUTS = (LOGITS, EMBEDDINGS)
 """The layers of what SAM put out, from which maps of uncertainty can be made."""
 KEPT = (IMAGES, *OUTPUTS)
 """The layers of what labelling has at hand anyway, which ``labelgen run --keep-NAME`` makes."""
+TAR, ZARR = "tar", "zarr"
+ENCODINGS = (TAR, ZARR)
+"""How a layer's data may lie on disk (``shared/shards/encodings.py``)."""
+LEAST_AGE = timedelta(hours=24)
+"""Files that were written later may belong to a run that is still at work: it commits what it writes in much less."""
 REMEDY_FOR_SETTINGS = "Give the settings of the existing shard set, or another --shards folder."
 REMEDY_FOR_DATASET = (
     "restore it, or move it away and give the same commands again, which write it anew and keep every sound unit: "

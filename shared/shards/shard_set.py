@@ -14,6 +14,7 @@ from shared.cache import Cache
 from shared.errors import ShardError
 from shared.shards.dataset import (
     DATASET,
+    REFINEMENT,
     REMEDY_FOR_DATA,
     REMEDY_FOR_UNIT,
     Dataset,
@@ -37,8 +38,6 @@ from shared.shards.reader import LayerReader, Rows
 from shared.storage import Storage
 from shared.uncertainty_codec import Uncertainty
 
-REFINEMENT = "refinement"
-"""Name of the uncertainty layer that is read if no other is asked for."""
 UNITS_KEPT = 24
 """Units of which a reader keeps the rows: training reads 8 at a time, with 8 to come and 8 just left."""
 

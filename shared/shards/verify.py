@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from shared.errors import ShardError
-from shared.shards.collect import LEAST_AGE, temporaries
+from shared.shards.collect import temporaries
 from shared.shards.dataset import (
     DATASET,
     KEPT,
+    LEAST_AGE,
     REMEDY_FOR_DATA,
     REMEDY_FOR_DATASET,
     UNCERTAINTY,

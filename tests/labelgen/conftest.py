@@ -13,7 +13,7 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 
 from labelgen.run import RunSummary, UncertaintyRunSettings, add_uncertainty
-from labelgen.uncertainty import UncertaintySettings
+from labelgen.settings import UncertaintySettings
 from shared.sam.checkpoint import load_sam
 from shared.sam.refiner import Refiner, save_refiner
 from shared.sam.runtime import Runtime

@@ -20,7 +20,8 @@ from segment_anything.utils.amg import MaskData, area_from_rle, remove_small_reg
 from torch import Tensor
 
 from labelgen import regions
-from labelgen.automask import AutomaskSettings, ImageLabels, LabelGenerator
+from labelgen.automask import ImageLabels, LabelGenerator
+from labelgen.settings import AutomaskSettings
 from pipelines.bench.agreement import compare
 from pipelines.microworld.scene import make_scene
 from shared.frame import paste

@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from labelgen.cli import FINISHED_WITH_IMAGE_ERRORS, main
+from labelgen.cli import main
+from labelgen.commands.label import FINISHED_WITH_IMAGE_ERRORS
 from labelgen.run import RunSummary
 from shared.commands import FAILED
 

@@ -13,7 +13,7 @@ import jsonschema
 import ray.autoscaler
 import yaml
 
-from labelgen.cli import run_command
+from labelgen.commands.label import run_command
 
 FOLDER = Path(__file__).parents[2] / "docs/cluster"
 

@@ -18,9 +18,10 @@ from pycocotools.coco import COCO
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from labelgen import export
-from labelgen.automask import AutomaskSettings, LabelGenerator
+from labelgen.automask import LabelGenerator
 from labelgen.export import export_coco
 from labelgen.run import RunSummary
+from labelgen.settings import AutomaskSettings
 from shared.errors import ShardError, StorageError
 from shared.sam.checkpoint import load_sam
 from shared.shards.shard_set import ShardSet

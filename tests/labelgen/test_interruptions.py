@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from labelgen import plan
-from labelgen.automask import AutomaskSettings
 from labelgen.labeler import Labeler
 from labelgen.run import RunSummary
+from labelgen.settings import AutomaskSettings
 from labelgen.sources import list_images
 from shared.errors import SettingsDifferError
 from shared.shards.shard_set import ShardSet

@@ -18,7 +18,6 @@ import torch
 from click.testing import CliRunner
 from segment_anything import SamPredictor
 
-from labelgen.automask import AutomaskSettings
 from labelgen.cli import main
 from labelgen.kept import keep_embeddings
 from labelgen.merge import merge
@@ -27,6 +26,7 @@ from labelgen.read_ahead import Photo, load_photo
 from labelgen.repair import QUARANTINE, diagnose, take_back
 from labelgen.run import RunSummary
 from labelgen.select import Filter, select
+from labelgen.settings import AutomaskSettings
 from shared.errors import SettingsDifferError, SettingsError, ShardError, SourceError
 from shared.images import decode_image
 from shared.sam.checkpoint import load_sam

@@ -15,10 +15,11 @@ from click.testing import CliRunner
 from scipy.special import entr, expit
 from segment_anything import SamPredictor
 
-from labelgen.automask import AutomaskSettings, ImageLabels, LabelGenerator
+from labelgen.automask import ImageLabels, LabelGenerator
 from labelgen.cli import main
 from labelgen.repair import QUARANTINE, diagnose, take_back
 from labelgen.run import RunSummary
+from labelgen.settings import AutomaskSettings
 from shared.errors import SettingsDifferError, ShardError
 from shared.images import decode_image
 from shared.label_codec import decode_label

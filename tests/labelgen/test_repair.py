@@ -12,7 +12,8 @@ import fsspec
 import pytest
 from click.testing import CliRunner, Result
 
-from labelgen.cli import TAKEN_BACK, main
+from labelgen.cli import main
+from labelgen.commands.check import TAKEN_BACK
 from labelgen.repair import QUARANTINE
 from labelgen.run import RunSummary
 from shared.commands import FAILED

@@ -22,8 +22,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from labelgen import plan
-from labelgen.automask import AutomaskSettings
 from labelgen.run import RunSummary
+from labelgen.settings import AutomaskSettings
 from shared.errors import CheckpointError, SettingsDifferError, ShardError, SourceError, StorageError
 from shared.sam.checkpoint import load_sam
 from shared.sam.runtime import Runtime

@@ -20,15 +20,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 import labelgen.uncertainty
-from labelgen.automask import AutomaskSettings, ImageLabels, LabelGenerator
-from labelgen.uncertainty import (
-    CropBox,
-    Embed,
-    LabelledMask,
-    UncertaintyMaker,
-    UncertaintyMap,
-    UncertaintySettings,
-)
+from labelgen.automask import ImageLabels, LabelGenerator
+from labelgen.settings import AutomaskSettings, UncertaintySettings
+from labelgen.uncertainty import CropBox, Embed, LabelledMask, UncertaintyMaker, UncertaintyMap
 from pipelines.microworld.scene import make_scene
 from shared.frame import Frame
 from shared.label_codec import decode_label, encode_label

@@ -11,7 +11,8 @@ from scipy.special import expit
 from scipy.stats import entropy as scipy_entropy
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from labelgen.uncertainty import LabelledMask, UncertaintySettings, confidence, entropy, refinement, to_input
+from labelgen.settings import UncertaintySettings
+from labelgen.uncertainty import LabelledMask, confidence, entropy, refinement, to_input
 from shared.errors import SettingsError
 from shared.frame import Frame
 

@@ -16,8 +16,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from labelgen.automask import AutomaskSettings
 from labelgen.run import RunSummary
+from labelgen.settings import AutomaskSettings
 from shared.errors import ShardError
 from shared.sam.runtime import Runtime
 from shared.shards.shard_set import LabelledImage, ShardSet

@@ -11,7 +11,8 @@ from segment_anything import SamPredictor, sam_model_registry
 
 from shared.errors import CheckpointError
 from shared.sam.checkpoint import load_sam, to_safetensors
-from shared.sam.task_prompt import STATE_KEY, TASKS
+from shared.sam.settings import TASKS
+from shared.sam.task_prompt import STATE_KEY
 from trainer.checkpoint import WEIGHTS
 from trainer.export import export_plain_sam
 

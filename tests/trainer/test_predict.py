@@ -16,8 +16,9 @@ from segment_anything import SamPredictor
 from shared.errors import ImageError, SettingsError, SourceError, SumError
 from shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture
 from shared.sam.checkpoint import LoadedSam, to_safetensors
-from shared.sam.task_prompt import STATE_KEY, TASKS, TaskPrompt
-from trainer.evaluate.commands import predict_command
+from shared.sam.settings import TASKS
+from shared.sam.task_prompt import STATE_KEY, TaskPrompt
+from trainer.commands.evaluate import predict_command
 from trainer.predict import (
     BOX_COLOUR,
     MASK_COLOUR,

@@ -17,7 +17,7 @@ from shared.errors import ImageError, ShardError
 from shared.frame import Frame
 from shared.images import decode_image, digest
 from shared.photos import photo_name, read_bytes
-from shared.sam.task_prompt import TASKS
+from shared.sam.settings import TASKS
 from shared.shards.dataset import IMAGES, PlannedImage, uncertainty_layer
 from shared.shards.manifest import CROP_BOX
 from shared.shards.photos import read_photo

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +21,9 @@ from shared.frame import Frame
 from shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts, decode_prompts
 from trainer.evaluate.clicks import Click, click_near_boundary, first_click, next_click
 from trainer.evaluate.metrics import boundary_iou, iou
+from trainer.evaluate.settings import Output, Protocol
 
-FirstPrompt = Literal["point", "box", "near-boundary"]
-Output = Literal["oracle", "single"]
 Masks = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a set is evaluated. The task prompt is given in the first ``task_rounds`` rounds: 1, or all for ablation."""
-
-    first: FirstPrompt = "point"
-    rounds: int = 6
-    output: Output = "oracle"
-    task_rounds: int = 1
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,13 @@ from tqdm import tqdm
 from shared.errors import CheckpointError, ImageError, SourceError
 from shared.frame import Frame
 from shared.images import RgbImage
-from shared.sam.checkpoint import PACKAGED, LoadedSam, load_sam
+from shared.sam.checkpoint import LoadedSam, load_sam
 from shared.sam.runtime import Predictor, Runtime, place
+from shared.sam.settings import PACKAGED
 from trainer.data.human import HumanSample, HumanSet, Masks
 from trainer.data.sets import SetSettings, open_set
-from trainer.evaluate.protocol import Protocol, evaluate_image
+from trainer.evaluate.protocol import evaluate_image
+from trainer.evaluate.settings import Protocol
 
 WEIGHTS_FILE = "weights.safetensors"
 """Name of the weights in the folder of a training run's checkpoint."""

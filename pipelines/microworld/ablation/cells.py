@@ -12,7 +12,7 @@ from pipelines.microworld.ablation.settings import SETTINGS, Plan
 from shared.sam.checkpoint import identify_weights
 from shared.shards.dataset import uncertainty_layer
 from shared.shards.shard_set import MASKS, ShardSet
-from trainer.evaluate.protocol import Protocol
+from trainer.evaluate.settings import Protocol
 from trainer.methods import METHODS
 from trainer.recipe import Recipe
 from trainer.settings import read_settings

@@ -17,7 +17,7 @@ from pipelines.microworld.pretrain import pretrain
 from pipelines.microworld.pretrain_settings import PretrainSettings
 from pipelines.microworld.scene import World
 from pipelines.microworld.sets import write_sets
-from shared.sam.checkpoint import PACKAGED
+from shared.sam.settings import PACKAGED
 from trainer.loop import fit_on_ranks
 from trainer.recipe import Recipe
 from trainer.settings import read_settings

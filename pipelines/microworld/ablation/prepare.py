@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from labelgen.automask import AutomaskSettings, settings_for
 from labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
-from labelgen.uncertainty import SOURCES, UncertaintySettings
+from labelgen.settings import SOURCES, AutomaskSettings, UncertaintySettings, settings_for
 from pipelines.microworld.ablation.frozen import make_frozen_model
 from pipelines.microworld.ablation.settings import SEEDS, Plan
 from pipelines.microworld.sets import write_sets
-from shared.sam.checkpoint import PACKAGED
+from shared.sam.settings import PACKAGED
 from shared.shards.dataset import EMBEDDINGS, LOGITS
 from trainer.refiner import RefinerRecipe, train_refiner
 from trainer.settings import read_settings

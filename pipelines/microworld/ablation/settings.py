@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines.microworld.coarse import Coarseness
 from pipelines.microworld.scene import World
-from shared.sam.checkpoint import PACKAGED
+from shared.sam.settings import PACKAGED
 from trainer.data.sets import Task
 from trainer.methods import METHODS
 

@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from labelgen.automask import LabelGenerator
-from labelgen.uncertainty import SOURCES, refinement
+from labelgen.settings import SOURCES
+from labelgen.uncertainty import refinement
 from pipelines.microworld.ablation.prepare import UNIT_SIZE, automask_of
 from pipelines.microworld.ablation.settings import SEEDS, Plan
 from pipelines.microworld.certainty import (

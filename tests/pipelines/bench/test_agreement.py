@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labelgen.automask import AutomaskSettings, ImageLabels
+from labelgen.automask import ImageLabels
 from labelgen.rle import encode_rle
+from labelgen.settings import AutomaskSettings
 from pipelines.bench.agreement import compare
 from shared.frame import Frame
 

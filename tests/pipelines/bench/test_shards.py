@@ -22,7 +22,7 @@ from pipelines.bench.shard_material import LEAST_STABILITY, OFFSET, LabelledPhot
 from pipelines.bench.shard_sets import Loader, bytes_of_labels, plan_set, write_labels, write_photos
 from pipelines.bench.shards import Bench, compare, compare_between_cells, interleave, probabilities, ratio
 from shared.errors import SourceError
-from shared.shards.encodings import ENCODINGS
+from shared.shards.dataset import ENCODINGS
 from shared.shards.shard_set import ShardSet
 from shared.shards.verify import verify
 

@@ -24,7 +24,8 @@ from pipelines.microworld.pretrain import (
 from pipelines.microworld.pretrain_settings import PretrainSettings
 from shared.errors import SettingsDifferError
 from shared.sam.architecture import ARCHITECTURES, build_architecture
-from shared.sam.checkpoint import PACKAGED, load_sam
+from shared.sam.checkpoint import load_sam
+from shared.sam.settings import PACKAGED
 
 SMALL = PretrainSettings(
     scenes=6,

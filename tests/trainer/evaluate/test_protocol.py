@@ -18,7 +18,8 @@ from shared.sam.checkpoint import load_sam
 from shared.sam.decode import PAD, POSITIVE, Prompts
 from trainer.evaluate import protocol as protocol_module
 from trainer.evaluate.clicks import click_near_boundary
-from trainer.evaluate.protocol import Protocol, evaluate_image
+from trainer.evaluate.protocol import evaluate_image
+from trainer.evaluate.settings import Protocol
 
 Mask = npt.NDArray[np.bool_]
 HEIGHT, WIDTH, SIDE = 75, 100, 256

@@ -25,12 +25,12 @@ from shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_archit
 from shared.sam.checkpoint import LoadedSam, to_safetensors
 from shared.sam.runtime import Runtime
 from shared.sam.task_prompt import STATE_KEY, TaskPrompt
+from trainer.commands.evaluate import evaluate_command
 from trainer.data.sets import CocoSettings, FolderPairsSettings, LabelMapsSettings, SetSettings
 from trainer.evaluate import run
-from trainer.evaluate.commands import evaluate_command
-from trainer.evaluate.protocol import Protocol
 from trainer.evaluate.report import summarise
 from trainer.evaluate.run import SCORES, SetScores, evaluate_sets, load_weights
+from trainer.evaluate.settings import Protocol
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (), 64, window_size=0, prompt_dim=32, decoder_mlp_dim=32)
 SIZES = {"x": (50, 70), "y": (66, 40), "z": (80, 80)}

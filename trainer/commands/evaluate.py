@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
-import numpy as np
-from pydantic_core import to_jsonable_python
 
-from shared.allocator import tune_malloc
 from shared.errors import ImageError, SourceError
-from shared.images import RgbImage, decode_image
-from shared.sam.checkpoint import PACKAGED
-from shared.sam.runtime import Runtime
-from shared.sam.task_prompt import TASKS
-from shared.storage import Storage
-from trainer.evaluate.protocol import FirstPrompt, Output, Protocol
-from trainer.evaluate.report import write_rows, write_summary
-from trainer.evaluate.run import evaluate_sets, load_weights
-from trainer.evaluate.suites import read_suite
-from trainer.predict import Prediction, UserPrompt, draw_prediction, png, predict_mask
-from trainer.settings import parse_variables
+from shared.sam.settings import PACKAGED, TASKS
+from trainer.evaluate.settings import FirstPrompt, Output, Protocol
+
+if TYPE_CHECKING:
+    from shared.images import RgbImage
+    from trainer.predict import Prediction, UserPrompt
 
 MOST_ROUNDS = 9
 
@@ -89,6 +81,18 @@ def evaluate_command(
     """Prompt a model as a user would, on sets of human masks, and average IoU and boundary IoU."""
     if show and max(show) > rounds:
         raise click.BadParameter(f"{max(show)} is beyond the last round, {rounds}", param_hint="--show")
+    from dataclasses import asdict
+
+    from pydantic_core import to_jsonable_python
+
+    from shared.allocator import tune_malloc
+    from shared.sam.runtime import Runtime
+    from shared.storage import Storage
+    from trainer.evaluate.report import write_rows, write_summary
+    from trainer.evaluate.run import evaluate_sets, load_weights
+    from trainer.evaluate.suites import read_suite
+    from trainer.settings import parse_variables
+
     tune_malloc()
     sets = read_suite(suite, parse_variables(variables)).sets
     loaded = load_weights(weights, Runtime(device, bf16))
@@ -136,6 +140,13 @@ def predict_command(
     bf16: bool,
 ) -> None:
     """Segment one object of a photo. Pixels count from 0 at the top left; x goes right, y down."""
+    import numpy as np
+
+    from shared.sam.runtime import Runtime
+    from shared.storage import Storage
+    from trainer.evaluate.run import load_weights
+    from trainer.predict import draw_prediction, png, predict_mask
+
     prompt = _parse_prompt(points, negatives, box)
     photo = _read_photo(image)
     loaded = load_weights(weights, Runtime(device, bf16))
@@ -153,6 +164,8 @@ def predict_command(
 
 
 def _parse_prompt(points: tuple[str, ...], negatives: tuple[str, ...], box: str | None) -> UserPrompt:
+    from trainer.predict import UserPrompt
+
     on = [_numbers(text, 2, "--point") for text in points]
     off = [_numbers(text, 2, "--negative") for text in negatives]
     corners = None if box is None else _numbers(box, 4, "--box")
@@ -169,13 +182,15 @@ def _numbers(text: str, count: int, option: str) -> list[float]:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) != count or not np.isfinite(numbers).all():
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
         expected = ("x,y", "x0,y0,x1,y1")[count == 4]
         raise click.BadParameter(f"expected {expected} in pixels, found {text!r}", param_hint=option)
     return numbers
 
 
 def _read_photo(path: Path) -> RgbImage:
+    from shared.images import decode_image
+
     try:
         return decode_image(path.read_bytes(), str(path))
     except OSError as error:

@@ -1,0 +1,72 @@
+"""The commands that make shard sets and views of others: ``labelgen select``, ``merge`` and ``migrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from labelgen.options import out_option, shards_option
+from shared.commands import FAILED
+from shared.shards.dataset import ENCODINGS, REFINEMENT
+
+if TYPE_CHECKING:
+    from labelgen.merge import Keep
+
+
+@click.command("select")
+@shards_option
+@out_option
+@click.option("--min-stability", type=click.FLOAT, default=None)
+@click.option("--min-predicted-iou", type=click.FLOAT, default=None)
+@click.option("--min-area", type=click.IntRange(min=0), default=None, help="Pixels of the photo.")
+@click.option("--max-area", type=click.IntRange(min=0), default=None)
+@click.option("--max-mean-u", type=click.FLOAT, default=None, help="Leaves masks without a map out too.")
+@click.option("--layer", default=None, help=f"Uncertainty layer that --max-mean-u asks  [default: {REFINEMENT}]")
+@click.option("--images", multiple=True, help="Pattern for image keys, such as 'sa_0001/*'; repeatable.")
+@click.option("--image-list", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Keys, one a line.")
+def select_command(shards: str, out: str, **conditions: Any) -> None:
+    """Choose masks, once, as a view: a small folder to be read like a shard set. No data are copied."""
+    from labelgen.select import Filter, select
+
+    click.echo(select(shards, out, Filter(**conditions)).lines())
+
+
+@click.command("merge")
+@click.argument("sources", nargs=-1, metavar="SHARDS SHARDS...")
+@out_option
+@click.option("--keep", type=click.Choice(["first"]), default=None, help="Of a photo in several, take the first alone.")
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    help="Layer to offer, as `status` names it; repeatable  [default: those that all have]",
+)
+def merge_command(sources: tuple[str, ...], out: str, keep: Keep | None, layers: tuple[str, ...]) -> None:
+    """Join shard sets that were made apart, with the same settings, as a view of all. No data are copied."""
+    from labelgen.merge import merge
+
+    click.echo(merge(sources, out, keep, layers).lines())
+
+
+@click.command("migrate")
+@click.option("--shards", required=True, help="Folder of the shard set to bring over; it is not touched.")
+@click.option("--out", required=True, help="Folder of the new shard set: a path or an fsspec URL.")
+@click.option("--encoding", type=click.Choice(ENCODINGS), default=None, help="[default: that of the shard set]")
+@click.pass_context
+def migrate_command(ctx: click.Context, shards: str, out: str, encoding: str | None) -> None:
+    """Bring a shard set of format version 1, or in another encoding, into a new folder.
+
+    Run it again after any interruption: what is there stays.
+
+    A unit that is damaged is left out and named; exit status 1 then.
+    """
+    from labelgen.migrate import migrate
+
+    summary = migrate(shards, out, encoding)
+    for problem in summary.problems:
+        click.echo(f"problem: {problem}")
+    click.echo(summary.lines())
+    if summary.problems:
+        ctx.exit(FAILED)

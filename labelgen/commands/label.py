@@ -1,0 +1,98 @@
+"""The commands that work with models: ``labelgen run`` and ``labelgen uncertainty``."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from labelgen.engine.stop import stop_on_signals
+from labelgen.options import automask_options, encoding_option, refiner_options, shards_option, work_options
+from labelgen.settings import SOURCES, UNIT_SIZE, AutomaskSettings, UncertaintySettings, settings_for
+from shared.commands import FAILED
+from shared.shards.dataset import OUTPUTS, REFINEMENT
+
+if TYPE_CHECKING:
+    from labelgen.progress import RunSummary
+
+FINISHED_WITH_IMAGE_ERRORS = 3
+
+
+@click.command("run")
+@click.option("--images", required=True, multiple=True, help="Folder, tar, list file, image, or pattern; repeatable.")
+@shards_option
+@refiner_options
+@click.option("--layer-name", default=REFINEMENT, help="Name of the uncertainty layer that --refiner makes.")
+@click.option("--keep-images", is_flag=True, help="Keep the photos too, at SAM's input side, for training to read.")
+@click.option("--keep-logits", is_flag=True, help="Keep the masks' full logits, for maps to be made of them later.")
+@click.option("--keep-embeddings", is_flag=True, help="Keep what the image encoder makes, for refiners to come.")
+@click.option("--unit-size", type=click.IntRange(min=1), default=UNIT_SIZE, help="Images a unit.")
+@click.option("--bf16", is_flag=True, help="Run the image encoder in bfloat16: faster, masks differ slightly.")
+@encoding_option
+@work_options
+@automask_options
+def run_command(
+    device: str, bf16: bool, compile_: bool, sam: str, model_type: str | None, grace: float, **options: Any
+) -> None:
+    """Label images into a shard set. Run it again after any interruption: what is done stays done."""
+    from labelgen.run import RunSettings, run
+    from shared.sam.checkpoint import identify_weights
+    from shared.sam.runtime import Runtime
+
+    thresholds = {setting.name: options.pop(setting.name) for setting in fields(AutomaskSettings)}
+    settings = RunSettings(
+        sam=sam,
+        model_type=model_type,
+        automask=settings_for(str(identify_weights(sam, model_type)["model_type"]), **thresholds),
+        runtime=Runtime(device, bf16, compile_),
+        **options,
+    )
+    with stop_on_signals(grace, _tell) as stop:
+        _finish(run(settings, stop=stop))
+
+
+@click.command("uncertainty")
+@shards_option
+@refiner_options
+@click.option("--source", type=click.Choice(SOURCES), default=REFINEMENT, help="Where the uncertainty comes from.")
+@click.option("--layer-name", default=None, help="Name of the layer  [default: that of the source]")
+@click.option(
+    "--use-kept",
+    type=click.Choice(OUTPUTS),
+    multiple=True,
+    help="Make the maps from a layer that `labelgen run --keep-...` made, as far as it goes; may be repeated.",
+)
+@encoding_option
+@work_options
+def uncertainty_command(
+    source: str, min_refine_area: int, device: str, compile_: bool, grace: float, **options: Any
+) -> None:
+    """Add a layer of uncertainty maps to masks that are there: another refiner's, or another source's."""
+    from labelgen.run import UncertaintyRunSettings, add_uncertainty
+    from shared.sam.runtime import Runtime
+
+    settings = UncertaintyRunSettings(
+        uncertainty=UncertaintySettings(source, min_refine_area),
+        runtime=Runtime(device, compile=compile_),
+        **options,
+    )
+    with stop_on_signals(grace, _tell) as stop:
+        _finish(add_uncertainty(settings, stop=stop))
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _finish(summary: RunSummary) -> None:
+    """Print what a run did; exit with status 1 if units are left, else with 3 if images were skipped."""
+    click.echo(summary.lines())
+    if not summary.is_whole:
+        left = summary.units - summary.units_before - summary.units_done
+        why = "" if summary.stopped is None else f"stopped {summary.stopped}: "
+        _tell(f"{why}{left} of {summary.units} units are left; the same command goes on with them")
+        click.get_current_context().exit(FAILED)
+    if summary.errors:
+        click.echo(f"{len(summary.errors)} images were skipped; the manifest says why (`labelgen status`)")
+        click.get_current_context().exit(FINISHED_WITH_IMAGE_ERRORS)

@@ -1,0 +1,66 @@
+"""Settings that decide what labelling makes. Nothing here needs torch: the command line shows them as options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from shared.errors import SettingsError
+from shared.sam.settings import THRESHOLDS_OF_MODELS
+
+UNIT_SIZE = 256
+"""Images a unit."""
+REFINEMENT_SOURCE = "refinement"
+SOURCES_WITHOUT_REFINER = ("confidence", "entropy")
+SOURCES = (REFINEMENT_SOURCE, *SOURCES_WITHOUT_REFINER)
+"""Where uncertainty comes from: a refiner, or SAM's own confidence in one of two ways."""
+
+
+@dataclass(frozen=True)
+class AutomaskSettings:
+    """Settings that decide which masks are kept. Names and meaning are upstream's, but for the last.
+
+    As upstream, a threshold of 0 is no filter. Unlike upstream, a mask without a single pixel is never kept.
+    """
+
+    points_per_side: int = 32
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
+    crop_n_layers: int = 0
+    crop_nms_thresh: float = 0.7
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    min_mask_region_area: int = 0
+    max_area_share: float = 0.95
+    """Masks that cover this share of the image or more are dropped."""
+
+
+def settings_for(model_type: str, **chosen: float | None) -> AutomaskSettings:
+    """Return the settings ``chosen``, with the defaults of a model for those that are missing or None."""
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return replace(AutomaskSettings(), **{**THRESHOLDS_OF_MODELS.get(model_type, {}), **given})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class UncertaintySettings:
+    """Where u comes from, one of ``SOURCES``. Raises ``SettingsError`` for settings that contradict each other.
+
+    Masks of fewer than ``min_refine_area`` pixels of a photo that is 1024 pixels long are not refined: by decree
+    they are certain, u = 0, and their own refined label, as in the method's published code (100 * 100 there). It is
+    the one case of a map that nobody computed.
+    """
+
+    source: str = REFINEMENT_SOURCE
+    min_refine_area: int = 0
+
+    @property
+    def needs_refiner(self) -> bool:
+        """Whether maps of this source are made with a refiner."""
+        return self.source == REFINEMENT_SOURCE
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise SettingsError(f"{self.source!r} is no source of uncertainty; there are {', '.join(SOURCES)}")
+        if self.min_refine_area and not self.needs_refiner:
+            raise SettingsError(f"min_refine_area is about refining; source {self.source} refines nothing")

@@ -1,0 +1,83 @@
+"""The commands that train, and bring what was trained elsewhere: ``trainer refiner``, ``fit`` and ``export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+recipe_option = click.option("--recipe", required=True, help="A YAML file, or the name of one that ships here.")
+out_option = click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the run."
+)
+var_option = click.option("--var", "variables", multiple=True, help="NAME=value for ${NAME} in the recipe; repeatable.")
+set_option = click.option(
+    "--set", "changes", multiple=True, help="key=value in place of the recipe's, with dotted keys; repeatable."
+)
+
+
+@click.command("refiner")
+@recipe_option
+@out_option
+@var_option
+@set_option
+@click.option("--sam", default=None, help="The frozen SAM  [default: the recipe's]")
+def refiner_command(
+    recipe: str, out: Path, variables: tuple[str, ...], changes: tuple[str, ...], sam: str | None
+) -> None:
+    """Train the mask-refinement module on human masks. Run it again after any interruption."""
+    from trainer.refiner import RefinerRecipe, train_refiner
+    from trainer.settings import parse_variables, read_settings
+
+    settings = read_settings(recipe, RefinerRecipe, parse_variables(variables), _changed(changes, sam=sam))
+    path = train_refiner(settings, out)
+    click.echo(f"wrote {path}; use it with `labelgen run --refiner {path}`")
+
+
+@click.command("fit")
+@recipe_option
+@out_option
+@var_option
+@set_option
+@click.option("--shards", default=None, help="The shard set  [default: the recipe's]")
+@click.option("--sam", default=None, help="The SAM to start from  [default: the recipe's]")
+@click.option("--method", default=None, help="A row of the table of methods  [default: the recipe's]")
+@click.option("--device", default=None, help="auto, cpu, cuda, cuda:1, mps  [default: the recipe's]")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Processes of this machine that share each step: one a GPU.",
+)
+def fit_command(
+    recipe: str,
+    out: Path,
+    variables: tuple[str, ...],
+    changes: tuple[str, ...],
+    processes: int,
+    **chosen: str | None,
+) -> None:
+    """Train on shards and human masks. Run it again after any interruption: it goes on from its last checkpoint."""
+    from trainer.loop import fit_on_ranks
+    from trainer.recipe import Recipe
+    from trainer.settings import parse_variables, read_settings
+
+    settings = read_settings(recipe, Recipe, parse_variables(variables), _changed(changes, **chosen))
+    click.echo(fit_on_ranks(settings, out, processes).lines())
+
+
+@click.command("export")
+@click.option("--weights", required=True, help="A SUM checkpoint (.safetensors), or the folder of a run.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A .pth file.")
+def export_command(weights: str, out: Path) -> None:
+    """Write a checkpoint as plain `segment_anything` loads it: without the task prompt."""
+    from trainer.export import export_plain_sam
+
+    export_plain_sam(weights, out)
+    click.echo(f"wrote {out}")
+
+
+def _changed(changes: tuple[str, ...], **options: Any) -> list[str]:
+    """Return the changes to a recipe, those of options last."""
+    return [*changes, *(f"{name}={value}" for name, value in options.items() if value is not None)]
