@@ -23,11 +23,11 @@ from labelgen.regions import draw, measure
 from labelgen.rle import Mask, Rle, decode_rle, encode_rle
 from labelgen.settings import AutomaskSettings
 from labelgen.small_regions import box_of, clean_mask, follow_mask
-from shared.frame import Frame
+from shared.frame import CropBox, Frame
 from shared.images import RgbImage
 from shared.memory import BatchSize
 from shared.sam.point_decoder import PointDecoder, PointImage
-from shared.sam.runtime import CropBox, Predictor
+from shared.sam.runtime import Predictor
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from labelgen.automask import ImageLabels
 from shared.embedding_codec import encode_embedding
+from shared.frame import CropBox
 from shared.images import RgbImage
 from shared.label_codec import encode_label
 from shared.logits_codec import encode_logits
 from shared.photo_codec import encode_photo
-from shared.sam.runtime import CropBox
 from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Dataset, Layer, Unit, is_of_masks
 from shared.shards.manifest import CROP_BOX
 from shared.shards.shard_set import LabelledImage

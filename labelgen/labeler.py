@@ -31,9 +31,10 @@ from labelgen.read_ahead import Photo, read_ahead
 from labelgen.threads import GeneratorPool
 from labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
 from shared.errors import ImageError, SourceError
+from shared.frame import CropBox
 from shared.sam.checkpoint import load_sam
 from shared.sam.refiner import load_refiner
-from shared.sam.runtime import CropBox, Predictor, place
+from shared.sam.runtime import Predictor, place
 from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Layer, PlannedImage, Unit
 from shared.shards.manifest import UnitRecord, manifest_path
 from shared.shards.sam_outputs import are_logits_known, crop_of, kept_crops, read_embedding, read_kept_logits

@@ -1,8 +1,7 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, call-arg"
 """The compiled part of ``labelgen.regions``: one mask at a time, by rows, on one thread, without the GIL.
 
-Numba compiles it at its first call and keeps the result beside this file or, where that may not be written, in the
-user's cache.
+Numba compiles it at its first call; ``shared.kernel_compiler`` says where the result is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
+
+from shared.kernel_compiler import kernel_compiler
 
 
 @intrinsic
@@ -25,7 +26,7 @@ def _fma(typing, a, b, c):
     return numba.float32(numba.float32, numba.float32, numba.float32), code
 
 
-compiled = numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
+compiled = kernel_compiler(nogil=True, error_model="numpy", boundscheck=False)
 
 
 # In these loops slices from 0 are what lets the compiler use vector instructions.

@@ -20,13 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from labelgen.settings import UncertaintySettings
-from shared.frame import CELL, Frame
+from shared.frame import CELL, CropBox, Frame
 from shared.label_codec import decode_label
 from shared.memory import BatchSize
 from shared.sam.decode import PAD, POSITIVE, Prompts, embed_prompts
 from shared.sam.point_decoder import OUTPUTS, PointDecoder, PointImage
 from shared.sam.refiner import Refiner
-from shared.sam.runtime import CropBox
 from shared.uncertainty_codec import encode_refined, encode_uncertainty
 
 LEAST_IOU = 0.5

@@ -1,19 +1,18 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """The compiled part of ``shared.compiled_codec``: inflated frames to codes, 64 cells a word, without the GIL.
 
-Numba compiles it at its first call and keeps the result beside this file or, where that may not be written, in the
-user's cache.
+Numba compiles it at its first call; ``shared.kernel_compiler`` says where the result is kept.
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from shared.kernel_compiler import kernel_compiler
 from shared.label_codec import LARGEST_SIDE, MOST_STEPS
 from shared.uncertainty_codec import STEPS
 
-compiled = numba.njit(nogil=True, cache=True, boundscheck=False)
+compiled = kernel_compiler(nogil=True, boundscheck=False)
 
 SOUND = -1
 WORDS = LARGEST_SIDE // 64

@@ -2,6 +2,8 @@
 
 ``decode_label`` and ``decode_u`` say in plain NumPy what a frame holds; these give the same values, bit for bit, and
 refuse what they refuse. Beyond that they refuse labels of more than 127 steps, and streams behind a header of no steps.
+
+The compiled part is imported by who decodes: Numba's import takes a second.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shared.codec_kernel import SOUND, label_codes, map_codes
 from shared.codes import Codes, Grid, Labels, map_tables
 from shared.errors import ShardError
 from shared.label_codec import HEADER, LARGEST_SIDE, LARGEST_TYPICAL, decode_label
@@ -25,6 +26,8 @@ _TYPICAL = slice(6, 8)
 
 def decode_labels(frames: Sequence[bytes]) -> Labels:
     """Decode frames of labels. Raises ``ShardError`` on damaged bytes."""
+    from shared.codec_kernel import SOUND, label_codes
+
     content, starts = _inflate(frames, HEADER.size, decode_label)
     heads = _headers(frames, HEADER.size)
     typical = heads[:, _TYPICAL].copy().view("<f2")[:, 0].astype(np.float32)
@@ -40,6 +43,8 @@ def decode_labels(frames: Sequence[bytes]) -> Labels:
 
 def decode_maps(frames: Sequence[bytes]) -> Codes:
     """Decode the maps u of frames of an uncertainty layer. Raises ``ShardError`` on damaged bytes."""
+    from shared.codec_kernel import SOUND, map_codes
+
     parts = [cut_frame(frame)[0] for frame in frames]
     content, starts = _inflate(parts, MAP_HEADER.size, _decode_part)
     heads = _headers(parts, MAP_HEADER.size).astype(np.int64)

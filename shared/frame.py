@@ -2,19 +2,23 @@
 
 SAM scales the longer side of a photo (or of a crop of it) to the side of its square input and pads the rest with
 zeros, right and below. Mask logits live on a grid a quarter as fine, over the whole square.
+
+Torch is imported where tensors are, as most who ask about sizes have none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CELL = 4
 """Input pixels a side of a low-resolution cell."""
+CropBox = tuple[int, int, int, int]
+"""Part of an image: x0, y0, x1, y1, the last two exclusive."""
 
 
 def resized_size(height: int, width: int, side: int) -> tuple[int, int]:
@@ -28,10 +32,10 @@ def resized_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Frame:
-    """The square input of ``side`` pixels that shows ``crop_box`` (x0, y0, x1, y1; x1, y1 exclusive) of a photo."""
+    """The square input of ``side`` pixels that shows ``crop_box`` of a photo."""
 
     side: int
-    crop_box: tuple[int, int, int, int]
+    crop_box: CropBox
 
     @classmethod
     def whole(cls, side: int, height: int, width: int) -> Frame:
@@ -73,6 +77,8 @@ class Frame:
 
         ``logits`` may be cut to ``low_res_size``: nothing beyond is read. Returns float (K, H, W).
         """
+        from torch.nn import functional as F
+
         grid = self.side // CELL
         padded = F.pad(logits[:, None], (0, grid - logits.shape[2], 0, grid - logits.shape[1]), mode="replicate")
         square = F.interpolate(padded, (self.side, self.side), mode="bilinear", align_corners=False)
@@ -83,6 +89,8 @@ class Frame:
 
 def paste(crop_masks: Tensor, frame: Frame, height: int, width: int) -> Tensor:
     """Put masks (K, h, w) of a frame's crop into all-False masks of the whole photo, (K, height, width)."""
+    import torch
+
     x0, y0, x1, y1 = frame.crop_box
     whole = torch.zeros(len(crop_masks), height, width, dtype=crop_masks.dtype, device=crop_masks.device)
     whole[:, y0:y1, x0:x1] = crop_masks

@@ -14,6 +14,8 @@ column; ``typical`` as a little-endian IEEE half float; one byte, the number of 
 signs, row by row, 1 for positive, each row but the first XORed with the one above, packed eight to a byte from the
 highest bit on, padded with 0; (2) one byte for each cell of the band, row by row: floor(steps * m / (m + typical)).
 A mask without a positive cell has steps 0, a box of zeros, and an empty stream.
+
+OpenCV is imported where it is used: whoever asks only for what a shard set holds decodes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from __future__ import annotations
 import struct
 import zlib
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -66,6 +67,8 @@ def frame_of_steps(positive: npt.NDArray[np.uint8], typical: float, steps: int, 
     ``q``, uint8, are the magnitudes of the cells of its band, row by row, of ``steps`` steps; a label without a
     positive cell has 0 steps and a ``typical`` of 1.
     """
+    import cv2
+
     rows, columns = positive.shape
     left, top, width, height = cv2.boundingRect(cv2.dilate(positive, _NEIGHBOURHOOD))
     if width == 0:
@@ -102,6 +105,8 @@ def decode_label(frame: bytes) -> npt.NDArray[np.float32]:
 
 def band_of(signs: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """Return which cells of signs, uint8 (h, w) of 0 and 1, have a neighbour of the other sign."""
+    import cv2
+
     return np.asarray(cv2.dilate(signs, _NEIGHBOURHOOD) != cv2.erode(signs, _NEIGHBOURHOOD))
 
 

@@ -18,7 +18,6 @@ import struct
 import zlib
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -95,6 +94,8 @@ def cut_frame(frame: bytes) -> tuple[bytes, bytes]:
 
 
 def _encode_levels(levels: npt.NDArray[np.uint8]) -> bytes:
+    import cv2
+
     rows, columns = levels.shape
     left, top, width, height = cv2.boundingRect(levels)
     if width == 0:

@@ -13,11 +13,9 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from shared.frame import CropBox
 from shared.sam.attention import attend_in_pieces
 from shared.sam.fast_linear import use_fast_linear
-
-CropBox = tuple[int, int, int, int]
-"""Part of an image: x0, y0, x1, y1, the last two exclusive."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import numpy.typing as npt
 
 from shared.embedding_codec import decode_embedding
 from shared.errors import ShardError
-from shared.frame import CELL
+from shared.frame import CELL, CropBox
 from shared.logits_codec import decode_logits
-from shared.sam.runtime import CropBox
 from shared.shards.dataset import EMBEDDINGS, LOGITS, MASKS
 from shared.shards.manifest import CROP_BOX
 from shared.shards.shard_set import LabelledImage, ShardSet
