@@ -51,6 +51,10 @@ def test_pages_of_help_import_nothing_heavy(module: str) -> None:
     assert {name: modules for name, modules in by_command.items() if modules} == {}
 
 
+def test_help_of_the_ablation_imports_nothing_heavy() -> None:
+    assert imported("pipelines.microworld.ablation.__main__", "call(['--help'])") == {"--help": set()}
+
+
 @pytest.mark.parametrize(
     ("command", "needless"),
     [

@@ -9,78 +9,13 @@ python -m pipelines.microworld.ablation --quick --out out/ablation    # SAM, van
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from pipelines.microworld.ablation.cells import STUDY_SETTING, cells_of, choices, identity_of_world
-from pipelines.microworld.ablation.pictures import write_pictures
-from pipelines.microworld.ablation.prepare import prepare
-from pipelines.microworld.ablation.quick import judge_quick
-from pipelines.microworld.ablation.report import (
-    IMAGES,
-    PICTURES,
-    blocks_of,
-    choices_table,
-    fill,
-    shows_pictures,
-    write_charts,
-)
-from pipelines.microworld.ablation.reported import CSV, IDENTITY, reported_elsewhere
-from pipelines.microworld.ablation.results import Results, to_csv
-from pipelines.microworld.ablation.settings import SETTINGS, Plan, quick_plan
-from pipelines.microworld.ablation.work import run_cells
-from pipelines.microworld.ablation.world import describe_world, is_prepared
 from shared.errors import SumError
-from shared.storage import Storage
-from trainer.settings import change_settings
-
-PAGE = "ablation.md"
-
-
-def run_ablation(plan: Plan, processes: int, docs: Path | None = None) -> Results:
-    """Prepare, do all runs that are not done, and write what came out into ``plan.out``, and into ``docs``."""
-    refiner = prepare(plan, processes, click.echo)
-    run_cells(plan, cells_of(plan), processes)
-    return write_results(plan, refiner, docs)
-
-
-def write_results(plan: Plan, refiner: Path, docs: Path | None) -> Results:
-    """Write the CSV of the runs that are done, and with ``docs`` the page there."""
-    results = Results.read(plan, cells_of(plan))
-    Storage(str(plan.out)).write(CSV, to_csv(results.rows()).encode())
-    if docs is not None:
-        write_page(plan, refiner, docs, results)
-    return results
-
-
-def write_page(plan: Plan, refiner: Path, docs: Path, results: Results) -> None:
-    """Write tables and charts of ``results`` into the page in ``docs``, and the CSV beside it.
-
-    A setting that the page reports and whose runs are not all in this folder is left as it is: one may be run on one
-    machine and the next on another. The world that is described is that of ``STUDY_SETTING``. Raises
-    ``SettingsDifferError`` if what the page reports is of a world of other settings.
-    """
-    identity = identity_of_world(plan)
-    kept = reported_elsewhere(docs, results, identity)
-    for setting in sorted(kept.settings):
-        click.echo(f"{setting}: the page keeps what it has, of runs that are not in {plan.out}")
-    reported = replace(plan, settings=tuple(each for each in SETTINGS if each in {*plan.settings, *kept.settings}))
-    shown = results.without(kept.settings)
-    described = STUDY_SETTING not in kept.settings and is_prepared(plan, refiner)
-    world = describe_world(plan, refiner) if described else None
-    page = fill((docs / PAGE).read_text(), blocks_of(reported, shown, world, kept), str(docs / PAGE))
-    write_charts(plan, shown, world, docs / IMAGES)
-    if results.tables and shows_pictures(reported, kept):
-        write_pictures(reported, results, docs / IMAGES / PICTURES)
-    storage = Storage(str(docs))
-    storage.write(CSV, to_csv(kept.merged(shown)).encode())
-    storage.write(PAGE, page.encode())
-    storage.write(IDENTITY, (json.dumps(identity, indent=1) + "\n").encode())
 
 
 @click.command()
@@ -101,6 +36,16 @@ def main(
     out: Path, processes: int, docs: Path | None, report_only: bool, choose: bool, quick: bool, changes: tuple[str, ...]
 ) -> None:
     """Run the paper's ablation in the micro-world."""
+    from pipelines.microworld.ablation.cells import choices
+    from pipelines.microworld.ablation.prepare import prepare
+    from pipelines.microworld.ablation.quick import judge_quick
+    from pipelines.microworld.ablation.report import choices_table
+    from pipelines.microworld.ablation.results import Results
+    from pipelines.microworld.ablation.settings import Plan, quick_plan
+    from pipelines.microworld.ablation.study import run_ablation, write_results
+    from pipelines.microworld.ablation.work import run_cells
+    from trainer.settings import change_settings
+
     try:
         plan = change_settings(quick_plan(out) if quick else Plan(out), changes, "plan")
         if choose:

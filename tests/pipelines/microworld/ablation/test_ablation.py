@@ -16,12 +16,13 @@ import pytest
 from click.testing import CliRunner
 
 from labelgen.automask import LabelGenerator
-from pipelines.microworld.ablation.__main__ import main, run_ablation, write_results
+from pipelines.microworld.ablation.__main__ import main
 from pipelines.microworld.ablation.cells import FROZEN, Cell, cells_of, choices, identity_of, recipe_of
 from pipelines.microworld.ablation.prepare import automask_of
 from pipelines.microworld.ablation.report import BEGIN, END, fill
 from pipelines.microworld.ablation.results import COLUMNS
 from pipelines.microworld.ablation.settings import SEEDS, FrozenModel, Plan
+from pipelines.microworld.ablation.study import run_ablation, write_results
 from pipelines.microworld.ablation.work import SCORES, is_done, run_cells
 from pipelines.microworld.ablation.world import exact_labels
 from pipelines.microworld.coarse import coarsen
