@@ -19,6 +19,7 @@ from segment_anything.utils.amg import build_all_layer_point_grids, generate_cro
 from torch import Tensor
 from torchvision.ops.boxes import batched_nms, box_area
 
+from labelgen.lanes import Lanes
 from labelgen.regions import draw, measure
 from labelgen.rle import Mask, Rle, decode_rle, encode_rle
 from labelgen.settings import AutomaskSettings
@@ -111,12 +112,22 @@ class LabelGenerator:
     """Makes the masks of images with one SAM. ``points_per_batch`` limits the points that are decoded together.
 
     It is halved for good when a GPU's memory runs out, and the image is begun anew.
-    ``bf16`` runs the image encoder in bfloat16. Holds the weights as they are when it is made.
+    ``bf16`` runs the image encoder in bfloat16. Holds the weights as they are when it is made. Several threads may use
+    it at once; those of ``lanes`` that have no image of their own help the others with theirs.
     """
 
-    def __init__(self, sam: Sam, settings: AutomaskSettings, points_per_batch: int = 64, *, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        sam: Sam,
+        settings: AutomaskSettings,
+        points_per_batch: int = 64,
+        *,
+        bf16: bool = False,
+        lanes: Lanes | None = None,
+    ) -> None:
         self.predictor = Predictor(sam, bf16)
         self.settings = settings
+        self.lanes = lanes or Lanes(1)
         self.batch = BatchSize(points_per_batch)
         self.decoder = PointDecoder(sam)
         self.side = int(sam.image_encoder.img_size)
@@ -141,7 +152,7 @@ class LabelGenerator:
         for box, layer in zip(boxes, layers, strict=True):
             crop: CropBox = tuple(box)
             embeddings[crop] = self.predictor.embed_crop(image, crop, resized)
-            parts.append(self._label_crop(Frame(self.side, crop), self.grids[layer], size))
+            parts.append(self._label_crop(embeddings[crop], Frame(self.side, crop), self.grids[layer], size))
         found = _join(parts)
         if len(boxes) > 1:  # of duplicates between crops, those of smaller crops are kept
             found = found.take(found.nms(1 / box_area(found.crops), settings.crop_nms_thresh))
@@ -162,16 +173,19 @@ class LabelGenerator:
             cleaned=cleaned,
         )
 
-    def _label_crop(self, frame: Frame, grid: npt.NDArray[np.float64], size: tuple[int, int]) -> _Candidates:
-        """Return the masks of a crop, whose embedding the predictor holds, that all filters and its NMS leave."""
+    def _label_crop(
+        self, embedding: Tensor, frame: Frame, grid: npt.NDArray[np.float64], size: tuple[int, int]
+    ) -> _Candidates:
+        """Return the masks of a crop, whose ``embedding`` is (1, C, g, g), that all filters and its NMS leave."""
         height, width = frame.crop_size
         points = grid * np.array([width, height])
-        image = self.decoder.prepare(self.predictor.features)
+        image = self.decoder.prepare(embedding)
         step = self.decoder.points_at_once(self.batch.size)
         batches = [points[start : start + step] for start in range(0, len(points), step)]
-        found = _join([self._decode(batch, image, frame, size) for batch in batches])
+        found = _join(self.lanes.spread(lambda batch: self._decode(batch, image, frame, size), batches))
         return found.take(found.nms(found.predicted_iou, self.settings.box_nms_thresh)).in_photo()
 
+    @torch.no_grad()
     def _decode(
         self, points: npt.NDArray[np.float64], image: PointImage, frame: Frame, size: tuple[int, int]
     ) -> _Candidates:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from labelgen.kept import (
     keep_logits_again,
     keep_photo,
 )
+from labelgen.lanes import take_cores
 from labelgen.read_ahead import Photo, read_ahead
 from labelgen.threads import GeneratorPool
 from labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
@@ -41,14 +42,28 @@ from shared.shards.sam_outputs import are_logits_known, crop_of, kept_crops, rea
 from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
 from shared.shards.unit_writer import UnitWriter
 
-ENCODE_BEHIND = 2
-"""Images whose labels are encoded, or wait for it, while another is being labelled."""
+
+class _Begun(NamedTuple):
+    """The masks of a photo, with the columns of their manifest, while another thread encodes them."""
+
+    labels: ImageLabels
+    columns: Mapping[str, Sequence[Any]]
+    encoded: Future[Encoded]
+
+
+class _Labelled(NamedTuple):
+    """The masks of a photo, encoded, and their maps if the job is to make them."""
+
+    labels: ImageLabels
+    columns: Mapping[str, Sequence[Any]]
+    encoded: Encoded
+    maps: Sequence[UncertaintyMap]
 
 
 class Labeler:
-    """Holds the models and works on units."""
+    """Holds the models and works on units; on a CPU, on as many images at once as ``cores`` (``labelgen.lanes``)."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, cores: int = 1) -> None:
         self.job = job
         self.shards = ShardSet.open(job.shards)
         self.refused: Mapping[str, str] = {}
@@ -56,8 +71,11 @@ class Labeler:
         sam = place(loaded.sam, job.runtime)
         self.side = loaded.architecture.image_size
         self.predictor = Predictor(sam, job.runtime.bf16)
+        self.lanes = take_cores(self.predictor.device, cores)
         if job.masks is not None:
-            self.generator = LabelGenerator(sam, job.masks.settings, job.points_per_batch, bf16=job.runtime.bf16)
+            self.generator = LabelGenerator(
+                sam, job.masks.settings, job.points_per_batch, bf16=job.runtime.bf16, lanes=self.lanes
+            )
         if job.uncertainty is not None:
             path, settings = job.uncertainty.refiner, job.uncertainty.settings
             refiner = None if path is None else load_refiner(Path(path), loaded).to(self.predictor.device)
@@ -114,19 +132,19 @@ class Labeler:
         masks = UnitWriter(self.shards.dataset, self.shards.layer(MASKS), unit)
         kept = KeptWriter(self.shards.dataset, self.job.kept, unit)
         maps = None if uncertainty is None else UnitWriter(self.shards.dataset, uncertainty.layer, unit)
-        for index, labels, encoded in self._label_and_encode(unit):
-            if isinstance(labels, str):
-                masks.add_failure(index, labels)
-                kept.add_failure(index, labels)
+        for index, made in enumerate(self._label_photos(unit)):
+            if isinstance(made, str):
+                masks.add_failure(index, made)
+                kept.add_failure(index, made)
                 if maps is not None:
-                    maps.add_failure(index, labels)
-                yield Progress(0, labels)
+                    maps.add_failure(index, made)
+                yield Progress(0, made)
                 continue
-            rows = masks.add_image(index, labels.size, encoded.labels, _columns(labels), _meta(labels))
-            kept.add(index, labels.size, encoded.kept)
+            labels = made.labels
+            masks.add_image(index, labels.size, made.encoded.labels, made.columns, _meta(labels))
+            kept.add(index, labels.size, made.encoded.kept)
             if maps is not None:
-                made = self.maker.make(self._masks(rows, encoded.labels), labels.embeddings.__getitem__)
-                _add_maps_of(maps, index, labels.size, made)
+                _add_maps_of(maps, index, labels.size, made.maps)
             yield Progress(len(labels))
         record, ours = masks.commit(self.shards.storage)
         if ours:
@@ -140,27 +158,33 @@ class Labeler:
         else:  # another run was first, and its masks differ: these maps are not of them
             yield from (event for event in self._add_maps(unit, uncertainty) if isinstance(event, UnitReport))
 
-    def _label_and_encode(self, unit: Unit) -> Iterator[tuple[int, ImageLabels | str, Encoded]]:
-        """Yield the images of a unit in order: number, labels and their frames; or why there are none.
+    def _label_photos(self, unit: Unit) -> Iterator[_Labelled | str]:
+        """Yield what comes of the images of a unit, in order, or why they cannot be labelled.
 
-        The frames of an image are encoded by another thread while the next one is labelled.
+        The frames of an image are encoded by another thread, while the next one is labelled if that is in turn.
         """
-        waiting: deque[tuple[int, ImageLabels | str, Future[Encoded]]] = deque()
         layers = {layer.name for layer in self.job.kept}
-        with GeneratorPool(1) as encoder:
-            for index, photo in enumerate(self._photos(unit.images)):
-                try:
-                    pixels, resized = photo()
-                    labels = self.generator.label(pixels, resized)
-                except (ImageError, SourceError) as error:
-                    waiting.append((index, str(error), encoder.submit(Encoded, [], {})))
-                else:
-                    waiting.append((index, labels, encoder.submit(encode, labels, resized, layers)))
-                if len(waiting) > ENCODE_BEHIND:
-                    index, done, encoded = waiting.popleft()
-                    yield index, done, encoded.result()
-            for index, done, encoded in waiting:
-                yield index, done, encoded.result()
+
+        def begin(photo: Callable[[], Photo]) -> _Begun | str:
+            try:
+                pixels, resized = photo()
+                labels = self.generator.label(pixels, resized)
+            except (ImageError, SourceError) as error:
+                return str(error)
+            return _Begun(labels, _columns(labels), encoder.submit(encode, labels, resized, layers))
+
+        def finish(begun: _Begun | str) -> _Labelled | str:
+            if isinstance(begun, str):
+                return begun
+            labels, columns, encoded = begun.labels, begun.columns, begun.encoded.result()
+            if self.job.uncertainty is None:
+                return _Labelled(labels, columns, encoded, ())
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            maps = self.maker.make(self._masks(rows, encoded.labels), labels.embeddings.__getitem__)
+            return _Labelled(labels, columns, encoded, maps)
+
+        with GeneratorPool(self.lanes.count) as encoder:
+            yield from self.lanes.in_order(begin, self._photos(unit.images), finish)
 
     def _add_kept(self, unit: Unit, layers: Sequence[Layer]) -> Generator[Event, None, tuple[str, ...]]:
         """Make layers to be kept beside committed masks, from the photos where the unit says they are.
@@ -170,16 +194,23 @@ class Labeler:
         _, record = self.shards.manifest(unit.number)
         labelled = self.shards.images(unit.number)
         kept, errors = KeptWriter(self.shards.dataset, layers, unit), []
-        for index, photo in enumerate(self._photos(unit.images)):
+
+        def keep(work: tuple[LabelledImage, Callable[[], Photo]]) -> tuple[tuple[int, int], dict[str, KeptFrames]] | str:
             try:
-                pixels, resized = photo()
+                photo = work[1]()
             except (ImageError, SourceError) as error:
-                kept.add_failure(index, str(error), labelled[index])
-                errors.append(str(error))
-                yield Progress(0, str(error))
+                return str(error)
+            size = (photo.pixels.shape[0], photo.pixels.shape[1])
+            return size, self._keep_again(unit.number, work[0], photo, kept.writers)
+
+        images = zip(labelled, self._photos(unit.images), strict=True)
+        for index, made in enumerate(self.lanes.in_order(keep, images)):
+            if isinstance(made, str):
+                kept.add_failure(index, made, labelled[index])
+                errors.append(made)
+                yield Progress(0, made)
             else:
-                frames = self._keep_again(unit.number, labelled[index], Photo(pixels, resized), kept.writers)
-                kept.add(index, (pixels.shape[0], pixels.shape[1]), frames)
+                kept.add(index, *made)
                 yield Progress(0)
         kept.commit(self.shards.storage, record.data_sha256)
         return tuple(errors)
@@ -206,15 +237,17 @@ class Labeler:
         images = self.shards.images(unit.number)
         needing = {image.index for image in images if self._needs_photo(unit.number, image, task)}
         photos = self._photos(unit.images[index] for index in sorted(needing))
-        for image in images:
-            error = image.error
-            if error is not None:
-                maps.add_failure(image.index, error)
+
+        def make(work: tuple[LabelledImage, Callable[[], Photo] | None]) -> tuple[Sequence[UncertaintyMap], str | None]:
+            return self._maps_of_committed(unit.number, *work, task)
+
+        works = ((image, next(photos) if image.index in needing else None) for image in images)
+        for image, (made, error) in zip(images, self.lanes.in_order(make, works), strict=True):
+            if image.error is not None:
+                maps.add_failure(image.index, image.error)
             else:
-                photo = next(photos) if image.index in needing else None
-                made, error = self._maps_of_committed(unit.number, image, photo, task)
                 _add_maps_of(maps, image.index, (image.height, image.width), made, error)
-            yield Progress(len(image.masks), error)
+            yield Progress(len(image.masks), image.error or error)
         yield self._commit_maps(maps, record)
 
     def _needs_photo(self, number: int, image: LabelledImage, task: UncertaintyTask) -> bool:

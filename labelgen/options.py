@@ -8,6 +8,7 @@ from dataclasses import fields
 import click
 
 from labelgen.settings import AutomaskSettings
+from shared.commands import threads_option
 from shared.sam.settings import PACKAGED, THRESHOLDS_OF_MODELS
 from shared.shards.dataset import ENCODINGS, TAR
 
@@ -52,7 +53,14 @@ WORK_OPTIONS = (
     ),
     click.option("--ray-address", default=None, help='A running Ray cluster, "auto" for the one of this machine.'),
     click.option("--gpus-per-worker", type=click.FloatRange(min=0), default=0.0),
-    click.option("--cpus-per-worker", type=click.FloatRange(min=0), default=1.0),
+    click.option(
+        "--cpus-per-worker",
+        type=click.FloatRange(min=0),
+        default=None,
+        help="Images that a worker labels at once, one a CPU; less than 1 shares it  "
+        "[default: the cores of this machine divided by --workers; 1 with --ray-address]",
+    ),
+    threads_option,
     click.option(
         "--max-errors",
         type=click.IntRange(min=0),

@@ -19,6 +19,7 @@ from labelgen.progress import ProgressReporter, RunSummary
 from labelgen.run_log import open_log
 from labelgen.settings import UNIT_SIZE, AutomaskSettings, UncertaintySettings
 from labelgen.sources import list_images
+from shared.cores import usable_cores
 from shared.errors import SettingsError, ShardError
 from shared.sam.checkpoint import identify_weights
 from shared.sam.runtime import Runtime
@@ -29,6 +30,8 @@ from shared.shards.manifest import manifest_path
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.storage import Storage
 
+CPUS_ON_CLUSTER = 1.0
+"""What a worker on a running cluster asks for, unless told otherwise."""
 REMEDY_FOR_LAYER = "Give the settings, --use-kept and the refiner of the existing layer, or another --layer-name."
 REMEDY_FOR_KEPT = "Leave the option out that keeps this layer, or give another --shards folder."
 REMEDY_FOR_SAM = "Give --sam the weights that made the masks: the logits of another SAM are not those of these masks."
@@ -37,6 +40,9 @@ REMEDY_FOR_SAM = "Give --sam the weights that made the masks: the logits of anot
 @dataclass(frozen=True)
 class RunSettings:
     """What ``labelgen run`` was asked to do. ``workers`` 0 works in this process, without Ray.
+
+    ``threads`` is how many cores of this machine to use, by default all that this process may use. They are divided
+    among the workers on this machine, unless ``cpus_per_worker`` says what each gets; on a running cluster it is 1.
 
     With the path of a ``refiner``, the run adds the uncertainty layer ``layer_name`` in the same pass; ``keep_images``
     adds the photos at SAM's input side, ``keep_logits`` the masks' full logits, ``keep_embeddings`` what the image
@@ -61,7 +67,8 @@ class RunSettings:
     workers: int = 0
     ray_address: str | None = None
     gpus_per_worker: float = 0.0
-    cpus_per_worker: float = 1.0
+    cpus_per_worker: float | None = None
+    threads: int | None = None
     max_errors: int | None = None
     log: str | None = None
 
@@ -87,7 +94,8 @@ class UncertaintyRunSettings:
     workers: int = 0
     ray_address: str | None = None
     gpus_per_worker: float = 0.0
-    cpus_per_worker: float = 1.0
+    cpus_per_worker: float | None = None
+    threads: int | None = None
     max_errors: int | None = None
     log: str | None = None
 
@@ -213,9 +221,18 @@ def _remedy_for(layer: Layer) -> str:
 
 
 def make_executor(settings: RunSettings | UncertaintyRunSettings, job: Job) -> SerialExecutor | RayExecutor:
-    """Return the executor that the settings ask for."""
+    """Return the executor that the settings ask for. Raises ``SettingsError`` if they contradict each other."""
+    cores = settings.threads or usable_cores()
     if settings.workers == 0 and settings.ray_address is None:
-        return SerialExecutor(job)
-    workers = max(1, settings.workers)
-    resources = Resources(workers, settings.ray_address, settings.gpus_per_worker, settings.cpus_per_worker)
-    return RayExecutor(job, resources)
+        return SerialExecutor(job, cores)
+    if settings.threads is not None and settings.ray_address is not None:
+        raise SettingsError(
+            f"--threads {settings.threads} is about this machine, and --ray-address {settings.ray_address} about others; "
+            "say what each worker gets with --cpus-per-worker"
+        )
+    workers, cpus = max(1, settings.workers), settings.cpus_per_worker
+    if cpus is None:
+        cpus = cores / workers if settings.ray_address is None else CPUS_ON_CLUSTER
+        # Ray counts several CPUs in whole ones, and a part of one in ten-thousandths, which must not add up to more
+        cpus = float(int(cpus)) if cpus > 1 else int(cpus * 10_000) / 10_000
+    return RayExecutor(job, Resources(workers, settings.ray_address, settings.gpus_per_worker, cpus))

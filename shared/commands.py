@@ -13,6 +13,14 @@ from shared.errors import SumError
 FAILED = 1
 
 
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Cores to use  [default: those that this process may use]",
+)
+
+
 class Commands(click.Group):
     """A group whose commands print a ``SumError`` plainly and exit with status 1.
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from labelgen.engine.stop import handlers_kept
@@ -37,12 +38,15 @@ def connected(resources: Resources) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA visible where no GPU is asked for
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's workers yield to all else, so that a busy node can still be reached: beside one other process on their core
+    # they would get a thirtieth of it. Here nothing runs but what the user asked for, and is waiting for.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     with handlers_kept():
         if resources.address is None:
-            slots = max(1, round(resources.workers * resources.cpus_per_worker))
+            slots = max(1, ceil(resources.workers * resources.cpus_per_worker))
             ray.init(address="local", num_cpus=slots, include_dashboard=False, **options)
         else:
             try:

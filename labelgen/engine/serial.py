@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
+
 from labelgen.engine.stop import Stop
 from labelgen.job import Begun, Event, Job, PlannedUnits, Progress
 from labelgen.labeler import Labeler
@@ -16,14 +18,21 @@ from shared.memory import OUT_OF_MEMORY
 
 @dataclass(frozen=True)
 class SerialExecutor:
-    """Labels units in order, with one model, in this process."""
+    """Labels units in order, with one model, in this process, on so many cores."""
 
     job: Job
+    cores: int = 1
 
     def run(self, units: PlannedUnits, stop: Stop) -> Iterator[Event]:
         """Label ``units``; a stop is heeded between units, and when it is overdue between images."""
         tune_malloc()
-        labeler = Labeler(self.job)
+        threads = torch.get_num_threads()
+        try:
+            yield from self._label(Labeler(self.job, self.cores), units, stop)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _label(self, labeler: Labeler, units: PlannedUnits, stop: Stop) -> Iterator[Event]:
         for number in units.numbers:
             if stop.is_requested:
                 return

@@ -71,14 +71,11 @@ class Worker:
         return Place(ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid())
 
     def load(self) -> Labeler:
-        """Return a labeler that uses as many threads as there are CPUs for it."""
-        import torch
-
+        """Return a labeler that uses as many cores as there are CPUs for it."""
         from labelgen.labeler import Labeler
 
         tune_malloc()
-        torch.set_num_threads(max(1, int(self.cpus)))
-        return Labeler(self.job)
+        return Labeler(self.job, max(1, int(self.cpus)))
 
     def work(self, task: Task, moved: Unit | None) -> Answer:
         """Label a unit, or try some of its images. ``moved`` is its plan if that is not the one in the shard set."""

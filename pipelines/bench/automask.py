@@ -124,7 +124,7 @@ def label_with_upstream(sam: Sam, settings: AutomaskSettings, image: RgbImage, c
 
 def label_with_ours(generator: LabelGenerator, image: RgbImage, clock: StageClock) -> Any:
     """Label with our generator, in COCO's RLE."""
-    clock.watch(generator.predictor, "set_image", "encoder")
+    clock.watch(generator.predictor, "embed_crop", "encoder")
     for name in ("prepare", "decode", "masks"):
         clock.watch(generator.decoder, name, "decoder")
     with clock.stage("rest"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,15 +77,17 @@ class Predictor(SamPredictor):  # type: ignore[misc]
     ) -> Tensor:
         """Embed the crop x0, y0, x1, y1 of an image, uint8 (H, W, 3), and return its features, (1, C, g, g).
 
+        Several threads may do so at once: the image that is set stays the one that it is.
         ``resized``, if at hand, is what ``resize`` makes of the whole image: it is used if the crop is all of it.
         """
         x0, y0, x1, y1 = crop_box
         size = (image.shape[0], image.shape[1])
+        apart = copy(self)
         if resized is not None and (x0, y0, y1, x1) == (0, 0, *size):
-            self.set_resized(resized, size)
+            apart.set_resized(resized, size)
         else:
-            self.set_image(image[y0:y1, x0:x1])
-        return self.features
+            apart.set_image(image[y0:y1, x0:x1])
+        return apart.features
 
     def set_resized(self, resized: npt.NDArray[np.uint8], size: tuple[int, int]) -> None:
         """Embed what ``resize`` made of an image of ``size`` height, width."""

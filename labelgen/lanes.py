@@ -1,0 +1,99 @@
+"""Work on several images at once, each on a core of its own.
+
+A small parallel region ends when its last thread does. Where something else runs on a core, the thread there may be
+out for milliseconds, and hundreds of regions a second wait for it. Images need not wait for each other; so on a CPU,
+each is worked on by one thread, and what comes of it does not depend on how many cores there are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar
+
+import torch
+
+from labelgen.threads import GeneratorPool
+
+Item = TypeVar("Item")
+Begun = TypeVar("Begun")
+Result = TypeVar("Result")
+
+BEHIND = 2
+"""Items beyond those in work that have been begun, or are done, and whose results wait for those before them."""
+
+
+def take_cores(device: torch.device, cores: int) -> Lanes:
+    """Return the lanes for a model on ``device``: so many as there are ``cores`` on a CPU, one elsewhere.
+
+    Has torch use one core for each of them, in this process and until told otherwise.
+    """
+    lanes = Lanes(cores if device.type == "cpu" else 1)
+    torch.set_num_threads(max(1, cores // lanes.count))
+    return lanes
+
+
+def _as_it_is(begun: Any) -> Any:
+    return begun
+
+
+class Lanes:
+    """Works on ``count`` items at once. One at a time is worked on by the calling thread, with all that torch uses."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool: GeneratorPool | None = None
+
+    def in_order(
+        self, begin: Callable[[Item], Begun], items: Iterable[Item], finish: Callable[[Begun], Result] = _as_it_is
+    ) -> Iterator[Result]:
+        """Yield ``finish(begin(item))`` of each item, in order, whichever is ready first.
+
+        One at a time, an item is finished when the ``BEHIND`` after it are begun: what ``begin`` has left to other
+        threads is done by then. A generator that is closed gives up what is not begun; what is, ends at its next
+        ``spread``.
+        """
+        if self.count == 1:
+            begun: deque[Begun] = deque()
+            for item in items:
+                begun.append(begin(item))
+                if len(begun) > BEHIND:
+                    yield finish(begun.popleft())
+            while begun:
+                yield finish(begun.popleft())
+            return
+
+        def work(item: Item) -> Result:
+            return finish(begin(item))
+
+        pending: deque[Future[Result]] = deque()
+        with GeneratorPool(self.count, initializer=_use_one_core) as self._pool:
+            for item in items:
+                pending.append(self._pool.submit(work, item))
+                if len(pending) == self.count + BEHIND:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
+    def spread(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Return ``function(item)`` of each item, in order: made by this thread, and by lanes that have nothing to do.
+
+        To be called by a lane. Raises ``CancelledError`` if nobody waits for its work any more.
+        """
+        if self._pool is None:
+            return [function(item) for item in items]
+        try:
+            parts = [self._pool.submit(function, item) for item in items]
+        except RuntimeError as error:  # shut down
+            raise CancelledError from error
+        results = []
+        for item, part in zip(items, parts, strict=True):
+            if part.cancelled():
+                raise CancelledError
+            results.append(function(item) if part.cancel() else part.result())
+        return results
+
+
+def _use_one_core() -> None:
+    torch.set_num_threads(1)
