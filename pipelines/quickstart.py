@@ -9,7 +9,6 @@ that ships in the package. Run it again and it continues where it was.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import click
 import pyarrow as pa
-import torch
 
 from labelgen.export import export_coco
 from labelgen.run import RunSettings, run
@@ -107,7 +105,7 @@ def demo(settings: DemoSettings) -> Results:
 
     say("training SUM on shards and human masks")
     recipe = read_settings("microworld", Recipe, {**scenes, "SHARDS": str(out / "shards")}, settings.fit_changes)
-    _indented(fit_on_ranks(recipe, out / "sum", training_processes()).lines())
+    _indented(fit_on_ranks(recipe, out / "sum").lines())
 
     say(f"evaluating SAM and SUM on {settings.held_out} held-out scenes")
     models = {
@@ -158,11 +156,6 @@ def label(settings: DemoSettings, images: Path, refiner: Path) -> ShardSet:
     )
     _indented(summary.lines())
     return ShardSet.open(str(folder))
-
-
-def training_processes() -> int:
-    """Return how many processes train: two on a CPU of two cores or more, where they are faster than two threads."""
-    return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
 def compare(models: dict[str, LoadedSam], held_out: Path, scenes: int) -> tuple[Results, int]:

@@ -1,14 +1,14 @@
-"""How many cores this process may use, and how work is divided among them. Needs no torch, whose import takes seconds.
+"""How many cores and how much memory this process may use. Needs no torch, whose import takes seconds.
 
-The machine's count says nothing in a container or under a batch system: what counts is the set of cores that the
-process may run on, and the processor time that its control groups allow.
+The machine's own figures say nothing in a container or under a batch system: what counts is the set of cores that the
+process may run on, and the processor time and the memory that its control groups allow.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path, PurePosixPath
 
 SPINNING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -25,8 +25,17 @@ def usable_cores(root: Path = Path("/")) -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
         cores = os.cpu_count() or 1
-    quotas = [math.ceil(quota) for quota in _quotas(root)]
-    return max(1, min([cores, *quotas]))
+    return max(1, min([cores, *map(ceil, _quotas(root))]))
+
+
+def usable_memory(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that this process may use: the machine's, fewer if its control groups allow less."""
+    own = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = (
+        _number(group / ("memory.max" if version == 2 else "memory.limit_in_bytes"))
+        for version, group in _groups(root, "memory")
+    )
+    return min([own, *(limit for limit in limits if limit is not None)])
 
 
 def divide_cores(cores: int, processes: int) -> int:
@@ -45,51 +54,51 @@ def rest_while_waiting() -> None:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Yield what the control groups of this process allow, in cores: its own, and those that it is nested in."""
+    """Yield how many cores' time the control groups of this process allow."""
+    for version, group in _groups(root, "cpu"):
+        if version == 2:
+            quota, period = _number(group / "cpu.max"), _number(group / "cpu.max", 1)
+        else:
+            quota, period = (_number(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        if quota is not None and period is not None:
+            yield quota / period
+
+
+def _number(file: Path, place: int = 0) -> int | None:
+    """Return the number in a file of a control group; None without the file, and for "max" and -1: no limit."""
+    try:
+        found = file.read_text().split()[place]
+    except OSError:
+        return None
+    return None if found in ("max", "-1") else int(found)
+
+
+def _groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
+    """Yield the control groups of this process that may limit what ``controller`` counts, with their version.
+
+    These are its own group and those that it is nested in, as far as they are mounted.
+    """
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
     except OSError:  # not Linux
         return
     for membership in memberships:
-        number, controllers, path = membership.split(":", 2)
-        if number == "0" and not controllers:
-            kind, quota_of = "cgroup2", _quota_of_version_2
-        elif "cpu" in controllers.split(","):
-            kind, quota_of = "cgroup", _quota_of_version_1
-        else:
+        _, controllers, path = membership.split(":", 2)
+        if controllers and controller not in controllers.split(","):
             continue
-        for mounted, place in _mounted(mounts, kind):
+        version = 1 if controllers else 2
+        for mounted, place in _mounts(mounts, version, controller):
             inside = PurePosixPath(path)
             own = inside.relative_to(mounted) if inside.is_relative_to(mounted) else PurePosixPath()
             for group in (own, *own.parents):
-                quota = quota_of(root / place.relative_to("/") / group)
-                if quota is not None:
-                    yield quota
+                yield version, root / place.relative_to("/") / group
 
 
-def _mounted(mounts: list[str], kind: str) -> Iterator[tuple[PurePosixPath, PurePosixPath]]:
-    """Yield which groups of a kind are mounted, and where; of version 1, those of the controller ``cpu``."""
+def _mounts(mounts: list[str], version: int, controller: str) -> Iterator[tuple[PurePosixPath, PurePosixPath]]:
+    """Yield which group of a hierarchy is mounted, and where, from the lines of ``/proc/self/mountinfo``."""
     for mount in mounts:
-        place, _, file_system = mount.partition(" - ")
-        fields, (found, _, options) = place.split(), file_system.split()[:3]
-        if found == kind and (kind == "cgroup2" or "cpu" in options.split(",")):
-            yield PurePosixPath(fields[3]), PurePosixPath(fields[4])
-
-
-def _quota_of_version_2(group: Path) -> float | None:
-    """Return the cores that ``cpu.max`` allows, as in "150000 100000"; None for "max" or without the file."""
-    try:
-        quota, period = (group / "cpu.max").read_text().split()
-    except OSError:
-        return None
-    return None if quota == "max" else int(quota) / int(period)
-
-
-def _quota_of_version_1(group: Path) -> float | None:
-    """Return the cores that ``cpu.cfs_quota_us`` allows; None for -1 or without the file."""
-    try:
-        quota, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-    except OSError:
-        return None
-    return None if quota < 0 else quota / period
+        place, _, rest = mount.partition(" - ")
+        kind, _, options = rest.split()[:3]
+        if kind == "cgroup2" if version == 2 else kind == "cgroup" and controller in options.split(","):
+            yield PurePosixPath(place.split()[3]), PurePosixPath(place.split()[4])

@@ -36,6 +36,8 @@ class Checkpoints:
 
     out: Path
     keep: int = 2
+    processes: int = 1
+    """How many processes share each step: sums in another order differ in the last bits."""
 
     @property
     def folder(self) -> Path:
@@ -71,7 +73,7 @@ class Checkpoints:
         files = {
             WEIGHTS: to_safetensors(weights, {**header, "step": step}),
             TRAINING: buffer.getvalue(),
-            STATE: to_json({"step": step, "identity": identity, "score": score}),
+            STATE: to_json({"step": step, "identity": identity, "score": score, "processes": self.processes}),
         }
         aside = self.folder / f"{TEMPORARY_PREFIX}{step:06d}"
         target = self.path(step)
@@ -115,6 +117,14 @@ class Checkpoints:
             raise CheckpointError(
                 f"{folder}: damaged ({reason}); delete this folder, and the run goes on from the one before"
             ) from error
+
+    def processes_of(self, steps: int) -> int | None:
+        """Return how many processes wrote the checkpoint that a run of ``steps`` goes on from; None if that is unknown.
+
+        Raises ``CheckpointError`` if it is damaged.
+        """
+        present = [step for step in self.steps() if step <= steps]
+        return self._state(present[-1]).get("processes") if present else None
 
     def resume(
         self, steps: int, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]

@@ -16,6 +16,7 @@ import torch
 from torch import distributed, nn
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
+from shared.cores import divide_cores
 from shared.errors import SumError, WorkerError
 from shared.sam.runtime import pick_device
 
@@ -81,11 +82,13 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         distributed.destroy_process_group()
 
 
-def run_on_ranks(function: Callable[..., object], arguments: Sequence[object], processes: int) -> object:
+def run_on_ranks(
+    function: Callable[..., object], arguments: Sequence[object], processes: int, cores: int
+) -> object:
     """Call ``function`` in so many processes of this machine, as ``torchrun`` would start them; return what the first
     one returned.
 
-    The cores are divided among them. Raises the first ``SumError`` that one of them raised.
+    ``cores`` are divided among them. Raises the first ``SumError`` that one of them raised.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -93,7 +96,7 @@ def run_on_ranks(function: Callable[..., object], arguments: Sequence[object], p
     results: SimpleQueue[object] = get_context("spawn").SimpleQueue()
     try:
         spawn(  # type: ignore[no-untyped-call]
-            _run_rank, (processes, port, results, function, tuple(arguments)), nprocs=processes
+            _run_rank, (processes, cores, port, results, function, tuple(arguments)), nprocs=processes
         )
     except ProcessExitedException as error:
         if results.empty():
@@ -107,6 +110,7 @@ def run_on_ranks(function: Callable[..., object], arguments: Sequence[object], p
 def _run_rank(
     rank: int,
     processes: int,
+    cores: int,
     port: int,
     results: SimpleQueue[object],
     function: Callable[..., object],
@@ -114,7 +118,7 @@ def _run_rank(
 ) -> None:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in numbers.items()}, MASTER_ADDR="127.0.0.1")
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    torch.set_num_threads(divide_cores(cores, processes))
     try:
         result = function(*arguments)
     except SumError as error:

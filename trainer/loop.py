@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from shared.allocator import tune_malloc
+from shared.cores import usable_cores, usable_memory
 from shared.errors import CheckpointError, SourceError
 from shared.sam.checkpoint import LoadedSam, load_sam, to_safetensors
+from shared.sam.runtime import pick_device
 from shared.sam.settings import TASKS
 from shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from shared.shards.view import open_shards
@@ -35,6 +39,11 @@ from trainer.optimizer import make_optimizer, set_learning_rate, take_step
 from trainer.recipe import Recipe
 from trainer.validation import validate
 from trainer.variants import VARIANTS, apply_variant
+
+PROCESS_BYTES = 2 << 30
+"""Memory that a training process takes beside its weights."""
+STATE_COPIES = 4
+"""Numbers a weight: itself, its gradient, two moments."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
         model = make_model(recipe, ranks.device)
         stream = open_stream(recipe, int(model.sam.image_encoder.img_size), ranks)
         identity = identity_of(recipe, model, stream)
-        checkpoints = Checkpoints(out, recipe.checkpoint.keep)
+        checkpoints = Checkpoints(out, recipe.checkpoint.keep, ranks.count)
         first = checkpoints.resume(recipe.steps, model.weights, model.optimizer, identity)
         if ranks.leads:
             say(describe(recipe, model, stream, first))
@@ -108,13 +117,41 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
         return FitSummary(first, recipe.steps, seconds, stream.waited / max(seconds, 1e-9))
 
 
-def fit_on_ranks(recipe: Recipe, out: Path, processes: int) -> FitSummary:
-    """Train as ``fit`` in so many processes of this machine, each on a device or on a share of the cores."""
+def fit_on_ranks(
+    recipe: Recipe, out: Path, processes: int | None = None, threads: int | None = None
+) -> FitSummary:
+    """Train as ``fit`` in so many processes of this machine, each on a device or on a share of ``threads`` cores.
+
+    By default all cores that this process may use are, by as many processes as ``choose_processes`` says. Processes
+    that ``torchrun`` started stay as they are.
+    """
+    cores = threads or usable_cores()
+    started_by_torchrun = "WORLD_SIZE" in os.environ
+    if processes is None:
+        processes = 1 if started_by_torchrun else choose_processes(recipe, out, cores)
     if processes == 1:
+        if threads is not None or not started_by_torchrun:
+            torch.set_num_threads(cores)
         return fit(recipe, out)
-    summary = run_on_ranks(fit, (recipe, out), processes)
+    summary = run_on_ranks(fit, (recipe, out), processes, cores)
     assert isinstance(summary, FitSummary), "a run ends with its summary"
     return summary
+
+
+def choose_processes(recipe: Recipe, out: Path, cores: int) -> int:
+    """Return how many processes share each step if nobody says: one a core on a CPU, else one.
+
+    Not more than there are micro-batches in a step, nor than fit into the memory. A run that is gone on with keeps the
+    number that it has: sums in another order differ in the last bits.
+    """
+    recorded = Checkpoints(out).processes_of(recipe.steps)
+    if recorded is not None:
+        return recorded
+    if pick_device(recipe.device).type != "cpu":
+        return 1
+    weights = Path(recipe.sam)
+    state = STATE_COPIES * weights.stat().st_size if weights.is_file() else 0
+    return max(1, min(cores, ceil(recipe.batch / recipe.micro_batch), usable_memory() // (PROCESS_BYTES + state)))
 
 
 def make_model(recipe: Recipe, device: torch.device) -> Model:

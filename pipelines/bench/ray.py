@@ -43,6 +43,7 @@ from labelgen.run import RunSettings, run
 from labelgen.settings import AutomaskSettings
 from pipelines.bench.simulation import Cluster, simulate
 from pipelines.microworld.scene import make_scene
+from shared.cores import usable_cores
 from shared.sam.runtime import Runtime
 from shared.shards.dataset import PlannedImage, Unit
 
@@ -80,6 +81,7 @@ def label_all(photos: Path, shards: Path, unit_size: int, workers: int, points: 
     try:
         settings = AutomaskSettings(points_per_side=points, pred_iou_thresh=0.7, stability_score_thresh=0.8)
         shared = {"automask": settings, "unit_size": unit_size, "runtime": Runtime("cpu"), "workers": workers}
+        shared["threads"] = max(1, workers)  # a core each
         run(RunSettings((str(photos),), str(shards), **shared), say=lambda line: None)  # type: ignore[arg-type]
     finally:
         executor.run = original  # type: ignore[method-assign]
@@ -104,7 +106,6 @@ def seconds_a_unit(times: list[float], workers: int) -> float:
 
 def measure_labelling(photos: int, repeats: int, points: int, unit_size: int) -> dict[str, Any]:
     """Compare one and two Ray workers with a serial run, in turn, and their bytes."""
-    torch.set_num_threads(1)
     each: dict[int, list[float]] = {0: [], 1: [], 2: []}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -125,7 +126,7 @@ def measure_labelling(photos: int, repeats: int, points: int, unit_size: int) ->
         "overhead_one_worker_spread": [min(overheads), max(overheads)],
         "speedup_two_workers": statistics.median(speedups),
         "speedup_two_workers_spread": [min(speedups), max(speedups)],
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
     }
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from shared.commands import threads_option
+from shared.cores import usable_cores
 from shared.errors import ImageError, SourceError
 from shared.sam.settings import PACKAGED, TASKS
 from trainer.evaluate.settings import FirstPrompt, Output, Protocol
@@ -62,6 +64,7 @@ bf16_option = click.option("--bf16", is_flag=True, help="Run the image encoder i
 @click.option("--max-masks", type=click.IntRange(min=1), default=None, help="Masks an image at most, drawn at random.")
 @click.option("--seed", default=0, show_default=True, help="Of that draw.")
 @device_option
+@threads_option
 @bf16_option
 def evaluate_command(
     weights: str,
@@ -76,6 +79,7 @@ def evaluate_command(
     max_masks: int | None,
     seed: int,
     device: str,
+    threads: int | None,
     bf16: bool,
 ) -> None:
     """Prompt a model as a user would, on sets of human masks, and average IoU and boundary IoU."""
@@ -83,6 +87,7 @@ def evaluate_command(
         raise click.BadParameter(f"{max(show)} is beyond the last round, {rounds}", param_hint="--show")
     from dataclasses import asdict
 
+    import torch
     from pydantic_core import to_jsonable_python
 
     from shared.allocator import tune_malloc
@@ -94,6 +99,7 @@ def evaluate_command(
     from trainer.settings import parse_variables
 
     tune_malloc()
+    torch.set_num_threads(threads or usable_cores())
     sets = read_suite(suite, parse_variables(variables)).sets
     loaded = load_weights(weights, Runtime(device, bf16))
     task_rounds = 1 if task_prompt == "first" else rounds
@@ -127,6 +133,7 @@ def evaluate_command(
 @weights_option
 @click.option("--out", required=True, help="Folder for <stem>_mask.png and <stem>_overlay.png: a path or a URL.")
 @device_option
+@threads_option
 @bf16_option
 def predict_command(
     image: Path,
@@ -137,10 +144,12 @@ def predict_command(
     weights: str,
     out: str,
     device: str,
+    threads: int | None,
     bf16: bool,
 ) -> None:
     """Segment one object of a photo. Pixels count from 0 at the top left; x goes right, y down."""
     import numpy as np
+    import torch
 
     from shared.sam.runtime import Runtime
     from shared.storage import Storage
@@ -148,6 +157,7 @@ def predict_command(
     from trainer.predict import draw_prediction, png, predict_mask
 
     prompt = _parse_prompt(points, negatives, box)
+    torch.set_num_threads(threads or usable_cores())
     photo = _read_photo(image)
     loaded = load_weights(weights, Runtime(device, bf16))
     try:

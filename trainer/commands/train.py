@@ -7,6 +7,9 @@ from typing import Any
 
 import click
 
+from shared.commands import threads_option
+from shared.cores import usable_cores
+
 recipe_option = click.option("--recipe", required=True, help="A YAML file, or the name of one that ships here.")
 out_option = click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the run."
@@ -23,13 +26,17 @@ set_option = click.option(
 @var_option
 @set_option
 @click.option("--sam", default=None, help="The frozen SAM  [default: the recipe's]")
+@threads_option
 def refiner_command(
-    recipe: str, out: Path, variables: tuple[str, ...], changes: tuple[str, ...], sam: str | None
+    recipe: str, out: Path, variables: tuple[str, ...], changes: tuple[str, ...], sam: str | None, threads: int | None
 ) -> None:
     """Train the mask-refinement module on human masks. Run it again after any interruption."""
+    import torch
+
     from trainer.refiner import RefinerRecipe, train_refiner
     from trainer.settings import parse_variables, read_settings
 
+    torch.set_num_threads(threads or usable_cores())
     settings = read_settings(recipe, RefinerRecipe, parse_variables(variables), _changed(changes, sam=sam))
     path = train_refiner(settings, out)
     click.echo(f"wrote {path}; use it with `labelgen run --refiner {path}`")
@@ -47,15 +54,18 @@ def refiner_command(
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
-    default=1,
-    help="Processes of this machine that share each step: one a GPU.",
+    default=None,
+    help="Processes of this machine that share each step: one a GPU  "
+    "[default: 1 on a GPU; one a core on a CPU, or as many as the run began with]",
 )
+@threads_option
 def fit_command(
     recipe: str,
     out: Path,
     variables: tuple[str, ...],
     changes: tuple[str, ...],
-    processes: int,
+    processes: int | None,
+    threads: int | None,
     **chosen: str | None,
 ) -> None:
     """Train on shards and human masks. Run it again after any interruption: it goes on from its last checkpoint."""
@@ -64,7 +74,7 @@ def fit_command(
     from trainer.settings import parse_variables, read_settings
 
     settings = read_settings(recipe, Recipe, parse_variables(variables), _changed(changes, **chosen))
-    click.echo(fit_on_ranks(settings, out, processes).lines())
+    click.echo(fit_on_ranks(settings, out, processes, threads).lines())
 
 
 @click.command("export")

@@ -9,12 +9,12 @@ python -m pipelines.microworld.ablation --quick --out out/ablation    # SAM, van
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import click
 
+from shared.cores import usable_cores
 from shared.errors import SumError
 
 
@@ -26,7 +26,7 @@ from shared.errors import SumError
     show_default=True,
     help="Folder of all runs.",
 )
-@click.option("--processes", type=int, default=min(2, os.cpu_count() or 1), show_default=True, help="Runs at a time.")
+@click.option("--processes", type=int, default=min(2, usable_cores()), show_default=True, help="Runs at a time.")
 @click.option("--docs", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of ablation.md.")
 @click.option("--report-only", is_flag=True, help="Train nothing; write down what is there.")
 @click.option("--choose", is_flag=True, help="Do the runs that settings are chosen by, on scenes of validation.")

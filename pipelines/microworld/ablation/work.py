@@ -22,6 +22,7 @@ from pipelines.microworld.ablation.cells import FROZEN, Cell, identity_of, proto
 from pipelines.microworld.ablation.settings import Plan
 from pipelines.microworld.sets import TASKS, describe_set
 from shared.allocator import tune_malloc
+from shared.cores import divide_cores, usable_cores
 from shared.sam.runtime import Runtime
 from shared.shards.dataset import require_same
 from shared.storage import Storage
@@ -92,7 +93,7 @@ def _write(out: Path, rows: pa.Table, identity: dict[str, Any]) -> None:
 
 
 def _work_in_process(number: int, plan: Plan, cells: Sequence[Cell], processes: int) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    torch.set_num_threads(divide_cores(usable_cores(), processes))
     parent = os.getppid()
     _work(plan, cells, lambda: os.getppid() == parent)
 
