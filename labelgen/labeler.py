@@ -195,7 +195,9 @@ class Labeler:
         labelled = self.shards.images(unit.number)
         kept, errors = KeptWriter(self.shards.dataset, layers, unit), []
 
-        def keep(work: tuple[LabelledImage, Callable[[], Photo]]) -> tuple[tuple[int, int], dict[str, KeptFrames]] | str:
+        def keep(
+            work: tuple[LabelledImage, Callable[[], Photo]],
+        ) -> tuple[tuple[int, int], dict[str, KeptFrames]] | str:
             try:
                 photo = work[1]()
             except (ImageError, SourceError) as error:

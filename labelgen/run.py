@@ -227,7 +227,7 @@ def make_executor(settings: RunSettings | UncertaintyRunSettings, job: Job) -> S
         return SerialExecutor(job, cores)
     if settings.threads is not None and settings.ray_address is not None:
         raise SettingsError(
-            f"--threads {settings.threads} is about this machine, and --ray-address {settings.ray_address} about others; "
+            f"--threads {settings.threads} is about this machine, --ray-address {settings.ray_address} about others; "
             "say what each worker gets with --cpus-per-worker"
         )
     workers, cpus = max(1, settings.workers), settings.cpus_per_worker

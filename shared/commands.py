@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
+from shared.cores import rest_while_waiting
 from shared.errors import SumError
 
 FAILED = 1
-
 
 threads_option = click.option(
     "--threads",
@@ -43,6 +43,11 @@ class Commands(click.Group):
         module, _, name = self.places[cmd_name].partition(":")
         command: click.Command = getattr(import_module(module), name)
         return command
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the command line; torch, if it is not loaded yet, will have threads that rest while they wait."""
+        rest_while_waiting()
+        return super().main(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

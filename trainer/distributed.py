@@ -82,9 +82,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         distributed.destroy_process_group()
 
 
-def run_on_ranks(
-    function: Callable[..., object], arguments: Sequence[object], processes: int, cores: int
-) -> object:
+def run_on_ranks(function: Callable[..., object], arguments: Sequence[object], processes: int, cores: int) -> object:
     """Call ``function`` in so many processes of this machine, as ``torchrun`` would start them; return what the first
     one returned.
 

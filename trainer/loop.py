@@ -117,9 +117,7 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
         return FitSummary(first, recipe.steps, seconds, stream.waited / max(seconds, 1e-9))
 
 
-def fit_on_ranks(
-    recipe: Recipe, out: Path, processes: int | None = None, threads: int | None = None
-) -> FitSummary:
+def fit_on_ranks(recipe: Recipe, out: Path, processes: int | None = None, threads: int | None = None) -> FitSummary:
     """Train as ``fit`` in so many processes of this machine, each on a device or on a share of ``threads`` cores.
 
     By default all cores that this process may use are, by as many processes as ``choose_processes`` says. Processes
