@@ -15,22 +15,27 @@ from typing import Any, TypeVar
 import torch
 
 from labelgen.threads import GeneratorPool
+from shared.cores import usable_memory
 
 Item = TypeVar("Item")
 Begun = TypeVar("Begun")
 Result = TypeVar("Result")
 
+LANE_BYTES = 3 << 29
+"""Memory that an image may take while it is worked on: one and a half GiB."""
 BEHIND = 2
 """Items beyond those in work that have been begun, or are done, and whose results wait for those before them."""
 
 
 def take_cores(device: torch.device, cores: int) -> Lanes:
-    """Return the lanes for a model on ``device``: so many as there are ``cores`` on a CPU, one elsewhere.
+    """Return the lanes for a model on ``device``: on a CPU as many as ``cores`` but no more than fit into the memory, one
+    elsewhere.
 
-    Has torch use one core for each of them, in this process and until told otherwise.
+    Has torch use the cores that there are for each of them, on a CPU one, in this process and until told otherwise.
     """
-    lanes = Lanes(cores if device.type == "cpu" else 1)
-    torch.set_num_threads(max(1, cores // lanes.count))
+    on_cpu = device.type == "cpu"
+    lanes = Lanes(max(1, min(cores, usable_memory() // LANE_BYTES)) if on_cpu else 1)
+    torch.set_num_threads(1 if on_cpu else cores)
     return lanes
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from labelgen import lanes as lanes_module
 from labelgen import run as run_module
 from labelgen.engine.pool import RayExecutor
 from labelgen.engine.serial import SerialExecutor
 from labelgen.engine.worker import Worker
 from labelgen.job import Job
 from labelgen.labeler import Labeler
-from labelgen.lanes import BEHIND, Lanes, take_cores
+from labelgen.lanes import BEHIND, LANE_BYTES, Lanes, take_cores
 from labelgen.progress import RunSummary
 from labelgen.run import RunSettings, make_executor
 from shared.errors import SettingsError
@@ -113,6 +114,17 @@ def test_on_a_cpu_each_core_is_a_lane_of_one_thread() -> None:
         assert set(lanes.in_order(lambda _: torch.get_num_threads(), range(9))) == {1}
         lanes = take_cores(torch.device("meta"), 3)
         assert (lanes.count, torch.get_num_threads()) == (1, 3)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_no_more_lanes_than_fit_into_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for memory, count in ((1, 1), (2 * LANE_BYTES, 2), (100 * LANE_BYTES, 8)):
+            monkeypatch.setattr(lanes_module, "usable_memory", lambda memory=memory: memory)
+            assert take_cores(torch.device("cpu"), 8).count == count
+            assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
 

@@ -24,6 +24,7 @@ from shared.shards.shard_set import MASKS
 from shared.shards.unit_writer import UnitWriter
 from shared.storage import Storage
 from shared.uncertainty_codec import encode_uncertainty
+from trainer import loop
 from trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
 from trainer.optimizer import OptimizerSettings
 from trainer.recipe import CheckpointSettings, Recipe
@@ -33,6 +34,12 @@ TINY = SamArchitecture("tiny", 32, 2, 2, (1,), 128, window_size=3, prompt_dim=32
 SIDE = TINY.image_size
 
 Map = npt.NDArray[np.float32]
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs train in the process of the tests, whose ``tiny`` no other knows."""
+    monkeypatch.setattr(loop, "usable_cores", lambda: 1)
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,18 @@ def save(
     return model, optimizer
 
 
+def test_a_checkpoint_says_how_many_processes_shared_its_steps(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path).processes_of(9) is None
+    save(Checkpoints(tmp_path, keep=9, processes=3), 5)
+    save(Checkpoints(tmp_path, keep=9), 7)
+    assert [Checkpoints(tmp_path).processes_of(steps) for steps in (4, 5, 6, 7)] == [None, 3, 3, 1]
+    path = Checkpoints(tmp_path).path(5) / STATE
+    state = json.loads(path.read_text())
+    del state["processes"]  # as before they said it
+    path.write_text(json.dumps(state))
+    assert Checkpoints(tmp_path).processes_of(5) is None
+
+
 def test_loaded_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     model, optimizer = save(Checkpoints(tmp_path), 7)
     other, other_optimizer = make_run(seed=1)

@@ -43,7 +43,7 @@ def log_step_and_die(self, step, values, waited):
         os.kill(os.getpid(), signal.SIGKILL)
 
 log.RunLog.step = log_step_and_die
-cli.main(["fit", "--recipe", sys.argv[1], "--out", sys.argv[2]])
+cli.main(["fit", "--recipe", sys.argv[1], "--out", sys.argv[2], "--threads", "1"])
 """
 
 Outcome = tuple[list[dict[str, Any]], dict[str, Tensor]]
