@@ -28,10 +28,9 @@ BEHIND = 2
 
 
 def take_cores(device: torch.device, cores: int) -> Lanes:
-    """Return the lanes for a model on ``device``: on a CPU as many as ``cores`` but no more than fit into the memory, one
-    elsewhere.
+    """Return the lanes for a model on ``device``: a core each on a CPU, as far as memory goes; elsewhere a single one.
 
-    Has torch use the cores that there are for each of them, on a CPU one, in this process and until told otherwise.
+    Has torch use one core a lane on a CPU, elsewhere all of them, in this process and until told otherwise.
     """
     on_cpu = device.type == "cpu"
     lanes = Lanes(max(1, min(cores, usable_memory() // LANE_BYTES)) if on_cpu else 1)
@@ -92,12 +91,14 @@ class Lanes:
             parts = [self._pool.submit(function, item) for item in items]
         except RuntimeError as error:  # shut down
             raise CancelledError from error
-        results = []
-        for item, part in zip(items, parts, strict=True):
+        own: list[Result] = []
+        for item, part in zip(reversed(items), reversed(parts), strict=True):  # the others begin at the other end
             if part.cancelled():
                 raise CancelledError
-            results.append(function(item) if part.cancel() else part.result())
-        return results
+            if not part.cancel():
+                break
+            own.append(function(item))
+        return [part.result() for part in parts[: len(parts) - len(own)]] + own[::-1]
 
 
 def _use_one_core() -> None:

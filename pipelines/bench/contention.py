@@ -162,7 +162,7 @@ def figures_of(name: str, measured: Contended) -> dict[str, float]:
 @click.option("--repeats", default=3, show_default=True)
 def main(quick: bool, repeats: int) -> None:
     """Measure labelling and training beside other work."""
-    photos, points, scenes, steps, repeats = (2, 16, 4, 2, 1) if quick else (6, 32, 10, 8, repeats)
+    photos, points, scenes, steps, repeats = (2, 16, 4, 2, 1) if quick else (6, 32, 10, 3, repeats)
     figures: dict[str, Any] = {}
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
