@@ -27,6 +27,7 @@ from labelgen.small_regions import box_of, clean_mask, follow_mask
 from shared.frame import CropBox, Frame
 from shared.images import RgbImage
 from shared.memory import BatchSize
+from shared.precision import Precision
 from shared.sam.point_decoder import PointDecoder, PointImage
 from shared.sam.runtime import Predictor
 
@@ -112,7 +113,7 @@ class LabelGenerator:
     """Makes the masks of images with one SAM. ``points_per_batch`` limits the points that are decoded together.
 
     It is halved for good when a GPU's memory runs out, and the image is begun anew.
-    ``bf16`` runs the image encoder in bfloat16. Holds the weights as they are when it is made. Several threads may use
+    ``precision`` is that of the image encoder. Holds the weights as they are when it is made. Several threads may use
     it at once; those of ``lanes`` that have no image of their own help the others with theirs.
     """
 
@@ -122,10 +123,10 @@ class LabelGenerator:
         settings: AutomaskSettings,
         points_per_batch: int = 64,
         *,
-        bf16: bool = False,
+        precision: Precision = "fp32",
         lanes: Lanes | None = None,
     ) -> None:
-        self.predictor = Predictor(sam, bf16)
+        self.predictor = Predictor(sam, precision)
         self.settings = settings
         self.lanes = lanes or Lanes(1)
         self.batch = BatchSize(points_per_batch)

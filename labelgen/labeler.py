@@ -70,11 +70,12 @@ class Labeler:
         loaded = load_sam(job.sam, job.model_type)
         sam = place(loaded.sam, job.runtime)
         self.side = loaded.architecture.image_size
-        self.predictor = Predictor(sam, job.runtime.bf16)
+        precision = job.runtime.resolve().name
+        self.predictor = Predictor(sam, precision)
         self.lanes = take_cores(self.predictor.device, cores)
         if job.masks is not None:
             self.generator = LabelGenerator(
-                sam, job.masks.settings, job.points_per_batch, bf16=job.runtime.bf16, lanes=self.lanes
+                sam, job.masks.settings, job.points_per_batch, precision=precision, lanes=self.lanes
             )
         if job.uncertainty is not None:
             path, settings = job.uncertainty.refiner, job.uncertainty.settings

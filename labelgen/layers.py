@@ -43,7 +43,7 @@ def images_layer(sam: dict[str, object], encoding: str = TAR) -> Layer:
 
 def logits_layer(masks: Layer, unit_ids: Sequence[str], encoding: str = TAR) -> Layer:
     """Describe the layer of the full logits of the masks of the units."""
-    settings = {"format": "float16", "bf16": masks.settings["bf16"], "masks": masks.id(unit_ids)}
+    settings = {"format": "float16", "precision": masks.settings["precision"], "masks": masks.id(unit_ids)}
     return Layer(LOGITS, encoding, settings, {"sam": masks.weights["sam"]}, _provenance())
 
 
@@ -54,7 +54,7 @@ def embeddings_layer(masks: Layer, unit_ids: Sequence[str], encoding: str = TAR)
     settings = {
         "format": "float16",
         "shape": [ARCHITECTURES[sam["model_type"]].prompt_dim, cells, cells],
-        "bf16": masks.settings["bf16"],
+        "precision": masks.settings["precision"],
         "masks": masks.id(unit_ids),
     }
     return Layer(EMBEDDINGS, encoding, settings, {"sam": sam}, _provenance())
@@ -88,7 +88,12 @@ def maps_layer(
     return Layer(
         name=uncertainty_layer(name),
         encoding=encoding,
-        settings={**asdict(settings), "bf16": masks.settings["bf16"], MASKS_OF_MAPS: masks.id(unit_ids), **made_from},
+        settings={
+            **asdict(settings),
+            "precision": masks.settings["precision"],
+            MASKS_OF_MAPS: masks.id(unit_ids),
+            **made_from,
+        },
         weights=weights,
         provenance=_provenance(),
     )

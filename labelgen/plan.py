@@ -14,6 +14,7 @@ from labelgen.threads import GeneratorPool
 from shared.errors import SettingsDifferError
 from shared.images import digest
 from shared.photos import read_bytes
+from shared.precision import Resolved
 from shared.shards.dataset import (
     DATASET,
     REMEDY_FOR_SETTINGS,
@@ -40,6 +41,7 @@ def prepare(
     layer: Layer,
     unit_size: int,
     on_image: Callable[[], object] = lambda: None,
+    precision: Resolved | None = None,
 ) -> tuple[Dataset, dict[int, Unit]]:
     """Return the dataset, writing it and the plans of its units first if the shard set is new.
 
@@ -48,7 +50,8 @@ def prepare(
 
     An existing shard set must hold the same images in the same order, the same unit size and, for this layer, the
     same settings and weights; otherwise ``SettingsDifferError`` names what differs. An image whose time stamp or place
-    changed is read again: only its content counts. ``on_image`` is called once an image.
+    changed is read again: only its content counts. ``on_image`` is called once an image; ``precision``, if given, is
+    that of the layer, and says why it is what it is.
 
     ``dataset.json`` is written first and once: it holds the ids of the units, so of several runs the first one's plan
     counts, and unit files that a run did not live to write are made again.
@@ -56,9 +59,11 @@ def prepare(
     dataset = read_dataset(storage)
     if dataset is None:
         dataset = _create(storage, refs, layer, unit_size, on_image)
-        return (dataset, {}) if dataset is not None else prepare(storage, refs, layer, unit_size)
+        return (dataset, {}) if dataset is not None else prepare(storage, refs, layer, unit_size, precision=precision)
     existing = dataset.layers.get(layer.name)
     if existing is not None:
+        if precision is not None:
+            precision.require_recorded(f"{storage.url}, layer {layer.name}", existing.settings.get("precision"))
         require_same_layer(storage.url, existing, layer, REMEDY_FOR_SETTINGS)
     require_same("settings", storage.url, {"unit_size": dataset.unit_size}, {"unit_size": unit_size})
     planned = {unit_name(number) for number in range(len(dataset.unit_ids))}

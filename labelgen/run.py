@@ -21,8 +21,9 @@ from labelgen.settings import UNIT_SIZE, AutomaskSettings, UncertaintySettings
 from labelgen.sources import list_images
 from shared.cores import usable_cores
 from shared.errors import SettingsError, ShardError
+from shared.precision import PrecisionSetting, Resolved, resolve, settle
 from shared.sam.checkpoint import identify_weights
-from shared.sam.runtime import Runtime
+from shared.sam.runtime import Runtime, pick_device
 from shared.sam.settings import PACKAGED
 from shared.shards.dataset import REFINEMENT, TAR, Dataset, Layer, add_layer, is_uncertainty, require_same
 from shared.shards.encodings import write_shared_files
@@ -78,7 +79,8 @@ class UncertaintyRunSettings:
     """What ``labelgen uncertainty`` was asked to do: add a layer to masks that are there.
 
     ``layer_name`` is by default the name of the source. ``use_kept`` names the kept layers that maps are made from, as
-    far as they go. Whether the image encoder runs in bfloat16 is not asked: it does if it did for the masks.
+    far as they go. ``precision`` must come to that of the masks, of which the maps are; it is that if it is None, and
+    that of ``runtime`` does not count.
     """
 
     shards: str
@@ -90,6 +92,7 @@ class UncertaintyRunSettings:
     sam: str = PACKAGED
     model_type: str | None = None
     runtime: Runtime = field(default_factory=Runtime)
+    precision: PrecisionSetting | None = None
     points_per_batch: int = 64
     workers: int = 0
     ray_address: str | None = None
@@ -107,7 +110,9 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
     """
     refs = list_images(settings.images)
     sam = identify_weights(settings.sam, settings.model_type)
-    masks = masks_layer(settings.automask, settings.runtime, sam, settings.encoding)
+    precision = settle_precision(settings, settings.runtime.precision)
+    runtime = replace(settings.runtime, precision=precision.name)
+    masks = masks_layer(settings.automask, runtime, sam, settings.encoding)
     uncertainty = UncertaintySettings(min_refine_area=settings.min_refine_area)
     if settings.refiner is None:
         if settings.min_refine_area:
@@ -115,7 +120,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
     else:  # a wrong one is refused before anything is planned
         maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, ())
     with tqdm(total=len(refs), unit="image", desc="planning", disable=None, leave=False) as bar:
-        dataset, moved = prepare(Storage(settings.shards), refs, masks, settings.unit_size, bar.update)
+        dataset, moved = prepare(Storage(settings.shards), refs, masks, settings.unit_size, bar.update, precision)
     del refs  # there may be millions, and the plans in the shard set say the same
     ids = dataset.unit_ids
     kept = [images_layer(sam, settings.encoding)] if settings.keep_images else []
@@ -125,7 +130,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         shards=settings.shards,
         sam=settings.sam,
         model_type=settings.model_type,
-        runtime=settings.runtime,
+        runtime=runtime,
         points_per_batch=settings.points_per_batch,
         masks=MasksTask(settings.automask),
         kept=tuple(kept),
@@ -148,6 +153,8 @@ def add_uncertainty(
     masks, ids = shards.layer(MASKS), shards.dataset.unit_ids
     sam = identify_weights(settings.sam, settings.model_type)
     require_same("weights", f"{settings.shards}, layer {MASKS}", masks.weights["sam"], sam, REMEDY_FOR_SAM)
+    precision = settle_precision(settings, settings.precision or masks.settings["precision"])
+    precision.require_recorded(f"{settings.shards}, layer {MASKS}", masks.settings["precision"])
     uncertainty = settings.uncertainty
     name = settings.layer_name or uncertainty.source
     numbers = shards.committed(MASKS)
@@ -157,7 +164,7 @@ def add_uncertainty(
         shards=settings.shards,
         sam=settings.sam,
         model_type=settings.model_type,
-        runtime=replace(settings.runtime, bf16=masks.settings["bf16"]),
+        runtime=replace(settings.runtime, precision=precision.name),
         points_per_batch=settings.points_per_batch,
         uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps, settings.use_kept),
     )
@@ -166,6 +173,19 @@ def add_uncertainty(
     if len(numbers) < len(ids):
         say(f"{len(ids) - len(numbers)} of {len(ids)} units have no masks yet and are left out")
     return _work(settings, job, dataset, units, say, stop or Stop())
+
+
+def settle_precision(settings: RunSettings | UncertaintyRunSettings, asked: PrecisionSetting) -> Resolved:
+    """Return what ``asked`` is where the run computes. Raises ``SettingsError`` for "auto" on a cluster: what its nodes
+    have cannot be seen from here."""
+    device = pick_device(settings.runtime.device)
+    if settings.ray_address is None:
+        return settle(asked, device)
+    if asked == "auto":
+        raise SettingsError(
+            "--precision auto asks the machine that computes, and --ray-address has others compute: give fp32 or bf16"
+        )
+    return resolve(asked, device)
 
 
 def _require_kept(shards: ShardSet, name: str, units: Sequence[int]) -> Layer:

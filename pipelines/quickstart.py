@@ -25,6 +25,7 @@ from pipelines.demo.page import Compared, Results, write_demo_page
 from pipelines.microworld.certainty import measure
 from pipelines.microworld.sets import TASKS, describe_set, write_sets
 from pipelines.microworld.textures import photo_paths
+from shared.precision import PrecisionSetting, precision_option
 from shared.sam.checkpoint import LoadedSam
 from shared.sam.runtime import Runtime
 from shared.sam.settings import PACKAGED
@@ -58,6 +59,8 @@ class DemoSettings:
     held_out: int = 48
     points_per_side: int = 16
     workers: int = 0
+    precision: PrecisionSetting = "auto"
+    """What SUM is trained in; the refiner, labels and scores are fp32's."""
     refiner_changes: tuple[str, ...] = ()
     fit_changes: tuple[str, ...] = ()
 
@@ -104,7 +107,8 @@ def demo(settings: DemoSettings) -> Results:
     write_page(shards, out / "labels.html", limit=48)
 
     say("training SUM on shards and human masks")
-    recipe = read_settings("microworld", Recipe, {**scenes, "SHARDS": str(out / "shards")}, settings.fit_changes)
+    changes = (f"precision={settings.precision}", *settings.fit_changes)
+    recipe = read_settings("microworld", Recipe, {**scenes, "SHARDS": str(out / "shards")}, changes)
     _indented(fit_on_ranks(recipe, out / "sum").lines())
 
     say(f"evaluating SAM and SUM on {settings.held_out} held-out scenes")
@@ -190,6 +194,7 @@ def _indented(text: str) -> None:
 @click.option("--held-out", default=DemoSettings.held_out, show_default=True, help="Scenes to evaluate on.")
 @click.option("--points-per-side", default=DemoSettings.points_per_side, show_default=True)
 @click.option("--workers", default=0, show_default=True, help="Ray actors; 0 labels in this process.")
+@precision_option(DemoSettings.precision, "What SUM is trained in: auto is bf16 where the device has it, else fp32.")
 @click.option("--set-refiner", multiple=True, help="key=value for the recipe refiner_microworld; repeatable.")
 @click.option("--set-fit", multiple=True, help="key=value for the recipe microworld; repeatable.")
 def main(
@@ -199,11 +204,12 @@ def main(
     held_out: int,
     points_per_side: int,
     workers: int,
+    precision: PrecisionSetting,
     set_refiner: tuple[str, ...],
     set_fit: tuple[str, ...],
 ) -> None:
     """Label photos and scenes with the tiny SAM, train a refiner and SUM, and show both."""
-    demo(DemoSettings(out, scenes, human, held_out, points_per_side, workers, set_refiner, set_fit))
+    demo(DemoSettings(out, scenes, human, held_out, points_per_side, workers, precision, set_refiner, set_fit))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from shared.precision import Precision, autocast
 from shared.sam.task_prompt import TaskPrompt
 from trainer.data.samples import TrainingSample
 from trainer.interactive import InteractiveSettings, Targets, play_rounds
@@ -112,7 +113,7 @@ def backpropagate(
     settings: InteractiveSettings,
     photos: int,
     sums: Sums,
-    bf16: bool = False,
+    precision: Precision = "fp32",
 ) -> None:
     """Add the gradients of a batch to those of the parameters, and what to log to ``sums``.
 
@@ -122,7 +123,7 @@ def backpropagate(
     """
     device = batch.images.device
     trains_encoder = next(sam.image_encoder.parameters()).requires_grad
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with autocast(device.type, precision):
         with torch.set_grad_enabled(trains_encoder):
             embeddings = sam.image_encoder(batch.images).to(batch.images.dtype)
         leaf = embeddings.detach().requires_grad_(trains_encoder)

@@ -23,11 +23,13 @@ from torch import Tensor
 
 from shared.canonical_json import to_json
 from shared.errors import CheckpointError, StorageError
+from shared.precision import Resolved
 from shared.sam.checkpoint import to_safetensors
 from shared.shards.dataset import require_same
 from shared.storage import TEMPORARY_PREFIX
 
 WEIGHTS, TRAINING, STATE = "weights.safetensors", "training.pt", "state.json"
+OPTION_FOR_PRECISION = "--precision {0} (or --set precision={0})"
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,17 @@ class Checkpoints:
         return self._state(present[-1]).get("processes") if present else None
 
     def resume(
-        self, steps: int, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
+        self,
+        steps: int,
+        weights: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        identity: Mapping[str, Any],
+        precision: Resolved | None = None,
     ) -> int:
         """Load the last checkpoint of a run of ``steps``, if there is one; return how many steps are done.
 
-        Raises ``SettingsDifferError`` if it is of a run with another ``identity``, ``CheckpointError`` if it is
+        Raises ``SettingsDifferError`` if it is of a run with another ``identity``, of which it explains the
+        ``precision`` if that is given and differs, and ``CheckpointError`` if it is
         damaged or if all that are there lie beyond ``steps``.
         """
         there = self.steps()
@@ -143,6 +151,9 @@ class Checkpoints:
             )
         if not present:
             return 0
+        if precision is not None:
+            recorded = self._state(present[-1])["identity"].get("precision")
+            precision.require_recorded(str(self.out), recorded, OPTION_FOR_PRECISION)
         self.require_same_run(present[-1], identity)
         self.load(present[-1], weights, optimizer)
         return present[-1]

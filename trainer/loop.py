@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from shared.allocator import tune_malloc
 from shared.cores import usable_cores, usable_memory
 from shared.errors import CheckpointError, SourceError
+from shared.precision import PrecisionSetting, Resolved, resolve, warn_if_emulated
 from shared.sam.checkpoint import LoadedSam, load_sam, to_safetensors
 from shared.sam.runtime import pick_device
 from shared.sam.settings import TASKS
@@ -99,11 +100,15 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
     """
     tune_malloc()
     with join_ranks(recipe.device) as ranks:
+        precision = agree_on_precision(recipe.precision, ranks)
+        if ranks.leads:
+            warn_if_emulated(precision, ranks.device)
+        recipe = replace(recipe, precision=precision.name)
         model = make_model(recipe, ranks.device)
         stream = open_stream(recipe, int(model.sam.image_encoder.img_size), ranks)
         identity = identity_of(recipe, model, stream)
         checkpoints = Checkpoints(out, recipe.checkpoint.keep, ranks.count)
-        first = checkpoints.resume(recipe.steps, model.weights, model.optimizer, identity)
+        first = checkpoints.resume(recipe.steps, model.weights, model.optimizer, identity, precision)
         if ranks.leads:
             say(describe(recipe, model, stream, first))
         started = time.perf_counter()
@@ -150,6 +155,14 @@ def choose_processes(recipe: Recipe, out: Path, cores: int) -> int:
     weights = Path(recipe.sam)
     state = STATE_COPIES * weights.stat().st_size if weights.is_file() else 0
     return max(1, min(cores, ceil(recipe.batch / recipe.micro_batch), usable_memory() // (PROCESS_BYTES + state)))
+
+
+def agree_on_precision(asked: PrecisionSetting, ranks: Ranks) -> Resolved:
+    """Return what ``asked`` is for all processes: "auto" is bf16 only if it is on the device of each."""
+    own = resolve(asked, ranks.device)
+    if asked != "auto" or ranks.sum_numbers([own.name == "bf16"])[0] in (0, ranks.count):
+        return own
+    return Resolved(asked, "fp32", "auto is fp32 where not every process has a device with bfloat16")
 
 
 def make_model(recipe: Recipe, device: torch.device) -> Model:
@@ -218,7 +231,7 @@ def describe(recipe: Recipe, model: Model, stream: MixedStream, first: int) -> s
     start = f"from step {first}" if first else "from the start"
     return (
         f"{recipe.method}, variant {recipe.variant}: {count / 1e6:.1f} M parameters of "
-        f"{model.loaded.architecture.name} on {model.sam.device}; {sizes}; "
+        f"{model.loaded.architecture.name} on {model.sam.device} in {recipe.computed_in}; {sizes}; "
         f"{recipe.steps} steps of {recipe.batch}, {start}"
     )
 
@@ -245,7 +258,7 @@ def train(
             log.step(step, values, stream.waited / (time.perf_counter() - started))
             score = None
             if recipe.validation is not None and step % recipe.validation.every == 0:
-                score, scores = validate(model.trained(header), recipe.validation, recipe.bf16)
+                score, scores = validate(model.trained(header), recipe.validation, recipe.computed_in)
                 log.validation(step, scores)
             if step % recipe.checkpoint.every == 0 or step == recipe.steps or score is not None:
                 checkpoints.save(step, model.weights, model.optimizer, identity, header, score)
@@ -263,7 +276,7 @@ def train_step(recipe: Recipe, model: Model, samples: Sequence[Sample], step: in
         batch = collate(placed, model.sam, recipe.stride, recipe.seed)
         if batch is not None:
             settings = recipe.interactive
-            backpropagate(model.sam, model.task_prompt, batch, settings, recipe.batch, sums, recipe.bf16)
+            backpropagate(model.sam, model.task_prompt, batch, settings, recipe.batch, sums, recipe.computed_in)
     ranks.sum_gradients(model.parameters)
     norm = take_step(model.optimizer, recipe.optimizer, step)
     total = Sums.from_list(ranks.sum_numbers(sums.to_list()), recipe.rounds)

@@ -92,7 +92,7 @@ def take_step(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, ste
     if not math.isfinite(norm):
         raise DivergedError(
             f"step {step}: the gradient is {norm}; the last checkpoint is sound. Lower optimizer.learning_rate, or "
-            "turn bf16 off, in another --out folder"
+            "give --precision fp32, in another --out folder"
         )
     optimizer.step()
     return norm

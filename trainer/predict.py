@@ -13,6 +13,7 @@ import numpy.typing as npt
 from shared.errors import ImageError, SettingsError
 from shared.frame import Frame
 from shared.images import RgbImage
+from shared.precision import Precision
 from shared.sam.checkpoint import LoadedSam
 from shared.sam.runtime import Predictor
 from trainer.evaluate.run import prompted_task
@@ -54,7 +55,7 @@ class Prediction:
 
 
 def predict_mask(
-    weights: LoadedSam, image: RgbImage, prompt: UserPrompt, task: str = "unspecified", bf16: bool = False
+    weights: LoadedSam, image: RgbImage, prompt: UserPrompt, task: str = "unspecified", precision: Precision = "fp32"
 ) -> Prediction:
     """Segment what ``prompt`` means in an image, RGB uint8 (H, W, 3).
 
@@ -67,7 +68,7 @@ def predict_mask(
         raise ImageError(f"{width} x {height} is too thin for SAM; cut it up")
     check_prompt(prompt, height, width)
     check_task(weights, task)
-    predictor = Predictor(weights.sam, bf16)
+    predictor = Predictor(weights.sam, precision)
     predictor.set_image(image)
     vector = weights.task_vector(task)
     if vector is not None:

@@ -10,6 +10,8 @@ from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from shared.cache import Cache, default_folder
+from shared.precision import Precision, PrecisionSetting, resolve
+from shared.sam.runtime import pick_device
 from shared.sam.settings import PACKAGED
 from trainer.data.order import Mix
 from trainer.data.sets import SetSettings
@@ -88,7 +90,8 @@ class Recipe:
     loss: LossSettings = field(default_factory=LossSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     seed: int = 0
-    bf16: bool = False
+    precision: PrecisionSetting = "auto"
+    """What the model computes in; "auto" is bf16 where the device has instructions for it, else fp32."""
     validation: ValidationSettings | None = None
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     device: str = "auto"
@@ -132,7 +135,7 @@ class Recipe:
         """Return the settings that decide the result: a run is resumed with these unchanged.
 
         Paths are no part of it, the data's own identity is recorded beside it; nor is the number of steps if the
-        learning rate does not depend on it.
+        learning rate does not depend on it. Of the precision, what it is on the device counts.
         """
         left_out = {
             "human",
@@ -147,4 +150,10 @@ class Recipe:
         }
         if self.optimizer.schedule == "constant":
             left_out.add("steps")
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        settings = {**asdict(self), "precision": self.computed_in}
+        return {name: value for name, value in settings.items() if name not in left_out}
+
+    @property
+    def computed_in(self) -> Precision:
+        """What the precision is on the recipe's device."""
+        return resolve(self.precision, pick_device(self.device)).name

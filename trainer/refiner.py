@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shared.allocator import tune_malloc
+from shared.precision import Precision, PrecisionSetting, autocast, resolve, settle
 from shared.sam.checkpoint import LoadedSam, load_sam
 from shared.sam.decode import PAD, POSITIVE, Prompts, decode_prompts
 from shared.sam.quality import QualityFilter
@@ -65,7 +66,8 @@ class RefinerRecipe:
     loss: LossSettings = field(default_factory=LossSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     seed: int = 0
-    bf16: bool = False
+    precision: PrecisionSetting = "fp32"
+    """That of labelling by default: the refiner sees embeddings as it will see them there."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     kept_embeddings: int = Field(default=512, ge=0)
     """Photos whose embeddings are kept in memory: the encoder is frozen and need not see them again."""
@@ -73,9 +75,15 @@ class RefinerRecipe:
     data_threads: int = Field(default=4, ge=1)
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that decide the result."""
+        """Return the settings that decide the result; of the precision, what it is on the device."""
         left_out = {"human", "sam", "checkpoint", "kept_embeddings", "device", "data_threads"}
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        settings = {**asdict(self), "precision": self.computed_in}
+        return {name: value for name, value in settings.items() if name not in left_out}
+
+    @property
+    def computed_in(self) -> Precision:
+        """What the precision is on the recipe's device."""
+        return resolve(self.precision, pick_device(self.device)).name
 
     def quality(self, model_type: str) -> QualityFilter:
         """Return the quality filters for a model."""
@@ -147,7 +155,7 @@ class RefinerTraining:
         samples = [sample.on(sam.device) for sample in loaded]
         batch = collate(samples, sam, recipe.stride, recipe.seed)
         if batch is not None:
-            with torch.autocast(sam.device.type, torch.bfloat16, enabled=recipe.bf16):
+            with autocast(sam.device.type, recipe.computed_in):
                 embeddings = self._embed([sample for sample in samples if len(sample)], batch)
                 pairs = make_pairs(sam, embeddings, batch, recipe.least_iou, self.quality)
                 logged["masks"] = len(batch.targets)
@@ -196,8 +204,11 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
     Raises ``SumError`` if data, weights or settings are wrong, or differ from those that the run began with.
     """
     tune_malloc()
+    device = pick_device(recipe.device)
+    precision = settle(recipe.precision, device)
+    recipe = replace(recipe, precision=precision.name)
     loaded = load_sam(recipe.sam)
-    loaded.sam.to(pick_device(recipe.device)).requires_grad_(False)
+    loaded.sam.to(device).requires_grad_(False)
     refiner = Refiner.copy_of(loaded.sam).to(loaded.sam.device).requires_grad_(True)
     optimizer = make_optimizer(refiner, None, recipe.optimizer)
     quality = recipe.quality(loaded.architecture.name)
@@ -212,8 +223,9 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
     }
     checkpoints = Checkpoints(out, recipe.checkpoint.keep)
     weights: dict[str, Tensor] = dict(refiner.state_dict())
-    first = checkpoints.resume(recipe.steps, weights, optimizer, identity)
-    say(f"refiner of {loaded.architecture.name}: {len(human.order)} photos, {recipe.steps} steps, from step {first}")
+    first = checkpoints.resume(recipe.steps, weights, optimizer, identity, precision)
+    what = f"refiner of {loaded.architecture.name} in {precision.name}"
+    say(f"{what}: {len(human.order)} photos, {recipe.steps} steps, from step {first}")
     stream = MixedStream({"human": human}, Mix(1, 0), recipe.batch, threads=recipe.data_threads)
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()

@@ -236,7 +236,9 @@ def _unknown_keys(adapter: TypeAdapter[Any], data: Any) -> Iterator[tuple[str, s
                 if isinstance(known, dict):
                     yield from walk(known, item, inner)
                 elif known is not True:
-                    yield inner, f"unknown key; {_suggest(str(name), properties)}"
+                    meant = [key for key, each in properties.items() if name in each.get("enum", ())]
+                    suggestion = f"did you mean {meant[0]}: {name}?" if meant else _suggest(str(name), properties)
+                    yield inner, f"unknown key; {suggestion}"
         elif isinstance(value, list):
             for place, item in enumerate(value):
                 items = [*node.get("prefixItems", []), *[node.get("items", {})] * len(value)]

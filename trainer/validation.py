@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from shared.precision import Precision
 from shared.sam.checkpoint import LoadedSam
 from trainer.evaluate.report import ALL, summarise
 from trainer.evaluate.run import evaluate_sets
@@ -11,10 +12,10 @@ from trainer.evaluate.settings import Protocol
 from trainer.recipe import ValidationSettings
 
 
-def validate(model: LoadedSam, settings: ValidationSettings, bf16: bool) -> tuple[float, dict[str, float]]:
+def validate(model: LoadedSam, settings: ValidationSettings, precision: Precision) -> tuple[float, dict[str, float]]:
     """Return the score, mBIoU over all sets after the last round, and what to log by task."""
     protocol = Protocol(rounds=settings.rounds)
-    results = evaluate_sets(model, settings.sets, [protocol], settings.max_masks, bf16=bf16)
+    results = evaluate_sets(model, settings.sets, [protocol], settings.max_masks, precision=precision)
     means = summarise(pa.concat_tables([result.rows for result in results]))
     key = f"mBIoU@{settings.rounds}"
     scores = {f"{task}_{name}": value for task, values in means.items() for name, value in values.items()}

@@ -11,6 +11,7 @@ from labelgen.engine.stop import stop_on_signals
 from labelgen.options import automask_options, encoding_option, refiner_options, shards_option, work_options
 from labelgen.settings import SOURCES, UNIT_SIZE, AutomaskSettings, UncertaintySettings, settings_for
 from shared.commands import FAILED
+from shared.precision import PrecisionSetting, precision_option
 from shared.shards.dataset import OUTPUTS, REFINEMENT
 
 if TYPE_CHECKING:
@@ -28,12 +29,18 @@ FINISHED_WITH_IMAGE_ERRORS = 3
 @click.option("--keep-logits", is_flag=True, help="Keep the masks' full logits, for maps to be made of them later.")
 @click.option("--keep-embeddings", is_flag=True, help="Keep what the image encoder makes, for refiners to come.")
 @click.option("--unit-size", type=click.IntRange(min=1), default=UNIT_SIZE, help="Images a unit.")
-@click.option("--bf16", is_flag=True, help="Run the image encoder in bfloat16: faster, masks differ slightly.")
+@precision_option("fp32", "Of the image encoder; masks equal upstream's in fp32, and differ slightly in bf16.")
 @encoding_option
 @work_options
 @automask_options
 def run_command(
-    device: str, bf16: bool, compile_: bool, sam: str, model_type: str | None, grace: float, **options: Any
+    device: str,
+    precision: PrecisionSetting,
+    compile_: bool,
+    sam: str,
+    model_type: str | None,
+    grace: float,
+    **options: Any,
 ) -> None:
     """Label images into a shard set. Run it again after any interruption: what is done stays done."""
     from labelgen.run import RunSettings, run
@@ -45,7 +52,7 @@ def run_command(
         sam=sam,
         model_type=model_type,
         automask=settings_for(str(identify_weights(sam, model_type)["model_type"]), **thresholds),
-        runtime=Runtime(device, bf16, compile_),
+        runtime=Runtime(device, precision, compile_),
         **options,
     )
     with stop_on_signals(grace, _tell) as stop:
@@ -63,6 +70,7 @@ def run_command(
     multiple=True,
     help="Make the maps from a layer that `labelgen run --keep-...` made, as far as it goes; may be repeated.",
 )
+@precision_option(None, "Of the image encoder; another than that of the masks is refused  [default: that of the masks]")
 @encoding_option
 @work_options
 def uncertainty_command(

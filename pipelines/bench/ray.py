@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -44,6 +44,7 @@ from labelgen.settings import AutomaskSettings
 from pipelines.bench.simulation import Cluster, simulate
 from pipelines.microworld.scene import make_scene
 from shared.cores import usable_cores
+from shared.precision import Precision, PrecisionSetting, settle
 from shared.sam.runtime import Runtime
 from shared.shards.dataset import PlannedImage, Unit
 
@@ -65,7 +66,9 @@ HOURS_A_MACHINE_LASTS = 24.0
 # Labelling
 
 
-def label_all(photos: Path, shards: Path, unit_size: int, workers: int, points: int) -> list[float]:
+def label_all(
+    photos: Path, shards: Path, unit_size: int, workers: int, points: int, precision: Precision
+) -> list[float]:
     """Label ``photos`` and return when each unit was reported, in seconds."""
     times: list[float] = []
     executor = RayExecutor if workers else SerialExecutor
@@ -80,8 +83,13 @@ def label_all(photos: Path, shards: Path, unit_size: int, workers: int, points: 
     executor.run = timed  # type: ignore[method-assign]
     try:
         settings = AutomaskSettings(points_per_side=points, pred_iou_thresh=0.7, stability_score_thresh=0.8)
-        shared = {"automask": settings, "unit_size": unit_size, "runtime": Runtime("cpu"), "workers": workers}
-        shared["threads"] = max(1, workers)  # a core each
+        shared = {
+            "automask": settings,
+            "unit_size": unit_size,
+            "runtime": Runtime("cpu", precision),
+            "workers": workers,
+            "threads": max(1, workers),  # a core each
+        }
         run(RunSettings((str(photos),), str(shards), **shared), say=lambda line: None)  # type: ignore[arg-type]
     finally:
         executor.run = original  # type: ignore[method-assign]
@@ -104,16 +112,18 @@ def seconds_a_unit(times: list[float], workers: int) -> float:
     return (times[-1] - times[left_out - 1]) / (len(times) - left_out)
 
 
-def measure_labelling(photos: int, repeats: int, points: int, unit_size: int) -> dict[str, Any]:
+def measure_labelling(photos: int, repeats: int, points: int, unit_size: int, precision: Precision) -> dict[str, Any]:
     """Compare one and two Ray workers with a serial run, in turn, and their bytes."""
     each: dict[int, list[float]] = {0: [], 1: [], 2: []}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make_photos(folder / "photos", photos)
-        label_all(folder / "photos", folder / "warm", photos, 0, 2)
+        label_all(folder / "photos", folder / "warm", photos, 0, 2, precision)
         for repeat in range(repeats):
             for workers in each:
-                times = label_all(folder / "photos", folder / f"{repeat}-{workers}", unit_size, workers, points)
+                times = label_all(
+                    folder / "photos", folder / f"{repeat}-{workers}", unit_size, workers, points, precision
+                )
                 each[workers].append(seconds_a_unit(times, workers))
         made = [bytes_of(folder / f"{repeat}-{workers}") for repeat in range(repeats) for workers in each]
     if any(files != made[0] for files in made):
@@ -233,9 +243,11 @@ def main() -> None:
     """Run all parts and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer photos, one repeat, fewer units")
-    quick = parser.parse_args().quick
+    parser.add_argument("--precision", choices=get_args(PrecisionSetting), default="fp32", help="of the labelling")
+    given = parser.parse_args()
+    quick, precision = given.quick, settle(given.precision, torch.device("cpu")).name
     os.environ[NICENESS] = "0"  # else workers yield to whatever runs beside them, and the serial run does not
-    figures = measure_labelling(*((20, 1, 8, 2) if quick else (96, 3, 16, 4)))
+    figures = measure_labelling(*((20, 1, 8, 2) if quick else (96, 3, 16, 4)), precision)
     figures |= measure_driver(1_000 if quick else 10_000)
     driver_seconds = figures["driver_cpu_ms_per_unit"] / 1e3
     # SA-250K in units of 32, and SA-1B's 11 million images in units of 256

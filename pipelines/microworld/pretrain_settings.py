@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pipelines.microworld.coarse import Coarseness
 from pipelines.microworld.scene import World
+from shared.precision import PrecisionSetting
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class PretrainSettings:
     picture_weight: float = 0.0
     """Weight of the error with which the picture can be drawn from its embedding."""
     seed: int = 0
+    precision: PrecisionSetting = "auto"
+    """What model and Muon compute in; the packaged weights were trained in bf16."""
     steps: int = 2_500
     warmup: int = 200
     decay: float = 0.4

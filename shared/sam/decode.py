@@ -14,6 +14,8 @@ import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor
 
+from shared.precision import autocast
+
 PAD, NEGATIVE, POSITIVE, BOX_MIN, BOX_MAX = -1, 0, 1, 2, 3
 """Labels of prompt tokens: padding, background point, foreground point, the two corners of a box."""
 
@@ -61,7 +63,7 @@ def embed_prompts(sam: PromptedModel, prompts: Prompts) -> tuple[Tensor, Tensor]
     under autocast: in bf16 neighbouring pixels of a 1024 input could not be told apart.
     """
     encoder = sam.prompt_encoder
-    with torch.autocast(prompts.coords.device.type, enabled=False):
+    with autocast(prompts.coords.device.type, "fp32"):
         sparse = encoder.pe_layer.forward_with_coords(prompts.coords.float() + 0.5, encoder.input_image_size)
         kinds = torch.cat([encoder.not_a_point_embed.weight, *(e.weight for e in encoder.point_embeddings)])
         padding = (prompts.labels == PAD)[..., None]
@@ -77,7 +79,7 @@ def embed_prompts(sam: PromptedModel, prompts: Prompts) -> tuple[Tensor, Tensor]
 def dense_positions(sam: PromptedModel) -> Tensor:
     """Return the positional encoding of the image grid, float32 (1, C, g, g), whatever the autocast state."""
     device = sam.prompt_encoder.no_mask_embed.weight.device
-    with torch.autocast(device.type, enabled=False):
+    with autocast(device.type, "fp32"):
         positions: Tensor = sam.prompt_encoder.get_dense_pe()
     return positions
 

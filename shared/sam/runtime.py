@@ -1,4 +1,4 @@
-"""Where and how a SAM runs: device, bf16, ``torch.compile``."""
+"""Where and how a SAM runs: device, precision, ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -15,22 +15,27 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from shared.frame import CropBox
+from shared.precision import Precision, PrecisionSetting, Resolved, autocast, resolve
 from shared.sam.attention import attend_in_pieces
 from shared.sam.fast_linear import use_fast_linear
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """``device`` "auto" picks CUDA, then Apple's GPU, then the CPU. ``bf16`` runs the image encoder in bfloat16
-    (masks then differ slightly from fp32's); ``compile`` compiles it. Both are off by default."""
+    """``device`` "auto" picks CUDA, then Apple's GPU, then the CPU. ``precision`` is that of the image encoder (in bf16
+    masks differ slightly from fp32's, which are the default everywhere); ``compile`` compiles it."""
 
     device: str = "auto"
-    bf16: bool = False
+    precision: PrecisionSetting = "fp32"
     compile: bool = False
 
+    def resolve(self) -> Resolved:
+        """Return what the precision is on the device."""
+        return resolve(self.precision, pick_device(self.device))
+
     def settings(self) -> dict[str, Any]:
-        """Return what can change a result, for a shard set's record: which device does not count, bf16 does."""
-        return {"bf16": self.bf16}
+        """Return what can change a result, for a shard set's record: which device does not count, precision does."""
+        return {"precision": self.resolve().name}
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -61,12 +66,12 @@ def resize(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
 
 
 class Predictor(SamPredictor):  # type: ignore[misc]
-    """Upstream's predictor, whose image encoder may run in bfloat16; everything after it stays fp32."""
+    """Upstream's predictor, whose image encoder may run in bf16; everything after it stays fp32."""
 
-    def __init__(self, sam: Sam, bf16: bool = False) -> None:
+    def __init__(self, sam: Sam, precision: Precision = "fp32") -> None:
         self.features: Tensor
         super().__init__(sam)
-        self.bf16 = bf16
+        self.precision = precision
 
     def set_image(self, image: npt.NDArray[np.uint8], image_format: str = "RGB") -> None:
         """Embed an image, uint8 (H, W, 3), RGB."""
@@ -92,7 +97,7 @@ class Predictor(SamPredictor):  # type: ignore[misc]
     def set_resized(self, resized: npt.NDArray[np.uint8], size: tuple[int, int]) -> None:
         """Embed what ``resize`` made of an image of ``size`` height, width."""
         pixels = torch.as_tensor(resized, device=self.device).permute(2, 0, 1)[None].contiguous()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(self.device.type, self.precision):
             self.set_torch_image(pixels, size)
         features: Tensor = self.features
         self.features = features.float()

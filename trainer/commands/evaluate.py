@@ -11,6 +11,7 @@ import click
 from shared.commands import threads_option
 from shared.cores import usable_cores
 from shared.errors import ImageError, SourceError
+from shared.precision import PrecisionSetting, precision_option
 from shared.sam.settings import PACKAGED, TASKS
 from trainer.evaluate.settings import FirstPrompt, Output, Protocol
 
@@ -27,7 +28,9 @@ weights_option = click.option(
     help=f"SAM or SUM weights (.pth, .safetensors), the folder of a checkpoint, or {PACKAGED}, which ships here.",
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-bf16_option = click.option("--bf16", is_flag=True, help="Run the image encoder in bfloat16.")
+encoder_option = precision_option(
+    "fp32", "Of the image encoder; fp32 gives the same scores and masks on every processor, bf16 does not."
+)
 
 
 @click.command("evaluate")
@@ -65,7 +68,7 @@ bf16_option = click.option("--bf16", is_flag=True, help="Run the image encoder i
 @click.option("--seed", default=0, show_default=True, help="Of that draw.")
 @device_option
 @threads_option
-@bf16_option
+@encoder_option
 def evaluate_command(
     weights: str,
     suite: str,
@@ -80,7 +83,7 @@ def evaluate_command(
     seed: int,
     device: str,
     threads: int | None,
-    bf16: bool,
+    precision: PrecisionSetting,
 ) -> None:
     """Prompt a model as a user would, on sets of human masks, and average IoU and boundary IoU."""
     if show and max(show) > rounds:
@@ -91,7 +94,8 @@ def evaluate_command(
     from pydantic_core import to_jsonable_python
 
     from shared.allocator import tune_malloc
-    from shared.sam.runtime import Runtime
+    from shared.precision import settle
+    from shared.sam.runtime import Runtime, pick_device
     from shared.storage import Storage
     from trainer.evaluate.report import write_rows, write_summary
     from trainer.evaluate.run import evaluate_sets, load_weights
@@ -101,7 +105,8 @@ def evaluate_command(
     tune_malloc()
     torch.set_num_threads(threads or usable_cores())
     sets = read_suite(suite, parse_variables(variables)).sets
-    loaded = load_weights(weights, Runtime(device, bf16))
+    computed_in = settle(precision, pick_device(device)).name
+    loaded = load_weights(weights, Runtime(device, computed_in))
     task_rounds = 1 if task_prompt == "first" else rounds
     protocols = [Protocol(name, rounds, output, task_rounds) for name in dict.fromkeys(first)]
     provenance = {
@@ -111,11 +116,11 @@ def evaluate_command(
         "protocols": [asdict(protocol) for protocol in protocols],
         "max_masks": max_masks,
         "seed": seed,
-        "bf16": bf16,
+        "precision": computed_in,
     }
     folder = Storage(out)
     results = []
-    for result in evaluate_sets(loaded, sets, protocols, max_masks, seed, bf16):
+    for result in evaluate_sets(loaded, sets, protocols, max_masks, seed, computed_in):
         results.append(result)
         write_rows(folder, results, provenance)  # after each set, so that a failure in the last does not cost the rest
         click.echo(f"{result.settings.name}: {result.masks} masks in {result.images} images", err=True)
@@ -134,7 +139,7 @@ def evaluate_command(
 @click.option("--out", required=True, help="Folder for <stem>_mask.png and <stem>_overlay.png: a path or a URL.")
 @device_option
 @threads_option
-@bf16_option
+@encoder_option
 def predict_command(
     image: Path,
     points: tuple[str, ...],
@@ -145,13 +150,14 @@ def predict_command(
     out: str,
     device: str,
     threads: int | None,
-    bf16: bool,
+    precision: PrecisionSetting,
 ) -> None:
     """Segment one object of a photo. Pixels count from 0 at the top left; x goes right, y down."""
     import numpy as np
     import torch
 
-    from shared.sam.runtime import Runtime
+    from shared.precision import settle
+    from shared.sam.runtime import Runtime, pick_device
     from shared.storage import Storage
     from trainer.evaluate.run import load_weights
     from trainer.predict import draw_prediction, png, predict_mask
@@ -159,9 +165,10 @@ def predict_command(
     prompt = _parse_prompt(points, negatives, box)
     torch.set_num_threads(threads or usable_cores())
     photo = _read_photo(image)
-    loaded = load_weights(weights, Runtime(device, bf16))
+    computed_in = settle(precision, pick_device(device)).name
+    loaded = load_weights(weights, Runtime(device, computed_in))
     try:
-        prediction = predict_mask(loaded, photo, prompt, task, bf16)
+        prediction = predict_mask(loaded, photo, prompt, task, computed_in)
     except ImageError as error:
         raise ImageError(f"{image}: {error}") from error
     folder = Storage(out)

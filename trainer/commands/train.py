@@ -9,6 +9,7 @@ import click
 
 from shared.commands import threads_option
 from shared.cores import usable_cores
+from shared.precision import precision_option
 
 recipe_option = click.option("--recipe", required=True, help="A YAML file, or the name of one that ships here.")
 out_option = click.option(
@@ -18,6 +19,9 @@ var_option = click.option("--var", "variables", multiple=True, help="NAME=value 
 set_option = click.option(
     "--set", "changes", multiple=True, help="key=value in place of the recipe's, with dotted keys; repeatable."
 )
+training_precision_option = precision_option(
+    None, "auto is bf16 where the device has instructions for it, else fp32  [default: the recipe's]"
+)
 
 
 @click.command("refiner")
@@ -26,9 +30,15 @@ set_option = click.option(
 @var_option
 @set_option
 @click.option("--sam", default=None, help="The frozen SAM  [default: the recipe's]")
+@training_precision_option
 @threads_option
 def refiner_command(
-    recipe: str, out: Path, variables: tuple[str, ...], changes: tuple[str, ...], sam: str | None, threads: int | None
+    recipe: str,
+    out: Path,
+    variables: tuple[str, ...],
+    changes: tuple[str, ...],
+    threads: int | None,
+    **chosen: str | None,
 ) -> None:
     """Train the mask-refinement module on human masks. Run it again after any interruption."""
     import torch
@@ -37,7 +47,7 @@ def refiner_command(
     from trainer.settings import parse_variables, read_settings
 
     torch.set_num_threads(threads or usable_cores())
-    settings = read_settings(recipe, RefinerRecipe, parse_variables(variables), _changed(changes, sam=sam))
+    settings = read_settings(recipe, RefinerRecipe, parse_variables(variables), _changed(changes, **chosen))
     path = train_refiner(settings, out)
     click.echo(f"wrote {path}; use it with `labelgen run --refiner {path}`")
 
@@ -58,6 +68,7 @@ def refiner_command(
     help="Processes of this machine that share each step: one a GPU  "
     "[default: 1 on a GPU; one a core on a CPU, or as many as the run began with]",
 )
+@training_precision_option
 @threads_option
 def fit_command(
     recipe: str,

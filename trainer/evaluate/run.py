@@ -16,6 +16,7 @@ from tqdm import tqdm
 from shared.errors import CheckpointError, ImageError, SourceError
 from shared.frame import Frame
 from shared.images import RgbImage
+from shared.precision import Precision
 from shared.sam.checkpoint import LoadedSam, load_sam
 from shared.sam.runtime import Predictor, Runtime, place
 from shared.sam.settings import PACKAGED
@@ -119,7 +120,7 @@ def evaluate_sets(
     protocols: Sequence[Protocol],
     max_masks: int | None = None,
     seed: int = 0,
-    bf16: bool = False,
+    precision: Precision = "fp32",
 ) -> Iterator[SetScores]:
     """Evaluate sets one after the other, each with all ``protocols``; yield each when it is done.
 
@@ -128,7 +129,7 @@ def evaluate_sets(
     """
     for settings in sets:
         open_set(settings)  # and let go: the JSON files of a suite would not fit into memory together
-    embedder = _Embedder(Predictor(weights.sam, bf16), KEPT_BYTES if len(sets) > 1 else 0)
+    embedder = _Embedder(Predictor(weights.sam, precision), KEPT_BYTES if len(sets) > 1 else 0)
     for settings in sets:
         yield _evaluate_set(embedder, weights, settings, protocols, max_masks, seed)
 

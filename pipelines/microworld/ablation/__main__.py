@@ -16,6 +16,7 @@ import click
 
 from shared.cores import usable_cores
 from shared.errors import SumError
+from shared.precision import PrecisionSetting, precision_option
 
 
 @click.command()
@@ -31,9 +32,17 @@ from shared.errors import SumError
 @click.option("--report-only", is_flag=True, help="Train nothing; write down what is there.")
 @click.option("--choose", is_flag=True, help="Do the runs that settings are chosen by, on scenes of validation.")
 @click.option("--quick", is_flag=True, help="A small ablation, which fails unless training beats SAM.")
+@precision_option(None, "What models are trained in: auto (the default), bf16 where the device has it, or fp32, bf16.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Turn the world, or anything of the plan.")
 def main(
-    out: Path, processes: int, docs: Path | None, report_only: bool, choose: bool, quick: bool, changes: tuple[str, ...]
+    out: Path,
+    processes: int,
+    docs: Path | None,
+    report_only: bool,
+    choose: bool,
+    quick: bool,
+    precision: PrecisionSetting | None,
+    changes: tuple[str, ...],
 ) -> None:
     """Run the paper's ablation in the micro-world."""
     from pipelines.microworld.ablation.cells import choices
@@ -47,7 +56,8 @@ def main(
     from trainer.settings import change_settings
 
     try:
-        plan = change_settings(quick_plan(out) if quick else Plan(out), changes, "plan")
+        chosen = () if precision is None else (f"precision={precision}",)
+        plan = change_settings(quick_plan(out) if quick else Plan(out), (*changes, *chosen), "plan")
         if choose:
             prepare(plan, processes, click.echo)
             run_cells(plan, choices(), processes)

@@ -91,7 +91,13 @@ def choices() -> list[Cell]:
 def recipe_of(plan: Plan, cell: Cell) -> Recipe:
     """Return the recipe of a cell that is trained. Raises ``SettingsError``."""
     variables = {"SCENES": str(plan.scenes("human")), "SHARDS": str(plan.shards)}
-    changes = (*plan.fit_changes, f"method={cell.method}", f"seed={cell.seed}", *cell.changes)
+    changes = (
+        f"precision={plan.precision}",
+        *plan.fit_changes,
+        f"method={cell.method}",
+        f"seed={cell.seed}",
+        *cell.changes,
+    )
     recipe = read_settings("ablation", Recipe, variables, changes)
     human = tuple(each for each in recipe.human if each.task in SETTINGS[cell.setting])
     return replace(recipe, sam=plan.sam, human=human)
@@ -118,6 +124,7 @@ def identity_of(plan: Plan, cell: Cell) -> dict[str, Any]:
     if cell != FROZEN:
         recipe = recipe_of(plan, cell)
         identity["recipe"] = recipe.identity()
+        identity["precision"] = recipe.computed_in
         identity["human"] = {each.task: each.limit for each in recipe.human}
         identity["layers"] = _layers_of(plan, recipe)
     return identity
@@ -127,9 +134,9 @@ def identity_of_world(plan: Plan) -> dict[str, Any]:
     """Return what was asked for, of all runs: the plan but for which runs there are, and the recipes.
 
     Frozen models that were trained for the same world on two kinds of processor may still differ: each rounds in its
-    way.
+    way. Of the precision, the recipes say what it came to.
     """
-    asked = {name: value for name, value in asdict(plan).items() if name not in WHICH_RUNS}
+    asked = {name: value for name, value in asdict(plan).items() if name not in (*WHICH_RUNS, "precision")}
     recipe = recipe_of(plan, Cell(STUDY_SETTING, "sum"))
     return {**asked, "recipe": recipe.identity(), "refiner": refiner_recipe(plan).identity()}
 

@@ -17,6 +17,7 @@ from pipelines.microworld.pretrain import pretrain
 from pipelines.microworld.pretrain_settings import PretrainSettings
 from pipelines.microworld.scene import World
 from pipelines.microworld.sets import write_sets
+from shared.precision import PrecisionSetting
 from shared.sam.settings import PACKAGED
 from trainer.loop import fit_on_ranks
 from trainer.recipe import Recipe
@@ -35,14 +36,14 @@ def make_frozen_model(plan: Plan, processes: int) -> str:
     if frozen is None:
         return plan.sam
     folder = weights.parent.parent
-    detail = pretrain(detail_settings(frozen, plan.world), folder / "detail", processes)
+    detail = pretrain(detail_settings(frozen, plan.world, plan.precision), folder / "detail", processes)
     scenes = folder / "scenes"
     write_sets(scenes, frozen.world_seed, frozen.coarse_scenes, plan.world, frozen.coarseness)
-    fit_on_ranks(coarse_recipe(frozen, detail, scenes), weights.parent, processes)
+    fit_on_ranks(coarse_recipe(frozen, detail, scenes, plan.precision), weights.parent, processes)
     return plan.sam
 
 
-def detail_settings(frozen: FrozenModel, world: World) -> PretrainSettings:
+def detail_settings(frozen: FrozenModel, world: World, precision: PrecisionSetting) -> PretrainSettings:
     """Return how the encoder is brought to keep detail, and the decoder to go on from its mask prompt."""
     return PretrainSettings(
         scenes=frozen.scenes,
@@ -51,6 +52,7 @@ def detail_settings(frozen: FrozenModel, world: World) -> PretrainSettings:
         coarseness=EXACT,
         weights=PACKAGED,
         picture_weight=1.0,
+        precision=precision,
         steps=frozen.detail_steps,
         warmup=min(40, frozen.detail_steps),
         decay=0.6,
@@ -65,7 +67,7 @@ def detail_settings(frozen: FrozenModel, world: World) -> PretrainSettings:
     )
 
 
-def coarse_recipe(frozen: FrozenModel, weights: Path, scenes: Path) -> Recipe:
+def coarse_recipe(frozen: FrozenModel, weights: Path, scenes: Path, precision: PrecisionSetting) -> Recipe:
     """Return how the decoder of ``weights`` is brought to lose it. Raises ``SettingsError``."""
-    changes = (f"steps={frozen.coarse_steps}", f"sam={weights}")
+    changes = (f"steps={frozen.coarse_steps}", f"sam={weights}", f"precision={precision}")
     return read_settings("frozen_ablation", Recipe, {"SCENES": str(scenes)}, changes)

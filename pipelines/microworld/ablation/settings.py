@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipelines.microworld.coarse import Coarseness
 from pipelines.microworld.scene import World
+from shared.precision import PrecisionSetting
 from shared.sam.settings import PACKAGED
 from trainer.data.sets import Task
 from trainer.methods import METHODS
@@ -111,6 +112,8 @@ class Plan:
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = (0, 1, 2)
     studies: bool = True
+    precision: PrecisionSetting = "auto"
+    """What the frozen model and all runs are trained in; the refiner, labels and scores are fp32's."""
     fit_changes: tuple[str, ...] = ()
     refiner_changes: tuple[str, ...] = ()
     world: World = field(default_factory=lambda: WORLD)

@@ -23,7 +23,8 @@ from pipelines.microworld.ablation.settings import Plan
 from pipelines.microworld.sets import TASKS, describe_set
 from shared.allocator import tune_malloc
 from shared.cores import divide_cores, usable_cores
-from shared.sam.runtime import Runtime
+from shared.precision import resolve
+from shared.sam.runtime import Runtime, pick_device
 from shared.shards.dataset import require_same
 from shared.storage import Storage
 from trainer.evaluate.run import evaluate_sets, load_weights
@@ -61,6 +62,9 @@ def is_done(plan: Plan, cell: Cell) -> bool:
         return False
     stored = json.loads(pq.read_schema(path).metadata[IDENTITY])
     wanted = json.loads(json.dumps(identity_of(plan, cell)))
+    if cell != FROZEN:
+        recipe = recipe_of(plan, cell)
+        resolve(recipe.precision, pick_device(recipe.device)).require_recorded(str(path), stored.get("precision"))
     require_same("settings", str(path), stored, wanted, REMEDY)
     return True
 
