@@ -24,6 +24,7 @@ from labelgen.engine.stop import Stop
 from labelgen.progress import RunSummary
 from labelgen.run import RunSettings, run
 from labelgen.settings import AutomaskSettings
+from shared.precision import TOLD
 from shared.sam.architecture import SamArchitecture, build_architecture
 from shared.sam.runtime import Runtime
 
@@ -39,6 +40,14 @@ def single_threaded() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def told_of_emulation() -> Iterator[None]:
+    """Nobody has to be told what bf16 costs here, which takes a second to find out."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(TOLD, "1")
+        yield
 
 
 @pytest.fixture(scope="session")

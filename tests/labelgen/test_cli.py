@@ -219,7 +219,9 @@ def test_photo_that_is_gone_when_maps_are_made_is_named(
     assert re.search(r"layer uncertainty/entropy .* [1-9]\d* masks unknown", status)
 
 
-@pytest.mark.parametrize("option", ["--source=guess", "--min-refine-area=-1", "--points-per-batch=0", "--bf16"])
+@pytest.mark.parametrize(
+    "option", ["--source=guess", "--min-refine-area=-1", "--points-per-batch=0", "--bf16", "--precision=half"]
+)
 def test_senseless_option_of_uncertainty_is_refused(option: str, finished: Finished) -> None:
     result = labelgen("uncertainty", "--shards", finished[0], option)
     assert result.exit_code == USAGE

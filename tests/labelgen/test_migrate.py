@@ -263,7 +263,7 @@ def write_version1(folder: Path) -> Path:
     ids: dict[str, str] = {}
     layers = {}
     for name, weights in ((MASKS, {"sam": sam}), (MAPS, {"sam": sam, "refiner": {"sha256": "1" * 64}})):
-        settings: dict[str, Any] = {"bf16": False} | ({"masks": ids[MASKS]} if name == MAPS else {"points": 32})
+        settings: dict[str, Any] = {"precision": "fp32"} | ({"masks": ids[MASKS]} if name == MAPS else {"points": 32})
         ids[name] = id_of([1, unit_ids, name, "tar", settings, weights])
         layers[name] = {
             "id": ids[name], "name": name, "encoding": "tar", "settings": settings, "weights": weights,
@@ -420,7 +420,7 @@ def test_new_set_says_where_it_came_from_and_is_of_its_own_masks(old: Path, new:
         assert layer.provenance["software"] == "of then"
         assert layer.weights == was["layers"][name]["weights"]
         assert shards.layer_id(name) != was["layers"][name]["id"]
-    assert shards.layer(MAPS).settings == {"bf16": False, "masks": shards.layer_id(MASKS)}
+    assert shards.layer(MAPS).settings == {"precision": "fp32", "masks": shards.layer_id(MASKS)}
 
 
 @pytest.mark.parametrize("last", range(10))

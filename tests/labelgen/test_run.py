@@ -24,7 +24,9 @@ from safetensors.torch import save_file
 from labelgen import plan
 from labelgen.run import RunSummary
 from labelgen.settings import AutomaskSettings
-from shared.errors import CheckpointError, SettingsDifferError, ShardError, SourceError, StorageError
+from shared import precision
+from shared.errors import CheckpointError, SettingsDifferError, SettingsError, ShardError, SourceError, StorageError
+from shared.precision import Hardware
 from shared.sam.checkpoint import load_sam
 from shared.sam.runtime import Runtime
 from shared.shards.manifest import CROP_BOX
@@ -209,8 +211,27 @@ def test_other_settings_are_refused_by_name(
 
 
 def test_other_precision_is_refused_by_name(finished: Finished, photos: Path, label: Label) -> None:
-    with pytest.raises(SettingsDifferError, match="bf16: there False, asked for True"):
-        label(photos, finished[0], runtime=Runtime("cpu", bf16=True))
+    named = r"layer masks: precision: there fp32, here it would be bf16 \(bf16 is asked for\)\. Give --precision fp32"
+    with pytest.raises(SettingsDifferError, match=named):
+        label(photos, finished[0], runtime=Runtime("cpu", "bf16"))
+
+
+def test_precision_of_its_own_choice_is_recorded_as_what_it_came_to_and_held_to(
+    three_photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "hardware_of", lambda device: Hardware(False, "a slow machine"))
+    label(three_photos, tmp_path, runtime=Runtime("cpu", "auto"))
+    assert ShardSet.open(str(tmp_path)).layer("masks").settings["precision"] == "fp32"
+    monkeypatch.setattr(precision, "hardware_of", lambda device: Hardware(True, "a fast machine"))
+    named = r"there fp32, here it would be bf16 \(auto is bf16 on a fast machine\)\. Give --precision fp32 to go on"
+    with pytest.raises(SettingsDifferError, match=named):
+        label(three_photos, tmp_path, runtime=Runtime("cpu", "auto"))
+    assert label(three_photos, tmp_path, runtime=Runtime("cpu", "fp32")).units_done == 0
+
+
+def test_precision_of_a_cluster_has_to_be_named(photos: Path, tmp_path: Path, label: Label) -> None:
+    with pytest.raises(SettingsError, match=r"--precision auto asks the machine that computes.*give fp32 or bf16"):
+        label(photos, tmp_path, runtime=Runtime("cpu", "auto"), ray_address="auto", workers=1)
 
 
 def test_other_unit_size_is_refused_by_name(finished: Finished, photos: Path, label: Label) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from labelgen.run import RunSummary
 from labelgen.settings import AutomaskSettings
-from shared.errors import ShardError
+from shared.errors import SettingsDifferError, ShardError
 from shared.sam.runtime import Runtime
 from shared.shards.shard_set import LabelledImage, ShardSet
 from shared.storage import Storage
@@ -78,7 +78,7 @@ def test_dataset_file_says_what_decided_the_layer(refined: Refined, refiner: str
     assert layer["settings"] == {
         "source": "refinement",
         "min_refine_area": 0,
-        "bf16": False,
+        "precision": "fp32",
         "masks": layers["masks"]["id"],
     }
     assert layer["weights"]["sam"] == layers["masks"]["weights"]["sam"]
@@ -298,12 +298,17 @@ def test_units_without_masks_are_left_out_and_made_when_they_have_some(
 def test_precision_of_the_encoder_is_that_of_the_masks(
     three_photos: Path, tmp_path: Path, label: Label, refiner: str, add_maps: Label, snapshot: Snapshot
 ) -> None:
-    runtime = Runtime("cpu", bf16=True)
+    runtime = Runtime("cpu", "bf16")
     label(three_photos, tmp_path / "together", runtime=runtime, refiner=refiner)
     label(three_photos, tmp_path / "later", runtime=runtime)
-    add_maps(tmp_path / "later", refiner)  # asks for no bf16, and gets it
+    add_maps(tmp_path / "later", refiner)  # asks for no precision, and gets bf16
     assert snapshot(tmp_path / "later") == snapshot(tmp_path / "together")
-    assert ShardSet.open(str(tmp_path / "later")).layer("uncertainty/refinement").settings["bf16"] is True
+    assert ShardSet.open(str(tmp_path / "later")).layer("uncertainty/refinement").settings["precision"] == "bf16"
+    with pytest.raises(
+        SettingsDifferError, match=r"layer masks: precision: there bf16.*Give --precision bf16 to go on"
+    ):
+        add_maps(tmp_path / "later", refiner, precision="fp32")
+    assert add_maps(tmp_path / "later", refiner, precision="bf16").units_done == 0
 
 
 def test_plan_of_another_shard_set_is_refused(own_shards: Path, three_photos: Path, tmp_path: Path, label: Label,

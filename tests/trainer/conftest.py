@@ -272,6 +272,7 @@ def make_recipe(
             "optimizer": OptimizerSettings(learning_rate=1e-3, clip_norm=10.0),
             "checkpoint": CheckpointSettings(every=2, keep=2),
             "device": "cpu",
+            "precision": "fp32",
             "data_threads": 2,
         }
         return Recipe(**{**settings, **changes})

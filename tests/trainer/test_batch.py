@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
+from shared.precision import Precision
 from shared.sam.architecture import SamArchitecture, build_architecture
 from shared.sam.decode import BOX_MIN
 from shared.sam.task_prompt import TaskPrompt
@@ -290,10 +291,10 @@ def test_bf16_gives_losses_and_gradients_near_those_of_fp32(
     """One round: later clicks would fall elsewhere where a mask differs by a pixel."""
     sam, settings = single_precision, InteractiveSettings(rounds=1)
     losses, parts = [], []
-    for bf16 in (False, True):
+    for precision in get_args(Precision):
         batch, sums = collate(samples, sam, STRIDE, 0), Sums(1)
         assert batch is not None
-        backpropagate(sam, None, batch, settings, PHOTOS, sums, bf16)
+        backpropagate(sam, None, batch, settings, PHOTOS, sums, precision)
         losses.append(sums.counts["loss"])
         found = gradients(sam, None)
         assert {gradient.dtype for gradient in found.values()} == {torch.float32}
@@ -312,7 +313,7 @@ def test_bf16_gives_losses_and_gradients_near_those_of_fp32(
 def test_bf16_runs_through_all_rounds(single_precision: Sam, samples: list[TrainingSample]) -> None:
     batch, sums = collate(samples, single_precision, STRIDE, 0), Sums(7)
     assert batch is not None
-    backpropagate(single_precision, None, batch, InteractiveSettings(), PHOTOS, sums, True)
+    backpropagate(single_precision, None, batch, InteractiveSettings(), PHOTOS, sums, "bf16")
     found = gradients(single_precision, None)
     assert all(gradient.isfinite().all() for gradient in found.values())
     assert all(value > 0 for value in sums.mask_loss)

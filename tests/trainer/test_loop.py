@@ -185,7 +185,7 @@ def test_best_checkpoint_by_validation_is_kept(
 ) -> None:
     scores = iter([0.3, 0.8, 0.8, 0.5])
 
-    def validate(model: LoadedSam, settings: ValidationSettings, bf16: bool) -> tuple[float, dict[str, float]]:
+    def validate(model: LoadedSam, settings: ValidationSettings, precision: str) -> tuple[float, dict[str, float]]:
         score = next(scores)
         return score, {"all_mBIoU@3": score}
 

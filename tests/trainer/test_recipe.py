@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from shared import precision
+from shared.precision import Hardware
 from trainer.data.order import Mix
 from trainer.data.sets import CocoSettings, FolderPairsSettings, SetSettings
 from trainer.interactive import InteractiveSettings
 from trainer.optimizer import OptimizerSettings
 from trainer.recipe import CacheSettings, CheckpointSettings, Recipe, ValidationSettings
+from trainer.refiner import RefinerRecipe
 
 HUMAN: tuple[SetSettings, ...] = (FolderPairsSettings("folder-pairs", Path("a"), Path("b"), "salient"),)
+PLAIN = Recipe(human=HUMAN, precision="fp32")
 
 
 def test_defaults_are_the_papers() -> None:
@@ -85,24 +89,38 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "loss": {"theta": 0.5},
     "optimizer": {"learning_rate": 1e-4},
     "seed": 1,
-    "bf16": True,
+    "precision": "bf16",
 }
 
 
 def test_every_setting_is_known_to_change_the_result_or_not_to() -> None:
-    fields = set(asdict(Recipe(human=HUMAN)))
+    fields = set(asdict(Recipe(human=HUMAN, precision="fp32")))
     assert fields == CHANGES_NOTHING.keys() | CHANGES_THE_RESULT.keys()
     assert not CHANGES_NOTHING.keys() & CHANGES_THE_RESULT.keys()
 
 
 @pytest.mark.parametrize("name", CHANGES_NOTHING)
 def test_identity_leaves_out_what_does_not_change_the_result(name: str) -> None:
-    assert replace(Recipe(human=HUMAN), **{name: CHANGES_NOTHING[name]}).identity() == Recipe(human=HUMAN).identity()
+    assert replace(PLAIN, **{name: CHANGES_NOTHING[name]}).identity() == PLAIN.identity()
 
 
 @pytest.mark.parametrize("name", CHANGES_THE_RESULT)
 def test_identity_holds_what_changes_the_result(name: str) -> None:
-    assert replace(Recipe(human=HUMAN), **{name: CHANGES_THE_RESULT[name]}).identity() != Recipe(human=HUMAN).identity()
+    assert replace(PLAIN, **{name: CHANGES_THE_RESULT[name]}).identity() != PLAIN.identity()
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_identity_holds_what_the_precision_comes_to(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: str
+) -> None:
+    monkeypatch.setattr(precision, "hardware_of", lambda device: Hardware(has_bf16, "a machine"))
+    recipe = Recipe(human=HUMAN, device="cpu")
+    assert recipe.precision == "auto"
+    assert recipe.identity() == replace(recipe, precision=expected).identity()
+    assert recipe.identity()["precision"] == expected
+    refiner = RefinerRecipe(human=HUMAN, device="cpu")
+    assert refiner.precision == refiner.identity()["precision"] == "fp32"
+    assert replace(refiner, precision="auto").identity()["precision"] == expected
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

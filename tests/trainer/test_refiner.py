@@ -226,7 +226,7 @@ def test_defaults_are_the_papers(human_sets: tuple[SetSettings, ...]) -> None:
 
 def test_bf16_trains_about_as_fp32_does(make_refiner_recipe: MakeRecipe, tmp_path: Path) -> None:
     (exact,), _ = run(make_refiner_recipe(steps=1), tmp_path / "fp32")
-    (rough,), weights = run(make_refiner_recipe(steps=1, bf16=True), tmp_path / "bf16")
+    (rough,), weights = run(make_refiner_recipe(steps=1, precision="bf16"), tmp_path / "bf16")
     assert rough["loss"] != exact["loss"]
     assert rough["loss"] == pytest.approx(exact["loss"], rel=0.02)
     assert {value.dtype for value in weights.values()} == {torch.float32}

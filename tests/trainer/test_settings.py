@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
 from shared.errors import SettingsError
+from trainer import recipe as training
 from trainer.settings import built_in_names, change_settings, parse_variables, read_settings
 
 
@@ -210,3 +211,10 @@ def test_variables_are_parsed_as_name_and_value() -> None:
     for wrong in ("A", "=1"):
         with pytest.raises(SettingsError, match="expected NAME=value"):
             parse_variables([wrong])
+
+
+def test_key_that_is_a_value_of_another_is_told_which(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text("bf16: true\nhuman: []")
+    with pytest.raises(SettingsError, match=r"bf16: unknown key; did you mean precision: bf16\?"):
+        read_settings(path, training.Recipe, {})

@@ -29,7 +29,7 @@ weights_option = click.option(
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 encoder_option = precision_option(
-    "fp32", "Of the image encoder; fp32 gives the same scores and masks on every processor, bf16 does not."
+    "fp32", "Of the image encoder; bf16 moves scores and masks a little, so auto makes them depend on the processor."
 )
 
 

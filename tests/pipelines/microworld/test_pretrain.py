@@ -22,7 +22,9 @@ from pipelines.microworld.pretrain import (
     train,
 )
 from pipelines.microworld.pretrain_settings import PretrainSettings
+from shared import precision
 from shared.errors import SettingsDifferError
+from shared.precision import Hardware
 from shared.sam.architecture import ARCHITECTURES, build_architecture
 from shared.sam.checkpoint import load_sam
 from shared.sam.settings import PACKAGED
@@ -148,7 +150,7 @@ def test_targets_are_turned_as_their_image_is(corpus: Corpus) -> None:
 
 def test_every_weight_is_in_one_optimizer_and_only_matrices_decay() -> None:
     sam = build_architecture(ARCHITECTURES["vit_t"])
-    groups = [group for optimizer in make_optimizers(sam, SMALL) for group in optimizer.param_groups]
+    groups = [group for optimizer in make_optimizers(sam, SMALL, "fp32") for group in optimizer.param_groups]
     optimized = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(optimized) == len(set(optimized))
     assert set(optimized) == {id(parameter) for parameter in sam.parameters()}
@@ -223,3 +225,25 @@ def test_run_that_is_done_is_left_and_one_of_other_settings_refused(corpus_folde
     assert weights.stat().st_mtime_ns == written
     with pytest.raises(SettingsDifferError, match="masks: there 2, asked for 3"):
         pretrain(replace(settings, masks=3), tmp_path, 1, corpus_folder)
+
+
+def test_precision_is_recorded_as_what_it_came_to_and_another_refused_with_the_option(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SMALL, steps=1)
+    monkeypatch.setattr(precision, "hardware_of", lambda device: Hardware(False, "a slow machine"))
+    pretrain(settings, tmp_path, 1, corpus_folder)
+    assert json.loads((tmp_path / "settings.json").read_text())["precision"] == "fp32"
+    monkeypatch.setattr(precision, "hardware_of", lambda device: Hardware(True, "a fast machine"))
+    named = r"there fp32, here it would be bf16 \(auto is bf16 on a fast machine\)\. Give --precision fp32 to go on"
+    with pytest.raises(SettingsDifferError, match=named):
+        pretrain(settings, tmp_path, 1, corpus_folder)
+    pretrain(replace(settings, precision="fp32"), tmp_path, 1, corpus_folder)
+
+
+def test_a_step_in_bf16_is_near_that_in_fp32_and_another(corpus: Corpus, tmp_path: Path) -> None:
+    settings = replace(SMALL, images=1, masks=1, weights=PACKAGED)
+    exact, rough = (
+        Pretraining(replace(settings, precision=name), corpus, tmp_path).train_step() for name in ("fp32", "bf16")
+    )
+    assert exact["loss_1"] != rough["loss_1"] == pytest.approx(exact["loss_1"], rel=0.05)

@@ -7,6 +7,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from shared.precision import autocast
 from shared.sam.architecture import ARCHITECTURES, build_architecture
 from shared.sam.decode import (
     BOX_MAX,
@@ -133,7 +134,7 @@ def test_gradient_reaches_only_the_images_that_were_prompted(tiny_sam: Sam, embe
 @torch.no_grad()
 def test_coordinates_stay_fp32_under_bf16_autocast(tiny_sam: Sam) -> None:
     _, prompts = build("points+box")
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu", "bf16"):
         sparse, _ = embed_prompts(tiny_sam, prompts)
         positions = dense_positions(tiny_sam)
     assert sparse.dtype == positions.dtype == torch.float32
@@ -158,7 +159,7 @@ def test_neighbouring_pixels_of_a_1024_input_differ_under_bf16_autocast() -> Non
     for weight in sam.prompt_encoder.parameters():
         torch.nn.init.zeros_(weight)
     coords = torch.tensor([[[1000.0, 900.0]], [[1001.0, 900.0]], [[1000.0, 901.0]]])
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu", "bf16"):
         sparse, _ = embed_prompts(sam, Prompts(coords, torch.full((3, 1), POSITIVE)))
     assert (sparse[1] - sparse[0]).abs().amax() > 1e-3
     assert (sparse[2] - sparse[0]).abs().amax() > 1e-3

@@ -11,6 +11,7 @@ from segment_anything.modeling import Sam
 from torch import nn
 from torch.nn import functional as F
 
+from shared.precision import autocast
 from shared.sam import attention, fast_linear
 from shared.sam.architecture import SamArchitecture, build_architecture
 from shared.sam.attention import PiecewiseAttention, attend_in_pieces
@@ -82,7 +83,7 @@ def test_fast_linear_is_torchs(monkeypatch: pytest.MonkeyPatch, helps: bool) -> 
 def test_fast_linear_obeys_autocast_and_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_linear, "_helps", lambda: True)
     x, weight = torch.randn(3, 8), torch.randn(4, 8)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu", "bf16"):
         assert fast_linear.linear(x, weight).dtype == torch.bfloat16
     assert fast_linear.linear(x.double(), weight.double()).dtype == torch.float64
 
@@ -93,6 +94,6 @@ def test_embedding_under_bf16_is_near_that_of_fp32(sam: Sam, images: torch.Tenso
     use_fast_linear(encoder)
     with torch.no_grad():
         exact = sam.image_encoder(images)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", "bf16"):
             rough = encoder(images).float()
     assert 1e-5 < float((rough - exact).abs().max()) < 0.3

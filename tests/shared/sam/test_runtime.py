@@ -1,4 +1,4 @@
-"""Device, bf16 and compilation change where and how a SAM runs, and nothing else."""
+"""Device, precision and compilation change where and how a SAM runs, and nothing else."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_fp32_predictor_equals_upstreams(tiny_sam: Sam, image: npt.NDArray[np.ui
 
 
 def test_bf16_runs_the_encoder_in_bfloat16_and_the_rest_in_fp32(tiny_sam: Sam, image: npt.NDArray[np.uint8]) -> None:
-    predictor = Predictor(tiny_sam, bf16=True)
+    predictor = Predictor(tiny_sam, precision="bf16")
 
     def run() -> None:
         predictor.set_image(image)
@@ -55,7 +55,7 @@ def test_bf16_runs_the_encoder_in_bfloat16_and_the_rest_in_fp32(tiny_sam: Sam, i
 
 
 def test_bf16_features_are_fp32_numbers_close_to_those_of_fp32(tiny_sam: Sam, image: npt.NDArray[np.uint8]) -> None:
-    exact, rough = Predictor(tiny_sam), Predictor(tiny_sam, bf16=True)
+    exact, rough = Predictor(tiny_sam), Predictor(tiny_sam, precision="bf16")
     exact.set_image(image)
     rough.set_image(image)
     assert rough.features.dtype == torch.float32
@@ -67,7 +67,7 @@ def test_bf16_features_are_fp32_numbers_close_to_those_of_fp32(tiny_sam: Sam, im
 
 def test_bf16_leaves_the_weights_alone(tiny_sam: Sam, image: npt.NDArray[np.uint8]) -> None:
     before = deepcopy(tiny_sam.state_dict())
-    Predictor(tiny_sam, bf16=True).set_image(image)
+    Predictor(tiny_sam, precision="bf16").set_image(image)
     after = tiny_sam.state_dict()
     assert all(torch.equal(after[name], value) and after[name].dtype == torch.float32 for name, value in before.items())
 
@@ -111,6 +111,6 @@ def test_auto_picks_the_best_device_there_is(
     assert pick_device("cpu") == torch.device("cpu")
 
 
-def test_only_bf16_counts_as_a_setting_that_changes_results() -> None:
+def test_only_precision_counts_as_a_setting_that_changes_results() -> None:
     assert Runtime("cpu").settings() == Runtime("cuda", compile=True).settings()
-    assert Runtime("cpu", bf16=True).settings() != Runtime("cpu").settings()
+    assert Runtime("cpu", precision="bf16").settings() != Runtime("cpu").settings()
