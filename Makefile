@@ -41,9 +41,7 @@ ablation-quick: $(READY)
 clean:
 	rm -rf $(VENV) out
 
-# torch comes first and alone, pinned, so that no other requirement picks one.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pipelines.install
 	touch $@

@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from labelgen.rle import encode_rle
 from shared.errors import StorageError
 from shared.frame import Frame, paste
+from shared.progress import track
 from shared.shards.dataset import PlannedImage
 from shared.shards.shard_set import LabelledImage, ShardSet
 
@@ -46,7 +47,7 @@ def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:
         with aside.open("w") as file:
             file.write('{"info": {"description": "pseudo-labels of a frozen SAM, made by labelgen"},\n')
             file.write('"categories": [{"id": 1, "name": "object"}],\n"annotations": [')
-            for number in shards.committed():
+            for number in track(shards.committed(), "exporting", "unit"):
                 planned = shards.unit(number).images
                 for image in shards.images(number):
                     if image.error is not None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from labelgen.views import Choice, ViewSummary, committed_layers, viewable, write_view
 from shared.errors import SettingsError, ShardError
+from shared.progress import track
 from shared.shards.dataset import OUTPUTS, require_same
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.view import open_shards
@@ -84,7 +85,7 @@ def _choices(
         if not held:
             raise ShardError(f"{shards.storage.url}: has no unit yet; finish `labelgen run` first, or leave it out")
         left_out = 0
-        for number, of_unit in held.items():
+        for number, of_unit in track(held.items(), f"merging {shards.storage.url}", "unit"):
             taken = []
             for image in shards.unit(number).images:
                 owner = owners.setdefault(bytes.fromhex(image.digest), place)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import click
-from tqdm import tqdm
 
 from shared.errors import SettingsDifferError, ShardError
+from shared.progress import track
 from shared.shards.dataset import (
     DATASET,
     FORMAT_VERSION,
@@ -83,15 +83,13 @@ def migrate(
         say(f"{len(planned) - len(pending)} of {len(planned)} units of all layers present, bringing the rest over")
     problems = _write_plans(old, shards)
     reframed, failed = 0, set[tuple[str, int]]()
-    with tqdm(total=len(pending), unit="unit", desc="migrating", disable=None, leave=False) as bar:
-        for layer, number in pending:
-            try:
-                reframed += _bring_over(old, shards, number, layer)
-            except ShardError as error:
-                failed.add((layer, number))
-                if not (is_of_masks(layer) and (MASKS, number) in failed):  # which were named
-                    problems.append(str(error))
-            bar.update()
+    for layer, number in track(pending, "migrating", "unit"):
+        try:
+            reframed += _bring_over(old, shards, number, layer)
+        except ShardError as error:
+            failed.add((layer, number))
+            if not (is_of_masks(layer) and (MASKS, number) in failed):  # which were named
+                problems.append(str(error))
     before, done = len(planned) - len(pending), len(pending) - len(failed)
     distinct = tuple(dict.fromkeys(problems))  # a plan that is lost stops every layer of its unit
     return MigrationSummary(len(planned), before, done, reframed, distinct)
@@ -115,7 +113,7 @@ def _prepare(old: Origin, storage: Storage, encoding: str | None) -> ShardSet:
 def _write_plans(old: Origin, shards: ShardSet) -> list[str]:
     """Write the plans of all units that are not there, also of those that no layer has; return what is wrong."""
     there, problems = set(shards.storage.names("units")), []
-    for number in range(len(old.dataset.unit_ids)):
+    for number in track(range(len(old.dataset.unit_ids)), "writing plans", "unit"):
         if f"{unit_name(number)}.json" not in there:
             try:
                 shards.storage.write(unit_path(number), old.unit(number).to_json())

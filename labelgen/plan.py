@@ -15,6 +15,7 @@ from shared.errors import SettingsDifferError
 from shared.images import digest
 from shared.photos import read_bytes
 from shared.precision import Resolved
+from shared.progress import track
 from shared.shards.dataset import (
     DATASET,
     REMEDY_FOR_SETTINGS,
@@ -81,7 +82,7 @@ def _create(
         dataset = Dataset(unit_size, ids, len(refs), {layer.name: layer})
         if not storage.create(DATASET, dataset.to_json()):
             return None
-        for number, plan in enumerate(plans):
+        for number, plan in enumerate(track(plans, "writing plans", "unit", len(ids))):
             storage.write(unit_path(number), plan)
     return dataset
 
@@ -120,7 +121,7 @@ def _restore_units(
                 f"{storage.url}: was made of other images, or they changed since. "
                 "Give the same --images, or another --shards folder."
             )
-        for number, plan in enumerate(plans):
+        for number, plan in enumerate(track(plans, "writing plans", "unit", len(ids))):
             if unit_name(number) in missing:
                 storage.write(unit_path(number), plan)
             elif (unit := Unit.from_json(plan, unit_path(number))) != read_unit(storage, number):

@@ -1,22 +1,19 @@
-"""Say how a run is getting on, by a bar on a terminal and plain lines elsewhere, and at its end what it did."""
+"""Say how a run is getting on, and at its end what it did."""
 
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import click
-from tqdm import tqdm
+from labelgen.job import Begun, Event, GivenUp, Lost, Notice, Progress, UnitReport
+from shared.progress import Stage
 
-from labelgen.job import Event, GivenUp, Lost, Notice, Progress, UnitReport
-
-LOG_SECONDS = 10.0
+BEFORE_THE_FIRST = "no unit begun yet, the models are being loaded"
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class _Tally:
 
 @dataclass
 class ProgressReporter:
-    """Counts images, masks and errors, and shows the rate and the time left. ``total`` images are to be done.
+    """Counts images, masks and errors, and tells of them as a ``Stage`` does. ``total`` images are to be done.
 
     What units report when they are done is added up for good. The progress of units in work only tells how far they
     are, and is forgotten if their worker dies.
@@ -96,18 +93,20 @@ class ProgressReporter:
     _unknown: int = 0
     _retries: int = 0
     _given_up: list[str] = field(default_factory=list)
-    _logged: float = 0.0
-    _bar: tqdm[Any] | None = None
+    _has_begun: bool = False
+
+    def __post_init__(self) -> None:
+        self._stage = Stage("labelling", self.total, "image", note=BEFORE_THE_FIRST if self.total else "")
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=self.total, unit="image", desc="labelling", dynamic_ncols=True)
-        self._logged = self.started
+        self._stage.__enter__()
         return self
 
     def take(self, event: Event) -> None:
         """Count what happened, and say so where people should know."""
         match event:
+            case Begun():
+                self._has_begun = True
             case Progress():
                 self._count(event)
             case UnitReport():
@@ -119,16 +118,17 @@ class ProgressReporter:
             case Lost():
                 self._retries += 1
                 self._in_work.pop(event.unit, None)
-                self._say(_describe(event))
+                self._stage.speaker.say(_describe(event))
             case GivenUp():
                 self._given_up.append(f"unit {event.unit:06d} was given up: {event.why}")
             case Notice():
-                self._say(event.text)
-        self._show()
+                self._stage.speaker.say(event.text)
+        now = self._now()
+        self._stage.reach(now.images, f"{now.masks} masks, {now.errors} errors" if self._has_begun else None)
 
     def _count(self, event: Progress) -> None:
         if event.error is not None:
-            self._say(f"skipped: {event.error}")
+            self._stage.speaker.say(f"skipped: {event.error}")
         attempt, tally = self._in_work.get(event.unit, (0, _Tally()))
         if event.unit in self._settled or event.attempt < attempt:  # told late: it is counted, or was in vain
             return
@@ -137,40 +137,11 @@ class ProgressReporter:
         tally.add(_Tally(1, event.masks, event.error is not None))
         self._in_work[event.unit] = (event.attempt, tally)
 
-    def _say(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            click.echo(text, err=True)
-
     def _now(self) -> _Tally:
         now = _Tally()
         for tally in (self._done, *(tally for _, tally in self._in_work.values())):
             now.add(tally)
         return now
-
-    def _show(self) -> None:
-        if self._bar is not None:
-            now = self._now()
-            self._bar.set_postfix(masks=now.masks, errors=now.errors, refresh=False)
-            self._bar.update(now.images - self._bar.n)
-        elif time.monotonic() - self._logged >= LOG_SECONDS:
-            self._logged = time.monotonic()
-            click.echo(self.line(), err=True)
-
-    def line(self) -> str:
-        """Return the state in one line."""
-        now = self._now()
-        left = (self.total - now.images) / self.rate if self.rate > 0 else 0.0
-        return (
-            f"{now.images} of {self.total} images, {now.masks} masks, {now.errors} errors, "
-            f"{self.rate:.2f} images/s, {left:.0f} s left"
-        )
-
-    @property
-    def rate(self) -> float:
-        """Images a second so far."""
-        return self._now().images / max(1e-9, time.monotonic() - self.started)
 
     def summary(self, units: int, units_before: int, stopped: str | None, with_maps: bool) -> RunSummary:
         """Return what was done. ``stopped`` says why the run was asked to end, which counts if not all is done."""
@@ -192,10 +163,7 @@ class ProgressReporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        elif self.total and error is None:
-            click.echo(self.line(), err=True)
+        self._stage.__exit__(kind, error, traceback)
 
 
 def _describe(lost: Lost) -> str:

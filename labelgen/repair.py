@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from shared.errors import ShardError
+from shared.progress import track
 from shared.shards.dataset import DATASET, REMEDY_FOR_DATASET, is_of_masks, is_uncertainty, unit_name, unit_path
 from shared.shards.manifest import manifest_path
 from shared.shards.shard_set import MASKS, ShardSet
@@ -83,7 +84,7 @@ def take_back(storage: Storage, broken: tuple[Broken, ...]) -> str:
     before their masks, and manifests before data.
     """
     folder = f"{QUARANTINE}/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-    for one in broken:
+    for one in track(broken, "taking back", "unit"):
         for name in one.files:
             if storage.exists(name):
                 storage.move(name, f"{folder}/{name}")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import click
-from tqdm import tqdm
 
 from labelgen.engine.cluster import Resources
 from labelgen.engine.pool import RayExecutor
@@ -22,6 +21,7 @@ from labelgen.sources import list_images
 from shared.cores import usable_cores
 from shared.errors import SettingsError, ShardError
 from shared.precision import PrecisionSetting, Resolved, resolve, settle
+from shared.progress import Stage
 from shared.sam.checkpoint import identify_weights
 from shared.sam.runtime import Runtime, pick_device
 from shared.sam.settings import PACKAGED
@@ -119,8 +119,8 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
             raise SettingsError("--min-refine-area is about refining: give --refiner too")
     else:  # a wrong one is refused before anything is planned
         maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, ())
-    with tqdm(total=len(refs), unit="image", desc="planning", disable=None, leave=False) as bar:
-        dataset, moved = prepare(Storage(settings.shards), refs, masks, settings.unit_size, bar.update, precision)
+    with Stage("planning", len(refs), "image") as stage:
+        dataset, moved = prepare(Storage(settings.shards), refs, masks, settings.unit_size, stage.advance, precision)
     del refs  # there may be millions, and the plans in the shard set say the same
     ids = dataset.unit_ids
     kept = [images_layer(sam, settings.encoding)] if settings.keep_images else []

@@ -16,6 +16,7 @@ import pyarrow as pa
 from labelgen.views import Choice, ViewSummary, committed_layers, viewable, write_view
 from shared.errors import SettingsError, ShardError, SourceError
 from shared.images import digest
+from shared.progress import track
 from shared.shards.dataset import REFINEMENT, uncertainty_layer
 from shared.shards.manifest import manifest_path
 from shared.shards.shard_set import ShardSet
@@ -86,7 +87,7 @@ def _choices(
     missing = set(listed or ())
     if filter.maps is not None:
         shards.layer(filter.maps)
-    for number, held in committed_layers(shards, layers).items():
+    for number, held in track(committed_layers(shards, layers).items(), "selecting", "unit"):
         table, _ = shards.manifest(number)
         keep = _meets(table, filter)
         if filter.maps is not None:

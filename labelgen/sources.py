@@ -18,6 +18,7 @@ import fsspec
 from shared.errors import SourceError
 from shared.images import IMAGE_SUFFIXES
 from shared.photos import photo_name
+from shared.progress import track
 from shared.refusals import explained
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
@@ -53,7 +54,8 @@ def list_images(sources: Iterable[str]) -> list[ImageRef]:
     """
     refs: list[ImageRef] = []
     for source in sources:
-        found = [ref for path in _expand(source) for ref in _list_one(path)]
+        listed = (ref for path in _expand(source) for ref in _list_one(path))
+        found = list(track(listed, f"listing {source}", "image"))
         if not found:
             raise SourceError(f"{source}: no images there; expected {', '.join(IMAGE_SUFFIXES)}, or tars of such files")
         refs += found

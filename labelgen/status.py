@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labelgen.pace import pace_of
+from shared.progress import track
 from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS, is_uncertainty
 from shared.shards.manifest import UnitRecord
 from shared.shards.reader import WHICH
@@ -42,7 +43,7 @@ def _status_of_layer(shards: ShardSet, layer: str, skipped: list[str]) -> Iterat
     totals: Counter[str] = Counter()
     known, sum_of_means = 0, 0.0
     faults: dict[str, str] = {}
-    for number in done:
+    for number in track(done, f"reading manifests of {layer}", "unit"):
         table, record = shards.manifest(number, layer, columns)
         totals.update(_counts(record))
         faults |= _faults(table, layer)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from shared.errors import ShardError
 from shared.folder_lock import held
+from shared.progress import track
 from shared.shards.dataset import DATASET, OUTPUTS, Unit, is_uncertainty
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.shards.view_plan import ROWS_SCHEMA, Source, ViewPlan, ViewUnit, rows_file, rows_path, stored_url
@@ -74,7 +75,7 @@ def write_view(
     with held(storage):  # or another run would write its rows over these
         if _is_there(storage, plan):
             return replace(summary, written=False)
-        for number, data in files.items():
+        for number, data in track(files.items(), "writing rows", "unit"):
             storage.write(rows_path(number), data)
         if not storage.create(DATASET, plan.to_json()):  # another run was first: with this very view, or we refuse
             return replace(summary, written=not _is_there(storage, plan))

@@ -24,7 +24,9 @@ from labelgen.engine.stop import Stop
 from labelgen.progress import RunSummary
 from labelgen.run import RunSettings, run
 from labelgen.settings import AutomaskSettings
+from shared import progress
 from shared.precision import TOLD
+from shared.progress import Speaker
 from shared.sam.architecture import SamArchitecture, build_architecture
 from shared.sam.runtime import Runtime
 
@@ -48,6 +50,16 @@ def told_of_emulation() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(TOLD, "1")
         yield
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> Speaker:
+    """The one speaker of the test: it tells of every stage at once, whenever it advances and never else."""
+    speaker = Speaker(timer=False)
+    monkeypatch.setattr(progress, "SPEAKER", speaker)
+    for name in ("FIRST_SECONDS", "EVERY_SECONDS"):
+        monkeypatch.setattr(progress, name, 0.0)
+    return speaker
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from torch import Tensor
 from shared.canonical_json import to_json
 from shared.errors import CheckpointError, StorageError
 from shared.precision import Resolved
+from shared.progress import Stage
 from shared.sam.checkpoint import to_safetensors
 from shared.shards.dataset import require_same
 from shared.storage import TEMPORARY_PREFIX
@@ -70,13 +71,18 @@ class Checkpoints:
         ``identity`` is what decided the result, ``header`` goes with the weights, ``score`` is that of a validation.
         Raises ``StorageError``.
         """
-        buffer = io.BytesIO()
-        torch.save(optimizer.state_dict(), buffer)
-        files = {
-            WEIGHTS: to_safetensors(weights, {**header, "step": step}),
-            TRAINING: buffer.getvalue(),
-            STATE: to_json({"step": step, "identity": identity, "score": score, "processes": self.processes}),
-        }
+        with Stage(f"saving step {step}"):
+            buffer = io.BytesIO()
+            torch.save(optimizer.state_dict(), buffer)
+            files = {
+                WEIGHTS: to_safetensors(weights, {**header, "step": step}),
+                TRAINING: buffer.getvalue(),
+                STATE: to_json({"step": step, "identity": identity, "score": score, "processes": self.processes}),
+            }
+            return self._write(step, files)
+
+    def _write(self, step: int, files: Mapping[str, bytes]) -> Path:
+        """Write the files of a checkpoint aside, and rename their folder into place."""
         aside = self.folder / f"{TEMPORARY_PREFIX}{step:06d}"
         target = self.path(step)
         try:
@@ -104,15 +110,8 @@ class Checkpoints:
         """
         folder = self.path(step)
         try:
-            stored = load_file(folder / WEIGHTS)
-            if stored.keys() != weights.keys():
-                raise ValueError(
-                    f"its tensors are not those of this model: {sorted(stored.keys() ^ weights.keys())[:3]}"
-                )
-            with torch.no_grad():
-                for name, value in weights.items():
-                    value.copy_(stored[name])
-            optimizer.load_state_dict(torch.load(folder / TRAINING, map_location="cpu", weights_only=True))
+            with Stage(f"reading the checkpoint of step {step}"):
+                _load(folder, weights, optimizer)
         except Exception as error:  # on damaged bytes the decoders raise whatever they run into
             silent = isinstance(error, pickle.UnpicklingError) or not str(error)  # PyTorch's advice would do harm
             reason = type(error).__name__ if silent else str(error).splitlines()[0]
@@ -189,6 +188,17 @@ class Checkpoints:
                 aside = self.folder / f"{TEMPORARY_PREFIX}{step:06d}"  # what has a checkpoint's name is whole
                 os.rename(self.path(step), aside)
                 shutil.rmtree(aside)
+
+
+def _load(folder: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Bring ``weights`` (in place) and optimizer to the state in ``folder``."""
+    stored = load_file(folder / WEIGHTS)
+    if stored.keys() != weights.keys():
+        raise ValueError(f"its tensors are not those of this model: {sorted(stored.keys() ^ weights.keys())[:3]}")
+    with torch.no_grad():
+        for name, value in weights.items():
+            value.copy_(stored[name])
+    optimizer.load_state_dict(torch.load(folder / TRAINING, map_location="cpu", weights_only=True))
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -18,6 +18,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from shared.cores import divide_cores
 from shared.errors import SumError, WorkerError
+from shared.progress import hushed
 from shared.sam.runtime import pick_device
 
 LONGEST_WAIT = timedelta(hours=4)
@@ -77,7 +78,9 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(own)
     distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=LONGEST_WAIT)
     try:
-        yield Ranks(distributed.get_rank(), count, own)
+        ranks = Ranks(distributed.get_rank(), count, own)
+        with hushed(not ranks.leads):
+            yield ranks
     finally:
         distributed.destroy_process_group()
 

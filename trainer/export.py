@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from shared.progress import Stage
 from shared.sam.runtime import Runtime
 from shared.storage import Storage
 from trainer.evaluate.run import load_weights
@@ -19,6 +20,7 @@ def export_plain_sam(weights: str, out: Path) -> None:
     trained. Raises ``CheckpointError`` or ``StorageError``.
     """
     loaded = load_weights(weights, Runtime("cpu"))
-    buffer = io.BytesIO()
-    torch.save(dict(loaded.sam.state_dict()), buffer)
-    Storage(str(out.parent)).write(out.name, buffer.getvalue())
+    with Stage(f"writing {out}"):
+        buffer = io.BytesIO()
+        torch.save(dict(loaded.sam.state_dict()), buffer)
+        Storage(str(out.parent)).write(out.name, buffer.getvalue())

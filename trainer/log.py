@@ -1,4 +1,4 @@
-"""What a run says while it goes: a JSON line a step, TensorBoard, and a progress bar."""
+"""What a run says while it goes: a JSON line a step, TensorBoard, and how it is getting on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
+from shared.progress import Stage
 from shared.storage import Storage
 
 LOG = "log.jsonl"
@@ -26,7 +26,7 @@ class RunLog:
     steps: int
     _writer: Any = None
     _file: Any = None
-    _bar: Any = None
+    _stage: Any = None
 
     def __enter__(self) -> Self:
         path = self.out / LOG
@@ -35,7 +35,7 @@ class RunLog:
             Storage(str(self.out)).write(LOG, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", buffering=1)
         self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.first + 1)
-        self._bar = tqdm(total=self.steps, initial=self.first, unit="step", desc="training", disable=None)
+        self._stage = Stage("training", self.steps, "step", self.first, seconds_each=True).__enter__()
         return self
 
     def step(self, step: int, values: Mapping[str, Any], waited: float) -> None:
@@ -48,8 +48,7 @@ class RunLog:
                 for number, part in enumerate(value, 1):
                     self._writer.add_scalar(f"train/{name}_round_{number}", part, step)
         self._writer.add_scalar("train/data_wait", waited, step)
-        self._bar.set_postfix(loss=f"{values['loss']:.3f}", data_wait=f"{100 * waited:.0f}%", refresh=False)
-        self._bar.update()
+        self._stage.reach(step, f"loss {values['loss']:.3f}, {100 * waited:.0f} % of the time waiting for data")
 
     def validation(self, step: int, scores: Mapping[str, float]) -> None:
         """Log the scores of a validation after ``step``."""
@@ -60,7 +59,7 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bar.close()
+        self._stage.__exit__(kind, error, traceback)
         self._writer.close()
         self._file.close()
 

@@ -21,6 +21,7 @@ from shared.allocator import tune_malloc
 from shared.cores import usable_cores, usable_memory
 from shared.errors import CheckpointError, SourceError
 from shared.precision import PrecisionSetting, Resolved, resolve, warn_if_emulated
+from shared.progress import Stage
 from shared.sam.checkpoint import LoadedSam, load_sam, to_safetensors
 from shared.sam.runtime import pick_device
 from shared.sam.settings import TASKS
@@ -116,8 +117,9 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
             train(recipe, model, stream, checkpoints, identity, first, ranks)
         if ranks.leads:
             header = header_of(recipe, model, identity)
-            final = to_safetensors(model.weights, {**header, "step": recipe.steps})
-            Storage(str(out)).write(WEIGHTS, final)
+            with Stage("writing the weights"):
+                final = to_safetensors(model.weights, {**header, "step": recipe.steps})
+                Storage(str(out)).write(WEIGHTS, final)
         seconds = time.perf_counter() - started
         return FitSummary(first, recipe.steps, seconds, stream.waited / max(seconds, 1e-9))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from labelgen.engine.stop import handlers_kept
 from shared.errors import WorkerError
+from shared.progress import Stage
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def connected(resources: Resources) -> Iterator[None]:
     import ray
 
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    with handlers_kept():
+    what = "starting Ray" if resources.address is None else f"connecting to Ray at {resources.address}"
+    with handlers_kept(), Stage(what):
         if resources.address is None:
             slots = max(1, ceil(resources.workers * resources.cpus_per_worker))
             ray.init(address="local", num_cpus=slots, include_dashboard=False, **options)
@@ -65,7 +67,7 @@ def connected(resources: Resources) -> Iterator[None]:
             )
         yield
     finally:
-        with handlers_kept():
+        with handlers_kept(), Stage("leaving Ray"):
             ray.shutdown()
 
 

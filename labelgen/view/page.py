@@ -17,6 +17,7 @@ from labelgen.export import at_full_size, full_size_masks
 from shared.errors import SourceError, StorageError
 from shared.images import RgbImage, decode_image
 from shared.photos import photo_name, read_bytes
+from shared.progress import track
 from shared.shards.dataset import REFINEMENT, uncertainty_layer
 from shared.shards.shard_set import LabelledImage, ShardSet
 
@@ -33,7 +34,8 @@ def write_page(shards: ShardSet, out: Path, limit: int, layer_name: str | None =
     Raises ``ShardError`` if there is no such layer. The photos are read again from where the run found them.
     Raises ``SourceError`` if one is gone, ``StorageError`` if the page cannot be written.
     """
-    labelled = [(number, image) for number, image in shards.walk() if image.error is None]
+    images = track(shards.walk(), "reading manifests", "image")
+    labelled = [(number, image) for number, image in images if image.error is None]
     picked = [
         labelled[i] for i in sorted({round(x) for x in np.linspace(0, len(labelled) - 1, min(limit, len(labelled)))})
     ]
@@ -47,7 +49,7 @@ def write_page(shards: ShardSet, out: Path, limit: int, layer_name: str | None =
         total_images=len(labelled),
         total_masks=sum(len(image.masks) for _, image in labelled),
         maps=maps,
-        cards=list(_cards(shards, picked, maps)),
+        cards=list(track(_cards(shards, picked, maps), "drawing", "image", len(picked))),
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

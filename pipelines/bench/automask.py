@@ -45,6 +45,7 @@ from pipelines.bench.candidates import Candidates, Replacing, ReplacingDecoder, 
 from pipelines.microworld.scene import make_scene
 from shared.images import RgbImage
 from shared.precision import Precision, PrecisionSetting, precision_option, settle
+from shared.progress import Stage
 from shared.sam.architecture import ARCHITECTURES, build_architecture
 from shared.sam.checkpoint import load_sam
 from shared.sam.runtime import Predictor, Runtime, place
@@ -242,12 +243,14 @@ def main(
         for repeat in range(repeats):
             results = {}
             for name in SIDES:
-                seconds, peak, *results[name] = run_side(name, arguments, Path(temporary))
+                with Stage(f"labelling by {name}, repeat {repeat + 1} of {repeats}"):
+                    seconds, peak, *results[name] = run_side(name, arguments, Path(temporary))
                 runs[name].append(seconds)
                 peaks[name].append(peak)
                 click.echo(f"repeat {repeat + 1}: {name:6} {sum(seconds.values()):7.2f} s, {peak:.2f} GB", err=True)
     (records, theirs_real), (labels, ours_real) = results["theirs"], results["ours"]
-    agreement = compare(labels, records, settings_for(model))
+    with Stage("comparing masks"):
+        agreement = compare(labels, records, settings_for(model))
     assert computed_in != "fp32" or not agreement.unexplained, agreement.unexplained
     figures: dict[str, Any] = {}
     if theirs_real is not None:

@@ -18,6 +18,7 @@ import cv2
 
 from pipelines.microworld.coarse import coarse_masks
 from pipelines.microworld.scene import make_scene, make_scenes
+from shared.progress import track
 
 SEED = 11
 
@@ -47,8 +48,8 @@ def main(quick: bool) -> None:
     cv2.setNumThreads(1)
     count, repeats = (100, 3) if quick else (500, 5)
     make_scene(SEED, 0)  # loads the textures
-    drawn = [time_scenes(count, False) for _ in range(repeats)]
-    coarse = [time_scenes(count, True) for _ in range(repeats)]
+    drawn = [time_scenes(count, False) for _ in track(range(repeats), "drawing scenes", "repeat")]
+    coarse = [time_scenes(count, True) for _ in track(range(repeats), "drawing scenes and coarse masks", "repeat")]
     with ProcessPoolExecutor(1) as pool:
         equal = pool.submit(digest_scenes, 20).result() == digest_scenes(20)
     figures = {

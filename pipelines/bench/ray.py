@@ -45,6 +45,7 @@ from pipelines.bench.simulation import Cluster, simulate
 from pipelines.microworld.scene import make_scene
 from shared.cores import usable_cores
 from shared.precision import Precision, PrecisionSetting, settle
+from shared.progress import Stage
 from shared.sam.runtime import Runtime
 from shared.shards.dataset import PlannedImage, Unit
 
@@ -117,13 +118,15 @@ def measure_labelling(photos: int, repeats: int, points: int, unit_size: int, pr
     each: dict[int, list[float]] = {0: [], 1: [], 2: []}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        make_photos(folder / "photos", photos)
+        with Stage("drawing photos"):
+            make_photos(folder / "photos", photos)
         label_all(folder / "photos", folder / "warm", photos, 0, 2, precision)
         for repeat in range(repeats):
             for workers in each:
-                times = label_all(
-                    folder / "photos", folder / f"{repeat}-{workers}", unit_size, workers, points, precision
-                )
+                with Stage(f"{workers} Ray workers, repeat {repeat + 1} of {repeats}"):
+                    times = label_all(
+                        folder / "photos", folder / f"{repeat}-{workers}", unit_size, workers, points, precision
+                    )
                 each[workers].append(seconds_a_unit(times, workers))
         made = [bytes_of(folder / f"{repeat}-{workers}") for repeat in range(repeats) for workers in each]
     if any(files != made[0] for files in made):
@@ -191,7 +194,8 @@ def drive(units: int, workers: int) -> tuple[float, float, float]:
 
 def measure_driver(units: int) -> dict[str, Any]:
     """Compare the driver's memory after few units and after many, and its time a unit."""
-    seconds, few, many = drive(units, 2)
+    with Stage(f"driving {units} units of idle workers"):
+        seconds, few, many = drive(units, 2)
     grown = many - few
     print(f"driver: {few:.0f} MB after {FEW} units, {many:.0f} after {units}; {seconds * 1e3:.2f} ms CPU a unit")
     return {
@@ -224,7 +228,8 @@ def simulate_cluster(workers: int, units: int, unit_size: int, driver_seconds: f
         return START_SECONDS * 2 ** (0.3 * chance.choice(started_late))
 
     cluster = Cluster(workers, seconds, dies, start_seconds, lambda: driver_seconds)
-    outcome = simulate(Scheduler(range(units), lambda unit: unit_size), cluster)
+    with Stage(f"simulating {workers} workers"):
+        outcome = simulate(Scheduler(range(units), lambda unit: unit_size), cluster)
     assert outcome.done == dict.fromkeys(range(units), 1), "every unit is done once"
     efficiency = outcome.busy_seconds / (workers * outcome.seconds)
     print(

@@ -24,6 +24,7 @@ from torch import Tensor
 from pipelines.microworld.scene import make_scenes
 from shared.frame import Frame
 from shared.precision import Precision, PrecisionSetting, autocast, precision_option, settle
+from shared.progress import Stage
 from shared.sam.checkpoint import load_sam
 from trainer.batch import Sums, backpropagate, collate
 from trainer.data.grid import masks_on_grid, valid_cells
@@ -118,11 +119,13 @@ def main(quick: bool, masks: int, precision: PrecisionSetting, side: str | None,
         torch.save(gradients, file)
         click.echo(json.dumps([memory, seconds]))
         return
+    repeats = 1 if quick else 3
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name in SIDES}
     with TemporaryDirectory() as folder:
-        for _ in range(1 if quick else 3):
+        for repeat in range(repeats):
             for name in SIDES:
-                figures[name].append(run_side(name, masks, computed_in, Path(folder) / name))
+                with Stage(f"a step of {name}, repeat {repeat + 1} of {repeats}"):
+                    figures[name].append(run_side(name, masks, computed_in, Path(folder) / name))
         naive, ours = (torch.load(Path(folder) / name, weights_only=True) for name in SIDES)
     differences = [(naive[name] - ours[name]).abs().max() / naive[name].abs().max().clamp(min=1e-12) for name in naive]
     worst = float(torch.stack(differences).max())

@@ -29,6 +29,7 @@ from pipelines.microworld.scene import make_scenes
 from shared.errors import SourceError
 from shared.frame import Frame
 from shared.images import IMAGE_SUFFIXES, RgbImage, decode_image
+from shared.progress import track
 from shared.sam.checkpoint import load_sam
 from shared.sam.refiner import Refiner, load_refiner
 from shared.sam.runtime import Runtime, place
@@ -100,7 +101,8 @@ def label_photos(folder: Path | None, count: int, refiner_file: Path | None) -> 
     sam = place(loaded.sam, Runtime("cpu"))
     refiner = Refiner.copy_of(sam) if refiner_file is None else load_refiner(refiner_file, loaded)
     generator = LabelGenerator(sam, SETTINGS)
-    return [_label(generator, refiner, key, image) for key, image in find_photos(folder, count)]
+    photos = track(find_photos(folder, count), "labelling", "photo", count)
+    return [_label(generator, refiner, key, image) for key, image in photos]
 
 
 def _label(generator: LabelGenerator, refiner: Refiner, key: str, image: RgbImage) -> LabelledPhoto:

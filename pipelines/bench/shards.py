@@ -43,6 +43,7 @@ from pipelines.bench.shard_sets import (
     write_photos,
 )
 from shared.frame import CELL
+from shared.progress import Stage, track
 from shared.shards.dataset import ENCODINGS
 from trainer.evaluate.metrics import iou
 
@@ -68,11 +69,11 @@ def interleave(sides: Mapping[str, Work], count: int, repeats: int) -> Seconds:
     In each repeat every side in turn works on all items, one after the other as a loading process does, at least
     ``LEAST_TIMINGS`` times; its seconds are the median. All have worked on every item once before.
     """
-    for work in sides.values():
-        for item in range(count):
+    for name, work in sides.items():
+        for item in track(range(count), f"warming {name} up", "item"):
             work(item)
     seconds: Seconds = {name: [] for name in sides}
-    for _ in range(repeats):
+    for _ in track(range(repeats), f"loading by {', '.join(sides)}", "repeat"):
         for name, work in sides.items():
             took = []
             for turn in range(max(count, LEAST_TIMINGS)):
@@ -127,7 +128,7 @@ class Bench:
         """Write everything; figures of bytes and of milliseconds an image, PNGs and photos apart from the labels."""
         seconds: dict[str, list[float]] = {}
         sizes: dict[str, float] = {}
-        for repeat in range(repeats):
+        for repeat in track(range(repeats), "writing", "repeat"):
             for name, side in self.sides.items():
                 stored = [(*probabilities(photo, side), rows_of(photo)) for photo in self.photos]
                 place = self._place(name)
@@ -163,7 +164,8 @@ class Bench:
     def load(self, repeats: int) -> None:
         """Check that both sides load the same labels; figures of labels and of samples a second."""
         loaders = {encoding: self.open(encoding, PHOTO_SIDE) for encoding in ENCODINGS}
-        self.check(loaders)
+        with Stage("checking that all sides load the same"):
+            self.check(loaders)
         labels: dict[str, Work] = {}
         for name in self.sides:
             labels[name] = self._faithful(name)
@@ -187,7 +189,8 @@ class Bench:
         """Measure what the first encoding keeps of masks and maps; the others hold the same codes (``check``)."""
         loader = self.open(ENCODINGS[0], PHOTO_SIDE)
         read = [loader.labels(i, np.arange(len(photo))).values() for i, photo in enumerate(self.photos)]
-        found = measure_fidelity(self.photos, [values[0] for values in read], [values[1] for values in read], most)
+        with Stage("comparing with SAM's own masks"):
+            found = measure_fidelity(self.photos, [values[0] for values in read], [values[1] for values in read], most)
         self.figures |= {name: round(value, 5) for name, value in vars(found).items() if name != "masks"}
         self.figures["masks_at_full_size"] = found.masks
         self.say(
@@ -338,7 +341,7 @@ def main(quick: bool, photos: Path | None, refiner: Path | None, count: int, rep
     result = {**headline(figures), "in_full": figures}
     if not quick:
         click.echo("the same, made into logits on 256 x 256 cells")
-        large = measure([enlarge(photo) for photo in labelled], repeats, 80, click.echo)
+        large = measure([enlarge(photo) for photo in track(labelled, "enlarging", "photo")], repeats, 80, click.echo)
         result["grid_256"] = {**headline(large), "in_full": large}
     click.echo(json.dumps(result))
 

@@ -19,6 +19,7 @@ from pipelines.microworld.sets import describe_set
 from shared.frame import Frame
 from shared.images import RgbImage, decode_image
 from shared.photos import photo_name, read_bytes
+from shared.progress import track
 from shared.sam.checkpoint import LoadedSam
 from shared.sam.runtime import Predictor
 from shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
@@ -62,8 +63,8 @@ def write_demo_page(
         keys=SHOWN_KEYS,
         table=list(_table(compared.results)),
         scale=", ".join(f"rgb({r}, {g}, {b})" for r, g, b in steps.tolist()),
-        labels=list(_labels(shards, layer)),
-        comparisons=list(_comparisons(models, held_out)),
+        labels=list(track(_labels(shards, layer), "drawing labels", "label")),
+        comparisons=list(track(_comparisons(models, held_out), "drawing comparisons", "scene")),
     )
     out.write_text(html)
 

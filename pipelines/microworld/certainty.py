@@ -21,9 +21,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from scipy.stats import rankdata
-from tqdm import tqdm
 
 from pipelines.microworld.sets import TASKS
+from shared.progress import Stage, track
 from shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
 from trainer.evaluate.metrics import iou
 
@@ -67,7 +67,7 @@ def judge_labels(shards: ShardSet, layer: str, scenes: Path, units: int | None =
 
     Of the first ``units`` units, or of all.
     """
-    for number in shards.committed()[:units]:
+    for number in track(shards.committed()[:units], f"judging labels by {layer}", "unit"):
         rows = shards.uncertainty(number, layer)
         for image in shards.images(number):
             if image.masks and (scenes / TASKS[0] / f"{image.key}.png").exists():
@@ -135,8 +135,9 @@ def auroc(score: Values, positive: Masks) -> float:
 
 def measure(shards: ShardSet, layer: str, scenes: Path) -> dict[str, dict[str, float]]:
     """Return ``figures`` for the labels of each task, and for all of them."""
-    judged = list(tqdm(judge_labels(shards, layer, scenes), desc="judging", unit="label", leave=False, disable=None))
-    return figures_by_task(judged)
+    judged = list(judge_labels(shards, layer, scenes))
+    with Stage("averaging"):
+        return figures_by_task(judged)
 
 
 def figures_by_task(judged: list[Judged]) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pipelines.microworld.coarse import coarse_masks
 from pipelines.microworld.scene import Scene, make_scenes
+from shared.progress import track
 
 Picture = npt.NDArray[np.uint8]
 
@@ -35,7 +36,8 @@ def draw_row(scene: Scene) -> Picture:
 @click.option("--count", default=16, show_default=True, help="Scenes; two a row.")
 def main(out: Path, seed: int, count: int) -> None:
     """Write a PNG with image, entities, parts, salient object and coarse masks of some scenes."""
-    rows = [draw_row(scene) for scene in make_scenes(seed, 0, count + count % 2)]
+    count += count % 2
+    rows = [draw_row(scene) for scene in track(make_scenes(seed, 0, count), "drawing scenes", "scene", count)]
     pairs = [np.hstack(rows[i : i + 2]) for i in range(0, len(rows), 2)]
     out.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(out), np.vstack(pairs)[..., ::-1]):

@@ -13,10 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from pipelines.microworld.coarse import Coarseness, coarse_masks
 from pipelines.microworld.scene import World, make_scene
+from shared.progress import Stage
 
 TARGET_SIDE = 128
 """Training targets are kept at this side: twice the low-resolution grid of ``vit_t``."""
@@ -77,13 +77,13 @@ def _draw(
     packed, first = [], [0]
     chunks = [(seed, start, min(64, count - start), world, coarseness) for start in range(0, count, 64)]
     context = get_context("spawn")  # a fork of a process that has threads can hang
-    with ProcessPoolExecutor(workers, context) as pool, tqdm(total=count, unit="scene", desc="drawing") as progress:
+    with ProcessPoolExecutor(workers, context) as pool, Stage("drawing the corpus", count, "scene") as stage:
         for (_, start, size, _, _), drawn in zip(chunks, pool.map(_draw_chunk, chunks), strict=True):
             images[start : start + size], background[start : start + size] = drawn[0], drawn[1]
             for rows in drawn[2]:
                 packed.append(rows)
                 first.append(first[-1] + len(rows))
-            progress.update(size)
+            stage.advance(size)
     images.flush()
     background.flush()
     np.save(aside / "packed.npy", np.concatenate(packed))

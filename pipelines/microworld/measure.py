@@ -22,13 +22,13 @@ from scipy.ndimage import distance_transform_edt
 from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from labelgen.automask import ImageLabels, LabelGenerator
 from labelgen.settings import AutomaskSettings, settings_for
 from pipelines.microworld.coarse import Coarseness, coarsen
 from pipelines.microworld.scene import Scene, make_scenes
 from shared.allocator import tune_malloc
+from shared.progress import track
 from shared.sam.checkpoint import load_sam
 from shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Prompts, decode_prompts
 from shared.sam.settings import PACKAGED
@@ -204,7 +204,7 @@ def measure(sam: Sam, model_type: str, scenes: int, points_per_side: int) -> dic
         "automatic": AutomaticFigures(sam, settings_for(model_type, points_per_side=points_per_side)),
         "automatic_at_published_thresholds": AutomaticFigures(sam, AutomaskSettings(points_per_side=points_per_side)),
     }
-    for scene in tqdm(make_scenes(HELD_OUT_SEED, 0, scenes), total=scenes, unit="scene"):
+    for scene in track(make_scenes(HELD_OUT_SEED, 0, scenes), "measuring", "scene", scenes):
         outcomes += prompt_scene(sam, scene)
         for mode in automatic_modes.values():
             mode.add(scene)

@@ -29,7 +29,6 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from pipelines.microworld.corpus import TARGET_SIDE, Corpus, open_corpus
 from pipelines.microworld.damage import damaged_logits
@@ -47,6 +46,7 @@ from pipelines.microworld.picture import PictureHead
 from pipelines.microworld.pretrain_settings import PretrainSettings
 from shared.allocator import tune_malloc
 from shared.precision import Precision, PrecisionSetting, autocast, precision_option, resolve, settle
+from shared.progress import Stage, hushed
 from shared.sam.architecture import ARCHITECTURES, build_architecture
 from shared.sam.checkpoint import load_sam
 from shared.sam.decode import BOX_MIN, Prompts, decode_prompts, dense_positions
@@ -348,7 +348,7 @@ def train(settings: PretrainSettings, corpus_folder: Path, out: Path, save_every
     first = rank.number == 0
     with (
         (out / "log.jsonl").open("a") as log,
-        tqdm(total=settings.steps, initial=run.step, unit="step", disable=not first) as progress,
+        Stage("pre-training", settings.steps, "step", run.step, seconds_each=True) as stage,
     ):
         while run.step < settings.steps:
             started = time.perf_counter()
@@ -357,9 +357,7 @@ def train(settings: PretrainSettings, corpus_folder: Path, out: Path, save_every
                 continue
             row |= {"step": run.step, "lr": run.learning_rate(), "seconds": time.perf_counter() - started}
             log.write(json.dumps({k: round(v, 5) for k, v in row.items()}) + "\n")
-            progress.update()
-            if run.step % 10 == 0:
-                progress.set_postfix(loss=f"{row['loss_1']:.3f}", iou=f"{row['iou_1']:.3f}")
+            stage.reach(run.step, f"loss {row['loss_1']:.3f}, IoU {row['iou_1']:.3f}")
             if run.step % save_every == 0 or run.step == settings.steps:
                 log.flush()
                 run.save()
@@ -372,7 +370,8 @@ def train(settings: PretrainSettings, corpus_folder: Path, out: Path, save_every
 def _train_rank(
     number: int, settings: PretrainSettings, corpus_folder: Path, out: Path, save_every: int, count: int
 ) -> None:
-    train(settings, corpus_folder, out, save_every, Rank(number, count))
+    with hushed(number > 0):
+        train(settings, corpus_folder, out, save_every, Rank(number, count))
 
 
 @click.command()

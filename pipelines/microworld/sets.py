@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tqdm import tqdm
 
 from pipelines.microworld.coarse import Coarseness, coarsen
 from pipelines.microworld.scene import Scene, World, make_scene
 from shared.errors import SettingsDifferError
+from shared.progress import track
 from shared.shards.dataset import require_same
 from shared.storage import Storage
 from trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings, Task
@@ -41,10 +41,9 @@ def write_sets(
     _require_drawn_alike(folder, seed, world or World(), coarseness)
     for kind in ("images", *TASKS):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    for index in tqdm(range(count), unit="scene", desc="drawing scenes", leave=False, disable=None):
-        name = f"{index:06d}.png"
-        if (folder / "part" / name).exists():
-            continue
+    names = [f"{index:06d}.png" for index in range(count)]
+    lacking = [(index, name) for index, name in enumerate(names) if not (folder / "part" / name).exists()]
+    for index, name in track(lacking, f"drawing scenes of {folder.name}", "scene"):
         scene = make_scene(seed, index, world)
         Image.fromarray(scene.image).save(folder / "images" / name)
         Image.fromarray(scene.salient.astype(np.uint8) * np.uint8(255)).save(folder / "salient" / name)

@@ -23,6 +23,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from shared.errors import CheckpointError
+from shared.progress import Stage
 from shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture, meta_state
 from shared.sam.settings import PACKAGED, TASKS
 from shared.sam.task_prompt import STATE_KEY, TaskPrompt
@@ -84,14 +85,15 @@ def identify_weights(weights: str = PACKAGED, model_type: str | None = None) -> 
 
 @contextmanager
 def _located(weights: str) -> Iterator[Path]:
-    """Give the path of the file that ``weights`` names."""
-    if weights == PACKAGED:
-        with as_file(files("shared.sam") / "weights" / f"{PACKAGED}.safetensors") as path:
-            yield path
-    elif weights in ARCHITECTURES:
-        raise CheckpointError(f"{weights}: its weights do not ship here; give the path of SAM's official .pth file")
-    else:
-        yield Path(weights)
+    """Give the path of the file that ``weights`` names, and tell people while it is being read."""
+    with Stage(f"reading the weights {weights}"):
+        if weights == PACKAGED:
+            with as_file(files("shared.sam") / "weights" / f"{PACKAGED}.safetensors") as path:
+                yield path
+        elif weights in ARCHITECTURES:
+            raise CheckpointError(f"{weights}: its weights do not ship here; give the path of SAM's official .pth file")
+        else:
+            yield Path(weights)
 
 
 def _identity(architecture: SamArchitecture, sha256: str) -> dict[str, object]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from shared.progress import Stage
 from shared.shards.dataset import KEPT, UNCERTAINTY
 from shared.shards.encodings import layer_of, unit_of
 from shared.shards.manifest import manifest_path
@@ -37,7 +38,8 @@ def left_overs(shards: ShardSet) -> Iterator[LeftOver]:
     Only names that the shard set gives out itself count: temporary files in its own folders, and data files of layers,
     also of those that ``dataset.json`` does not list.
     """
-    files = shards.storage.files()
+    with Stage("listing files"):
+        files = shards.storage.files()
     layers = {MASKS, *KEPT, *shards.dataset.layers}
     for name, size in files.items():
         manifest = _missing_manifest(name, layers, files)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from shared.errors import ShardError
+from shared.progress import Stage
 from shared.shards.collect import temporaries
 from shared.shards.dataset import (
     DATASET,
@@ -47,8 +48,15 @@ class UnitCheck:
 
 def verify(shards: ShardSet) -> Iterator[UnitCheck]:
     """Check every unit of every layer; one that is not committed yet is no problem and is not yielded."""
+    with Stage("verifying", unit="unit") as stage:
+        yield from _verify(shards, stage)
+
+
+def _verify(shards: ShardSet, stage: Stage) -> Iterator[UnitCheck]:
+    """Do the checks of ``verify``; in ``stage`` a unit counts once for each of its layers."""
     layers = (MASKS, *sorted(name for name in shards.dataset.layers if name != MASKS))
     committed = {layer: set(shards.committed(layer)) for layer in layers}
+    stage.total = sum(map(len, committed.values()))
     here = layers if shards.holds_data else ()
     stray = [problem for layer in here for problem in _strays(shards, layer, committed[layer])]
     shared = [problem for layer in here for problem in _faults_of_shared_files(shards, layer)]
@@ -64,6 +72,7 @@ def verify(shards: ShardSet) -> Iterator[UnitCheck]:
         for layer in layers:
             if number in committed[layer]:
                 yield _check_unit(shards, number, layer, unit)
+                stage.advance()
     if len(sizes) == len(shards.dataset.unit_ids) and not shards.sizes_fit(sizes):
         name = shards.storage.path(DATASET)
         yield UnitCheck(-1, None, (f"{name}: unit_size or images do not match the units; {REMEDY_FOR_DATASET}",))

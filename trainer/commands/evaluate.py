@@ -12,6 +12,7 @@ from shared.commands import threads_option
 from shared.cores import usable_cores
 from shared.errors import ImageError, SourceError
 from shared.precision import PrecisionSetting, precision_option
+from shared.progress import Stage
 from shared.sam.settings import PACKAGED, TASKS
 from trainer.evaluate.settings import FirstPrompt, Output, Protocol
 
@@ -168,7 +169,8 @@ def predict_command(
     computed_in = settle(precision, pick_device(device)).name
     loaded = load_weights(weights, Runtime(device, computed_in))
     try:
-        prediction = predict_mask(loaded, photo, prompt, task, computed_in)
+        with Stage("segmenting"):
+            prediction = predict_mask(loaded, photo, prompt, task, computed_in)
     except ImageError as error:
         raise ImageError(f"{image}: {error}") from error
     folder = Storage(out)

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from shared.errors import SourceError
+from shared.progress import Stage
 from shared.sam.task_prompt import task_id
 from trainer.data.human import CocoInstances, FolderPairs, HumanSet, LabelMaps, Subset
 
@@ -65,7 +66,8 @@ SetSettings = Annotated[FolderPairsSettings | CocoSettings | LabelMapsSettings, 
 
 def open_set(settings: SetSettings) -> HumanSet:
     """Open a set, which checks that its files are there. Raises ``SourceError``, naming the folder or file."""
-    whole = _open_whole(settings)
+    with Stage(f"opening {settings.name or settings.images}"):
+        whole = _open_whole(settings)
     indices: Sequence[int] = range(len(whole.keys))
     if settings.list is not None:
         indices = _listed(settings.list, whole.keys)

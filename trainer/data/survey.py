@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from shared.canonical_json import content_id
 from shared.errors import ShardError
+from shared.progress import track
 from shared.shards.dataset import IMAGES
 from shared.shards.manifest import UnitRecord, manifest_path
 from shared.shards.photos import require_photos
@@ -55,8 +56,10 @@ def survey(shards: ShardSet, layers: Sequence[str]) -> list[SurveyedUnit]:
     Raises ``ShardError`` for the first unit of which a plan or a manifest is missing or damaged, data are missing or
     cut short, maps are of other masks, or the layer ``images`` lacks a photo.
     """
+    numbers = shards.committed()
     with ThreadPoolExecutor(THREADS, "survey") as pool:
-        return list(pool.map(partial(_survey_unit, shards, layers), shards.committed()))
+        units = pool.map(partial(_survey_unit, shards, layers), numbers)
+        return list(track(units, f"checking {shards.storage.url}", "unit", len(numbers)))
 
 
 def _survey_unit(shards: ShardSet, layers: Sequence[str], number: int) -> SurveyedUnit:

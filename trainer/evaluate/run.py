@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
-from tqdm import tqdm
 
 from shared.errors import CheckpointError, ImageError, SourceError
 from shared.frame import Frame
 from shared.images import RgbImage
 from shared.precision import Precision
+from shared.progress import track
 from shared.sam.checkpoint import LoadedSam, load_sam
 from shared.sam.runtime import Predictor, Runtime, place
 from shared.sam.settings import PACKAGED
@@ -146,7 +146,7 @@ def _evaluate_set(
     count = len(opened.keys)
     batches: list[pa.Table] = []
     masks = empty = 0
-    for index in tqdm(range(count), desc=settings.name, unit="image", disable=None, leave=False):
+    for index in track(range(count), f"evaluating {settings.name or settings.task}", "image"):
         sample = _load(opened, index)
         numbers = _numbers(sample, max_masks, seed)
         empty += len(sample.masks) - int(sample.masks.any(axis=(1, 2)).sum())

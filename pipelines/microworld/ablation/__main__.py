@@ -17,6 +17,7 @@ import click
 from shared.cores import usable_cores
 from shared.errors import SumError
 from shared.precision import PrecisionSetting, precision_option
+from shared.progress import Stage
 
 
 @click.command()
@@ -67,7 +68,8 @@ def main(
         else:
             results = run_ablation(plan, processes, docs)
             if quick:
-                text, passed = judge_quick(results)
+                with Stage("comparing methods"):
+                    text, passed = judge_quick(results)
                 click.echo(text)
                 sys.exit(0 if passed else 1)
     except SumError as error:

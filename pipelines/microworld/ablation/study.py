@@ -17,6 +17,7 @@ from pipelines.microworld.ablation.results import Results, to_csv
 from pipelines.microworld.ablation.settings import SETTINGS, Plan
 from pipelines.microworld.ablation.work import run_cells
 from pipelines.microworld.ablation.world import describe_world, is_prepared
+from shared.progress import Stage
 from shared.storage import Storage
 
 PAGE = "ablation.md"
@@ -31,8 +32,9 @@ def run_ablation(plan: Plan, processes: int, docs: Path | None = None) -> Result
 
 def write_results(plan: Plan, refiner: Path, docs: Path | None) -> Results:
     """Write the CSV of the runs that are done, and with ``docs`` the page there."""
-    results = Results.read(plan, cells_of(plan))
-    Storage(str(plan.out)).write(CSV, to_csv(results.rows()).encode())
+    with Stage("reading scores"):
+        results = Results.read(plan, cells_of(plan))
+        Storage(str(plan.out)).write(CSV, to_csv(results.rows()).encode())
     if docs is not None:
         write_page(plan, refiner, docs, results)
     return results
@@ -53,10 +55,12 @@ def write_page(plan: Plan, refiner: Path, docs: Path, results: Results) -> None:
     shown = results.without(kept.settings)
     described = STUDY_SETTING not in kept.settings and is_prepared(plan, refiner)
     world = describe_world(plan, refiner) if described else None
-    page = fill((docs / PAGE).read_text(), blocks_of(reported, shown, world, kept), str(docs / PAGE))
-    write_charts(plan, shown, world, docs / IMAGES)
+    with Stage("making tables and charts"):
+        page = fill((docs / PAGE).read_text(), blocks_of(reported, shown, world, kept), str(docs / PAGE))
+        write_charts(plan, shown, world, docs / IMAGES)
     if results.tables and shows_pictures(reported, kept):
-        write_pictures(reported, results, docs / IMAGES / PICTURES)
+        with Stage("drawing pictures"):
+            write_pictures(reported, results, docs / IMAGES / PICTURES)
     storage = Storage(str(docs))
     storage.write(CSV, to_csv(kept.merged(shown)).encode())
     storage.write(PAGE, page.encode())

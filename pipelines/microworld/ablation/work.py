@@ -7,8 +7,10 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from pipelines.microworld.sets import TASKS, describe_set
 from shared.allocator import tune_malloc
 from shared.cores import divide_cores, usable_cores
 from shared.precision import resolve
+from shared.progress import SPEAKER, Stage
 from shared.sam.runtime import Runtime, pick_device
 from shared.shards.dataset import require_same
 from shared.storage import Storage
@@ -98,6 +101,7 @@ def _write(out: Path, rows: pa.Table, identity: dict[str, Any]) -> None:
 
 def _work_in_process(number: int, plan: Plan, cells: Sequence[Cell], processes: int) -> None:
     torch.set_num_threads(divide_cores(usable_cores(), processes))
+    SPEAKER.plain = True  # bars of several processes would overwrite each other
     parent = os.getppid()
     _work(plan, cells, lambda: os.getppid() == parent)
 
@@ -105,12 +109,14 @@ def _work_in_process(number: int, plan: Plan, cells: Sequence[Cell], processes: 
 def _work(plan: Plan, cells: Sequence[Cell], wanted: Callable[[], bool] = lambda: True) -> None:
     """Do one run after the other that no other process is at, while it is ``wanted``: not after the command died."""
     tune_malloc()
-    for cell in cells:
+    say = partial(SPEAKER.say, file=sys.stdout)
+    for number, cell in enumerate(cells, 1):
         if not wanted():
             return
         with _claim(plan.out / "locks" / cell.name) as claimed:
             if claimed and not is_done(plan, cell):
-                run_cell(plan, cell)
+                with Stage(f"run {number} of {len(cells)}, {cell.name}"):
+                    run_cell(plan, cell, say)
 
 
 @contextmanager

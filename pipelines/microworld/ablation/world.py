@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from labelgen.automask import LabelGenerator
 from labelgen.settings import SOURCES
@@ -32,6 +31,7 @@ from pipelines.microworld.coarse import Coarseness, coarsen
 from pipelines.microworld.scene import Scene, make_scenes
 from pipelines.microworld.sets import TASKS
 from shared.frame import Frame
+from shared.progress import Stage, track
 from shared.sam.checkpoint import file_sha256, load_sam
 from shared.sam.refiner import Refiner, load_refiner
 from shared.shards.dataset import DATASET, uncertainty_layer
@@ -87,7 +87,8 @@ def describe_world(plan: Plan, refiner: Path) -> dict[str, Any]:
     world["sources"] = {}
     for source in SOURCES:
         judged = list(judge_labels(shards, source, plan.scenes("pool"), units))
-        world["sources"][source] = {**figures_by_task(judged), "calibration": calibration(judged)}
+        with Stage(f"averaging labels by {source}"):
+            world["sources"][source] = {**figures_by_task(judged), "calibration": calibration(judged)}
     Storage(str(plan.out)).write(WORLD_FILE, (json.dumps(world, indent=1) + "\n").encode())
     return world
 
@@ -121,7 +122,7 @@ def _exact_figures(plan: Plan, path: Path) -> dict[str, Any]:
     refiner = load_refiner(path, loaded)
     generator = LabelGenerator(loaded.sam, automask_of(plan), 256)
     scenes = make_scenes(SEEDS["pool"], 0, plan.described, plan.world)
-    for scene in tqdm(scenes, total=plan.described, desc="describing", unit="scene", disable=None, leave=False):
+    for scene in track(scenes, "describing the world", "scene", plan.described):
         found = list(exact_labels(generator, refiner, scene, plan.coarseness))
         labels_of.append(len(found))
         exact += [each for each in found if each is not None]

@@ -1,0 +1,130 @@
+"""Every command of ``labelgen`` that can take long tells how it is getting on, on stderr alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from labelgen.cli import main
+from labelgen.job import Begun, Lost, Notice, Progress, UnitReport
+from labelgen.progress import ProgressReporter
+from labelgen.run import RunSummary
+from shared.progress import Speaker
+from shared.shards.manifest import manifest_path
+
+Finished = tuple[Path, RunSummary]
+Label = Callable[..., RunSummary]
+
+
+def labelgen(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def told(result: Result, *beginnings: str) -> None:
+    """Check that a line of stderr begins so each time, and that stdout has results alone."""
+    lines = result.stderr.splitlines()
+    for beginning in beginnings:
+        assert any(line.startswith(beginning) for line in lines), result.stderr
+    assert not {*lines} & {*result.stdout.splitlines()}
+    assert not any(beginning.split(":")[0] + ":" in result.stdout for beginning in beginnings)
+
+
+def test_run_tells_of_every_stage(photos: Path, tmp_path: Path, loose_options: Sequence[str], eager: Speaker) -> None:
+    shards = tmp_path / "shards"
+    result = labelgen("run", "--images", photos, "--shards", shards, *loose_options)
+    told(
+        result,
+        f"listing {photos}: 6 images",
+        "reading the weights vit_t: ",
+        "planning: 6 of 6 images, ",
+        "labelling: 0 of 6 images, no unit begun yet, the models are being loaded",
+        "labelling: 6 of 6 images, ",
+    )
+    assert "writing plans: 3 of 3 units" in result.stderr
+    assert result.stdout.startswith("3 of 3 units labelled: 6 images, ")
+    assert len(result.stdout.splitlines()) == 1
+    maps = labelgen("uncertainty", "--shards", shards, "--source=entropy", "--device=cpu")
+    told(maps, "reading the weights vit_t: ", "labelling: 6 of 6 images, ")
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (("verify",), ("verifying: 0 units", "verifying: 3 of 3 units", "listing files: ")),
+        (("repair",), ("verifying: 3 of 3 units",)),
+        (("gc",), ("listing files: ",)),
+        (("status",), ("reading manifests of masks: 3 of 3 units",)),
+        (("export", "--out", "{out}/x.json"), ("exporting: 3 of 3 units",)),
+        (("view", "--out", "{out}/x.html"), ("reading manifests: 6 images", "drawing: 6 of 6 images")),
+        (("select", "--out", "{out}/view", "--min-area=1"), ("selecting: 3 of 3 units", "writing rows: ")),
+        (
+            ("migrate", "--out", "{out}/arrays", "--encoding=zarr"),
+            ("writing plans: 3 of 3 units", "migrating: 3 of 3 units"),
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value[0], str) and "-" not in value[0] else "",
+)
+def test_command_tells_of_its_stages(
+    command: tuple[str, ...], expected: tuple[str, ...], finished: Finished, tmp_path: Path, eager: Speaker
+) -> None:
+    options = [option.format(out=tmp_path) for option in command[1:]]
+    result = labelgen(command[0], "--shards", finished[0], *options)
+    assert result.exit_code == 0, result.output
+    told(result, *expected)
+    assert result.stdout
+
+
+def test_merge_tells_of_each_source(
+    own_photos: Path, finished: Finished, label: Label, tmp_path: Path, eager: Speaker
+) -> None:
+    only = own_photos / "other.png"
+    shutil.move(own_photos / "photo0.jpg", only.with_suffix(".jpg"))
+    for path in own_photos.rglob("photo*"):
+        path.unlink()
+    shards = shutil.copytree(finished[0], tmp_path / "shards")
+    label(only.with_suffix(".jpg"), tmp_path / "other")
+    result = labelgen("merge", shards, tmp_path / "other", "--keep=first", "--out", tmp_path / "all")
+    assert result.exit_code == 0, result.output
+    told(result, f"merging {shards}: 3 of 3 units", f"merging {tmp_path / 'other'}: 1 of 1 units")
+
+
+def test_repair_tells_what_it_takes_back(own_shards: Path, eager: Speaker) -> None:
+    (own_shards / manifest_path("masks", 1)).write_bytes(b"damaged")
+    told(labelgen("repair", "--shards", own_shards), "taking back: 1 of 1 units")
+
+
+def test_nothing_is_told_of_what_is_soon_done(finished: Finished) -> None:
+    assert labelgen("verify", "--shards", finished[0]).stderr == ""
+
+
+# What a run counts
+
+
+def test_images_masks_and_errors_are_counted_and_a_lost_unit_is_not(
+    eager: Speaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def last_line() -> str:
+        return capsys.readouterr().err.splitlines()[-1]
+
+    with ProgressReporter(8) as reporter:
+        assert last_line() == "labelling: 0 of 8 images, no unit begun yet, the models are being loaded"
+        reporter.take(Notice("still waiting"))
+        assert "no unit begun yet" in last_line()
+        reporter.take(Begun(0, 1, "one"))
+        assert last_line().startswith("labelling: 0 of 8 images, 0 masks, 0 errors")
+        reporter.take(Progress(5))
+        reporter.take(Progress(0, "a.jpg: not an image"))
+        told = capsys.readouterr().err
+        assert "skipped: a.jpg: not an image\n" in told
+        assert "labelling: 2 of 8 images, 5 masks, 1 errors, " in told
+        reporter.take(Lost(0, 1, "one", "killed"))
+        told = capsys.readouterr().err
+        assert "lost: the worker at unit 000000" in told
+        assert told.splitlines()[-1].startswith("labelling: 0 of 8 images, 0 masks, 0 errors")
+        reporter.take(UnitReport(0, 4, 9, ()))
+        assert last_line().startswith("labelling: 4 of 8 images, 9 masks, 0 errors, ")
+    assert last_line().startswith("labelling: 4 of 8 images, 9 masks, 0 errors, ")
