@@ -14,6 +14,7 @@ from labelgen.threads import GeneratorPool
 from shared.errors import SettingsDifferError
 from shared.images import digest
 from shared.photos import read_bytes
+from shared.places import absolute
 from shared.precision import Resolved
 from shared.progress import track
 from shared.shards.dataset import (
@@ -140,7 +141,9 @@ def _require_same_images(
         if [ref.key for ref in of_unit] != [image.key for image in unit.images]:
             _refuse_other_images(storage, dataset, refs)
         start += len(of_unit)
-        images = list(unit.images)
+        images = [
+            replace(image, url=absolute(image.url)) for image in unit.images
+        ]  # earlier versions kept relative ones
         elsewhere = [i for i, ref in enumerate(of_unit) if asdict(ref) != _place(images[i])]
         for i, image in zip(elsewhere, _hash_all([of_unit[i] for i in elsewhere], lambda: None), strict=True):
             if image.digest != images[i].digest:
@@ -149,7 +152,7 @@ def _require_same_images(
                     f"{image.key!r}); restore the file, or label into another --shards folder"
                 )
             images[i] = image
-        if elsewhere:
+        if tuple(images) != unit.images:
             moved[unit.number] = replace(unit, images=tuple(images))
         for _ in of_unit:
             on_image()

@@ -1,7 +1,8 @@
 """Find images in folders, list files and tars (SA-1B's or WebDataset's), at local paths or fsspec URLs.
 
 A source is listed once, when a run is planned, and every image gets a key that names it in the shard set: its path
-without the extension, relative to the folder, the list or the tar. Images come in a fixed order.
+without the extension, relative to the folder, the list or the tar. Images come in a fixed order, and each is at an
+absolute path or a URL, however the source was spelled.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import fsspec
 from shared.errors import SourceError
 from shared.images import IMAGE_SUFFIXES
 from shared.photos import photo_name
+from shared.places import absolute, joined, parent_of, renamed
 from shared.progress import track
 from shared.refusals import explained
 
@@ -54,7 +56,7 @@ def list_images(sources: Iterable[str]) -> list[ImageRef]:
     """
     refs: list[ImageRef] = []
     for source in sources:
-        listed = (ref for path in _expand(source) for ref in _list_one(path))
+        listed = (ref for path in _expand(absolute(source)) for ref in _list_one(path))
         found = list(track(listed, f"listing {source}", "image"))
         if not found:
             raise SourceError(f"{source}: no images there; expected {', '.join(IMAGE_SUFFIXES)}, or tars of such files")
@@ -69,7 +71,7 @@ def _expand(source: str) -> list[str]:
             matches = sorted(filesystem.glob(path))
             if not matches:
                 raise SourceError(f"{source}: no file matches this pattern")
-            return [filesystem.unstrip_protocol(match) if "://" in source else match for match in matches]
+            return [renamed(source, path, match) for match in matches]
         if not filesystem.exists(path):
             raise SourceError(f"{source}: no such file or folder; check --images")
         return [source]
@@ -93,13 +95,13 @@ def _list_one(source: str) -> Iterator[ImageRef]:
 def _list_folder(source: str, filesystem: Any, path: str) -> Iterator[ImageRef]:
     root = path.rstrip("/")
     for file, info in sorted(filesystem.find(root, detail=True).items()):
-        relative = file[len(root) + 1 :]
+        relative = file.removeprefix(root).lstrip("/")
         if _is_hidden(relative):
             continue
         if _is_image(relative):
-            yield _file_ref(f"{source.rstrip('/')}/{relative}", str(PurePosixPath(relative).with_suffix("")), info)
+            yield _file_ref(joined(source, relative), str(PurePosixPath(relative).with_suffix("")), info)
         elif file.endswith(".tar"):
-            yield from _list_tar(f"{source.rstrip('/')}/{relative}", filesystem, file)
+            yield from _list_tar(joined(source, relative), filesystem, file)
 
 
 def _list_tar(source: str, filesystem: Any, path: str) -> Iterator[ImageRef]:
@@ -118,21 +120,21 @@ def _list_tar(source: str, filesystem: Any, path: str) -> Iterator[ImageRef]:
 
 
 def _list_file(source: str, filesystem: Any, path: str) -> Iterator[ImageRef]:
-    folder = source.rsplit("/", 1)[0] if "/" in source else "."
+    folder = parent_of(source)
     text = filesystem.cat_file(path).decode("utf-8", "replace")
     for number, line in enumerate(text.splitlines(), 1):
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue
-        absolute = entry.startswith("/") or "://" in entry
-        url = entry if absolute else f"{folder}/{entry}"
+        stands_alone = entry.startswith("/") or "://" in entry
+        url = absolute(entry if stands_alone else joined(folder, entry))
         entry_filesystem, entry_path = fsspec.core.url_to_fs(url)
         if not entry_filesystem.exists(entry_path):
             raise SourceError(f"{source}, line {number}: {entry}: no such file")
         if entry_path.endswith(".tar"):
             yield from _list_tar(url, entry_filesystem, entry_path)
         else:
-            plain = PurePosixPath(entry_path).stem if absolute else str(PurePosixPath(entry).with_suffix(""))
+            plain = PurePosixPath(entry_path).stem if stands_alone else str(PurePosixPath(entry).with_suffix(""))
             yield _file_ref(url, plain, entry_filesystem.info(entry_path))
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from labelgen.engine.cluster import Resources, connected, draining_nodes
@@ -17,6 +16,7 @@ from labelgen.engine.stop import Stop
 from labelgen.engine.worker import Answer, Board, Worker
 from labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, PlannedUnits, Progress
 from shared.errors import SumError, WorkerError
+from shared.places import absolute
 from shared.sam.settings import PACKAGED
 
 POLL_SECONDS = 0.5
@@ -42,19 +42,20 @@ class RayExecutor:
 
     def run(self, units: PlannedUnits, stop: Stop) -> Iterator[Event]:
         """Label ``units``; what a worker that dies has not finished is given to another."""
-        job = replace(self.job, shards=_absolute(self.job.shards), sam=_absolute(self.job.sam))
-        if job.uncertainty is not None and job.uncertainty.refiner is not None:
-            job = replace(job, uncertainty=replace(job.uncertainty, refiner=_absolute(job.uncertainty.refiner)))
         with connected(self.resources):
             metrics = Metrics(len(units.numbers))
-            for event in _Pool(job, self.resources, self.worker or Worker, units, stop).events():
+            for event in _Pool(_for_any_folder(self.job), self.resources, self.worker or Worker, units, stop).events():
                 metrics.take(event)
                 yield event
 
 
-def _absolute(place: str) -> str:
-    """Return a path that means the same in every working directory; URLs and the packaged weights do."""
-    return place if "://" in place or place == PACKAGED else str(Path(place).absolute())
+def _for_any_folder(job: Job) -> Job:
+    """Return a job whose paths mean the same in every working directory, as workers may have another one."""
+    sam = job.sam if job.sam == PACKAGED else absolute(job.sam)
+    job = replace(job, shards=absolute(job.shards), sam=sam)
+    if job.uncertainty is None or job.uncertainty.refiner is None:
+        return job
+    return replace(job, uncertainty=replace(job.uncertainty, refiner=absolute(job.uncertainty.refiner)))
 
 
 @dataclass

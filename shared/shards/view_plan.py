@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 
 from shared.canonical_json import content_id, to_json
 from shared.errors import ShardError
-from shared.refusals import is_remote
+from shared.places import absolute
 from shared.shards.dataset import FORMAT_VERSION, VIEW, require_version, unit_name
 from shared.shards.seal import is_sealed, require_seal, seal, with_room
 from shared.storage import Storage
@@ -161,7 +160,7 @@ def _keys(rows: pa.Table) -> npt.NDArray[np.int64]:
 
 def stored_url(source: str, view: str) -> str:
     """Return how a view names a source: beside itself if both are in one folder, so that they can move together."""
-    source, view = (_absolute(url) for url in (source, view))
+    source, view = (absolute(url).rstrip("/") for url in (source, view))
     (folder, _, name), (own, _, _) = source.rpartition("/"), view.rpartition("/")
     return f"{_BESIDE}{name}" if folder == own else source
 
@@ -170,8 +169,4 @@ def source_url(stored: str, view: str) -> str:
     """Undo ``stored_url``: return where a source is, for the view at ``view``."""
     if not stored.startswith(_BESIDE):
         return stored
-    return f"{_absolute(view).rpartition('/')[0]}/{stored.removeprefix(_BESIDE)}"
-
-
-def _absolute(url: str) -> str:
-    return url.rstrip("/") if is_remote(url) else os.path.abspath(url.removeprefix("file://"))
+    return f"{absolute(view).rstrip('/').rpartition('/')[0]}/{stored.removeprefix(_BESIDE)}"

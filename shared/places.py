@@ -1,0 +1,72 @@
+"""Paths and URLs, as text: made absolute, joined, taken apart. Nothing is read.
+
+A URL may be a chain of fsspec's, ``zip://a.jpg::/data/photos.zip`` or ``simplecache::s3://bucket/a.jpg``: what is named
+lies in its first link that is more than a protocol, and its last link is the file or store that all of it lies in.
+"""
+
+from __future__ import annotations
+
+import os
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from shared.refusals import is_remote
+
+CHAIN = "::"
+
+
+def absolute(place: str) -> str:
+    """Return a path or URL that means the same in every working directory.
+
+    A local path, also as a ``file://`` URL or as the last link of a chain, becomes a plain absolute one without ``.``
+    and ``..``, in which symbolic links stay as they are: ``..`` stays too where it leads out of a linked folder. Any
+    other URL is returned as it is.
+    """
+    *links, target = links_of(place)
+    return CHAIN.join([*links, target if is_remote(target) else _absolute_path(target)])
+
+
+def links_of(place: str) -> list[str]:
+    """Return the links of a chained URL, or the place alone if it is no chain: paths, too, may have ``::`` in them."""
+    first, separator, _ = place.partition(CHAIN)
+    is_chain = separator and ("://" in first or first in fsspec.available_protocols())
+    return place.split(CHAIN) if is_chain else [place]
+
+
+def joined(folder: str, name: str) -> str:
+    """Return the place of what is called ``name``, which may have slashes, in a folder."""
+    before, place, after = _around_names(folder)
+    between = "" if place.endswith("/") else "/"
+    return CHAIN.join([*before, f"{place}{between}{name}", *after])
+
+
+def parent_of(place: str) -> str:
+    """Return the folder that a place lies in; "" is that of ``/a``, and of the relative path ``a``."""
+    before, named, after = _around_names(place)
+    protocol, separator, path = named.rpartition("://")
+    return CHAIN.join([*before, f"{protocol}{separator}{path.rpartition('/')[0]}", *after])
+
+
+def renamed(place: str, own: str, other: str) -> str:
+    """Return the place of what its file system calls ``other``, as it calls this place ``own``.
+
+    What the file system leaves out of names (protocol, host, the rest of a chain) is that of this place.
+    """
+    before, named, after = _around_names(place)
+    return CHAIN.join([*before, f"{named.rstrip('/').removesuffix(own)}{other}", *after])
+
+
+def _around_names(place: str) -> tuple[list[str], str, list[str]]:
+    """Return the links before the one in which names are, that link, and those after it."""
+    links = links_of(place)
+    number = next((k for k, link in enumerate(links) if "://" in link), len(links) - 1)
+    return links[:number], links[number], links[number + 1 :]
+
+
+def _absolute_path(path: str) -> str:
+    full = str(LocalFileSystem._strip_protocol(path))  # which is what will be opened: "~" is the home folder
+    plain = os.path.normpath(full)
+    if ".." in full.split("/") and os.path.realpath(plain) != os.path.realpath(full):
+        return full
+    return plain
