@@ -19,6 +19,7 @@ from shared.errors import StorageError
 from shared.frame import Frame, paste
 from shared.progress import track
 from shared.shards.dataset import PlannedImage
+from shared.shards.originals import original_of
 from shared.shards.shard_set import LabelledImage, ShardSet
 
 
@@ -52,7 +53,8 @@ def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:
                 for image in shards.images(number):
                     if image.error is not None:
                         continue
-                    images.append(_image_entry(image, planned[image.index], len(images) + 1))
+                    original = original_of(shards, planned[image.index])
+                    images.append(_image_entry(image, original, len(images) + 1))
                     for row, mask in zip(image.masks, full_size_masks(shards, number, image), strict=True):
                         count += 1
                         file.write(",\n" if count > 1 else "\n")
@@ -67,13 +69,13 @@ def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:
     return len(images), count
 
 
-def _image_entry(image: LabelledImage, planned: PlannedImage, number: int) -> dict[str, Any]:
-    name = planned.member or planned.url.rsplit("/", 1)[-1]
+def _image_entry(image: LabelledImage, original: PlannedImage, number: int) -> dict[str, Any]:
+    name = original.member or original.url.rsplit("/", 1)[-1]
     return {
         "id": number,
         "file_name": name,
         "key": image.key,
-        "source": planned.url,
+        "source": original.url,
         "height": image.height,
         "width": image.width,
     }

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shared.relocation import UNMOVED, Relocation
+
 if TYPE_CHECKING:
     from labelgen.settings import AutomaskSettings, UncertaintySettings
     from shared.sam.runtime import Runtime
@@ -46,6 +48,8 @@ class Job:
     uncertainty: UncertaintyTask | None = None
     kept: tuple[Layer, ...] = ()
     """Layers of what labelling has at hand anyway, such as the photos."""
+    photos_from: Relocation = UNMOVED
+    """Where the photos of committed masks lie now, for a job that makes no masks."""
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from labelgen.kept import (
     keep_photo,
 )
 from labelgen.lanes import take_cores
-from labelgen.read_ahead import Photo, read_ahead
+from labelgen.read_ahead import Photo, read_ahead, read_planned
 from labelgen.threads import GeneratorPool
 from labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
 from shared.errors import ImageError, SourceError
@@ -38,6 +38,7 @@ from shared.sam.refiner import load_refiner
 from shared.sam.runtime import Predictor, place
 from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Layer, PlannedImage, Unit
 from shared.shards.manifest import UnitRecord, manifest_path
+from shared.shards.originals import read_original
 from shared.shards.sam_outputs import are_logits_known, crop_of, kept_crops, read_embedding, read_kept_logits
 from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
 from shared.shards.unit_writer import UnitWriter
@@ -65,7 +66,8 @@ class Labeler:
 
     def __init__(self, job: Job, cores: int = 1) -> None:
         self.job = job
-        self.shards = ShardSet.open(job.shards)
+        self.shards = ShardSet.open(job.shards, photos_from=job.photos_from)
+        self.read = partial(read_original, self.shards) if job.masks is None else read_planned
         self.refused: Mapping[str, str] = {}
         loaded = load_sam(job.sam, job.model_type)
         sam = place(loaded.sam, job.runtime)
@@ -122,7 +124,7 @@ class Labeler:
                 pass
 
     def _photos(self, images: Iterable[PlannedImage]) -> Iterator[Callable[[], Photo]]:
-        return read_ahead(images, self.side, self.refused)
+        return read_ahead(images, self.side, self.read, self.refused)
 
     def _has(self, unit: Unit, layer: str) -> bool:
         """Whether a unit is committed in a layer."""

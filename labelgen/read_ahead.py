@@ -26,9 +26,12 @@ class Photo(NamedTuple):
 
 
 def read_ahead(
-    images: Iterable[PlannedImage], side: int, refused: Mapping[str, str] | None = None
+    images: Iterable[PlannedImage],
+    side: int,
+    read: Callable[[PlannedImage], bytes],
+    refused: Mapping[str, str] | None = None,
 ) -> Iterator[Callable[[], Photo]]:
-    """Yield for each image a function that returns the photo, or raises as ``load_photo``.
+    """Yield for each image a function that returns the photo, whose file ``read`` gives, or raises as ``load_photo``.
 
     Those that ``refused`` has, by key, are not read: their function raises ``ImageError`` with what it says of them.
     """
@@ -36,7 +39,7 @@ def read_ahead(
     def load(image: PlannedImage) -> Photo:
         if refused and image.key in refused:
             raise ImageError(refused[image.key])
-        return load_photo(image, side)
+        return load_photo(image, side, read)
 
     with GeneratorPool(READ_AHEAD) as pool:
         pending: list[Future[Photo]] = []
@@ -48,18 +51,26 @@ def read_ahead(
             yield future.result
 
 
-def load_photo(image: PlannedImage, side: int) -> Photo:
-    """Return a planned image for a SAM of input ``side``.
+def read_planned(image: PlannedImage) -> bytes:
+    """Read the file of an image that a run has just listed.
 
-    Raises ``SourceError`` if the file is gone, ``ImageError`` if it is no longer what was planned or cannot be used.
+    Raises ``SourceError`` if the file is gone, ``ImageError`` if it is no longer what was planned.
     """
-    name = photo_name(image)
     data = read_bytes(image)
     if digest(data) != image.digest:
         raise ImageError(
-            f"{name}: changed since the run was planned; to label it, restore the file, delete the manifest "
-            "of its unit and run again"
+            f"{photo_name(image)}: changed since the run was planned; to label it, restore the file, delete the "
+            "manifest of its unit and run again"
         )
+    return data
+
+
+def load_photo(image: PlannedImage, side: int, read: Callable[[PlannedImage], bytes]) -> Photo:
+    """Return a planned image, whose file ``read`` gives, for a SAM of input ``side``.
+
+    Raises what ``read`` does, and ``ImageError`` if the photo cannot be used.
+    """
+    name, data = photo_name(image), read(image)
     pixels = decode_image(data, name)
     height, width = pixels.shape[:2]
     if 0 in resized_size(height, width, side):

@@ -22,12 +22,24 @@ from shared.cores import usable_cores
 from shared.errors import SettingsError, ShardError
 from shared.precision import PrecisionSetting, Resolved, resolve, settle
 from shared.progress import Stage
+from shared.relocation import UNMOVED, Relocation
 from shared.sam.checkpoint import identify_weights
 from shared.sam.runtime import Runtime, pick_device
 from shared.sam.settings import PACKAGED
-from shared.shards.dataset import REFINEMENT, TAR, Dataset, Layer, add_layer, is_uncertainty, require_same
+from shared.shards.dataset import (
+    EMBEDDINGS,
+    LOGITS,
+    REFINEMENT,
+    TAR,
+    Dataset,
+    Layer,
+    add_layer,
+    is_uncertainty,
+    require_same,
+)
 from shared.shards.encodings import write_shared_files
 from shared.shards.manifest import manifest_path
+from shared.shards.originals import require_old_places, require_originals
 from shared.shards.shard_set import MASKS, ShardSet
 from shared.storage import Storage
 
@@ -79,13 +91,15 @@ class UncertaintyRunSettings:
     """What ``labelgen uncertainty`` was asked to do: add a layer to masks that are there.
 
     ``layer_name`` is by default the name of the source. ``use_kept`` names the kept layers that maps are made from, as
-    far as they go. ``precision`` must come to that of the masks, of which the maps are; it is that if it is None, and
-    that of ``runtime`` does not count.
+    far as they go. ``photos_from`` says where photos lie now that have moved since they were labelled. ``precision``
+    must come to that of the masks, of which the maps are; it is that if it is None, and that of ``runtime`` does not
+    count.
     """
 
     shards: str
     refiner: str | None = None
     layer_name: str | None = None
+    photos_from: Relocation = UNMOVED
     encoding: str = TAR
     uncertainty: UncertaintySettings = field(default_factory=UncertaintySettings)
     use_kept: tuple[str, ...] = ()
@@ -147,9 +161,11 @@ def add_uncertainty(
 ) -> RunSummary:
     """Make the uncertainty maps that a layer lacks, for all units that have masks; safe to repeat as ``run`` is.
 
-    Raises ``SumError`` as ``run``. Masks of a photo that is gone or changed have no map, and the manifest says why.
+    Raises ``SumError`` as ``run``. Masks of a photo that is gone or changed have no map, and the manifest says why; if
+    there is not one photo of the units that are looked at first, ``SourceError``: all of them lie elsewhere.
     """
-    shards = ShardSet.open(settings.shards)
+    shards = ShardSet.open(settings.shards, photos_from=settings.photos_from)
+    require_old_places(shards)
     masks, ids = shards.layer(MASKS), shards.dataset.unit_ids
     sam = identify_weights(settings.sam, settings.model_type)
     require_same("weights", f"{settings.shards}, layer {MASKS}", masks.weights["sam"], sam, REMEDY_FOR_SAM)
@@ -167,7 +183,10 @@ def add_uncertainty(
         runtime=replace(settings.runtime, precision=precision.name),
         points_per_batch=settings.points_per_batch,
         uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps, settings.use_kept),
+        photos_from=settings.photos_from,
     )
+    if EMBEDDINGS not in settings.use_kept and (uncertainty.needs_refiner or LOGITS not in settings.use_kept):
+        _find_photos(shards, sorted({*numbers} - {*shards.committed(maps.name)}))
     dataset = shards.dataset
     units = PlannedUnits(numbers, dataset.unit_size, dataset.image_count)
     if len(numbers) < len(ids):
@@ -186,6 +205,20 @@ def settle_precision(settings: RunSettings | UncertaintyRunSettings, asked: Prec
             "--precision auto asks the machine that computes, and --ray-address has others compute: give fp32 or bf16"
         )
     return resolve(asked, device)
+
+
+def _find_photos(shards: ShardSet, pending: Sequence[int]) -> None:
+    """Raise ``SourceError`` if no photo that has masks is there, of the first, the middle and the last unit to be done:
+    their maps would all be unknown."""
+    numbers = sorted({pending[0], pending[len(pending) // 2], pending[-1]}) if pending else []
+    plans = ((shards.unit(number), shards.images(number)) for number in numbers)
+    require_originals(
+        shards,
+        (
+            replace(unit, images=tuple(unit.images[image.index] for image in images if image.masks))
+            for unit, images in plans
+        ),
+    )
 
 
 def _require_kept(shards: ShardSet, name: str, units: Sequence[int]) -> Layer:

@@ -1,4 +1,4 @@
-"""What the command lines share: commands that are loaded when used, and errors that are the user's to mend."""
+"""What the command lines share: commands that are loaded when used, options, and errors that are the user's to mend."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ import click
 
 from shared.cores import rest_while_waiting
 from shared.errors import SumError
+from shared.relocation import Relocation
 
 FAILED = 1
+photos_from_option = click.option(
+    "--photos-from",
+    multiple=True,
+    metavar="OLD=NEW",
+    callback=lambda _context, _option, texts: Relocation.parse(texts),
+    help="Where photos lie now that were labelled elsewhere: all that is recorded below OLD is below NEW; repeatable.",
+)
 
 threads_option = click.option(
     "--threads",

@@ -195,7 +195,7 @@ def open_stream(recipe: Recipe, side: int, ranks: Ranks) -> MixedStream:
             raise SourceError(
                 f"the method {recipe.method} trains on pseudo-labels: give --shards, made by `labelgen run`"
             )
-        shards = open_shards(recipe.shards, recipe.cache.make())
+        shards = open_shards(recipe.shards, recipe.cache.make(), recipe.relocation)
         streams["pseudo"] = PseudoStream(PseudoSet(shards, recipe.layer, method, grid))
     return MixedStream(streams, recipe.streams, recipe.batch, ranks.rank, ranks.count, threads=recipe.data_threads)
 

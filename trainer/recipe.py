@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from shared.cache import Cache, default_folder
 from shared.precision import Precision, PrecisionSetting, resolve
+from shared.relocation import Relocation
 from shared.sam.runtime import pick_device
 from shared.sam.settings import PACKAGED
 from trainer.data.order import Mix
@@ -21,6 +22,7 @@ from trainer.methods import METHODS, Method
 from trainer.optimizer import OptimizerSettings
 
 CHECKED = ConfigDict(extra="forbid")
+_Place = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -66,6 +68,8 @@ class Recipe:
 
     human: tuple[SetSettings, ...] = Field(min_length=1)
     shards: str | None = None
+    photos_from: dict[_Place, _Place] = field(default_factory=dict)
+    """Where photos lie now that were labelled elsewhere: new places by old ones (``shared/relocation.py``)."""
     cache: CacheSettings = field(default_factory=CacheSettings)
     method: str = "sum"
     variant: Literal["full", "decoder"] = "full"
@@ -116,6 +120,11 @@ class Recipe:
         return (self.uncertainty or method.uncertainty) if method.needs_uncertainty else None
 
     @property
+    def relocation(self) -> Relocation:
+        """Where the photos of the shards lie now. Raises ``SettingsError`` if an old place has two new ones."""
+        return Relocation.of(self.photos_from.items())
+
+    @property
     def streams(self) -> Mix:
         """The mix of streams: human samples alone for a method without pseudo-labels."""
         return Mix(1, 0) if self.chosen_method.pseudo_labels == "none" else self.mix
@@ -140,6 +149,7 @@ class Recipe:
         left_out = {
             "human",
             "shards",
+            "photos_from",
             "sam",
             "validation",
             "checkpoint",

@@ -38,9 +38,9 @@ def read_settings(
 ) -> T:
     """Read a YAML file, or the built-in one of that name, as a ``type_`` (anything pydantic can validate).
 
-    ``changes`` are ``key=value`` with dotted keys and values in YAML, applied first; then ``${NAME}`` in any text is
-    filled from ``variables``, else from the environment. Paths are relative to the working directory. Raises
-    ``SettingsError``.
+    ``changes`` are ``key=value`` with dotted keys and values in YAML, applied first; then ``${NAME}`` in any text, also
+    in a key, is filled from ``variables``, else from the environment. Paths are relative to the working directory.
+    Raises ``SettingsError``.
     """
     where, text = _read(str(path_or_name))
     data = _parse(where, text)
@@ -196,7 +196,7 @@ def _fill(data: dict[str, Any], variables: Mapping[str, str], where: str) -> dic
 
     def fill(value: Any, key: str) -> Any:
         if isinstance(value, dict):
-            return {name: fill(item, _under(key, str(name))) for name, item in value.items()}
+            return {fill(name, key): fill(item, _under(key, str(name))) for name, item in value.items()}
         if isinstance(value, list):
             return [fill(item, f"{key}.{place}") for place, item in enumerate(value)]
         return _VARIABLE.sub(lambda match: look_up(match[1], key), value) if isinstance(value, str) else value

@@ -10,7 +10,7 @@ import click
 from labelgen.engine.stop import stop_on_signals
 from labelgen.options import automask_options, encoding_option, refiner_options, shards_option, work_options
 from labelgen.settings import SOURCES, UNIT_SIZE, AutomaskSettings, UncertaintySettings, settings_for
-from shared.commands import FAILED
+from shared.commands import FAILED, photos_from_option
 from shared.precision import PrecisionSetting, precision_option
 from shared.shards.dataset import OUTPUTS, REFINEMENT
 
@@ -61,6 +61,7 @@ def run_command(
 
 @click.command("uncertainty")
 @shards_option
+@photos_from_option
 @refiner_options
 @click.option("--source", type=click.Choice(SOURCES), default=REFINEMENT, help="Where the uncertainty comes from.")
 @click.option("--layer-name", default=None, help="Name of the layer  [default: that of the source]")

@@ -7,31 +7,35 @@ from pathlib import Path
 import click
 
 from labelgen.options import shards_option
+from shared.commands import photos_from_option
+from shared.relocation import Relocation
 
 
 @click.command("export")
 @shards_option
+@photos_from_option
 @click.option("--format", "format_", type=click.Choice(["coco"]), default="coco")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
-def export_command(shards: str, format_: str, out: Path) -> None:
-    """Write all masks at the photos' own size as a COCO instances file."""
+def export_command(shards: str, photos_from: Relocation, format_: str, out: Path) -> None:
+    """Write all masks at the photos' own size as a COCO instances file, with where the photos lie."""
     from labelgen.export import export_coco
     from shared.shards.view import open_shards
 
     assert format_ == "coco", "click allows no other"
-    images, masks = export_coco(open_shards(shards), out)
+    images, masks = export_coco(open_shards(shards, photos_from=photos_from), out)
     click.echo(f"wrote {out}: {images} images, {masks} masks")
 
 
 @click.command("view")
 @shards_option
+@photos_from_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
 @click.option("--limit", default=48, help="Images on the page, spread evenly over the shard set.")
 @click.option("--layer-name", default=None, help="Uncertainty layer to show  [default: the first, if there is any]")
-def view_command(shards: str, out: Path, limit: int, layer_name: str | None) -> None:
+def view_command(shards: str, photos_from: Relocation, out: Path, limit: int, layer_name: str | None) -> None:
     """Write a self-contained HTML page of overlays; with an uncertainty layer, of refined masks and doubt too."""
     from labelgen.view.page import write_page
     from shared.shards.view import open_shards
 
-    shown = write_page(open_shards(shards), out, limit, layer_name)
+    shown = write_page(open_shards(shards, photos_from=photos_from), out, limit, layer_name)
     click.echo(f"wrote {out}: {shown} images")

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from labelgen.export import at_full_size, full_size_masks
-from shared.errors import SourceError, StorageError
+from shared.errors import StorageError
 from shared.images import RgbImage, decode_image
-from shared.photos import photo_name, read_bytes
+from shared.photos import photo_name
 from shared.progress import track
 from shared.shards.dataset import REFINEMENT, uncertainty_layer
+from shared.shards.originals import original_of, read_original
 from shared.shards.shard_set import LabelledImage, ShardSet
 
 SHOWN_SIDE = 420
@@ -31,8 +32,8 @@ def write_page(shards: ShardSet, out: Path, limit: int, layer_name: str | None =
     """Write the page for at most ``limit`` labelled images; return how many it shows.
 
     Shows the uncertainty layer ``layer_name`` too; None takes "refinement", else the first, if there is any.
-    Raises ``ShardError`` if there is no such layer. The photos are read again from where the run found them.
-    Raises ``SourceError`` if one is gone, ``StorageError`` if the page cannot be written.
+    Raises ``ShardError`` if there is no such layer. The photos are read again from where they lie now: raises
+    ``SourceError`` if one is gone, ``ImageError`` if it is another, ``StorageError`` if the page cannot be written.
     """
     images = track(shards.walk(), "reading manifests", "image")
     labelled = [(number, image) for number, image in images if image.error is None]
@@ -95,9 +96,7 @@ def _cards(shards: ShardSet, picked: list[tuple[int, LabelledImage]], maps: str 
     mapped = set() if maps is None else set(shards.committed(uncertainty_layer(maps)))
     for number, image in picked:
         planned = plans[number].images[image.index]
-        photo = decode_image(read_bytes(planned), photo_name(planned))
-        if photo.shape[:2] != (image.height, image.width):
-            raise SourceError(f"{photo_name(planned)}: no longer the photo that was labelled; restore it")
+        photo = decode_image(read_original(shards, planned), photo_name(original_of(shards, planned)))
         drawn = overlay(photo, list(full_size_masks(shards, number, image)))
         pictures = [("photo", photo), ("masks", drawn)]
         facts = [f"{image.width} x {image.height}", f"{len(image.masks)} masks"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from shared.cache import Cache
 from shared.errors import ShardError
+from shared.relocation import UNMOVED, Relocation
 from shared.shards.dataset import (
     DATASET,
     REFINEMENT,
@@ -47,13 +48,15 @@ class ShardSet:
     """A shard set at any fsspec URL. Only committed units are ever seen.
 
     ``shared.shards.view.View`` is one that chooses from others: what reads only takes either (``open_shards``).
+    ``photos_from`` says where the photos lie now that have moved since they were labelled.
     """
 
     storage: Storage
     dataset: Dataset
+    photos_from: Relocation = field(default=UNMOVED, kw_only=True)
 
     @classmethod
-    def open(cls, url: str, cache: Cache | None = None) -> ShardSet:
+    def open(cls, url: str, cache: Cache | None = None, photos_from: Relocation = UNMOVED) -> ShardSet:
         """Open the shard set at ``url``, whose files are read through ``cache`` if the URL is remote.
 
         Raises ``ShardError`` if there is none.
@@ -62,7 +65,7 @@ class ShardSet:
         dataset = read_dataset(storage)
         if dataset is None:
             raise ShardError(f"{storage.path(DATASET)}: missing; {url} is no shard set (make one with `labelgen run`)")
-        return cls(storage, dataset)
+        return cls(storage, dataset, photos_from=photos_from)
 
     def layer(self, name: str = MASKS) -> Layer:
         """Return what ``dataset.json`` says of a layer. Raises ``ShardError`` if there is no such layer."""

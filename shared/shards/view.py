@@ -15,8 +15,10 @@ from shared.cache import Cache
 from shared.canonical_json import content_id
 from shared.codes import Codes
 from shared.errors import ShardError
+from shared.relocation import UNMOVED, Relocation
 from shared.shards.dataset import DATASET, IMAGES, Dataset, Layer, Unit, is_uncertainty
 from shared.shards.manifest import UnitRecord, manifest_path
+from shared.shards.originals import require_old_places
 from shared.shards.reader import WHICH, LayerReader, Part, Picked, Rows
 from shared.shards.shard_set import MASKS, UNITS_KEPT, ShardSet
 from shared.shards.view_plan import (
@@ -34,20 +36,27 @@ from shared.storage import Storage
 REMAKE = "delete the view and make it anew with `labelgen select` or `merge`"
 
 
-def open_shards(url: str, cache: Cache | None = None) -> ShardSet:
+def open_shards(url: str, cache: Cache | None = None, photos_from: Relocation = UNMOVED) -> ShardSet:
     """Open what is at ``url`` for reading: a shard set, or a view of some. Remote files are read through ``cache``.
 
-    Raises ``ShardError`` if there is neither, or if a source of the view is not what it was when the view was made.
+    Raises ``ShardError`` if there is neither, or if a source of the view is not what it was when the view was made;
+    ``SettingsError`` if an old place of ``photos_from`` is that of no photo.
     """
+    shards = _open(url, cache, photos_from)
+    require_old_places(shards)
+    return shards
+
+
+def _open(url: str, cache: Cache | None, photos_from: Relocation) -> ShardSet:
     storage = Storage(url, cache)
     try:
         data = storage.read(DATASET)
     except FileNotFoundError:
-        return ShardSet.open(url, cache)  # which says so
+        return ShardSet.open(url, cache, photos_from)  # which says so
     plan = ViewPlan.from_json(data, storage.path(DATASET))
     if plan is None:
-        return ShardSet(storage, Dataset.from_json(data, storage.path(DATASET)))
-    return _open_view(storage, plan)
+        return ShardSet(storage, Dataset.from_json(data, storage.path(DATASET)), photos_from=photos_from)
+    return _open_view(storage, plan, photos_from)
 
 
 @dataclass(frozen=True)
@@ -236,7 +245,7 @@ class ViewReader:
         return np.asarray(first[masks["image_index"].to_numpy()] + masks["mask"].to_numpy(), np.int64)
 
 
-def _open_view(storage: Storage, plan: ViewPlan) -> View:
+def _open_view(storage: Storage, plan: ViewPlan, photos_from: Relocation) -> View:
     bases = tuple(_open_source(storage, source) for source in plan.sources)
     dataset = Dataset(
         unit_size=max(unit.images for unit in plan.units),
@@ -244,7 +253,7 @@ def _open_view(storage: Storage, plan: ViewPlan) -> View:
         image_count=sum(unit.images for unit in plan.units),
         layers={name: _shared_layer([base.layer(name) for base in bases]) for name in plan.sources[0].layers},
     )
-    return View(storage, dataset, plan, bases)
+    return View(storage, dataset, plan, bases, photos_from=photos_from)
 
 
 def _open_source(storage: Storage, source: Source) -> ShardSet:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from shared.commands import threads_option
+from shared.commands import photos_from_option, threads_option
 from shared.cores import usable_cores
 from shared.precision import precision_option
+from shared.relocation import Relocation
 
 recipe_option = click.option("--recipe", required=True, help="A YAML file, or the name of one that ships here.")
 out_option = click.option(
@@ -58,6 +60,7 @@ def refiner_command(
 @var_option
 @set_option
 @click.option("--shards", default=None, help="The shard set  [default: the recipe's]")
+@photos_from_option
 @click.option("--sam", default=None, help="The SAM to start from  [default: the recipe's]")
 @click.option("--method", default=None, help="A row of the table of methods  [default: the recipe's]")
 @click.option("--device", default=None, help="auto, cpu, cuda, cuda:1, mps  [default: the recipe's]")
@@ -77,6 +80,7 @@ def fit_command(
     changes: tuple[str, ...],
     processes: int | None,
     threads: int | None,
+    photos_from: Relocation,
     **chosen: str | None,
 ) -> None:
     """Train on shards and human masks. Run it again after any interruption: it goes on from its last checkpoint."""
@@ -84,7 +88,8 @@ def fit_command(
     from trainer.recipe import Recipe
     from trainer.settings import parse_variables, read_settings
 
-    settings = read_settings(recipe, Recipe, parse_variables(variables), _changed(changes, **chosen))
+    moved = json.dumps(dict(photos_from.pairs)) if photos_from else None
+    settings = read_settings(recipe, Recipe, parse_variables(variables), _changed(changes, photos_from=moved, **chosen))
     click.echo(fit_on_ranks(settings, out, processes, threads).lines())
 
 

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from shared.cache import stored_size
 from shared.canonical_json import content_id
-from shared.errors import ImageError, ShardError
+from shared.errors import ShardError
 from shared.frame import Frame
-from shared.images import decode_image, digest
-from shared.photos import photo_name, read_bytes
+from shared.images import decode_image
+from shared.photos import photo_name
 from shared.sam.settings import TASKS
 from shared.shards.dataset import IMAGES, PlannedImage, uncertainty_layer
 from shared.shards.manifest import CROP_BOX
+from shared.shards.originals import original_of, read_original
 from shared.shards.photos import read_photo
 from shared.shards.reader import LayerReader, Rows, known
 from shared.shards.shard_set import MASKS, UNITS_KEPT, ShardSet
@@ -49,9 +50,10 @@ class PseudoSet:
 
     ``layer`` names the uncertainty layer that ``method`` reads, or is None; ``layer_ids`` are the ids of all layers
     that are read, ``recorded`` is what a run records of them. Photos are read from the layer ``images`` if there is
-    one, else from where they were labelled. Opening it checks every committed unit (``trainer/data/survey.py``) and
-    keeps little: raises ``ShardError`` if one is damaged, if there is no such layer, if the layer ``images`` lacks a
-    photo, or if the masks are on another grid than the model's.
+    one, else from where they lie now. Opening it checks every committed unit (``trainer/data/survey.py``) and keeps
+    little: raises ``ShardError`` if one is damaged, if there is no such layer, if the layer ``images`` lacks a photo,
+    or if the masks are on another grid than the model's. Without the layer ``images`` it looks for a few photos and
+    raises ``SourceError`` or ``ImageError`` as ``load`` does.
     """
 
     def __init__(self, shards: ShardSet, layer: str | None, method: Method, grid: GridSettings) -> None:
@@ -77,6 +79,8 @@ class PseudoSet:
         if not len(self):
             raise ShardError(f"{shards.storage.url}: no masks to train from; finish `labelgen run` first")
         self._unit: Callable[[int], _Unit] = lru_cache(UNITS_KEPT)(self._read_unit)
+        if IMAGES not in self.layer_ids:
+            self._find_originals()
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -116,7 +120,7 @@ class PseudoSet:
         if IMAGES in self.layer_ids:
             image = torch.from_numpy(read_photo(self.shards, number, index))
         else:
-            image = _read_original(planned, self.grid.side)
+            image = self._read_original(planned)
         first, end = unit.masks.first[index : index + 2].tolist()
         whole = Frame.whole(self.grid.side, int(unit.masks["height"][first]), int(unit.masks["width"][first]))
         usable = first + np.flatnonzero(unit.usable[first:end])
@@ -152,16 +156,18 @@ class PseudoSet:
             usable = known(rows[uncertainty_layer(self.layer)], np.arange(len(masks)))
         return _Unit(self.shards.unit(surveyed.number).images, masks, usable)
 
+    def _find_originals(self) -> None:
+        """Read a photo of the first, the middle and the last unit: a run should not find out later that all moved."""
+        for group in sorted({0, len(self._units) // 2, len(self._units) - 1}):
+            surveyed = self._units[group]
+            read_original(self.shards, self.shards.unit(surveyed.number).images[surveyed.images[0]])
+
+    def _read_original(self, planned: PlannedImage) -> Tensor:
+        """Read the photo that was labelled, scaled for SAM: uint8 (3, h, w)."""
+        name = photo_name(original_of(self.shards, planned))
+        return scale_image(decode_image(read_original(self.shards, planned), name), self.grid.side)
+
     @property
     def _maps(self) -> LayerReader:
         assert self.layer is not None, "only a method that reads a layer gets here"
         return self.shards.reader(uncertainty_layer(self.layer))
-
-
-def _read_original(planned: PlannedImage, side: int) -> Tensor:
-    """Read the photo that was labelled, scaled for SAM: uint8 (3, h, w)."""
-    name = photo_name(planned)
-    data = read_bytes(planned)
-    if digest(data) != planned.digest:
-        raise ImageError(f"{name}: changed since it was labelled; restore it, or label the photos anew")
-    return scale_image(decode_image(data, name), side)

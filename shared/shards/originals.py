@@ -1,0 +1,84 @@
+"""The photos that a shard set was made of: where its plans say that a run found them, or where they lie now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from shared.errors import ImageError, SettingsError, SourceError
+from shared.images import digest
+from shared.photos import photo_name, read_bytes
+from shared.places import links_of, parent_of
+from shared.shards.dataset import PlannedImage, Unit
+from shared.shards.shard_set import ShardSet
+
+
+def original_of(shards: ShardSet, image: PlannedImage) -> PlannedImage:
+    """Return an image of a plan with the place where its photo lies now."""
+    return replace(image, url=shards.photos_from.moved(image.url))
+
+
+def read_original(shards: ShardSet, image: PlannedImage) -> bytes:
+    """Read the file of an image of a plan, from where it lies now.
+
+    Raises ``SourceError`` if it is not there, which says how to tell where it is, ``ImageError`` if it is another file
+    than the one that was labelled, and ``UnreachableError`` if its store or disk fails.
+    """
+    original = original_of(shards, image)
+    try:
+        data = read_bytes(original)
+    except SourceError as error:
+        raise SourceError(f"{error}; {_where(original, image)}") from error
+    if digest(data) != image.digest:
+        raise ImageError(
+            f"{photo_name(original)}: changed since it was labelled, or another photo than image {image.key!r}; "
+            "restore it, or label the photos anew"
+        )
+    return data
+
+
+def _where(original: PlannedImage, image: PlannedImage) -> str:
+    """Say where a photo is recorded, and how to tell where it is now."""
+    folder = parent_of(links_of(image.url)[-1]) or "."
+    recorded = f"image {image.key!r} is recorded there"
+    if original.url != image.url:
+        recorded = f"image {image.key!r} is recorded at {photo_name(image)}"
+    return f"{recorded}: if it lies elsewhere now, say where with --photos-from OLD=NEW, such as {folder}=NEW"
+
+
+def require_old_places(shards: ShardSet) -> None:
+    """Raise ``SettingsError`` if an old place of ``photos_from`` is that of no photo in the plans."""
+    unseen = {old for old, _ in shards.photos_from.pairs}
+    recorded = ""
+    for number in range(len(shards.dataset.unit_ids)):
+        if not unseen:
+            return
+        for image in shards.unit(number).images:
+            recorded = recorded or image.url
+            unseen -= shards.photos_from.olds_of(image.url)
+    if unseen:
+        raise SettingsError(
+            f"--photos-from: no photo of {shards.storage.url} is recorded at or below {min(unseen)}; the first is "
+            f"recorded at {recorded}"
+        )
+
+
+def require_originals(shards: ShardSet, units: Iterable[Unit]) -> None:
+    """Raise ``SourceError`` if of these units not a single photo can be found.
+
+    ``units`` have the images whose photos matter. One that is found ends the search, and so does one that is another
+    now: that is for whoever reads it to tell.
+    """
+    missing: list[SourceError] = []
+    for unit in units:
+        for image in unit.images:
+            try:
+                read_original(shards, image)
+            except ImageError:
+                return
+            except SourceError as error:
+                missing.append(error)
+            else:
+                return
+    if missing:
+        raise SourceError(f"none of the {len(missing)} photos that were looked for is there; the first: {missing[0]}")
