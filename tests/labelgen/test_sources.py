@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 import uuid
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -82,6 +83,52 @@ def test_relative_folder_is_read_from_here(tmp_path: Path, monkeypatch: pytest.M
     for source in ("photos", "./photos/", "."):
         (data,) = contents(list_images([source])).values()
         assert data == picture(1)
+
+
+def test_places_are_absolute_however_a_source_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = b"photos/a.jpg\nphotos/../photos/a.jpg\nsa.tar\nzip://photos/a.jpg::p.zip\n"
+    lay_out(tmp_path, {"photos/a.jpg": picture(1), "list.txt": lines, "cwd/x": b""})
+    write_tar(tmp_path / "sa.tar", {"m.jpg": picture(2)})
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        archive.writestr("photos/a.jpg", picture(1))
+    photo, tar, zipped = f"{tmp_path}/photos/a.jpg", f"{tmp_path}/sa.tar", f"zip://photos/a.jpg::{tmp_path}/p.zip"
+    expected = {
+        "photos": {"a": photo},
+        "./photos/": {"a": photo},
+        "cwd/../photos": {"a": photo},
+        f"{tmp_path}/cwd/../photos/.": {"a": photo},
+        "photos/*.jpg": {"a": photo},
+        "photos/a.jpg": {"a": photo},
+        "file://photos": {"a": photo},
+        f"file://{tmp_path}/photos": {"a": photo},
+        "sa.tar": {"m": tar},
+        ".": {"photos/a": photo, "m": tar},
+        "zip://photos::p.zip": {"a": zipped},
+        "zip://::p.zip": {"photos/a": zipped},
+        "zip://photos/*.jpg::p.zip": {"a": zipped},
+        "zip://photos/a.jpg::p.zip": {"a": zipped},
+        "simplecache::photos": {"a": f"simplecache::{photo}"},
+    }
+    monkeypatch.chdir(tmp_path)
+    for source, places in expected.items():
+        refs = list_images([source])
+        assert {ref.key: ref.url for ref in refs} == places, source
+        assert set(contents(refs).values()) <= {picture(1), picture(2)}
+    monkeypatch.chdir(tmp_path / "cwd")
+    assert list_images([".."])[0].url == photo
+    (tmp_path / "p.zip").rename(tmp_path / "cwd" / "p.zip")  # the rest of a list is relative to its own folder
+    zipped = f"zip://photos/a.jpg::{tmp_path}/cwd/p.zip"
+    found = [(ref.key, ref.url) for ref in list_images(["../list.txt"])]
+    assert found == [("photos/a", photo), ("photos/../photos/a", photo), ("m", tar), ("a", zipped)]
+
+
+def test_symbolic_links_stay_as_the_user_knows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(tmp_path, {"disk/deep/a.jpg": picture(1), "disk/b.jpg": picture(2), "b.jpg": picture(3)})
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "deep")
+    monkeypatch.chdir(tmp_path)
+    assert [ref.url for ref in list_images(["link"])] == [f"{tmp_path}/link/a.jpg"]
+    (ref,) = list_images(["link/../b.jpg"])
+    assert read_bytes(ref) == picture(2)
 
 
 def test_hidden_files_are_skipped(tmp_path: Path) -> None:

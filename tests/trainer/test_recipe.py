@@ -66,6 +66,7 @@ CHANGES_NOTHING: dict[str, Any] = {
     "human": (CocoSettings("coco", Path("c"), Path("d"), "entity"),),
     "shards": "elsewhere",
     "cache": CacheSettings(limit_gb=3),
+    "photos_from": {"/old": "/new"},
     "sam": "other.pth",
     "uncertainty": "hq",
     "validation": ValidationSettings(HUMAN),

@@ -70,11 +70,12 @@ def with_photos(request: pytest.FixtureRequest, known_shards: Any, tmp_path: Pat
 def test_photos_come_from_the_layer_and_the_originals_are_not_needed(
     with_photos: Path, known_shards: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plain, originals = open_pseudo(known_shards.folder), known_shards.photos
     monkeypatch.setattr(
         "trainer.data.pseudo.read_original", lambda shards, planned: pytest.fail("an original was read")
     )
-    kept, originals = open_pseudo(with_photos), known_shards.photos
-    assert len(kept) == len(open_pseudo(known_shards.folder))
+    kept = open_pseudo(with_photos)
+    assert len(kept) == len(plain)
     for index in range(len(kept)):
         sample = kept.load(index, SampleId("pseudo", 0, index))
         pixels = scaled(originals / f"{sample.key}.png")
