@@ -141,9 +141,7 @@ def _require_same_images(
         if [ref.key for ref in of_unit] != [image.key for image in unit.images]:
             _refuse_other_images(storage, dataset, refs)
         start += len(of_unit)
-        images = [
-            replace(image, url=absolute(image.url)) for image in unit.images
-        ]  # earlier versions kept relative ones
+        images = [replace(image, url=absolute(image.url)) for image in unit.images]  # as not every version wrote it
         elsewhere = [i for i, ref in enumerate(of_unit) if asdict(ref) != _place(images[i])]
         for i, image in zip(elsewhere, _hash_all([of_unit[i] for i in elsewhere], lambda: None), strict=True):
             if image.digest != images[i].digest:

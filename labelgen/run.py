@@ -211,14 +211,8 @@ def _find_photos(shards: ShardSet, pending: Sequence[int]) -> None:
     """Raise ``SourceError`` if no photo that has masks is there, of the first, the middle and the last unit to be done:
     their maps would all be unknown."""
     numbers = sorted({pending[0], pending[len(pending) // 2], pending[-1]}) if pending else []
-    plans = ((shards.unit(number), shards.images(number)) for number in numbers)
-    require_originals(
-        shards,
-        (
-            replace(unit, images=tuple(unit.images[image.index] for image in images if image.masks))
-            for unit, images in plans
-        ),
-    )
+    labelled = ((shards.unit(number).images, shards.images(number)) for number in numbers)
+    require_originals(shards, (planned[image.index] for planned, images in labelled for image in images if image.masks))
 
 
 def _require_kept(shards: ShardSet, name: str, units: Sequence[int]) -> Layer:

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shared.cores import rest_while_waiting
 from shared.errors import SumError
-from shared.relocation import Relocation
+
+if TYPE_CHECKING:
+    from shared.relocation import Relocation
 
 FAILED = 1
+
+
+def _relocation(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> Relocation:
+    from shared.relocation import Relocation  # brings fsspec, which no help text needs
+
+    return Relocation.parse(texts)
+
+
 photos_from_option = click.option(
     "--photos-from",
     multiple=True,
     metavar="OLD=NEW",
-    callback=lambda _context, _option, texts: Relocation.parse(texts),
+    callback=_relocation,
     help="Where photos lie now that were labelled elsewhere: all that is recorded below OLD is below NEW; repeatable.",
 )
 

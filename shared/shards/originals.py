@@ -9,7 +9,7 @@ from shared.errors import ImageError, SettingsError, SourceError
 from shared.images import digest
 from shared.photos import photo_name, read_bytes
 from shared.places import links_of, parent_of
-from shared.shards.dataset import PlannedImage, Unit
+from shared.shards.dataset import PlannedImage
 from shared.shards.shard_set import ShardSet
 
 
@@ -63,22 +63,20 @@ def require_old_places(shards: ShardSet) -> None:
         )
 
 
-def require_originals(shards: ShardSet, units: Iterable[Unit]) -> None:
-    """Raise ``SourceError`` if of these units not a single photo can be found.
+def require_originals(shards: ShardSet, images: Iterable[PlannedImage]) -> None:
+    """Raise ``SourceError`` if the photo of not a single one of these images can be found.
 
-    ``units`` have the images whose photos matter. One that is found ends the search, and so does one that is another
-    now: that is for whoever reads it to tell.
+    One that is found ends the search, and so does one that is another now: that is for whoever reads it to tell.
     """
     missing: list[SourceError] = []
-    for unit in units:
-        for image in unit.images:
-            try:
-                read_original(shards, image)
-            except ImageError:
-                return
-            except SourceError as error:
-                missing.append(error)
-            else:
-                return
+    for image in images:
+        try:
+            read_original(shards, image)
+        except ImageError:
+            return
+        except SourceError as error:
+            missing.append(error)
+        else:
+            return
     if missing:
         raise SourceError(f"none of the {len(missing)} photos that were looked for is there; the first: {missing[0]}")

@@ -81,7 +81,7 @@ def test_photos_that_moved_are_missed_when_the_set_is_opened(moved: Path, tmp_pa
         open_pseudo(moved, new)
 
 
-@pytest.mark.parametrize("shot", ["shot0", "shot6", "shot8"])
+@pytest.mark.parametrize("shot", ["shot0", "shot5", "shot8"])
 def test_photo_of_the_first_the_middle_and_the_last_unit_is_looked_for(
     shot: str, known_shards: Any, moved: Path, tmp_path: Path
 ) -> None:
