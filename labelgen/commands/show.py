@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from labelgen.options import shards_option
 from shared.commands import photos_from_option
-from shared.relocation import Relocation
+
+if TYPE_CHECKING:
+    from shared.relocation import Relocation
 
 
 @click.command("export")

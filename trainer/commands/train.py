@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shared.commands import photos_from_option, threads_option
 from shared.cores import usable_cores
 from shared.precision import precision_option
-from shared.relocation import Relocation
+
+if TYPE_CHECKING:
+    from shared.relocation import Relocation
 
 recipe_option = click.option("--recipe", required=True, help="A YAML file, or the name of one that ships here.")
 out_option = click.option(
