@@ -228,6 +228,16 @@ def test_senseless_option_of_uncertainty_is_refused(option: str, finished: Finis
     assert option.split("=")[0] in result.stderr
 
 
+def test_other_precision_is_refused_with_the_option_that_goes_on(
+    photos: Path, finished: Finished, loose_options: list[str]
+) -> None:
+    again = ("run", "--images", photos, "--shards", finished[0], *loose_options)
+    refused = labelgen(*again, "--precision", "bf16")
+    assert refused.exit_code == FAILED
+    assert "precision: there fp32, here it would be bf16 (bf16 is asked for). Give --precision fp32" in refused.stderr
+    assert labelgen(*again, "--precision", "fp32").exit_code == 0
+
+
 def test_status_counts_what_is_done(finished: Finished, own_shards: Path) -> None:
     (own_shards / "manifest/masks/000001.parquet").unlink()
     result = labelgen("status", "--shards", own_shards)

@@ -77,7 +77,7 @@ def test_refiner_is_refused_in_the_same_way(
         human=human_sets, sam=tiny_weights, steps=1, batch=1, masks=1, device="cpu", checkpoint=CheckpointSettings(1)
     )
     train_refiner(recipe, tmp_path, say=quiet)
-    assert read_header(tmp_path / REFINER)["provenance"]["run"]["precision"] == "fp32"
+    assert read_header(tmp_path / REFINER)["run"]["precision"] == "fp32"
     with pytest.raises(SettingsDifferError, match=r"precision: there fp32, here it would be bf16 \(bf16 is asked for"):
         train_refiner(replace(recipe, precision="bf16"), tmp_path, say=quiet)
 

@@ -52,6 +52,7 @@ def plan_of(out: Path) -> Plan:
         methods=("human-only", "sum"),
         seeds=(0,),
         studies=False,
+        precision="fp32",
         frozen=FrozenModel(scenes=8, detail_steps=1, coarse_scenes=4, coarse_steps=1),
         fit_changes=("steps=2", "batch=2", "masks=2", "checkpoint.every=1"),
         refiner_changes=("steps=4", "batch=4"),
@@ -213,6 +214,10 @@ def test_runs_of_other_settings_are_refused(plan: Plan) -> None:
         is_done(replace(plan, fit_changes=("steps=3", "batch=2", "masks=2")), Cell("small", "sum"))
     with pytest.raises(SettingsDifferError, match="scenes"):
         is_done(replace(plan, held_out=4), FROZEN)
+    with pytest.raises(
+        SettingsDifferError, match=r"precision: there fp32, here it would be bf16.*Give --precision fp32"
+    ):
+        is_done(replace(plan, precision="bf16"), Cell("small", "sum"))
 
 
 def test_scores_tell_which_run_they_are_of(plan: Plan) -> None:
