@@ -67,9 +67,10 @@ def _told_apart() -> Iterator[None]:
 @contextmanager
 def _cache_in(folder: str) -> Iterator[None]:
     """Have functions that are decorated meanwhile keep their compiled code below ``folder``, as by NUMBA_CACHE_DIR."""
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = folder
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    config.CACHE_DIR = folder
     try:
         yield
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before

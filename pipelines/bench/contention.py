@@ -25,12 +25,11 @@ from typing import Any
 
 import click
 
-from labelgen.automask import settings_for
 from labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
-from labelgen.uncertainty import UncertaintySettings
+from labelgen.settings import UncertaintySettings, settings_for
 from pipelines.microworld.sets import write_sets
 from pipelines.microworld.textures import photo_paths
-from shared.sam.checkpoint import PACKAGED
+from shared.sam.settings import PACKAGED
 
 BUSY = "import os\nos.sched_setaffinity(0, [{core}])\nwhile True: pass"
 POOL_SEED, HUMAN_SEED = 2_000_003, 3_000_017
@@ -121,7 +120,7 @@ def labelling(photos: Path, points: int) -> Callable[[Path], list[str]]:
 
 def training(data: Path, steps: int) -> Callable[[Path], list[str]]:
     """Return the command that trains SUM on what ``prepare_training`` made, in fp32."""
-    start = [sys.executable, "-m", "trainer.cli", "fit", "--recipe=microworld", "--device=cpu", "--set=bf16=false"]
+    start = [sys.executable, "-m", "trainer.cli", "fit", "--recipe=microworld", "--device=cpu", "--precision=fp32"]
     start += [f"--var=SHARDS={data / 'shards'}", f"--var=SCENES={data / 'human'}", "--set=uncertainty=confidence"]
     start += [f"--set=steps={steps}", f"--set=checkpoint.every={steps}", "--set=optimizer.warmup=2"]
     return lambda out: [*start, f"--out={out / 'sum'}"]
