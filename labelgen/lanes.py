@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 
@@ -49,9 +49,17 @@ class Lanes:
         self.count = count
         self._pool: GeneratorPool | None = None
 
+    @overload
+    def in_order(self, begin: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]: ...
+
+    @overload
     def in_order(
-        self, begin: Callable[[Item], Begun], items: Iterable[Item], finish: Callable[[Begun], Result] = _as_it_is
-    ) -> Iterator[Result]:
+        self, begin: Callable[[Item], Begun], items: Iterable[Item], finish: Callable[[Begun], Result]
+    ) -> Iterator[Result]: ...
+
+    def in_order(
+        self, begin: Callable[[Item], Any], items: Iterable[Item], finish: Callable[[Any], Any] = _as_it_is
+    ) -> Iterator[Any]:
         """Yield ``finish(begin(item))`` of each item, in order, whichever is ready first.
 
         One at a time, an item is finished when the ``BEHIND`` after it are begun: what ``begin`` has left to other
@@ -59,7 +67,7 @@ class Lanes:
         ``spread``.
         """
         if self.count == 1:
-            begun: deque[Begun] = deque()
+            begun: deque[Any] = deque()
             for item in items:
                 begun.append(begin(item))
                 if len(begun) > BEHIND:
@@ -68,10 +76,10 @@ class Lanes:
                 yield finish(begun.popleft())
             return
 
-        def work(item: Item) -> Result:
+        def work(item: Item) -> Any:
             return finish(begin(item))
 
-        pending: deque[Future[Result]] = deque()
+        pending: deque[Future[Any]] = deque()
         with GeneratorPool(self.count, initializer=_use_one_core) as self._pool:
             for item in items:
                 pending.append(self._pool.submit(work, item))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,13 +96,14 @@ def test_what_nobody_waits_for_ends_at_its_next_part() -> None:
             raise
 
     results = lanes.in_order(work, range(1))
-    taking = threading.Thread(target=lambda: list(results), daemon=True)
-    taking.start()
-    assert begun.wait(60)
-    assert lanes._pool is not None
-    lanes._pool.shutdown(wait=False, cancel_futures=True)  # as closing the generator does
-    left.set()
-    assert ended.wait(60)
+    with ThreadPoolExecutor(1) as other:
+        taken = other.submit(next, results)
+        assert begun.wait(60)
+        assert lanes._pool is not None
+        lanes._pool.shutdown(wait=False, cancel_futures=True)  # as closing the generator does
+        left.set()
+        assert isinstance(taken.exception(timeout=60), CancelledError)
+    assert ended.is_set()
     assert len(done) <= 3
 
 

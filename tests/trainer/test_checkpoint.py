@@ -79,7 +79,7 @@ def test_folder_holds_weights_optimizer_and_state(tmp_path: Path) -> None:
     assert {path.name for path in checkpoints.path(12).iterdir()} == {WEIGHTS, TRAINING, STATE}
     assert read_header(checkpoints.path(12) / WEIGHTS) == {"kind": "test", "step": 12}
     state = json.loads((checkpoints.path(12) / STATE).read_text())
-    assert state == {"step": 12, "score": 0.5, "identity": json.loads(json.dumps(IDENTITY))}
+    assert state == {"step": 12, "score": 0.5, "identity": json.loads(json.dumps(IDENTITY)), "processes": 1}
 
 
 def test_crash_before_the_rename_leaves_no_visible_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
