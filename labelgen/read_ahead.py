@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import NamedTuple
 
 from labelgen.threads import GeneratorPool
@@ -49,6 +49,7 @@ def read_ahead(
                 yield pending.pop(0).result
         for future in pending:
             yield future.result
+        wait(pending)  # the pool gives up what is not begun, and these may be asked for when there is no next one
 
 
 def read_planned(image: PlannedImage) -> bytes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import pytest
 
@@ -39,6 +39,21 @@ def test_reading_ahead_is_left_while_photos_are_being_read(monkeypatch: pytest.M
         other.submit(photos.close).result(timeout=30)  # type: ignore[attr-defined]
         assert not released.is_set()
         released.set()
+
+
+def test_photos_that_are_asked_for_after_the_last_one_are_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several images are worked on at once, so the last of them may be handed out before the others are looked at."""
+    released = threading.Event()
+
+    def release_and_wait(photos: Sequence[Future[object]]) -> None:
+        assert not any(photo.done() for photo in photos)
+        released.set()
+        wait(photos)
+
+    monkeypatch.setattr(read_ahead, "load_photo", lambda image, side: image.key if released.wait(60) else None)
+    monkeypatch.setattr(read_ahead, "wait", release_and_wait)
+    photos: list[Callable[[], object]] = list(read_ahead.read_ahead(images(), 256))
+    assert [photo() for photo in photos] == [f"photo{number}" for number in range(9)]
 
 
 def images() -> Iterator[PlannedImage]:
