@@ -50,7 +50,7 @@ def test_photos_that_are_asked_for_after_the_last_one_are_read_all_the_same(monk
         released.set()
         wait(photos)
 
-    monkeypatch.setattr(read_ahead, "load_photo", lambda image, side: image.key if released.wait(60) else None)
+    monkeypatch.setattr(read_ahead, "load_photo", lambda image, *_: image.key if released.wait(60) else None)
     monkeypatch.setattr(read_ahead, "wait", release_and_wait)
     photos: list[Callable[[], object]] = list(read_ahead.read_ahead(images(), 256))
     assert [photo() for photo in photos] == [f"photo{number}" for number in range(9)]
