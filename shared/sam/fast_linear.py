@@ -2,7 +2,8 @@
 
 For fp32 torch calls MKL, which leaves the wide vector instructions of other makers' processors alone: on an AMD Zen 5
 its products run at half the speed of oneDNN's, which is in every build of torch. The results differ in the last bits,
-since sums are taken in another order.
+since sums are taken in another order. Which of the two is used follows from the processor's instructions alone, so that
+processors of one kind give equal bits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch.nn import functional as F
 
 
 @cache
-def _helps() -> bool:
+def onednn_helps() -> bool:
+    """Whether oneDNN is the faster one here: with AVX2 alone, both are as fast as the processor can multiply."""
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return bool(available) and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -24,7 +26,7 @@ def _helps() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x`` (..., K) times ``weight`` (N, K) transposed, plus ``bias`` (N): ``torch.nn.functional.linear``."""
     device = x.device.type
-    if device != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled(device) or not _helps():
+    if device != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled(device) or not onednn_helps():
         return F.linear(x, weight, bias)
     product: Tensor = F.linear(x.to_mkldnn(), weight, bias).to_dense()
     return product

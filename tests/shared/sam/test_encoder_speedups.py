@@ -74,14 +74,14 @@ def test_parameters_stay_as_they_are(sam: Sam, change: Callable[[nn.Module], Non
 
 @pytest.mark.parametrize("helps", [True, False])
 def test_fast_linear_is_torchs(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
-    monkeypatch.setattr(fast_linear, "_helps", lambda: helps and torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(fast_linear, "onednn_helps", lambda: helps and torch.backends.mkldnn.is_available())
     x, weight, bias = torch.randn(2, 5, 7, 16), torch.randn(24, 16), torch.randn(24)
     torch.testing.assert_close(fast_linear.linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(fast_linear.linear(x, weight), F.linear(x, weight), rtol=1e-5, atol=1e-5)
 
 
 def test_fast_linear_obeys_autocast_and_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_linear, "_helps", lambda: True)
+    monkeypatch.setattr(fast_linear, "onednn_helps", lambda: True)
     x, weight = torch.randn(3, 8), torch.randn(4, 8)
     with autocast("cpu", "bf16"):
         assert fast_linear.linear(x, weight).dtype == torch.bfloat16
