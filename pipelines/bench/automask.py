@@ -9,7 +9,8 @@ runs. ``vit_t`` has its own weights; those of the others are random, and after i
 outputs are replaced on both sides by the same realistic ones (``pipelines.bench.candidates``).
 
 The masks must agree (``pipelines.bench.agreement``). The last line is a JSON object: ratios are upstream's time over
-ours, medians over the repeats with the spread beside them; ``peak_rss_gb`` is the peak of a process, all included.
+ours, end to end and part by part, medians over the repeats with the spread beside them; ``peak_rss_gb`` is the peak of
+a process, all included.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,6 +57,14 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "68719476736",
     "MALLOC_TOP_PAD_": "268435456",
 }
+PARTS: dict[str, Callable[[str], bool]] = {
+    "end_to_end": lambda stage: True,
+    "without_encoder": lambda stage: stage != "encoder",
+    "encoder": lambda stage: stage == "encoder",
+    "decoder": lambda stage: stage == "decoder",
+    "rest": lambda stage: stage not in ("encoder", "decoder"),
+}
+"""The stages that a ratio is of."""
 SAMPLE = 8
 """Prompts whose real logits are compared where they are replaced."""
 
@@ -190,12 +199,14 @@ def run_side(side: str, arguments: list[str], folder: Path) -> Any:
     return pickle.loads((folder / side).read_bytes())
 
 
-def ratios_of(runs: dict[str, list[dict[str, float]]], without: tuple[str, ...] = ()) -> list[float]:
-    """Return upstream's seconds over ours, for each repeat, without some stages."""
-    totals = {
-        side: [sum(took for stage, took in run.items() if stage not in without) for run in runs[side]] for side in SIDES
+def ratios_of(runs: dict[str, list[dict[str, float]]], part: str, counts: Callable[[str], bool]) -> dict[str, Any]:
+    """Return upstream's seconds over ours in the stages that ``counts`` names: the median of repeats and the spread."""
+    totals = {side: [sum(took for stage, took in run.items() if counts(stage)) for run in runs[side]] for side in SIDES}
+    ratios = [theirs / ours for theirs, ours in zip(totals["theirs"], totals["ours"], strict=True)]
+    return {
+        f"{part}_ratio": round(statistics.median(ratios), 2),
+        f"{part}_spread": [round(min(ratios), 2), round(max(ratios), 2)],
     }
-    return [theirs / ours for theirs, ours in zip(totals["theirs"], totals["ours"], strict=True)]
 
 
 @click.command()
@@ -261,12 +272,9 @@ def main(
     for stage in sorted({stage for side_runs in runs.values() for run in side_runs for stage in run}):
         medians = [statistics.median(run.get(stage, 0.0) for run in runs[name]) for name in SIDES]
         click.echo(f"  {stage:18} {medians[0]:8.2f} s {medians[1]:8.2f} s")
-    whole, rest = ratios_of(runs), ratios_of(runs, without=("encoder",))
+    for part, counts in PARTS.items():
+        figures |= ratios_of(runs, part, counts)
     figures |= {
-        "end_to_end_ratio": round(statistics.median(whole), 2),
-        "end_to_end_spread": [round(min(whole), 2), round(max(whole), 2)],
-        "without_encoder_ratio": round(statistics.median(rest), 2),
-        "without_encoder_spread": [round(min(rest), 2), round(max(rest), 2)],
         "peak_rss_gb": {name: round(max(peaks[name]), 2) for name in SIDES},
         "precision": computed_in,
         "masks": agreement.theirs,

@@ -4,8 +4,8 @@ For a global block of 64 x 64 tokens and 12 heads, upstream writes 0.8 GB of sco
 reads them back. Rows of a softmax do not depend on each other, so a piece of rows at a time gives the same.
 
 Where windows do not divide the grid, upstream pads it with zeros, 70 x 70 tokens instead of 64 x 64. Query, key and
-value of a zero are the bias of the projection, which takes no product, and what padded tokens read is thrown away. So on
-a CPU the projections before and after the attention see the real tokens alone.
+value of a zero are the bias of the projection, which takes no product, and what padded tokens read is thrown away. So
+on a CPU the projections before and after the attention see the real tokens alone.
 """
 
 from __future__ import annotations
@@ -89,11 +89,9 @@ class WindowedBlock(Block):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, H, W, C) to as many."""
         if self.window_size == 0 or x.device.type != "cpu":
-            mapped: Tensor = super().forward(x)
-            return mapped
+            return super().forward(x)  # type: ignore[no-any-return]
         x = x + self.attn.attend_in_windows(self.norm1(x), self.window_size)
-        mapped = x + self.mlp(self.norm2(x))
-        return mapped
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
 def _piece_of(q: Tensor, height: int, width: int) -> tuple[int, int]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from segment_anything.modeling import Sam
+from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import nn
 from torch.nn import functional as F
 
 from shared.precision import autocast
 from shared.sam import attention, fast_linear
 from shared.sam.architecture import SamArchitecture, build_architecture
-from shared.sam.attention import PiecewiseAttention, attend_in_pieces
+from shared.sam.attention import PiecewiseAttention, WindowedBlock, attend_in_pieces
 from shared.sam.fast_linear import FastLinear, use_fast_linear
 
 
@@ -32,20 +34,100 @@ def sam() -> Sam:
     return sam
 
 
+def _encoder(qkv_bias: bool, **changed: Any) -> ImageEncoderViT:
+    """A small encoder whose relative positions count."""
+    sizes: dict[str, Any] = {"depth": 2, "num_heads": 4, "img_size": 128, "embed_dim": 48, "out_chans": 32} | changed
+    encoder = ImageEncoderViT(qkv_bias=qkv_bias, use_rel_pos=True, norm_layer=partial(nn.LayerNorm, eps=1e-6), **sizes)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if "pos" in name or name.endswith("bias"):
+                parameter.normal_(0, 0.5)
+    return encoder.eval()
+
+
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("piece", [1, 100, 700, 5000, 1 << 20])
 def test_pieces_of_any_size_give_upstreams_embedding(
-    sam: Sam, images: torch.Tensor, piece: int, monkeypatch: pytest.MonkeyPatch
+    sam: Sam, images: torch.Tensor, piece: int, onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fast_linear, "onednn_helps", lambda: onednn and torch.backends.mkldnn.is_available())
     monkeypatch.setattr(attention, "PIECE_ON_CPU", piece)
+    monkeypatch.setattr(attention, "PIECE_OF_THREAD", piece)
     encoder = deepcopy(sam.image_encoder)
     attend_in_pieces(encoder)
     with torch.no_grad():
         torch.testing.assert_close(encoder(images), sam.image_encoder(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 7, 8, 11])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_windows_of_any_size_give_upstreams_embedding(images: torch.Tensor, window: int, qkv_bias: bool) -> None:
+    """A grid of 8 x 8: windows that divide it, that leave one row over, and one that is larger than it."""
+    torch.manual_seed(window)
+    encoder = _encoder(qkv_bias, window_size=window, global_attn_indexes=(1,))
+    with torch.no_grad():
+        expected = encoder(images)
+        attend_in_pieces(encoder)
+        torch.testing.assert_close(encoder(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_windows_of_a_grid_that_is_not_square_are_upstreams() -> None:
+    torch.manual_seed(0)
+    block = _encoder(True, window_size=3, global_attn_indexes=()).blocks[0]
+    tokens = torch.randn(2, 5, 7, 48)
+    with torch.no_grad():
+        expected = block(tokens)
+        block.__class__, block.attn.__class__ = WindowedBlock, PiecewiseAttention
+        torch.testing.assert_close(block(tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("depth", "heads", "global_blocks"), [(12, 12, (2, 5, 8, 11)), (24, 16, (5, 11, 17, 23))])
+def test_deep_encoders_with_sams_windows_give_upstreams_embedding(
+    depth: int, heads: int, global_blocks: tuple[int, ...]
+) -> None:
+    """Blocks, heads and windows of ViT-B and ViT-L on a grid of 16, which windows of 14 pad to 28."""
+    torch.manual_seed(0)
+    encoder = _encoder(
+        True, depth=depth, num_heads=heads, img_size=256, embed_dim=4 * heads, window_size=14,
+        global_attn_indexes=global_blocks,
+    )  # fmt: skip
+    images = torch.randn(1, 3, 256, 256)
+    with torch.no_grad():
+        expected = encoder(images)
+        attend_in_pieces(encoder)
+        use_fast_linear(encoder)
+        torch.testing.assert_close(encoder(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_projections_see_no_padding(sam: Sam, images: torch.Tensor) -> None:
+    encoder = deepcopy(sam.image_encoder)
+    attend_in_pieces(encoder)
+    seen: list[int] = []
+    for block in encoder.blocks:
+        for projection in (block.attn.qkv, block.attn.proj):
+            projection.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1].numel()))
+    with torch.no_grad():
+        encoder(images)
+    assert seen == [2 * 8 * 8] * 2 * len(encoder.blocks)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_embedding_is_the_same_to_the_bit_when_it_is_made_again(
+    sam: Sam, images: torch.Tensor, threads: int
+) -> None:
+    encoder, before = deepcopy(sam.image_encoder), torch.get_num_threads()
+    attend_in_pieces(encoder)
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            assert torch.equal(encoder(images), encoder(images))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_attention_without_relative_positions_is_upstreams(images: torch.Tensor) -> None:
