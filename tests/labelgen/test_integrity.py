@@ -110,13 +110,23 @@ def test_any_lost_file_is_found(damaged: Path, name: str) -> None:
         (damaged / name).write_bytes(whole)
 
 
-@pytest.mark.parametrize(("damaged", "name"), EVERY_FILE, indirect=["damaged"])
-@pytest.mark.parametrize("unit", range(3))
-def test_any_file_in_the_place_of_another_units_is_found(damaged: Path, name: str, unit: int) -> None:
-    other = re.sub(r"/c\.\d\.", f"/c.{unit}.", re.sub(r"00000\d", f"00000{unit}", name))
-    if other == name:
-        return
+def of_unit(name: str, unit: int) -> str:
+    """Return the name that a file has for another unit, which is its own if it is not of a unit."""
+    return re.sub(r"/c\.\d\.", f"/c.{unit}.", re.sub(r"00000\d", f"00000{unit}", name))
+
+
+EVERY_EXCHANGE = [
+    (encoding, name, of_unit(name, unit))
+    for encoding, name in EVERY_FILE
+    for unit in range(3)
+    if of_unit(name, unit) != name
+]
+
+
+@pytest.mark.parametrize(("damaged", "name", "other"), EVERY_EXCHANGE, indirect=["damaged"])
+def test_any_file_in_the_place_of_another_units_is_found(damaged: Path, name: str, other: str) -> None:
     whole = (damaged / name).read_bytes()
+    assert (damaged / other).read_bytes() != whole
     shutil.copyfile(damaged / other, damaged / name)
     try:
         require_named(damaged, name)
