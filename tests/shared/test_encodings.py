@@ -220,17 +220,20 @@ def test_sound_set_has_no_problem(known_set: Any) -> None:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_every_cut_and_flipped_bit_is_found_and_the_file_named(own_set: Any, layer: str) -> None:
+def test_cut_flipped_bit_and_longer_file_are_found_and_the_file_named(own_set: Any, layer: str) -> None:
+    """At three places: a file is held to its SHA-256 as a whole. Random places are tried with ``labelgen verify``."""
     shards = own_set.open()
     for path in files_of(own_set, layer, 1):
         whole = path.read_bytes()
-        for place in {*range(0, len(whole), max(1, len(whole) // 6)), len(whole) - 1}:
+        damaged = [whole + b"\0"]
+        for place in (0, len(whole) // 2, len(whole) - 1):
             flipped = bytearray(whole)
             flipped[place] ^= 1 << place % 8
-            for damaged in (whole[:place], bytes(flipped), whole + b"\0"):
-                path.write_bytes(damaged)
-                found = problems(shards)
-                assert any(problem.startswith(f"{path}: ") for problem in found), (place, found)
+            damaged += [whole[:place], bytes(flipped)]
+        for data in damaged:
+            path.write_bytes(data)
+            found = problems(shards)
+            assert any(problem.startswith(f"{path}: ") for problem in found), (len(data), found)
         path.write_bytes(whole)
     assert problems(shards) == []
 

@@ -28,12 +28,18 @@ FILES: dict[str, tuple[str, Parse]] = {
 }
 
 
+def places(file: str, whole: bytes) -> list[int]:
+    """Return every place of the plan; of the others those of the seal, and every seventh: one check serves all."""
+    start = whole.rindex(SEAL.encode())
+    return sorted({*range(0, len(whole), 1 if file == "plan" else 7), *range(start - 8, start + 90), len(whole) - 1})
+
+
 @pytest.mark.parametrize("file", FILES)
-def test_every_flipped_bit_of_a_small_file_is_refused(finished: tuple[Path, object], file: str) -> None:
+def test_flipped_bit_of_a_small_file_is_refused(finished: tuple[Path, object], file: str) -> None:
     name, parse = FILES[file]
     whole = (finished[0] / name).read_bytes()
     parse(whole, name)
-    for place in range(len(whole)):
+    for place in places(file, whole):
         for bit in range(8):
             flipped = bytearray(whole)
             flipped[place] ^= 1 << bit
@@ -42,10 +48,10 @@ def test_every_flipped_bit_of_a_small_file_is_refused(finished: tuple[Path, obje
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_cut_of_a_small_file_is_refused(finished: tuple[Path, object], file: str) -> None:
+def test_cut_of_a_small_file_is_refused(finished: tuple[Path, object], file: str) -> None:
     name, parse = FILES[file]
     whole = (finished[0] / name).read_bytes()
-    for length in range(len(whole)):
+    for length in places(file, whole):
         with pytest.raises(ShardError, match=f"^{name}: damaged"):
             parse(whole[:length], name)
 
