@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -109,6 +110,7 @@ class _Pool:
                     yield from self._settle(reference)
             yield from self._progress()
             yield from self._watch()
+        yield from self._rest_of_progress()
         for unit in self.scheduler.given_up:
             yield GivenUp(unit, f"it lost {2 * MAX_DEATHS} workers, though no image of it alone kills one")
 
@@ -274,6 +276,16 @@ class _Pool:
                 yield from ray.get(taken)
             except RayError:  # the board is started anew; reports alone tell what is done
                 return
+
+    def _rest_of_progress(self) -> Iterator[Progress]:
+        """Yield what the board still holds when all is done: no photo that failed may be missing from the log."""
+        import ray
+        from ray.exceptions import RayError
+
+        for taken in (self.taken, self.board.take.remote()):
+            if taken is not None:
+                with suppress(RayError):  # the board was started anew
+                    yield from ray.get(taken)
 
     def _watch(self) -> Iterator[Event]:
         """Look after nodes that are about to go, and say so if no worker is there."""

@@ -78,22 +78,29 @@ class Worker:
         return Labeler(self.job, max(1, int(self.cpus)))
 
     def work(self, task: Task, moved: Unit | None) -> Answer:
-        """Label a unit, or try some of its images. ``moved`` is its plan if that is not the one in the shard set."""
+        """Label a unit, or try some of its images. ``moved`` is its plan if that is not the one in the shard set.
+
+        When it returns, the board has what was told before.
+        """
+        import ray
+
         unit = moved or self.labeler.shards.unit(task.unit)
         log.info("unit %06d, attempt %d: begun", task.unit, task.attempt)
         if task.probe is not None:
             self.labeler.try_unit(unit, {**_left_out(unit, task), **_not_probed(unit, task.probe)})
             return Answer(None)
         untold: list[Progress] = []
+        on_board: list[Any] = []
         told = time.monotonic()
         for event in self.labeler.label_unit(unit, _left_out(unit, task)):
             if isinstance(event, UnitReport):
                 log.info("unit %06d, attempt %d: done", task.unit, task.attempt)
+                ray.wait(on_board, num_returns=len(on_board))
                 return Answer(replace(event, attempt=task.attempt), untold)
             assert isinstance(event, Progress), "a labeler tells nothing else"
             untold.append(replace(event, unit=task.unit, attempt=task.attempt))
             if time.monotonic() - told >= TELL_SECONDS:
-                self.board.put.remote(untold)
+                on_board = [self.board.put.remote(untold)]  # after all that it was told before
                 untold, told = [], time.monotonic()
         raise AssertionError("a labeler ends with its report")
 

@@ -21,12 +21,24 @@ from labelgen.engine.cluster import Resources
 from labelgen.engine.pool import RayExecutor
 from labelgen.engine.stop import Stop
 from labelgen.engine.worker import Worker
-from labelgen.job import Begun, Event, GivenUp, Job, Lost, PlannedUnits, Progress, UnitReport
+from labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, PlannedUnits, Progress, UnitReport
 from shared.errors import StorageError, WorkerError
 from shared.shards.dataset import PlannedImage, Unit
 
 IMAGES = 4
 """Images a unit."""
+
+
+LONGEST_WAIT = 600.0
+"""Seconds after which a test that waits fails, however busy the machine is."""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + LONGEST_WAIT
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError("what was waited for has not come")
+        time.sleep(0.01)
 
 
 class Pretender:
@@ -56,8 +68,7 @@ class Pretender:
         if image.key in refused:
             return
         what = self.folder / image.key
-        while (self.folder / "hold").exists():
-            time.sleep(0.01)
+        wait_until(lambda: not (self.folder / "hold").exists())
         match what.read_text() if what.exists() else "":
             case "abort":
                 os.abort()
@@ -69,11 +80,7 @@ class Pretender:
             case "refuse":
                 raise StorageError("cannot write there: No space left on device; free some")
             case "meet":
-                for _ in range(6000):
-                    if len(workers_in(self.folder)) > 1:
-                        return
-                    time.sleep(0.01)
-                raise TimeoutError("no second worker has come")
+                wait_until(lambda: len(workers_in(self.folder)) > 1)
             case "":
                 time.sleep(0.02)
 
@@ -288,18 +295,25 @@ def test_stop_without_grace_abandons_what_is_begun(work: Work, tmp_path: Path) -
 
 def test_units_of_a_node_that_is_killed_are_done_elsewhere(work: Work, cluster: Any, tmp_path: Path) -> None:
     node = cluster.add_node(num_cpus=2, resources={"spare": 2})
-    killed: list[int] = []
+    (tmp_path / "hold").touch()
+    begun: set[str] = set()
+    lost: set[str] = set()
 
     def see(event: Event) -> None:
-        if isinstance(event, UnitReport) and not killed:
-            killed.append(event.unit)
-            (raylet,) = node.all_processes["raylet"]
-            os.kill(raylet.process.pid, signal.SIGKILL)
+        if isinstance(event, Begun) and event.worker not in begun:
+            begun.add(event.worker)
+            if len(begun) == 6:  # two of them on that node
+                (raylet,) = node.all_processes["raylet"]
+                os.kill(raylet.process.pid, signal.SIGKILL)
+        if isinstance(event, Lost):
+            lost.add(event.worker)
+            if len(lost) == 2:
+                (tmp_path / "hold").unlink()
 
-    events = work(40, workers=6, see=see)
+    events = work(12, workers=6, see=see)
     cluster.worker_nodes.discard(node)
-    assert killed
-    assert reported(events) == list(range(40))
+    assert reported(events) == list(range(12))
+    assert len(lost) == 2
 
 
 def test_node_that_is_drained_gets_no_more_units_and_loses_none(
@@ -307,19 +321,33 @@ def test_node_that_is_drained_gets_no_more_units_and_loses_none(
 ) -> None:
     monkeypatch.setattr(pool, "DRAIN_SECONDS", 0.2)
     node = cluster.add_node(num_cpus=2)
-    drained: list[float] = []
+    (tmp_path / "hold").touch()
+    begun: set[str] = set()
 
     def see(event: Event) -> None:
-        if isinstance(event, UnitReport) and not drained:
-            drained.append(time.monotonic())
-            drain(cluster, node)
+        if isinstance(event, Begun) and event.worker not in begun:
+            begun.add(event.worker)
+            if len(begun) == 6:  # two of them on that node
+                drain(cluster, node)
+        if isinstance(event, Notice) and sum(map(is_of_draining, [*seen, event])) == 2:
+            (tmp_path / "hold").unlink()
+        seen.append(event)
 
-    events = work(120, workers=6, see=see)
+    seen: list[Event] = []
+    events = work(24, workers=6, see=see)
     cluster.remove_node(node)
-    assert reported(events) == list(range(120))
+    assert reported(events) == list(range(24))
     assert losses(events) == []
     assert all(times == 1 for times in journal(tmp_path).values())
-    assert [event.text for event in events if "being drained" in getattr(event, "text", "")]
+    notices = [index for index, event in enumerate(events) if is_of_draining(event)]
+    assert len(notices) == 2
+    for index in notices:
+        later = {event.worker for event in events[index:] if isinstance(event, Begun)}
+        assert not any(f"the node of {worker} is" in events[index].text for worker in later)  # type: ignore[union-attr]
+
+
+def is_of_draining(event: Event) -> bool:
+    return isinstance(event, Notice) and "is being drained" in event.text
 
 
 def drain(cluster: Any, node: Any) -> None:
@@ -347,7 +375,7 @@ def test_figures_are_exported_by_ray(work: Work, cluster: Any, tmp_path: Path, m
             exported.append(scrape(cluster))
 
     work(4, see=see)
-    until = time.monotonic() + 60
+    until = time.monotonic() + LONGEST_WAIT
     work(40, see=see)
     while "ray_labelgen_workers_lost" not in exported[-1] and time.monotonic() < until:
         exported.append(scrape(cluster))
@@ -358,7 +386,7 @@ def test_figures_are_exported_by_ray(work: Work, cluster: Any, tmp_path: Path, m
 
 def scrape(cluster: Any) -> str:
     url = f"http://127.0.0.1:{cluster.head_node.metrics_export_port}/metrics"
-    return urllib.request.urlopen(url, timeout=10).read().decode()  # type: ignore[no-any-return]
+    return urllib.request.urlopen(url, timeout=LONGEST_WAIT).read().decode()  # type: ignore[no-any-return]
 
 
 def figure(name: str, exported: list[str]) -> float:
