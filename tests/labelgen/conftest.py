@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from segment_anything.modeling import ImageEncoderViT
+from torch import Tensor
 
 from labelgen.run import RunSummary, UncertaintyRunSettings, add_uncertainty
 from labelgen.settings import UncertaintySettings
@@ -27,6 +29,41 @@ def unhindered_workers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_worker_niceness", "0")
         yield
+
+
+ENCODED: dict[str, Tensor] = {}
+"""What image encoders made, by all that it depends on."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def photos_encoded_once() -> Iterator[None]:
+    """Image encoders remember: hundreds of tests label the same six photos, and encoding takes most of the time.
+
+    How they encode is tested in ``shared``; processes that a test starts encode for themselves.
+    """
+    forward = ImageEncoderViT.forward
+
+    def remembered(self: ImageEncoderViT, images: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or images.device.type != "cpu":
+            encoded: Tensor = forward(self, images)
+            return encoded
+        key = digest_of(self, images)
+        if key not in ENCODED:
+            ENCODED[key] = forward(self, images)
+        return ENCODED[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageEncoderViT, "forward", remembered)
+        yield
+
+
+def digest_of(encoder: ImageEncoderViT, images: Tensor) -> str:
+    """Return the SHA-256 of an encoder's layers and every bit of its weights, of how it computes, and of its input."""
+    found = hashlib.sha256(f"{encoder} {torch.is_autocast_enabled('cpu')} {torch.get_num_threads()}".encode())
+    for tensor in (*encoder.state_dict().values(), images):
+        found.update(f"{tensor.shape} {tensor.dtype}".encode())
+        found.update(tensor.contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 @pytest.fixture
@@ -129,9 +166,9 @@ def encoder_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     forward = ImageEncoderViT.forward
     calls: list[int] = []
 
-    def counted(self: ImageEncoderViT, images: torch.Tensor) -> torch.Tensor:
+    def counted(self: ImageEncoderViT, images: Tensor) -> Tensor:
         calls.append(len(images))
-        encoded: torch.Tensor = forward(self, images)
+        encoded: Tensor = forward(self, images)
         return encoded
 
     monkeypatch.setattr(ImageEncoderViT, "forward", counted)
