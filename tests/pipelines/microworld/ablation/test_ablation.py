@@ -16,8 +16,10 @@ import pytest
 from click.testing import CliRunner
 
 from labelgen.automask import LabelGenerator
+from pipelines.microworld.ablation import frozen
 from pipelines.microworld.ablation.__main__ import main
 from pipelines.microworld.ablation.cells import FROZEN, Cell, cells_of, choices, identity_of, recipe_of
+from pipelines.microworld.ablation.frozen import coarse_recipe, detail_settings
 from pipelines.microworld.ablation.prepare import automask_of
 from pipelines.microworld.ablation.report import BEGIN, END, fill
 from pipelines.microworld.ablation.results import COLUMNS
@@ -70,9 +72,15 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory, docs: Path) -> Plan:
-    """A plan that has been carried out; no test may change its folder but for good."""
+    """A plan that has been carried out; no test may change its folder but for good.
+
+    The frozen model sees two scenes a step instead of eight.
+    """
     plan = plan_of(tmp_path_factory.mktemp("ablation") / "out")
-    run_ablation(plan, 1, docs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frozen, "detail_settings", lambda *of: replace(detail_settings(*of), images=2, masks=2))
+        patch.setattr(frozen, "coarse_recipe", lambda *of: replace(coarse_recipe(*of), batch=2, masks=2))
+        run_ablation(plan, 1, docs)
     return plan
 
 
