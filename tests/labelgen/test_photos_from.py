@@ -15,7 +15,8 @@ import fsspec
 import pytest
 from click.testing import CliRunner, Result
 
-from labelgen.cli import FINISHED_WITH_IMAGE_ERRORS, main
+from labelgen.cli import main
+from labelgen.commands.label import FINISHED_WITH_IMAGE_ERRORS
 from labelgen.run import RunSummary
 from labelgen.select import Filter, select
 from labelgen.view.page import write_page

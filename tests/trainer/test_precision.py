@@ -106,8 +106,8 @@ def test_option_goes_before_the_recipe_and_before_set(
     command: str, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("trainer.cli.fit_on_ranks", lambda recipe, *_: seen.append(recipe) or pytest.skip)
-    monkeypatch.setattr("trainer.cli.train_refiner", lambda recipe, out: seen.append(recipe) or out)
+    monkeypatch.setattr("trainer.loop.fit_on_ranks", lambda recipe, *_: seen.append(recipe) or pytest.skip)
+    monkeypatch.setattr("trainer.refiner.train_refiner", lambda recipe, out: seen.append(recipe) or out)
     adapter = TypeAdapter(Recipe)
     data = adapter.dump_python(make_recipe(), mode="json")
     shared = {name: data[name] for name in ("human", "sam", "precision")}
