@@ -7,9 +7,9 @@ from dataclasses import fields
 
 import click
 
-from labelgen.settings import AutomaskSettings
+from labelgen.settings import DEFAULTS_OF_MODELS, AutomaskSettings
 from shared.commands import threads_option
-from shared.sam.settings import PACKAGED, THRESHOLDS_OF_MODELS
+from shared.sam.settings import PACKAGED
 from shared.shards.dataset import ENCODINGS, TAR
 
 GRACE_SECONDS = 25.0
@@ -29,8 +29,8 @@ def automask_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add an option for every field of ``AutomaskSettings``; one that is not given is None."""
     for setting in reversed(fields(AutomaskSettings)):
         own = [
-            f"{model}: {values[setting.name]}"
-            for model, values in THRESHOLDS_OF_MODELS.items()
+            f"{model}: {values[setting.name]:g}"
+            for model, values in DEFAULTS_OF_MODELS.items()
             if setting.name in values
         ]
         default = f"[default: {', '.join([f'{setting.default:g}', *own])}]"
