@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from itertools import compress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,7 +80,7 @@ class Labeler:
             )
         if job.uncertainty is not None:
             path, settings = job.uncertainty.refiner, job.uncertainty.settings
-            refiner = None if path is None else load_refiner(Path(path), loaded).to(self.predictor.device)
+            refiner = None if path is None else load_refiner(path, loaded).to(self.predictor.device)
             self.maker = UncertaintyMaker(sam, refiner, settings, job.points_per_batch)
 
     def label_unit(self, unit: Unit, refused: Mapping[str, str] | None = None) -> Iterator[Event]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from labelgen.settings import AutomaskSettings, UncertaintySettings
@@ -83,7 +82,7 @@ def maps_layer(
     if refiner is not None:
         if not settings.needs_refiner:
             raise SettingsError(f"source {settings.source} uses no refiner: leave --refiner out")
-        weights["refiner"] = identify_refiner(Path(refiner), masks.weights["sam"])
+        weights["refiner"] = identify_refiner(refiner, masks.weights["sam"])
     made_from = {layer.name: layer.id(unit_ids) for layer in use_kept}
     return Layer(
         name=uncertainty_layer(name),

@@ -97,7 +97,7 @@ def work_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def refiner_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options about a refiner."""
-    refiner = "Weights that `trainer refiner` wrote: adds maps of uncertainty and refined masks."
+    refiner = f"Weights that `trainer refiner` wrote, or {PACKAGED}: adds maps of uncertainty and refined masks."
     least = "Masks of fewer pixels of a photo 1024 long are not refined, but taken as certain (published code: 10000)."
     command = click.option("--min-refine-area", type=click.IntRange(min=0), default=0, help=least)(command)
     return click.option("--refiner", default=None, help=refiner)(command)

@@ -2,13 +2,16 @@
 
 It sees the embedding that SAM's frozen image encoder made, and as prompts a mask's low-resolution logits, its box and
 its point, all three. Its file is safetensors and holds the two modules alone; the header says which SAM they belong to.
+One for the packaged SAM ships beside it, under the same name.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,11 @@ from torch import Tensor, nn
 from shared.errors import CheckpointError
 from shared.sam.checkpoint import HEADER, LoadedSam, file_sha256, to_safetensors
 from shared.sam.decode import BOX_MAX, BOX_MIN, POSITIVE, Prompts, decode_prompts
+from shared.sam.settings import PACKAGED
 from shared.storage import Storage
 
 KIND = "refiner"
+PACKAGED_FILE = f"{PACKAGED}_refiner.safetensors"
 
 
 class Refiner(nn.Module):
@@ -65,30 +70,45 @@ def save_refiner(path: Path, refiner: Refiner, sam: LoadedSam, provenance: Mappi
     Storage(str(path.parent)).write(path.name, to_safetensors(refiner.state_dict(), header))
 
 
-def identify_refiner(path: Path, sam: Mapping[str, Any]) -> dict[str, Any]:
+def identify_refiner(weights: str | Path, sam: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a shard set records of a refiner, its SHA-256, without building it.
 
     ``sam`` is what ``identify_weights`` says of the SAM whose masks it is to refine. Raises as ``load_refiner``.
     """
-    _require_of_sam(path, _read_header(path), sam)
-    return {"sha256": file_sha256(path)}
+    with _located(weights) as path:
+        _require_of_sam(path, _read_header(path), sam)
+        return {"sha256": file_sha256(path)}
 
 
-def load_refiner(path: Path, sam: LoadedSam) -> Refiner:
-    """Load the refiner of ``sam`` at ``path``, in eval mode on the CPU.
+def load_refiner(weights: str | Path, sam: LoadedSam) -> Refiner:
+    """Load the refiner of ``sam``, in eval mode on the CPU, in fp32.
 
+    ``weights`` is the path of a file that ``trainer refiner`` wrote, or "vit_t" for the one that ships here.
     Raises ``CheckpointError`` if it is missing, damaged, no refiner, or was trained for other weights than ``sam``'s:
     embeddings of another encoder mean nothing to it.
     """
-    _require_of_sam(path, _read_header(path), {"model_type": sam.architecture.name, "sha256": sam.sha256})
-    refiner = Refiner.copy_of(sam.sam)
-    try:
-        refiner.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f"{path}: damaged, or not the weights of a refiner ({reason}); train it again") from error
-    refiner.sha256 = file_sha256(path)
-    return refiner.eval()
+    with _located(weights) as path:
+        _require_of_sam(path, _read_header(path), {"model_type": sam.architecture.name, "sha256": sam.sha256})
+        refiner = Refiner.copy_of(sam.sam)
+        try:
+            refiner.load_state_dict(load_file(path))
+        except (SafetensorError, OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise CheckpointError(
+                f"{path}: damaged, or not the weights of a refiner ({reason}); train it again"
+            ) from error
+        refiner.sha256 = file_sha256(path)
+        return refiner.eval()
+
+
+@contextmanager
+def _located(weights: str | Path) -> Iterator[Path]:
+    """Give the path of the file that ``weights`` names."""
+    if str(weights) == PACKAGED:
+        with as_file(files("shared.sam") / "weights" / PACKAGED_FILE) as path:
+            yield path
+    else:
+        yield Path(weights)
 
 
 def _require_of_sam(path: Path, header: Mapping[str, Any], sam: Mapping[str, Any]) -> None:
