@@ -3,7 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-OUT ?= out/demo
+# `make demo FULL=1` is the long demo; OUT=FOLDER puts either elsewhere.
+FULL ?= 0
+OUT ?=
 TESTERS ?= 2
 
 # glibc gives large tensors back to the kernel and page faults are slow; see docs/design.md.
@@ -14,7 +16,7 @@ export MALLOC_TOP_PAD_ := 268435456
 .PHONY: demo test test-long lint bench ablation-quick clean
 
 demo: $(READY)
-	$(BIN)/python -m pipelines.quickstart --out $(OUT)
+	$(BIN)/python -m pipelines.quickstart $(if $(filter 1,$(FULL)),--full) $(if $(OUT),--out $(OUT))
 
 # Threads that wait let others run: tests share the cores with each other and with what they start.
 test test-long: export OMP_WAIT_POLICY := PASSIVE

@@ -30,7 +30,7 @@ from trainer.predict import UserPrompt, draw_prediction
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 """For each model and each task (and "all") the mean of each metric at each round."""
-SHOWN_KEYS = ("mIoU@1", "mIoU@3", "mIoU@5", "mBIoU@1", "mBIoU@3", "mBIoU@5")
+SHOWN_ROUNDS = (1, 3, 5)
 LABELS_SHOWN = 12
 SCENES_OF_TASK: dict[Task, int] = {"salient": 6, "entity": 4, "part": 4}
 ROUNDS_SHOWN = 3
@@ -40,13 +40,20 @@ SMALLEST_SHOWN = 0.02
 
 @dataclass(frozen=True)
 class Compared:
-    """What a page tells: facts in words, the results, and how many held-out masks and scenes they are of."""
+    """What a page tells: facts in words, the results, how many held-out masks and scenes they are of, and how many
+    clicks these got."""
 
     facts: str
     results: Results
     masks: int
     scenes: int
+    rounds: int
     accuracy: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The figures that the page shows."""
+        return tuple(f"{metric}@{n}" for metric in ("mIoU", "mBIoU") for n in SHOWN_ROUNDS if n <= self.rounds)
 
 
 def write_demo_page(
@@ -60,8 +67,8 @@ def write_demo_page(
         masks=compared.masks,
         scenes=compared.scenes,
         accuracy=compared.accuracy,
-        keys=SHOWN_KEYS,
-        table=list(_table(compared.results)),
+        keys=compared.keys,
+        table=list(_table(compared)),
         scale=", ".join(f"rgb({r}, {g}, {b})" for r, g, b in steps.tolist()),
         labels=list(track(_labels(shards, layer), "drawing labels", "label")),
         comparisons=list(track(_comparisons(models, held_out), "drawing comparisons", "scene")),
@@ -69,15 +76,16 @@ def write_demo_page(
     out.write_text(html)
 
 
-def _table(results: Results) -> Iterator[tuple[str, list[tuple[str, list[tuple[float, str]]]]]]:
+def _table(compared: Compared) -> Iterator[tuple[str, list[tuple[str, list[tuple[float, str]]]]]]:
     """Yield each task with its models' figures in percent, marked where they differ from the first model's."""
-    first = next(iter(results.values()))
+    first = next(iter(compared.results.values()))
     for task in first:
         rows = []
-        for model, means in results.items():
-            differences = [means[task][key] - first[task][key] for key in SHOWN_KEYS]
+        for model, means in compared.results.items():
+            differences = [means[task][key] - first[task][key] for key in compared.keys]
             marks = ["better" if d > 0 else "worse" if d < 0 else "" for d in differences]
-            rows.append((model, [(100 * means[task][key], mark) for key, mark in zip(SHOWN_KEYS, marks, strict=True)]))
+            figures = (100 * means[task][key] for key in compared.keys)
+            rows.append((model, list(zip(figures, marks, strict=True))))
         yield task, rows
 
 
