@@ -210,7 +210,7 @@ def ratios_of(runs: dict[str, list[dict[str, float]]], part: str, counts: Callab
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="One repeat with 8 x 8 points.")
+@click.option("--quick", is_flag=True, help="One repeat with 6 x 6 points.")
 @click.option("--model", type=click.Choice(["vit_b", "vit_l", "vit_h", "vit_t"]), default="vit_b", show_default=True)
 @click.option("--size", default="1500x2250", show_default=True, help="Height x width of the photo.")
 @click.option("--threads", default=0, help="Of each side; by default as many as there are cores.")
@@ -239,7 +239,7 @@ def main(
         work(side, model, (height, width), points, quick, computed_in, folder)
         return
     if quick:
-        repeats, points = 1, 8
+        repeats, points = 1, 6
     arguments = [
         f"--model={model}",
         f"--size={size}",

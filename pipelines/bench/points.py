@@ -1,0 +1,98 @@
+"""How many points ``vit_t`` needs: the masks of 32 x 32 points that a coarser grid keeps too, and what it saves.
+
+    python -m pipelines.bench.points [--quick] [--photos FOLDER]
+
+On the photos of the scikit-image wheel and on scenes of the micro-world, or on the photos of a folder. A mask is kept
+if the coarser grid has one of an IoU of 0.7 with it, at which box NMS takes two for the same. On one thread. The last
+line is a JSON object: by points per side, the share of masks kept, and processor time a photo over that of 32.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from labelgen.automask import LabelGenerator
+from labelgen.rle import Mask
+from labelgen.settings import settings_for
+from labelgen.sources import list_images
+from pipelines.microworld.scene import make_scene
+from pipelines.microworld.textures import photo_paths
+from shared.images import RgbImage, decode_image
+from shared.photos import photo_name, read_bytes
+from shared.progress import track
+from shared.sam.checkpoint import load_sam
+from shared.sam.runtime import Runtime, place
+from shared.sam.settings import PACKAGED
+
+FINEST = 32
+SIDES = (12, 16, 20, 24, 28, FINEST)
+SAME_MASK = settings_for(PACKAGED).box_nms_thresh
+SEED = 17
+
+
+@dataclass
+class Grid:
+    """What so many points per side made of all photos."""
+
+    generator: LabelGenerator
+    masks: int = 0
+    kept: int = 0
+    seconds: float = 0.0
+
+
+def measure_grids(images: list[RgbImage], sides: tuple[int, ...]) -> dict[int, Grid]:
+    """Label every image with every grid; count the masks of the finest one that each has too."""
+    sam = place(load_sam(PACKAGED).sam, Runtime("cpu"))
+    grids = {side: Grid(LabelGenerator(sam, settings_for(PACKAGED, points_per_side=side))) for side in sides}
+    grids[FINEST].generator.label(images[0])  # compiles kernels, or reads them from their cache
+    for image in track(images, "labelling", "image"):
+        found: dict[int, list[Mask]] = {}
+        for side, grid in grids.items():
+            started = time.process_time()
+            labels = grid.generator.label(image)
+            grid.seconds += time.process_time() - started
+            found[side] = list(labels.masks())
+        for side, grid in grids.items():
+            grid.masks += len(found[side])
+            grid.kept += sum(any(_iou(mask, other) >= SAME_MASK for other in found[side]) for mask in found[FINEST])
+    return grids
+
+
+def _iou(one: Mask, other: Mask) -> float:
+    return float(np.count_nonzero(one & other) / np.count_nonzero(one | other))
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Two photos and two scenes, three grids.")
+@click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Label these instead.")
+@click.option("--limit", default=40, show_default=True, help="Photos of the folder, at most.")
+def main(quick: bool, photos: Path | None, limit: int) -> None:
+    """Compare grids of points."""
+    torch.set_num_threads(1)
+    if photos is not None:
+        places = list_images([str(photos)])[:limit]
+        images = [decode_image(read_bytes(each), photo_name(each)) for each in places]
+    else:
+        count, scenes = (2, 2) if quick else (len(photo_paths()), 16)
+        images = [decode_image(path.read_bytes(), path.name) for path in photo_paths()[:count]]
+        images += [make_scene(SEED, index).image for index in range(scenes)]
+    grids = measure_grids(images, (16, 24, FINEST) if quick else SIDES)
+    finest = grids[FINEST]
+    assert finest.kept == finest.masks > 0, "a grid has all of its own masks"
+    figures: dict[str, float] = {"images": len(images), "masks_32": finest.masks}
+    for side, grid in grids.items():
+        click.echo(f"{side:3} x {side:<3} {grid.masks:5} masks, {grid.seconds / len(images):.2f} s a photo")
+        figures |= {f"kept_{side}": round(grid.kept / finest.masks, 3)}
+        figures |= {f"cpu_ratio_{side}": round(grid.seconds / finest.seconds, 3)}
+    click.echo(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
