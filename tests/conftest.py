@@ -44,6 +44,13 @@ def single_threaded() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def single_threaded_again() -> Iterator[None]:
+    """Commands take the cores that are there: what is run after them in this process gets one thread again."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def told_of_emulation() -> Iterator[None]:
     """Nobody has to be told what bf16 costs here, which takes a second to find out."""

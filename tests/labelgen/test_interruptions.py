@@ -40,6 +40,7 @@ def problems(shards: Path) -> list[str]:
 
 KILLED = """
 import os, signal, sys
+import labelgen.run
 from labelgen import cli
 from shared.shards.unit_writer import UnitWriter
 from shared.storage import Storage
@@ -90,7 +91,7 @@ for point in points:
         cli.main([*command, "--shards", f"{folder}/{point}"])
     print(point, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), sep=",", flush=True)
 """
-"""Runs that end with SIGKILL at given points; forked, so that the libraries are loaded once."""
+"""Runs that end with SIGKILL at given points; forked, so that the libraries of ``labelgen.run`` are loaded once."""
 
 OF_MASKS = ("planning", "planned", "labelling", "writing masks", "masks written", "writing manifest of masks",
             "manifest of masks written")  # fmt: skip

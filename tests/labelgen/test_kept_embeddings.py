@@ -193,10 +193,10 @@ def test_photo_that_is_gone_leaves_no_embedding_and_its_masks_unknown(
     own_shards: Path, photos: Path, label: Label, refiner: str, add_maps: Label, problems: Problems,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def gone(image: PlannedImage, side: int) -> Photo:
+    def gone(image: PlannedImage, side: int, read: Callable[[PlannedImage], bytes]) -> Photo:
         if image.key == "photo2":
             raise SourceError("photo2: gone")
-        return load_photo(image, side)
+        return load_photo(image, side, read)
 
     monkeypatch.setattr("labelgen.read_ahead.load_photo", gone)
     assert label(photos, own_shards, keep_embeddings=True).errors == ("photo2: gone",)

@@ -155,10 +155,10 @@ def test_photo_that_went_after_labelling_is_told_and_not_trained_without(
     shards = tmp_path / "shards"
     label(three_photos, shards)
 
-    def gone(image: PlannedImage, side: int) -> Photo:
+    def gone(image: PlannedImage, side: int, read: Callable[[PlannedImage], bytes]) -> Photo:
         if image.key == "photo2":
             raise SourceError("photo2: gone")
-        return load_photo(image, side)
+        return load_photo(image, side, read)
 
     monkeypatch.setattr("labelgen.read_ahead.load_photo", gone)
     assert label(three_photos, shards, keep_images=True).errors == ("photo2: gone",)

@@ -243,7 +243,7 @@ def test_mask_that_does_not_come_out_again_has_no_logits_and_is_decoded_again(
     assert sum(record.unknown for record in records) == 6
     assert add_maps(own_shards, source="entropy", use_kept=(LOGITS,)).unknown < 6
     gone = shutil.copytree(own_shards, own_shards.parent / "gone")
-    monkeypatch.setattr("labelgen.read_ahead.digest", lambda data: "changed")
+    monkeypatch.setattr("shared.shards.originals.digest", lambda data: "changed")
     summary = add_maps(gone, source="entropy", use_kept=(LOGITS,), layer_name="without-photos")
     assert (summary.unknown, len(summary.errors)) == (6, 6)
     assert problems(gone) == []

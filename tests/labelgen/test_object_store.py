@@ -119,6 +119,7 @@ def test_run_that_stopped_between_units_goes_on(
 
 TWO_RUNS = """
 import os, sys
+import labelgen.run
 from labelgen import cli
 
 children = []

@@ -33,7 +33,7 @@ def test_reading_ahead_is_left_while_photos_are_being_read(monkeypatch: pytest.M
     """Joining a thread needs a lock of ``threading`` that a starting one holds while it may collect garbage."""
     released = threading.Event()
     monkeypatch.setattr(read_ahead, "load_photo", lambda *_: released.wait(60))
-    photos = read_ahead.read_ahead(images(), 256)
+    photos = read_ahead.read_ahead(images(), 256, lambda image: b"")
     next(photos)
     with ThreadPoolExecutor(1) as other:  # so that a hang is a failure
         other.submit(photos.close).result(timeout=30)  # type: ignore[attr-defined]
@@ -52,7 +52,7 @@ def test_photos_that_are_asked_for_after_the_last_one_are_read_all_the_same(monk
 
     monkeypatch.setattr(read_ahead, "load_photo", lambda image, *_: image.key if released.wait(60) else None)
     monkeypatch.setattr(read_ahead, "wait", release_and_wait)
-    photos: list[Callable[[], object]] = list(read_ahead.read_ahead(images(), 256))
+    photos: list[Callable[[], object]] = list(read_ahead.read_ahead(images(), 256, lambda image: b""))
     assert [photo() for photo in photos] == [f"photo{number}" for number in range(9)]
 
 

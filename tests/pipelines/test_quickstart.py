@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import re
@@ -12,7 +14,7 @@ import pytest
 
 from pipelines.demo.announcer import Announcer
 from pipelines.demo.plan import DemoPlan, full_plan
-from pipelines.demo.run import demo
+from pipelines.demo.run import demo, first_page
 from pipelines.microworld.textures import PHOTOS
 from shared.sam.checkpoint import load_sam
 from shared.sam.refiner import load_refiner
@@ -30,6 +32,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "out"
     demo(small_plan(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def told(out: Path) -> str:
+    """What the demo says when it is run once more."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        demo(small_plan(out))
+    return said.getvalue()
 
 
 def test_results_have_both_models_all_tasks_and_both_metrics(out: Path) -> None:
@@ -64,41 +74,29 @@ def test_maps_are_those_of_the_refiner_that_ships(out: Path) -> None:
     assert layer.weights["refiner"] == {"sha256": load_refiner("vit_t", load_sam("vit_t")).sha256}
 
 
-def test_second_demo_finds_everything_done(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_second_demo_finds_everything_done(out: Path, request: pytest.FixtureRequest) -> None:
     before = (out / "sum" / "weights.safetensors").read_bytes()
-    demo(small_plan(out))
-    printed = capsys.readouterr().out
-    assert "present, nothing to do" in printed
-    assert "2 of 2 steps present" in printed
+    told = request.getfixturevalue("told")
+    assert "present, nothing to do" in told
+    assert "2 of 2 steps present" in told
     assert (out / "sum" / "weights.safetensors").read_bytes() == before
 
 
-def test_first_page_is_told_before_training_begins(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    demo(small_plan(out))
-    printed = capsys.readouterr().out
-    assert -1 < printed.index(str(out / "labels.html")) < printed.index("training SUM")
+def test_first_page_is_told_before_training_begins(out: Path, told: str) -> None:
+    assert -1 < told.index(str(out / "labels.html")) < told.index("training SUM")
 
 
-def test_every_step_says_how_long_it_will_about_take(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    demo(small_plan(out))
-    steps = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\d/\d  ", line)]
+def test_every_step_says_how_long_it_will_about_take(told: str) -> None:
+    steps = [line for line in told.splitlines() if re.match(r"\d/\d  ", line)]
     assert [line[:3] for line in steps] == [f"{number}/6" for number in range(1, 7)]
     assert all(re.search(r"\(about [\d.]+ (s|min)\)$", line) for line in steps)
 
 
 def test_long_demo_trains_its_own_refiner(tmp_path: Path) -> None:
     plan = dataclasses.replace(
-        full_plan(tmp_path),
-        scenes=2,
-        human=4,
-        held_out=3,
-        rounds=3,
-        points_per_side=4,
-        refiner_changes=SMALL,
-        fit_changes=(*SMALL, "masks=2"),
+        full_plan(tmp_path), photos=1, scenes=1, human=4, points_per_side=4, refiner_changes=SMALL
     )
-    demo(plan)
-    layer = ShardSet.open(str(tmp_path / "shards")).layer("uncertainty/refinement")
+    layer = first_page(plan, Announcer(3)).layer("uncertainty/refinement")
     own = load_refiner(tmp_path / "refiner" / "refiner.safetensors", load_sam("vit_t"))
     assert layer.weights["refiner"] == {"sha256": own.sha256}
 

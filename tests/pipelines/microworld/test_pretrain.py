@@ -283,8 +283,9 @@ def test_precision_is_recorded_as_what_it_came_to_and_another_refused_with_the_o
     pretrain(replace(settings, precision="fp32"), tmp_path, 1, corpus_folder)
 
 
+@pytest.mark.usefixtures("small_model")
 def test_a_step_in_bf16_is_near_that_in_fp32_and_another(corpus: Corpus, tmp_path: Path) -> None:
-    settings = replace(SMALL, images=1, masks=1, weights=PACKAGED)
+    settings = replace(SMALL, images=1, masks=1)
     exact, rough = (
         Pretraining(replace(settings, precision=name), corpus, tmp_path).train_step() for name in ("fp32", "bf16")
     )
