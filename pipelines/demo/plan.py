@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from labelgen.settings import settings_for
 from shared.precision import PrecisionSetting
-from shared.sam.settings import PACKAGED
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class DemoPlan:
     held_out: int = 40
     rounds: int = 3
     masks_of_a_scene: int = 4
-    points_per_side: int = settings_for(PACKAGED).points_per_side
+    points_per_side: int = 24
     recipe: str = "demo"
     trains_refiner: bool = False
     workers: int = 0
