@@ -50,6 +50,7 @@ def run_cells(plan: Plan, cells: Sequence[Cell], processes: int, say: Callable[[
     if not pending:
         return
     if processes == 1:
+        torch.set_num_threads(usable_cores())  # scores made again have the same bits, whatever was run here before
         _work(plan, pending)
     else:
         spawn(_work_in_process, (plan, pending, processes), processes)  # type: ignore[no-untyped-call]
