@@ -52,11 +52,15 @@ class RayExecutor:
 
 def _for_any_folder(job: Job) -> Job:
     """Return a job whose paths mean the same in every working directory, as workers may have another one."""
-    sam = job.sam if job.sam == PACKAGED else absolute(job.sam)
-    job = replace(job, shards=absolute(job.shards), sam=sam)
+    job = replace(job, shards=absolute(job.shards), sam=_weights(job.sam))
     if job.uncertainty is None or job.uncertainty.refiner is None:
         return job
-    return replace(job, uncertainty=replace(job.uncertainty, refiner=absolute(job.uncertainty.refiner)))
+    return replace(job, uncertainty=replace(job.uncertainty, refiner=_weights(job.uncertainty.refiner)))
+
+
+def _weights(name: str) -> str:
+    """Return the absolute path of weights; those that ship are known everywhere by their name."""
+    return name if name == PACKAGED else absolute(name)
 
 
 @dataclass
