@@ -3,7 +3,7 @@
     python -m pipelines.bench.contention [--quick] [--repeats N]
 
 Each command is run undisturbed and beside the busy processes, in turn, each time as a process of its own with its start
-included. A fair kernel gives it half of every core then, so twice the time is what cannot be helped; more is time in
+included (``pipelines.bench.machine --quick`` leaves the start out). A fair kernel gives it half of every core then, so twice the time is what cannot be helped; more is time in
 which it waits for itself, and more processor time is waiting that keeps a core busy. The last line is a JSON object:
 medians of time and of processor time (user and system, of all processes) beside others over those without.
 """
@@ -61,16 +61,17 @@ class Contended:
         return self.beside.cpu / self.alone.cpu
 
 
-def measure_contention(command: Callable[[Path], Sequence[str]], repeats: int) -> Contended:
-    """Run ``command``, given an empty folder for what it writes, undisturbed and beside others, in turn.
+Work = Callable[[Path], Usage]
+"""Does something once, given an empty folder for what it writes, and says what it took."""
 
-    Raises ``subprocess.CalledProcessError`` if it fails.
-    """
+
+def measure_contention(work: Work, repeats: int) -> Contended:
+    """Do ``work`` undisturbed and beside others, in turn. Raises what it raises."""
     alone, beside = [], []
     for _ in range(repeats):
-        alone.append(_run_in_empty_folder(command))
+        alone.append(_in_empty_folder(work))
         with busy_cores():
-            beside.append(_run_in_empty_folder(command))
+            beside.append(_in_empty_folder(work))
     return Contended(_median(alone), _median(beside))
 
 
@@ -103,27 +104,40 @@ def run_and_measure(command: Sequence[str]) -> Usage:
     return Usage(wall, usage.ru_utime + usage.ru_stime)
 
 
-def _run_in_empty_folder(command: Callable[[Path], Sequence[str]]) -> Usage:
+def _in_empty_folder(work: Work) -> Usage:
     with TemporaryDirectory() as folder:
-        return run_and_measure(command(Path(folder)))
+        return work(Path(folder))
 
 
 def _median(usages: Sequence[Usage]) -> Usage:
     return Usage(statistics.median(one.wall for one in usages), statistics.median(one.cpu for one in usages))
 
 
-def labelling(photos: Path, points: int) -> Callable[[Path], list[str]]:
-    """Return the command that labels ``photos`` with the packaged SAM."""
+def labelling(photos: Path, points: int) -> Work:
+    """Return the work of the command that labels ``photos`` with the packaged SAM."""
     start = [sys.executable, "-m", "labelgen.cli", "run", f"--images={photos}", f"--points-per-side={points}"]
-    return lambda out: [*start, "--device=cpu", f"--shards={out / 'shards'}"]
+    return lambda out: run_and_measure([*start, "--device=cpu", f"--shards={out / 'shards'}"])
 
 
-def training(data: Path, steps: int) -> Callable[[Path], list[str]]:
-    """Return the command that trains SUM on what ``prepare_training`` made, in fp32."""
+def labelling_here(photos: Path, points: int) -> Work:
+    """Return the same work without a process's start: it is done in this one."""
+
+    def work(out: Path) -> Usage:
+        automask = settings_for(PACKAGED, points_per_side=points)
+        settings = RunSettings((str(photos),), str(out / "shards"), automask=automask)
+        wall, cpu = time.perf_counter(), time.process_time()
+        run(settings, say=lambda line: None)
+        return Usage(time.perf_counter() - wall, time.process_time() - cpu)
+
+    return work
+
+
+def training(data: Path, steps: int) -> Work:
+    """Return the work of the command that trains SUM on what ``prepare_training`` made, in fp32."""
     start = [sys.executable, "-m", "trainer.cli", "fit", "--recipe=microworld", "--device=cpu", "--precision=fp32"]
     start += [f"--var=SHARDS={data / 'shards'}", f"--var=SCENES={data / 'human'}", "--set=uncertainty=confidence"]
     start += [f"--set=steps={steps}", f"--set=checkpoint.every={steps}", "--set=optimizer.warmup=2"]
-    return lambda out: [*start, f"--out={out / 'sum'}"]
+    return lambda out: run_and_measure([*start, f"--out={out / 'sum'}"])
 
 
 def prepare_photos(folder: Path, count: int) -> None:
@@ -167,11 +181,11 @@ def main(quick: bool, repeats: int) -> None:
         folder = Path(temporary)
         prepare_photos(folder / "photos", photos)
         prepare_training(folder / "data", scenes)
-        commands = {"label": labelling(folder / "photos", points), "fit": training(folder / "data", steps)}
-        for name, command in commands.items():
-            figures |= figures_of(name, measure_contention(command, repeats))
+        works = {"label": labelling(folder / "photos", points), "fit": training(folder / "data", steps)}
+        for name, work in works.items():
+            figures |= figures_of(name, measure_contention(work, repeats))
     for key in ("wall", "cpu"):
-        figures[f"contended_{key}_ratio"] = max(figures[f"{name}_contended_{key}_ratio"] for name in commands)
+        figures[f"contended_{key}_ratio"] = max(figures[f"{name}_contended_{key}_ratio"] for name in works)
     click.echo(json.dumps(figures))
 
 

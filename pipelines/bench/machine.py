@@ -4,10 +4,11 @@
     python -m pipelines.bench.machine --quick    # fewer photos, smaller steps, fewer repeats
 
 ``demo_first_page_s``: seconds until the demo's page of labels and maps is there, a process's start included; with
-``--quick`` measured on two and on six images, and reckoned for all. ``bf16_over_fp32_step`` and ``auto_over_best_step``
+``--quick`` measured on two images, then in the same process on six, and reckoned for all. ``bf16_over_fp32_step`` and ``auto_over_best_step``
 are ratios of the time of a step of ``trainer fit``: the latter is that of what ``auto`` comes to here over the better
 of fp32 and bf16. All three take the same steps in turn, and their losses have to agree. ``contended_wall_ratio`` and
-``contended_cpu_ratio`` are those of ``pipelines.bench.contention``, the larger one of labelling's and training's.
+``contended_cpu_ratio`` are those of ``pipelines.bench.contention``, the larger one of labelling's and training's; with
+``--quick`` those of labelling alone, without a process's start.
 ``version_cpu_s`` is the processor time of ``labelgen --version``.
 """
 
@@ -29,6 +30,7 @@ import torch
 
 from pipelines.bench.contention import (
     labelling,
+    labelling_here,
     measure_contention,
     prepare_photos,
     prepare_training,
@@ -44,15 +46,19 @@ from trainer.recipe import Recipe
 from trainer.settings import read_settings
 
 FIRST_PAGE = """
-import sys
+import sys, time
 from pathlib import Path
 from pipelines.demo.announcer import Announcer
 from pipelines.demo.plan import DemoPlan
 from pipelines.demo.run import first_page
-out, photos, scenes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-first_page(DemoPlan(out, photos=photos, scenes=scenes), Announcer(2))
-assert (out / "labels.html").stat().st_size > 0
+for number, count in enumerate(sys.argv[3:]):
+    out = Path(sys.argv[1]) / str(number)
+    photos, scenes = map(int, count.split("+"))
+    first_page(DemoPlan(out, photos=photos, scenes=scenes), Announcer(2))
+    assert (out / "labels.html").stat().st_size > 0
+    (out / "seconds").write_text(str(time.time() - float(sys.argv[2])))
 """
+"""Makes first pages of so many photos and scenes, one after the other, and writes down when each was there."""
 FEW, MORE = 1, 3
 """Photos, and as many scenes, from which ``--quick`` reckons the time of all."""
 LOSSES_AGREE = 0.1
@@ -61,7 +67,7 @@ LOSSES_AGREE = 0.1
 
 @dataclass
 class Steps:
-    """Steps of ``trainer fit`` in one precision: their seconds, but for the first one's, and their losses."""
+    """Steps of ``trainer fit`` in one precision: the seconds of those that are timed, and the losses of all."""
 
     recipe: Recipe
     model: Model
@@ -72,22 +78,26 @@ class Steps:
 def first_page_seconds(quick: bool) -> float:
     """Return how long the demo takes to its first page, in a process of its own."""
     plan = DemoPlan(Path())
+    count = plan.photos + plan.scenes
     if not quick:
-        return _first_page(plan.photos, plan.scenes)
-    few, more = _first_page(FEW, FEW), _first_page(MORE, MORE)  # what a process's start takes is in both
-    each = (more - few) / (2 * (MORE - FEW))
-    return few + each * (plan.photos + plan.scenes - 2 * FEW)
+        return _first_pages((plan.photos, plan.scenes))[0]
+    few, both = _first_pages((FEW, FEW), (MORE, MORE))
+    return few + (both - few) / (2 * MORE) * (count - 2 * FEW)
 
 
-def _first_page(photos: int, scenes: int) -> float:
-    with TemporaryDirectory() as folder, Stage(f"the demo's first page with {photos + scenes} images"):
-        return run_and_measure([sys.executable, "-c", FIRST_PAGE, f"{folder}/demo", str(photos), str(scenes)]).wall
+def _first_pages(*counts: tuple[int, int]) -> list[float]:
+    """Return after how many seconds the page of so many photos and scenes was there, one page after the other."""
+    asked = [f"{photos}+{scenes}" for photos, scenes in counts]
+    with TemporaryDirectory() as folder, Stage(f"the demo's first page: {', then '.join(asked)} photos and scenes"):
+        run_and_measure([sys.executable, "-c", FIRST_PAGE, folder, str(time.time()), *asked])
+        return [float((Path(folder) / str(number) / "seconds").read_text()) for number in range(len(counts))]
 
 
 def take_steps(data: Path, changes: Sequence[str], repeats: int) -> dict[str, Steps]:
     """Take training steps in fp32, in bf16 and in what ``auto`` is here, in turn and on the same batches.
 
-    ``data`` is what ``prepare_training`` made. A bf16 that is emulated is timed once: a step may take half a minute.
+    ``data`` is what ``prepare_training`` made. The first steps are not timed, but for a bf16 that is emulated: it is
+    taken once, as it may take half a minute.
     """
     variables = {"SHARDS": str(data / "shards"), "SCENES": str(data / "human")}
     settings = ("uncertainty=confidence", "device=cpu", "optimizer.warmup=0", *changes)
@@ -100,12 +110,13 @@ def take_steps(data: Path, changes: Sequence[str], repeats: int) -> dict[str, St
         side = int(taken["fp32"].model.sam.image_encoder.img_size)
         for number, samples in enumerate(open_stream(base, side, ranks).steps(0, repeats + 1)):
             for name, steps in taken.items():
-                if name == "bf16" and auto == "fp32" and steps.seconds:
+                emulated = name == "bf16" and auto == "fp32"
+                if emulated and number:
                     continue
                 started = time.perf_counter()
                 with Stage(f"step {number + 1} of {repeats + 1} in {name}"):
                     steps.losses.append(train_step(steps.recipe, steps.model, samples, number + 1, ranks)["loss"])
-                if number:
+                if number or emulated:
                     steps.seconds.append(time.perf_counter() - started)
     return taken
 
@@ -137,17 +148,18 @@ def main(quick: bool) -> None:
     torch.set_num_threads(1)
     figures: dict[str, Any] = {"version_cpu_s": round(version_cpu_seconds(3), 2)}
     figures["demo_first_page_s"] = round(first_page_seconds(quick), 1)
-    photos, points, scenes, steps, repeats = (2, 16, 2, 1, 1) if quick else (6, 32, 10, 3, 3)
+    photos, points, scenes, steps, repeats = (2, 32, 2, 1, 1) if quick else (6, 32, 10, 3, 3)
     small = ("batch=1", "masks=2", "rounds=2", "micro_batch=1") if quick else ("rounds=4",)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare_photos(folder / "photos", photos)
         prepare_training(folder / "data", scenes)
         figures |= step_ratios(take_steps(folder / "data", small, 5))
-        commands = {"label": labelling(folder / "photos", points)}
-        if not quick:
-            commands["fit"] = training(folder / "data", steps)
-        measured = [measure_contention(command, repeats) for command in commands.values()]
+        if quick:
+            works = [labelling_here(folder / "photos", points)]
+        else:
+            works = [labelling(folder / "photos", points), training(folder / "data", steps)]
+        measured = [measure_contention(work, repeats) for work in works]
     figures["contended_wall_ratio"] = round(max(each.wall_ratio for each in measured), 2)
     figures["contended_cpu_ratio"] = round(max(each.cpu_ratio for each in measured), 2)
     assert figures["losses_agree"], "the losses of the same step differ between precisions"
