@@ -14,10 +14,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from segment_anything.modeling import Sam
-from segment_anything.utils.amg import build_all_layer_point_grids, generate_crop_boxes, is_box_near_crop_edge
 from torch import Tensor
-from torchvision.ops.boxes import batched_nms, box_area
 
 from labelgen.lanes import Lanes
 from labelgen.regions import draw, measure
@@ -29,7 +26,8 @@ from shared.images import RgbImage
 from shared.memory import BatchSize
 from shared.precision import Precision
 from shared.sam.point_decoder import PointDecoder, PointImage
-from shared.sam.runtime import Predictor
+from shared.sam.runtime import Embedder
+from shared.sam.upstream import Sam, amg, nms
 
 
 @dataclass(frozen=True)
@@ -95,9 +93,7 @@ class _Candidates:
 
     def nms(self, scores: Tensor, threshold: float) -> Tensor:
         """Return the index of the candidates that box NMS leaves, best ``scores`` (K,) first."""
-        one_class = torch.zeros(len(self), dtype=torch.int64, device=scores.device)
-        index: Tensor = batched_nms(self.boxes.float(), scores, one_class, threshold)
-        return index
+        return nms(self.boxes.float(), scores, threshold)
 
     def in_photo(self) -> _Candidates:
         """Return them with boxes and points in the photo."""
@@ -126,14 +122,14 @@ class LabelGenerator:
         precision: Precision = "fp32",
         lanes: Lanes | None = None,
     ) -> None:
-        self.predictor = Predictor(sam, precision)
+        self.embedder = Embedder(sam, precision)
         self.settings = settings
         self.lanes = lanes or Lanes(1)
         self.batch = BatchSize(points_per_batch)
         self.decoder = PointDecoder(sam)
         self.side = int(sam.image_encoder.img_size)
         self.threshold = float(sam.mask_threshold)
-        self.grids = build_all_layer_point_grids(
+        self.grids = amg.build_all_layer_point_grids(
             settings.points_per_side, settings.crop_n_layers, settings.crop_n_points_downscale_factor
         )
 
@@ -147,16 +143,17 @@ class LabelGenerator:
 
     def _label(self, image: RgbImage, resized: RgbImage | None) -> ImageLabels:
         settings, size = self.settings, (image.shape[0], image.shape[1])
-        boxes, layers = generate_crop_boxes(size, settings.crop_n_layers, settings.crop_overlap_ratio)
+        boxes, layers = amg.generate_crop_boxes(size, settings.crop_n_layers, settings.crop_overlap_ratio)
         embeddings: dict[CropBox, Tensor] = {}
         parts = []
         for box, layer in zip(boxes, layers, strict=True):
             crop: CropBox = tuple(box)
-            embeddings[crop] = self.predictor.embed_crop(image, crop, resized)
+            embeddings[crop] = self.embedder.embed_crop(image, crop, resized)
             parts.append(self._label_crop(embeddings[crop], Frame(self.side, crop), self.grids[layer], size))
         found = _join(parts)
         if len(boxes) > 1:  # of duplicates between crops, those of smaller crops are kept
-            found = found.take(found.nms(1 / box_area(found.crops), settings.crop_nms_thresh))
+            width, height = (found.crops[:, 2:] - found.crops[:, :2]).unbind(1)
+            found = found.take(found.nms(1 / (width * height), settings.crop_nms_thresh))
         cleaned: Mapping[int, Rle] = {}
         if settings.min_mask_region_area > 0:
             found, cleaned = self._clean(found, size)
@@ -191,10 +188,10 @@ class LabelGenerator:
         self, points: npt.NDArray[np.float64], image: PointImage, frame: Frame, size: tuple[int, int]
     ) -> _Candidates:
         """Decode points of a crop, three masks each, and keep those that pass every filter but NMS."""
-        settings, predictor = self.settings, self.predictor
-        coords = torch.as_tensor(predictor.transform.apply_coords(points, frame.crop_size), device=predictor.device)
-        foreground = torch.ones(len(points), 1, dtype=torch.int, device=predictor.device)
-        sparse, _ = predictor.model.prompt_encoder(points=(coords[:, None], foreground), boxes=None, masks=None)
+        settings, sam = self.settings, self.embedder.sam
+        coords = torch.as_tensor(frame.to_input(points), device=sam.device)
+        foreground = torch.ones(len(points), 1, dtype=torch.int, device=sam.device)
+        sparse, _ = sam.prompt_encoder(points=(coords[:, None], foreground), boxes=None, masks=None)
         decoded = self.decoder.decode(image, sparse)
         iou = decoded.predicted_iou
         wanted = (
@@ -212,7 +209,7 @@ class LabelGenerator:
             crops=torch.tensor(frame.crop_box, device=iou.device).expand(len(logits), -1),
         )
         height, width = size
-        keep = ~is_box_near_crop_edge(regions.boxes, list(frame.crop_box), [0, 0, width, height])
+        keep = ~amg.is_box_near_crop_edge(regions.boxes, list(frame.crop_box), [0, 0, width, height])
         keep &= (regions.areas > 0) & (regions.areas < settings.max_area_share * height * width)
         if settings.stability_score_thresh > 0:
             keep &= regions.stability >= settings.stability_score_thresh

@@ -34,7 +34,7 @@ from shared.errors import ImageError, SourceError
 from shared.frame import CropBox
 from shared.sam.checkpoint import load_sam
 from shared.sam.refiner import load_refiner
-from shared.sam.runtime import Predictor, place
+from shared.sam.runtime import Embedder, place
 from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Layer, PlannedImage, Unit
 from shared.shards.manifest import UnitRecord, manifest_path
 from shared.shards.originals import read_original
@@ -72,15 +72,15 @@ class Labeler:
         sam = place(loaded.sam, job.runtime)
         self.side = loaded.architecture.image_size
         precision = job.runtime.resolve().name
-        self.predictor = Predictor(sam, precision)
-        self.lanes = take_cores(self.predictor.device, cores)
+        self.embedder = Embedder(sam, precision)
+        self.lanes = take_cores(sam.device, cores)
         if job.masks is not None:
             self.generator = LabelGenerator(
                 sam, job.masks.settings, job.points_per_batch, precision=precision, lanes=self.lanes
             )
         if job.uncertainty is not None:
             path, settings = job.uncertainty.refiner, job.uncertainty.settings
-            refiner = None if path is None else load_refiner(path, loaded).to(self.predictor.device)
+            refiner = None if path is None else load_refiner(path, loaded).to(sam.device)
             self.maker = UncertaintyMaker(sam, refiner, settings, job.points_per_batch)
 
     def label_unit(self, unit: Unit, refused: Mapping[str, str] | None = None) -> Iterator[Event]:
@@ -230,7 +230,7 @@ class Labeler:
             committed = self.shards.label_frames(number, image)
             kept[LOGITS] = keep_logits_again(self.generator.label(*photo), committed) if committed else keep_logits([])
         if EMBEDDINGS in layers:
-            embed = partial(self.predictor.embed_crop, photo.pixels, resized=photo.resized)
+            embed = partial(self.embedder.embed_crop, photo.pixels, resized=photo.resized)
             kept[EMBEDDINGS] = keep_embeddings((image.height, image.width), map(crop_of, image.masks), embed)
         return kept
 
@@ -289,8 +289,8 @@ class Labeler:
             if EMBEDDINGS in task.use_kept:
                 embedding = read_embedding(self.shards, number, image.index, crop_box)
                 if embedding is not None:
-                    return torch.from_numpy(embedding)[None].to(self.predictor.device)
-            return None if loaded is None else self.predictor.embed_crop(loaded.pixels, crop_box, loaded.resized)
+                    return torch.from_numpy(embedding)[None].to(self.embedder.sam.device)
+            return None if loaded is None else self.embedder.embed_crop(loaded.pixels, crop_box, loaded.resized)
 
         return self.maker.make(masks, embed), error
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
-from segment_anything.utils.amg import remove_small_regions
 from torch import Tensor
 from torch.nn import functional as F
 
 from labelgen.rle import Mask
 from shared.frame import CELL, Frame
+from shared.sam.upstream import amg
 
 
 def clean_mask(mask: Mask, least_area: int) -> tuple[Mask, bool]:
@@ -18,8 +18,8 @@ def clean_mask(mask: Mask, least_area: int) -> tuple[Mask, bool]:
 
     As upstream's ``postprocess_small_regions``: first the holes; the largest island stays if all are small.
     """
-    filled, had_holes = remove_small_regions(mask, least_area, "holes")
-    cleaned, had_islands = remove_small_regions(filled, least_area, "islands")
+    filled, had_holes = amg.remove_small_regions(mask, least_area, "holes")
+    cleaned, had_islands = amg.remove_small_regions(filled, least_area, "islands")
     return cleaned, had_holes or had_islands
 
 

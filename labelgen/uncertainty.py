@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,6 +25,7 @@ from shared.memory import BatchSize
 from shared.sam.decode import PAD, POSITIVE, Prompts, embed_prompts
 from shared.sam.point_decoder import OUTPUTS, PointDecoder, PointImage
 from shared.sam.refiner import Refiner
+from shared.sam.upstream import Sam
 from shared.uncertainty_codec import encode_refined, encode_uncertainty
 
 LEAST_IOU = 0.5
@@ -231,10 +231,6 @@ class UncertaintyMaker:
 
 
 def to_input(coords: Sequence[Sequence[float]], frame: Frame) -> Tensor:
-    """Map points (x, y) of the photo to pixels of the square input of ``frame``, float32 (N, 2).
-
-    As upstream's ``ResizeLongestSide.apply_coords`` does for points relative to the crop.
-    """
-    (height, width), (input_height, input_width) = frame.crop_size, frame.input_size
+    """Map points (x, y) of the photo to pixels of the square input of ``frame``, float32 (N, 2)."""
     relative: npt.NDArray[np.float64] = np.asarray(coords, np.float64).reshape(-1, 2) - frame.crop_box[:2]
-    return torch.from_numpy((relative * (input_width / width, input_height / height)).astype(np.float32))
+    return torch.from_numpy(frame.to_input(relative).astype(np.float32))

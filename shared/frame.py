@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
 CELL = 4
@@ -71,6 +73,11 @@ class Frame:
         limit = self.side // CELL
         height, width = (min(limit, (2 * size + CELL - 1) // (2 * CELL) + 1) for size in self.input_size)
         return height, width
+
+    def to_input(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Map points (..., 2), x and y in the crop, to the square input, as ``ResizeLongestSide.apply_coords``."""
+        (height, width), (input_height, input_width) = self.crop_size, self.input_size
+        return points * (input_width / width, input_height / height)
 
     def upsample(self, logits: Tensor) -> Tensor:
         """Bring logits (K, h, w) of the low-resolution square to the crop's own size, as ``Sam.postprocess_masks``.

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
 from shared.precision import Precision, autocast
 from shared.sam.task_prompt import TaskPrompt
+from shared.sam.upstream import Sam
 from trainer.data.samples import TrainingSample
 from trainer.interactive import InteractiveSettings, Targets, play_rounds
 from trainer.losses import kept_fraction

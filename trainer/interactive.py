@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
 from shared.sam.decode import BOX_MIN, PAD, Prompts, decode_prompts, dense_positions
+from shared.sam.upstream import Sam
 from trainer.losses import LossSettings, mask_loss, true_iou
 from trainer.prompts import Randomness, click_errors, first_prompts
 

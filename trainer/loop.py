@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from shared.allocator import tune_malloc
@@ -26,6 +25,7 @@ from shared.sam.checkpoint import LoadedSam, load_sam, to_safetensors
 from shared.sam.runtime import pick_device
 from shared.sam.settings import TASKS
 from shared.sam.task_prompt import STATE_KEY, TaskPrompt
+from shared.sam.upstream import Sam
 from shared.shards.view import open_shards
 from shared.storage import Storage
 from trainer.batch import Sums, backpropagate, collate

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from shared.errors import ImageError, SettingsError
 from shared.frame import Frame
 from shared.images import RgbImage
 from shared.precision import Precision
 from shared.sam.checkpoint import LoadedSam
-from shared.sam.runtime import Predictor
+from shared.sam.runtime import Embedder
+from shared.sam.upstream import Sam
 from trainer.evaluate.run import prompted_task
 
 Mask = npt.NDArray[np.bool_]
@@ -64,24 +67,40 @@ def predict_mask(
     prompt cannot be told; ``ImageError`` for an image that is too thin.
     """
     height, width = image.shape[:2]
-    if 0 in Frame.whole(int(weights.sam.image_encoder.img_size), height, width).input_size:
+    sam = weights.sam
+    frame = Frame.whole(int(sam.image_encoder.img_size), height, width)
+    if 0 in frame.input_size:
         raise ImageError(f"{width} x {height} is too thin for SAM; cut it up")
     check_prompt(prompt, height, width)
     check_task(weights, task)
-    predictor = Predictor(weights.sam, precision)
-    predictor.set_image(image)
+    embedding = Embedder(sam, precision).embed(image)
     vector = weights.task_vector(task)
     if vector is not None:
-        predictor.features = predictor.features + vector.to(predictor.device)[None, :, None, None]
-    points = [*prompt.positive, *prompt.negative]
-    masks, predicted, _ = predictor.predict(
-        point_coords=np.array(points, np.float64) if points else None,
-        point_labels=np.array([1] * len(prompt.positive) + [0] * len(prompt.negative)) if points else None,
-        box=None if prompt.box is None else np.array(prompt.box, np.float64),
-        multimask_output=prompt.ambiguous,
-    )
+        embedding = embedding + vector.to(sam.device)[None, :, None, None]
+    logits, predicted = _decode(sam, embedding, prompt, frame)
     best = int(predicted.argmax())
-    return Prediction(masks[best], float(predicted[best]), best + 1, len(masks), prompted_task(weights, task))
+    mask = (logits[best] > sam.mask_threshold).cpu().numpy()
+    return Prediction(mask, float(predicted[best]), best + 1, len(logits), prompted_task(weights, task))
+
+
+@torch.no_grad()
+def _decode(sam: Sam, embedding: Tensor, prompt: UserPrompt, frame: Frame) -> tuple[Tensor, Tensor]:
+    """Return the logits (N, H, W) of all outputs that count for a prompt, and their predicted IoU (N,)."""
+
+    def to_input(points: Sequence[Sequence[float]]) -> Tensor:
+        return torch.as_tensor(frame.to_input(np.array(points, np.float64)), dtype=torch.float32, device=sam.device)
+
+    points = [*prompt.positive, *prompt.negative]
+    labels = torch.tensor([[1] * len(prompt.positive) + [0] * len(prompt.negative)], device=sam.device)
+    sparse, dense = sam.prompt_encoder(
+        points=(to_input(points)[None], labels) if points else None,
+        boxes=None if prompt.box is None else to_input([prompt.box[:2], prompt.box[2:]]).view(1, 4),
+        masks=None,
+    )
+    low_res, predicted = sam.mask_decoder(
+        embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=prompt.ambiguous
+    )
+    return sam.postprocess_masks(low_res, frame.input_size, frame.crop_size)[0], predicted[0]
 
 
 def check_task(weights: LoadedSam, task: str) -> None:

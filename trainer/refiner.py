@@ -17,7 +17,6 @@ import click
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
-from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +28,7 @@ from shared.sam.quality import QualityFilter
 from shared.sam.refiner import Refiner, save_refiner
 from shared.sam.runtime import pick_device
 from shared.sam.settings import PACKAGED
+from shared.sam.upstream import Sam
 from trainer.batch import Batch, collate
 from trainer.checkpoint import Checkpoints
 from trainer.data.coded import Sample

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from segment_anything.modeling import Sam
 from torch import nn
+
+from shared.sam.upstream import Sam
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ import cv2
 import numpy as np
 import skimage.data
 import torch
-from segment_anything import SamAutomaticMaskGenerator, automatic_mask_generator
-from segment_anything.modeling import Sam
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor, automatic_mask_generator
+from torch import Tensor
 
 import labelgen.automask
 from labelgen.automask import LabelGenerator
@@ -45,11 +45,12 @@ from pipelines.bench.agreement import compare
 from pipelines.bench.candidates import Candidates, Replacing, ReplacingDecoder, replace_upstream
 from pipelines.microworld.scene import make_scene
 from shared.images import RgbImage
-from shared.precision import Precision, PrecisionSetting, precision_option, settle
+from shared.precision import Precision, PrecisionSetting, autocast, precision_option, settle
 from shared.progress import Stage
 from shared.sam.architecture import ARCHITECTURES, build_architecture
 from shared.sam.checkpoint import load_sam
-from shared.sam.runtime import Predictor, Runtime, place
+from shared.sam.runtime import Runtime, place
+from shared.sam.upstream import Sam
 
 SIDES = ("theirs", "ours")
 MALLOC = {
@@ -122,14 +123,24 @@ def make_photo(model: str, size: tuple[int, int]) -> RgbImage:
     return np.ascontiguousarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
 
+class RoughPredictor(SamPredictor):  # type: ignore[misc]
+    """Upstream's predictor with the image encoder in bf16."""
+
+    def set_torch_image(self, transformed_image: Tensor, original_image_size: tuple[int, ...]) -> None:
+        """Embed as upstream does, in bf16, and keep what comes out as fp32."""
+        with autocast(self.device.type, "bf16"):
+            super().set_torch_image(transformed_image, original_image_size)
+        self.features: Tensor = self.features.float()
+
+
 def label_with_upstream(
     sam: Sam, settings: AutomaskSettings, image: RgbImage, clock: StageClock, precision: Precision
 ) -> Any:
-    """Label with upstream's generator, in COCO's RLE. It knows no bf16: for that, it gets our predictor."""
+    """Label with upstream's generator, in COCO's RLE. It knows no bf16: for that, it gets another predictor."""
     options = {name: value for name, value in vars(settings).items() if name != "max_area_share"}
     generator = SamAutomaticMaskGenerator(sam, output_mode="coco_rle", **options)
     if precision != "fp32":
-        generator.predictor = Predictor(sam, precision)
+        generator.predictor = RoughPredictor(sam)
     clock.watch(generator.predictor, "set_image", "encoder")
     clock.watch(generator.predictor, "predict_torch", "decoder")
     clock.watch(generator.predictor.model, "postprocess_masks", "upsampling")
@@ -139,7 +150,7 @@ def label_with_upstream(
 
 def label_with_ours(generator: LabelGenerator, image: RgbImage, clock: StageClock) -> Any:
     """Label with our generator, in COCO's RLE."""
-    clock.watch(generator.predictor, "embed_crop", "encoder")
+    clock.watch(generator.embedder, "embed_crop", "encoder")
     for name in ("prepare", "decode", "masks"):
         clock.watch(generator.decoder, name, "decoder")
     with clock.stage("rest"):

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
 from shared.sam.point_decoder import OUTPUTS, DecodedPoints, PointDecoder, PointImage
+from shared.sam.upstream import Sam
 
 OBJECTS = 300
 GOOD_PROMPTS, PASSING = 0.35, 0.2

@@ -3,9 +3,10 @@
     python -m pipelines.bench.contention [--quick] [--repeats N]
 
 Each command is run undisturbed and beside the busy processes, in turn, each time as a process of its own with its start
-included (``pipelines.bench.machine --quick`` leaves the start out). A fair kernel gives it half of every core then, so twice the time is what cannot be helped; more is time in
-which it waits for itself, and more processor time is waiting that keeps a core busy. The last line is a JSON object:
-medians of time and of processor time (user and system, of all processes) beside others over those without.
+included (``pipelines.bench.machine --quick`` leaves the start out). A fair kernel gives it half of every core then, so
+twice the time is what cannot be helped; more is time in which it waits for itself, and more processor time is waiting
+that keeps a core busy. The last line is a JSON object: medians of time and of processor time (user and system, of all
+processes) beside others over those without.
 """
 
 from __future__ import annotations

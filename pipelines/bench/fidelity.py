@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from segment_anything.modeling import Sam
 
 from pipelines.bench.shard_material import Floats, LabelledPhoto
 from shared.frame import Frame
+from shared.sam.upstream import Sam
 from trainer.evaluate.metrics import boundary_iou, iou
 
 DEAD_ZONE = 2 / 255

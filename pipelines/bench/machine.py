@@ -4,12 +4,12 @@
     python -m pipelines.bench.machine --quick    # fewer photos, smaller steps, fewer repeats
 
 ``demo_first_page_s``: seconds until the demo's page of labels and maps is there, a process's start included; with
-``--quick`` measured on two images, then in the same process on six, and reckoned for all. ``bf16_over_fp32_step`` and ``auto_over_best_step``
-are ratios of the time of a step of ``trainer fit``: the latter is that of what ``auto`` comes to here over the better
-of fp32 and bf16. All three take the same steps in turn, and their losses have to agree. ``contended_wall_ratio`` and
-``contended_cpu_ratio`` are those of ``pipelines.bench.contention``, the larger one of labelling's and training's; with
-``--quick`` those of labelling alone, without a process's start.
-``version_cpu_s`` is the processor time of ``labelgen --version``.
+``--quick`` measured on two images, then in the same process on six, and reckoned for all. ``bf16_over_fp32_step`` and
+``auto_over_best_step`` are ratios of the time of a step of ``trainer fit``: the latter is that of what ``auto`` comes
+to here over the better of fp32 and bf16. All three take the same steps in turn, and their losses have to agree.
+``contended_wall_ratio`` and ``contended_cpu_ratio`` are those of ``pipelines.bench.contention``, the larger one of
+labelling's and training's; with ``--quick`` those of labelling alone, without a process's start. ``version_cpu_s`` is
+the processor time of ``labelgen --version``.
 """
 
 from __future__ import annotations

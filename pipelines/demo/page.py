@@ -21,7 +21,7 @@ from shared.images import RgbImage, decode_image
 from shared.photos import photo_name, read_bytes
 from shared.progress import track
 from shared.sam.checkpoint import LoadedSam
-from shared.sam.runtime import Predictor
+from shared.sam.runtime import Embedder
 from shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
 from trainer.data.sets import Task, open_set
 from trainer.evaluate.protocol import Played, play_image
@@ -135,7 +135,7 @@ def _label(shards: ShardSet, layer: str, number: int, image: LabelledImage, row:
 
 def _comparisons(models: Mapping[str, LoadedSam], held_out: Path) -> Iterator[dict[str, Any]]:
     """Yield scenes with one mask of each task, prompted as the protocol does, for all models."""
-    predictors = {name: Predictor(model.sam) for name, model in models.items()}
+    embedders = {name: Embedder(model.sam) for name, model in models.items()}
     for task, count in SCENES_OF_TASK.items():
         opened = open_set(describe_set(held_out, task))
         for index in range(min(count, len(opened.keys))):
@@ -150,18 +150,18 @@ def _comparisons(models: Mapping[str, LoadedSam], held_out: Path) -> Iterator[di
                 "image": jpeg_url(sample.image),
                 "truth": jpeg_url(draw_prediction(sample.image, target, UserPrompt())),
                 "models": [
-                    _drawn(model_name, play(models[model_name], predictor, sample.image, target, task), sample.image)
-                    for model_name, predictor in predictors.items()
+                    _drawn(model_name, play(models[model_name], embedder, sample.image, target, task), sample.image)
+                    for model_name, embedder in embedders.items()
                 ],
             }
 
 
-def play(model: LoadedSam, predictor: Predictor, image: RgbImage, target: npt.NDArray[np.bool_], task: str) -> Played:
+def play(model: LoadedSam, embedder: Embedder, image: RgbImage, target: npt.NDArray[np.bool_], task: str) -> Played:
     """Return what a model reports for ``target``, bool (H, W), after the rounds that the page shows."""
-    predictor.set_image(image)
     frame = Frame.whole(int(model.sam.image_encoder.img_size), *image.shape[:2])
     vector = model.task_vector(task)
-    rounds = play_image(model.sam, predictor.features, vector, frame, target[None], "", Protocol(rounds=ROUNDS_SHOWN))
+    protocol = Protocol(rounds=ROUNDS_SHOWN)
+    rounds = play_image(model.sam, embedder.embed(image), vector, frame, target[None], "", protocol)
     return list(rounds)[-1]
 
 

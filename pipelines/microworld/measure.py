@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.ndimage import distance_transform_edt
-from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,6 +31,7 @@ from shared.progress import track
 from shared.sam.checkpoint import load_sam
 from shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Prompts, decode_prompts
 from shared.sam.settings import PACKAGED
+from shared.sam.upstream import Sam
 
 Masks = npt.NDArray[np.bool_]
 

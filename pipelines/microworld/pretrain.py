@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
-from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
@@ -50,6 +49,7 @@ from shared.progress import Stage, hushed
 from shared.sam.architecture import ARCHITECTURES, build_architecture
 from shared.sam.checkpoint import load_sam
 from shared.sam.decode import BOX_MIN, Prompts, decode_prompts, dense_positions
+from shared.sam.upstream import Sam
 from shared.shards.dataset import require_same
 from shared.storage import Storage
 from trainer.prompts import first_prompts

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
+
+from shared.sam.upstream import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer, common
 
 PATCH = 16
 PIXEL_MEAN = [123.675, 116.28, 103.53]
@@ -66,7 +66,7 @@ class ConvStem(nn.Module):
         layers: list[nn.Module] = []
         before = 3
         for width in channels:
-            layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), LayerNorm2d(width), nn.GELU()]
+            layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), common.LayerNorm2d(width), nn.GELU()]
             before = width
         layers.append(nn.Conv2d(before, out_channels, 3, stride=2, padding=1))
         self.layers = nn.Sequential(*layers)

@@ -11,18 +11,17 @@ on a CPU the projections before and after the attention see the real tokens alon
 from __future__ import annotations
 
 import torch
-from segment_anything.modeling import ImageEncoderViT
-from segment_anything.modeling.image_encoder import Attention, Block, get_rel_pos
 from torch import Tensor
 
 from shared.sam import fast_linear
+from shared.sam.upstream import ImageEncoderViT, image_encoder
 
 PIECE_OF_THREAD, PIECE_ON_CPU, PIECE = 1 << 19, 1 << 21, 1 << 27
 """Scores that are computed at a time: 2 MB of fp32 for each thread of a CPU that works on a head of its own, 8 MB where
 all of them work on one by oneDNN, elsewhere as many as keep a GPU busy."""
 
 
-class PiecewiseAttention(Attention):  # type: ignore[misc]
+class PiecewiseAttention(image_encoder.Attention):  # type: ignore[misc]
     """Upstream's attention with relative positions, with its parameters, a piece of the scores at a time."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,14 +75,14 @@ class PiecewiseAttention(Attention):  # type: ignore[misc]
         """Return what relative positions add to the scores of queries (B, H, W, E): by row of the key, (B, H, W, H),
         and by its column, (B, H, W, W)."""
         height, width = queries.shape[1:3]
-        by_row = get_rel_pos(height, height, self.rel_pos_h)
-        by_column = get_rel_pos(width, width, self.rel_pos_w)
+        by_row = image_encoder.get_rel_pos(height, height, self.rel_pos_h)
+        by_column = image_encoder.get_rel_pos(width, width, self.rel_pos_w)
         vertical = torch.einsum("bhwc,hkc->bhwk", queries, by_row)
         horizontal = torch.einsum("bhwc,wkc->bhwk", queries, by_column)
         return vertical, horizontal
 
 
-class WindowedBlock(Block):  # type: ignore[misc]
+class WindowedBlock(image_encoder.Block):  # type: ignore[misc]
     """Upstream's block with its parameters, which on a CPU projects no padding."""
 
     def forward(self, x: Tensor) -> Tensor:

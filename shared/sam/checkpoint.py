@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from segment_anything.modeling import Sam
 from torch import Tensor
 
 from shared.errors import CheckpointError
@@ -27,6 +26,7 @@ from shared.progress import Stage
 from shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture, meta_state
 from shared.sam.settings import PACKAGED, TASKS
 from shared.sam.task_prompt import STATE_KEY, TaskPrompt
+from shared.sam.upstream import Sam
 
 HEADER = "sum_factory"
 """Key of the JSON object that says, in the header of a safetensors file, how its weights were made."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from shared.sam.upstream import ImageEncoderViT
 
 
 @cache

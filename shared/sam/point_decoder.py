@@ -25,13 +25,12 @@ from dataclasses import dataclass
 from math import sqrt
 
 import torch
-from segment_anything.modeling import MaskDecoder
-from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.sam.decode import PromptedModel, dense_positions
 from shared.sam.fast_linear import linear
+from shared.sam.upstream import MaskDecoder, transformer
 
 OUTPUTS = 3
 """Masks for a single point: outputs 1 to 3 of the decoder."""
@@ -362,7 +361,7 @@ def _centre(values: Tensor) -> Tensor:
     return values - values.mean(-1, keepdim=True)
 
 
-def _output(attention: Attention) -> Tensor:
+def _output(attention: transformer.Attention) -> Tensor:
     """Return the output projection by head, (H, E, C)."""
     return torch.unflatten(attention.out_proj.weight.T, 0, (attention.num_heads, -1))
 

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
 from torch import Tensor, nn
 
 from shared.errors import CheckpointError
 from shared.sam.checkpoint import HEADER, LoadedSam, file_sha256, to_safetensors
 from shared.sam.decode import BOX_MAX, BOX_MIN, POSITIVE, Prompts, decode_prompts
 from shared.sam.settings import PACKAGED
+from shared.sam.upstream import MaskDecoder, PromptEncoder, Sam
 from shared.storage import Storage
 
 KIND = "refiner"

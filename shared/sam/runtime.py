@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from segment_anything import SamPredictor
-from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
+from PIL import Image
 from torch import Tensor
 
-from shared.frame import CropBox
+from shared.frame import CropBox, resized_size
 from shared.precision import Precision, PrecisionSetting, Resolved, autocast, resolve
 from shared.sam.attention import attend_in_pieces
 from shared.sam.fast_linear import use_fast_linear
+from shared.sam.upstream import Sam
 
 
 @dataclass(frozen=True)
@@ -60,44 +58,40 @@ def place(sam: Sam, runtime: Runtime) -> Sam:
 
 
 def resize(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
-    """Scale an image, uint8 (H, W, 3), so that its longer side is ``side``, as SAM does."""
-    resized: npt.NDArray[np.uint8] = ResizeLongestSide(side).apply_image(image)
-    return resized
+    """Scale an image, uint8 (H, W, 3), so that its longer side is ``side``, as ``ResizeLongestSide.apply_image``."""
+    height, width = resized_size(image.shape[0], image.shape[1], side)
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-class Predictor(SamPredictor):  # type: ignore[misc]
-    """Upstream's predictor, whose image encoder may run in bf16; everything after it stays fp32."""
+@dataclass
+class Embedder:
+    """Embeds images as ``SamPredictor`` does. The image encoder may run in bf16; embeddings are float32.
 
-    def __init__(self, sam: Sam, precision: Precision = "fp32") -> None:
-        self.features: Tensor
-        super().__init__(sam)
-        self.precision = precision
+    Several threads may use one at once.
+    """
 
-    def set_image(self, image: npt.NDArray[np.uint8], image_format: str = "RGB") -> None:
-        """Embed an image, uint8 (H, W, 3), RGB."""
-        self.set_resized(resize(image, self.model.image_encoder.img_size), (image.shape[0], image.shape[1]))
+    sam: Sam
+    precision: Precision = "fp32"
+
+    def embed(self, image: npt.NDArray[np.uint8]) -> Tensor:
+        """Return the embedding, (1, C, g, g), of an image, uint8 (H, W, 3), RGB."""
+        return self._embed_resized(resize(image, self.sam.image_encoder.img_size))
 
     def embed_crop(
         self, image: npt.NDArray[np.uint8], crop_box: CropBox, resized: npt.NDArray[np.uint8] | None = None
     ) -> Tensor:
-        """Embed the crop x0, y0, x1, y1 of an image, uint8 (H, W, 3), and return its features, (1, C, g, g).
+        """Return the embedding, (1, C, g, g), of the crop x0, y0, x1, y1 of an image, uint8 (H, W, 3).
 
-        Several threads may do so at once: the image that is set stays the one that it is.
         ``resized``, if at hand, is what ``resize`` makes of the whole image: it is used if the crop is all of it.
         """
         x0, y0, x1, y1 = crop_box
-        size = (image.shape[0], image.shape[1])
-        apart = copy(self)
-        if resized is not None and (x0, y0, y1, x1) == (0, 0, *size):
-            apart.set_resized(resized, size)
-        else:
-            apart.set_image(image[y0:y1, x0:x1])
-        return apart.features
+        if resized is not None and (x0, y0, y1, x1) == (0, 0, *image.shape[:2]):
+            return self._embed_resized(resized)
+        return self.embed(image[y0:y1, x0:x1])
 
-    def set_resized(self, resized: npt.NDArray[np.uint8], size: tuple[int, int]) -> None:
-        """Embed what ``resize`` made of an image of ``size`` height, width."""
-        pixels = torch.as_tensor(resized, device=self.device).permute(2, 0, 1)[None].contiguous()
-        with autocast(self.device.type, self.precision):
-            self.set_torch_image(pixels, size)
-        features: Tensor = self.features
-        self.features = features.float()
+    @torch.no_grad()
+    def _embed_resized(self, resized: npt.NDArray[np.uint8]) -> Tensor:
+        pixels = torch.as_tensor(resized, device=self.sam.device).permute(2, 0, 1)[None].contiguous()
+        with autocast(self.sam.device.type, self.precision):
+            features: Tensor = self.sam.image_encoder(self.sam.preprocess(pixels))
+        return features.float()

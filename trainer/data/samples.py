@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from shared.errors import ImageError
 from shared.frame import Frame
 from shared.images import RgbImage
+from shared.sam.runtime import resize
 from trainer.data.grid import masks_on_grid, valid_cells
 from trainer.data.human import HumanSet
 from trainer.randomness import generator_of
@@ -104,5 +104,4 @@ def pick(count: int, grid: GridSettings, id: SampleId) -> npt.NDArray[np.int64]:
 
 def scale_image(image: RgbImage, side: int) -> Tensor:
     """Scale RGB uint8 (H, W, 3) as ``SamPredictor`` does; uint8 (3, h, w)."""
-    scaled = ResizeLongestSide(side).apply_image(image)
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+    return torch.from_numpy(np.ascontiguousarray(resize(image, side).transpose(2, 0, 1)))

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from segment_anything.modeling import Sam
 from torch import Tensor
 
 from shared.frame import Frame
 from shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts, decode_prompts
+from shared.sam.upstream import Sam
 from trainer.evaluate.clicks import Click, click_near_boundary, first_click, next_click
 from trainer.evaluate.metrics import boundary_iou, iou
 from trainer.evaluate.settings import Output, Protocol
@@ -51,16 +51,16 @@ class _State:
     """One target while it is being prompted: its tokens in pixels of the square input, and the reported logits."""
 
     target: Masks
-    coords: list[tuple[float, float]]
+    coords: list[list[float]]
     labels: list[int]
     boxed: bool
     clicks: tuple[Click, ...] = ()
     logits: Tensor | None = None
     mask: Masks | None = None
 
-    def tokens(self) -> tuple[list[tuple[float, float]], list[int]]:
+    def tokens(self) -> tuple[list[list[float]], list[int]]:
         """The tokens in upstream's order: points, then the box or one padding token."""
-        return (self.coords, self.labels) if self.boxed else ([*self.coords, (0.0, 0.0)], [*self.labels, PAD])
+        return (self.coords, self.labels) if self.boxed else ([*self.coords, [0.0, 0.0]], [*self.labels, PAD])
 
 
 def evaluate_image(
@@ -118,9 +118,14 @@ def _start(target: Masks, frame: Frame, name: str, protocol: Protocol) -> _State
     if protocol.first == "box":
         ys, xs = np.nonzero(target)
         corners = [(int(xs.min()), int(ys.min())), (int(xs.max()), int(ys.max()))]
-        return _State(target, [_to_input(frame, x, y) for x, y in corners], [BOX_MIN, BOX_MAX], True)
+        return _State(target, frame.to_input(np.array(corners, np.float64)).tolist(), [BOX_MIN, BOX_MAX], True)
     click = first_click(target) if protocol.first == "point" else click_near_boundary(target, name)
-    return _State(target, [_to_input(frame, click.x, click.y)], [POSITIVE], False, (click,))
+    return _State(target, [_in_input(click, frame)], [POSITIVE], False, (click,))
+
+
+def _in_input(click: Click, frame: Frame) -> list[float]:
+    placed: list[float] = frame.to_input(np.array([click.x, click.y], np.float64)).tolist()
+    return placed
 
 
 def _click(state: _State, frame: Frame) -> None:
@@ -129,7 +134,7 @@ def _click(state: _State, frame: Frame) -> None:
     click: Click | None = next_click(state.mask, state.target)
     if click is not None:
         state.clicks = (*state.clicks, click)
-        state.coords.insert(0, _to_input(frame, click.x, click.y))
+        state.coords.insert(0, _in_input(click, frame))
         state.labels.insert(0, POSITIVE if click.positive else NEGATIVE)
 
 
@@ -154,9 +159,3 @@ def _decode(sam: Sam, source: Tensor, states: list[_State], frame: Frame, output
         state.mask, state.logits = masks[chosen], logits[k, chosen : chosen + 1]
         scores.append(float(predicted[k, chosen]))
     return scores
-
-
-def _to_input(frame: Frame, x: float, y: float) -> tuple[float, float]:
-    """Map a pixel of the photo to the square input, as upstream's ``ResizeLongestSide.apply_coords``."""
-    (height, width), (new_height, new_width) = frame.crop_size, frame.input_size
-    return x * (new_width / width), y * (new_height / height)

@@ -18,7 +18,7 @@ from shared.images import RgbImage
 from shared.precision import Precision
 from shared.progress import track
 from shared.sam.checkpoint import LoadedSam, load_sam
-from shared.sam.runtime import Predictor, Runtime, place
+from shared.sam.runtime import Embedder, Runtime, place
 from shared.sam.settings import PACKAGED
 from trainer.data.human import HumanSample, HumanSet, Masks
 from trainer.data.sets import SetSettings, open_set
@@ -94,21 +94,20 @@ def prompted_task(weights: LoadedSam, task: str) -> str | None:
     return task if task in weights.trained_tasks else "unspecified"
 
 
-class _Embedder:
+class _KeptEmbeddings:
     """Embeds photos, and keeps the first ``limit`` bytes of embeddings: sets of several tasks often are masks of the
     same photos in the same order, so that the latest ones would be gone when they come again."""
 
-    def __init__(self, predictor: Predictor, limit: int) -> None:
-        self.predictor, self.limit = predictor, limit
+    def __init__(self, embedder: Embedder, limit: int) -> None:
+        self.embedder, self.limit = embedder, limit
         self._kept: dict[bytes, Tensor] = {}
 
     def embed(self, image: RgbImage) -> Tensor:
         """Return the embedding (1, C, g, g), float32, of a photo, uint8 (H, W, 3)."""
         key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
         if key in self._kept:
-            return self._kept[key].to(self.predictor.device)
-        self.predictor.set_image(image)
-        embedding = self.predictor.features
+            return self._kept[key].to(self.embedder.sam.device)
+        embedding = self.embedder.embed(image)
         if (len(self._kept) + 1) * embedding.nbytes <= self.limit:
             self._kept[key] = embedding.cpu()
         return embedding
@@ -129,13 +128,13 @@ def evaluate_sets(
     """
     for settings in sets:
         open_set(settings)  # and let go: the JSON files of a suite would not fit into memory together
-    embedder = _Embedder(Predictor(weights.sam, precision), KEPT_BYTES if len(sets) > 1 else 0)
+    embedder = _KeptEmbeddings(Embedder(weights.sam, precision), KEPT_BYTES if len(sets) > 1 else 0)
     for settings in sets:
         yield _evaluate_set(embedder, weights, settings, protocols, max_masks, seed)
 
 
 def _evaluate_set(
-    embedder: _Embedder,
+    embedder: _KeptEmbeddings,
     weights: LoadedSam,
     settings: SetSettings,
     protocols: Sequence[Protocol],
@@ -178,7 +177,7 @@ def _numbers(sample: HumanSample, max_masks: int | None, seed: int) -> list[int]
 
 
 def _evaluate_sample(
-    embedder: _Embedder,
+    embedder: _KeptEmbeddings,
     weights: LoadedSam,
     settings: SetSettings,
     sample: HumanSample,

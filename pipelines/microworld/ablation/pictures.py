@@ -15,7 +15,7 @@ from pipelines.microworld.ablation.settings import Plan
 from pipelines.microworld.sets import TASKS, describe_set
 from shared.images import RgbImage
 from shared.sam.checkpoint import LoadedSam
-from shared.sam.runtime import Predictor, Runtime
+from shared.sam.runtime import Embedder, Runtime
 from shared.storage import Storage
 from trainer.data.sets import Task, open_set
 from trainer.evaluate.run import load_weights
@@ -64,7 +64,7 @@ def titles_of(titles: list[str], side: int) -> RgbImage:
 
 def _rows_of(plan: Plan, models: Mapping[str, LoadedSam], task: Task) -> list[RgbImage]:
     opened = open_set(describe_set(plan.scenes("held_out"), task))
-    predictors = {name: Predictor(model.sam) for name, model in models.items()}
+    embedders = {name: Embedder(model.sam) for name, model in models.items()}
     rows: list[RgbImage] = []
     for index in range(len(opened.keys)):
         sample = opened.load(index)
@@ -73,8 +73,8 @@ def _rows_of(plan: Plan, models: Mapping[str, LoadedSam], task: Task) -> list[Rg
             continue
         target = sample.masks[large[index % len(large)]]
         pictures = [sample.image, draw_prediction(sample.image, target, UserPrompt())]
-        for name, predictor in predictors.items():
-            played = play(models[name], predictor, sample.image, target, task)
+        for name, embedder in embedders.items():
+            played = play(models[name], embedder, sample.image, target, task)
             positive = tuple((click.x, click.y) for click in played.clicks if click.positive)
             negative = tuple((click.x, click.y) for click in played.clicks if not click.positive)
             pictures.append(draw_prediction(sample.image, played.mask, UserPrompt(positive, negative)))

@@ -13,7 +13,7 @@ import torch
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from shared.sam.runtime import Predictor, Runtime, pick_device, place
+from shared.sam.runtime import Embedder, Runtime, pick_device, place, resize
 
 
 @pytest.fixture(scope="module")
@@ -33,41 +33,38 @@ def recorded_dtypes(part: torch.nn.Module, run: Callable[[], Any]) -> set[torch.
     return seen
 
 
-def test_fp32_predictor_equals_upstreams(tiny_sam: Sam, image: npt.NDArray[np.uint8]) -> None:
-    ours, upstream = Predictor(tiny_sam), SamPredictor(tiny_sam)
-    ours.set_image(image)
+@pytest.mark.parametrize("size", [(60, 90), (90, 60), (64, 64), (300, 7)])
+def test_fp32_embedding_is_upstreams(tiny_sam: Sam, size: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    upstream = SamPredictor(tiny_sam)
     upstream.set_image(image)
-    assert torch.equal(ours.features, upstream.features)
-    point = {"point_coords": np.array([[30, 20]]), "point_labels": np.array([1])}
-    for a, b in zip(ours.predict(**point), upstream.predict(**point), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert torch.equal(Embedder(tiny_sam).embed(image), upstream.features)
 
 
-def test_bf16_runs_the_encoder_in_bfloat16_and_the_rest_in_fp32(tiny_sam: Sam, image: npt.NDArray[np.uint8]) -> None:
-    predictor = Predictor(tiny_sam, precision="bf16")
+def test_embedding_of_a_crop_is_upstreams(tiny_sam: Sam, image: npt.NDArray[np.uint8]) -> None:
+    upstream, ours = SamPredictor(tiny_sam), Embedder(tiny_sam)
+    upstream.set_image(image[5:40, 20:80])
+    resized = resize(image, tiny_sam.image_encoder.img_size)
+    assert torch.equal(ours.embed_crop(image, (20, 5, 80, 40), resized), upstream.features)
+    assert torch.equal(ours.embed_crop(image, (0, 0, 90, 60), resized), ours.embed(image))
 
-    def run() -> None:
-        predictor.set_image(image)
-        predictor.predict(np.array([[30, 20]]), np.array([1]))
 
-    assert recorded_dtypes(tiny_sam.image_encoder, run) == {torch.bfloat16}
-    assert recorded_dtypes(tiny_sam.mask_decoder, run) == {torch.float32}
+def test_bf16_runs_the_encoder_in_bfloat16(tiny_sam: Sam, image: npt.NDArray[np.uint8]) -> None:
+    embedder = Embedder(tiny_sam, precision="bf16")
+    assert recorded_dtypes(tiny_sam.image_encoder, lambda: embedder.embed(image)) == {torch.bfloat16}
 
 
 def test_bf16_features_are_fp32_numbers_close_to_those_of_fp32(tiny_sam: Sam, image: npt.NDArray[np.uint8]) -> None:
-    exact, rough = Predictor(tiny_sam), Predictor(tiny_sam, precision="bf16")
-    exact.set_image(image)
-    rough.set_image(image)
-    assert rough.features.dtype == torch.float32
-    assert rough.features.isfinite().all()
-    assert not torch.equal(rough.features, exact.features)
-    error = (rough.features - exact.features).norm() / exact.features.norm()
-    assert error < 0.05
+    exact, rough = Embedder(tiny_sam).embed(image), Embedder(tiny_sam, precision="bf16").embed(image)
+    assert rough.dtype == torch.float32
+    assert rough.isfinite().all()
+    assert not torch.equal(rough, exact)
+    assert (rough - exact).norm() / exact.norm() < 0.05
 
 
 def test_bf16_leaves_the_weights_alone(tiny_sam: Sam, image: npt.NDArray[np.uint8]) -> None:
     before = deepcopy(tiny_sam.state_dict())
-    Predictor(tiny_sam, precision="bf16").set_image(image)
+    Embedder(tiny_sam, precision="bf16").embed(image)
     after = tiny_sam.state_dict()
     assert all(torch.equal(after[name], value) and after[name].dtype == torch.float32 for name, value in before.items())
 
@@ -87,10 +84,7 @@ def test_only_the_encoder_is_compiled_and_only_if_asked(
     assert compiled == []
     assert place(sam, Runtime("cpu", compile=True)) is sam
     assert compiled == [sam.image_encoder]
-    plain, placed = Predictor(tiny_sam), Predictor(sam)
-    plain.set_image(image)
-    placed.set_image(image)
-    torch.testing.assert_close(placed.features, plain.features, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(Embedder(sam).embed(image), Embedder(tiny_sam).embed(image), rtol=1e-5, atol=1e-5)
 
 
 def test_model_is_placed_on_the_device_that_was_named(tiny_sam: Sam) -> None:

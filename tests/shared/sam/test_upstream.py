@@ -1,0 +1,60 @@
+"""Upstream's packages wait until somebody asks for what they define, and are the same packages then."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torchvision.ops.boxes import batched_nms
+
+from shared.sam.upstream import nms
+
+NOT_LOADED = """
+import sys
+import labelgen.run
+import trainer.evaluate.run
+heavy = ("torch._dynamo", "torchvision.ops", "torchvision.models", "segment_anything.predictor", "sympy")
+assert not [name for name in heavy if name in sys.modules], [name for name in heavy if name in sys.modules]
+"""
+WHOLE_AFTERWARDS = """
+from shared.sam.upstream import Sam, amg
+import segment_anything
+import torchvision
+from segment_anything import SamPredictor, sam_model_registry
+from segment_anything.modeling import Sam as again
+from torchvision.ops.boxes import batched_nms
+assert Sam is again is segment_anything.modeling.Sam
+assert amg is segment_anything.utils.amg
+assert isinstance(sam_model_registry["vit_b"](), Sam)
+assert torchvision.__version__ and torchvision.models.resnet18
+"""
+WHOLE_BEFORE = """
+import segment_anything
+from shared.sam.upstream import Sam
+assert Sam is segment_anything.modeling.Sam
+assert segment_anything.SamPredictor
+"""
+NO_SUCH_NAME = """
+import shared.sam.upstream
+import segment_anything
+assert not hasattr(segment_anything, "no_such_name")
+from segment_anything import SamPredictor
+"""
+
+
+@pytest.mark.parametrize("program", [NOT_LOADED, WHOLE_AFTERWARDS, WHOLE_BEFORE, NO_SUCH_NAME])
+def test_packages_are_loaded_when_they_are_asked_and_are_whole_then(program: str) -> None:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7, 1.0])
+def test_nms_is_torchvisions_with_ties_too(threshold: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.randint(0, 20, (300, 2, 2), generator=generator).float().sort(1).values
+    boxes, scores = corners.flatten(1), torch.randint(0, 9, (300,), generator=generator).float()
+    expected = batched_nms(boxes, scores, torch.zeros(300, dtype=torch.int64), threshold)
+    assert torch.equal(nms(boxes, scores, threshold), expected)
+    assert 1 < len(expected) < 300 or threshold == 1.0
