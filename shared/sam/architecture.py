@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from shared.sam.upstream import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer, common
 
@@ -117,9 +119,26 @@ def build_architecture(architecture: SamArchitecture) -> Sam:
     return sam.eval()
 
 
+class NothingDrawn(TorchFunctionMode):
+    """Has new layers draw no numbers: for weights that are overwritten, or whose shapes alone are asked for.
+
+    That is quicker, and on the meta device to draw takes torch's compiler, which takes seconds to load.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func is torch.randn:
+            return torch.zeros(*args, **{**kwargs, "device": "cpu"})
+        return func(*args, **kwargs)
+
+
 @cache
 def meta_state(architecture: SamArchitecture) -> dict[str, Tensor]:
-    """Return the architecture's state dict on the meta device: names, shapes and dtypes without memory."""
-    with torch.device("meta"):
+    """Return the architecture's state dict: names, shapes and dtypes, almost without memory and without numbers."""
+    with torch.device("meta"), NothingDrawn():
         state: dict[str, Tensor] = build_architecture(architecture).state_dict()
     return state

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from shared.errors import CheckpointError
 from shared.progress import Stage
-from shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture, meta_state
+from shared.sam.architecture import ARCHITECTURES, NothingDrawn, SamArchitecture, build_architecture, meta_state
 from shared.sam.settings import PACKAGED, TASKS
 from shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from shared.sam.upstream import Sam
@@ -67,7 +67,8 @@ def load_sam(weights: str = PACKAGED, model_type: str | None = None) -> LoadedSa
         state = read_state(path)
         table = state.pop(STATE_KEY, None)
         architecture = identify(state, path, model_type)
-        sam = build_architecture(architecture)
+        with NothingDrawn():
+            sam = build_architecture(architecture)
         sam.load_state_dict({name: value.float() for name, value in state.items()})
         prompt = None if table is None else _task_prompt(table, architecture, path)
         trained = tuple(read_header(path).get("trained_tasks", ()))
@@ -153,14 +154,14 @@ def identify(state: Mapping[str, Tensor], path: Path, model_type: str | None = N
     if model_type is not None and model_type not in ARCHITECTURES:
         raise CheckpointError(f"{model_type!r} is no model type; there are {', '.join(ARCHITECTURES)}")
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    differences = {name: _differences(shapes, architecture) for name, architecture in ARCHITECTURES.items()}
-    fitting = [name for name, difference in differences.items() if not difference]
-    if fitting and model_type in (None, fitting[0]):
-        return ARCHITECTURES[fitting[0]]
-    if fitting:
-        raise CheckpointError(
-            f"{path}: these are weights of {fitting[0]}, not of {model_type}; leave the model type out"
-        )
+    differences = {}
+    for name, architecture in ARCHITECTURES.items():
+        differences[name] = _differences(shapes, architecture)
+        if differences[name]:
+            continue
+        if model_type in (None, name):
+            return architecture
+        raise CheckpointError(f"{path}: these are weights of {name}, not of {model_type}; leave the model type out")
     closest = model_type or min(differences, key=lambda name: len(differences[name]))
     listed = differences[closest]
     shown = "; ".join(listed[:5]) + (f"; and {len(listed) - 5} more" if len(listed) > 5 else "")

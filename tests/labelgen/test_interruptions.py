@@ -42,6 +42,7 @@ KILLED = """
 import os, signal, sys
 import labelgen.run
 from labelgen import cli
+from shared.sam.checkpoint import load_sam
 from shared.shards.unit_writer import UnitWriter
 from shared.storage import Storage
 
@@ -83,6 +84,7 @@ POINTS = {
     "writing manifest of maps": lambda: at(os, "link", written("refinement/000001.parquet")),
     "manifest of maps written": lambda: at(os, "link", written("refinement/000001.parquet"), "after"),
 }
+load_sam()
 folder, points, command = sys.argv[1], sys.argv[2].split(","), sys.argv[3:]
 for point in points:
     child = os.fork()

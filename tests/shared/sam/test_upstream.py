@@ -15,6 +15,8 @@ NOT_LOADED = """
 import sys
 import labelgen.run
 import trainer.evaluate.run
+from shared.sam.checkpoint import load_sam
+load_sam()
 heavy = ("torch._dynamo", "torchvision.ops", "torchvision.models", "segment_anything.predictor", "sympy")
 assert not [name for name in heavy if name in sys.modules], [name for name in heavy if name in sys.modules]
 """
