@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -69,6 +70,16 @@ class CannotWriteUnit1(Worker):
         return super().work(task, moved)
 
 
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The address of a Ray cluster on this machine, for runs that need none of their own."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
 @pytest.fixture
 def use_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type], None]]:
     """``use_worker(class)`` has Ray start workers of that class, which it cannot import."""
@@ -94,12 +105,12 @@ def test_ray_writes_the_bytes_of_a_serial_run_though_a_worker_is_killed(
 
 
 def test_photo_that_kills_its_workers_is_found_and_left_out_and_nothing_else_changes(
-    photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Snapshot,
+    photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Snapshot, address: str,
     use_worker: Callable[[type], None], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(scheduler, "MAX_DEATHS", 1)
     use_worker(DiesOfPhoto4)
-    summary = label(photos, tmp_path / "shards", workers=1)
+    summary = label(photos, tmp_path / "shards", workers=1, ray_address=address)
     assert (summary.units_done, summary.images, summary.stopped, summary.given_up) == (3, 6, None, ())
     (error,) = summary.errors
     assert "photo4.png: killed its worker 3 times" in error
@@ -131,25 +142,27 @@ def test_gpus_that_this_machine_does_not_have_are_refused(photos: Path, tmp_path
 
 
 def test_worker_that_cannot_write_ends_the_run_by_the_name_of_the_file(
-    photos: Path, tmp_path: Path, label: Label, use_worker: Callable[[type], None]
+    photos: Path, tmp_path: Path, label: Label, address: str, use_worker: Callable[[type], None]
 ) -> None:
     use_worker(CannotWriteUnit1)
     with pytest.raises(StorageError, match=r"cannot write .*masks/000001\.tar: Is a directory"):
-        label(photos, tmp_path / "shards", workers=1)
+        label(photos, tmp_path / "shards", workers=1, ray_address=address)
     shards = ShardSet.open(str(tmp_path / "shards"))
     assert 1 not in shards.committed()
     assert all(check.problems == () for check in verify(shards) if check.record is not None)
 
 
 def test_ray_makes_maps_later_that_a_serial_run_makes_in_one_pass(
-    own_shards: Path, refined: Finished, refiner: str, add_maps: Label, snapshot: Snapshot,
+    own_shards: Path, tmp_path: Path, finished: Finished, add_maps: Label, snapshot: Snapshot, address: str,
     use_worker: Callable[[type], None],
 ) -> None:  # fmt: skip
     use_worker(DiesOnceInUnit1)
-    summary = add_maps(own_shards, refiner, workers=2)
+    summary = add_maps(own_shards, "vit_t", workers=2, ray_address=address)  # the refiner that ships
     assert own_shards.with_name("tombstone").exists()
-    assert (summary.units_done, summary.masks, summary.unknown) == (3, refined[1].masks, 0)
-    assert snapshot(own_shards) == snapshot(refined[0])
+    assert (summary.units_done, summary.masks, summary.unknown) == (3, finished[1].masks, 0)
+    serial = shutil.copytree(finished[0], tmp_path / "serial")
+    add_maps(serial, "vit_t")
+    assert snapshot(own_shards) == snapshot(serial)
 
 
 def test_missing_cluster_is_named(photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch) -> None:
