@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -18,6 +19,10 @@ from pipelines.microworld.coarse import Coarseness, coarse_masks
 from pipelines.microworld.scene import World, make_scene
 from shared.progress import Stage
 
+Chunk = tuple[int, int, int, World, Coarseness]
+"""Seed, first scene, number of scenes, and what they are drawn by."""
+Drawn = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], list[npt.NDArray[np.uint8]]]
+"""Of a chunk: images, backgrounds packed, and each scene's masks packed."""
 TARGET_SIDE = 128
 """Training targets are kept at this side: twice the low-resolution grid of ``vit_t``."""
 
@@ -76,9 +81,8 @@ def _draw(
     background = np.lib.format.open_memmap(aside / "background.npy", "w+", np.uint8, (count, TARGET_SIDE**2 // 8))
     packed, first = [], [0]
     chunks = [(seed, start, min(64, count - start), world, coarseness) for start in range(0, count, 64)]
-    context = get_context("spawn")  # a fork of a process that has threads can hang
-    with ProcessPoolExecutor(workers, context) as pool, Stage("drawing the corpus", count, "scene") as stage:
-        for (_, start, size, _, _), drawn in zip(chunks, pool.map(_draw_chunk, chunks), strict=True):
+    with Stage("drawing the corpus", count, "scene") as stage:
+        for (_, start, size, _, _), drawn in zip(chunks, _draw_all(chunks, workers), strict=True):
             images[start : start + size], background[start : start + size] = drawn[0], drawn[1]
             for rows in drawn[2]:
                 packed.append(rows)
@@ -92,11 +96,19 @@ def _draw(
     os.rename(aside, folder)
 
 
-def _draw_chunk(
-    chunk: tuple[int, int, int, World, Coarseness],
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], list[npt.NDArray[np.uint8]]]:
+def _draw_all(chunks: Sequence[Chunk], workers: int) -> Iterator[Drawn]:
+    """Draw chunks in as many processes as have something to do; a single one is this."""
+    workers = min(workers, len(chunks))
+    if workers <= 1:
+        yield from map(_draw_chunk, chunks)
+        return
+    context = get_context("spawn")  # a fork of a process that has threads can hang
+    with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
+        yield from pool.map(_draw_chunk, chunks)
+
+
+def _draw_chunk(chunk: Chunk) -> Drawn:
     seed, start, count, world, coarseness = chunk
-    cv2.setNumThreads(1)
     images, empty, packed = [], [], []
     for index in range(start, start + count):
         scene = make_scene(seed, index, world)
