@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
 from segment_anything.modeling import ImageEncoderViT
-from torch import Tensor
+from torch import Tensor, nn
 
 from labelgen.run import RunSummary, UncertaintyRunSettings, add_uncertainty
 from labelgen.settings import UncertaintySettings
@@ -31,39 +32,56 @@ def unhindered_workers() -> Iterator[None]:
         yield
 
 
-ENCODED: dict[str, Tensor] = {}
-"""What image encoders made, by all that it depends on."""
+MADE: dict[str, Tensor] = {}
+"""What networks made, by all that it depends on."""
+WEIGHTS: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
+"""Digests of networks' weights, and which version of each weight it was."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def photos_encoded_once() -> Iterator[None]:
-    """Image encoders remember: hundreds of tests label the same six photos, and encoding takes most of the time.
+def photos_seen_once() -> Iterator[None]:
+    """Image encoders and refiners remember: hundreds of tests label the same six photos, and these take most of it.
 
-    How they encode is tested in ``shared``; processes that a test starts encode for themselves.
+    How they compute is tested in ``shared``; processes that a test starts compute for themselves.
     """
-    forward = ImageEncoderViT.forward
-
-    def remembered(self: ImageEncoderViT, images: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or images.device.type != "cpu":
-            encoded: Tensor = forward(self, images)
-            return encoded
-        key = digest_of(self, images)
-        if key not in ENCODED:
-            ENCODED[key] = forward(self, images)
-        return ENCODED[key].clone()
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImageEncoderViT, "forward", remembered)
+        patch.setattr(ImageEncoderViT, "forward", remembered(ImageEncoderViT.forward))
+        patch.setattr(Refiner, "refine", remembered(Refiner.refine))
         yield
 
 
-def digest_of(encoder: ImageEncoderViT, images: Tensor) -> str:
-    """Return the SHA-256 of an encoder's layers and every bit of its weights, of how it computes, and of its input."""
-    found = hashlib.sha256(f"{encoder} {torch.is_autocast_enabled('cpu')} {torch.get_num_threads()}".encode())
-    for tensor in (*encoder.state_dict().values(), images):
+def remembered(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a method of a network that computes the same thing once."""
+
+    def remember(self: nn.Module, *inputs: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or any(one.device.type != "cpu" for one in inputs):
+            return compute(self, *inputs)
+        mode = f"{compute.__qualname__} {torch.is_autocast_enabled('cpu')} {torch.get_num_threads()}"
+        key = digest_of(f"{mode} {digest_of_weights(self)}", inputs)
+        if key not in MADE:
+            MADE[key] = compute(self, *inputs)
+        return MADE[key].clone()
+
+    return remember
+
+
+def digest_of(what: str, tensors: Iterable[Tensor]) -> str:
+    """Return the SHA-256 of a text and of every bit of some tensors."""
+    found = hashlib.sha256(what.encode())
+    for tensor in tensors:
         found.update(f"{tensor.shape} {tensor.dtype}".encode())
         found.update(tensor.contiguous().view(torch.uint8).numpy())
     return found.hexdigest()
+
+
+def digest_of_weights(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's layers and weights."""
+    weights = network.state_dict(keep_vars=True).values()
+    versions = [(id(weight), weight.data_ptr(), weight._version) for weight in weights]
+    known = WEIGHTS.get(network)
+    if known is None or known[0] != versions:
+        known = WEIGHTS[network] = (versions, digest_of(str(network), (weight.detach() for weight in weights)))
+    return known[1]
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ from segment_anything.modeling import Sam as again
 from torchvision.ops.boxes import batched_nms
 assert Sam is again is segment_anything.modeling.Sam
 assert amg is segment_anything.utils.amg
-assert isinstance(sam_model_registry["vit_b"](), Sam)
+assert "vit_b" in sam_model_registry
+assert not hasattr(segment_anything, "no_such_name")
 assert torchvision.__version__ and torchvision.models.resnet18
 """
 WHOLE_BEFORE = """
@@ -38,15 +39,9 @@ from shared.sam.upstream import Sam
 assert Sam is segment_anything.modeling.Sam
 assert segment_anything.SamPredictor
 """
-NO_SUCH_NAME = """
-import shared.sam.upstream
-import segment_anything
-assert not hasattr(segment_anything, "no_such_name")
-from segment_anything import SamPredictor
-"""
 
 
-@pytest.mark.parametrize("program", [NOT_LOADED, WHOLE_AFTERWARDS, WHOLE_BEFORE, NO_SUCH_NAME])
+@pytest.mark.parametrize("program", [NOT_LOADED, WHOLE_AFTERWARDS, WHOLE_BEFORE])
 def test_packages_are_loaded_when_they_are_asked_and_are_whole_then(program: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
