@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,12 +28,28 @@ Masks = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class HumanSample:
-    """A photo, RGB uint8 (H, W, 3), its masks, bool (K, H, W), and the id of the task that they are masks for."""
+    """A photo, RGB uint8 (H, W, 3), its K masks, and the id of the task that they are masks for.
+
+    A photo may have hundreds of masks, of which few are used: ``masks_at`` decodes those that are asked for.
+    """
 
     key: str
     image: RgbImage
-    masks: Masks
     task: int
+    count: int
+    """K, how many masks there are."""
+    masks_at: Callable[[Sequence[int]], Masks]
+    """Gives the masks of the numbers that it gets, bool (N, H, W). Raises ``SourceError``, naming the file."""
+
+    @classmethod
+    def of_masks(cls, key: str, image: RgbImage, task: int, masks: Masks) -> HumanSample:
+        """Return a sample whose ``masks``, bool (K, H, W), are at hand."""
+        return cls(key, image, task, len(masks), lambda numbers: masks[list(numbers)])
+
+    @cached_property
+    def masks(self) -> Masks:
+        """All masks, bool (K, H, W)."""
+        return self.masks_at(range(self.count))
 
 
 class HumanSet(Protocol):
@@ -90,7 +106,7 @@ class FolderPairs:
         """The photo and the mask of each sample, sorted by stem."""
         return _pair(self.images, self.masks)
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """The stems, sorted."""
         return [photo.stem for photo, _ in self.pairs]
@@ -101,7 +117,7 @@ class FolderPairs:
         image = decode_image(_read(photo), str(photo))
         grey = decode_image(_read(mask), str(mask)).max(axis=2)
         _require_same_size(image, grey, photo, mask)
-        return HumanSample(photo.stem, image, (grey >= 128)[None], self.task)
+        return HumanSample.of_masks(photo.stem, image, self.task, (grey >= 128)[None])
 
 
 @dataclass(frozen=True)
@@ -118,7 +134,7 @@ class LabelMaps:
         """The photo and the label map of each sample, sorted by stem."""
         return _pair(self.images, self.labels)
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """The stems, sorted."""
         return [photo.stem for photo, _ in self.pairs]
@@ -130,8 +146,11 @@ class LabelMaps:
         labels = _read_label_map(path)
         _require_same_size(image, labels, photo, path)
         values = [value for value in np.unique(labels).tolist() if value not in self.ignored]
-        masks = [labels == value for value in values]
-        return HumanSample(photo.stem, image, np.stack(masks) if masks else _no_masks(image), self.task)
+
+        def masks_at(numbers: Sequence[int]) -> Masks:
+            return _stacked([labels == values[number] for number in numbers], image)
+
+        return HumanSample(photo.stem, image, self.task, len(values), masks_at)
 
 
 @dataclass(frozen=True)
@@ -164,7 +183,7 @@ class CocoInstances:
             raise SourceError(f"{self.annotations}: expected COCO instances JSON ({error!r})") from error
         return [(entry, by_image[number]) for number, entry in entries.items() if by_image[number]]
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """The stems of the photos, in the file's order."""
         return [Path(entry["file_name"]).stem for entry, _ in self.samples]
@@ -181,8 +200,11 @@ class CocoInstances:
             raise SourceError(
                 f"{path}: {width} x {height}, but {self.annotations} says {entry['width']} x {entry['height']}"
             )
-        masks = np.stack([self._decode(annotation, height, width) for annotation in annotations])
-        return HumanSample(Path(entry["file_name"]).stem, image, masks, self.task)
+
+        def masks_at(numbers: Sequence[int]) -> Masks:
+            return _stacked([self._decode(annotations[number], height, width) for number in numbers], image)
+
+        return HumanSample(Path(entry["file_name"]).stem, image, self.task, len(annotations), masks_at)
 
     def _decode(self, annotation: Mapping[str, Any], height: int, width: int) -> Masks:
         try:
@@ -261,5 +283,6 @@ def _read_label_map(path: Path) -> npt.NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-def _no_masks(image: RgbImage) -> Masks:
-    return np.zeros((0, *image.shape[:2]), bool)
+def _stacked(masks: list[Masks], image: RgbImage) -> Masks:
+    """Return masks of an image, each bool (H, W), as one array, bool (N, H, W)."""
+    return np.stack(masks) if masks else np.zeros((0, *image.shape[:2]), bool)

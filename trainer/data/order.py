@@ -6,9 +6,9 @@ from the first step on; which stream a slot belongs to, and which of its samples
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from trainer.randomness import seed_of
 
 WINDOW = 8
 """Units among which samples are shuffled: a reader has so many open at a time."""
+EPOCHS_KEPT = 2
+"""Of a stream: that of the sample that is asked for, and the one before or after it."""
 
 
 @dataclass(frozen=True)
@@ -35,24 +37,43 @@ class Order:
     seed: int
 
     def __len__(self) -> int:
+        return self._length
+
+    @cached_property
+    def _length(self) -> int:
         return sum(self.groups)
+
+    @cached_property
+    def _permutation(self) -> Callable[[int], _Permutation]:
+        """Give the permutation of an epoch; the last ones are kept here, as to hash the groups takes time."""
+        return lru_cache(maxsize=EPOCHS_KEPT)(self._shuffled)
 
     def sample(self, position: int) -> tuple[int, int]:
         """Return the epoch and the index of the sample at ``position`` of the endless stream."""
         epoch, place = divmod(position, len(self))
-        return epoch, int(_permutation(self, epoch).samples[place])
+        return epoch, int(self._permutation(epoch).samples[place])
 
     def window(self, position: int) -> int:
         """Return the window that the sample at ``position`` is in; they are numbered through over all epochs."""
         epoch, place = divmod(position, len(self))
-        ends = _permutation(self, epoch).ends
+        ends = self._permutation(epoch).ends
         return epoch * len(ends) + int(np.searchsorted(ends, place, "right"))
 
     def groups_of(self, window: int) -> tuple[int, ...]:
         """Return the numbers of the groups whose samples a window has."""
         epoch, number = divmod(window, -(-len(self.groups) // WINDOW))
-        groups = _permutation(self, epoch).groups
+        groups = self._permutation(epoch).groups
         return tuple(groups[number * WINDOW : (number + 1) * WINDOW].tolist())
+
+    def _shuffled(self, epoch: int) -> _Permutation:
+        random = np.random.default_rng(seed_of("order", self.identity, self.seed, epoch))
+        first = np.concatenate([[0], np.cumsum(self.groups)])
+        shuffled = random.permutation(len(self.groups))
+        windows = []
+        for start in range(0, len(shuffled), WINDOW):
+            members = [np.arange(first[group], first[group + 1]) for group in shuffled[start : start + WINDOW]]
+            windows.append(random.permutation(np.concatenate(members)))
+        return _Permutation(np.concatenate(windows), shuffled, np.cumsum([len(window) for window in windows]))
 
 
 class _Permutation(NamedTuple):
@@ -61,18 +82,6 @@ class _Permutation(NamedTuple):
     samples: npt.NDArray[np.int64]
     groups: npt.NDArray[np.int64]
     ends: npt.NDArray[np.int64]
-
-
-@lru_cache(maxsize=8)
-def _permutation(order: Order, epoch: int) -> _Permutation:
-    random = np.random.default_rng(seed_of("order", order.identity, order.seed, epoch))
-    first = np.concatenate([[0], np.cumsum(order.groups)])
-    shuffled = random.permutation(len(order.groups))
-    windows = []
-    for start in range(0, len(shuffled), WINDOW):
-        members = [np.arange(first[group], first[group + 1]) for group in shuffled[start : start + WINDOW]]
-        windows.append(random.permutation(np.concatenate(members)))
-    return _Permutation(np.concatenate(windows), shuffled, np.cumsum([len(window) for window in windows]))
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))

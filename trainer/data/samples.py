@@ -79,8 +79,8 @@ def load_human(human: HumanSet, index: int, id: SampleId, grid: GridSettings) ->
     frame = Frame.whole(grid.side, height, width)
     if 0 in frame.input_size:
         raise ImageError(f"{sample.key}: {width} x {height} is too thin for SAM; cut it up or leave it out")
-    picked = pick(len(sample.masks), grid, id)
-    masks = masks_on_grid(sample.masks[picked], frame, grid.stride)
+    picked = pick(sample.count, grid, id)
+    masks = masks_on_grid(sample.masks_at(picked.tolist()), frame, grid.stride)
     seen = masks.flatten(1).any(1)
     return TrainingSample(
         id=id,

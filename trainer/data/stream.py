@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 
 from shared.canonical_json import content_id
 from trainer.data.coded import CodedSample, Sample
@@ -28,15 +31,18 @@ class HumanStream:
     def order(self) -> Order:
         """The order of its samples."""
         content = [[human.task, human.keys] for human in self.sets]
-        return Order(content_id(content), (sum(len(human.keys) for human in self.sets),), self.grid.seed)
+        return Order(content_id(content), (self._ends[-1],), self.grid.seed)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Where each set ends among the samples of all."""
+        return list(accumulate(len(human.keys) for human in self.sets))
 
     def load(self, index: int, id: SampleId) -> TrainingSample:
         """Load a sample by its index over all sets."""
-        for human in self.sets:
-            if index < len(human.keys):
-                return load_human(human, index, id, self.grid)
-            index -= len(human.keys)
-        raise IndexError(index)
+        number = bisect_right(self._ends, index)
+        before = self._ends[number - 1] if number else 0
+        return load_human(self.sets[number], index - before, id, self.grid)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def test_label_map_gives_a_mask_for_each_value_but_the_ignored_ones(tmp_path: Pa
     palette.save(tmp_path / "labels" / "a.png")
     sample = LabelMaps(tmp_path / "images", tmp_path / "labels", task=3).load(0)
     assert np.array_equal(sample.masks, np.stack([labels == 3, labels == 7]))
+    assert np.array_equal(sample.masks_at([1]), (labels == 7)[None])
 
 
 def test_sixteen_bit_label_maps_keep_their_values(tmp_path: Path) -> None:
@@ -118,6 +119,22 @@ def test_coco_rle_and_polygons_decode_to_the_same_mask(tmp_path: Path) -> None:
     assert loaded.shape == (3, HEIGHT, WIDTH)
     for decoded in loaded:
         assert np.array_equal(decoded, mask)
+
+
+def test_masks_are_decoded_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corners = range(2, 22, 2)
+    squares = [rectangle(corner, corner, 8, 8) for corner in corners]
+    encoded = [coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in squares]
+    rle = [{"segmentation": {**each, "counts": each["counts"].decode()}} for each in encoded]
+    sample = coco(tmp_path, rle).load(0)
+    decoded = []
+    decode = coco_mask.decode
+    monkeypatch.setattr(coco_mask, "decode", lambda one: decoded.append(one) or decode(one))
+    assert sample.count == len(squares)
+    assert np.array_equal(sample.masks_at([7, 1, 4]), np.stack([squares[7], squares[1], squares[4]]))
+    assert len(decoded) == 3
+    assert sample.masks_at([]).shape == (0, HEIGHT, WIDTH)
+    assert np.array_equal(sample.masks, np.stack(squares))
 
 
 def test_polygon_of_several_pieces_is_their_union(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ is room, and no others."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a window be one unit of the four: then there are windows that come later."""
     monkeypatch.setattr(order_module, "WINDOW", 1)
-    order_module._permutation.cache_clear()
-    yield
-    order_module._permutation.cache_clear()
 
 
 @pytest.fixture
