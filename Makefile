@@ -47,5 +47,8 @@ clean:
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps -e .
 	$(BIN)/python -m pipelines.install
+	mkdir -p $(VENV)/folders/sum_factory
+	ln -sfn $(foreach folder,labelgen trainer shared pipelines,$(CURDIR)/$(folder)) $(VENV)/folders/sum_factory/
 	touch $@

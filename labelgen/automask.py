@@ -16,18 +16,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from labelgen.lanes import Lanes
-from labelgen.regions import draw, measure
-from labelgen.rle import Mask, Rle, decode_rle, encode_rle
-from labelgen.settings import AutomaskSettings
-from labelgen.small_regions import box_of, clean_mask, follow_mask
-from shared.frame import CropBox, Frame
-from shared.images import RgbImage
-from shared.memory import BatchSize
-from shared.precision import Precision
-from shared.sam.point_decoder import PointDecoder, PointImage
-from shared.sam.runtime import Embedder
-from shared.sam.upstream import Sam, amg, nms
+from sum_factory.labelgen.lanes import Lanes
+from sum_factory.labelgen.regions import draw, measure
+from sum_factory.labelgen.rle import Mask, Rle, decode_rle, encode_rle
+from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.labelgen.small_regions import box_of, clean_mask, follow_mask
+from sum_factory.shared.frame import CropBox, Frame
+from sum_factory.shared.images import RgbImage
+from sum_factory.shared.memory import BatchSize
+from sum_factory.shared.precision import Precision
+from sum_factory.shared.sam.point_decoder import PointDecoder, PointImage
+from sum_factory.shared.sam.runtime import Embedder
+from sum_factory.shared.sam.upstream import Sam, amg, nms
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,20 @@ import sys
 
 import click
 
-from shared.commands import Commands
+from sum_factory.shared.commands import Commands
 
 PLACES = {
-    "run": "labelgen.commands.label:run_command",
-    "uncertainty": "labelgen.commands.label:uncertainty_command",
-    "status": "labelgen.commands.check:status_command",
-    "verify": "labelgen.commands.check:verify_command",
-    "repair": "labelgen.commands.check:repair_command",
-    "gc": "labelgen.commands.check:gc_command",
-    "select": "labelgen.commands.derive:select_command",
-    "merge": "labelgen.commands.derive:merge_command",
-    "migrate": "labelgen.commands.derive:migrate_command",
-    "export": "labelgen.commands.show:export_command",
-    "view": "labelgen.commands.show:view_command",
+    "run": "sum_factory.labelgen.commands.label:run_command",
+    "uncertainty": "sum_factory.labelgen.commands.label:uncertainty_command",
+    "status": "sum_factory.labelgen.commands.check:status_command",
+    "verify": "sum_factory.labelgen.commands.check:verify_command",
+    "repair": "sum_factory.labelgen.commands.check:repair_command",
+    "gc": "sum_factory.labelgen.commands.check:gc_command",
+    "select": "sum_factory.labelgen.commands.derive:select_command",
+    "merge": "sum_factory.labelgen.commands.derive:merge_command",
+    "migrate": "sum_factory.labelgen.commands.derive:migrate_command",
+    "export": "sum_factory.labelgen.commands.show:export_command",
+    "view": "sum_factory.labelgen.commands.show:view_command",
 }
 
 

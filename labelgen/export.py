@@ -14,13 +14,13 @@ import numpy.typing as npt
 import torch
 from pycocotools import mask as coco_mask
 
-from labelgen.rle import encode_rle
-from shared.errors import StorageError
-from shared.frame import Frame, paste
-from shared.progress import track
-from shared.shards.dataset import PlannedImage
-from shared.shards.originals import original_of
-from shared.shards.shard_set import LabelledImage, ShardSet
+from sum_factory.labelgen.rle import encode_rle
+from sum_factory.shared.errors import StorageError
+from sum_factory.shared.frame import Frame, paste
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import PlannedImage
+from sum_factory.shared.shards.originals import original_of
+from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet
 
 
 def at_full_size(grid: npt.NDArray[np.float32], frame: Frame, height: int, width: int) -> npt.NDArray[np.float32]:

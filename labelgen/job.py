@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shared.relocation import UNMOVED, Relocation
+from sum_factory.shared.relocation import UNMOVED, Relocation
 
 if TYPE_CHECKING:
-    from labelgen.settings import AutomaskSettings, UncertaintySettings
-    from shared.sam.runtime import Runtime
-    from shared.shards.dataset import Layer, Unit
+    from sum_factory.labelgen.settings import AutomaskSettings, UncertaintySettings
+    from sum_factory.shared.sam.runtime import Runtime
+    from sum_factory.shared.shards.dataset import Layer, Unit
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Job:
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that this job makes, in the order in which they are committed."""
-        from shared.shards.shard_set import MASKS
+        from sum_factory.shared.shards.shard_set import MASKS
 
         masks = () if self.masks is None else (MASKS,)
         return (*masks, *(layer.name for layer in self.added_layers))

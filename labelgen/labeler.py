@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labelgen.automask import ImageLabels, LabelGenerator
-from labelgen.job import Event, Job, Progress, UncertaintyTask, UnitReport
-from labelgen.kept import (
+from sum_factory.labelgen.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.job import Event, Job, Progress, UncertaintyTask, UnitReport
+from sum_factory.labelgen.kept import (
     Encoded,
     KeptFrames,
     KeptWriter,
@@ -26,21 +26,27 @@ from labelgen.kept import (
     keep_logits_again,
     keep_photo,
 )
-from labelgen.lanes import take_cores
-from labelgen.read_ahead import Photo, read_ahead, read_planned
-from labelgen.threads import GeneratorPool
-from labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
-from shared.errors import ImageError, SourceError
-from shared.frame import CropBox
-from shared.sam.checkpoint import load_sam
-from shared.sam.refiner import load_refiner
-from shared.sam.runtime import Embedder, place
-from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Layer, PlannedImage, Unit
-from shared.shards.manifest import UnitRecord, manifest_path
-from shared.shards.originals import read_original
-from shared.shards.sam_outputs import are_logits_known, crop_of, kept_crops, read_embedding, read_kept_logits
-from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
-from shared.shards.unit_writer import UnitWriter
+from sum_factory.labelgen.lanes import take_cores
+from sum_factory.labelgen.read_ahead import Photo, read_ahead, read_planned
+from sum_factory.labelgen.threads import GeneratorPool
+from sum_factory.labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
+from sum_factory.shared.errors import ImageError, SourceError
+from sum_factory.shared.frame import CropBox
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.refiner import load_refiner
+from sum_factory.shared.sam.runtime import Embedder, place
+from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Layer, PlannedImage, Unit
+from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
+from sum_factory.shared.shards.originals import read_original
+from sum_factory.shared.shards.sam_outputs import (
+    are_logits_known,
+    crop_of,
+    kept_crops,
+    read_embedding,
+    read_kept_logits,
+)
+from sum_factory.shared.shards.shard_set import MASKS, LabelledImage, ShardSet
+from sum_factory.shared.shards.unit_writer import UnitWriter
 
 
 class _Begun(NamedTuple):

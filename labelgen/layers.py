@@ -7,14 +7,14 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from labelgen.settings import AutomaskSettings, UncertaintySettings
-from shared.errors import SettingsError
-from shared.photo_codec import QUALITY, chroma_of
-from shared.sam.architecture import ARCHITECTURES, PATCH
-from shared.sam.refiner import identify_refiner
-from shared.sam.runtime import Runtime
-from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS_OF_MAPS, TAR, Layer, uncertainty_layer
-from shared.shards.shard_set import MASKS
+from sum_factory.labelgen.settings import AutomaskSettings, UncertaintySettings
+from sum_factory.shared.errors import SettingsError
+from sum_factory.shared.photo_codec import QUALITY, chroma_of
+from sum_factory.shared.sam.architecture import ARCHITECTURES, PATCH
+from sum_factory.shared.sam.refiner import identify_refiner
+from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS_OF_MAPS, TAR, Layer, uncertainty_layer
+from sum_factory.shared.shards.shard_set import MASKS
 
 
 def masks_layer(automask: AutomaskSettings, runtime: Runtime, sam: dict[str, object], encoding: str = TAR) -> Layer:

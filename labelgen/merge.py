@@ -10,13 +10,13 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from labelgen.views import Choice, ViewSummary, committed_layers, viewable, write_view
-from shared.errors import SettingsError, ShardError
-from shared.progress import track
-from shared.shards.dataset import OUTPUTS, require_same
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.view import open_shards
-from shared.shards.view_plan import stored_url
+from sum_factory.labelgen.views import Choice, ViewSummary, committed_layers, viewable, write_view
+from sum_factory.shared.errors import SettingsError, ShardError
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import OUTPUTS, require_same
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.view import open_shards
+from sum_factory.shared.shards.view_plan import stored_url
 
 Keep = Literal["first"]
 

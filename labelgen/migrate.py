@@ -8,9 +8,9 @@ from importlib.metadata import version
 
 import click
 
-from shared.errors import SettingsDifferError, ShardError
-from shared.progress import track
-from shared.shards.dataset import (
+from sum_factory.shared.errors import SettingsDifferError, ShardError
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import (
     DATASET,
     FORMAT_VERSION,
     Dataset,
@@ -22,12 +22,12 @@ from shared.shards.dataset import (
     unit_name,
     unit_path,
 )
-from shared.shards.encodings import write_shared_files
-from shared.shards.samples import Sample, add_sample, read_samples
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.unit_writer import UnitWriter
-from shared.shards.version1 import VERSION, Version1, sample_of_today
-from shared.storage import Storage
+from sum_factory.shared.shards.encodings import write_shared_files
+from sum_factory.shared.shards.samples import Sample, add_sample, read_samples
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.unit_writer import UnitWriter
+from sum_factory.shared.shards.version1 import VERSION, Version1, sample_of_today
+from sum_factory.shared.storage import Storage
 
 REMEDY = "Give the folder that this shard set was migrated to before, or a new one."
 

@@ -7,10 +7,10 @@ from dataclasses import fields
 
 import click
 
-from labelgen.settings import DEFAULTS_OF_MODELS, AutomaskSettings
-from shared.commands import threads_option
-from shared.sam.settings import PACKAGED
-from shared.shards.dataset import ENCODINGS, TAR
+from sum_factory.labelgen.settings import DEFAULTS_OF_MODELS, AutomaskSettings
+from sum_factory.shared.commands import threads_option
+from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.shared.shards.dataset import ENCODINGS, TAR
 
 GRACE_SECONDS = 25.0
 """Kubernetes and spot machines give thirty."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.shard_set import ShardSet
 
 WINDOW = timedelta(hours=1)
 """The pace is that of the units which were committed so long before the last one."""

@@ -9,15 +9,15 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import Never, TypeVar
 
-from labelgen.sources import ImageRef
-from labelgen.threads import GeneratorPool
-from shared.errors import SettingsDifferError
-from shared.images import digest
-from shared.photos import read_bytes
-from shared.places import absolute
-from shared.precision import Resolved
-from shared.progress import track
-from shared.shards.dataset import (
+from sum_factory.labelgen.sources import ImageRef
+from sum_factory.labelgen.threads import GeneratorPool
+from sum_factory.shared.errors import SettingsDifferError
+from sum_factory.shared.images import digest
+from sum_factory.shared.photos import read_bytes
+from sum_factory.shared.places import absolute
+from sum_factory.shared.precision import Resolved
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import (
     DATASET,
     REMEDY_FOR_SETTINGS,
     Dataset,
@@ -31,8 +31,8 @@ from shared.shards.dataset import (
     unit_name,
     unit_path,
 )
-from shared.shards.shard_set import ShardSet
-from shared.storage import Storage
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.storage import Storage
 
 HASHING_THREADS = 8
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
-from labelgen.job import Begun, Event, GivenUp, Lost, Notice, Progress, UnitReport
-from shared.progress import Stage
+from sum_factory.labelgen.job import Begun, Event, GivenUp, Lost, Notice, Progress, UnitReport
+from sum_factory.shared.progress import Stage
 
 BEFORE_THE_FIRST = "no unit begun yet, the models are being loaded"
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from typing import NamedTuple
 
-from labelgen.threads import GeneratorPool
-from shared.errors import ImageError
-from shared.frame import resized_size
-from shared.images import RgbImage, decode_image, digest
-from shared.photos import photo_name, read_bytes
-from shared.sam.runtime import resize
-from shared.shards.dataset import PlannedImage
+from sum_factory.labelgen.threads import GeneratorPool
+from sum_factory.shared.errors import ImageError
+from sum_factory.shared.frame import resized_size
+from sum_factory.shared.images import RgbImage, decode_image, digest
+from sum_factory.shared.photos import photo_name, read_bytes
+from sum_factory.shared.sam.runtime import resize
+from sum_factory.shared.shards.dataset import PlannedImage
 
 READ_AHEAD = 2
 """Images that are read, decoded and scaled while another is being worked on."""

@@ -11,7 +11,7 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from shared.kernel_compiler import kernel_compiler
+from sum_factory.shared.kernel_compiler import kernel_compiler
 
 
 @intrinsic

@@ -24,8 +24,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from labelgen import region_kernel
-from shared.frame import Frame
+from sum_factory.labelgen import region_kernel
+from sum_factory.shared.frame import Frame
 
 Floats = npt.NDArray[np.float32]
 Taps = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], Floats, Floats]

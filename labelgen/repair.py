@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from shared.errors import ShardError
-from shared.progress import track
-from shared.shards.dataset import DATASET, REMEDY_FOR_DATASET, is_of_masks, is_uncertainty, unit_name, unit_path
-from shared.shards.manifest import manifest_path
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.verify import PLANS, verify
-from shared.storage import Storage
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import (
+    DATASET,
+    REMEDY_FOR_DATASET,
+    is_of_masks,
+    is_uncertainty,
+    unit_name,
+    unit_path,
+)
+from sum_factory.shared.shards.manifest import manifest_path
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.verify import PLANS, verify
+from sum_factory.shared.storage import Storage
 
 QUARANTINE = "quarantine"
 """Folder in the shard set that keeps what was taken back; nothing reads it."""

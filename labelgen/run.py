@@ -7,26 +7,26 @@ from dataclasses import asdict, dataclass, field, replace
 
 import click
 
-from labelgen.engine.cluster import Resources
-from labelgen.engine.pool import RayExecutor
-from labelgen.engine.serial import SerialExecutor
-from labelgen.engine.stop import Stop
-from labelgen.job import Job, MasksTask, PlannedUnits, UncertaintyTask
-from labelgen.layers import embeddings_layer, images_layer, logits_layer, maps_layer, masks_layer
-from labelgen.plan import prepare
-from labelgen.progress import ProgressReporter, RunSummary
-from labelgen.run_log import open_log
-from labelgen.settings import UNIT_SIZE, AutomaskSettings, UncertaintySettings
-from labelgen.sources import list_images
-from shared.cores import usable_cores
-from shared.errors import SettingsError, ShardError
-from shared.precision import PrecisionSetting, Resolved, resolve, settle
-from shared.progress import Stage
-from shared.relocation import UNMOVED, Relocation
-from shared.sam.checkpoint import identify_weights
-from shared.sam.runtime import Runtime, pick_device
-from shared.sam.settings import PACKAGED
-from shared.shards.dataset import (
+from sum_factory.labelgen.engine.cluster import Resources
+from sum_factory.labelgen.engine.pool import RayExecutor
+from sum_factory.labelgen.engine.serial import SerialExecutor
+from sum_factory.labelgen.engine.stop import Stop
+from sum_factory.labelgen.job import Job, MasksTask, PlannedUnits, UncertaintyTask
+from sum_factory.labelgen.layers import embeddings_layer, images_layer, logits_layer, maps_layer, masks_layer
+from sum_factory.labelgen.plan import prepare
+from sum_factory.labelgen.progress import ProgressReporter, RunSummary
+from sum_factory.labelgen.run_log import open_log
+from sum_factory.labelgen.settings import UNIT_SIZE, AutomaskSettings, UncertaintySettings
+from sum_factory.labelgen.sources import list_images
+from sum_factory.shared.cores import usable_cores
+from sum_factory.shared.errors import SettingsError, ShardError
+from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, settle
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.relocation import UNMOVED, Relocation
+from sum_factory.shared.sam.checkpoint import identify_weights
+from sum_factory.shared.sam.runtime import Runtime, pick_device
+from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.shared.shards.dataset import (
     EMBEDDINGS,
     LOGITS,
     REFINEMENT,
@@ -37,11 +37,11 @@ from shared.shards.dataset import (
     is_uncertainty,
     require_same,
 )
-from shared.shards.encodings import write_shared_files
-from shared.shards.manifest import manifest_path
-from shared.shards.originals import require_old_places, require_originals
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.storage import Storage
+from sum_factory.shared.shards.encodings import write_shared_files
+from sum_factory.shared.shards.manifest import manifest_path
+from sum_factory.shared.shards.originals import require_old_places, require_originals
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.storage import Storage
 
 CPUS_ON_CLUSTER = 1.0
 """What a worker on a running cluster asks for, unless told otherwise."""

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from labelgen.job import Begun, Event, GivenUp, Lost, Notice, Progress, UnitReport
-from shared.errors import SettingsError
+from sum_factory.labelgen.job import Begun, Event, GivenUp, Lost, Notice, Progress, UnitReport
+from sum_factory.shared.errors import SettingsError
 
 NAMES: dict[type, str] = {
     Begun: "unit begun",

@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from labelgen.views import Choice, ViewSummary, committed_layers, viewable, write_view
-from shared.errors import SettingsError, ShardError, SourceError
-from shared.images import digest
-from shared.progress import track
-from shared.shards.dataset import REFINEMENT, uncertainty_layer
-from shared.shards.manifest import manifest_path
-from shared.shards.shard_set import ShardSet
-from shared.shards.view import open_shards
-from shared.shards.view_plan import ROWS_SCHEMA
+from sum_factory.labelgen.views import Choice, ViewSummary, committed_layers, viewable, write_view
+from sum_factory.shared.errors import SettingsError, ShardError, SourceError
+from sum_factory.shared.images import digest
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import REFINEMENT, uncertainty_layer
+from sum_factory.shared.shards.manifest import manifest_path
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.view import open_shards
+from sum_factory.shared.shards.view_plan import ROWS_SCHEMA
 
 Comparison = Callable[[Any, Any], Any]
 

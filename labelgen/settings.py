@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from shared.errors import SettingsError
-from shared.sam.settings import THRESHOLDS_OF_MODELS
+from sum_factory.shared.errors import SettingsError
+from sum_factory.shared.sam.settings import THRESHOLDS_OF_MODELS
 
 UNIT_SIZE = 256
 """Images a unit."""

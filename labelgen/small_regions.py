@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from labelgen.rle import Mask
-from shared.frame import CELL, Frame
-from shared.sam.upstream import amg
+from sum_factory.labelgen.rle import Mask
+from sum_factory.shared.frame import CELL, Frame
+from sum_factory.shared.sam.upstream import amg
 
 
 def clean_mask(mask: Mask, least_area: int) -> tuple[Mask, bool]:

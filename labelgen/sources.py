@@ -16,12 +16,12 @@ from typing import Any
 
 import fsspec
 
-from shared.errors import SourceError
-from shared.images import IMAGE_SUFFIXES
-from shared.photos import photo_name
-from shared.places import absolute, joined, parent_of, renamed
-from shared.progress import track
-from shared.refusals import explained
+from sum_factory.shared.errors import SourceError
+from sum_factory.shared.images import IMAGE_SUFFIXES
+from sum_factory.shared.photos import photo_name
+from sum_factory.shared.places import absolute, joined, parent_of, renamed
+from sum_factory.shared.progress import track
+from sum_factory.shared.refusals import explained
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
 

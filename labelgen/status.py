@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from labelgen.pace import pace_of
-from shared.progress import track
-from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS, is_uncertainty
-from shared.shards.manifest import UnitRecord
-from shared.shards.reader import WHICH
-from shared.shards.shard_set import ShardSet
-from shared.shards.view import View
+from sum_factory.labelgen.pace import pace_of
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS, is_uncertainty
+from sum_factory.shared.shards.manifest import UnitRecord
+from sum_factory.shared.shards.reader import WHICH
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.view import View
 
 
 def frames_of(layer: str) -> str:

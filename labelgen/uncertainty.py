@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from labelgen.settings import UncertaintySettings
-from shared.frame import CELL, CropBox, Frame
-from shared.label_codec import decode_label
-from shared.memory import BatchSize
-from shared.sam.decode import PAD, POSITIVE, Prompts, embed_prompts
-from shared.sam.point_decoder import OUTPUTS, PointDecoder, PointImage
-from shared.sam.refiner import Refiner
-from shared.sam.upstream import Sam
-from shared.uncertainty_codec import encode_refined, encode_uncertainty
+from sum_factory.labelgen.settings import UncertaintySettings
+from sum_factory.shared.frame import CELL, CropBox, Frame
+from sum_factory.shared.label_codec import decode_label
+from sum_factory.shared.memory import BatchSize
+from sum_factory.shared.sam.decode import PAD, POSITIVE, Prompts, embed_prompts
+from sum_factory.shared.sam.point_decoder import OUTPUTS, PointDecoder, PointImage
+from sum_factory.shared.sam.refiner import Refiner
+from sum_factory.shared.sam.upstream import Sam
+from sum_factory.shared.uncertainty_codec import encode_refined, encode_uncertainty
 
 LEAST_IOU = 0.5
 """An output that agrees less with the label, on the low-resolution grid, is not where the label came from."""

@@ -10,13 +10,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from shared.errors import ShardError
-from shared.folder_lock import held
-from shared.progress import track
-from shared.shards.dataset import DATASET, OUTPUTS, Unit, is_uncertainty
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.view_plan import ROWS_SCHEMA, Source, ViewPlan, ViewUnit, rows_file, rows_path, stored_url
-from shared.storage import Storage
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.folder_lock import held
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import DATASET, OUTPUTS, Unit, is_uncertainty
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.view_plan import (
+    ROWS_SCHEMA,
+    Source,
+    ViewPlan,
+    ViewUnit,
+    rows_file,
+    rows_path,
+    stored_url,
+)
+from sum_factory.shared.storage import Storage
 
 
 @dataclass(frozen=True)

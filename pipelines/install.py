@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.progress import SPEAKER, Stage
+from sum_factory.shared.progress import SPEAKER, Stage
 
 LOOK_SECONDS = 10.0
 """How often the sizes of what has come so far are taken."""

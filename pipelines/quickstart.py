@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 
-from pipelines.demo.plan import DemoPlan, full_plan
-from shared.cores import rest_while_waiting
-from shared.precision import PrecisionSetting, precision_option
+from sum_factory.pipelines.demo.plan import DemoPlan, full_plan
+from sum_factory.shared.cores import rest_while_waiting
+from sum_factory.shared.precision import PrecisionSetting, precision_option
 
 
 @click.command()
@@ -40,7 +40,7 @@ def main(
     """Label photos and scenes with the tiny SAM, train SUM, and show both."""
     started = time.perf_counter()
     rest_while_waiting()
-    from pipelines.demo.run import demo
+    from sum_factory.pipelines.demo.run import demo
 
     plan = full_plan(out or Path("out/demo-full")) if full else DemoPlan(out or Path("out/demo"))
     demo(replace(plan, workers=workers, precision=precision, refiner_changes=set_refiner, fit_changes=set_fit), started)

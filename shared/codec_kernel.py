@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from shared.kernel_compiler import kernel_compiler
-from shared.label_codec import LARGEST_SIDE, MOST_STEPS
-from shared.uncertainty_codec import STEPS
+from sum_factory.shared.kernel_compiler import kernel_compiler
+from sum_factory.shared.label_codec import LARGEST_SIDE, MOST_STEPS
+from sum_factory.shared.uncertainty_codec import STEPS
 
 compiled = kernel_compiler(nogil=True, boundscheck=False)
 

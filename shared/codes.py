@@ -21,9 +21,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from shared.errors import ShardError
-from shared.label_codec import FAR, LARGEST_TYPICAL, MOST_STEPS, band_of, frame_of_steps
-from shared.uncertainty_codec import STEPS, frame_of_levels
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.label_codec import FAR, LARGEST_TYPICAL, MOST_STEPS, band_of, frame_of_steps
+from sum_factory.shared.uncertainty_codec import STEPS, frame_of_levels
 
 Grid = npt.NDArray[np.uint8]
 FAR_NEGATIVE, FAR_POSITIVE = 0, 255

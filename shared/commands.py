@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shared.cores import rest_while_waiting
-from shared.errors import SumError
+from sum_factory.shared.cores import rest_while_waiting
+from sum_factory.shared.errors import SumError
 
 if TYPE_CHECKING:
-    from shared.relocation import Relocation
+    from sum_factory.shared.relocation import Relocation
 
 FAILED = 1
 
 
 def _relocation(_context: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> Relocation:
-    from shared.relocation import Relocation  # brings fsspec, which no help text needs
+    from sum_factory.shared.relocation import Relocation  # brings fsspec, which no help text needs
 
     return Relocation.parse(texts)
 

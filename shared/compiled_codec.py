@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shared.codes import Codes, Grid, Labels, map_tables
-from shared.errors import ShardError
-from shared.label_codec import HEADER, LARGEST_SIDE, LARGEST_TYPICAL, decode_label
-from shared.uncertainty_codec import HEADER as MAP_HEADER
-from shared.uncertainty_codec import LENGTH, cut_frame, decode_u
+from sum_factory.shared.codes import Codes, Grid, Labels, map_tables
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.label_codec import HEADER, LARGEST_SIDE, LARGEST_TYPICAL, decode_label
+from sum_factory.shared.uncertainty_codec import HEADER as MAP_HEADER
+from sum_factory.shared.uncertainty_codec import LENGTH, cut_frame, decode_u
 
 _LARGEST_STREAM = 2 * LARGEST_SIDE * LARGEST_SIDE
 _TYPICAL = slice(6, 8)
@@ -26,7 +26,7 @@ _TYPICAL = slice(6, 8)
 
 def decode_labels(frames: Sequence[bytes]) -> Labels:
     """Decode frames of labels. Raises ``ShardError`` on damaged bytes."""
-    from shared.codec_kernel import SOUND, label_codes
+    from sum_factory.shared.codec_kernel import SOUND, label_codes
 
     content, starts = _inflate(frames, HEADER.size, decode_label)
     heads = _headers(frames, HEADER.size)
@@ -43,7 +43,7 @@ def decode_labels(frames: Sequence[bytes]) -> Labels:
 
 def decode_maps(frames: Sequence[bytes]) -> Codes:
     """Decode the maps u of frames of an uncertainty layer. Raises ``ShardError`` on damaged bytes."""
-    from shared.codec_kernel import SOUND, map_codes
+    from sum_factory.shared.codec_kernel import SOUND, map_codes
 
     parts = [cut_frame(frame)[0] for frame in frames]
     content, starts = _inflate(parts, MAP_HEADER.size, _decode_part)

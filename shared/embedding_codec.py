@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
-from shared.errors import ShardError
+from sum_factory.shared.errors import ShardError
 
 _LARGEST = np.float32(65504)
 _SHAPE = struct.Struct("<3H")

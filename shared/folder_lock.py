@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shared.storage import Storage
+    from sum_factory.shared.storage import Storage
 
 
 @contextmanager

@@ -26,7 +26,7 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
-from shared.errors import ShardError
+from sum_factory.shared.errors import ShardError
 
 LARGEST_SIDE = 256
 """Cells a side of the largest grid: a quarter of SAM's 1024."""

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from shared.errors import ImageError
-from shared.images import RgbImage
+from sum_factory.shared.errors import ImageError
+from sum_factory.shared.images import RgbImage
 
 QUALITY = 90
 FULL_COLOUR_BELOW = 1024

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import fsspec
 
-from shared.errors import SourceError, UnreachableError
-from shared.refusals import explained
+from sum_factory.shared.errors import SourceError, UnreachableError
+from sum_factory.shared.refusals import explained
 
 
 class PhotoPlace(Protocol):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
-from shared.errors import SettingsDifferError
+from sum_factory.shared.errors import SettingsDifferError
 
 if TYPE_CHECKING:
     import torch

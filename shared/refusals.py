@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from shared.errors import SumError
+from sum_factory.shared.errors import SumError
 
 LOCAL_PROTOCOLS = ("file", "local")
 REMEDY_FOR_DISK = "check the path, its permissions and the free space"

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from shared.errors import SettingsError
-from shared.places import CHAIN, absolute, joined, links_of
-from shared.refusals import is_remote
+from sum_factory.shared.errors import SettingsError
+from sum_factory.shared.places import CHAIN, absolute, joined, links_of
+from sum_factory.shared.refusals import is_remote
 
 _BEFORE_ABSOLUTE = re.compile(r"(.+?)=(/.*|~.*|[a-z][a-z0-9+.-]*(?:://|::).*)", re.DOTALL)
 

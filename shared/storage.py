@@ -17,10 +17,10 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from shared.cache import Cache, Version
-from shared.errors import ShardError, StorageError
-from shared.patience import put
-from shared.refusals import is_refusal, reason_of, remedy_of
+from sum_factory.shared.cache import Cache, Version
+from sum_factory.shared.errors import ShardError, StorageError
+from sum_factory.shared.patience import put
+from sum_factory.shared.refusals import is_refusal, reason_of, remedy_of
 
 TEMPORARY_PREFIX = ".partial-"
 """Names of files that are being written start with this; nobody reads them, anybody may delete old ones."""

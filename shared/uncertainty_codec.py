@@ -21,8 +21,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from shared.errors import ShardError
-from shared.label_codec import LARGEST_SIDE, decode_label, deflate, encode_label, inflate, pack_bits, unpack_bits
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.label_codec import (
+    LARGEST_SIDE,
+    decode_label,
+    deflate,
+    encode_label,
+    inflate,
+    pack_bits,
+    unpack_bits,
+)
 
 STEPS = 25
 """Steps from u = 0 to u = 1."""

@@ -20,15 +20,15 @@ import torch
 from PIL import Image
 from segment_anything.modeling import Sam
 
-from labelgen.engine.stop import Stop
-from labelgen.progress import RunSummary
-from labelgen.run import RunSettings, run
-from labelgen.settings import AutomaskSettings
-from shared import progress
-from shared.precision import TOLD
-from shared.progress import Speaker
-from shared.sam.architecture import SamArchitecture, build_architecture
-from shared.sam.runtime import Runtime
+from sum_factory.labelgen.engine.stop import Stop
+from sum_factory.labelgen.progress import RunSummary
+from sum_factory.labelgen.run import RunSettings, run
+from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.shared import progress
+from sum_factory.shared.precision import TOLD
+from sum_factory.shared.progress import Speaker
+from sum_factory.shared.sam.architecture import SamArchitecture, build_architecture
+from sum_factory.shared.sam.runtime import Runtime
 
 # The same examples every time, and as slow as they like: what a test says must not depend on luck or load.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)

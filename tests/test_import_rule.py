@@ -17,14 +17,14 @@ MAY_IMPORT = {
 
 
 def imported(path: Path) -> set[str]:
-    """Return the top-level names that a file imports, wherever in it."""
-    names = set()
+    """Return the folders of the project that a file imports from, and other names that it imports, wherever in it."""
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
-            names.add(node.module.split(".")[0])
-    return names
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {module.removeprefix("sum_factory.").split(".")[0] for module in modules}
 
 
 @pytest.mark.parametrize("package", sorted(MAY_IMPORT))
@@ -34,3 +34,14 @@ def test_package_imports_only_what_it_may(package: str) -> None:
     for path in files:
         ours = imported(path) & MAY_IMPORT.keys()
         assert ours <= MAY_IMPORT[package], path
+
+
+@pytest.mark.parametrize("folder", [*sorted(MAY_IMPORT), "tests"])
+def test_the_project_is_imported_by_its_one_name(folder: str) -> None:
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                names = [str(node.module)] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            assert not {name.split(".")[0] for name in names} & MAY_IMPORT.keys(), path

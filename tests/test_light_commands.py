@@ -13,7 +13,16 @@ import pytest
 
 HEAVY = {
     *("cv2", "fsspec", "jinja2", "llvmlite", "numba", "numpy", "PIL", "pyarrow", "pycocotools", "pydantic", "ray"),
-    *("scipy", "segment_anything", "shared.shards.shard_set", "skimage", "tensorboard", "torch", "torchvision", "tqdm"),
+    *(
+        "scipy",
+        "segment_anything",
+        "sum_factory.shared.shards.shard_set",
+        "skimage",
+        "tensorboard",
+        "torch",
+        "torchvision",
+        "tqdm",
+    ),
     *("webdataset", "yaml", "zarr"),
 }
 PROGRAM = """
@@ -43,7 +52,7 @@ def imported(module: str, calls: str, heavy: set[str] = HEAVY) -> dict[str, set[
     return {name: set(modules) for name, *modules in lines}
 
 
-@pytest.mark.parametrize("module", ["labelgen.cli", "trainer.cli"])
+@pytest.mark.parametrize("module", ["sum_factory.labelgen.cli", "sum_factory.trainer.cli"])
 def test_pages_of_help_import_nothing_heavy(module: str) -> None:
     calls = "call(['--version'])\ncall(['--help'])\nfor name in main.list_commands(None):\n    call([name, '--help'])"
     by_command = imported(module, calls)
@@ -52,7 +61,7 @@ def test_pages_of_help_import_nothing_heavy(module: str) -> None:
 
 
 def test_help_of_the_ablation_imports_nothing_heavy() -> None:
-    assert imported("pipelines.microworld.ablation.__main__", "call(['--help'])") == {"--help": set()}
+    assert imported("sum_factory.pipelines.microworld.ablation.__main__", "call(['--help'])") == {"--help": set()}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +75,7 @@ def test_help_of_the_ablation_imports_nothing_heavy() -> None:
 )
 def test_reading_a_shard_set_needs_no_torch(command: str, needless: set[str], finished: tuple[Path, object]) -> None:
     by_command = imported(
-        "labelgen.cli", f"call([{command!r}, '--shards', {str(finished[0])!r}])", needless | {"pyarrow"}
+        "sum_factory.labelgen.cli", f"call([{command!r}, '--shards', {str(finished[0])!r}])", needless | {"pyarrow"}
     )
     assert by_command == {command: {"pyarrow"}}, "pyarrow is what manifests are read with"
 
@@ -77,5 +86,5 @@ def test_views_are_made_without_torch(finished: tuple[Path, object], tmp_path: P
         f"call(['select', '--shards', {shards!r}, '--out', {chosen!r}, '--min-area', '1'])\n"
         f"call(['merge', {chosen!r}, {chosen!r}, '--out', {joined!r}, '--keep', 'first'])"
     )
-    by_command = imported("labelgen.cli", calls, {"torch", "ray", "numba", "pyarrow"})
+    by_command = imported("sum_factory.labelgen.cli", calls, {"torch", "ray", "numba", "pyarrow"})
     assert by_command == {"select": {"pyarrow"}, "merge": set()}

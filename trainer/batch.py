@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.precision import Precision, autocast
-from shared.sam.task_prompt import TaskPrompt
-from shared.sam.upstream import Sam
-from trainer.data.samples import TrainingSample
-from trainer.interactive import InteractiveSettings, Targets, play_rounds
-from trainer.losses import kept_fraction
-from trainer.randomness import RowGenerators, generator_of
+from sum_factory.shared.precision import Precision, autocast
+from sum_factory.shared.sam.task_prompt import TaskPrompt
+from sum_factory.shared.sam.upstream import Sam
+from sum_factory.trainer.data.samples import TrainingSample
+from sum_factory.trainer.interactive import InteractiveSettings, Targets, play_rounds
+from sum_factory.trainer.losses import kept_fraction
+from sum_factory.trainer.randomness import RowGenerators, generator_of
 
 COUNTED = ("loss", "photos", "masks", "skipped", "kept")
 

@@ -6,14 +6,14 @@ import sys
 
 import click
 
-from shared.commands import Commands
+from sum_factory.shared.commands import Commands
 
 PLACES = {
-    "refiner": "trainer.commands.train:refiner_command",
-    "fit": "trainer.commands.train:fit_command",
-    "export": "trainer.commands.train:export_command",
-    "evaluate": "trainer.commands.evaluate:evaluate_command",
-    "predict": "trainer.commands.evaluate:predict_command",
+    "refiner": "sum_factory.trainer.commands.train:refiner_command",
+    "fit": "sum_factory.trainer.commands.train:fit_command",
+    "export": "sum_factory.trainer.commands.train:export_command",
+    "evaluate": "sum_factory.trainer.commands.evaluate:evaluate_command",
+    "predict": "sum_factory.trainer.commands.evaluate:predict_command",
 }
 
 

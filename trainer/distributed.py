@@ -16,10 +16,10 @@ import torch
 from torch import distributed, nn
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
-from shared.cores import divide_cores
-from shared.errors import SumError, WorkerError
-from shared.progress import hushed
-from shared.sam.runtime import pick_device
+from sum_factory.shared.cores import divide_cores
+from sum_factory.shared.errors import SumError, WorkerError
+from sum_factory.shared.progress import hushed
+from sum_factory.shared.sam.runtime import pick_device
 
 LONGEST_WAIT = timedelta(hours=4)
 """How long processes wait for one another: the first one validates and saves alone."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from shared.progress import Stage
-from shared.sam.runtime import Runtime
-from shared.storage import Storage
-from trainer.evaluate.run import load_weights
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.evaluate.run import load_weights
 
 
 def export_plain_sam(weights: str, out: Path) -> None:

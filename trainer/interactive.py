@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.sam.decode import BOX_MIN, PAD, Prompts, decode_prompts, dense_positions
-from shared.sam.upstream import Sam
-from trainer.losses import LossSettings, mask_loss, true_iou
-from trainer.prompts import Randomness, click_errors, first_prompts
+from sum_factory.shared.sam.decode import BOX_MIN, PAD, Prompts, decode_prompts, dense_positions
+from sum_factory.shared.sam.upstream import Sam
+from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
+from sum_factory.trainer.prompts import Randomness, click_errors, first_prompts
 
 SEVERAL = slice(1, None)
 """The mask tokens for an ambiguous prompt; token 0 is the one for prompts that leave no doubt."""

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from shared.progress import Stage
-from shared.storage import Storage
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.storage import Storage
 
 LOG = "log.jsonl"
 

@@ -16,31 +16,31 @@ import click
 import torch
 from torch import Tensor, nn
 
-from shared.allocator import tune_malloc
-from shared.cores import usable_cores, usable_memory
-from shared.errors import CheckpointError, SourceError
-from shared.precision import PrecisionSetting, Resolved, resolve, warn_if_emulated
-from shared.progress import Stage
-from shared.sam.checkpoint import LoadedSam, load_sam, to_safetensors
-from shared.sam.runtime import pick_device
-from shared.sam.settings import TASKS
-from shared.sam.task_prompt import STATE_KEY, TaskPrompt
-from shared.sam.upstream import Sam
-from shared.shards.view import open_shards
-from shared.storage import Storage
-from trainer.batch import Sums, backpropagate, collate
-from trainer.checkpoint import WEIGHTS, Checkpoints
-from trainer.data.coded import Sample
-from trainer.data.pseudo import UNSPECIFIED, PseudoSet
-from trainer.data.samples import GridSettings
-from trainer.data.sets import open_set
-from trainer.data.stream import HumanStream, MixedStream, PseudoStream
-from trainer.distributed import Ranks, join_ranks, run_on_ranks
-from trainer.log import RunLog
-from trainer.optimizer import make_optimizer, set_learning_rate, take_step
-from trainer.recipe import Recipe
-from trainer.validation import validate
-from trainer.variants import VARIANTS, apply_variant
+from sum_factory.shared.allocator import tune_malloc
+from sum_factory.shared.cores import usable_cores, usable_memory
+from sum_factory.shared.errors import CheckpointError, SourceError
+from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, warn_if_emulated
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam, to_safetensors
+from sum_factory.shared.sam.runtime import pick_device
+from sum_factory.shared.sam.settings import TASKS
+from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
+from sum_factory.shared.sam.upstream import Sam
+from sum_factory.shared.shards.view import open_shards
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.batch import Sums, backpropagate, collate
+from sum_factory.trainer.checkpoint import WEIGHTS, Checkpoints
+from sum_factory.trainer.data.coded import Sample
+from sum_factory.trainer.data.pseudo import UNSPECIFIED, PseudoSet
+from sum_factory.trainer.data.samples import GridSettings
+from sum_factory.trainer.data.sets import open_set
+from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
+from sum_factory.trainer.distributed import Ranks, join_ranks, run_on_ranks
+from sum_factory.trainer.log import RunLog
+from sum_factory.trainer.optimizer import make_optimizer, set_learning_rate, take_step
+from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.validation import validate
+from sum_factory.trainer.variants import VARIANTS, apply_variant
 
 PROCESS_BYTES = 2 << 30
 """Memory that a training process takes beside its weights."""

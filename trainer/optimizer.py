@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from shared.errors import DivergedError
-from shared.sam.task_prompt import TaskPrompt
+from sum_factory.shared.errors import DivergedError
+from sum_factory.shared.sam.task_prompt import TaskPrompt
 
 _BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
 _STEM = ("image_encoder.patch_embed.", "image_encoder.pos_embed")

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shared.errors import ImageError, SettingsError
-from shared.frame import Frame
-from shared.images import RgbImage
-from shared.precision import Precision
-from shared.sam.checkpoint import LoadedSam
-from shared.sam.runtime import Embedder
-from shared.sam.upstream import Sam
-from trainer.evaluate.run import prompted_task
+from sum_factory.shared.errors import ImageError, SettingsError
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.images import RgbImage
+from sum_factory.shared.precision import Precision
+from sum_factory.shared.sam.checkpoint import LoadedSam
+from sum_factory.shared.sam.runtime import Embedder
+from sum_factory.shared.sam.upstream import Sam
+from sum_factory.trainer.evaluate.run import prompted_task
 
 Mask = npt.NDArray[np.bool_]
 Point = tuple[float, float]

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts
-from trainer.randomness import RowGenerators
+from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts
+from sum_factory.trainer.randomness import RowGenerators
 
 Randomness = torch.Generator | RowGenerators
 

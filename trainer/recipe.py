@@ -9,17 +9,17 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from shared.cache import Cache, default_folder
-from shared.precision import Precision, PrecisionSetting, resolve
-from shared.relocation import Relocation
-from shared.sam.runtime import pick_device
-from shared.sam.settings import PACKAGED
-from trainer.data.order import Mix
-from trainer.data.sets import SetSettings
-from trainer.interactive import FedOutput, InteractiveSettings
-from trainer.losses import LossSettings
-from trainer.methods import METHODS, Method
-from trainer.optimizer import OptimizerSettings
+from sum_factory.shared.cache import Cache, default_folder
+from sum_factory.shared.precision import Precision, PrecisionSetting, resolve
+from sum_factory.shared.relocation import Relocation
+from sum_factory.shared.sam.runtime import pick_device
+from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.trainer.data.order import Mix
+from sum_factory.trainer.data.sets import SetSettings
+from sum_factory.trainer.interactive import FedOutput, InteractiveSettings
+from sum_factory.trainer.losses import LossSettings
+from sum_factory.trainer.methods import METHODS, Method
+from sum_factory.trainer.optimizer import OptimizerSettings
 
 CHECKED = ConfigDict(extra="forbid")
 _Place = Annotated[str, Field(min_length=1)]

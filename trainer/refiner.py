@@ -20,28 +20,28 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.allocator import tune_malloc
-from shared.precision import Precision, PrecisionSetting, autocast, resolve, settle
-from shared.sam.checkpoint import LoadedSam, load_sam
-from shared.sam.decode import PAD, POSITIVE, Prompts, decode_prompts
-from shared.sam.quality import QualityFilter
-from shared.sam.refiner import Refiner, save_refiner
-from shared.sam.runtime import pick_device
-from shared.sam.settings import PACKAGED
-from shared.sam.upstream import Sam
-from trainer.batch import Batch, collate
-from trainer.checkpoint import Checkpoints
-from trainer.data.coded import Sample
-from trainer.data.order import Mix
-from trainer.data.samples import GridSettings, TrainingSample
-from trainer.data.sets import SetSettings, open_set
-from trainer.data.stream import HumanStream, MixedStream
-from trainer.interactive import to_grid
-from trainer.log import RunLog
-from trainer.losses import LossSettings, mask_loss, true_iou
-from trainer.optimizer import OptimizerSettings, make_optimizer, set_learning_rate, take_step
-from trainer.prompts import boxes_of, sample_cells, to_input
-from trainer.recipe import CHECKED, CheckpointSettings
+from sum_factory.shared.allocator import tune_malloc
+from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, resolve, settle
+from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam
+from sum_factory.shared.sam.decode import PAD, POSITIVE, Prompts, decode_prompts
+from sum_factory.shared.sam.quality import QualityFilter
+from sum_factory.shared.sam.refiner import Refiner, save_refiner
+from sum_factory.shared.sam.runtime import pick_device
+from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.shared.sam.upstream import Sam
+from sum_factory.trainer.batch import Batch, collate
+from sum_factory.trainer.checkpoint import Checkpoints
+from sum_factory.trainer.data.coded import Sample
+from sum_factory.trainer.data.order import Mix
+from sum_factory.trainer.data.samples import GridSettings, TrainingSample
+from sum_factory.trainer.data.sets import SetSettings, open_set
+from sum_factory.trainer.data.stream import HumanStream, MixedStream
+from sum_factory.trainer.interactive import to_grid
+from sum_factory.trainer.log import RunLog
+from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
+from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer, set_learning_rate, take_step
+from sum_factory.trainer.prompts import boxes_of, sample_cells, to_input
+from sum_factory.trainer.recipe import CHECKED, CheckpointSettings
 
 REFINER = "refiner.safetensors"
 

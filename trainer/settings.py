@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from shared.errors import SettingsError
+from sum_factory.shared.errors import SettingsError
 
 T = TypeVar("T")
 

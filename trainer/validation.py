@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from shared.precision import Precision
-from shared.sam.checkpoint import LoadedSam
-from trainer.evaluate.report import ALL, summarise
-from trainer.evaluate.run import evaluate_sets
-from trainer.evaluate.settings import Protocol
-from trainer.recipe import ValidationSettings
+from sum_factory.shared.precision import Precision
+from sum_factory.shared.sam.checkpoint import LoadedSam
+from sum_factory.trainer.evaluate.report import ALL, summarise
+from sum_factory.trainer.evaluate.run import evaluate_sets
+from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.recipe import ValidationSettings
 
 
 def validate(model: LoadedSam, settings: ValidationSettings, precision: Precision) -> tuple[float, dict[str, float]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from shared.sam.upstream import Sam
+from sum_factory.shared.sam.upstream import Sam
 
 
 @dataclass(frozen=True)

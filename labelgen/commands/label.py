@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from labelgen.engine.stop import stop_on_signals
-from labelgen.options import automask_options, encoding_option, refiner_options, shards_option, work_options
-from labelgen.settings import SOURCES, UNIT_SIZE, AutomaskSettings, UncertaintySettings, settings_for
-from shared.commands import FAILED, photos_from_option
-from shared.precision import PrecisionSetting, precision_option
-from shared.shards.dataset import OUTPUTS, REFINEMENT
+from sum_factory.labelgen.engine.stop import stop_on_signals
+from sum_factory.labelgen.options import automask_options, encoding_option, refiner_options, shards_option, work_options
+from sum_factory.labelgen.settings import SOURCES, UNIT_SIZE, AutomaskSettings, UncertaintySettings, settings_for
+from sum_factory.shared.commands import FAILED, photos_from_option
+from sum_factory.shared.precision import PrecisionSetting, precision_option
+from sum_factory.shared.shards.dataset import OUTPUTS, REFINEMENT
 
 if TYPE_CHECKING:
-    from labelgen.progress import RunSummary
+    from sum_factory.labelgen.progress import RunSummary
 
 FINISHED_WITH_IMAGE_ERRORS = 3
 
@@ -43,9 +43,9 @@ def run_command(
     **options: Any,
 ) -> None:
     """Label images into a shard set. Run it again after any interruption: what is done stays done."""
-    from labelgen.run import RunSettings, run
-    from shared.sam.checkpoint import identify_weights
-    from shared.sam.runtime import Runtime
+    from sum_factory.labelgen.run import RunSettings, run
+    from sum_factory.shared.sam.checkpoint import identify_weights
+    from sum_factory.shared.sam.runtime import Runtime
 
     thresholds = {setting.name: options.pop(setting.name) for setting in fields(AutomaskSettings)}
     settings = RunSettings(
@@ -78,8 +78,8 @@ def uncertainty_command(
     source: str, min_refine_area: int, device: str, compile_: bool, grace: float, **options: Any
 ) -> None:
     """Add a layer of uncertainty maps to masks that are there: another refiner's, or another source's."""
-    from labelgen.run import UncertaintyRunSettings, add_uncertainty
-    from shared.sam.runtime import Runtime
+    from sum_factory.labelgen.run import UncertaintyRunSettings, add_uncertainty
+    from sum_factory.shared.sam.runtime import Runtime
 
     settings = UncertaintyRunSettings(
         uncertainty=UncertaintySettings(source, min_refine_area),

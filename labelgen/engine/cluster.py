@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from labelgen.engine.stop import handlers_kept
-from shared.errors import WorkerError
-from shared.progress import Stage
+from sum_factory.labelgen.engine.stop import handlers_kept
+from sum_factory.shared.errors import WorkerError
+from sum_factory.shared.progress import Stage
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ They are there where Ray's dashboard agent is (`pip install 'ray[default]'`), as
 
 from __future__ import annotations
 
-from labelgen.job import Event, GivenUp, Lost, UnitReport
+from sum_factory.labelgen.job import Event, GivenUp, Lost, UnitReport
 
 
 class Metrics:

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-from labelgen.engine.cluster import Resources, connected, draining_nodes
-from labelgen.engine.metrics import Metrics
-from labelgen.engine.scheduler import MAX_DEATHS, Scheduler, Task, WorkerId
-from labelgen.engine.stop import Stop
-from labelgen.engine.worker import Answer, Board, Worker
-from labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, PlannedUnits, Progress
-from shared.errors import SumError, WorkerError
-from shared.places import absolute
-from shared.sam.settings import PACKAGED
+from sum_factory.labelgen.engine.cluster import Resources, connected, draining_nodes
+from sum_factory.labelgen.engine.metrics import Metrics
+from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Scheduler, Task, WorkerId
+from sum_factory.labelgen.engine.stop import Stop
+from sum_factory.labelgen.engine.worker import Answer, Board, Worker
+from sum_factory.labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, PlannedUnits, Progress
+from sum_factory.shared.errors import SumError, WorkerError
+from sum_factory.shared.places import absolute
+from sum_factory.shared.sam.settings import PACKAGED
 
 POLL_SECONDS = 0.5
 DRAIN_SECONDS = 5.0

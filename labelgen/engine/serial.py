@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from labelgen.engine.stop import Stop
-from labelgen.job import Begun, Event, Job, PlannedUnits, Progress
-from labelgen.labeler import Labeler
-from shared.allocator import tune_malloc
-from shared.errors import WorkerError
-from shared.memory import OUT_OF_MEMORY
+from sum_factory.labelgen.engine.stop import Stop
+from sum_factory.labelgen.job import Begun, Event, Job, PlannedUnits, Progress
+from sum_factory.labelgen.labeler import Labeler
+from sum_factory.shared.allocator import tune_malloc
+from sum_factory.shared.errors import WorkerError
+from sum_factory.shared.memory import OUT_OF_MEMORY
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from labelgen.engine.scheduler import MAX_DEATHS, Task
-from labelgen.job import Job, Progress, UnitReport
-from shared.allocator import tune_malloc
-from shared.photos import photo_name
-from shared.shards.dataset import Unit
+from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Task
+from sum_factory.labelgen.job import Job, Progress, UnitReport
+from sum_factory.shared.allocator import tune_malloc
+from sum_factory.shared.photos import photo_name
+from sum_factory.shared.shards.dataset import Unit
 
 if TYPE_CHECKING:
-    from labelgen.labeler import Labeler
+    from sum_factory.labelgen.labeler import Labeler
 
 TELL_SECONDS = 1.0
 """A worker tells of its progress so often at most."""
@@ -72,7 +72,7 @@ class Worker:
 
     def load(self) -> Labeler:
         """Return a labeler that uses as many cores as there are CPUs for it."""
-        from labelgen.labeler import Labeler
+        from sum_factory.labelgen.labeler import Labeler
 
         tune_malloc()
         return Labeler(self.job, max(1, int(self.cpus)))

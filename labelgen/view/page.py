@@ -13,14 +13,14 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from labelgen.export import at_full_size, full_size_masks
-from shared.errors import StorageError
-from shared.images import RgbImage, decode_image
-from shared.photos import photo_name
-from shared.progress import track
-from shared.shards.dataset import REFINEMENT, uncertainty_layer
-from shared.shards.originals import original_of, read_original
-from shared.shards.shard_set import LabelledImage, ShardSet
+from sum_factory.labelgen.export import at_full_size, full_size_masks
+from sum_factory.shared.errors import StorageError
+from sum_factory.shared.images import RgbImage, decode_image
+from sum_factory.shared.photos import photo_name
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import REFINEMENT, uncertainty_layer
+from sum_factory.shared.shards.originals import original_of, read_original
+from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet
 
 SHOWN_SIDE = 420
 """Longer side in pixels of a picture on the page."""
@@ -40,7 +40,7 @@ def write_page(shards: ShardSet, out: Path, limit: int, layer_name: str | None =
     picked = [
         labelled[i] for i in sorted({round(x) for x in np.linspace(0, len(labelled) - 1, min(limit, len(labelled)))})
     ]
-    template = jinja2.Template((files("labelgen.view") / "page.html").read_text(), autoescape=True)
+    template = jinja2.Template((files("sum_factory.labelgen.view") / "page.html").read_text(), autoescape=True)
     layer = shards.layer()
     maps = _chosen_layer(shards, layer_name)
     html = template.render(

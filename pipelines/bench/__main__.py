@@ -6,15 +6,15 @@ import pkgutil
 import subprocess
 import sys
 
-import pipelines.bench
+from sum_factory.pipelines import bench
 
 
 def main() -> None:
     """Run each benchmark in a process of its own; stop at the first that fails."""
-    names = [module.name for module in pkgutil.iter_modules(pipelines.bench.__path__) if module.name != "__main__"]
+    names = [module.name for module in pkgutil.iter_modules(bench.__path__) if module.name != "__main__"]
     for name in sorted(names):
         print(f"== {name}", flush=True)
-        subprocess.run([sys.executable, "-m", f"pipelines.bench.{name}", "--quick"], check=True)
+        subprocess.run([sys.executable, "-m", f"sum_factory.pipelines.bench.{name}", "--quick"], check=True)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torchvision.ops import box_iou
 
-from labelgen.automask import ImageLabels
-from labelgen.rle import Rle, decode_rle
-from labelgen.settings import AutomaskSettings
+from sum_factory.labelgen.automask import ImageLabels
+from sum_factory.labelgen.rle import Rle, decode_rle
+from sum_factory.labelgen.settings import AutomaskSettings
 
 TOLERANCE = 1e-5
 """Largest difference of predicted IoU, and of logits relative to the largest logit of a mask if that is above 1."""

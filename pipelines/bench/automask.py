@@ -38,19 +38,19 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, automatic_mask_generator
 from torch import Tensor
 
-import labelgen.automask
-from labelgen.automask import LabelGenerator
-from labelgen.settings import AutomaskSettings, settings_for
-from pipelines.bench.agreement import compare
-from pipelines.bench.candidates import Candidates, Replacing, ReplacingDecoder, replace_upstream
-from pipelines.microworld.scene import make_scene
-from shared.images import RgbImage
-from shared.precision import Precision, PrecisionSetting, autocast, precision_option, settle
-from shared.progress import Stage
-from shared.sam.architecture import ARCHITECTURES, build_architecture
-from shared.sam.checkpoint import load_sam
-from shared.sam.runtime import Runtime, place
-from shared.sam.upstream import Sam
+from sum_factory.labelgen import automask
+from sum_factory.labelgen.automask import LabelGenerator
+from sum_factory.labelgen.settings import AutomaskSettings, settings_for
+from sum_factory.pipelines.bench.agreement import compare
+from sum_factory.pipelines.bench.candidates import Candidates, Replacing, ReplacingDecoder, replace_upstream
+from sum_factory.pipelines.microworld.scene import make_scene
+from sum_factory.shared.images import RgbImage
+from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, precision_option, settle
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.runtime import Runtime, place
+from sum_factory.shared.sam.upstream import Sam
 
 SIDES = ("theirs", "ours")
 MALLOC = {
@@ -196,7 +196,7 @@ def work(
         generator = make_generator(sam, settings, precision)
         if model != "vit_t":
             generator.decoder = ReplacingDecoder(sam, replacing)
-        clock.watch(labelgen.automask, "measure", "stability, boxes")
+        clock.watch(automask, "measure", "stability, boxes")
         result = label_with_ours(generator, image, clock)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     real = replacing.sampled() if replacing.real else None
@@ -205,7 +205,14 @@ def work(
 
 def run_side(side: str, arguments: list[str], folder: Path) -> Any:
     """Run ``work`` in a process of its own and return what it left."""
-    command = [sys.executable, "-m", "pipelines.bench.automask", *arguments, f"--side={side}", f"--folder={folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "sum_factory.pipelines.bench.automask",
+        *arguments,
+        f"--side={side}",
+        f"--folder={folder}",
+    ]
     subprocess.run(command, check=True, env={**os.environ, **MALLOC})
     return pickle.loads((folder / side).read_bytes())
 

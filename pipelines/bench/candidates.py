@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.sam.point_decoder import OUTPUTS, DecodedPoints, PointDecoder, PointImage
-from shared.sam.upstream import Sam
+from sum_factory.shared.sam.point_decoder import OUTPUTS, DecodedPoints, PointDecoder, PointImage
+from sum_factory.shared.sam.upstream import Sam
 
 OBJECTS = 300
 GOOD_PROMPTS, PASSING = 0.35, 0.2

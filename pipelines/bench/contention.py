@@ -26,11 +26,11 @@ from typing import Any
 
 import click
 
-from labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
-from labelgen.settings import UncertaintySettings, settings_for
-from pipelines.microworld.sets import write_sets
-from pipelines.microworld.textures import photo_paths
-from shared.sam.settings import PACKAGED
+from sum_factory.labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
+from sum_factory.labelgen.settings import UncertaintySettings, settings_for
+from sum_factory.pipelines.microworld.sets import write_sets
+from sum_factory.pipelines.microworld.textures import photo_paths
+from sum_factory.shared.sam.settings import PACKAGED
 
 BUSY = "import os\nos.sched_setaffinity(0, [{core}])\nwhile True: pass"
 POOL_SEED, HUMAN_SEED = 2_000_003, 3_000_017
@@ -116,7 +116,14 @@ def _median(usages: Sequence[Usage]) -> Usage:
 
 def labelling(photos: Path, points: int) -> Work:
     """Return the work of the command that labels ``photos`` with the packaged SAM."""
-    start = [sys.executable, "-m", "labelgen.cli", "run", f"--images={photos}", f"--points-per-side={points}"]
+    start = [
+        sys.executable,
+        "-m",
+        "sum_factory.labelgen.cli",
+        "run",
+        f"--images={photos}",
+        f"--points-per-side={points}",
+    ]
     return lambda out: run_and_measure([*start, "--device=cpu", f"--shards={out / 'shards'}"])
 
 
@@ -135,7 +142,15 @@ def labelling_here(photos: Path, points: int) -> Work:
 
 def training(data: Path, steps: int) -> Work:
     """Return the work of the command that trains SUM on what ``prepare_training`` made, in fp32."""
-    start = [sys.executable, "-m", "trainer.cli", "fit", "--recipe=microworld", "--device=cpu", "--precision=fp32"]
+    start = [
+        sys.executable,
+        "-m",
+        "sum_factory.trainer.cli",
+        "fit",
+        "--recipe=microworld",
+        "--device=cpu",
+        "--precision=fp32",
+    ]
     start += [f"--var=SHARDS={data / 'shards'}", f"--var=SCENES={data / 'human'}", "--set=uncertainty=confidence"]
     start += [f"--set=steps={steps}", f"--set=checkpoint.every={steps}", "--set=optimizer.warmup=2"]
     return lambda out: run_and_measure([*start, f"--out={out / 'sum'}"])

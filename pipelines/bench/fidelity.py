@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.bench.shard_material import Floats, LabelledPhoto
-from shared.frame import Frame
-from shared.sam.upstream import Sam
-from trainer.evaluate.metrics import boundary_iou, iou
+from sum_factory.pipelines.bench.shard_material import Floats, LabelledPhoto
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.sam.upstream import Sam
+from sum_factory.trainer.evaluate.metrics import boundary_iou, iou
 
 DEAD_ZONE = 2 / 255
 """Doubt up to here may be stored as none."""

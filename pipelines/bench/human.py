@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
-from shared.frame import Frame
-from shared.progress import track
-from trainer.data.grid import masks_on_grid
-from trainer.data.human import CocoInstances, FolderPairs, HumanSet, Masks
-from trainer.data.order import Mix
-from trainer.data.samples import GridSettings, pick
-from trainer.data.stream import HumanStream, MixedStream
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.progress import track
+from sum_factory.trainer.data.grid import masks_on_grid
+from sum_factory.trainer.data.human import CocoInstances, FolderPairs, HumanSet, Masks
+from sum_factory.trainer.data.order import Mix
+from sum_factory.trainer.data.samples import GridSettings, pick
+from sum_factory.trainer.data.stream import HumanStream, MixedStream
 
 SMALL, LARGE = 1_000, 100_000
 DRAWN, FEW, MANY = 30, 30, 300

@@ -28,7 +28,7 @@ from typing import Any
 import click
 import torch
 
-from pipelines.bench.contention import (
+from sum_factory.pipelines.bench.contention import (
     labelling,
     labelling_here,
     measure_contention,
@@ -37,20 +37,20 @@ from pipelines.bench.contention import (
     run_and_measure,
     training,
 )
-from pipelines.demo.plan import DemoPlan
-from shared.precision import Precision, resolve
-from shared.progress import Stage
-from trainer.distributed import join_ranks
-from trainer.loop import Model, make_model, open_stream, train_step
-from trainer.recipe import Recipe
-from trainer.settings import read_settings
+from sum_factory.pipelines.demo.plan import DemoPlan
+from sum_factory.shared.precision import Precision, resolve
+from sum_factory.shared.progress import Stage
+from sum_factory.trainer.distributed import join_ranks
+from sum_factory.trainer.loop import Model, make_model, open_stream, train_step
+from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.settings import read_settings
 
 FIRST_PAGE = """
 import sys, time
 from pathlib import Path
-from pipelines.demo.announcer import Announcer
-from pipelines.demo.plan import DemoPlan
-from pipelines.demo.run import first_page
+from sum_factory.pipelines.demo.announcer import Announcer
+from sum_factory.pipelines.demo.plan import DemoPlan
+from sum_factory.pipelines.demo.run import first_page
 for number, count in enumerate(sys.argv[3:]):
     out = Path(sys.argv[1]) / str(number)
     photos, scenes = map(int, count.split("+"))
@@ -137,7 +137,7 @@ def step_ratios(taken: dict[str, Steps]) -> dict[str, float | bool]:
 
 def version_cpu_seconds(repeats: int) -> float:
     """Return the processor time of ``labelgen --version``, the median of several."""
-    command = [sys.executable, "-m", "labelgen.cli", "--version"]
+    command = [sys.executable, "-m", "sum_factory.labelgen.cli", "--version"]
     return statistics.median(run_and_measure(command).cpu for _ in range(repeats))
 
 

@@ -16,9 +16,9 @@ from concurrent.futures import ProcessPoolExecutor
 import click
 import cv2
 
-from pipelines.microworld.coarse import coarse_masks
-from pipelines.microworld.scene import make_scene, make_scenes
-from shared.progress import track
+from sum_factory.pipelines.microworld.coarse import coarse_masks
+from sum_factory.pipelines.microworld.scene import make_scene, make_scenes
+from sum_factory.shared.progress import track
 
 SEED = 11
 

@@ -18,18 +18,18 @@ import click
 import numpy as np
 import torch
 
-from labelgen.automask import LabelGenerator
-from labelgen.rle import Mask
-from labelgen.settings import settings_for
-from labelgen.sources import list_images
-from pipelines.microworld.scene import make_scene
-from pipelines.microworld.textures import photo_paths
-from shared.images import RgbImage, decode_image
-from shared.photos import photo_name, read_bytes
-from shared.progress import track
-from shared.sam.checkpoint import load_sam
-from shared.sam.runtime import Runtime, place
-from shared.sam.settings import PACKAGED
+from sum_factory.labelgen.automask import LabelGenerator
+from sum_factory.labelgen.rle import Mask
+from sum_factory.labelgen.settings import settings_for
+from sum_factory.labelgen.sources import list_images
+from sum_factory.pipelines.microworld.scene import make_scene
+from sum_factory.pipelines.microworld.textures import photo_paths
+from sum_factory.shared.images import RgbImage, decode_image
+from sum_factory.shared.photos import photo_name, read_bytes
+from sum_factory.shared.progress import track
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.runtime import Runtime, place
+from sum_factory.shared.sam.settings import PACKAGED
 
 FINEST = 32
 SIDES = (12, 16, 20, 24, 28, FINEST)

@@ -32,22 +32,22 @@ from typing import Any, get_args
 import torch
 from PIL import Image
 
-from labelgen.engine.cluster import Resources
-from labelgen.engine.pool import RayExecutor
-from labelgen.engine.scheduler import Scheduler, Task
-from labelgen.engine.serial import SerialExecutor
-from labelgen.engine.stop import Stop
-from labelgen.engine.worker import Worker
-from labelgen.job import Event, Job, PlannedUnits, UnitReport
-from labelgen.run import RunSettings, run
-from labelgen.settings import AutomaskSettings
-from pipelines.bench.simulation import Cluster, simulate
-from pipelines.microworld.scene import make_scene
-from shared.cores import usable_cores
-from shared.precision import Precision, PrecisionSetting, settle
-from shared.progress import Stage
-from shared.sam.runtime import Runtime
-from shared.shards.dataset import PlannedImage, Unit
+from sum_factory.labelgen.engine.cluster import Resources
+from sum_factory.labelgen.engine.pool import RayExecutor
+from sum_factory.labelgen.engine.scheduler import Scheduler, Task
+from sum_factory.labelgen.engine.serial import SerialExecutor
+from sum_factory.labelgen.engine.stop import Stop
+from sum_factory.labelgen.engine.worker import Worker
+from sum_factory.labelgen.job import Event, Job, PlannedUnits, UnitReport
+from sum_factory.labelgen.run import RunSettings, run
+from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.pipelines.bench.simulation import Cluster, simulate
+from sum_factory.pipelines.microworld.scene import make_scene
+from sum_factory.shared.cores import usable_cores
+from sum_factory.shared.precision import Precision, PrecisionSetting, settle
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.shards.dataset import PlannedImage, Unit
 
 NICENESS = "RAY_worker_niceness"
 FEW = 100

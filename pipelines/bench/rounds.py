@@ -21,15 +21,15 @@ import click
 import torch
 from torch import Tensor
 
-from pipelines.microworld.scene import make_scenes
-from shared.frame import Frame
-from shared.precision import Precision, PrecisionSetting, autocast, precision_option, settle
-from shared.progress import Stage
-from shared.sam.checkpoint import load_sam
-from trainer.batch import Sums, backpropagate, collate
-from trainer.data.grid import masks_on_grid, valid_cells
-from trainer.data.samples import SampleId, TrainingSample, scale_image
-from trainer.interactive import InteractiveSettings, play_rounds
+from sum_factory.pipelines.microworld.scene import make_scenes
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, precision_option, settle
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.trainer.batch import Sums, backpropagate, collate
+from sum_factory.trainer.data.grid import masks_on_grid, valid_cells
+from sum_factory.trainer.data.samples import SampleId, TrainingSample, scale_image
+from sum_factory.trainer.interactive import InteractiveSettings, play_rounds
 
 SIDES = ("naive", "ours")
 SEED = 7
@@ -89,7 +89,7 @@ def run_side(side: str, masks: int, precision: Precision, file: Path) -> tuple[f
     command = [
         sys.executable,
         "-m",
-        "pipelines.bench.rounds",
+        "sum_factory.pipelines.bench.rounds",
         "--side",
         side,
         "--masks",

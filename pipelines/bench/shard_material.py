@@ -22,17 +22,17 @@ from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from labelgen.automask import LabelGenerator
-from labelgen.settings import settings_for
-from labelgen.uncertainty import refinement, to_input
-from pipelines.microworld.scene import make_scenes
-from shared.errors import SourceError
-from shared.frame import Frame
-from shared.images import IMAGE_SUFFIXES, RgbImage, decode_image
-from shared.progress import track
-from shared.sam.checkpoint import load_sam
-from shared.sam.refiner import Refiner, load_refiner
-from shared.sam.runtime import Runtime, place
+from sum_factory.labelgen.automask import LabelGenerator
+from sum_factory.labelgen.settings import settings_for
+from sum_factory.labelgen.uncertainty import refinement, to_input
+from sum_factory.pipelines.microworld.scene import make_scenes
+from sum_factory.shared.errors import SourceError
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.images import IMAGE_SUFFIXES, RgbImage, decode_image
+from sum_factory.shared.progress import track
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.refiner import Refiner, load_refiner
+from sum_factory.shared.sam.runtime import Runtime, place
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from PIL import Image
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from pipelines.bench.shard_material import Floats, LabelledPhoto
-from shared.images import RgbImage, decode_image, digest
-from shared.label_codec import encode_label
-from shared.photo_codec import encode_photo
-from shared.shards.dataset import (
+from sum_factory.pipelines.bench.shard_material import Floats, LabelledPhoto
+from sum_factory.shared.images import RgbImage, decode_image, digest
+from sum_factory.shared.label_codec import encode_label
+from sum_factory.shared.photo_codec import encode_photo
+from sum_factory.shared.shards.dataset import (
     DATASET,
     IMAGES,
     MASKS,
@@ -29,16 +29,16 @@ from shared.shards.dataset import (
     uncertainty_layer,
     unit_path,
 )
-from shared.shards.encodings import write_shared_files
-from shared.shards.manifest import CROP_BOX
-from shared.shards.shard_set import ShardSet
-from shared.shards.unit_writer import UnitWriter
-from shared.storage import Storage
-from shared.uncertainty_codec import encode_refined, encode_uncertainty
-from trainer.data.coded import CodedSample
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId
-from trainer.methods import METHODS
+from sum_factory.shared.shards.encodings import write_shared_files
+from sum_factory.shared.shards.manifest import CROP_BOX
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.unit_writer import UnitWriter
+from sum_factory.shared.storage import Storage
+from sum_factory.shared.uncertainty_codec import encode_refined, encode_uncertainty
+from sum_factory.trainer.data.coded import CodedSample
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId
+from sum_factory.trainer.methods import METHODS
 
 MAPS = uncertainty_layer(REFINEMENT)
 NOWHERE = "0" * 64

@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from pipelines.bench import reference_shards
-from pipelines.bench.fidelity import measure_fidelity
-from pipelines.bench.shard_material import Floats, LabelledPhoto, enlarge, label_photos
-from pipelines.bench.shard_sets import (
+from sum_factory.pipelines.bench import reference_shards
+from sum_factory.pipelines.bench.fidelity import measure_fidelity
+from sum_factory.pipelines.bench.shard_material import Floats, LabelledPhoto, enlarge, label_photos
+from sum_factory.pipelines.bench.shard_sets import (
     Loader,
     Plan,
     bytes_of_labels,
@@ -42,10 +42,10 @@ from pipelines.bench.shard_sets import (
     write_labels,
     write_photos,
 )
-from shared.frame import CELL
-from shared.progress import Stage, track
-from shared.shards.dataset import ENCODINGS
-from trainer.evaluate.metrics import iou
+from sum_factory.shared.frame import CELL
+from sum_factory.shared.progress import Stage, track
+from sum_factory.shared.shards.dataset import ENCODINGS
+from sum_factory.trainer.evaluate.metrics import iou
 
 PICKED = 30
 PHOTO_SIDE = 1024

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from labelgen.engine.scheduler import Scheduler, Task
+from sum_factory.labelgen.engine.scheduler import Scheduler, Task
 
 Seconds = float
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 
-from labelgen.automask import LabelGenerator
-from labelgen.settings import settings_for
-from pipelines.microworld.scene import make_scene
-from shared.sam.checkpoint import load_sam
-from shared.sam.runtime import Runtime, place
-from shared.sam.settings import PACKAGED
+from sum_factory.labelgen.automask import LabelGenerator
+from sum_factory.labelgen.settings import settings_for
+from sum_factory.pipelines.microworld.scene import make_scene
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.runtime import Runtime, place
+from sum_factory.shared.sam.settings import PACKAGED
 
 PROBE_SECONDS = 0.18
 """What the probe takes where the demo's estimates were measured: two cores of an AMD Zen 3 server, AVX2."""

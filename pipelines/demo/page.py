@@ -13,20 +13,20 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from labelgen.export import at_full_size
-from labelgen.view.page import heat_map, jpeg_url
-from pipelines.microworld.sets import describe_set
-from shared.frame import Frame
-from shared.images import RgbImage, decode_image
-from shared.photos import photo_name, read_bytes
-from shared.progress import track
-from shared.sam.checkpoint import LoadedSam
-from shared.sam.runtime import Embedder
-from shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
-from trainer.data.sets import Task, open_set
-from trainer.evaluate.protocol import Played, play_image
-from trainer.evaluate.settings import Protocol
-from trainer.predict import UserPrompt, draw_prediction
+from sum_factory.labelgen.export import at_full_size
+from sum_factory.labelgen.view.page import heat_map, jpeg_url
+from sum_factory.pipelines.microworld.sets import describe_set
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.images import RgbImage, decode_image
+from sum_factory.shared.photos import photo_name, read_bytes
+from sum_factory.shared.progress import track
+from sum_factory.shared.sam.checkpoint import LoadedSam
+from sum_factory.shared.sam.runtime import Embedder
+from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
+from sum_factory.trainer.data.sets import Task, open_set
+from sum_factory.trainer.evaluate.protocol import Played, play_image
+from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.predict import UserPrompt, draw_prediction
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 """For each model and each task (and "all") the mean of each metric at each round."""
@@ -60,7 +60,7 @@ def write_demo_page(
     out: Path, compared: Compared, shards: ShardSet, layer: str, models: Mapping[str, LoadedSam], held_out: Path
 ) -> None:
     """Write the page: ``models`` by name, SAM first; ``held_out`` is the folder of ``write_sets``."""
-    template = jinja2.Template((files("pipelines.demo") / "page.html").read_text(), autoescape=True)
+    template = jinja2.Template((files("sum_factory.pipelines.demo") / "page.html").read_text(), autoescape=True)
     steps = cv2.applyColorMap(np.linspace(0, 255, 8).astype(np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1]
     html = template.render(
         facts=compared.facts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.precision import PrecisionSetting
+from sum_factory.shared.precision import PrecisionSetting
 
 
 @dataclass(frozen=True)

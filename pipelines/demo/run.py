@@ -13,31 +13,31 @@ from pathlib import Path
 import click
 import pyarrow as pa
 
-from labelgen.export import export_coco
-from labelgen.run import RunSettings, run
-from labelgen.settings import settings_for
-from labelgen.view.page import write_page
-from pipelines.demo.announcer import Announcer
-from pipelines.demo.pace import pace_of_this_machine
-from pipelines.demo.page import Compared, Results, write_demo_page
-from pipelines.demo.plan import DemoPlan
-from pipelines.microworld.certainty import measure
-from pipelines.microworld.sets import TASKS, describe_set, write_sets
-from pipelines.microworld.textures import photo_paths
-from shared.sam.checkpoint import LoadedSam
-from shared.sam.runtime import Runtime
-from shared.sam.settings import PACKAGED
-from shared.shards.dataset import REFINEMENT
-from shared.shards.shard_set import ShardSet
-from shared.shards.verify import verify
-from shared.storage import Storage
-from trainer.evaluate.report import summarise
-from trainer.evaluate.run import evaluate_sets, load_weights
-from trainer.evaluate.settings import Protocol
-from trainer.loop import fit_on_ranks
-from trainer.recipe import Recipe
-from trainer.refiner import RefinerRecipe, train_refiner
-from trainer.settings import read_settings
+from sum_factory.labelgen.export import export_coco
+from sum_factory.labelgen.run import RunSettings, run
+from sum_factory.labelgen.settings import settings_for
+from sum_factory.labelgen.view.page import write_page
+from sum_factory.pipelines.demo.announcer import Announcer
+from sum_factory.pipelines.demo.pace import pace_of_this_machine
+from sum_factory.pipelines.demo.page import Compared, Results, write_demo_page
+from sum_factory.pipelines.demo.plan import DemoPlan
+from sum_factory.pipelines.microworld.certainty import measure
+from sum_factory.pipelines.microworld.sets import TASKS, describe_set, write_sets
+from sum_factory.pipelines.microworld.textures import photo_paths
+from sum_factory.shared.sam.checkpoint import LoadedSam
+from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.shared.shards.dataset import REFINEMENT
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.verify import verify
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.evaluate.report import summarise
+from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
+from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.loop import fit_on_ranks
+from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.refiner import RefinerRecipe, train_refiner
+from sum_factory.trainer.settings import read_settings
 
 POOL_SEED, HUMAN_SEED, HELD_OUT_SEED = 2_000_003, 3_000_017, 5_000_011
 """The worlds of the unlabelled scenes, of those with human masks, and of those that are reported; neither the packaged

@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 from scipy.stats import rankdata
 
-from pipelines.microworld.sets import TASKS
-from shared.progress import Stage, track
-from shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
-from trainer.evaluate.metrics import iou
+from sum_factory.pipelines.microworld.sets import TASKS
+from sum_factory.shared.progress import Stage, track
+from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
+from sum_factory.trainer.evaluate.metrics import iou
 
 LEAST_IOU = 0.5
 THRESHOLD = 0.6

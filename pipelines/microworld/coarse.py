@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.microworld.scene import Scene
+from sum_factory.pipelines.microworld.scene import Scene
 
 
 @dataclass(frozen=True)

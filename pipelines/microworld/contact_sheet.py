@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.microworld.coarse import coarse_masks
-from pipelines.microworld.scene import Scene, make_scenes
-from shared.progress import track
+from sum_factory.pipelines.microworld.coarse import coarse_masks
+from sum_factory.pipelines.microworld.scene import Scene, make_scenes
+from sum_factory.shared.progress import track
 
 Picture = npt.NDArray[np.uint8]
 

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.microworld.coarse import Coarseness, coarse_masks
-from pipelines.microworld.scene import World, make_scene
-from shared.progress import Stage
+from sum_factory.pipelines.microworld.coarse import Coarseness, coarse_masks
+from sum_factory.pipelines.microworld.scene import World, make_scene
+from sum_factory.shared.progress import Stage
 
 Chunk = tuple[int, int, int, World, Coarseness]
 """Seed, first scene, number of scenes, and what they are drawn by."""

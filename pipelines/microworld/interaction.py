@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.microworld.corpus import TARGET_SIDE
-from shared.sam.decode import PAD, Prompts
-from trainer.prompts import click_errors
+from sum_factory.pipelines.microworld.corpus import TARGET_SIDE
+from sum_factory.shared.sam.decode import PAD, Prompts
+from sum_factory.trainer.prompts import click_errors
 
 STRIDE = 2
 """Input pixels to a pixel of a target."""

@@ -22,16 +22,16 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional as F
 
-from labelgen.automask import ImageLabels, LabelGenerator
-from labelgen.settings import AutomaskSettings, settings_for
-from pipelines.microworld.coarse import Coarseness, coarsen
-from pipelines.microworld.scene import Scene, make_scenes
-from shared.allocator import tune_malloc
-from shared.progress import track
-from shared.sam.checkpoint import load_sam
-from shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Prompts, decode_prompts
-from shared.sam.settings import PACKAGED
-from shared.sam.upstream import Sam
+from sum_factory.labelgen.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.settings import AutomaskSettings, settings_for
+from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
+from sum_factory.pipelines.microworld.scene import Scene, make_scenes
+from sum_factory.shared.allocator import tune_malloc
+from sum_factory.shared.progress import track
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Prompts, decode_prompts
+from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.shared.sam.upstream import Sam
 
 Masks = npt.NDArray[np.bool_]
 

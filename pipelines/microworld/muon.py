@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared.precision import Precision, dtype_of
+from sum_factory.shared.precision import Precision, dtype_of
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5

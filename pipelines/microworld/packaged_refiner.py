@@ -12,12 +12,12 @@ from pathlib import Path
 import click
 from safetensors.torch import load_file
 
-from pipelines.microworld.sets import write_sets
-from shared.sam.checkpoint import read_header, to_safetensors
-from shared.sam.refiner import PACKAGED_FILE
-from shared.storage import Storage
-from trainer.refiner import RefinerRecipe, train_refiner
-from trainer.settings import read_settings
+from sum_factory.pipelines.microworld.sets import write_sets
+from sum_factory.shared.sam.checkpoint import read_header, to_safetensors
+from sum_factory.shared.sam.refiner import PACKAGED_FILE
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.refiner import RefinerRecipe, train_refiner
+from sum_factory.trainer.settings import read_settings
 
 SEED = 6_000_023
 """The world of its scenes."""

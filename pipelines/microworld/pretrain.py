@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
-from pipelines.microworld.corpus import TARGET_SIDE, Corpus, open_corpus
-from pipelines.microworld.damage import damaged_logits
-from pipelines.microworld.interaction import (
+from sum_factory.pipelines.microworld.corpus import TARGET_SIDE, Corpus, open_corpus
+from sum_factory.pipelines.microworld.damage import damaged_logits
+from sum_factory.pipelines.microworld.interaction import (
     ANYWHERE,
     STRIDE,
     best_iou,
@@ -40,19 +40,19 @@ from pipelines.microworld.interaction import (
     output_iou,
     upsample,
 )
-from pipelines.microworld.muon import Muon
-from pipelines.microworld.picture import PictureHead
-from pipelines.microworld.pretrain_settings import PretrainSettings
-from shared.allocator import tune_malloc
-from shared.precision import Precision, PrecisionSetting, autocast, precision_option, resolve, settle
-from shared.progress import Stage, hushed
-from shared.sam.architecture import ARCHITECTURES, build_architecture
-from shared.sam.checkpoint import load_sam
-from shared.sam.decode import BOX_MIN, Prompts, decode_prompts, dense_positions
-from shared.sam.upstream import Sam
-from shared.shards.dataset import require_same
-from shared.storage import Storage
-from trainer.prompts import first_prompts
+from sum_factory.pipelines.microworld.muon import Muon
+from sum_factory.pipelines.microworld.picture import PictureHead
+from sum_factory.pipelines.microworld.pretrain_settings import PretrainSettings
+from sum_factory.shared.allocator import tune_malloc
+from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, precision_option, resolve, settle
+from sum_factory.shared.progress import Stage, hushed
+from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.decode import BOX_MIN, Prompts, decode_prompts, dense_positions
+from sum_factory.shared.sam.upstream import Sam
+from sum_factory.shared.shards.dataset import require_same
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.prompts import first_prompts
 
 BETAS = (0.9, 0.95)
 DEVICE = torch.device("cpu")

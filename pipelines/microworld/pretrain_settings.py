@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipelines.microworld.coarse import Coarseness
-from pipelines.microworld.scene import World
-from shared.precision import PrecisionSetting
+from sum_factory.pipelines.microworld.coarse import Coarseness
+from sum_factory.pipelines.microworld.scene import World
+from sum_factory.shared.precision import PrecisionSetting
 
 
 @dataclass(frozen=True)

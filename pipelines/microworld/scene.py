@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.microworld import shapes
-from pipelines.microworld.shapes import Mask, Point
-from pipelines.microworld.textures import cut_patch
+from sum_factory.pipelines.microworld import shapes
+from sum_factory.pipelines.microworld.shapes import Mask, Point
+from sum_factory.pipelines.microworld.textures import cut_patch
 
 Image = npt.NDArray[np.float32]
 Colour = npt.NDArray[np.float32]

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipelines.microworld.coarse import Coarseness, coarsen
-from pipelines.microworld.scene import Scene, World, make_scene
-from shared.errors import SettingsDifferError
-from shared.progress import track
-from shared.shards.dataset import require_same
-from shared.storage import Storage
-from trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings, Task
+from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
+from sum_factory.pipelines.microworld.scene import Scene, World, make_scene
+from sum_factory.shared.errors import SettingsDifferError
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import require_same
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings, Task
 
 TASKS: tuple[Task, ...] = ("salient", "entity", "part")
 RECORD = "sets.json"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from shared.sam.upstream import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer, common
+from sum_factory.shared.sam.upstream import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer, common
 
 PATCH = 16
 PIXEL_MEAN = [123.675, 116.28, 103.53]

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from shared.sam import fast_linear
-from shared.sam.upstream import ImageEncoderViT, image_encoder
+from sum_factory.shared.sam import fast_linear
+from sum_factory.shared.sam.upstream import ImageEncoderViT, image_encoder
 
 PIECE_OF_THREAD, PIECE_ON_CPU, PIECE = 1 << 19, 1 << 21, 1 << 27
 """Scores that are computed at a time: 2 MB of fp32 for each thread of a CPU that works on a head of its own, 8 MB where

@@ -21,12 +21,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from shared.errors import CheckpointError
-from shared.progress import Stage
-from shared.sam.architecture import ARCHITECTURES, NothingDrawn, SamArchitecture, build_architecture, meta_state
-from shared.sam.settings import PACKAGED, TASKS
-from shared.sam.task_prompt import STATE_KEY, TaskPrompt
-from shared.sam.upstream import Sam
+from sum_factory.shared.errors import CheckpointError
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.sam.architecture import (
+    ARCHITECTURES,
+    NothingDrawn,
+    SamArchitecture,
+    build_architecture,
+    meta_state,
+)
+from sum_factory.shared.sam.settings import PACKAGED, TASKS
+from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
+from sum_factory.shared.sam.upstream import Sam
 
 HEADER = "sum_factory"
 """Key of the JSON object that says, in the header of a safetensors file, how its weights were made."""
@@ -89,7 +95,7 @@ def _located(weights: str) -> Iterator[Path]:
     """Give the path of the file that ``weights`` names, and tell people while it is being read."""
     with Stage(f"reading the weights {weights}"):
         if weights == PACKAGED:
-            with as_file(files("shared.sam") / "weights" / f"{PACKAGED}.safetensors") as path:
+            with as_file(files("sum_factory.shared.sam") / "weights" / f"{PACKAGED}.safetensors") as path:
                 yield path
         elif weights in ARCHITECTURES:
             raise CheckpointError(f"{weights}: its weights do not ship here; give the path of SAM's official .pth file")

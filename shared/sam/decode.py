@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shared.precision import autocast
-from shared.sam.upstream import MaskDecoder, PromptEncoder
+from sum_factory.shared.precision import autocast
+from sum_factory.shared.sam.upstream import MaskDecoder, PromptEncoder
 
 PAD, NEGATIVE, POSITIVE, BOX_MIN, BOX_MAX = -1, 0, 1, 2, 3
 """Labels of prompt tokens: padding, background point, foreground point, the two corners of a box."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.sam.upstream import ImageEncoderViT
+from sum_factory.shared.sam.upstream import ImageEncoderViT
 
 
 @cache

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.sam.decode import PromptedModel, dense_positions
-from shared.sam.fast_linear import linear
-from shared.sam.upstream import MaskDecoder, transformer
+from sum_factory.shared.sam.decode import PromptedModel, dense_positions
+from sum_factory.shared.sam.fast_linear import linear
+from sum_factory.shared.sam.upstream import MaskDecoder, transformer
 
 OUTPUTS = 3
 """Masks for a single point: outputs 1 to 3 of the decoder."""

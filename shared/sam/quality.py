@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from shared.sam.settings import THRESHOLDS_OF_MODELS
+from sum_factory.shared.sam.settings import THRESHOLDS_OF_MODELS
 
 
 @dataclass(frozen=True)

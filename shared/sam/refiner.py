@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.errors import CheckpointError
-from shared.sam.checkpoint import HEADER, LoadedSam, file_sha256, to_safetensors
-from shared.sam.decode import BOX_MAX, BOX_MIN, POSITIVE, Prompts, decode_prompts
-from shared.sam.settings import PACKAGED
-from shared.sam.upstream import MaskDecoder, PromptEncoder, Sam
-from shared.storage import Storage
+from sum_factory.shared.errors import CheckpointError
+from sum_factory.shared.sam.checkpoint import HEADER, LoadedSam, file_sha256, to_safetensors
+from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, POSITIVE, Prompts, decode_prompts
+from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.shared.sam.upstream import MaskDecoder, PromptEncoder, Sam
+from sum_factory.shared.storage import Storage
 
 KIND = "refiner"
 PACKAGED_FILE = f"{PACKAGED}_refiner.safetensors"
@@ -105,7 +105,7 @@ def load_refiner(weights: str | Path, sam: LoadedSam) -> Refiner:
 def _located(weights: str | Path) -> Iterator[Path]:
     """Give the path of the file that ``weights`` names."""
     if str(weights) == PACKAGED:
-        with as_file(files("shared.sam") / "weights" / PACKAGED_FILE) as path:
+        with as_file(files("sum_factory.shared.sam") / "weights" / PACKAGED_FILE) as path:
             yield path
     else:
         yield Path(weights)

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.frame import CropBox, resized_size
-from shared.precision import Precision, PrecisionSetting, Resolved, autocast, resolve
-from shared.sam.attention import attend_in_pieces
-from shared.sam.fast_linear import use_fast_linear
-from shared.sam.upstream import Sam
+from sum_factory.shared.frame import CropBox, resized_size
+from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, autocast, resolve
+from sum_factory.shared.sam.attention import attend_in_pieces
+from sum_factory.shared.sam.fast_linear import use_fast_linear
+from sum_factory.shared.sam.upstream import Sam
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from shared.sam.settings import TASKS
+from sum_factory.shared.sam.settings import TASKS
 
 STATE_KEY = "task_prompt.weight"
 """Name of the table among a checkpoint's weights; plain SAM knows no such name."""

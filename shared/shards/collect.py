@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from shared.progress import Stage
-from shared.shards.dataset import KEPT, UNCERTAINTY
-from shared.shards.encodings import layer_of, unit_of
-from shared.shards.manifest import manifest_path
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.view_plan import ROWS
-from shared.storage import TEMPORARY_PREFIX, Storage
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.shards.dataset import KEPT, UNCERTAINTY
+from sum_factory.shared.shards.encodings import layer_of, unit_of
+from sum_factory.shared.shards.manifest import manifest_path
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.view_plan import ROWS
+from sum_factory.shared.storage import TEMPORARY_PREFIX, Storage
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from shared.errors import ShardError
-from shared.shards.dataset import ENCODINGS, ZARR, Dataset, Layer
-from shared.shards.reader import LayerReader, Rows, Source
-from shared.shards.tar_layer import TarEncoder, faults_of_tar, tar_path, tar_unit
-from shared.shards.tar_reader import TarReader
-from shared.shards.zarr_forms import form_of
-from shared.shards.zarr_layer import ZarrEncoder, faults_of_shards, metadata_files, shard_path, zarr_unit
-from shared.shards.zarr_reader import ZarrReader
-from shared.storage import Storage
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.dataset import ENCODINGS, ZARR, Dataset, Layer
+from sum_factory.shared.shards.reader import LayerReader, Rows, Source
+from sum_factory.shared.shards.tar_layer import TarEncoder, faults_of_tar, tar_path, tar_unit
+from sum_factory.shared.shards.tar_reader import TarReader
+from sum_factory.shared.shards.zarr_forms import form_of
+from sum_factory.shared.shards.zarr_layer import ZarrEncoder, faults_of_shards, metadata_files, shard_path, zarr_unit
+from sum_factory.shared.shards.zarr_reader import ZarrReader
+from sum_factory.shared.storage import Storage
 
 
 class LayerEncoder(Protocol):

@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from shared.frame import Frame
-from shared.shards.manifest import rows_of_images
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.shards.manifest import rows_of_images
 
 
 @dataclass(frozen=True)

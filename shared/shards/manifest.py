@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shared.errors import ShardError
-from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, REMEDY_FOR_DATA, is_uncertainty, unit_name
-from shared.shards.seal import SEAL, require_seal, seal, with_room
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, REMEDY_FOR_DATA, is_uncertainty, unit_name
+from sum_factory.shared.shards.seal import SEAL, require_seal, seal, with_room
 
 _PLACE = [
     ("image", pa.string()),

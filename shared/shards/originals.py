@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from shared.errors import ImageError, SettingsError, SourceError
-from shared.images import digest
-from shared.photos import photo_name, read_bytes
-from shared.places import links_of, parent_of
-from shared.shards.dataset import PlannedImage
-from shared.shards.shard_set import ShardSet
+from sum_factory.shared.errors import ImageError, SettingsError, SourceError
+from sum_factory.shared.images import digest
+from sum_factory.shared.photos import photo_name, read_bytes
+from sum_factory.shared.places import links_of, parent_of
+from sum_factory.shared.shards.dataset import PlannedImage
+from sum_factory.shared.shards.shard_set import ShardSet
 
 
 def original_of(shards: ShardSet, image: PlannedImage) -> PlannedImage:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shared.errors import ImageError, ShardError
-from shared.frame import resized_size
-from shared.photo_codec import decode_photo
-from shared.shards.dataset import IMAGES
-from shared.shards.manifest import UnitRecord
-from shared.shards.reader import WHICH, Rows
-from shared.shards.shard_set import ShardSet
+from sum_factory.shared.errors import ImageError, ShardError
+from sum_factory.shared.frame import resized_size
+from sum_factory.shared.photo_codec import decode_photo
+from sum_factory.shared.shards.dataset import IMAGES
+from sum_factory.shared.shards.manifest import UnitRecord
+from sum_factory.shared.shards.reader import WHICH, Rows
+from sum_factory.shared.shards.shard_set import ShardSet
 
 
 def read_photo(shards: ShardSet, unit: int, index: int) -> npt.NDArray[np.uint8]:

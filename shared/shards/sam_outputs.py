@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shared.embedding_codec import decode_embedding
-from shared.errors import ShardError
-from shared.frame import CELL, CropBox
-from shared.logits_codec import decode_logits
-from shared.shards.dataset import EMBEDDINGS, LOGITS, MASKS
-from shared.shards.manifest import CROP_BOX
-from shared.shards.shard_set import LabelledImage, ShardSet
+from sum_factory.shared.embedding_codec import decode_embedding
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.frame import CELL, CropBox
+from sum_factory.shared.logits_codec import decode_logits
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, MASKS
+from sum_factory.shared.shards.manifest import CROP_BOX
+from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet
 
 
 def read_kept_logits(shards: ShardSet, unit: int, image: LabelledImage) -> list[npt.NDArray[np.float32] | None]:

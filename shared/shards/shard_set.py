@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from shared.cache import Cache
-from shared.errors import ShardError
-from shared.relocation import UNMOVED, Relocation
-from shared.shards.dataset import (
+from sum_factory.shared.cache import Cache
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.relocation import UNMOVED, Relocation
+from sum_factory.shared.shards.dataset import (
     DATASET,
     REFINEMENT,
     REMEDY_FOR_DATA,
@@ -29,15 +29,15 @@ from shared.shards.dataset import (
     unit_name,
     unit_path,
 )
-from shared.shards.dataset import MASKS as MASKS
-from shared.shards.encodings import data_files, open_reader
-from shared.shards.labelled import LabelledImage as LabelledImage
-from shared.shards.labelled import UncertaintyRow as UncertaintyRow
-from shared.shards.labelled import labelled_images, uncertainty_rows
-from shared.shards.manifest import UnitRecord, manifest_path, read_manifest, read_record
-from shared.shards.reader import LayerReader, Rows
-from shared.storage import Storage
-from shared.uncertainty_codec import Uncertainty
+from sum_factory.shared.shards.dataset import MASKS as MASKS
+from sum_factory.shared.shards.encodings import data_files, open_reader
+from sum_factory.shared.shards.labelled import LabelledImage as LabelledImage
+from sum_factory.shared.shards.labelled import UncertaintyRow as UncertaintyRow
+from sum_factory.shared.shards.labelled import labelled_images, uncertainty_rows
+from sum_factory.shared.shards.manifest import UnitRecord, manifest_path, read_manifest, read_record
+from sum_factory.shared.shards.reader import LayerReader, Rows
+from sum_factory.shared.storage import Storage
+from sum_factory.shared.uncertainty_codec import Uncertainty
 
 UNITS_KEPT = 24
 """Units of which a reader keeps the rows: training reads 8 at a time, with 8 to come and 8 just left."""

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.errors import ShardError
-from shared.shards.dataset import IMAGES, OUTPUTS, is_uncertainty, unit_name
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.dataset import IMAGES, OUTPUTS, is_uncertainty, unit_name
 
 LABELS, MAPS, PHOTO, META = "labels", "uncertainty", "jpg", "json"
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.codes import Codes
-from shared.compiled_codec import decode_labels, decode_maps, decode_refined
-from shared.errors import ShardError
-from shared.shards.dataset import Layer
-from shared.shards.reader import Part, Picked, Rows, Source, read_frames, require_part
-from shared.shards.tar_layer import tar_path
+from sum_factory.shared.codes import Codes
+from sum_factory.shared.compiled_codec import decode_labels, decode_maps, decode_refined
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.dataset import Layer
+from sum_factory.shared.shards.reader import Part, Picked, Rows, Source, read_frames, require_part
+from sum_factory.shared.shards.tar_layer import tar_path
 
 
 @dataclass(frozen=True)

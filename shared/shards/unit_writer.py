@@ -9,10 +9,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from shared.shards.dataset import Dataset, Layer, Unit
-from shared.shards.encodings import data_files, new_encoder
-from shared.shards.manifest import UnitRecord, is_unknown, manifest_path, read_record, schema_of, write_manifest
-from shared.storage import Storage
+from sum_factory.shared.shards.dataset import Dataset, Layer, Unit
+from sum_factory.shared.shards.encodings import data_files, new_encoder
+from sum_factory.shared.shards.manifest import (
+    UnitRecord,
+    is_unknown,
+    manifest_path,
+    read_record,
+    schema_of,
+    write_manifest,
+)
+from sum_factory.shared.storage import Storage
 
 
 @dataclass

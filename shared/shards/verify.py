@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
-from shared.errors import ShardError
-from shared.progress import Stage
-from shared.shards.collect import temporaries
-from shared.shards.dataset import (
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.shards.collect import temporaries
+from sum_factory.shared.shards.dataset import (
     DATASET,
     KEPT,
     LEAST_AGE,
@@ -20,12 +20,12 @@ from shared.shards.dataset import (
     Unit,
     unit_name,
 )
-from shared.shards.encodings import faults_of_files, open_reader, shared_files
-from shared.shards.frame_faults import Row, faults_of_frames
-from shared.shards.manifest import UnitRecord, is_unknown, manifest_path
-from shared.shards.reader import HeldFiles, Rows
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.unit_writer import sha256_of
+from sum_factory.shared.shards.encodings import faults_of_files, open_reader, shared_files
+from sum_factory.shared.shards.frame_faults import Row, faults_of_frames
+from sum_factory.shared.shards.manifest import UnitRecord, is_unknown, manifest_path
+from sum_factory.shared.shards.reader import HeldFiles, Rows
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.unit_writer import sha256_of
 
 PLANS = "units"
 """Takes the place of a layer in the check of a unit's plan."""

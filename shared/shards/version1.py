@@ -17,17 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shared.canonical_json import content_id
-from shared.compiled_codec import decode_labels, decode_maps, decode_refined
-from shared.errors import ShardError
-from shared.label_codec import HEADER, MOST_STEPS, band_of, frame_of_steps, inflate, unpack_bits
-from shared.shards.dataset import DATASET, Dataset, Layer, PlannedImage, Unit, is_uncertainty, unit_path
-from shared.shards.manifest import UnitRecord, manifest_path, rows_of_images
-from shared.shards.samples import Sample
-from shared.shards.seal import is_sealed
-from shared.shards.tar_layer import tar_path
-from shared.storage import Storage
-from shared.uncertainty_codec import LENGTH, cut_frame, refined_label
+from sum_factory.shared.canonical_json import content_id
+from sum_factory.shared.compiled_codec import decode_labels, decode_maps, decode_refined
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.label_codec import HEADER, MOST_STEPS, band_of, frame_of_steps, inflate, unpack_bits
+from sum_factory.shared.shards.dataset import DATASET, Dataset, Layer, PlannedImage, Unit, is_uncertainty, unit_path
+from sum_factory.shared.shards.manifest import UnitRecord, manifest_path, rows_of_images
+from sum_factory.shared.shards.samples import Sample
+from sum_factory.shared.shards.seal import is_sealed
+from sum_factory.shared.shards.tar_layer import tar_path
+from sum_factory.shared.storage import Storage
+from sum_factory.shared.uncertainty_codec import LENGTH, cut_frame, refined_label
 
 VERSION = 1
 MOST_STEPS_THEN = 128

@@ -11,17 +11,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shared.cache import Cache
-from shared.canonical_json import content_id
-from shared.codes import Codes
-from shared.errors import ShardError
-from shared.relocation import UNMOVED, Relocation
-from shared.shards.dataset import DATASET, IMAGES, Dataset, Layer, Unit, is_uncertainty
-from shared.shards.manifest import UnitRecord, manifest_path
-from shared.shards.originals import require_old_places
-from shared.shards.reader import WHICH, LayerReader, Part, Picked, Rows
-from shared.shards.shard_set import MASKS, UNITS_KEPT, ShardSet
-from shared.shards.view_plan import (
+from sum_factory.shared.cache import Cache
+from sum_factory.shared.canonical_json import content_id
+from sum_factory.shared.codes import Codes
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.relocation import UNMOVED, Relocation
+from sum_factory.shared.shards.dataset import DATASET, IMAGES, Dataset, Layer, Unit, is_uncertainty
+from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
+from sum_factory.shared.shards.originals import require_old_places
+from sum_factory.shared.shards.reader import WHICH, LayerReader, Part, Picked, Rows
+from sum_factory.shared.shards.shard_set import MASKS, UNITS_KEPT, ShardSet
+from sum_factory.shared.shards.view_plan import (
     REMEDY_FOR_VIEW,
     Source,
     ViewPlan,
@@ -31,7 +31,7 @@ from shared.shards.view_plan import (
     take_images,
     take_rows,
 )
-from shared.storage import Storage
+from sum_factory.shared.storage import Storage
 
 REMAKE = "delete the view and make it anew with `labelgen select` or `merge`"
 

@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shared.canonical_json import content_id, to_json
-from shared.errors import ShardError
-from shared.places import absolute
-from shared.shards.dataset import FORMAT_VERSION, VIEW, require_version, unit_name
-from shared.shards.seal import is_sealed, require_seal, seal, with_room
-from shared.storage import Storage
+from sum_factory.shared.canonical_json import content_id, to_json
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.places import absolute
+from sum_factory.shared.shards.dataset import FORMAT_VERSION, VIEW, require_version, unit_name
+from sum_factory.shared.shards.seal import is_sealed, require_seal, seal, with_room
+from sum_factory.shared.storage import Storage
 
 ROWS = "rows"
 """Folder of the files that name the rows of a view's units."""

@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from shared.codes import Grid, Labels, map_frame
-from shared.compiled_codec import decode_labels, decode_maps, decode_refined
-from shared.embedding_codec import pack_embedding, unpack_embedding
-from shared.errors import ShardError
-from shared.frame import CELL
-from shared.logits_codec import pack_halves, unpack_halves
-from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS, Dataset, Layer, is_uncertainty
-from shared.shards.zarr_format import Array
-from shared.uncertainty_codec import refined_label
+from sum_factory.shared.codes import Grid, Labels, map_frame
+from sum_factory.shared.compiled_codec import decode_labels, decode_maps, decode_refined
+from sum_factory.shared.embedding_codec import pack_embedding, unpack_embedding
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.frame import CELL
+from sum_factory.shared.logits_codec import pack_halves, unpack_halves
+from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS, Dataset, Layer, is_uncertainty
+from sum_factory.shared.shards.zarr_format import Array
+from sum_factory.shared.uncertainty_codec import refined_label
 
 MASK_AXES = ("mask", "row", "column")
 UNKNOWN = 255

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import zstandard
 
-from shared.errors import ShardError
-from shared.shards.dataset import Dataset, Layer
-from shared.shards.zarr_format import GROUP, Array, ShardWriter, group_metadata
-from shared.shards.zarr_forms import Form, form_of
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.dataset import Dataset, Layer
+from sum_factory.shared.shards.zarr_format import GROUP, Array, ShardWriter, group_metadata
+from sum_factory.shared.shards.zarr_forms import Form, form_of
 
 ROWS_PER_IMAGE = 1024
 """Rows that a shard of masks has for each image of a full unit: several times what SAM finds, and nearly free."""

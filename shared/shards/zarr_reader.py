@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from shared.codes import Codes, Labels, map_tables
-from shared.errors import ShardError
-from shared.shards.dataset import Layer
-from shared.shards.reader import Part, Picked, Rows, Source, read_frames, require_part
-from shared.shards.zarr_format import Array
-from shared.shards.zarr_forms import Form
-from shared.shards.zarr_layer import column_prefix, shard_path
+from sum_factory.shared.codes import Codes, Labels, map_tables
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.dataset import Layer
+from sum_factory.shared.shards.reader import Part, Picked, Rows, Source, read_frames, require_part
+from sum_factory.shared.shards.zarr_format import Array
+from sum_factory.shared.shards.zarr_forms import Form
+from sum_factory.shared.shards.zarr_layer import column_prefix, shard_path
 
 BATCH = 64
 """Rows of which ``frames`` holds the chunks at once."""

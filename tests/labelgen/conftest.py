@@ -15,13 +15,13 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from labelgen.run import RunSummary, UncertaintyRunSettings, add_uncertainty
-from labelgen.settings import UncertaintySettings
-from shared.sam.checkpoint import load_sam
-from shared.sam.refiner import Refiner, save_refiner
-from shared.sam.runtime import Runtime
-from shared.shards.shard_set import ShardSet
-from shared.shards.verify import verify
+from sum_factory.labelgen.run import RunSummary, UncertaintyRunSettings, add_uncertainty
+from sum_factory.labelgen.settings import UncertaintySettings
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.refiner import Refiner, save_refiner
+from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.verify import verify
 
 
 @pytest.fixture(scope="session", autouse=True)

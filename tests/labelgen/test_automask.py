@@ -19,15 +19,15 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.amg import MaskData, area_from_rle, remove_small_regions
 from torch import Tensor
 
-from labelgen import regions
-from labelgen.automask import ImageLabels, LabelGenerator
-from labelgen.settings import AutomaskSettings
-from pipelines.bench.agreement import compare
-from pipelines.microworld.scene import make_scene
-from shared.frame import paste
-from shared.sam.checkpoint import load_sam
-from shared.sam.point_decoder import PointImage
-from shared.sam.runtime import Runtime, place, resize
+from sum_factory.labelgen import regions
+from sum_factory.labelgen.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.pipelines.bench.agreement import compare
+from sum_factory.pipelines.microworld.scene import make_scene
+from sum_factory.shared.frame import paste
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.point_decoder import PointImage
+from sum_factory.shared.sam.runtime import Runtime, place, resize
 
 Image = npt.NDArray[np.uint8]
 Masks = npt.NDArray[np.bool_]

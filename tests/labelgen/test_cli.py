@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from labelgen.cli import main
-from labelgen.commands.label import FINISHED_WITH_IMAGE_ERRORS
-from labelgen.run import RunSummary
-from shared.commands import FAILED
+from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.commands.label import FINISHED_WITH_IMAGE_ERRORS
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.commands import FAILED
 
 Finished = tuple[Path, RunSummary]
 USAGE = 2

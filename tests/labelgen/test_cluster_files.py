@@ -13,7 +13,7 @@ import jsonschema
 import ray.autoscaler
 import yaml
 
-from labelgen.commands.label import run_command
+from sum_factory.labelgen.commands.label import run_command
 
 FOLDER = Path(__file__).parents[2] / "docs/cluster"
 

@@ -11,11 +11,11 @@ import pytest
 import zarr
 from click.testing import CliRunner
 
-from labelgen.cli import main
-from labelgen.run import RunSummary
-from shared.errors import SettingsDifferError
-from shared.shards.dataset import IMAGES
-from shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.errors import SettingsDifferError
+from sum_factory.shared.shards.dataset import IMAGES
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 
 Label = Callable[..., RunSummary]
 Refined = tuple[Path, RunSummary]

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from labelgen import read_ahead
-from labelgen.engine import pool, scheduler
-from labelgen.engine.scheduler import Task
-from labelgen.engine.worker import Answer, Worker
-from labelgen.run import RunSummary
-from shared.errors import StorageError, WorkerError
-from shared.shards.dataset import Unit
-from shared.shards.shard_set import ShardSet
-from shared.shards.verify import verify
+from sum_factory.labelgen import read_ahead
+from sum_factory.labelgen.engine import pool, scheduler
+from sum_factory.labelgen.engine.scheduler import Task
+from sum_factory.labelgen.engine.worker import Answer, Worker
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.errors import StorageError, WorkerError
+from sum_factory.shared.shards.dataset import Unit
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.verify import verify
 
 Label = Callable[..., RunSummary]
 Finished = tuple[Path, RunSummary]

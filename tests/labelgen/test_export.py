@@ -17,14 +17,14 @@ from PIL import Image
 from pycocotools.coco import COCO
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from labelgen import export
-from labelgen.automask import LabelGenerator
-from labelgen.export import export_coco
-from labelgen.run import RunSummary
-from labelgen.settings import AutomaskSettings
-from shared.errors import ShardError, StorageError
-from shared.sam.checkpoint import load_sam
-from shared.shards.shard_set import ShardSet
+from sum_factory.labelgen import export
+from sum_factory.labelgen.automask import LabelGenerator
+from sum_factory.labelgen.export import export_coco
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.shared.errors import ShardError, StorageError
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.shards.shard_set import ShardSet
 
 Finished = tuple[Path, RunSummary]
 

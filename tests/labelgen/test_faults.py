@@ -27,13 +27,13 @@ import pytest
 import s3fs
 from click.testing import CliRunner
 
-from labelgen.cli import main
-from labelgen.pace import pace
-from labelgen.progress import RunSummary
-from shared import patience
-from shared.errors import StorageError, SumError, UnreachableError
-from shared.shards.shard_set import ShardSet
-from shared.shards.verify import verify
+from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.pace import pace
+from sum_factory.labelgen.progress import RunSummary
+from sum_factory.shared import patience
+from sum_factory.shared.errors import StorageError, SumError, UnreachableError
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.verify import verify
 
 Label = Callable[..., RunSummary]
 Finished = tuple[Path, RunSummary]
@@ -58,8 +58,8 @@ def require_undisturbed(shards: Path, undisturbed: Path, snapshot: Snapshot) -> 
 
 DRIVERS = """
 import os, signal, sys, threading, time
-import labelgen.labeler
-from labelgen import cli
+import sum_factory.labelgen.labeler
+from sum_factory.labelgen import cli
 
 seconds, command = [float(moment) for moment in sys.argv[1].split(",")], sys.argv[2:]
 for moment in seconds:
@@ -207,7 +207,14 @@ def test_raylets_killed_at_random_moments(
 def test_two_drivers_of_ray_on_one_shard_set_both_succeed(
     photos: Path, finished: Finished, tmp_path: Path, snapshot: Snapshot, loose_options: list[str]
 ) -> None:
-    command = [sys.executable, "-m", "labelgen.cli", "run", f"--images={photos}", f"--shards={tmp_path}/shards"]
+    command = [
+        sys.executable,
+        "-m",
+        "sum_factory.labelgen.cli",
+        "run",
+        f"--images={photos}",
+        f"--shards={tmp_path}/shards",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen([*command, "--workers=1", *loose_options], stderr=subprocess.PIPE, env=environment)
             for _ in range(2)]  # fmt: skip
@@ -405,7 +412,7 @@ def test_store_that_fails_in_mid_run_is_named_and_the_same_command_goes_on(
 
 def break_after(patch: pytest.MonkeyPatch, name: str, network: BadNetwork, fault: Fault) -> None:
     """Have the network fail right after a file has been created."""
-    from shared.storage import Storage
+    from sum_factory.shared.storage import Storage
 
     create = Storage.create
 
@@ -469,7 +476,7 @@ def test_pace_is_told_by_the_times_of_the_store_alone() -> None:
 def test_status_tells_of_a_run_that_is_going_on(
     photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from labelgen.progress import ProgressReporter
+    from sum_factory.labelgen.progress import ProgressReporter
 
     take, told = ProgressReporter.take, []
 

@@ -14,12 +14,12 @@ import fsspec
 import pytest
 from click.testing import CliRunner, Result
 
-from labelgen.cli import main
-from labelgen.run import RunSummary
-from shared.commands import FAILED
-from shared.shards.collect import left_overs, remove
-from shared.shards.shard_set import ShardSet
-from shared.storage import Storage
+from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.commands import FAILED
+from sum_factory.shared.shards.collect import left_overs, remove
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.storage import Storage
 
 Snapshot = Callable[[Path], dict[str, str]]
 OLD_HOURS = 25.0

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import ShardError
-from shared.shards.shard_set import ShardSet
-from shared.shards.verify import verify
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.verify import verify
 
 REMEDIES = ("restore it", "`labelgen repair` takes the unit back", "running the same command again replaces it",
             "running the same command again writes it anew")  # fmt: skip

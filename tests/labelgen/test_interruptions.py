@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from labelgen import plan
-from labelgen.labeler import Labeler
-from labelgen.run import RunSummary
-from labelgen.settings import AutomaskSettings
-from labelgen.sources import list_images
-from shared.errors import SettingsDifferError
-from shared.shards.shard_set import ShardSet
-from shared.shards.unit_writer import UnitWriter
-from shared.shards.verify import verify
-from shared.storage import TEMPORARY_PREFIX, Storage
+from sum_factory.labelgen import plan
+from sum_factory.labelgen.labeler import Labeler
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.labelgen.sources import list_images
+from sum_factory.shared.errors import SettingsDifferError
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.unit_writer import UnitWriter
+from sum_factory.shared.shards.verify import verify
+from sum_factory.shared.storage import TEMPORARY_PREFIX, Storage
 
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, str]]
@@ -40,11 +40,11 @@ def problems(shards: Path) -> list[str]:
 
 KILLED = """
 import os, signal, sys
-import labelgen.run
-from labelgen import cli
-from shared.sam.checkpoint import load_sam
-from shared.shards.unit_writer import UnitWriter
-from shared.storage import Storage
+import sum_factory.labelgen.run
+from sum_factory.labelgen import cli
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.shards.unit_writer import UnitWriter
+from sum_factory.shared.storage import Storage
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -182,7 +182,14 @@ def test_layer_whose_making_was_killed_anywhere_ends_bit_identical(
 def test_two_processes_on_one_shard_set_both_succeed(
     photos: Path, finished: Finished, tmp_path: Path, snapshot: Snapshot, loose_options: list[str]
 ) -> None:
-    command = [sys.executable, "-m", "labelgen.cli", "run", f"--images={photos}", f"--shards={tmp_path}/shards"]
+    command = [
+        sys.executable,
+        "-m",
+        "sum_factory.labelgen.cli",
+        "run",
+        f"--images={photos}",
+        f"--shards={tmp_path}/shards",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen([*command, *loose_options], stderr=subprocess.PIPE, env=environment) for _ in range(2)]
     for process in both:
@@ -271,7 +278,7 @@ def test_runs_that_read_an_image_differently_leave_a_sound_shard_set(
 ) -> None:  # fmt: skip
     photo, elsewhere = three_photos / "photo2.jpg", tmp_path / "elsewhere.jpg"
     refs = list_images([str(three_photos)])
-    monkeypatch.setattr("labelgen.run.list_images", lambda sources: refs)
+    monkeypatch.setattr("sum_factory.labelgen.run.list_images", lambda sources: refs)
 
     def overtake() -> None:
         photo.rename(elsewhere)

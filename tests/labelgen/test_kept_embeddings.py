@@ -18,25 +18,25 @@ import torch
 from click.testing import CliRunner
 from segment_anything import SamPredictor
 
-from labelgen.cli import main
-from labelgen.kept import keep_embeddings
-from labelgen.merge import merge
-from labelgen.migrate import migrate
-from labelgen.read_ahead import Photo, load_photo
-from labelgen.repair import QUARANTINE, diagnose, take_back
-from labelgen.run import RunSummary
-from labelgen.select import Filter, select
-from labelgen.settings import AutomaskSettings
-from shared.errors import SettingsDifferError, SettingsError, ShardError, SourceError
-from shared.images import decode_image
-from shared.sam.checkpoint import load_sam
-from shared.sam.refiner import Refiner, load_refiner
-from shared.shards.dataset import EMBEDDINGS, LOGITS, OUTPUTS, Layer, PlannedImage
-from shared.shards.manifest import manifest_path
-from shared.shards.sam_outputs import crop_of, kept_crops, read_embedding, read_kept_logits
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.tar_layer import tar_path
-from shared.shards.view import open_shards
+from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.kept import keep_embeddings
+from sum_factory.labelgen.merge import merge
+from sum_factory.labelgen.migrate import migrate
+from sum_factory.labelgen.read_ahead import Photo, load_photo
+from sum_factory.labelgen.repair import QUARANTINE, diagnose, take_back
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.select import Filter, select
+from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.shared.errors import SettingsDifferError, SettingsError, ShardError, SourceError
+from sum_factory.shared.images import decode_image
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.refiner import Refiner, load_refiner
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, OUTPUTS, Layer, PlannedImage
+from sum_factory.shared.shards.manifest import manifest_path
+from sum_factory.shared.shards.sam_outputs import crop_of, kept_crops, read_embedding, read_kept_logits
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.tar_layer import tar_path
+from sum_factory.shared.shards.view import open_shards
 
 Label = Callable[..., RunSummary]
 Problems = Callable[[Path], list[str]]
@@ -198,7 +198,7 @@ def test_photo_that_is_gone_leaves_no_embedding_and_its_masks_unknown(
             raise SourceError("photo2: gone")
         return load_photo(image, side, read)
 
-    monkeypatch.setattr("labelgen.read_ahead.load_photo", gone)
+    monkeypatch.setattr("sum_factory.labelgen.read_ahead.load_photo", gone)
     assert label(photos, own_shards, keep_embeddings=True).errors == ("photo2: gone",)
     assert problems(own_shards) == []
     status = CliRunner().invoke(main, ["status", "--shards", str(own_shards)])
@@ -241,7 +241,8 @@ def test_embeddings_of_other_crops_are_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(
-        "labelgen.kept.keep_embeddings", lambda size, crops, embed: keep_embeddings(size, list(crops)[::-1], embed)
+        "sum_factory.labelgen.kept.keep_embeddings",
+        lambda size, crops, embed: keep_embeddings(size, list(crops)[::-1], embed),
     )
     label(photos, tmp_path / "s", keep_embeddings=True, automask=cropping)
     found = problems(tmp_path / "s")

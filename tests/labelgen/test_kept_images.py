@@ -15,19 +15,19 @@ import webdataset
 from click.testing import CliRunner
 from PIL import Image
 
-from labelgen.cli import main
-from labelgen.read_ahead import Photo, load_photo
-from labelgen.run import RunSummary
-from labelgen.sources import list_images
-from shared.errors import SettingsDifferError, ShardError, SourceError
-from shared.images import decode_image
-from shared.photo_codec import encode_photo
-from shared.sam.runtime import resize
-from shared.shards.dataset import DATASET, IMAGES, Dataset, PlannedImage
-from shared.shards.manifest import manifest_path
-from shared.shards.photos import read_photo, require_photos
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.tar_layer import tar_path
+from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.read_ahead import Photo, load_photo
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.sources import list_images
+from sum_factory.shared.errors import SettingsDifferError, ShardError, SourceError
+from sum_factory.shared.images import decode_image
+from sum_factory.shared.photo_codec import encode_photo
+from sum_factory.shared.sam.runtime import resize
+from sum_factory.shared.shards.dataset import DATASET, IMAGES, Dataset, PlannedImage
+from sum_factory.shared.shards.manifest import manifest_path
+from sum_factory.shared.shards.photos import read_photo, require_photos
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.tar_layer import tar_path
 
 Label = Callable[..., RunSummary]
 Problems = Callable[[Path], list[str]]
@@ -123,7 +123,7 @@ def test_unit_whose_maps_alone_are_lost_is_completed(
 
 
 def test_other_quality_is_refused(own_kept: Path, photos: Path, label: Label, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labelgen.layers.QUALITY", 80)
+    monkeypatch.setattr("sum_factory.labelgen.layers.QUALITY", 80)
     with pytest.raises(SettingsDifferError, match=r"(?s)layer images.*quality: there 90, asked for 80.*--shards"):
         label(photos, own_kept, keep_images=True)
 
@@ -160,7 +160,7 @@ def test_photo_that_went_after_labelling_is_told_and_not_trained_without(
             raise SourceError("photo2: gone")
         return load_photo(image, side, read)
 
-    monkeypatch.setattr("labelgen.read_ahead.load_photo", gone)
+    monkeypatch.setattr("sum_factory.labelgen.read_ahead.load_photo", gone)
     assert label(three_photos, shards, keep_images=True).errors == ("photo2: gone",)
     status = CliRunner().invoke(main, ["status", "--shards", str(shards)])
     assert "no photo of photo2: photo2: gone" in status.output

@@ -15,24 +15,24 @@ from click.testing import CliRunner
 from scipy.special import entr, expit
 from segment_anything import SamPredictor
 
-from labelgen.automask import ImageLabels, LabelGenerator
-from labelgen.cli import main
-from labelgen.repair import QUARANTINE, diagnose, take_back
-from labelgen.run import RunSummary
-from labelgen.settings import AutomaskSettings
-from shared.errors import SettingsDifferError, ShardError
-from shared.images import decode_image
-from shared.label_codec import decode_label
-from shared.logits_codec import encode_logits
-from shared.sam.checkpoint import load_sam
-from shared.sam.refiner import load_refiner
-from shared.sam.runtime import Runtime, place
-from shared.shards.dataset import DATASET, LOGITS, PlannedImage
-from shared.shards.manifest import manifest_path, write_manifest
-from shared.shards.sam_outputs import read_kept_logits
-from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
-from shared.shards.tar_layer import tar_path
-from shared.storage import Storage
+from sum_factory.labelgen.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.repair import QUARANTINE, diagnose, take_back
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.shared.errors import SettingsDifferError, ShardError
+from sum_factory.shared.images import decode_image
+from sum_factory.shared.label_codec import decode_label
+from sum_factory.shared.logits_codec import encode_logits
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.refiner import load_refiner
+from sum_factory.shared.sam.runtime import Runtime, place
+from sum_factory.shared.shards.dataset import DATASET, LOGITS, PlannedImage
+from sum_factory.shared.shards.manifest import manifest_path, write_manifest
+from sum_factory.shared.shards.sam_outputs import read_kept_logits
+from sum_factory.shared.shards.shard_set import MASKS, LabelledImage, ShardSet
+from sum_factory.shared.shards.tar_layer import tar_path
+from sum_factory.shared.storage import Storage
 
 Label = Callable[..., RunSummary]
 Problems = Callable[[Path], list[str]]
@@ -243,7 +243,7 @@ def test_mask_that_does_not_come_out_again_has_no_logits_and_is_decoded_again(
     assert sum(record.unknown for record in records) == 6
     assert add_maps(own_shards, source="entropy", use_kept=(LOGITS,)).unknown < 6
     gone = shutil.copytree(own_shards, own_shards.parent / "gone")
-    monkeypatch.setattr("shared.shards.originals.digest", lambda data: "changed")
+    monkeypatch.setattr("sum_factory.shared.shards.originals.digest", lambda data: "changed")
     summary = add_maps(gone, source="entropy", use_kept=(LOGITS,), layer_name="without-photos")
     assert (summary.unknown, len(summary.errors)) == (6, 6)
     assert problems(gone) == []
@@ -252,7 +252,7 @@ def test_mask_that_does_not_come_out_again_has_no_logits_and_is_decoded_again(
 def test_photo_that_is_gone_leaves_its_logits_unknown(
     own_shards: Path, photos: Path, label: Label, problems: Problems, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labelgen.read_ahead.digest", lambda data: "changed")
+    monkeypatch.setattr("sum_factory.labelgen.read_ahead.digest", lambda data: "changed")
     assert len(label(photos, own_shards, keep_logits=True).errors) == 6
     assert problems(own_shards) == []
     records = [ShardSet.open(str(own_shards)).manifest(n, LOGITS)[1] for n in range(3)]
@@ -282,7 +282,7 @@ def test_logits_of_other_masks_are_found_and_not_given_out(own_kept: Path, probl
 def test_logits_that_do_not_agree_with_the_label_are_found(
     photos: Path, label: Label, tmp_path: Path, problems: Problems, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labelgen.kept.encode_logits", lambda logits: encode_logits(-logits))
+    monkeypatch.setattr("sum_factory.labelgen.kept.encode_logits", lambda logits: encode_logits(-logits))
     label(photos, tmp_path / "s", keep_logits=True)
     assert all("logits/00000" in p and "its logits and its label do not agree" in p for p in problems(tmp_path / "s"))
     assert len(problems(tmp_path / "s")) == 3

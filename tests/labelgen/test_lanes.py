@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from labelgen import lanes as lanes_module
-from labelgen import run as run_module
-from labelgen.engine.pool import RayExecutor
-from labelgen.engine.serial import SerialExecutor
-from labelgen.engine.worker import Worker
-from labelgen.job import Job
-from labelgen.labeler import Labeler
-from labelgen.lanes import BEHIND, LANE_BYTES, Lanes, take_cores
-from labelgen.progress import RunSummary
-from labelgen.run import RunSettings, make_executor
-from shared.errors import SettingsError
-from shared.sam.checkpoint import PACKAGED
-from shared.sam.runtime import Runtime
+from sum_factory.labelgen import lanes as lanes_module
+from sum_factory.labelgen import run as run_module
+from sum_factory.labelgen.engine.pool import RayExecutor
+from sum_factory.labelgen.engine.serial import SerialExecutor
+from sum_factory.labelgen.engine.worker import Worker
+from sum_factory.labelgen.job import Job
+from sum_factory.labelgen.labeler import Labeler
+from sum_factory.labelgen.lanes import BEHIND, LANE_BYTES, Lanes, take_cores
+from sum_factory.labelgen.progress import RunSummary
+from sum_factory.labelgen.run import RunSettings, make_executor
+from sum_factory.shared.errors import SettingsError
+from sum_factory.shared.sam.checkpoint import PACKAGED
+from sum_factory.shared.sam.runtime import Runtime
 
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, bytes]]

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from labelgen.engine.metrics import Metrics
-from labelgen.job import Begun, GivenUp, Lost, Progress, UnitReport
+from sum_factory.labelgen.engine.metrics import Metrics
+from sum_factory.labelgen.job import Begun, GivenUp, Lost, Progress, UnitReport
 
 totals: Counter[str] = Counter()
 

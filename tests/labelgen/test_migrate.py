@@ -22,16 +22,16 @@ import pytest
 import webdataset
 from click.testing import CliRunner, Result
 
-from labelgen.cli import main
-from labelgen.migrate import MigrationSummary, migrate
-from labelgen.run import RunSummary
-from shared.commands import FAILED
-from shared.errors import SettingsDifferError, ShardError
-from shared.shards.dataset import DATASET, Unit
-from shared.shards.reader import Part, known
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.storage import Storage
-from shared.uncertainty_codec import decode_u, refined_label
+from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.migrate import MigrationSummary, migrate
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.commands import FAILED
+from sum_factory.shared.errors import SettingsDifferError, ShardError
+from sum_factory.shared.shards.dataset import DATASET, Unit
+from sum_factory.shared.shards.reader import Part, known
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.storage import Storage
+from sum_factory.shared.uncertainty_codec import decode_u, refined_label
 
 SIDE = 64
 """Pixels of the input of the SAM that is said to have made the masks; its grid has 16 cells."""

@@ -11,18 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from labelgen.cli import main
-from labelgen.merge import merge
-from labelgen.migrate import migrate
-from labelgen.run import RunSummary
-from shared.commands import FAILED
-from shared.errors import ShardError
-from shared.shards.dataset import DATASET, IMAGES
-from shared.shards.photos import read_photo
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.verify import verify
-from shared.shards.view import open_shards
-from shared.storage import Storage
+from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.merge import merge
+from sum_factory.labelgen.migrate import migrate
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.commands import FAILED
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.dataset import DATASET, IMAGES
+from sum_factory.shared.shards.photos import read_photo
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.verify import verify
+from sum_factory.shared.shards.view import open_shards
+from sum_factory.shared.storage import Storage
 
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, str]]

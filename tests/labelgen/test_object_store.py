@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from labelgen.run import RunSummary
-from shared.cache import Cache
-from shared.errors import SettingsDifferError, StorageError
-from shared.shards.shard_set import ShardSet
-from shared.shards.unit_writer import UnitWriter
-from shared.shards.verify import verify
-from shared.storage import Storage
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.cache import Cache
+from sum_factory.shared.errors import SettingsDifferError, StorageError
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.unit_writer import UnitWriter
+from sum_factory.shared.shards.verify import verify
+from sum_factory.shared.storage import Storage
 
 Label = Callable[..., RunSummary]
 Finished = tuple[Path, RunSummary]
@@ -119,8 +119,8 @@ def test_run_that_stopped_between_units_goes_on(
 
 TWO_RUNS = """
 import os, sys
-import labelgen.run
-from labelgen import cli
+import sum_factory.labelgen.run
+from sum_factory.labelgen import cli
 
 children = []
 for _ in range(2):

@@ -15,17 +15,17 @@ import fsspec
 import pytest
 from click.testing import CliRunner, Result
 
-from labelgen.cli import main
-from labelgen.commands.label import FINISHED_WITH_IMAGE_ERRORS
-from labelgen.run import RunSummary
-from labelgen.select import Filter, select
-from labelgen.view.page import write_page
-from shared.commands import FAILED
-from shared.errors import SourceError
-from shared.relocation import Relocation
-from shared.shards.dataset import unit_path
-from shared.shards.shard_set import ShardSet
-from shared.shards.view import open_shards
+from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.commands.label import FINISHED_WITH_IMAGE_ERRORS
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.select import Filter, select
+from sum_factory.labelgen.view.page import write_page
+from sum_factory.shared.commands import FAILED
+from sum_factory.shared.errors import SourceError
+from sum_factory.shared.relocation import Relocation
+from sum_factory.shared.shards.dataset import unit_path
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.view import open_shards
 
 Label = Callable[..., RunSummary]
 AddMaps = Callable[..., RunSummary]
@@ -79,7 +79,7 @@ def moved(home: Path, tmp_path: Path) -> Iterator[Path]:
 def test_same_run_from_another_folder_has_nothing_to_do_and_reads_no_photo(
     home: Path, label: Label, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labelgen.plan.read_bytes", lambda ref: pytest.fail("a photo was read again"))
+    monkeypatch.setattr("sum_factory.labelgen.plan.read_bytes", lambda ref: pytest.fail("a photo was read again"))
     for folder, spelling in ((tmp_path, home / "photos"), (home, "./photos/"), (home / "photos", ".")):
         monkeypatch.chdir(folder)
         summary = label(spelling, home / "shards")
@@ -210,7 +210,7 @@ def test_relative_places_of_earlier_versions_are_the_same_photos_to_a_run(
 ) -> None:
     (of_an_earlier_version / "manifest/masks/000001.parquet").unlink()
     monkeypatch.chdir(home)
-    monkeypatch.setattr("labelgen.plan.read_bytes", lambda ref: pytest.fail("a photo was read again"))
+    monkeypatch.setattr("sum_factory.labelgen.plan.read_bytes", lambda ref: pytest.fail("a photo was read again"))
     summary = label("photos", of_an_earlier_version)
     assert (summary.units_before, summary.units_done, summary.errors) == (2, 1, ())
     monkeypatch.undo()

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from labelgen.engine import pool, scheduler
-from labelgen.engine.cluster import Resources
-from labelgen.engine.pool import RayExecutor
-from labelgen.engine.stop import Stop
-from labelgen.engine.worker import Worker
-from labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, PlannedUnits, Progress, UnitReport
-from shared.errors import StorageError, WorkerError
-from shared.shards.dataset import PlannedImage, Unit
+from sum_factory.labelgen.engine import pool, scheduler
+from sum_factory.labelgen.engine.cluster import Resources
+from sum_factory.labelgen.engine.pool import RayExecutor
+from sum_factory.labelgen.engine.stop import Stop
+from sum_factory.labelgen.engine.worker import Worker
+from sum_factory.labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, PlannedUnits, Progress, UnitReport
+from sum_factory.shared.errors import StorageError, WorkerError
+from sum_factory.shared.shards.dataset import PlannedImage, Unit
 
 IMAGES = 4
 """Images a unit."""

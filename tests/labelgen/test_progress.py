@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from labelgen.cli import main
-from labelgen.job import Begun, Lost, Notice, Progress, UnitReport
-from labelgen.progress import ProgressReporter
-from labelgen.run import RunSummary
-from shared.progress import Speaker
-from shared.shards.manifest import manifest_path
+from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.job import Begun, Lost, Notice, Progress, UnitReport
+from sum_factory.labelgen.progress import ProgressReporter
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.progress import Speaker
+from sum_factory.shared.shards.manifest import manifest_path
 
 Finished = tuple[Path, RunSummary]
 Label = Callable[..., RunSummary]

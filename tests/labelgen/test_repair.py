@@ -12,12 +12,12 @@ import fsspec
 import pytest
 from click.testing import CliRunner, Result
 
-from labelgen.cli import main
-from labelgen.commands.check import TAKEN_BACK
-from labelgen.repair import QUARANTINE
-from labelgen.run import RunSummary
-from shared.commands import FAILED
-from shared.storage import Storage
+from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.commands.check import TAKEN_BACK
+from sum_factory.labelgen.repair import QUARANTINE
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.commands import FAILED
+from sum_factory.shared.storage import Storage
 
 Snapshot = Callable[[Path], dict[str, str]]
 Damage = Callable[[Path], object]

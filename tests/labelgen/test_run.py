@@ -21,18 +21,25 @@ import webdataset
 from PIL import Image
 from safetensors.torch import save_file
 
-from labelgen import plan
-from labelgen.run import RunSummary
-from labelgen.settings import AutomaskSettings
-from shared import precision
-from shared.errors import CheckpointError, SettingsDifferError, SettingsError, ShardError, SourceError, StorageError
-from shared.precision import Hardware
-from shared.sam.checkpoint import load_sam
-from shared.sam.runtime import Runtime
-from shared.shards.manifest import CROP_BOX
-from shared.shards.shard_set import ShardSet
-from shared.shards.verify import verify
-from shared.storage import Storage
+from sum_factory.labelgen import plan
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.shared import precision
+from sum_factory.shared.errors import (
+    CheckpointError,
+    SettingsDifferError,
+    SettingsError,
+    ShardError,
+    SourceError,
+    StorageError,
+)
+from sum_factory.shared.precision import Hardware
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.shards.manifest import CROP_BOX
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.verify import verify
+from sum_factory.shared.storage import Storage
 
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, str]]
@@ -376,7 +383,7 @@ def test_image_that_changes_after_planning_is_left_out_by_name(
         Image.new("RGB", (64, 48)).save(three_photos / "photo4.png")
         return planned
 
-    monkeypatch.setattr("labelgen.run.prepare", prepare_and_change)
+    monkeypatch.setattr("sum_factory.labelgen.run.prepare", prepare_and_change)
     (error,) = label(three_photos, tmp_path / "shards").errors
     assert "photo4.png: changed since the run was planned" in error
 

@@ -15,22 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from labelgen.cli import main
-from labelgen.run import RunSummary
-from labelgen.select import Filter, select
-from shared.cache import Cache
-from shared.commands import FAILED
-from shared.errors import ShardError, SourceError
-from shared.shards.dataset import DATASET
-from shared.shards.manifest import manifest_path
-from shared.shards.photos import read_photo, require_photos
-from shared.shards.samples import Sample, add_sample, read_samples
-from shared.shards.shard_set import MASKS, LabelledImage, ShardSet
-from shared.shards.unit_writer import UnitWriter
-from shared.shards.verify import verify
-from shared.shards.view import View, open_shards
-from shared.shards.view_plan import ViewPlan
-from shared.storage import Storage
+from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.select import Filter, select
+from sum_factory.shared.cache import Cache
+from sum_factory.shared.commands import FAILED
+from sum_factory.shared.errors import ShardError, SourceError
+from sum_factory.shared.shards.dataset import DATASET
+from sum_factory.shared.shards.manifest import manifest_path
+from sum_factory.shared.shards.photos import read_photo, require_photos
+from sum_factory.shared.shards.samples import Sample, add_sample, read_samples
+from sum_factory.shared.shards.shard_set import MASKS, LabelledImage, ShardSet
+from sum_factory.shared.shards.unit_writer import UnitWriter
+from sum_factory.shared.shards.verify import verify
+from sum_factory.shared.shards.view import View, open_shards
+from sum_factory.shared.shards.view_plan import ViewPlan
+from sum_factory.shared.storage import Storage
 
 Finished = tuple[Path, RunSummary]
 MAPS = "uncertainty/refinement"

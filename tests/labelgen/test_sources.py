@@ -17,9 +17,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from labelgen.sources import ImageRef, list_images
-from shared.errors import SourceError
-from shared.photos import read_bytes
+from sum_factory.labelgen.sources import ImageRef, list_images
+from sum_factory.shared.errors import SourceError
+from sum_factory.shared.photos import read_bytes
 
 
 def picture(seed: int) -> bytes:

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labelgen.engine.serial import SerialExecutor
-from labelgen.engine.stop import Stop, handlers_kept, stop_on_signals
-from labelgen.run import RunSummary
-from shared.shards.shard_set import ShardSet
+from sum_factory.labelgen.engine.serial import SerialExecutor
+from sum_factory.labelgen.engine.stop import Stop, handlers_kept, stop_on_signals
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.shards.shard_set import ShardSet
 
 Label = Callable[..., RunSummary]
 Finished = tuple[Path, RunSummary]
@@ -138,7 +138,15 @@ def test_run_with_too_many_errors_stops_and_says_so(own_photos: Path, tmp_path: 
 def begin(photos: Path, shards: Path, options: list[str]) -> tuple[subprocess.Popen[str], Path]:
     """Start the command in a session of its own; return it and its log."""
     log = shards.with_name("log.jsonl")
-    command = [sys.executable, "-m", "labelgen.cli", "run", f"--images={photos}", f"--shards={shards}", f"--log={log}"]
+    command = [
+        sys.executable,
+        "-m",
+        "sum_factory.labelgen.cli",
+        "run",
+        f"--images={photos}",
+        f"--shards={shards}",
+        f"--log={log}",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *options], env=environment, start_new_session=True, **pipes), log  # type: ignore[call-overload, no-any-return]

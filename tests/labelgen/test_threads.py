@@ -8,9 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import pytest
 
-from labelgen import read_ahead
-from labelgen.threads import GeneratorPool
-from shared.shards.dataset import PlannedImage
+from sum_factory.labelgen import read_ahead
+from sum_factory.labelgen.threads import GeneratorPool
+from sum_factory.shared.shards.dataset import PlannedImage
 
 
 def test_what_is_being_done_is_not_waited_for_and_the_rest_is_given_up() -> None:

@@ -19,16 +19,16 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-import labelgen.uncertainty
-from labelgen.automask import ImageLabels, LabelGenerator
-from labelgen.settings import AutomaskSettings, UncertaintySettings
-from labelgen.uncertainty import CropBox, Embed, LabelledMask, UncertaintyMaker, UncertaintyMap
-from pipelines.microworld.scene import make_scene
-from shared.frame import Frame
-from shared.label_codec import decode_label, encode_label
-from shared.sam.checkpoint import load_sam
-from shared.sam.refiner import Refiner
-from shared.uncertainty_codec import decode_uncertainty, encode_uncertainty, refined_label
+from sum_factory.labelgen import uncertainty as uncertainty_module
+from sum_factory.labelgen.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.settings import AutomaskSettings, UncertaintySettings
+from sum_factory.labelgen.uncertainty import CropBox, Embed, LabelledMask, UncertaintyMaker, UncertaintyMap
+from sum_factory.pipelines.microworld.scene import make_scene
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.label_codec import decode_label, encode_label
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.refiner import Refiner
+from sum_factory.shared.uncertainty_codec import decode_uncertainty, encode_uncertainty, refined_label
 
 Image = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
@@ -139,7 +139,7 @@ def unquantised(monkeypatch: pytest.MonkeyPatch) -> list[Logits]:
         maps.append(u)
         return encode_uncertainty(u, refined)
 
-    monkeypatch.setattr(labelgen.uncertainty, "encode_uncertainty", encode)
+    monkeypatch.setattr(uncertainty_module, "encode_uncertainty", encode)
     return maps
 
 

@@ -11,10 +11,10 @@ from scipy.special import expit
 from scipy.stats import entropy as scipy_entropy
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from labelgen.settings import UncertaintySettings
-from labelgen.uncertainty import LabelledMask, confidence, entropy, refinement, to_input
-from shared.errors import SettingsError
-from shared.frame import Frame
+from sum_factory.labelgen.settings import UncertaintySettings
+from sum_factory.labelgen.uncertainty import LabelledMask, confidence, entropy, refinement, to_input
+from sum_factory.shared.errors import SettingsError
+from sum_factory.shared.frame import Frame
 
 GRID = np.linspace(-30, 30, 601, dtype=np.float32).reshape(1, -1)
 

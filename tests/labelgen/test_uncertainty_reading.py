@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labelgen import plan
-from labelgen.run import RunSummary
-from shared.errors import ShardError
-from shared.shards.shard_set import ShardSet
+from sum_factory.labelgen import plan
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.shard_set import ShardSet
 
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, str]]
@@ -44,7 +44,7 @@ def test_frames_that_lie_far_apart_are_read_one_by_one(refined: Refined, monkeyp
     shards = ShardSet.open(str(refined[0]))
     rows = [row for of_image in shards.uncertainty(0) for row in of_image]
     expected = shards.read_uncertainty(0, rows)
-    monkeypatch.setattr("shared.shards.reader.LARGEST_SPAN", 1)
+    monkeypatch.setattr("sum_factory.shared.shards.reader.LARGEST_SPAN", 1)
     for one, other in zip(shards.read_uncertainty(0, rows), expected, strict=True):
         np.testing.assert_array_equal(one.u, other.u)
 
@@ -81,7 +81,7 @@ def test_maps_of_masks_that_were_made_anew_and_differ_are_not_given_out(
         (own_photos / "photo4.png").write_bytes(b"")
         return planned
 
-    monkeypatch.setattr("labelgen.run.prepare", prepare_and_change)
+    monkeypatch.setattr("sum_factory.labelgen.run.prepare", prepare_and_change)
     (own_refined / "manifest/masks/000001.parquet").unlink()
     assert len(label(own_photos, own_refined).errors) == 1
     with pytest.raises(ShardError, match=r"refinement/000001\.parquet: its maps are of other masks"):

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from labelgen.run import RunSummary
-from shared.errors import CheckpointError, SettingsDifferError, SettingsError, ShardError
-from shared.sam.checkpoint import load_sam
-from shared.sam.refiner import Refiner, save_refiner
-from shared.shards.shard_set import ShardSet
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.errors import CheckpointError, SettingsDifferError, SettingsError, ShardError
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.refiner import Refiner, save_refiner
+from sum_factory.shared.shards.shard_set import ShardSet
 
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, str]]

@@ -16,13 +16,13 @@ import pytest
 import webdataset
 from PIL import Image
 
-from labelgen.run import RunSummary
-from labelgen.settings import AutomaskSettings
-from shared.errors import SettingsDifferError, ShardError
-from shared.sam.runtime import Runtime
-from shared.shards.shard_set import LabelledImage, ShardSet
-from shared.storage import Storage
-from shared.uncertainty_codec import decode_uncertainty
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.shared.errors import SettingsDifferError, ShardError
+from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet
+from sum_factory.shared.storage import Storage
+from sum_factory.shared.uncertainty_codec import decode_uncertainty
 
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, str]]

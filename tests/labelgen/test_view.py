@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from labelgen.run import RunSummary
-from labelgen.view.page import DARKENED, heat_map, write_page
-from shared.errors import ShardError
-from shared.shards.shard_set import ShardSet
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.view.page import DARKENED, heat_map, write_page
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.shard_set import ShardSet
 
 Refined = tuple[Path, RunSummary]
 

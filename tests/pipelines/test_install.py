@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import pytest
 
-from pipelines import install
-from shared.progress import Speaker
+from sum_factory.pipelines import install
+from sum_factory.shared.progress import Speaker
 
 
 class Pip:

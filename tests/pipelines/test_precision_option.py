@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 import pytest
 
-import labelgen.cli
-import trainer.cli
-from pipelines import quickstart
-from pipelines.bench import automask, rounds
-from pipelines.microworld import pretrain
-from pipelines.microworld.ablation import __main__ as ablation
+from sum_factory.labelgen import cli as labelgen_cli
+from sum_factory.pipelines import quickstart
+from sum_factory.pipelines.bench import automask, rounds
+from sum_factory.pipelines.microworld import pretrain
+from sum_factory.pipelines.microworld.ablation import __main__ as ablation
+from sum_factory.trainer import cli as trainer_cli
 
 
 def command_of(group: click.Group, name: str) -> click.Command:
@@ -22,12 +22,12 @@ def command_of(group: click.Group, name: str) -> click.Command:
 @pytest.mark.parametrize(
     ("command", "default"),
     [
-        (command_of(labelgen.cli.main, "run"), "fp32"),
-        (command_of(labelgen.cli.main, "uncertainty"), None),
-        (command_of(trainer.cli.main, "refiner"), None),
-        (command_of(trainer.cli.main, "fit"), None),
-        (command_of(trainer.cli.main, "evaluate"), "fp32"),
-        (command_of(trainer.cli.main, "predict"), "fp32"),
+        (command_of(labelgen_cli.main, "run"), "fp32"),
+        (command_of(labelgen_cli.main, "uncertainty"), None),
+        (command_of(trainer_cli.main, "refiner"), None),
+        (command_of(trainer_cli.main, "fit"), None),
+        (command_of(trainer_cli.main, "evaluate"), "fp32"),
+        (command_of(trainer_cli.main, "predict"), "fp32"),
         (pretrain.main, "auto"),
         (quickstart.main, "auto"),
         (ablation.main, None),

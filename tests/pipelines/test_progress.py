@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.bench.shards import interleave
-from pipelines.microworld.coarse import Coarseness
-from pipelines.microworld.corpus import open_corpus
-from pipelines.microworld.pretrain import pretrain
-from pipelines.microworld.pretrain_settings import PretrainSettings
-from pipelines.microworld.scene import World
-from pipelines.microworld.sets import write_sets
-from shared.progress import Speaker
+from sum_factory.pipelines.bench.shards import interleave
+from sum_factory.pipelines.microworld.coarse import Coarseness
+from sum_factory.pipelines.microworld.corpus import open_corpus
+from sum_factory.pipelines.microworld.pretrain import pretrain
+from sum_factory.pipelines.microworld.pretrain_settings import PretrainSettings
+from sum_factory.pipelines.microworld.scene import World
+from sum_factory.pipelines.microworld.sets import write_sets
+from sum_factory.shared.progress import Speaker
 
 Capture = pytest.CaptureFixture[str]
 

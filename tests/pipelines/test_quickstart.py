@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.demo.announcer import Announcer
-from pipelines.demo.plan import DemoPlan, full_plan
-from pipelines.demo.run import demo, first_page
-from pipelines.microworld.textures import PHOTOS
-from shared.sam.checkpoint import load_sam
-from shared.sam.refiner import load_refiner
-from shared.shards.shard_set import ShardSet
+from sum_factory.pipelines.demo.announcer import Announcer
+from sum_factory.pipelines.demo.plan import DemoPlan, full_plan
+from sum_factory.pipelines.demo.run import demo, first_page
+from sum_factory.pipelines.microworld.textures import PHOTOS
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.refiner import load_refiner
+from sum_factory.shared.shards.shard_set import ShardSet
 
 SMALL = ("steps=2", "batch=2")
 

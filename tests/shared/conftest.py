@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from shared.embedding_codec import encode_embedding
-from shared.frame import CELL, Frame
-from shared.label_codec import encode_label
-from shared.logits_codec import encode_logits
-from shared.photo_codec import encode_photo
-from shared.shards.dataset import (
+from sum_factory.shared.embedding_codec import encode_embedding
+from sum_factory.shared.frame import CELL, Frame
+from sum_factory.shared.label_codec import encode_label
+from sum_factory.shared.logits_codec import encode_logits
+from sum_factory.shared.photo_codec import encode_photo
+from sum_factory.shared.shards.dataset import (
     DATASET,
     EMBEDDINGS,
     IMAGES,
@@ -29,11 +29,11 @@ from shared.shards.dataset import (
     uncertainty_layer,
     unit_path,
 )
-from shared.shards.encodings import write_shared_files
-from shared.shards.shard_set import ShardSet
-from shared.shards.unit_writer import UnitWriter
-from shared.storage import Storage
-from shared.uncertainty_codec import encode_uncertainty
+from sum_factory.shared.shards.encodings import write_shared_files
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.unit_writer import UnitWriter
+from sum_factory.shared.storage import Storage
+from sum_factory.shared.uncertainty_codec import encode_uncertainty
 
 SIDE = 128
 SHAPE = (24, 8, 8)

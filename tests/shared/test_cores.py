@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.cores import SPINNING, divide_cores, rest_while_waiting, usable_cores, usable_memory
+from sum_factory.shared.cores import SPINNING, divide_cores, rest_while_waiting, usable_cores, usable_memory
 
 V2 = "31 23 0:28 {root} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = (
@@ -108,6 +108,7 @@ def test_waiting_threads_rest_unless_the_user_says_otherwise(monkeypatch: pytest
 
 def test_asking_takes_no_torch() -> None:
     code = (
-        "import sys; from shared.cores import usable_cores; assert usable_cores() >= 1; print('torch' in sys.modules)"
+        "import sys; from sum_factory.shared.cores import usable_cores\n"
+        "assert usable_cores() >= 1; print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 import pytest
 
-from shared.embedding_codec import decode_embedding, encode_embedding
-from shared.errors import ShardError
+from sum_factory.shared.embedding_codec import decode_embedding, encode_embedding
+from sum_factory.shared.errors import ShardError
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 2, 3), (192, 16, 16), (256, 64, 64)])

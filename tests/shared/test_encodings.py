@@ -14,21 +14,27 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from shared.embedding_codec import decode_embedding
-from shared.errors import ShardError
-from shared.label_codec import decode_label
-from shared.logits_codec import decode_logits
-from shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS
-from shared.shards.manifest import manifest_path
-from shared.shards.photos import read_photo
-from shared.shards.reader import Part
-from shared.shards.sam_outputs import are_logits_known, crop_of, kept_crops, read_embedding, read_kept_logits
-from shared.shards.samples import Sample, add_sample, read_samples
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.unit_writer import UnitWriter
-from shared.shards.verify import verify
-from shared.storage import Storage
-from shared.uncertainty_codec import decode_u, refined_label
+from sum_factory.shared.embedding_codec import decode_embedding
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.label_codec import decode_label
+from sum_factory.shared.logits_codec import decode_logits
+from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS
+from sum_factory.shared.shards.manifest import manifest_path
+from sum_factory.shared.shards.photos import read_photo
+from sum_factory.shared.shards.reader import Part
+from sum_factory.shared.shards.sam_outputs import (
+    are_logits_known,
+    crop_of,
+    kept_crops,
+    read_embedding,
+    read_kept_logits,
+)
+from sum_factory.shared.shards.samples import Sample, add_sample, read_samples
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.unit_writer import UnitWriter
+from sum_factory.shared.shards.verify import verify
+from sum_factory.shared.storage import Storage
+from sum_factory.shared.uncertainty_codec import decode_u, refined_label
 
 REFINEMENT, ENTROPY = "uncertainty/refinement", "uncertainty/entropy"
 LAYERS = (MASKS, REFINEMENT, ENTROPY, LOGITS, EMBEDDINGS, IMAGES)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shared.errors import ImageError
-from shared.images import MAX_PIXELS, decode_image, digest
+from sum_factory.shared.errors import ImageError
+from sum_factory.shared.images import MAX_PIXELS, decode_image, digest
 
 Pixels = npt.NDArray[np.uint8]
 

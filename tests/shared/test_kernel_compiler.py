@@ -17,12 +17,11 @@ from pathlib import Path
 
 import pytest
 
-import labelgen
-import shared
-from shared.kernel_compiler import own_folder
+from sum_factory import labelgen, shared
+from sum_factory.shared.kernel_compiler import own_folder
 
 KERNEL = """
-from shared.kernel_compiler import kernel_compiler
+from sum_factory.shared.kernel_compiler import kernel_compiler
 
 @kernel_compiler(boundscheck=False)
 def double(x):
@@ -49,7 +48,7 @@ class Installed:
 
     def run(self, home: str | Path, has_temporary: bool = True, **environment: str) -> tuple[int, str | None, int]:
         """Return the kernel's value for 21, where it is kept, and how often it was found there."""
-        paths = os.pathsep.join([str(self.folder), str(Path(shared.__file__).parents[1])])
+        paths = os.pathsep.join([str(self.folder), *sys.path])
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "XDG_"))}
         kept |= {"HOME": str(home), "TMPDIR": str(self.folder), "PYTHONPATH": paths, **environment}
         command = [sys.executable, "-c", CALL.format(temporary=has_temporary)]
@@ -107,8 +106,8 @@ def test_kernels_of_a_read_only_copy_of_the_package_work(tmp_path: Path, nowhere
 import tempfile
 tempfile.tempdir = "/dev/null/nowhere"
 import numpy as np
-from labelgen import region_kernel
-from shared import codec_kernel
+from sum_factory.labelgen import region_kernel
+from sum_factory.shared import codec_kernel
 assert region_kernel.__file__.startswith({copy!r}) and codec_kernel.__file__.startswith({copy!r})
 print(region_kernel._count_above(np.arange(9, dtype=np.float32), np.float32(4), 0, 9))
 print(codec_kernel._header_fits(np.array([3, 3, 0, 1, 2, 3]), 4, 4), codec_kernel.label_codes.stats.cache_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shared.memory import BatchSize
+from sum_factory.shared.memory import BatchSize
 
 
 def on_a_gpu_for(most: int, batch: BatchSize, tried: list[int]) -> int:

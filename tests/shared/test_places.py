@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.places import absolute, joined, links_of, parent_of, renamed
+from sum_factory.shared.places import absolute, joined, links_of, parent_of, renamed
 
 
 @pytest.mark.parametrize(

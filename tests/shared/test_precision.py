@@ -13,9 +13,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from shared import precision
-from shared.errors import SettingsDifferError
-from shared.precision import (
+from sum_factory.shared import precision
+from sum_factory.shared.errors import SettingsDifferError
+from sum_factory.shared.precision import (
     TOLD,
     Hardware,
     Precision,
@@ -202,5 +202,5 @@ def test_option_takes_the_three_words_and_no_other() -> None:
 
 
 def test_option_and_settings_are_there_without_torch() -> None:
-    script = "import sys, shared.precision; sys.exit('torch' in sys.modules)"
+    script = "import sys, sum_factory.shared.precision; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

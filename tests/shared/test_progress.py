@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from shared import progress
-from shared.progress import EVERY_SECONDS, FIRST_SECONDS, Speaker, Stage, hushed, in_words, track
+from sum_factory.shared import progress
+from sum_factory.shared.progress import EVERY_SECONDS, FIRST_SECONDS, Speaker, Stage, hushed, in_words, track
 
 
 class Clock:
@@ -346,6 +346,8 @@ def test_several_processes_write_lines_on_a_terminal(open_terminal: Open, wait: 
 
 
 def test_progress_needs_nothing_but_python_until_a_bar_is_drawn() -> None:
-    script = "import sys, shared.progress; print(sorted({'tqdm', 'click', 'torch', 'numpy'} & {*sys.modules}))"
+    script = (
+        "import sys, sum_factory.shared.progress; print(sorted({'tqdm', 'click', 'torch', 'numpy'} & {*sys.modules}))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -16,8 +16,8 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from shared.errors import ShardError, SourceError, SumError, UnreachableError
-from shared.refusals import (
+from sum_factory.shared.errors import ShardError, SourceError, SumError, UnreachableError
+from sum_factory.shared.refusals import (
     REMEDY_FOR_CONNECTION,
     REMEDY_FOR_CREDENTIALS,
     REMEDY_FOR_DISK,

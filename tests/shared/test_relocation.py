@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import SettingsError
-from shared.relocation import UNMOVED, Relocation
+from sum_factory.shared.errors import SettingsError
+from sum_factory.shared.relocation import UNMOVED, Relocation
 
 
 @pytest.mark.parametrize(

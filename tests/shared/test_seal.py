@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shared.errors import ShardError
-from shared.shards.dataset import Dataset, PlannedImage, Unit
-from shared.shards.manifest import MASK_SCHEMA, UnitRecord, read_manifest, read_record, write_manifest
-from shared.shards.seal import SEAL, is_sealed, seal, with_room
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.dataset import Dataset, PlannedImage, Unit
+from sum_factory.shared.shards.manifest import MASK_SCHEMA, UnitRecord, read_manifest, read_record, write_manifest
+from sum_factory.shared.shards.seal import SEAL, is_sealed, seal, with_room
 
 Parse = Callable[[bytes, str], object]
 

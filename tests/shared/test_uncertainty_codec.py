@@ -13,9 +13,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
-from shared.errors import ShardError
-from shared.label_codec import decode_label, encode_label
-from shared.uncertainty_codec import (
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.label_codec import decode_label, encode_label
+from sum_factory.shared.uncertainty_codec import (
     HEADER,
     LENGTH,
     decode_u,

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from labelgen.run import RunSummary
-from shared.errors import ShardError
-from shared.shards.manifest import MASK_SCHEMA, read_manifest, write_manifest
-from shared.shards.shard_set import ShardSet
-from shared.shards.verify import verify
+from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.manifest import MASK_SCHEMA, read_manifest, write_manifest
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.verify import verify
 
 Finished = tuple[Path, RunSummary]
 TAR, MANIFEST, UNIT = "masks/000001.tar", "manifest/masks/000001.parquet", "units/000001.json"

@@ -13,21 +13,21 @@ import pytest
 from PIL import Image
 from segment_anything.modeling import Sam
 
-from shared.frame import Frame
-from shared.images import digest
-from shared.label_codec import encode_label
-from shared.sam.architecture import ARCHITECTURES, SamArchitecture
-from shared.sam.checkpoint import to_safetensors
-from shared.shards.dataset import DATASET, Dataset, Layer, PlannedImage, Unit, uncertainty_layer, unit_path
-from shared.shards.encodings import write_shared_files
-from shared.shards.shard_set import MASKS
-from shared.shards.unit_writer import UnitWriter
-from shared.storage import Storage
-from shared.uncertainty_codec import encode_uncertainty
-from trainer import loop
-from trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
-from trainer.optimizer import OptimizerSettings
-from trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.images import digest
+from sum_factory.shared.label_codec import encode_label
+from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture
+from sum_factory.shared.sam.checkpoint import to_safetensors
+from sum_factory.shared.shards.dataset import DATASET, Dataset, Layer, PlannedImage, Unit, uncertainty_layer, unit_path
+from sum_factory.shared.shards.encodings import write_shared_files
+from sum_factory.shared.shards.shard_set import MASKS
+from sum_factory.shared.shards.unit_writer import UnitWriter
+from sum_factory.shared.storage import Storage
+from sum_factory.shared.uncertainty_codec import encode_uncertainty
+from sum_factory.trainer import loop
+from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
+from sum_factory.trainer.optimizer import OptimizerSettings
+from sum_factory.trainer.recipe import CheckpointSettings, Recipe
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (1,), 128, window_size=3, prompt_dim=32, decoder_mlp_dim=64)
 """That of ``tiny_sam``."""

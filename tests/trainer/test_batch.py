@@ -13,15 +13,15 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.precision import Precision
-from shared.sam.architecture import SamArchitecture, build_architecture
-from shared.sam.decode import BOX_MIN
-from shared.sam.task_prompt import TaskPrompt
-from trainer.batch import Batch, Sums, backpropagate, collate
-from trainer.data.samples import SampleId, TrainingSample
-from trainer.interactive import InteractiveSettings
-from trainer.losses import LossSettings
-from trainer.prompts import click_errors, first_prompts
+from sum_factory.shared.precision import Precision
+from sum_factory.shared.sam.architecture import SamArchitecture, build_architecture
+from sum_factory.shared.sam.decode import BOX_MIN
+from sum_factory.shared.sam.task_prompt import TaskPrompt
+from sum_factory.trainer.batch import Batch, Sums, backpropagate, collate
+from sum_factory.trainer.data.samples import SampleId, TrainingSample
+from sum_factory.trainer.interactive import InteractiveSettings
+from sum_factory.trainer.losses import LossSettings
+from sum_factory.trainer.prompts import click_errors, first_prompts
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (), 64, window_size=0, prompt_dim=32, decoder_mlp_dim=32)
 STRIDE, CELLS = 2, 32

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from shared.errors import CheckpointError, SettingsDifferError, StorageError
-from shared.sam.checkpoint import read_header
-from trainer import checkpoint as module
-from trainer.checkpoint import STATE, TRAINING, WEIGHTS, Checkpoints
+from sum_factory.shared.errors import CheckpointError, SettingsDifferError, StorageError
+from sum_factory.shared.sam.checkpoint import read_header
+from sum_factory.trainer import checkpoint as module
+from sum_factory.trainer.checkpoint import STATE, TRAINING, WEIGHTS, Checkpoints
 
 IDENTITY = {"seed": 0, "loss": {"theta": 0.6}, "betas": (0.9, 0.999)}
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shared.errors import CheckpointError, DivergedError
-from shared.sam.checkpoint import LoadedSam, read_header
-from shared.sam.task_prompt import STATE_KEY, TaskPrompt
-from trainer import loop
-from trainer.checkpoint import Checkpoints
-from trainer.loop import fit
-from trainer.optimizer import OptimizerSettings, make_optimizer, take_step
-from trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.shared.errors import CheckpointError, DivergedError
+from sum_factory.shared.sam.checkpoint import LoadedSam, read_header
+from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
+from sum_factory.trainer import loop
+from sum_factory.trainer.checkpoint import Checkpoints
+from sum_factory.trainer.loop import fit
+from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer, take_step
+from sum_factory.trainer.recipe import CheckpointSettings, Recipe
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from segment_anything import SamPredictor, sam_model_registry
 
-from shared.errors import CheckpointError
-from shared.sam.checkpoint import load_sam, to_safetensors
-from shared.sam.settings import TASKS
-from shared.sam.task_prompt import STATE_KEY
-from trainer.checkpoint import WEIGHTS
-from trainer.export import export_plain_sam
+from sum_factory.shared.errors import CheckpointError
+from sum_factory.shared.sam.checkpoint import load_sam, to_safetensors
+from sum_factory.shared.sam.settings import TASKS
+from sum_factory.shared.sam.task_prompt import STATE_KEY
+from sum_factory.trainer.checkpoint import WEIGHTS
+from sum_factory.trainer.export import export_plain_sam
 
 
 @pytest.fixture(scope="module")

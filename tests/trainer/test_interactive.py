@@ -9,8 +9,8 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from shared.sam.architecture import SamArchitecture, build_architecture
-from trainer.interactive import InteractiveSettings, RoundResult, Targets, play_rounds, to_grid
+from sum_factory.shared.sam.architecture import SamArchitecture, build_architecture
+from sum_factory.trainer.interactive import InteractiveSettings, RoundResult, Targets, play_rounds, to_grid
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (), 64, window_size=0, prompt_dim=32, decoder_mlp_dim=32)
 
@@ -106,9 +106,9 @@ def test_padding_of_the_square_changes_nothing(sam: Sam) -> None:
 
 def test_ambiguous_point_trains_the_best_of_three_outputs(sam: Sam) -> None:
     """The loss of round 1 is the smallest of the three outputs' losses, computed here from the decoder's own output."""
-    from shared.sam.decode import decode_prompts
-    from trainer.losses import mask_loss
-    from trainer.prompts import first_prompts
+    from sum_factory.shared.sam.decode import decode_prompts
+    from sum_factory.trainer.losses import mask_loss
+    from sum_factory.trainer.prompts import first_prompts
 
     targets = make_targets()
     settings = InteractiveSettings(rounds=1, box_share=0.0)

@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shared.errors import SourceError
-from shared.sam.checkpoint import LoadedSam, load_sam, read_header
-from shared.sam.task_prompt import STATE_KEY
-from trainer import loop
-from trainer.checkpoint import WEIGHTS, Checkpoints
-from trainer.data.sets import SetSettings
-from trainer.distributed import Ranks
-from trainer.log import read_log
-from trainer.loop import fit, make_model, open_stream
-from trainer.optimizer import OptimizerSettings
-from trainer.recipe import CheckpointSettings, Recipe, ValidationSettings
+from sum_factory.shared.errors import SourceError
+from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam, read_header
+from sum_factory.shared.sam.task_prompt import STATE_KEY
+from sum_factory.trainer import loop
+from sum_factory.trainer.checkpoint import WEIGHTS, Checkpoints
+from sum_factory.trainer.data.sets import SetSettings
+from sum_factory.trainer.distributed import Ranks
+from sum_factory.trainer.log import read_log
+from sum_factory.trainer.loop import fit, make_model, open_stream
+from sum_factory.trainer.optimizer import OptimizerSettings
+from sum_factory.trainer.recipe import CheckpointSettings, Recipe, ValidationSettings
 
 MakeRecipe = Callable[..., Recipe]
 ALONE = Ranks(0, 1, torch.device("cpu"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from trainer.losses import LossSettings, dice_loss, focal_loss, kept_fraction, mask_loss, true_iou
+from sum_factory.trainer.losses import LossSettings, dice_loss, focal_loss, kept_fraction, mask_loss, true_iou
 
 SETTINGS = LossSettings()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.methods import METHODS, Method
+from sum_factory.trainer.methods import METHODS, Method
 
 NOTHING = (False, False)
 LOSS_ONLY = (True, False)

@@ -11,11 +11,11 @@ import torch
 from segment_anything.modeling import Sam
 from torch import nn
 
-from shared.sam.architecture import ARCHITECTURES, build_architecture
-from shared.sam.refiner import Refiner
-from shared.sam.task_prompt import TaskPrompt
-from trainer.optimizer import OptimizerSettings, layer_scale, make_optimizer, schedule, set_learning_rate
-from trainer.variants import VARIANTS, apply_variant
+from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
+from sum_factory.shared.sam.refiner import Refiner
+from sum_factory.shared.sam.task_prompt import TaskPrompt
+from sum_factory.trainer.optimizer import OptimizerSettings, layer_scale, make_optimizer, schedule, set_learning_rate
+from sum_factory.trainer.variants import VARIANTS, apply_variant
 
 
 @pytest.fixture(scope="module", params=["vit_t", "vit_b"])

@@ -15,17 +15,17 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from pydantic import TypeAdapter
 
-from shared import precision
-from shared.errors import SettingsDifferError
-from shared.precision import Hardware
-from shared.sam.checkpoint import read_header
-from trainer.checkpoint import WEIGHTS, Checkpoints
-from trainer.cli import main
-from trainer.data.sets import SetSettings
-from trainer.distributed import Ranks
-from trainer.loop import agree_on_precision, fit
-from trainer.recipe import CheckpointSettings, Recipe
-from trainer.refiner import REFINER, RefinerRecipe, train_refiner
+from sum_factory.shared import precision
+from sum_factory.shared.errors import SettingsDifferError
+from sum_factory.shared.precision import Hardware
+from sum_factory.shared.sam.checkpoint import read_header
+from sum_factory.trainer.checkpoint import WEIGHTS, Checkpoints
+from sum_factory.trainer.cli import main
+from sum_factory.trainer.data.sets import SetSettings
+from sum_factory.trainer.distributed import Ranks
+from sum_factory.trainer.loop import agree_on_precision, fit
+from sum_factory.trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.trainer.refiner import REFINER, RefinerRecipe, train_refiner
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -106,8 +106,8 @@ def test_option_goes_before_the_recipe_and_before_set(
     command: str, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("trainer.loop.fit_on_ranks", lambda recipe, *_: seen.append(recipe) or pytest.skip)
-    monkeypatch.setattr("trainer.refiner.train_refiner", lambda recipe, out: seen.append(recipe) or out)
+    monkeypatch.setattr("sum_factory.trainer.loop.fit_on_ranks", lambda recipe, *_: seen.append(recipe) or pytest.skip)
+    monkeypatch.setattr("sum_factory.trainer.refiner.train_refiner", lambda recipe, out: seen.append(recipe) or out)
     adapter = TypeAdapter(Recipe)
     data = adapter.dump_python(make_recipe(), mode="json")
     shared = {name: data[name] for name in ("human", "sam", "precision")}

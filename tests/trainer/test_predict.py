@@ -13,13 +13,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from segment_anything import SamPredictor
 
-from shared.errors import ImageError, SettingsError, SourceError, SumError
-from shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture
-from shared.sam.checkpoint import LoadedSam, to_safetensors
-from shared.sam.settings import TASKS
-from shared.sam.task_prompt import STATE_KEY, TaskPrompt
-from trainer.commands.evaluate import predict_command
-from trainer.predict import (
+from sum_factory.shared.errors import ImageError, SettingsError, SourceError, SumError
+from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture
+from sum_factory.shared.sam.checkpoint import LoadedSam, to_safetensors
+from sum_factory.shared.sam.settings import TASKS
+from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
+from sum_factory.trainer.commands.evaluate import predict_command
+from sum_factory.trainer.predict import (
     BOX_COLOUR,
     MASK_COLOUR,
     NEGATIVE_COLOUR,

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer import loop
-from trainer.checkpoint import Checkpoints
-from trainer.distributed import run_on_ranks
-from trainer.loop import PROCESS_BYTES, FitSummary, choose_processes, fit_on_ranks
-from trainer.recipe import Recipe
+from sum_factory.trainer import loop
+from sum_factory.trainer.checkpoint import Checkpoints
+from sum_factory.trainer.distributed import run_on_ranks
+from sum_factory.trainer.loop import PROCESS_BYTES, FitSummary, choose_processes, fit_on_ranks
+from sum_factory.trainer.recipe import Recipe
 
 Calls = list[tuple[int, int]]
 

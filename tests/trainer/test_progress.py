@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from pydantic import TypeAdapter
 
-from shared.progress import Speaker
-from trainer.cli import main
-from trainer.data.sets import SetSettings
-from trainer.recipe import Recipe, ValidationSettings
+from sum_factory.shared.progress import Speaker
+from sum_factory.trainer.cli import main
+from sum_factory.trainer.data.sets import SetSettings
+from sum_factory.trainer.recipe import Recipe, ValidationSettings
 
 STEP = r"loss \d+\.\d{3}, \d+ % of the time waiting for data, \d+\.\d\d s/step"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from shared.sam.decode import BOX_MIN, PAD, POSITIVE
-from trainer.prompts import boxes_of, click_errors, first_prompts, jitter_boxes, sample_cells, to_input
+from sum_factory.shared.sam.decode import BOX_MIN, PAD, POSITIVE
+from sum_factory.trainer.prompts import boxes_of, click_errors, first_prompts, jitter_boxes, sample_cells, to_input
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -12,11 +12,11 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from trainer import interactive
-from trainer.batch import Sums, backpropagate, collate
-from trainer.data.samples import SampleId, TrainingSample
-from trainer.interactive import InteractiveSettings
-from trainer.randomness import RowGenerators, generator_of, seed_of
+from sum_factory.trainer import interactive
+from sum_factory.trainer.batch import Sums, backpropagate, collate
+from sum_factory.trainer.data.samples import SampleId, TrainingSample
+from sum_factory.trainer.interactive import InteractiveSettings
+from sum_factory.trainer.randomness import RowGenerators, generator_of, seed_of
 
 
 def test_seeds_are_non_negative_and_differ_with_every_part() -> None:

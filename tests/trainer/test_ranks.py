@@ -15,18 +15,18 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 
-from shared.sam.architecture import ARCHITECTURES
-from trainer.checkpoint import Checkpoints
-from trainer.distributed import Ranks, join_ranks
-from trainer.log import read_log
-from trainer.loop import fit
-from trainer.optimizer import OptimizerSettings
-from trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.shared.sam.architecture import ARCHITECTURES
+from sum_factory.trainer.checkpoint import Checkpoints
+from sum_factory.trainer.distributed import Ranks, join_ranks
+from sum_factory.trainer.log import read_log
+from sum_factory.trainer.loop import fit
+from sum_factory.trainer.optimizer import OptimizerSettings
+from sum_factory.trainer.recipe import CheckpointSettings, Recipe
 
 ONE_OF_TWO = """
 import sys
-from shared.sam.architecture import ARCHITECTURES, SamArchitecture
-from trainer import cli
+from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture
+from sum_factory.trainer import cli
 
 ARCHITECTURES["tiny"] = {architecture!r}
 cli.main(["fit", "--recipe", sys.argv[1], "--out", sys.argv[2], "--device", "cpu"])

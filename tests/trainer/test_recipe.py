@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from shared import precision
-from shared.precision import Hardware
-from trainer.data.order import Mix
-from trainer.data.sets import CocoSettings, FolderPairsSettings, SetSettings
-from trainer.interactive import InteractiveSettings
-from trainer.optimizer import OptimizerSettings
-from trainer.recipe import CacheSettings, CheckpointSettings, Recipe, ValidationSettings
-from trainer.refiner import RefinerRecipe
+from sum_factory.shared import precision
+from sum_factory.shared.precision import Hardware
+from sum_factory.trainer.data.order import Mix
+from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, SetSettings
+from sum_factory.trainer.interactive import InteractiveSettings
+from sum_factory.trainer.optimizer import OptimizerSettings
+from sum_factory.trainer.recipe import CacheSettings, CheckpointSettings, Recipe, ValidationSettings
+from sum_factory.trainer.refiner import RefinerRecipe
 
 HUMAN: tuple[SetSettings, ...] = (FolderPairsSettings("folder-pairs", Path("a"), Path("b"), "salient"),)
 PLAIN = Recipe(human=HUMAN, precision="fp32")

@@ -16,21 +16,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from shared.errors import CheckpointError, SettingsDifferError
-from shared.sam import refiner as refiner_module
-from shared.sam.checkpoint import HEADER, LoadedSam, load_sam
-from shared.sam.decode import BOX_MAX, BOX_MIN, POSITIVE
-from shared.sam.refiner import Refiner, load_refiner
-from trainer import refiner as training_module
-from trainer.checkpoint import Checkpoints
-from trainer.data.samples import GridSettings, SampleId
-from trainer.data.sets import SetSettings, open_set
-from trainer.data.stream import HumanStream
-from trainer.log import read_log
-from trainer.losses import LossSettings, mask_loss
-from trainer.optimizer import OptimizerSettings, make_optimizer
-from trainer.recipe import CheckpointSettings
-from trainer.refiner import REFINER, RefinerRecipe, RefinerTraining, make_pairs, train_refiner
+from sum_factory.shared.errors import CheckpointError, SettingsDifferError
+from sum_factory.shared.sam import refiner as refiner_module
+from sum_factory.shared.sam.checkpoint import HEADER, LoadedSam, load_sam
+from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, POSITIVE
+from sum_factory.shared.sam.refiner import Refiner, load_refiner
+from sum_factory.trainer import refiner as training_module
+from sum_factory.trainer.checkpoint import Checkpoints
+from sum_factory.trainer.data.samples import GridSettings, SampleId
+from sum_factory.trainer.data.sets import SetSettings, open_set
+from sum_factory.trainer.data.stream import HumanStream
+from sum_factory.trainer.log import read_log
+from sum_factory.trainer.losses import LossSettings, mask_loss
+from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer
+from sum_factory.trainer.recipe import CheckpointSettings
+from sum_factory.trainer.refiner import REFINER, RefinerRecipe, RefinerTraining, make_pairs, train_refiner
 
 MakeRecipe = Callable[..., RefinerRecipe]
 

@@ -15,11 +15,11 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor
 
-from shared.sam.quality import QualityFilter
-from shared.sam.refiner import Refiner
-from trainer.batch import Batch, collate
-from trainer.data.samples import SampleId, TrainingSample
-from trainer.refiner import Pairs, make_pairs
+from sum_factory.shared.sam.quality import QualityFilter
+from sum_factory.shared.sam.refiner import Refiner
+from sum_factory.trainer.batch import Batch, collate
+from sum_factory.trainer.data.samples import SampleId, TrainingSample
+from sum_factory.trainer.refiner import Pairs, make_pairs
 
 OFFSET = 0.01
 """The logits of random weights are small."""

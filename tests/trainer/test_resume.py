@@ -20,19 +20,19 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor
 
-from shared.errors import CheckpointError, SettingsDifferError
-from shared.sam.architecture import ARCHITECTURES
-from trainer import checkpoint as checkpoint_module
-from trainer.checkpoint import STATE, TRAINING, WEIGHTS, Checkpoints
-from trainer.log import LOG, read_log
-from trainer.loop import fit
-from trainer.optimizer import OptimizerSettings
-from trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.shared.errors import CheckpointError, SettingsDifferError
+from sum_factory.shared.sam.architecture import ARCHITECTURES
+from sum_factory.trainer import checkpoint as checkpoint_module
+from sum_factory.trainer.checkpoint import STATE, TRAINING, WEIGHTS, Checkpoints
+from sum_factory.trainer.log import LOG, read_log
+from sum_factory.trainer.loop import fit
+from sum_factory.trainer.optimizer import OptimizerSettings
+from sum_factory.trainer.recipe import CheckpointSettings, Recipe
 
 DYING_RUN = """
 import os, signal, sys
-from shared.sam.architecture import ARCHITECTURES, SamArchitecture
-from trainer import cli, log
+from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture
+from sum_factory.trainer import cli, log
 
 ARCHITECTURES["tiny"] = {architecture!r}
 log_step = log.RunLog.step

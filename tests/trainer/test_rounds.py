@@ -11,11 +11,11 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from shared.sam.architecture import SamArchitecture, build_architecture
-from shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE
-from trainer import interactive
-from trainer.interactive import FedOutput, InteractiveSettings, RoundResult, Targets, play_rounds
-from trainer.losses import LossSettings
+from sum_factory.shared.sam.architecture import SamArchitecture, build_architecture
+from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE
+from sum_factory.trainer import interactive
+from sum_factory.trainer.interactive import FedOutput, InteractiveSettings, RoundResult, Targets, play_rounds
+from sum_factory.trainer.losses import LossSettings
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (), 64, window_size=0, prompt_dim=32, decoder_mlp_dim=32)
 CELLS, STRIDE = 16, 4

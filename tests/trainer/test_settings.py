@@ -11,9 +11,9 @@ import pytest
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
-from shared.errors import SettingsError
-from trainer import recipe as training
-from trainer.settings import built_in_names, change_settings, parse_variables, read_settings
+from sum_factory.shared.errors import SettingsError
+from sum_factory.trainer import recipe as training
+from sum_factory.trainer.settings import built_in_names, change_settings, parse_variables, read_settings
 
 
 @dataclass(frozen=True)

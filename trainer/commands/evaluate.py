@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from shared.commands import threads_option
-from shared.cores import usable_cores
-from shared.errors import ImageError, SourceError
-from shared.precision import PrecisionSetting, precision_option
-from shared.progress import Stage
-from shared.sam.settings import PACKAGED, TASKS
-from trainer.evaluate.settings import FirstPrompt, Output, Protocol
+from sum_factory.shared.commands import threads_option
+from sum_factory.shared.cores import usable_cores
+from sum_factory.shared.errors import ImageError, SourceError
+from sum_factory.shared.precision import PrecisionSetting, precision_option
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.sam.settings import PACKAGED, TASKS
+from sum_factory.trainer.evaluate.settings import FirstPrompt, Output, Protocol
 
 if TYPE_CHECKING:
-    from shared.images import RgbImage
-    from trainer.predict import Prediction, UserPrompt
+    from sum_factory.shared.images import RgbImage
+    from sum_factory.trainer.predict import Prediction, UserPrompt
 
 MOST_ROUNDS = 9
 
@@ -94,14 +94,14 @@ def evaluate_command(
     import torch
     from pydantic_core import to_jsonable_python
 
-    from shared.allocator import tune_malloc
-    from shared.precision import settle
-    from shared.sam.runtime import Runtime, pick_device
-    from shared.storage import Storage
-    from trainer.evaluate.report import write_rows, write_summary
-    from trainer.evaluate.run import evaluate_sets, load_weights
-    from trainer.evaluate.suites import read_suite
-    from trainer.settings import parse_variables
+    from sum_factory.shared.allocator import tune_malloc
+    from sum_factory.shared.precision import settle
+    from sum_factory.shared.sam.runtime import Runtime, pick_device
+    from sum_factory.shared.storage import Storage
+    from sum_factory.trainer.evaluate.report import write_rows, write_summary
+    from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
+    from sum_factory.trainer.evaluate.suites import read_suite
+    from sum_factory.trainer.settings import parse_variables
 
     tune_malloc()
     torch.set_num_threads(threads or usable_cores())
@@ -157,11 +157,11 @@ def predict_command(
     import numpy as np
     import torch
 
-    from shared.precision import settle
-    from shared.sam.runtime import Runtime, pick_device
-    from shared.storage import Storage
-    from trainer.evaluate.run import load_weights
-    from trainer.predict import draw_prediction, png, predict_mask
+    from sum_factory.shared.precision import settle
+    from sum_factory.shared.sam.runtime import Runtime, pick_device
+    from sum_factory.shared.storage import Storage
+    from sum_factory.trainer.evaluate.run import load_weights
+    from sum_factory.trainer.predict import draw_prediction, png, predict_mask
 
     prompt = _parse_prompt(points, negatives, box)
     torch.set_num_threads(threads or usable_cores())
@@ -183,7 +183,7 @@ def predict_command(
 
 
 def _parse_prompt(points: tuple[str, ...], negatives: tuple[str, ...], box: str | None) -> UserPrompt:
-    from trainer.predict import UserPrompt
+    from sum_factory.trainer.predict import UserPrompt
 
     on = [_numbers(text, 2, "--point") for text in points]
     off = [_numbers(text, 2, "--negative") for text in negatives]
@@ -208,7 +208,7 @@ def _numbers(text: str, count: int, option: str) -> list[float]:
 
 
 def _read_photo(path: Path) -> RgbImage:
-    from shared.images import decode_image
+    from sum_factory.shared.images import decode_image
 
     try:
         return decode_image(path.read_bytes(), str(path))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shared.commands import photos_from_option, threads_option
-from shared.cores import usable_cores
-from shared.precision import precision_option
+from sum_factory.shared.commands import photos_from_option, threads_option
+from sum_factory.shared.cores import usable_cores
+from sum_factory.shared.precision import precision_option
 
 if TYPE_CHECKING:
-    from shared.relocation import Relocation
+    from sum_factory.shared.relocation import Relocation
 
 recipe_option = click.option("--recipe", required=True, help="A YAML file, or the name of one that ships here.")
 out_option = click.option(
@@ -47,8 +47,8 @@ def refiner_command(
     """Train the mask-refinement module on human masks. Run it again after any interruption."""
     import torch
 
-    from trainer.refiner import RefinerRecipe, train_refiner
-    from trainer.settings import parse_variables, read_settings
+    from sum_factory.trainer.refiner import RefinerRecipe, train_refiner
+    from sum_factory.trainer.settings import parse_variables, read_settings
 
     torch.set_num_threads(threads or usable_cores())
     settings = read_settings(recipe, RefinerRecipe, parse_variables(variables), _changed(changes, **chosen))
@@ -86,9 +86,9 @@ def fit_command(
     **chosen: str | None,
 ) -> None:
     """Train on shards and human masks. Run it again after any interruption: it goes on from its last checkpoint."""
-    from trainer.loop import fit_on_ranks
-    from trainer.recipe import Recipe
-    from trainer.settings import parse_variables, read_settings
+    from sum_factory.trainer.loop import fit_on_ranks
+    from sum_factory.trainer.recipe import Recipe
+    from sum_factory.trainer.settings import parse_variables, read_settings
 
     moved = json.dumps(dict(photos_from.pairs)) if photos_from else None
     settings = read_settings(recipe, Recipe, parse_variables(variables), _changed(changes, photos_from=moved, **chosen))
@@ -100,7 +100,7 @@ def fit_command(
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A .pth file.")
 def export_command(weights: str, out: Path) -> None:
     """Write a checkpoint as plain `segment_anything` loads it: without the task prompt."""
-    from trainer.export import export_plain_sam
+    from sum_factory.trainer.export import export_plain_sam
 
     export_plain_sam(weights, out)
     click.echo(f"wrote {out}")

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shared.codes import Codes
-from shared.frame import Frame
-from trainer.data.grid import logits_on_grid, maps_on_grid
-from trainer.data.samples import SampleId, TrainingSample
+from sum_factory.shared.codes import Codes
+from sum_factory.shared.frame import Frame
+from sum_factory.trainer.data.grid import logits_on_grid, maps_on_grid
+from sum_factory.trainer.data.samples import SampleId, TrainingSample
 
 
 @dataclass(frozen=True)

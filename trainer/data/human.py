@@ -20,8 +20,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
-from shared.errors import ImageError, SourceError
-from shared.images import IMAGE_SUFFIXES, RgbImage, decode_image
+from sum_factory.shared.errors import ImageError, SourceError
+from sum_factory.shared.images import IMAGE_SUFFIXES, RgbImage, decode_image
 
 Masks = npt.NDArray[np.bool_]
 

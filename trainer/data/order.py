@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from trainer.randomness import seed_of
+from sum_factory.trainer.randomness import seed_of
 
 WINDOW = 8
 """Units among which samples are shuffled: a reader has so many open at a time."""

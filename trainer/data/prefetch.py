@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from shared.errors import SumError
-from trainer.data.order import Order
-from trainer.data.pseudo import PseudoSet
+from sum_factory.shared.errors import SumError
+from sum_factory.trainer.data.order import Order
+from sum_factory.trainer.data.pseudo import PseudoSet
 
 
 class Prefetcher:

@@ -11,24 +11,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shared.cache import stored_size
-from shared.canonical_json import content_id
-from shared.errors import ShardError
-from shared.frame import Frame
-from shared.images import decode_image
-from shared.photos import photo_name
-from shared.sam.settings import TASKS
-from shared.shards.dataset import IMAGES, PlannedImage, uncertainty_layer
-from shared.shards.manifest import CROP_BOX
-from shared.shards.originals import original_of, read_original
-from shared.shards.photos import read_photo
-from shared.shards.reader import LayerReader, Rows, known
-from shared.shards.shard_set import MASKS, UNITS_KEPT, ShardSet
-from trainer.data.coded import CodedSample
-from trainer.data.grid import valid_cells
-from trainer.data.samples import GridSettings, SampleId, pick, scale_image
-from trainer.data.survey import survey
-from trainer.methods import Method
+from sum_factory.shared.cache import stored_size
+from sum_factory.shared.canonical_json import content_id
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.images import decode_image
+from sum_factory.shared.photos import photo_name
+from sum_factory.shared.sam.settings import TASKS
+from sum_factory.shared.shards.dataset import IMAGES, PlannedImage, uncertainty_layer
+from sum_factory.shared.shards.manifest import CROP_BOX
+from sum_factory.shared.shards.originals import original_of, read_original
+from sum_factory.shared.shards.photos import read_photo
+from sum_factory.shared.shards.reader import LayerReader, Rows, known
+from sum_factory.shared.shards.shard_set import MASKS, UNITS_KEPT, ShardSet
+from sum_factory.trainer.data.coded import CodedSample
+from sum_factory.trainer.data.grid import valid_cells
+from sum_factory.trainer.data.samples import GridSettings, SampleId, pick, scale_image
+from sum_factory.trainer.data.survey import survey
+from sum_factory.trainer.methods import Method
 
 UNSPECIFIED = TASKS.index("unspecified")
 

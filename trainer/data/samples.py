@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from shared.errors import ImageError
-from shared.frame import Frame
-from shared.images import RgbImage
-from shared.sam.runtime import resize
-from trainer.data.grid import masks_on_grid, valid_cells
-from trainer.data.human import HumanSet
-from trainer.randomness import generator_of
+from sum_factory.shared.errors import ImageError
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.images import RgbImage
+from sum_factory.shared.sam.runtime import resize
+from sum_factory.trainer.data.grid import masks_on_grid, valid_cells
+from sum_factory.trainer.data.human import HumanSet
+from sum_factory.trainer.randomness import generator_of
 
 
 @dataclass(frozen=True)

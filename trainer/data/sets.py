@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from shared.errors import SourceError
-from shared.progress import Stage
-from shared.sam.task_prompt import task_id
-from trainer.data.human import CocoInstances, FolderPairs, HumanSet, LabelMaps, Subset
+from sum_factory.shared.errors import SourceError
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.sam.task_prompt import task_id
+from sum_factory.trainer.data.human import CocoInstances, FolderPairs, HumanSet, LabelMaps, Subset
 
 Task = Literal["unspecified", "salient", "entity", "part"]
 STRICT = ConfigDict(extra="forbid")

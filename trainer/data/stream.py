@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
-from shared.canonical_json import content_id
-from trainer.data.coded import CodedSample, Sample
-from trainer.data.human import HumanSet
-from trainer.data.order import Mix, Order, slots_of
-from trainer.data.prefetch import Prefetcher
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId, TrainingSample, load_human
+from sum_factory.shared.canonical_json import content_id
+from sum_factory.trainer.data.coded import CodedSample, Sample
+from sum_factory.trainer.data.human import HumanSet
+from sum_factory.trainer.data.order import Mix, Order, slots_of
+from sum_factory.trainer.data.prefetch import Prefetcher
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample, load_human
 
 
 @dataclass(frozen=True)

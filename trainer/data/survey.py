@@ -14,14 +14,14 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from shared.canonical_json import content_id
-from shared.errors import ShardError
-from shared.progress import track
-from shared.shards.dataset import IMAGES
-from shared.shards.manifest import UnitRecord, manifest_path
-from shared.shards.photos import require_photos
-from shared.shards.reader import WHICH
-from shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.canonical_json import content_id
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import IMAGES
+from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
+from sum_factory.shared.shards.photos import require_photos
+from sum_factory.shared.shards.reader import WHICH
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 
 THREADS = 4
 """Units that are looked at at once: hashing and Parquet leave the interpreter to others, and a store takes its time."""

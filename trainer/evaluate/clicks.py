@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluate.metrics import support
+from sum_factory.trainer.evaluate.metrics import support
 
 Mask = npt.NDArray[np.bool_]
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shared.storage import Storage
-from trainer.evaluate.run import SetScores
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.evaluate.run import SetScores
 
 ALL = "all"
 SHOWN = (1, 3, 5)

@@ -12,18 +12,18 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from shared.errors import CheckpointError, ImageError, SourceError
-from shared.frame import Frame
-from shared.images import RgbImage
-from shared.precision import Precision
-from shared.progress import track
-from shared.sam.checkpoint import LoadedSam, load_sam
-from shared.sam.runtime import Embedder, Runtime, place
-from shared.sam.settings import PACKAGED
-from trainer.data.human import HumanSample, HumanSet, Masks
-from trainer.data.sets import SetSettings, open_set
-from trainer.evaluate.protocol import evaluate_image
-from trainer.evaluate.settings import Protocol
+from sum_factory.shared.errors import CheckpointError, ImageError, SourceError
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.images import RgbImage
+from sum_factory.shared.precision import Precision
+from sum_factory.shared.progress import track
+from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam
+from sum_factory.shared.sam.runtime import Embedder, Runtime, place
+from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.trainer.data.human import HumanSample, HumanSet, Masks
+from sum_factory.trainer.data.sets import SetSettings, open_set
+from sum_factory.trainer.evaluate.protocol import evaluate_image
+from sum_factory.trainer.evaluate.settings import Protocol
 
 WEIGHTS_FILE = "weights.safetensors"
 """Name of the weights in the folder of a training run's checkpoint."""

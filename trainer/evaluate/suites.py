@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic.dataclasses import dataclass
 
-from trainer.data.sets import STRICT, SetSettings
-from trainer.settings import read_settings
+from sum_factory.trainer.data.sets import STRICT, SetSettings
+from sum_factory.trainer.settings import read_settings
 
 
 @dataclass(frozen=True, config=STRICT)

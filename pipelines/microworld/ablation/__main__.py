@@ -14,10 +14,10 @@ from pathlib import Path
 
 import click
 
-from shared.cores import usable_cores
-from shared.errors import SumError
-from shared.precision import PrecisionSetting, precision_option
-from shared.progress import Stage
+from sum_factory.shared.cores import usable_cores
+from sum_factory.shared.errors import SumError
+from sum_factory.shared.precision import PrecisionSetting, precision_option
+from sum_factory.shared.progress import Stage
 
 
 @click.command()
@@ -46,15 +46,15 @@ def main(
     changes: tuple[str, ...],
 ) -> None:
     """Run the paper's ablation in the micro-world."""
-    from pipelines.microworld.ablation.cells import choices
-    from pipelines.microworld.ablation.prepare import prepare
-    from pipelines.microworld.ablation.quick import judge_quick
-    from pipelines.microworld.ablation.report import choices_table
-    from pipelines.microworld.ablation.results import Results
-    from pipelines.microworld.ablation.settings import Plan, quick_plan
-    from pipelines.microworld.ablation.study import run_ablation, write_results
-    from pipelines.microworld.ablation.work import run_cells
-    from trainer.settings import change_settings
+    from sum_factory.pipelines.microworld.ablation.cells import choices
+    from sum_factory.pipelines.microworld.ablation.prepare import prepare
+    from sum_factory.pipelines.microworld.ablation.quick import judge_quick
+    from sum_factory.pipelines.microworld.ablation.report import choices_table
+    from sum_factory.pipelines.microworld.ablation.results import Results
+    from sum_factory.pipelines.microworld.ablation.settings import Plan, quick_plan
+    from sum_factory.pipelines.microworld.ablation.study import run_ablation, write_results
+    from sum_factory.pipelines.microworld.ablation.work import run_cells
+    from sum_factory.trainer.settings import change_settings
 
     try:
         chosen = () if precision is None else (f"precision={precision}",)

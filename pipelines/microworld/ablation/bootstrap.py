@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.microworld.ablation.results import MaskScores
-from trainer.evaluate.report import ALL
+from sum_factory.pipelines.microworld.ablation.results import MaskScores
+from sum_factory.trainer.evaluate.report import ALL
 
 DRAWS = 2_000
 COVERAGE = 0.95

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.microworld.ablation.prepare import refiner_recipe
-from pipelines.microworld.ablation.settings import SETTINGS, Plan
-from shared.sam.checkpoint import identify_weights
-from shared.shards.dataset import uncertainty_layer
-from shared.shards.shard_set import MASKS, ShardSet
-from trainer.evaluate.settings import Protocol
-from trainer.methods import METHODS
-from trainer.recipe import Recipe
-from trainer.settings import read_settings
+from sum_factory.pipelines.microworld.ablation.prepare import refiner_recipe
+from sum_factory.pipelines.microworld.ablation.settings import SETTINGS, Plan
+from sum_factory.shared.sam.checkpoint import identify_weights
+from sum_factory.shared.shards.dataset import uncertainty_layer
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.methods import METHODS
+from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.settings import read_settings
 
 SAM = "sam"
 """Name of the frozen model among the methods; it is in no setting and has one seed."""

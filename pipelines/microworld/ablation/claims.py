@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.microworld.ablation.bootstrap import Difference, paired_difference
-from pipelines.microworld.ablation.cells import FULL, SAM
-from pipelines.microworld.ablation.results import MaskScores, Measure, Results
-from pipelines.microworld.sets import TASKS
-from trainer.evaluate.report import ALL
+from sum_factory.pipelines.microworld.ablation.bootstrap import Difference, paired_difference
+from sum_factory.pipelines.microworld.ablation.cells import FULL, SAM
+from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
+from sum_factory.pipelines.microworld.sets import TASKS
+from sum_factory.trainer.evaluate.report import ALL
 
 LEAST_AUROC = 0.85
 ABSENT = frozenset(("sum-discrepancy-uncer", "augseg-mixed-prompt", "u2pl"))

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.microworld.ablation.settings import FrozenModel, Plan
-from pipelines.microworld.coarse import Coarseness
-from pipelines.microworld.pretrain import pretrain
-from pipelines.microworld.pretrain_settings import PretrainSettings
-from pipelines.microworld.scene import World
-from pipelines.microworld.sets import write_sets
-from shared.precision import PrecisionSetting
-from shared.sam.settings import PACKAGED
-from trainer.loop import fit_on_ranks
-from trainer.recipe import Recipe
-from trainer.settings import read_settings
+from sum_factory.pipelines.microworld.ablation.settings import FrozenModel, Plan
+from sum_factory.pipelines.microworld.coarse import Coarseness
+from sum_factory.pipelines.microworld.pretrain import pretrain
+from sum_factory.pipelines.microworld.pretrain_settings import PretrainSettings
+from sum_factory.pipelines.microworld.scene import World
+from sum_factory.pipelines.microworld.sets import write_sets
+from sum_factory.shared.precision import PrecisionSetting
+from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.trainer.loop import fit_on_ranks
+from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.settings import read_settings
 
 EXACT = Coarseness(close=1, largest_hole=0, open=1, smooth=0.01, minimum_area=60, smallest_component=0.0)
 """Loses nothing but crumbs."""

@@ -8,18 +8,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipelines.demo.page import play
-from pipelines.microworld.ablation.cells import FROZEN, SAM, Cell
-from pipelines.microworld.ablation.results import Results
-from pipelines.microworld.ablation.settings import Plan
-from pipelines.microworld.sets import TASKS, describe_set
-from shared.images import RgbImage
-from shared.sam.checkpoint import LoadedSam
-from shared.sam.runtime import Embedder, Runtime
-from shared.storage import Storage
-from trainer.data.sets import Task, open_set
-from trainer.evaluate.run import load_weights
-from trainer.predict import UserPrompt, draw_prediction
+from sum_factory.pipelines.demo.page import play
+from sum_factory.pipelines.microworld.ablation.cells import FROZEN, SAM, Cell
+from sum_factory.pipelines.microworld.ablation.results import Results
+from sum_factory.pipelines.microworld.ablation.settings import Plan
+from sum_factory.pipelines.microworld.sets import TASKS, describe_set
+from sum_factory.shared.images import RgbImage
+from sum_factory.shared.sam.checkpoint import LoadedSam
+from sum_factory.shared.sam.runtime import Embedder, Runtime
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.data.sets import Task, open_set
+from sum_factory.trainer.evaluate.run import load_weights
+from sum_factory.trainer.predict import UserPrompt, draw_prediction
 
 METHODS_SHOWN = (SAM, "human-only", "vanilla", "sum")
 SCENES_OF_TASK: dict[Task, int] = {"salient": 2, "entity": 3, "part": 3}

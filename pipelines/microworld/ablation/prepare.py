@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
-from labelgen.settings import SOURCES, AutomaskSettings, UncertaintySettings, settings_for
-from pipelines.microworld.ablation.frozen import make_frozen_model
-from pipelines.microworld.ablation.settings import SEEDS, Plan
-from pipelines.microworld.sets import write_sets
-from shared.sam.settings import PACKAGED
-from shared.shards.dataset import EMBEDDINGS, LOGITS
-from trainer.refiner import RefinerRecipe, train_refiner
-from trainer.settings import read_settings
+from sum_factory.labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
+from sum_factory.labelgen.settings import SOURCES, AutomaskSettings, UncertaintySettings, settings_for
+from sum_factory.pipelines.microworld.ablation.frozen import make_frozen_model
+from sum_factory.pipelines.microworld.ablation.settings import SEEDS, Plan
+from sum_factory.pipelines.microworld.sets import write_sets
+from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS
+from sum_factory.trainer.refiner import RefinerRecipe, train_refiner
+from sum_factory.trainer.settings import read_settings
 
 UNIT_SIZE = 32
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pipelines.microworld.ablation.cells import SAM
-from pipelines.microworld.ablation.claims import difference
-from pipelines.microworld.ablation.report import table
-from pipelines.microworld.ablation.results import Measure, Results
-from pipelines.microworld.ablation.settings import QUICK_SETTING
-from trainer.evaluate.report import ALL
+from sum_factory.pipelines.microworld.ablation.cells import SAM
+from sum_factory.pipelines.microworld.ablation.claims import difference
+from sum_factory.pipelines.microworld.ablation.report import table
+from sum_factory.pipelines.microworld.ablation.results import Measure, Results
+from sum_factory.pipelines.microworld.ablation.settings import QUICK_SETTING
+from sum_factory.trainer.evaluate.report import ALL
 
 TRAINED = ("vanilla", "sum")
 

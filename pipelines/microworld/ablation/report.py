@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, STUDY_SETTING, cells_of
-from pipelines.microworld.ablation.claims import ABSENT, CLAIMS, anchors, difference, scores_of, verdict
-from pipelines.microworld.ablation.plots import Line, line_chart
-from pipelines.microworld.ablation.reported import Reported
-from pipelines.microworld.ablation.results import Measure, Results
-from pipelines.microworld.ablation.settings import Plan
-from pipelines.microworld.ablation.studies import STUDIES, study_charts, study_rows
-from pipelines.microworld.sets import TASKS
-from shared.errors import SourceError
-from shared.storage import Storage
-from trainer.evaluate.report import ALL
+from sum_factory.pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, STUDY_SETTING, cells_of
+from sum_factory.pipelines.microworld.ablation.claims import ABSENT, CLAIMS, anchors, difference, scores_of, verdict
+from sum_factory.pipelines.microworld.ablation.plots import Line, line_chart
+from sum_factory.pipelines.microworld.ablation.reported import Reported
+from sum_factory.pipelines.microworld.ablation.results import Measure, Results
+from sum_factory.pipelines.microworld.ablation.settings import Plan
+from sum_factory.pipelines.microworld.ablation.studies import STUDIES, study_charts, study_rows
+from sum_factory.pipelines.microworld.sets import TASKS
+from sum_factory.shared.errors import SourceError
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.evaluate.report import ALL
 
 GROUPS = (*TASKS, ALL)
 IMAGES, CALIBRATION, PICTURES = "images", "ablation_calibration.svg", "ablation.jpg"

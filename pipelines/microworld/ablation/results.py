@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.microworld.ablation.cells import FROZEN, Cell
-from pipelines.microworld.ablation.settings import Plan
-from pipelines.microworld.ablation.work import is_done, read_scores
-from trainer.evaluate.report import ALL, METRICS, by_protocol, summarise
+from sum_factory.pipelines.microworld.ablation.cells import FROZEN, Cell
+from sum_factory.pipelines.microworld.ablation.settings import Plan
+from sum_factory.pipelines.microworld.ablation.work import is_done, read_scores
+from sum_factory.trainer.evaluate.report import ALL, METRICS, by_protocol, summarise
 
 COLUMNS = ("setting", "method", "variant", "seed", "task", "prompt", "round", "output", "metric", "value")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipelines.microworld.coarse import Coarseness
-from pipelines.microworld.scene import World
-from shared.precision import PrecisionSetting
-from shared.sam.settings import PACKAGED
-from trainer.data.sets import Task
-from trainer.methods import METHODS
+from sum_factory.pipelines.microworld.coarse import Coarseness
+from sum_factory.pipelines.microworld.scene import World
+from sum_factory.shared.precision import PrecisionSetting
+from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.trainer.data.sets import Task
+from sum_factory.trainer.methods import METHODS
 
 WORLD = World(
     distractors=(1, 3),

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.microworld.ablation.cells import FULL, STUDIED, STUDY_SETTING, Cell, recipe_of
-from pipelines.microworld.ablation.claims import scores_of
-from pipelines.microworld.ablation.plots import Line, line_chart
-from pipelines.microworld.ablation.results import Measure, Results
-from pipelines.microworld.ablation.settings import Plan
-from trainer.evaluate.report import ALL
+from sum_factory.pipelines.microworld.ablation.cells import FULL, STUDIED, STUDY_SETTING, Cell, recipe_of
+from sum_factory.pipelines.microworld.ablation.claims import scores_of
+from sum_factory.pipelines.microworld.ablation.plots import Line, line_chart
+from sum_factory.pipelines.microworld.ablation.results import Measure, Results
+from sum_factory.pipelines.microworld.ablation.settings import Plan
+from sum_factory.trainer.evaluate.report import ALL
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,24 @@ from pathlib import Path
 
 import click
 
-from pipelines.microworld.ablation.cells import STUDY_SETTING, cells_of, identity_of_world
-from pipelines.microworld.ablation.pictures import write_pictures
-from pipelines.microworld.ablation.prepare import prepare
-from pipelines.microworld.ablation.report import IMAGES, PICTURES, blocks_of, fill, shows_pictures, write_charts
-from pipelines.microworld.ablation.reported import CSV, IDENTITY, reported_elsewhere
-from pipelines.microworld.ablation.results import Results, to_csv
-from pipelines.microworld.ablation.settings import SETTINGS, Plan
-from pipelines.microworld.ablation.work import run_cells
-from pipelines.microworld.ablation.world import describe_world, is_prepared
-from shared.progress import Stage
-from shared.storage import Storage
+from sum_factory.pipelines.microworld.ablation.cells import STUDY_SETTING, cells_of, identity_of_world
+from sum_factory.pipelines.microworld.ablation.pictures import write_pictures
+from sum_factory.pipelines.microworld.ablation.prepare import prepare
+from sum_factory.pipelines.microworld.ablation.report import (
+    IMAGES,
+    PICTURES,
+    blocks_of,
+    fill,
+    shows_pictures,
+    write_charts,
+)
+from sum_factory.pipelines.microworld.ablation.reported import CSV, IDENTITY, reported_elsewhere
+from sum_factory.pipelines.microworld.ablation.results import Results, to_csv
+from sum_factory.pipelines.microworld.ablation.settings import SETTINGS, Plan
+from sum_factory.pipelines.microworld.ablation.work import run_cells
+from sum_factory.pipelines.microworld.ablation.world import describe_world, is_prepared
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.storage import Storage
 
 PAGE = "ablation.md"
 

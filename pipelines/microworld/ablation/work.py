@@ -20,18 +20,18 @@ import pyarrow.parquet as pq
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from pipelines.microworld.ablation.cells import FROZEN, Cell, identity_of, protocols_of, recipe_of
-from pipelines.microworld.ablation.settings import Plan
-from pipelines.microworld.sets import TASKS, describe_set
-from shared.allocator import tune_malloc
-from shared.cores import divide_cores, usable_cores
-from shared.precision import resolve
-from shared.progress import SPEAKER, Stage
-from shared.sam.runtime import Runtime, pick_device
-from shared.shards.dataset import require_same
-from shared.storage import Storage
-from trainer.evaluate.run import evaluate_sets, load_weights
-from trainer.loop import fit
+from sum_factory.pipelines.microworld.ablation.cells import FROZEN, Cell, identity_of, protocols_of, recipe_of
+from sum_factory.pipelines.microworld.ablation.settings import Plan
+from sum_factory.pipelines.microworld.sets import TASKS, describe_set
+from sum_factory.shared.allocator import tune_malloc
+from sum_factory.shared.cores import divide_cores, usable_cores
+from sum_factory.shared.precision import resolve
+from sum_factory.shared.progress import SPEAKER, Stage
+from sum_factory.shared.sam.runtime import Runtime, pick_device
+from sum_factory.shared.shards.dataset import require_same
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
+from sum_factory.trainer.loop import fit
 
 SCORES = "scores.parquet"
 IDENTITY = b"ablation"

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from labelgen.automask import LabelGenerator
-from labelgen.settings import SOURCES
-from labelgen.uncertainty import refinement
-from pipelines.microworld.ablation.prepare import UNIT_SIZE, automask_of
-from pipelines.microworld.ablation.settings import SEEDS, Plan
-from pipelines.microworld.certainty import (
+from sum_factory.labelgen.automask import LabelGenerator
+from sum_factory.labelgen.settings import SOURCES
+from sum_factory.labelgen.uncertainty import refinement
+from sum_factory.pipelines.microworld.ablation.prepare import UNIT_SIZE, automask_of
+from sum_factory.pipelines.microworld.ablation.settings import SEEDS, Plan
+from sum_factory.pipelines.microworld.certainty import (
     LEAST_IOU,
     Judged,
     Masks,
@@ -27,18 +27,18 @@ from pipelines.microworld.certainty import (
     judge_labels,
     near_outline,
 )
-from pipelines.microworld.coarse import Coarseness, coarsen
-from pipelines.microworld.scene import Scene, make_scenes
-from pipelines.microworld.sets import TASKS
-from shared.frame import Frame
-from shared.progress import Stage, track
-from shared.sam.checkpoint import file_sha256, load_sam
-from shared.sam.refiner import Refiner, load_refiner
-from shared.shards.dataset import DATASET, uncertainty_layer
-from shared.shards.shard_set import ShardSet
-from shared.storage import Storage
-from trainer.evaluate.metrics import boundary_iou, iou
-from trainer.log import read_log
+from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
+from sum_factory.pipelines.microworld.scene import Scene, make_scenes
+from sum_factory.pipelines.microworld.sets import TASKS
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.progress import Stage, track
+from sum_factory.shared.sam.checkpoint import file_sha256, load_sam
+from sum_factory.shared.sam.refiner import Refiner, load_refiner
+from sum_factory.shared.shards.dataset import DATASET, uncertainty_layer
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.evaluate.metrics import boundary_iou, iou
+from sum_factory.trainer.log import read_log
 
 WORLD_FILE = "world.json"
 BINS = 10

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labelgen.automask import ImageLabels
-from labelgen.rle import encode_rle
-from labelgen.settings import AutomaskSettings
-from pipelines.bench.agreement import compare
-from shared.frame import Frame
+from sum_factory.labelgen.automask import ImageLabels
+from sum_factory.labelgen.rle import encode_rle
+from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.pipelines.bench.agreement import compare
+from sum_factory.shared.frame import Frame
 
 SETTINGS = AutomaskSettings()
 SIDE = 128

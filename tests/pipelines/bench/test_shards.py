@@ -16,15 +16,22 @@ import torch
 from click.testing import CliRunner
 from segment_anything.utils.amg import calculate_stability_score
 
-from pipelines.bench import shard_material, shards
-from pipelines.bench.fidelity import DEAD_ZONE, largest_error, masks_of_sam, measure_fidelity
-from pipelines.bench.shard_material import LEAST_STABILITY, OFFSET, LabelledPhoto, enlarge, find_photos, label_photos
-from pipelines.bench.shard_sets import Loader, bytes_of_labels, plan_set, write_labels, write_photos
-from pipelines.bench.shards import Bench, compare, compare_between_cells, interleave, probabilities, ratio
-from shared.errors import SourceError
-from shared.shards.dataset import ENCODINGS
-from shared.shards.shard_set import ShardSet
-from shared.shards.verify import verify
+from sum_factory.pipelines.bench import shard_material, shards
+from sum_factory.pipelines.bench.fidelity import DEAD_ZONE, largest_error, masks_of_sam, measure_fidelity
+from sum_factory.pipelines.bench.shard_material import (
+    LEAST_STABILITY,
+    OFFSET,
+    LabelledPhoto,
+    enlarge,
+    find_photos,
+    label_photos,
+)
+from sum_factory.pipelines.bench.shard_sets import Loader, bytes_of_labels, plan_set, write_labels, write_photos
+from sum_factory.pipelines.bench.shards import Bench, compare, compare_between_cells, interleave, probabilities, ratio
+from sum_factory.shared.errors import SourceError
+from sum_factory.shared.shards.dataset import ENCODINGS
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.verify import verify
 
 FLOORS = {
     "bytes_ratio",

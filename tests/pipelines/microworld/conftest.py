@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.microworld.coarse import Coarseness
-from pipelines.microworld.corpus import Corpus, open_corpus
-from pipelines.microworld.scene import World
+from sum_factory.pipelines.microworld.coarse import Coarseness
+from sum_factory.pipelines.microworld.corpus import Corpus, open_corpus
+from sum_factory.pipelines.microworld.scene import World
 
 SEED, SCENES = 5, 6
 

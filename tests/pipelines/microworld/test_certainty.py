@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from pipelines.microworld.certainty import BAND, Judged, auroc, figures, near_outline
+from sum_factory.pipelines.microworld.certainty import BAND, Judged, auroc, figures, near_outline
 
 
 def test_area_under_the_curve_is_the_share_of_pairs_in_the_right_order() -> None:

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pytest
 from scipy import ndimage
 
-from pipelines.microworld.coarse import Coarseness, coarse_masks, coarsen
-from pipelines.microworld.scene import World, make_scene
+from sum_factory.pipelines.microworld.coarse import Coarseness, coarse_masks, coarsen
+from sum_factory.pipelines.microworld.scene import World, make_scene
 
 Mask = npt.NDArray[np.bool_]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.microworld.coarse import Coarseness, coarse_masks
-from pipelines.microworld.corpus import TARGET_SIDE, Corpus, open_corpus
-from pipelines.microworld.scene import World, make_scene
+from sum_factory.pipelines.microworld.coarse import Coarseness, coarse_masks
+from sum_factory.pipelines.microworld.corpus import TARGET_SIDE, Corpus, open_corpus
+from sum_factory.pipelines.microworld.scene import World, make_scene
 
 SEED, SCENES = 5, 6
 

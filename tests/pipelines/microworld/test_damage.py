@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipelines.microworld.damage import STEEPNESS, damaged_logits
-from pipelines.microworld.scene import make_scenes
+from sum_factory.pipelines.microworld.damage import STEEPNESS, damaged_logits
+from sum_factory.pipelines.microworld.scene import make_scenes
 
 SIDE = 256
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.microworld.corpus import TARGET_SIDE
-from pipelines.microworld.interaction import STRIDE, best_iou, correct, mask_loss, output_iou, upsample
-from shared.sam.decode import NEGATIVE, PAD, POSITIVE, Prompts
+from sum_factory.pipelines.microworld.corpus import TARGET_SIDE
+from sum_factory.pipelines.microworld.interaction import STRIDE, best_iou, correct, mask_loss, output_iou, upsample
+from sum_factory.shared.sam.decode import NEGATIVE, PAD, POSITIVE, Prompts
 
 
 def random_logits(*shape: int, seed: int = 0) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.microworld.muon import Muon, orthogonalise
+from sum_factory.pipelines.microworld.muon import Muon, orthogonalise
 
 SHAPES = ((6, 9), (9, 6), (8, 8))
 

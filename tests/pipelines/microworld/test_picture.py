@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipelines.microworld.picture import CELL, CELLS, PictureHead
+from sum_factory.pipelines.microworld.picture import CELL, CELLS, PictureHead
 
 
 def test_error_is_that_of_the_mean_colours_of_cells_in_the_token_that_holds_them() -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.microworld.corpus import Corpus
-from pipelines.microworld.pretrain import (
+from sum_factory.pipelines.microworld.corpus import Corpus
+from sum_factory.pipelines.microworld.pretrain import (
     Pretraining,
     Rank,
     export_weights,
@@ -23,13 +23,13 @@ from pipelines.microworld.pretrain import (
     pretrain,
     train,
 )
-from pipelines.microworld.pretrain_settings import PretrainSettings
-from shared import precision
-from shared.errors import SettingsDifferError
-from shared.precision import Hardware
-from shared.sam.architecture import ARCHITECTURES, build_architecture
-from shared.sam.checkpoint import load_sam
-from shared.sam.settings import PACKAGED
+from sum_factory.pipelines.microworld.pretrain_settings import PretrainSettings
+from sum_factory.shared import precision
+from sum_factory.shared.errors import SettingsDifferError
+from sum_factory.shared.precision import Hardware
+from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.settings import PACKAGED
 
 SMALL = PretrainSettings(
     scenes=6,

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipelines.microworld.scene import Scene, World, make_scene, make_scenes
-from shared.images import digest
+from sum_factory.pipelines.microworld.scene import Scene, World, make_scene, make_scenes
+from sum_factory.shared.images import digest
 
 COUNT = 24
 """Scenes that a property is checked on."""
@@ -47,8 +47,8 @@ def test_same_seed_and_index_give_the_same_bytes(scenes: list[Scene]) -> None:
 
 def test_another_process_draws_the_same_bytes(scenes: list[Scene]) -> None:
     script = (
-        "from pipelines.microworld.scene import make_scene\n"
-        "from shared.images import digest\n"
+        "from sum_factory.pipelines.microworld.scene import make_scene\n"
+        "from sum_factory.shared.images import digest\n"
         "s = make_scene(11, 2)\n"
         "print(digest(b''.join(a.tobytes() for a in (s.image, s.entities, s.parts, s.salient))))\n"
     )

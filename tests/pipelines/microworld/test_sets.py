@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.microworld.coarse import Coarseness, coarsen
-from pipelines.microworld.scene import World, make_scene
-from pipelines.microworld.sets import TASKS, describe_set, write_sets
-from shared.errors import SettingsDifferError
-from shared.sam.task_prompt import task_id
-from trainer.data.sets import open_set
+from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
+from sum_factory.pipelines.microworld.scene import World, make_scene
+from sum_factory.pipelines.microworld.sets import TASKS, describe_set, write_sets
+from sum_factory.shared.errors import SettingsDifferError
+from sum_factory.shared.sam.task_prompt import task_id
+from sum_factory.trainer.data.sets import open_set
 
 SEED, COUNT = 11, 3
 

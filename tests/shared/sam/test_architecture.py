@@ -9,7 +9,7 @@ import torch
 from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from shared.sam.architecture import ARCHITECTURES, ConvStem, build_architecture, meta_state
+from sum_factory.shared.sam.architecture import ARCHITECTURES, ConvStem, build_architecture, meta_state
 
 
 @pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
@@ -90,5 +90,5 @@ def test_architecture_knows_its_grids(name: str) -> None:
 
 
 def test_packaged_weights_take_at_most_20_megabytes() -> None:
-    packaged = files("shared.sam") / "weights" / "vit_t.safetensors"
+    packaged = files("sum_factory.shared.sam") / "weights" / "vit_t.safetensors"
     assert 0 < len(packaged.read_bytes()) <= 20_000_000

@@ -15,9 +15,9 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from shared.errors import CheckpointError
-from shared.sam.architecture import ARCHITECTURES, build_architecture
-from shared.sam.checkpoint import LoadedSam, file_sha256, identify_weights, load_sam, read_state
+from sum_factory.shared.errors import CheckpointError
+from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
+from sum_factory.shared.sam.checkpoint import LoadedSam, file_sha256, identify_weights, load_sam, read_state
 
 State = dict[str, Tensor]
 

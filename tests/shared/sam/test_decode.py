@@ -7,9 +7,9 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from shared.precision import autocast
-from shared.sam.architecture import ARCHITECTURES, build_architecture
-from shared.sam.decode import (
+from sum_factory.shared.precision import autocast
+from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
+from sum_factory.shared.sam.decode import (
     BOX_MAX,
     BOX_MIN,
     NEGATIVE,

@@ -13,11 +13,11 @@ from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import nn
 from torch.nn import functional as F
 
-from shared.precision import autocast
-from shared.sam import attention, fast_linear
-from shared.sam.architecture import SamArchitecture, build_architecture
-from shared.sam.attention import PiecewiseAttention, WindowedBlock, attend_in_pieces
-from shared.sam.fast_linear import FastLinear, use_fast_linear
+from sum_factory.shared.precision import autocast
+from sum_factory.shared.sam import attention, fast_linear
+from sum_factory.shared.sam.architecture import SamArchitecture, build_architecture
+from sum_factory.shared.sam.attention import PiecewiseAttention, WindowedBlock, attend_in_pieces
+from sum_factory.shared.sam.fast_linear import FastLinear, use_fast_linear
 
 
 @pytest.fixture(scope="module")

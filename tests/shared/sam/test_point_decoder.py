@@ -9,9 +9,9 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from shared.sam.architecture import ARCHITECTURES, build_architecture
-from shared.sam.checkpoint import load_sam
-from shared.sam.point_decoder import OUTPUTS, PointDecoder
+from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.point_decoder import OUTPUTS, PointDecoder
 
 
 def official() -> Sam:

@@ -7,7 +7,7 @@ import torch
 from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor
 
-from shared.sam.quality import QualityFilter
+from sum_factory.shared.sam.quality import QualityFilter
 
 NONE = QualityFilter(pred_iou_thresh=0, stability_score_thresh=0, max_area_share=2)
 HEIGHT, WIDTH = 20, 30

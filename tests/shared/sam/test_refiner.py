@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from shared.errors import CheckpointError
-from shared.sam.checkpoint import HEADER, LoadedSam, file_sha256, identify_weights, load_sam
-from shared.sam.refiner import Refiner, identify_refiner, load_refiner, save_refiner
+from sum_factory.shared.errors import CheckpointError
+from sum_factory.shared.sam.checkpoint import HEADER, LoadedSam, file_sha256, identify_weights, load_sam
+from sum_factory.shared.sam.refiner import Refiner, identify_refiner, load_refiner, save_refiner
 
 
 @pytest.fixture(scope="module")

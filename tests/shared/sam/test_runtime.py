@@ -13,7 +13,7 @@ import torch
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from shared.sam.runtime import Embedder, Runtime, pick_device, place, resize
+from sum_factory.shared.sam.runtime import Embedder, Runtime, pick_device, place, resize
 
 
 @pytest.fixture(scope="module")

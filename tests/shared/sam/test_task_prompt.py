@@ -9,11 +9,11 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from shared.sam.architecture import SamArchitecture
-from shared.sam.checkpoint import LoadedSam
-from shared.sam.decode import POSITIVE, Prompts, decode_prompts
-from shared.sam.settings import TASKS
-from shared.sam.task_prompt import TaskPrompt, task_id
+from sum_factory.shared.sam.architecture import SamArchitecture
+from sum_factory.shared.sam.checkpoint import LoadedSam
+from sum_factory.shared.sam.decode import POSITIVE, Prompts, decode_prompts
+from sum_factory.shared.sam.settings import TASKS
+from sum_factory.shared.sam.task_prompt import TaskPrompt, task_id
 
 ARCHITECTURE = SamArchitecture("tiny", 32, 2, 2, (1,), 128, prompt_dim=32)
 POINTS = Prompts(torch.tensor([[[40.0, 70.0]], [[90.0, 20.0]]]), torch.full((2, 1), POSITIVE))

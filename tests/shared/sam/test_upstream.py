@@ -9,19 +9,19 @@ import pytest
 import torch
 from torchvision.ops.boxes import batched_nms
 
-from shared.sam.upstream import nms
+from sum_factory.shared.sam.upstream import nms
 
 NOT_LOADED = """
 import sys
-import labelgen.run
-import trainer.evaluate.run
-from shared.sam.checkpoint import load_sam
+import sum_factory.labelgen.run
+import sum_factory.trainer.evaluate.run
+from sum_factory.shared.sam.checkpoint import load_sam
 load_sam()
 heavy = ("torch._dynamo", "torchvision.ops", "torchvision.models", "segment_anything.predictor", "sympy")
 assert not [name for name in heavy if name in sys.modules], [name for name in heavy if name in sys.modules]
 """
 WHOLE_AFTERWARDS = """
-from shared.sam.upstream import Sam, amg
+from sum_factory.shared.sam.upstream import Sam, amg
 import segment_anything
 import torchvision
 from segment_anything import SamPredictor, sam_model_registry
@@ -35,7 +35,7 @@ assert torchvision.__version__ and torchvision.models.resnet18
 """
 WHOLE_BEFORE = """
 import segment_anything
-from shared.sam.upstream import Sam
+from sum_factory.shared.sam.upstream import Sam
 assert Sam is segment_anything.modeling.Sam
 assert segment_anything.SamPredictor
 """

@@ -13,18 +13,18 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.codes import Codes, map_tables
-from shared.compiled_codec import decode_labels
-from shared.frame import Frame
-from shared.label_codec import decode_label, encode_label
-from shared.shards.shard_set import ShardSet
-from shared.uncertainty_codec import decode_u
-from trainer.batch import collate
-from trainer.data.coded import CodedSample, look_up
-from trainer.data.grid import FAR, valid_cells
-from trainer.data.pseudo import UNSPECIFIED, PseudoSet
-from trainer.data.samples import GridSettings, SampleId, TrainingSample
-from trainer.methods import METHODS
+from sum_factory.shared.codes import Codes, map_tables
+from sum_factory.shared.compiled_codec import decode_labels
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.label_codec import decode_label, encode_label
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.uncertainty_codec import decode_u
+from sum_factory.trainer.batch import collate
+from sum_factory.trainer.data.coded import CodedSample, look_up
+from sum_factory.trainer.data.grid import FAR, valid_cells
+from sum_factory.trainer.data.pseudo import UNSPECIFIED, PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.methods import METHODS
 
 CPU = torch.device("cpu")
 METHOD_NAMES = ["vanilla", "mask-refinement", "sum", "sum-no-ua-sampling"]

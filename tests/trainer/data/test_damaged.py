@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from shared.errors import ShardError
-from shared.label_codec import decode_label, encode_label
-from shared.shards.shard_set import ShardSet
-from shared.shards.unit_writer import UnitWriter
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId, TrainingSample
-from trainer.methods import METHODS
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.label_codec import decode_label, encode_label
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.unit_writer import UnitWriter
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.methods import METHODS
 
 GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
 CPU = torch.device("cpu")

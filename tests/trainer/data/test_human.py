@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from shared.errors import ImageError, SourceError
-from trainer.data.human import CocoInstances, FolderPairs, LabelMaps
+from sum_factory.shared.errors import ImageError, SourceError
+from sum_factory.trainer.data.human import CocoInstances, FolderPairs, LabelMaps
 
 HEIGHT, WIDTH = 30, 40
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from shared.shards.dataset import OUTPUTS
-from shared.shards.shard_set import ShardSet
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId
-from trainer.methods import METHODS
+from sum_factory.shared.shards.dataset import OUTPUTS
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId
+from sum_factory.trainer.methods import METHODS
 
 
 def test_training_reads_the_same_with_and_without_kept_outputs(

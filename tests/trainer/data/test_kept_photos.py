@@ -13,19 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from labelgen.select import Filter, select
-from shared.errors import ShardError
-from shared.images import RgbImage, decode_image
-from shared.photo_codec import encode_photo
-from shared.sam.runtime import resize
-from shared.shards.dataset import DATASET, IMAGES, Layer
-from shared.shards.manifest import manifest_path
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.unit_writer import UnitWriter
-from shared.shards.view import open_shards
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId
-from trainer.methods import METHODS
+from sum_factory.labelgen.select import Filter, select
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.images import RgbImage, decode_image
+from sum_factory.shared.photo_codec import encode_photo
+from sum_factory.shared.sam.runtime import resize
+from sum_factory.shared.shards.dataset import DATASET, IMAGES, Layer
+from sum_factory.shared.shards.manifest import manifest_path
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.unit_writer import UnitWriter
+from sum_factory.shared.shards.view import open_shards
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId
+from sum_factory.trainer.methods import METHODS
 
 GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
 FAILED = "shot4"
@@ -72,7 +72,7 @@ def test_photos_come_from_the_layer_and_the_originals_are_not_needed(
 ) -> None:
     plain, originals = open_pseudo(known_shards.folder), known_shards.photos
     monkeypatch.setattr(
-        "trainer.data.pseudo.read_original", lambda shards, planned: pytest.fail("an original was read")
+        "sum_factory.trainer.data.pseudo.read_original", lambda shards, planned: pytest.fail("an original was read")
     )
     kept = open_pseudo(with_photos)
     assert len(kept) == len(plain)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from labelgen.run import RunSummary, UncertaintyRunSettings, add_uncertainty
-from shared.sam.checkpoint import load_sam
-from shared.sam.refiner import Refiner, save_refiner
-from shared.sam.runtime import Runtime
-from shared.shards.shard_set import ShardSet
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId, TrainingSample
-from trainer.methods import METHODS
+from sum_factory.labelgen.run import RunSummary, UncertaintyRunSettings, add_uncertainty
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.refiner import Refiner, save_refiner
+from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.methods import METHODS
 
 GRID = GridSettings(side=256, stride=4, masks=100, seed=0)
 

@@ -12,22 +12,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labelgen.merge import merge
-from labelgen.migrate import migrate
-from labelgen.select import Filter, select
-from shared.cache import Cache
-from shared.errors import SettingsDifferError
-from shared.shards.view import open_shards
-from trainer.checkpoint import WEIGHTS
-from trainer.data.order import Order
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId, TrainingSample
-from trainer.data.stream import PseudoStream
-from trainer.distributed import Ranks
-from trainer.log import read_log
-from trainer.loop import fit, open_stream
-from trainer.methods import METHODS
-from trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.labelgen.merge import merge
+from sum_factory.labelgen.migrate import migrate
+from sum_factory.labelgen.select import Filter, select
+from sum_factory.shared.cache import Cache
+from sum_factory.shared.errors import SettingsDifferError
+from sum_factory.shared.shards.view import open_shards
+from sum_factory.trainer.checkpoint import WEIGHTS
+from sum_factory.trainer.data.order import Order
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.data.stream import PseudoStream
+from sum_factory.trainer.distributed import Ranks
+from sum_factory.trainer.log import read_log
+from sum_factory.trainer.loop import fit, open_stream
+from sum_factory.trainer.methods import METHODS
+from sum_factory.trainer.recipe import CheckpointSettings, Recipe
 
 GRID = GridSettings(side=128, stride=4, masks=2, seed=0)
 MakeRecipe = Callable[..., Recipe]

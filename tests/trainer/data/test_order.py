@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from trainer.data.order import WINDOW, Mix, Order, slots_of
+from sum_factory.trainer.data.order import WINDOW, Mix, Order, slots_of
 
 GROUPS = (5, 1, 7, 3, 3, 9, 2, 4, 6, 8, 1, 5, 2, 2, 10, 3, 4, 5, 6, 7, 1, 2)
 ORDER = Order("data", GROUPS, seed=0)

@@ -14,21 +14,21 @@ import yaml
 from click.testing import CliRunner
 from pydantic import TypeAdapter
 
-from labelgen.merge import merge
-from labelgen.select import Filter, select
-from shared.errors import ImageError, SettingsError, SourceError
-from shared.relocation import UNMOVED, Relocation
-from shared.shards.dataset import unit_path
-from shared.shards.shard_set import ShardSet
-from shared.shards.view import open_shards
-from trainer.cli import main
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId
-from trainer.log import read_log
-from trainer.loop import fit
-from trainer.methods import METHODS
-from trainer.recipe import CheckpointSettings, Recipe
-from trainer.settings import read_settings
+from sum_factory.labelgen.merge import merge
+from sum_factory.labelgen.select import Filter, select
+from sum_factory.shared.errors import ImageError, SettingsError, SourceError
+from sum_factory.shared.relocation import UNMOVED, Relocation
+from sum_factory.shared.shards.dataset import unit_path
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.view import open_shards
+from sum_factory.trainer.cli import main
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId
+from sum_factory.trainer.log import read_log
+from sum_factory.trainer.loop import fit
+from sum_factory.trainer.methods import METHODS
+from sum_factory.trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.trainer.settings import read_settings
 
 GRID = GridSettings(side=128, stride=4, masks=2, seed=0)
 OLD = "/gone/photos"

@@ -12,18 +12,18 @@ import fsspec
 import pytest
 import torch
 
-from shared.cache import COPY, Cache
-from shared.errors import ShardError
-from shared.shards.shard_set import ShardSet
-from shared.storage import Storage
-from trainer.data import order as order_module
-from trainer.data.order import Mix, Order
-from trainer.data.prefetch import Prefetcher
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId
-from trainer.data.sets import open_set
-from trainer.data.stream import HumanStream, MixedStream, PseudoStream
-from trainer.methods import METHODS
+from sum_factory.shared.cache import COPY, Cache
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.data import order as order_module
+from sum_factory.trainer.data.order import Mix, Order
+from sum_factory.trainer.data.prefetch import Prefetcher
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId
+from sum_factory.trainer.data.sets import open_set
+from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
+from sum_factory.trainer.methods import METHODS
 
 GRID = GridSettings(side=128, stride=4, masks=2, seed=0)
 PLENTY = 1 << 24

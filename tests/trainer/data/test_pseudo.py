@@ -14,11 +14,11 @@ from PIL import Image
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
-from shared.errors import ImageError, ShardError, SourceError
-from shared.shards.shard_set import ShardSet
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId, TrainingSample
-from trainer.methods import METHODS
+from sum_factory.shared.errors import ImageError, ShardError, SourceError
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.methods import METHODS
 
 GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
 CELLS = 32

@@ -11,17 +11,17 @@ import fsspec
 import pytest
 import torch
 
-from shared.cache import COPY, Cache
-from shared.errors import SettingsError, ShardError
-from shared.shards.shard_set import ShardSet
-from shared.storage import Storage
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId, TrainingSample
-from trainer.distributed import Ranks
-from trainer.loop import open_stream
-from trainer.methods import METHODS
-from trainer.recipe import CacheSettings, Recipe
-from trainer.settings import read_settings
+from sum_factory.shared.cache import COPY, Cache
+from sum_factory.shared.errors import SettingsError, ShardError
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.distributed import Ranks
+from sum_factory.trainer.loop import open_stream
+from sum_factory.trainer.methods import METHODS
+from sum_factory.trainer.recipe import CacheSettings, Recipe
+from sum_factory.trainer.settings import read_settings
 
 GRID = GridSettings(side=128, stride=4, masks=2, seed=0)
 CPU = torch.device("cpu")

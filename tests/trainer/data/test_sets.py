@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from shared.errors import SourceError
-from trainer.data.human import CocoInstances, FolderPairs, LabelMaps, Subset
-from trainer.data.sets import CocoSettings, FolderPairsSettings, LabelMapsSettings, SetSettings, open_set
+from sum_factory.shared.errors import SourceError
+from sum_factory.trainer.data.human import CocoInstances, FolderPairs, LabelMaps, Subset
+from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, LabelMapsSettings, SetSettings, open_set
 
 ADAPTER: TypeAdapter[SetSettings] = TypeAdapter(SetSettings)
 

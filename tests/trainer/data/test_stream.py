@@ -15,18 +15,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.errors import ImageError, SourceError
-from shared.frame import Frame
-from shared.shards.shard_set import ShardSet
-from trainer.data.coded import Sample
-from trainer.data.grid import masks_on_grid, valid_cells
-from trainer.data.human import FolderPairs, HumanSample
-from trainer.data.order import Mix
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId, TrainingSample, load_human, pick
-from trainer.data.sets import SetSettings, open_set
-from trainer.data.stream import HumanStream, MixedStream, PseudoStream
-from trainer.methods import METHODS
+from sum_factory.shared.errors import ImageError, SourceError
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.trainer.data.coded import Sample
+from sum_factory.trainer.data.grid import masks_on_grid, valid_cells
+from sum_factory.trainer.data.human import FolderPairs, HumanSample
+from sum_factory.trainer.data.order import Mix
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample, load_human, pick
+from sum_factory.trainer.data.sets import SetSettings, open_set
+from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
+from sum_factory.trainer.methods import METHODS
 
 GRID = GridSettings(side=128, stride=4, masks=2, seed=5)
 CPU = torch.device("cpu")
@@ -240,7 +240,7 @@ def test_label_map_without_masks_is_a_sample_without_masks(tmp_path: Path) -> No
         Image.fromarray(np.zeros((30, 40, 3) if kind == "images" else (30, 40), np.uint8)).save(
             tmp_path / kind / "a.png"
         )
-    from trainer.data.human import LabelMaps
+    from sum_factory.trainer.data.human import LabelMaps
 
     sample = load_human(LabelMaps(tmp_path / "images", tmp_path / "labels", 3), 0, id_of(), GRID)
     assert len(sample) == 0

@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from shared.errors import ShardError
-from shared.label_codec import decode_label, encode_label
-from shared.shards.manifest import UnitRecord, manifest_path, read_manifest, write_manifest
-from shared.shards.reader import WHICH
-from shared.shards.shard_set import MASKS, ShardSet
-from shared.shards.unit_writer import UnitWriter
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId
-from trainer.data.survey import survey
-from trainer.methods import METHODS
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.label_codec import decode_label, encode_label
+from sum_factory.shared.shards.manifest import UnitRecord, manifest_path, read_manifest, write_manifest
+from sum_factory.shared.shards.reader import WHICH
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.unit_writer import UnitWriter
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId
+from sum_factory.trainer.data.survey import survey
+from sum_factory.trainer.methods import METHODS
 
 GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
 MAPS = "uncertainty/refinement"

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from labelgen.select import Filter, select
-from shared.errors import ShardError
-from shared.shards.view import View, open_shards
-from trainer.data.pseudo import PseudoSet
-from trainer.data.samples import GridSettings, SampleId, TrainingSample
-from trainer.distributed import Ranks
-from trainer.loop import open_stream
-from trainer.methods import METHODS
+from sum_factory.labelgen.select import Filter, select
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.view import View, open_shards
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.distributed import Ranks
+from sum_factory.trainer.loop import open_stream
+from sum_factory.trainer.methods import METHODS
 
 GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
 MOST = 0.5

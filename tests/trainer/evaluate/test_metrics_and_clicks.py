@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from trainer.evaluate.clicks import click_near_boundary, depth, first_click, next_click
-from trainer.evaluate.metrics import boundary_band, boundary_iou, iou
+from sum_factory.trainer.evaluate.clicks import click_near_boundary, depth, first_click, next_click
+from sum_factory.trainer.evaluate.metrics import boundary_band, boundary_iou, iou
 
 Mask = npt.NDArray[np.bool_]
 

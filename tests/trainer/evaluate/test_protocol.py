@@ -13,13 +13,13 @@ from scipy.ndimage import distance_transform_edt
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from shared.frame import Frame
-from shared.sam.checkpoint import load_sam
-from shared.sam.decode import PAD, POSITIVE, Prompts
-from trainer.evaluate import protocol as protocol_module
-from trainer.evaluate.clicks import click_near_boundary
-from trainer.evaluate.protocol import evaluate_image
-from trainer.evaluate.settings import Protocol
+from sum_factory.shared.frame import Frame
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.decode import PAD, POSITIVE, Prompts
+from sum_factory.trainer.evaluate import protocol as protocol_module
+from sum_factory.trainer.evaluate.clicks import click_near_boundary
+from sum_factory.trainer.evaluate.protocol import evaluate_image
+from sum_factory.trainer.evaluate.settings import Protocol
 
 Mask = npt.NDArray[np.bool_]
 HEIGHT, WIDTH, SIDE = 75, 100, 256

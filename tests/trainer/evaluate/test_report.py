@@ -11,11 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shared.storage import Storage
-from trainer.data.sets import FolderPairsSettings
-from trainer.data.sets import Task as TaskName
-from trainer.evaluate.report import markdown_table, report_text, set_means, summarise, write_rows, write_summary
-from trainer.evaluate.run import SCORES, SetScores
+from sum_factory.shared.storage import Storage
+from sum_factory.trainer.data.sets import FolderPairsSettings
+from sum_factory.trainer.data.sets import Task as TaskName
+from sum_factory.trainer.evaluate.report import (
+    markdown_table,
+    report_text,
+    set_means,
+    summarise,
+    write_rows,
+    write_summary,
+)
+from sum_factory.trainer.evaluate.run import SCORES, SetScores
 
 TASKS: dict[str, TaskName] = {"a": "salient", "b": "part", "c": "part", "d|e": "entity", "f": "part"}
 

@@ -20,17 +20,17 @@ from pycocotools import mask as coco_mask
 from scipy.ndimage import distance_transform_edt
 from segment_anything import SamPredictor
 
-from shared.errors import CheckpointError, ImageError, SettingsError, SourceError, SumError
-from shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture
-from shared.sam.checkpoint import LoadedSam, to_safetensors
-from shared.sam.runtime import Runtime
-from shared.sam.task_prompt import STATE_KEY, TaskPrompt
-from trainer.commands.evaluate import evaluate_command
-from trainer.data.sets import CocoSettings, FolderPairsSettings, LabelMapsSettings, SetSettings
-from trainer.evaluate import run
-from trainer.evaluate.report import summarise
-from trainer.evaluate.run import SCORES, SetScores, evaluate_sets, load_weights
-from trainer.evaluate.settings import Protocol
+from sum_factory.shared.errors import CheckpointError, ImageError, SettingsError, SourceError, SumError
+from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture
+from sum_factory.shared.sam.checkpoint import LoadedSam, to_safetensors
+from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
+from sum_factory.trainer.commands.evaluate import evaluate_command
+from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, LabelMapsSettings, SetSettings
+from sum_factory.trainer.evaluate import run
+from sum_factory.trainer.evaluate.report import summarise
+from sum_factory.trainer.evaluate.run import SCORES, SetScores, evaluate_sets, load_weights
+from sum_factory.trainer.evaluate.settings import Protocol
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (), 64, window_size=0, prompt_dim=32, decoder_mlp_dim=32)
 SIZES = {"x": (50, 70), "y": (66, 40), "z": (80, 80)}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import SettingsError
-from trainer.data.sets import CocoSettings, FolderPairsSettings, LabelMapsSettings
-from trainer.evaluate.suites import read_suite
+from sum_factory.shared.errors import SettingsError
+from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, LabelMapsSettings
+from sum_factory.trainer.evaluate.suites import read_suite
 
 PAPER14 = {
     "salient": ["COIFT", "DIS-VD", "HRSOD", "ThinObject5K", "BIG", "VOCEVAL"],

@@ -15,25 +15,25 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from labelgen.automask import LabelGenerator
-from pipelines.microworld.ablation import frozen
-from pipelines.microworld.ablation.__main__ import main
-from pipelines.microworld.ablation.cells import FROZEN, Cell, cells_of, choices, identity_of, recipe_of
-from pipelines.microworld.ablation.frozen import coarse_recipe, detail_settings
-from pipelines.microworld.ablation.prepare import automask_of
-from pipelines.microworld.ablation.report import BEGIN, END, fill
-from pipelines.microworld.ablation.results import COLUMNS
-from pipelines.microworld.ablation.settings import SEEDS, FrozenModel, Plan
-from pipelines.microworld.ablation.study import run_ablation, write_results
-from pipelines.microworld.ablation.work import SCORES, is_done, run_cells
-from pipelines.microworld.ablation.world import exact_labels
-from pipelines.microworld.coarse import coarsen
-from pipelines.microworld.scene import make_scenes
-from shared.errors import SettingsDifferError, SourceError
-from shared.sam.checkpoint import load_sam
-from shared.sam.refiner import load_refiner
-from trainer.evaluate.metrics import boundary_iou
-from trainer.methods import METHODS
+from sum_factory.labelgen.automask import LabelGenerator
+from sum_factory.pipelines.microworld.ablation import frozen
+from sum_factory.pipelines.microworld.ablation.__main__ import main
+from sum_factory.pipelines.microworld.ablation.cells import FROZEN, Cell, cells_of, choices, identity_of, recipe_of
+from sum_factory.pipelines.microworld.ablation.frozen import coarse_recipe, detail_settings
+from sum_factory.pipelines.microworld.ablation.prepare import automask_of
+from sum_factory.pipelines.microworld.ablation.report import BEGIN, END, fill
+from sum_factory.pipelines.microworld.ablation.results import COLUMNS
+from sum_factory.pipelines.microworld.ablation.settings import SEEDS, FrozenModel, Plan
+from sum_factory.pipelines.microworld.ablation.study import run_ablation, write_results
+from sum_factory.pipelines.microworld.ablation.work import SCORES, is_done, run_cells
+from sum_factory.pipelines.microworld.ablation.world import exact_labels
+from sum_factory.pipelines.microworld.coarse import coarsen
+from sum_factory.pipelines.microworld.scene import make_scenes
+from sum_factory.shared.errors import SettingsDifferError, SourceError
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.refiner import load_refiner
+from sum_factory.trainer.evaluate.metrics import boundary_iou
+from sum_factory.trainer.methods import METHODS
 
 BLOCKS = ("progress", "world", "means small", "claims small", "pictures", "studies", "anchors")
 LARGE_BLOCKS = ("means large", "claims large")

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from pipelines.microworld.ablation.bootstrap import Difference, paired_difference
-from pipelines.microworld.ablation.results import MaskScores
+from sum_factory.pipelines.microworld.ablation.bootstrap import Difference, paired_difference
+from sum_factory.pipelines.microworld.ablation.results import MaskScores
 
 IMAGES = tuple(f"{n:03d}" for n in range(200) for _ in range(3))
 TASKS = ("salient", "entity", "entity") * 200

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pipelines.microworld.ablation.bootstrap import Difference
-from pipelines.microworld.ablation.claims import ABSENT, CLAIMS, anchors, difference, verdict
-from pipelines.microworld.ablation.quick import judge_quick
-from pipelines.microworld.ablation.results import COLUMNS, Measure, Results, to_csv
-from pipelines.microworld.ablation.settings import QUICK_SETTING
-from trainer.methods import METHODS
+from sum_factory.pipelines.microworld.ablation.bootstrap import Difference
+from sum_factory.pipelines.microworld.ablation.claims import ABSENT, CLAIMS, anchors, difference, verdict
+from sum_factory.pipelines.microworld.ablation.quick import judge_quick
+from sum_factory.pipelines.microworld.ablation.results import COLUMNS, Measure, Results, to_csv
+from sum_factory.pipelines.microworld.ablation.settings import QUICK_SETTING
+from sum_factory.trainer.methods import METHODS
 
 Make = Callable[..., Results]
 WORLD = {"sources": {"refinement": {"all": {"auroc": 0.84}}}}

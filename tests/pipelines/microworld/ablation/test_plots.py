@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipelines.microworld.ablation.plots import HEIGHT, LEFT, PLOT_WIDTH, TOP, Line, line_chart
-from trainer.methods import METHODS
+from sum_factory.pipelines.microworld.ablation.plots import HEIGHT, LEFT, PLOT_WIDTH, TOP, Line, line_chart
+from sum_factory.trainer.methods import METHODS
 
 SVG = "{http://www.w3.org/2000/svg}"
 

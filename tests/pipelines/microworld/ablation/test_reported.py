@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.microworld.ablation.cells import Cell
-from pipelines.microworld.ablation.report import blocks_of
-from pipelines.microworld.ablation.reported import CSV, IDENTITY, Row, reported_elsewhere
-from pipelines.microworld.ablation.results import Results, to_csv
-from pipelines.microworld.ablation.settings import Plan
-from shared.errors import SettingsDifferError
+from sum_factory.pipelines.microworld.ablation.cells import Cell
+from sum_factory.pipelines.microworld.ablation.report import blocks_of
+from sum_factory.pipelines.microworld.ablation.reported import CSV, IDENTITY, Row, reported_elsewhere
+from sum_factory.pipelines.microworld.ablation.results import Results, to_csv
+from sum_factory.pipelines.microworld.ablation.settings import Plan
+from sum_factory.shared.errors import SettingsDifferError
 
 Make = Callable[..., Results]
 WORLD = {"human": 8, "thin_widths": (5, 6), "sam": "abc"}

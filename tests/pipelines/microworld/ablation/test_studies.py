@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.microworld.ablation.cells import Cell
-from pipelines.microworld.ablation.report import studies_block
-from pipelines.microworld.ablation.results import Results
-from pipelines.microworld.ablation.settings import Plan
-from pipelines.microworld.ablation.studies import STUDIES, study_charts, study_points, study_rows
+from sum_factory.pipelines.microworld.ablation.cells import Cell
+from sum_factory.pipelines.microworld.ablation.report import studies_block
+from sum_factory.pipelines.microworld.ablation.results import Results
+from sum_factory.pipelines.microworld.ablation.settings import Plan
+from sum_factory.pipelines.microworld.ablation.studies import STUDIES, study_charts, study_points, study_rows
 
 TableOf = Callable[[float], pa.Table]
 THETA, HUMAN = STUDIES

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.microworld.ablation.world import BINS, calibration, pairs_share
-from pipelines.microworld.certainty import Judged
+from sum_factory.pipelines.microworld.ablation.world import BINS, calibration, pairs_share
+from sum_factory.pipelines.microworld.certainty import Judged
 
 
 def test_calibration_counts_pixels_and_errors_by_bins_of_u() -> None:
