@@ -17,7 +17,7 @@ PLACES = {
     "gc": "sum_factory.labelgen.commands.check:gc_command",
     "select": "sum_factory.labelgen.commands.derive:select_command",
     "merge": "sum_factory.labelgen.commands.derive:merge_command",
-    "migrate": "sum_factory.labelgen.commands.derive:migrate_command",
+    "convert": "sum_factory.labelgen.commands.derive:convert_command",
     "export": "sum_factory.labelgen.commands.show:export_command",
     "view": "sum_factory.labelgen.commands.show:view_command",
 }

@@ -1,4 +1,4 @@
-"""The commands that make shard sets and views of others: ``labelgen select``, ``merge`` and ``migrate``."""
+"""The commands that make shard sets and views of others: ``labelgen select``, ``merge`` and ``convert``."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ def merge_command(sources: tuple[str, ...], out: str, keep: Keep | None, layers:
     click.echo(merge(sources, out, keep, layers).lines())
 
 
-@click.command("migrate")
-@click.option("--shards", required=True, help="Folder of the shard set to bring over; it is not touched.")
+@click.command("convert")
+@click.option("--shards", required=True, help="Folder of the shard set to convert; it is not touched.")
 @click.option("--out", required=True, help="Folder of the new shard set: a path or an fsspec URL.")
-@click.option("--encoding", type=click.Choice(ENCODINGS), default=None, help="[default: that of the shard set]")
+@click.option("--encoding", type=click.Choice(ENCODINGS), required=True, help="Of the new shard set.")
 @click.pass_context
-def migrate_command(ctx: click.Context, shards: str, out: str, encoding: str | None) -> None:
-    """Bring a shard set of format version 1, or in another encoding, into a new folder.
+def convert_command(ctx: click.Context, shards: str, out: str, encoding: str) -> None:
+    """Bring a shard set, in the other encoding, into a new folder.
 
     Run it again after any interruption: what is there stays.
 
     A unit that is damaged is left out and named; exit status 1 then.
     """
-    from sum_factory.labelgen.migrate import migrate
+    from sum_factory.labelgen.convert import convert
 
-    summary = migrate(shards, out, encoding)
+    summary = convert(shards, out, encoding)
     for problem in summary.problems:
         click.echo(f"problem: {problem}")
     click.echo(summary.lines())

@@ -196,12 +196,10 @@ class Dataset:
 def require_version(version: Any, name: str) -> None:
     """Raise ``ShardError`` if a ``dataset.json`` is of another format version."""
     if version != FORMAT_VERSION:
-        remedy = (
-            "`labelgen migrate --shards OLD --out NEW` brings it over into a new folder"
-            if version == 1
-            else "read it with the software that made it"
+        raise ShardError(
+            f"{name}: format version {version}, this software reads {FORMAT_VERSION}; "
+            "read it with the software that made it"
         )
-        raise ShardError(f"{name}: format version {version}, this software reads {FORMAT_VERSION}; {remedy}")
 
 
 def uncertainty_layer(name: str) -> str:

@@ -161,7 +161,7 @@ def test_folder_that_is_no_shard_set_is_named(command: tuple[str, ...], two_phot
     ("content", "reason"),
     [
         (b"{", "damaged"),
-        (b'{"format": 1}', "format version 1, this software reads 2; `labelgen migrate --shards OLD --out NEW` brings"),
+        (b'{"format": 1}', "format version 1, this software reads 2; read it with the software that made it"),
         (b'{"format": 3}', "format version 3, this software reads 2; read it with the software that made it"),
     ],
 )

@@ -19,9 +19,9 @@ from click.testing import CliRunner
 from segment_anything import SamPredictor
 
 from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.convert import convert
 from sum_factory.labelgen.kept import keep_embeddings
 from sum_factory.labelgen.merge import merge
-from sum_factory.labelgen.migrate import migrate
 from sum_factory.labelgen.read_ahead import Photo, load_photo
 from sum_factory.labelgen.repair import QUARANTINE, diagnose, take_back
 from sum_factory.labelgen.run import RunSummary
@@ -260,15 +260,15 @@ def test_tar_reads_as_documented(photos: Path, label: Label, loose: AutomaskSett
     assert io.BytesIO(members["photo0.embeddings"]).read(6) == bytes([192, 0, 16, 0, 16, 0])
 
 
-def test_migrated_layers_are_those_that_a_run_makes(
+def test_converted_layers_are_those_that_a_run_makes(
     kept: Path, photos: Path, label: Label, cropping: AutomaskSettings, tmp_path: Path, snapshot: Snapshot
 ) -> None:
     other = {"tar": "zarr", "zarr": "tar"}[encoding_of(kept)]
-    assert migrate(str(kept), str(tmp_path / "migrated"), other, lambda line: None).problems == ()
+    assert convert(str(kept), str(tmp_path / "converted"), other, lambda line: None).problems == ()
     label(photos, tmp_path / "made", keep_logits=True, keep_embeddings=True, automask=cropping, encoding=other)
-    migrated, made = snapshot(tmp_path / "migrated"), snapshot(tmp_path / "made")
-    assert migrated.keys() == made.keys()
-    assert {name for name in made if migrated[name] != made[name]} <= {"dataset.json"}
+    converted, made = snapshot(tmp_path / "converted"), snapshot(tmp_path / "made")
+    assert converted.keys() == made.keys()
+    assert {name for name in made if converted[name] != made[name]} <= {"dataset.json"}
 
 
 def test_views_leave_out_what_sam_put_out(own_kept: Path, tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ def test_run_tells_of_every_stage(photos: Path, tmp_path: Path, loose_options: S
         (("view", "--out", "{out}/x.html"), ("reading manifests: 6 images", "drawing: 6 of 6 images")),
         (("select", "--out", "{out}/view", "--min-area=1"), ("selecting: 3 of 3 units", "writing rows: ")),
         (
-            ("migrate", "--out", "{out}/arrays", "--encoding=zarr"),
-            ("writing plans: 3 of 3 units", "migrating: 3 of 3 units"),
+            ("convert", "--out", "{out}/arrays", "--encoding=zarr"),
+            ("writing plans: 3 of 3 units", "converting: 3 of 3 units"),
         ),
     ],
     ids=lambda value: value[0] if isinstance(value[0], str) and "-" not in value[0] else "",

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sum_factory.labelgen.convert import convert
 from sum_factory.labelgen.merge import merge
-from sum_factory.labelgen.migrate import migrate
 from sum_factory.labelgen.select import Filter, select
 from sum_factory.shared.cache import Cache
 from sum_factory.shared.errors import SettingsDifferError
@@ -79,7 +79,7 @@ def test_samples_are_those_of_one_shard_set(known_shards: Any, merged: str, meth
 def test_samples_of_two_encodings_are_those_of_one_shard_set(
     known_shards: Any, known_halves: tuple[str, str], tmp_path: Path, method: str
 ) -> None:
-    migrate(known_halves[1], str(tmp_path / "arrays"), "zarr", quiet)
+    convert(known_halves[1], str(tmp_path / "arrays"), "zarr", quiet)
     merge([known_halves[0], str(tmp_path / "arrays")], str(tmp_path / "view"), say=quiet)
     require_equal(
         load_all(open_pseudo(str(tmp_path / "view"), method)), load_all(open_pseudo(known_shards.url, method))
@@ -89,7 +89,7 @@ def test_samples_of_two_encodings_are_those_of_one_shard_set(
 def test_samples_of_a_view_on_an_object_store_come_through_the_cache(
     known_shards: Any, known_halves: tuple[str, str], tmp_path: Path, bucket: str, upload: Callable[[Path, str], None]
 ) -> None:
-    migrate(known_halves[1], str(tmp_path / "arrays"), "zarr", quiet)
+    convert(known_halves[1], str(tmp_path / "arrays"), "zarr", quiet)
     for name, folder in (("tars", known_halves[0]), ("arrays", tmp_path / "arrays")):
         upload(Path(folder), f"{bucket}/{name}")
     merge([f"{bucket}/tars", f"{bucket}/arrays"], f"{bucket}/view", say=quiet)

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.convert import convert
 from sum_factory.labelgen.merge import merge
-from sum_factory.labelgen.migrate import migrate
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.commands import FAILED
 from sum_factory.shared.errors import ShardError
@@ -83,8 +83,8 @@ def problems(url: Path | str) -> list[str]:
 
 def test_tars_become_the_arrays_that_a_run_makes(labelled: Both, tmp_path: Path, snapshot: Snapshot) -> None:
     before = snapshot(labelled["tar"])
-    summary = migrate(str(labelled["tar"]), str(tmp_path / "new"), "zarr", quiet)
-    assert (summary.units_done, summary.reframed, summary.problems) == (9, 0, ())
+    summary = convert(str(labelled["tar"]), str(tmp_path / "new"), "zarr", quiet)
+    assert (summary.units_done, summary.problems) == (9, ())
     assert snapshot(labelled["tar"]) == before
     assert problems(tmp_path / "new") == []
     assert all_but_dataset(snapshot(tmp_path / "new")) == all_but_dataset(snapshot(labelled["zarr"]))
@@ -93,13 +93,13 @@ def test_tars_become_the_arrays_that_a_run_makes(labelled: Both, tmp_path: Path,
 
 
 def test_arrays_become_the_tars_that_a_run_makes(labelled: Both, tmp_path: Path, snapshot: Snapshot) -> None:
-    migrate(str(labelled["zarr"]), str(tmp_path / "tars"), "tar", quiet)
+    convert(str(labelled["zarr"]), str(tmp_path / "tars"), "tar", quiet)
     assert problems(tmp_path / "tars") == []
     assert all_but_dataset(snapshot(tmp_path / "tars")) == all_but_dataset(snapshot(labelled["tar"]))
     tars, expected = (ShardSet.open(str(folder)) for folder in (tmp_path / "tars", labelled["tar"]))
     assert values(tars) == values(expected) == values(ShardSet.open(str(labelled["zarr"])))
     assert [tars.layer_id(name) for name in LAYERS] == [expected.layer_id(name) for name in LAYERS]
-    migrate(str(tmp_path / "tars"), str(tmp_path / "back"), "zarr", quiet)
+    convert(str(tmp_path / "tars"), str(tmp_path / "back"), "zarr", quiet)
     assert all_but_dataset(snapshot(tmp_path / "back")) == all_but_dataset(snapshot(labelled["zarr"]))
 
 
@@ -109,14 +109,14 @@ def test_run_goes_on_where_the_shard_set_was_brought_to(
     part = Path(shutil.copytree(labelled["tar"], tmp_path / "part"))
     for layer in LAYERS:
         (part / "manifest" / layer / "000001.parquet").unlink()
-    migrate(str(part), str(tmp_path / "new"), "zarr", quiet)
+    convert(str(part), str(tmp_path / "new"), "zarr", quiet)
     photos = labelled["tar"].parent / "photos"
     assert label(photos, tmp_path / "new", refiner=refiner, keep_images=True, encoding="zarr").units_done == 1
     assert all_but_dataset(snapshot(tmp_path / "new")) == all_but_dataset(snapshot(labelled["zarr"]))
 
 
 @pytest.mark.parametrize("last", [0, 3, 8, 13, 20])
-def test_migration_that_dies_is_finished_by_the_same_command(
+def test_conversion_that_dies_is_finished_by_the_same_command(
     labelled: Both, tmp_path: Path, last: int, monkeypatch: pytest.MonkeyPatch, snapshot: Snapshot
 ) -> None:
     written: list[str] = []
@@ -131,20 +131,20 @@ def test_migration_that_dies_is_finished_by_the_same_command(
 
         monkeypatch.setattr(Storage, verb, counted)
     with pytest.raises(KeyboardInterrupt):
-        migrate(str(labelled["tar"]), str(tmp_path / "new"), "zarr", quiet)
+        convert(str(labelled["tar"]), str(tmp_path / "new"), "zarr", quiet)
     monkeypatch.undo()
-    migrate(str(labelled["tar"]), str(tmp_path / "new"), "zarr", quiet)
+    convert(str(labelled["tar"]), str(tmp_path / "new"), "zarr", quiet)
     assert all_but_dataset(snapshot(tmp_path / "new")) == all_but_dataset(snapshot(labelled["zarr"]))
     assert problems(tmp_path / "new") == []
 
 
-def test_nothing_to_migrate_is_refused(labelled: Both, tmp_path: Path) -> None:
+def test_nothing_to_convert_is_refused(labelled: Both, tmp_path: Path) -> None:
     for encoding, shards in labelled.items():
-        same = labelgen("migrate", "--shards", shards, "--out", tmp_path / "new", "--encoding", encoding)
+        same = labelgen("convert", "--shards", shards, "--out", tmp_path / "new", "--encoding", encoding)
         assert same.exit_code == FAILED
-        assert f"is of version 2 and in the encoding {encoding} already" in same.output
-    with pytest.raises(ShardError, match="is of version 2 already; give --encoding"):
-        migrate(str(labelled["tar"]), str(tmp_path / "new"), say=quiet)
+        assert f"is in the encoding {encoding} already" in same.output
+    with pytest.raises(ShardError, match="no shard set"):
+        convert(str(tmp_path), str(tmp_path / "new"), "zarr", quiet)
     assert not (tmp_path / "new").exists()
 
 
@@ -154,7 +154,7 @@ def test_damaged_shard_is_named_and_its_unit_left_out(labelled: Both, tmp_path: 
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1  # in its index, which no reader here needs
     shard.write_bytes(bytes(data))
-    result = labelgen("migrate", "--shards", own, "--out", tmp_path / "new", "--encoding", "tar")
+    result = labelgen("convert", "--shards", own, "--out", tmp_path / "new", "--encoding", "tar")
     assert result.exit_code == FAILED
     assert f"problem: {shard}: its bytes are not those that were committed" in result.output
     assert ShardSet.open(str(tmp_path / "new")).committed() == [0, 2]
@@ -170,13 +170,13 @@ def test_what_is_not_there_is_left_out_and_comes_with_the_same_command(
     kept = {path: path.read_bytes() for path in (plan, photos)}
     for path in kept:
         path.unlink()
-    summary = migrate(str(own), str(tmp_path / "new"), "zarr", quiet)
+    summary = convert(str(own), str(tmp_path / "new"), "zarr", quiet)
     assert [problem.startswith(f"{plan}: missing") for problem in summary.problems] == [True]
     assert (summary.units, summary.units_done) == (8, 5)
     assert ShardSet.open(str(tmp_path / "new")).committed("images") == [0]
     for path, data in kept.items():
         path.write_bytes(data)
-    assert migrate(str(own), str(tmp_path / "new"), "zarr", quiet).problems == ()
+    assert convert(str(own), str(tmp_path / "new"), "zarr", quiet).problems == ()
     assert all_but_dataset(snapshot(tmp_path / "new")) == all_but_dataset(snapshot(labelled["zarr"]))
 
 

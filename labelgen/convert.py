@@ -1,4 +1,4 @@
-"""``labelgen migrate``: bring a shard set of an older version, or in another encoding, into a new folder."""
+"""``labelgen convert``: bring a shard set, in the other encoding, into a new folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import (
     DATASET,
-    FORMAT_VERSION,
     Dataset,
     Layer,
     add_layer,
@@ -23,30 +22,24 @@ from sum_factory.shared.shards.dataset import (
     unit_path,
 )
 from sum_factory.shared.shards.encodings import write_shared_files
-from sum_factory.shared.shards.samples import Sample, add_sample, read_samples
+from sum_factory.shared.shards.samples import add_sample, read_samples
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
-from sum_factory.shared.shards.version1 import VERSION, Version1, sample_of_today
 from sum_factory.shared.storage import Storage
 
-REMEDY = "Give the folder that this shard set was migrated to before, or a new one."
-
-Origin = Version1 | ShardSet
-"""What is migrated: a shard set of version 1, or one of today in another encoding."""
+REMEDY = "Give the folder that this shard set was converted into before, or a new one."
 
 
 @dataclass(frozen=True)
-class MigrationSummary:
-    """What a migration did; a unit counts once for each of its layers.
+class ConversionSummary:
+    """What a conversion did; a unit counts once for each of its layers.
 
-    ``reframed`` counts labels, also refined ones, that had more steps than fit today. ``problems`` say which units were
-    not brought over, and why.
+    ``problems`` say which units were not brought over, and why.
     """
 
     units: int
     units_before: int
     units_done: int
-    reframed: int
     problems: tuple[str, ...]
 
     def lines(self) -> str:
@@ -55,25 +48,20 @@ class MigrationSummary:
             return f"{self.units_before} of {self.units} units of all layers present, nothing to do"
         before = f" ({self.units_before} were there before)" if self.units_before else ""
         return (
-            f"{self.units_done} of {self.units} units of all layers brought over{before}, "
-            f"{self.reframed} labels framed anew, {len(self.problems)} problems"
+            f"{self.units_done} of {self.units} units of all layers brought over{before}, {len(self.problems)} problems"
         )
 
 
-def migrate(
-    source: str, out: str, encoding: str | None = None, say: Callable[[str], None] = click.echo
-) -> MigrationSummary:
-    """Bring the shard set at ``source`` to ``out``, in ``encoding``, by default its own; safe to repeat.
+def convert(source: str, out: str, encoding: str, say: Callable[[str], None] = click.echo) -> ConversionSummary:
+    """Bring the shard set at ``source`` to ``out``, in ``encoding``; safe to repeat.
 
     ``source`` is not touched. A unit that is damaged is left out and named, and the others go on. Raises
     ``ShardError`` if there is no such shard set, or nothing to be done; ``SettingsDifferError`` if ``out`` holds
     another one.
     """
-    old = Version1.open(source) or ShardSet.open(source)
-    if isinstance(old, ShardSet) and all(layer.encoding == encoding for layer in old.dataset.layers.values()):
-        raise ShardError(f"{source}: is of version {FORMAT_VERSION} and in the encoding {encoding} already")
-    if isinstance(old, ShardSet) and encoding is None:
-        raise ShardError(f"{source}: is of version {FORMAT_VERSION} already; give --encoding to bring it to another")
+    old = ShardSet.open(source)
+    if all(layer.encoding == encoding for layer in old.dataset.layers.values()):
+        raise ShardError(f"{source}: is in the encoding {encoding} already")
     shards = _prepare(old, Storage(out), encoding)
     layers = (MASKS, *sorted(name for name in old.dataset.layers if name != MASKS))
     planned = [(layer, number) for layer in layers for number in old.committed(layer)]
@@ -82,20 +70,20 @@ def migrate(
     if pending and len(pending) < len(planned):
         say(f"{len(planned) - len(pending)} of {len(planned)} units of all layers present, bringing the rest over")
     problems = _write_plans(old, shards)
-    reframed, failed = 0, set[tuple[str, int]]()
-    for layer, number in track(pending, "migrating", "unit"):
+    failed = set[tuple[str, int]]()
+    for layer, number in track(pending, "converting", "unit"):
         try:
-            reframed += _bring_over(old, shards, number, layer)
+            _bring_over(old, shards, number, layer)
         except ShardError as error:
             failed.add((layer, number))
             if not (is_of_masks(layer) and (MASKS, number) in failed):  # which were named
                 problems.append(str(error))
     before, done = len(planned) - len(pending), len(pending) - len(failed)
     distinct = tuple(dict.fromkeys(problems))  # a plan that is lost stops every layer of its unit
-    return MigrationSummary(len(planned), before, done, reframed, distinct)
+    return ConversionSummary(len(planned), before, done, distinct)
 
 
-def _prepare(old: Origin, storage: Storage, encoding: str | None) -> ShardSet:
+def _prepare(old: ShardSet, storage: Storage, encoding: str) -> ShardSet:
     """Return the new shard set, made if it is not there: the same units and layers, with what ids they have there."""
     layers = _new_layers(old, encoding)
     dataset = read_dataset(storage)
@@ -110,7 +98,7 @@ def _prepare(old: Origin, storage: Storage, encoding: str | None) -> ShardSet:
     return ShardSet(storage, dataset)
 
 
-def _write_plans(old: Origin, shards: ShardSet) -> list[str]:
+def _write_plans(old: ShardSet, shards: ShardSet) -> list[str]:
     """Write the plans of all units that are not there, also of those that no layer has; return what is wrong."""
     there, problems = set(shards.storage.names("units")), []
     for number in track(range(len(old.dataset.unit_ids)), "writing plans", "unit"):
@@ -122,7 +110,7 @@ def _write_plans(old: Origin, shards: ShardSet) -> list[str]:
     return problems
 
 
-def _new_layers(old: Origin, encoding: str | None) -> dict[str, Layer]:
+def _new_layers(old: ShardSet, encoding: str) -> dict[str, Layer]:
     """Describe the layers of the new shard set, the masks first.
 
     Where a layer's settings name another layer by its id, as those of maps name the masks, they name the new one.
@@ -134,17 +122,11 @@ def _new_layers(old: Origin, encoding: str | None) -> dict[str, Layer]:
         settings = {
             key: ids.get(value, value) if isinstance(value, str) else value for key, value in layer.settings.items()
         }
-        origin = {"url": old.storage.url, "format": _version_of(old), "layer_id": old.layer_id(name)}
-        told = {"migrated_from": origin, "migrated_by": f"sum-factory {version('sum-factory')}"}
-        made[name] = replace(
-            layer, encoding=encoding or layer.encoding, settings=settings, provenance={**layer.provenance, **told}
-        )
+        origin = {"url": old.storage.url, "encoding": layer.encoding, "layer_id": old.layer_id(name)}
+        told = {"converted_from": origin, "converted_by": f"sum-factory {version('sum-factory')}"}
+        made[name] = replace(layer, encoding=encoding, settings=settings, provenance={**layer.provenance, **told})
         ids[old.layer_id(name)] = made[name].id(old.dataset.unit_ids)
     return made
-
-
-def _version_of(old: Origin) -> int:
-    return VERSION if isinstance(old, Version1) else FORMAT_VERSION
 
 
 def _require_same_units(storage: Storage, there: Dataset, wanted: Dataset) -> None:
@@ -154,28 +136,14 @@ def _require_same_units(storage: Storage, there: Dataset, wanted: Dataset) -> No
         raise SettingsDifferError(f"{storage.url}: is of other images. {REMEDY}")
 
 
-def _bring_over(old: Origin, shards: ShardSet, number: int, layer: str) -> int:
-    """Write a unit of a layer, data first and manifest last; return how many labels were framed anew."""
+def _bring_over(old: ShardSet, shards: ShardSet, number: int, layer: str) -> None:
+    """Write a unit of a layer, data first and manifest last."""
     record, masks_sha256 = old.manifest(number, layer)[1], ""
     if record.masks_sha256:
         if record.masks_sha256 != old.manifest(number, MASKS)[1].data_sha256:
             raise ShardError(f"{old.storage.url}: layer {layer}, unit {number}: its data are of other masks")
         masks_sha256 = shards.manifest(number)[1].data_sha256
     writer = UnitWriter(shards.dataset, shards.layer(layer), old.unit(number))
-    samples, reframed = _samples_of_today(old, number, layer)
-    for index, sample in enumerate(samples):
+    for index, sample in enumerate(read_samples(old, number, layer)):
         add_sample(writer, index, sample)
     writer.commit(shards.storage, masks_sha256)
-    return reframed
-
-
-def _samples_of_today(old: Origin, number: int, layer: str) -> tuple[list[Sample], int]:
-    """Read a unit of a layer; return its images as they are today, and how many labels had to be framed anew."""
-    if isinstance(old, ShardSet):
-        return read_samples(old, number, layer), 0
-    samples = old.samples(number, layer)
-    try:
-        made = [sample_of_today(sample, layer) for sample in samples]
-    except ShardError as error:
-        raise ShardError(f"{old.storage.url}: layer {layer}, unit {number}: {error}") from error
-    return [sample for sample, _ in made], sum(count for _, count in made)
