@@ -14,7 +14,6 @@ import os
 import re
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from importlib.metadata import entry_points
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -27,8 +26,8 @@ from sum_factory.shared.errors import SettingsError
 
 T = TypeVar("T")
 
-BUILT_IN = "sum_factory.recipes"
-"""Entry points of this group name packages of built-in YAML files."""
+BUILT_IN = "sum_factory.trainer.recipes"
+"""The package of the built-in YAML files."""
 SUFFIXES = (".yaml", ".yml")
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
@@ -93,13 +92,7 @@ def built_in_names() -> list[str]:
 
 
 def _built_in() -> dict[str, Traversable]:
-    found: dict[str, Traversable] = {}
-    for entry in entry_points(group=BUILT_IN):
-        for file in files(entry.value).iterdir():
-            name, dot, suffix = file.name.rpartition(".")
-            if dot + suffix in SUFFIXES:
-                found.setdefault(name, file)
-    return found
+    return {Path(file.name).stem: file for file in files(BUILT_IN).iterdir() if file.name.endswith(SUFFIXES)}
 
 
 def _read(path_or_name: str) -> tuple[str, str]:
