@@ -11,8 +11,8 @@ from sum_factory.pipelines import bench
 
 def main() -> None:
     """Run each benchmark in a process of its own; stop at the first that fails."""
-    names = [module.name for module in pkgutil.iter_modules(bench.__path__) if module.name != "__main__"]
-    for name in sorted(names):
+    modules = [module for module in pkgutil.iter_modules(bench.__path__) if not module.ispkg]
+    for name in sorted({module.name for module in modules} - {"__main__"}):
         print(f"== {name}", flush=True)
         subprocess.run([sys.executable, "-m", f"sum_factory.pipelines.bench.{name}", "--quick"], check=True)
 

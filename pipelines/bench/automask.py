@@ -6,9 +6,9 @@ Both sides label the same photo with the same weights, settings, threads and mal
 of its own, from the pixels to COCO's RLE. Before the clock starts each has labelled it with few points (with
 ``--quick``: a tiny image by a tiny model), so that no code is compiled and no memory taken for the first time while it
 runs. ``vit_t`` has its own weights; those of the others are random, and after it has computed them the decoder's
-outputs are replaced on both sides by the same realistic ones (``pipelines.bench.candidates``).
+outputs are replaced on both sides by the same realistic ones (``bench.parts.candidates``).
 
-The masks must agree (``pipelines.bench.agreement``). The last line is a JSON object: ratios are upstream's time over
+The masks must agree (``bench.parts.agreement``). The last line is a JSON object: ratios are upstream's time over
 ours, end to end and part by part, medians over the repeats with the spread beside them; ``peak_rss_gb`` is the peak of
 a process, all included.
 """
@@ -41,8 +41,8 @@ from torch import Tensor
 from sum_factory.labelgen import automask
 from sum_factory.labelgen.automask import LabelGenerator
 from sum_factory.labelgen.settings import AutomaskSettings, settings_for
-from sum_factory.pipelines.bench.agreement import compare
-from sum_factory.pipelines.bench.candidates import Candidates, Replacing, ReplacingDecoder, replace_upstream
+from sum_factory.pipelines.bench.parts.agreement import compare
+from sum_factory.pipelines.bench.parts.candidates import Candidates, Replacing, ReplacingDecoder, replace_upstream
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, precision_option, settle

@@ -5,7 +5,7 @@
 Three parts. **Labelling** photos of the micro-world with ``vit_t``, one thread a worker: a serial run, one Ray worker,
 two Ray workers, in turn; the shard sets must be equal to the byte. Units are timed between the first and the last
 report of a worker, so that the start of processes and models is left out. **A simulated cluster** of 64 and 512
-workers: the engine's own scheduler on a simulated clock (``pipelines.bench.simulation``), with units of heavy-tailed
+workers: the engine's own scheduler on a simulated clock (``bench.parts.simulation``), with units of heavy-tailed
 length, workers that take a while to start and machines that are taken away; each event costs the driver what the next
 part measured. **The driver**: the real pool on real Ray actors that label nothing, with many planned
 units of 256 images: its CPU time a unit, and its memory after 100 and at the end.
@@ -41,7 +41,7 @@ from sum_factory.labelgen.engine.worker import Worker
 from sum_factory.labelgen.job import Event, Job, PlannedUnits, UnitReport
 from sum_factory.labelgen.run import RunSettings, run
 from sum_factory.labelgen.settings import AutomaskSettings
-from sum_factory.pipelines.bench.simulation import Cluster, simulate
+from sum_factory.pipelines.bench.parts.simulation import Cluster, simulate
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.precision import Precision, PrecisionSetting, settle

@@ -2,9 +2,9 @@
 
     python -m pipelines.bench.shards [--quick] [--photos FOLDER] [--refiner FILE]
 
-Both sides hold the same masks of the same photos, up to 90 a photo (``pipelines.bench.shard_material``), and load the
+Both sides hold the same masks of the same photos, up to 90 a photo (``bench.parts.shard_material``), and load the
 same 30 of a photo, label and uncertainty, on one thread, side after side, from files that were read before. The
-reference (``pipelines.bench.reference_shards``) keeps 8-bit PNGs of 256 x 256, as SAM's logits come. Two harder anchors
+reference (``bench.parts.reference_shards``) keeps 8-bit PNGs of 256 x 256, as SAM's logits come. Two harder anchors
 stand beside it: PNGs of the 64 x 64 that ``vit_t``'s logits have (``native``), and a loader that knows where each PNG
 lies and decodes only what is picked (``smart``). A second table is of a SAM of 1024 pixels, whose logits are 256 x 256;
 there is no pretrained one here, so its logits are made from these (``enlarge``).
@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sum_factory.pipelines.bench import reference_shards
-from sum_factory.pipelines.bench.fidelity import measure_fidelity
-from sum_factory.pipelines.bench.shard_material import Floats, LabelledPhoto, enlarge, label_photos
-from sum_factory.pipelines.bench.shard_sets import (
+from sum_factory.pipelines.bench.parts import reference_shards
+from sum_factory.pipelines.bench.parts.fidelity import measure_fidelity
+from sum_factory.pipelines.bench.parts.shard_material import Floats, LabelledPhoto, enlarge, label_photos
+from sum_factory.pipelines.bench.parts.shard_sets import (
     Loader,
     Plan,
     bytes_of_labels,

@@ -22,7 +22,7 @@ from torch import Tensor
 from sum_factory.labelgen import regions
 from sum_factory.labelgen.automask import ImageLabels, LabelGenerator
 from sum_factory.labelgen.settings import AutomaskSettings
-from sum_factory.pipelines.bench.agreement import compare
+from sum_factory.pipelines.bench.parts.agreement import compare
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.frame import paste
 from sum_factory.shared.sam.checkpoint import load_sam

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sum_factory.labelgen.engine.scheduler import IN_FLIGHT, MAX_DEATHS, Scheduler, Task
-from sum_factory.pipelines.bench.simulation import Cluster, Outcome, simulate
+from sum_factory.pipelines.bench.parts.simulation import Cluster, Outcome, simulate
 
 SIZE = 13
 """Images a unit."""

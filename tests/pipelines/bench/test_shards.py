@@ -16,9 +16,10 @@ import torch
 from click.testing import CliRunner
 from segment_anything.utils.amg import calculate_stability_score
 
-from sum_factory.pipelines.bench import shard_material, shards
-from sum_factory.pipelines.bench.fidelity import DEAD_ZONE, largest_error, masks_of_sam, measure_fidelity
-from sum_factory.pipelines.bench.shard_material import (
+from sum_factory.pipelines.bench import shards
+from sum_factory.pipelines.bench.parts import shard_material
+from sum_factory.pipelines.bench.parts.fidelity import DEAD_ZONE, largest_error, masks_of_sam, measure_fidelity
+from sum_factory.pipelines.bench.parts.shard_material import (
     LEAST_STABILITY,
     OFFSET,
     LabelledPhoto,
@@ -26,7 +27,7 @@ from sum_factory.pipelines.bench.shard_material import (
     find_photos,
     label_photos,
 )
-from sum_factory.pipelines.bench.shard_sets import Loader, bytes_of_labels, plan_set, write_labels, write_photos
+from sum_factory.pipelines.bench.parts.shard_sets import Loader, bytes_of_labels, plan_set, write_labels, write_photos
 from sum_factory.pipelines.bench.shards import Bench, compare, compare_between_cells, interleave, probabilities, ratio
 from sum_factory.shared.errors import SourceError
 from sum_factory.shared.shards.dataset import ENCODINGS

@@ -11,7 +11,7 @@ import pytest
 from sum_factory.labelgen.automask import ImageLabels
 from sum_factory.labelgen.rle import encode_rle
 from sum_factory.labelgen.settings import AutomaskSettings
-from sum_factory.pipelines.bench.agreement import compare
+from sum_factory.pipelines.bench.parts.agreement import compare
 from sum_factory.shared.frame import Frame
 
 SETTINGS = AutomaskSettings()

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sum_factory.pipelines.bench.shard_material import Floats, LabelledPhoto
+from sum_factory.pipelines.bench.parts.shard_material import Floats, LabelledPhoto
 from sum_factory.shared.frame import Frame
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.evaluate.metrics import boundary_iou, iou

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sum_factory.pipelines.bench.reference_shards import COLUMNS, index_image, load, load_smart, write_image
+from sum_factory.pipelines.bench.parts.reference_shards import COLUMNS, index_image, load, load_smart, write_image
 
 MASKS, SIDE = 5, 24
 PICKED = [0, 3, 4]

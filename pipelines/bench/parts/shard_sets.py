@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from sum_factory.pipelines.bench.shard_material import Floats, LabelledPhoto
+from sum_factory.pipelines.bench.parts.shard_material import Floats, LabelledPhoto
 from sum_factory.shared.images import RgbImage, decode_image, digest
 from sum_factory.shared.label_codec import encode_label
 from sum_factory.shared.photo_codec import encode_photo

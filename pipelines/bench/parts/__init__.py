@@ -1,0 +1,1 @@
+"""What benchmarks are made of: reference implementations, material, simulations, comparisons."""
