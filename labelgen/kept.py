@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sum_factory.labelgen.automask import ImageLabels
-from sum_factory.shared.embedding_codec import encode_embedding
-from sum_factory.shared.frame import CropBox
+from sum_factory.labelgen.masks.automask import ImageLabels
+from sum_factory.shared.codecs.embedding import encode_embedding
+from sum_factory.shared.codecs.label import encode_label
+from sum_factory.shared.codecs.logits import encode_logits
+from sum_factory.shared.codecs.photo import encode_photo
 from sum_factory.shared.images import RgbImage
-from sum_factory.shared.label_codec import encode_label
-from sum_factory.shared.logits_codec import encode_logits
-from sum_factory.shared.photo_codec import encode_photo
+from sum_factory.shared.placement import CropBox
 from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Dataset, Layer, Unit, is_of_masks
 from sum_factory.shared.shards.manifest import CROP_BOX
 from sum_factory.shared.shards.shard_set import LabelledImage
 from sum_factory.shared.shards.unit_writer import UnitWriter
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 
 class KeptFrames(NamedTuple):

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sum_factory.labelgen.automask import ImageLabels, LabelGenerator
 from sum_factory.labelgen.job import Event, Job, Progress, UncertaintyTask, UnitReport
 from sum_factory.labelgen.kept import (
     Encoded,
@@ -27,11 +26,12 @@ from sum_factory.labelgen.kept import (
     keep_photo,
 )
 from sum_factory.labelgen.lanes import take_cores
+from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
 from sum_factory.labelgen.read_ahead import Photo, read_ahead, read_planned
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
 from sum_factory.shared.errors import ImageError, SourceError
-from sum_factory.shared.frame import CropBox
+from sum_factory.shared.placement import CropBox
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Embedder, place

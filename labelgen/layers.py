@@ -8,8 +8,8 @@ from importlib.metadata import version
 from typing import Any
 
 from sum_factory.labelgen.settings import AutomaskSettings, UncertaintySettings
+from sum_factory.shared.codecs.photo import QUALITY, chroma_of
 from sum_factory.shared.errors import SettingsError
-from sum_factory.shared.photo_codec import QUALITY, chroma_of
 from sum_factory.shared.sam.architecture import ARCHITECTURES, PATCH
 from sum_factory.shared.sam.refiner import identify_refiner
 from sum_factory.shared.sam.runtime import Runtime

@@ -13,7 +13,7 @@ from sum_factory.labelgen.sources import ImageRef
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.shared.errors import SettingsDifferError
 from sum_factory.shared.images import digest
-from sum_factory.shared.photos import read_bytes
+from sum_factory.shared.photo_files import read_bytes
 from sum_factory.shared.places import absolute
 from sum_factory.shared.precision import Resolved
 from sum_factory.shared.progress import track
@@ -32,7 +32,7 @@ from sum_factory.shared.shards.dataset import (
     unit_path,
 )
 from sum_factory.shared.shards.shard_set import ShardSet
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 HASHING_THREADS = 8
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.shared.errors import ImageError
-from sum_factory.shared.frame import resized_size
 from sum_factory.shared.images import RgbImage, decode_image, digest
-from sum_factory.shared.photos import photo_name, read_bytes
+from sum_factory.shared.photo_files import photo_name, read_bytes
+from sum_factory.shared.placement import resized_size
 from sum_factory.shared.sam.runtime import resize
 from sum_factory.shared.shards.dataset import PlannedImage
 

@@ -37,11 +37,11 @@ from sum_factory.shared.shards.dataset import (
     is_uncertainty,
     require_same,
 )
-from sum_factory.shared.shards.encodings import write_shared_files
+from sum_factory.shared.shards.encoding import write_shared_files
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.originals import require_old_places, require_originals
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 CPUS_ON_CLUSTER = 1.0
 """What a worker on a running cluster asks for, unless told otherwise."""

@@ -18,10 +18,10 @@ import fsspec
 
 from sum_factory.shared.errors import SourceError
 from sum_factory.shared.images import IMAGE_SUFFIXES
-from sum_factory.shared.photos import photo_name
+from sum_factory.shared.photo_files import photo_name
 from sum_factory.shared.places import absolute, joined, parent_of, renamed
 from sum_factory.shared.progress import track
-from sum_factory.shared.refusals import explained
+from sum_factory.shared.store.refusals import explained
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
 

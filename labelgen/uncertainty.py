@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.labelgen.settings import UncertaintySettings
-from sum_factory.shared.frame import CELL, CropBox, Frame
-from sum_factory.shared.label_codec import decode_label
+from sum_factory.shared.codecs.label import decode_label
+from sum_factory.shared.codecs.uncertainty import encode_refined, encode_uncertainty
 from sum_factory.shared.memory import BatchSize
+from sum_factory.shared.placement import CELL, CropBox, Frame
 from sum_factory.shared.sam.decode import PAD, POSITIVE, Prompts, embed_prompts
 from sum_factory.shared.sam.point_decoder import OUTPUTS, PointDecoder, PointImage
 from sum_factory.shared.sam.refiner import Refiner
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.shared.uncertainty_codec import encode_refined, encode_uncertainty
 
 LEAST_IOU = 0.5
 """An output that agrees less with the label, on the low-resolution grid, is not where the label came from."""

@@ -11,7 +11,7 @@ import os
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from sum_factory.shared.refusals import is_remote
+from sum_factory.shared.store.refusals import is_remote
 
 CHAIN = "::"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.places import CHAIN, absolute, joined, links_of
-from sum_factory.shared.refusals import is_remote
+from sum_factory.shared.store.refusals import is_remote
 
 _BEFORE_ABSOLUTE = re.compile(r"(.+?)=(/.*|~.*|[a-z][a-z0-9+.-]*(?:://|::).*)", re.DOTALL)
 

@@ -21,13 +21,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sum_factory.shared.canonical_json import to_json
 from sum_factory.shared.errors import CheckpointError, StorageError
 from sum_factory.shared.precision import Resolved
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.checkpoint import to_safetensors
 from sum_factory.shared.shards.dataset import require_same
-from sum_factory.shared.storage import TEMPORARY_PREFIX
+from sum_factory.shared.store.canonical_json import to_json
+from sum_factory.shared.store.storage import TEMPORARY_PREFIX
 
 WEIGHTS, TRAINING, STATE = "weights.safetensors", "training.pt", "state.json"
 OPTION_FOR_PRECISION = "--precision {0} (or --set precision={0})"

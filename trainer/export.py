@@ -9,7 +9,7 @@ import torch
 
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.runtime import Runtime
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluate.run import load_weights
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from torch.utils.tensorboard import SummaryWriter
 
 from sum_factory.shared.progress import Stage
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 LOG = "log.jsonl"
 

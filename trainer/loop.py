@@ -26,8 +26,8 @@ from sum_factory.shared.sam.runtime import pick_device
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.shared.shards.view import open_shards
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.shards.selection.view import open_shards
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.batch import Sums, backpropagate, collate
 from sum_factory.trainer.checkpoint import WEIGHTS, Checkpoints
 from sum_factory.trainer.data.coded import Sample

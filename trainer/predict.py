@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sum_factory.shared.errors import ImageError, SettingsError
-from sum_factory.shared.frame import Frame
 from sum_factory.shared.images import RgbImage
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.precision import Precision
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.runtime import Embedder

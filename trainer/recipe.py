@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from sum_factory.shared.cache import Cache, default_folder
 from sum_factory.shared.precision import Precision, PrecisionSetting, resolve
 from sum_factory.shared.relocation import Relocation
 from sum_factory.shared.sam.runtime import pick_device
 from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.shared.store.cache import Cache, default_folder
 from sum_factory.trainer.data.order import Mix
 from sum_factory.trainer.data.sets import SetSettings
 from sum_factory.trainer.interactive import FedOutput, InteractiveSettings

@@ -17,8 +17,8 @@ TAKEN_BACK = 3
 @shards_option
 def status_command(shards: str) -> None:
     """Say how much of a shard set is done, layer by layer, and which images were skipped."""
-    from sum_factory.labelgen.status import status_of
-    from sum_factory.shared.shards.view import open_shards
+    from sum_factory.labelgen.sets.status import status_of
+    from sum_factory.shared.shards.selection.view import open_shards
 
     for line in status_of(open_shards(shards), shards):
         click.echo(line)
@@ -29,9 +29,9 @@ def status_command(shards: str) -> None:
 @click.pass_context
 def verify_command(ctx: click.Context, shards: str) -> None:
     """Check counts and checksums, and that every frame decodes. Exit status 1 if anything is wrong."""
-    from sum_factory.labelgen.status import frames_of
+    from sum_factory.labelgen.sets.status import frames_of
+    from sum_factory.shared.shards.selection.view import open_shards
     from sum_factory.shared.shards.verify import verify
-    from sum_factory.shared.shards.view import open_shards
 
     shard_set = open_shards(shards)
     checks = list(verify(shard_set))
@@ -60,7 +60,7 @@ def repair_command(ctx: click.Context, shards: str, dry_run: bool) -> None:
     Their files are moved to the folder `quarantine` of the shard set. Exit status 0 if the shard set is sound, 3 if all
     that was wrong is taken back, 1 if something is left.
     """
-    from sum_factory.labelgen.repair import diagnose, take_back
+    from sum_factory.labelgen.sets.repair import diagnose, take_back
     from sum_factory.shared.shards.shard_set import ShardSet
 
     shard_set = ShardSet.open(shards)
@@ -93,7 +93,7 @@ def repair_command(ctx: click.Context, shards: str, dry_run: bool) -> None:
 def gc_command(shards: str, older_than: float, dry_run: bool) -> None:
     """Remove what runs that died have left: temporary files, and data without a manifest. Nothing else is touched."""
     from sum_factory.shared.shards.collect import left_overs, remove
-    from sum_factory.shared.shards.view import open_shards
+    from sum_factory.shared.shards.selection.view import open_shards
 
     shard_set = open_shards(shards)
     limit = datetime.now(UTC) - timedelta(hours=older_than)

@@ -12,7 +12,7 @@ from sum_factory.shared.commands import FAILED
 from sum_factory.shared.shards.dataset import ENCODINGS, REFINEMENT
 
 if TYPE_CHECKING:
-    from sum_factory.labelgen.merge import Keep
+    from sum_factory.labelgen.sets.merge import Keep
 
 
 @click.command("select")
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--image-list", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Keys, one a line.")
 def select_command(shards: str, out: str, **conditions: Any) -> None:
     """Choose masks, once, as a view: a small folder to be read like a shard set. No data are copied."""
-    from sum_factory.labelgen.select import Filter, select
+    from sum_factory.labelgen.sets.select import Filter, select
 
     click.echo(select(shards, out, Filter(**conditions)).lines())
 
@@ -45,7 +45,7 @@ def select_command(shards: str, out: str, **conditions: Any) -> None:
 )
 def merge_command(sources: tuple[str, ...], out: str, keep: Keep | None, layers: tuple[str, ...]) -> None:
     """Join shard sets that were made apart, with the same settings, as a view of all. No data are copied."""
-    from sum_factory.labelgen.merge import merge
+    from sum_factory.labelgen.sets.merge import merge
 
     click.echo(merge(sources, out, keep, layers).lines())
 
@@ -62,7 +62,7 @@ def convert_command(ctx: click.Context, shards: str, out: str, encoding: str) ->
 
     A unit that is damaged is left out and named; exit status 1 then.
     """
-    from sum_factory.labelgen.convert import convert
+    from sum_factory.labelgen.sets.convert import convert
 
     summary = convert(shards, out, encoding)
     for problem in summary.problems:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Task
 from sum_factory.labelgen.job import Job, Progress, UnitReport
 from sum_factory.shared.allocator import tune_malloc
-from sum_factory.shared.photos import photo_name
+from sum_factory.shared.photo_files import photo_name
 from sum_factory.shared.shards.dataset import Unit
 
 if TYPE_CHECKING:

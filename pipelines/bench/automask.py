@@ -38,8 +38,8 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, automatic_mask_generator
 from torch import Tensor
 
-from sum_factory.labelgen import automask
-from sum_factory.labelgen.automask import LabelGenerator
+from sum_factory.labelgen.masks import automask
+from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.settings import AutomaskSettings, settings_for
 from sum_factory.pipelines.bench.parts.agreement import compare
 from sum_factory.pipelines.bench.parts.candidates import Candidates, Replacing, ReplacingDecoder, replace_upstream

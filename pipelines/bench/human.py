@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
-from sum_factory.shared.frame import Frame
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.progress import track
 from sum_factory.trainer.data.grid import masks_on_grid
 from sum_factory.trainer.data.human import CocoInstances, FolderPairs, HumanSet, Masks

@@ -18,14 +18,14 @@ import click
 import numpy as np
 import torch
 
-from sum_factory.labelgen.automask import LabelGenerator
-from sum_factory.labelgen.rle import Mask
+from sum_factory.labelgen.masks.automask import LabelGenerator
+from sum_factory.labelgen.masks.rle import Mask
 from sum_factory.labelgen.settings import settings_for
 from sum_factory.labelgen.sources import list_images
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.pipelines.microworld.textures import photo_paths
 from sum_factory.shared.images import RgbImage, decode_image
-from sum_factory.shared.photos import photo_name, read_bytes
+from sum_factory.shared.photo_files import photo_name, read_bytes
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.runtime import Runtime, place

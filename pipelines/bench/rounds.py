@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sum_factory.pipelines.microworld.scene import make_scenes
-from sum_factory.shared.frame import Frame
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, precision_option, settle
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.checkpoint import load_sam

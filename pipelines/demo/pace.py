@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from sum_factory.labelgen.automask import LabelGenerator
+from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.settings import settings_for
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.sam.checkpoint import load_sam

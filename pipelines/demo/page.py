@@ -13,12 +13,12 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from sum_factory.labelgen.export import at_full_size
-from sum_factory.labelgen.view.page import heat_map, jpeg_url
+from sum_factory.labelgen.page.write import heat_map, jpeg_url
+from sum_factory.labelgen.sets.export import at_full_size
 from sum_factory.pipelines.microworld.sets import describe_set
-from sum_factory.shared.frame import Frame
 from sum_factory.shared.images import RgbImage, decode_image
-from sum_factory.shared.photos import photo_name, read_bytes
+from sum_factory.shared.photo_files import photo_name, read_bytes
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.runtime import Embedder

@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 import pyarrow as pa
 
-from sum_factory.labelgen.export import export_coco
+from sum_factory.labelgen.page.write import write_page
 from sum_factory.labelgen.run import RunSettings, run
+from sum_factory.labelgen.sets.export import export_coco
 from sum_factory.labelgen.settings import settings_for
-from sum_factory.labelgen.view.page import write_page
 from sum_factory.pipelines.demo.announcer import Announcer
 from sum_factory.pipelines.demo.pace import pace_of_this_machine
 from sum_factory.pipelines.demo.page import Compared, Results, write_demo_page
@@ -30,7 +30,7 @@ from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.shards.dataset import REFINEMENT
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.verify import verify
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluate.report import summarise
 from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
 from sum_factory.trainer.evaluate.settings import Protocol

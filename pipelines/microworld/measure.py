@@ -22,7 +22,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional as F
 
-from sum_factory.labelgen.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
 from sum_factory.labelgen.settings import AutomaskSettings, settings_for
 from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
 from sum_factory.pipelines.microworld.scene import Scene, make_scenes

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sum_factory.pipelines.microworld.sets import write_sets
 from sum_factory.shared.sam.checkpoint import read_header, to_safetensors
 from sum_factory.shared.sam.refiner import PACKAGED_FILE
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.refiner import RefinerRecipe, train_refiner
 from sum_factory.trainer.settings import read_settings
 

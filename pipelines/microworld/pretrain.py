@@ -51,7 +51,7 @@ from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.decode import BOX_MIN, Prompts, decode_prompts, dense_positions
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.shared.shards.dataset import require_same
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.prompts import first_prompts
 
 BETAS = (0.9, 0.95)

@@ -22,7 +22,7 @@ from sum_factory.pipelines.microworld.scene import Scene, World, make_scene
 from sum_factory.shared.errors import SettingsDifferError
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import require_same
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings, Task
 
 TASKS: tuple[Task, ...] = ("salient", "entity", "part")

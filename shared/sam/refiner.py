@@ -25,7 +25,7 @@ from sum_factory.shared.sam.checkpoint import HEADER, LoadedSam, file_sha256, to
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, POSITIVE, Prompts, decode_prompts
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.sam.upstream import MaskDecoder, PromptEncoder, Sam
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 KIND = "refiner"
 PACKAGED_FILE = f"{PACKAGED}_refiner.safetensors"

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sum_factory.shared.frame import CropBox, resized_size
+from sum_factory.shared.placement import CropBox, resized_size
 from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, autocast, resolve
 from sum_factory.shared.sam.attention import attend_in_pieces
 from sum_factory.shared.sam.fast_linear import use_fast_linear

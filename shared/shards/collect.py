@@ -9,11 +9,11 @@ from datetime import datetime
 
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.shards.dataset import KEPT, UNCERTAINTY
-from sum_factory.shared.shards.encodings import layer_of, unit_of
+from sum_factory.shared.shards.encoding import layer_of, unit_of
 from sum_factory.shared.shards.manifest import manifest_path
+from sum_factory.shared.shards.selection.view_plan import ROWS
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
-from sum_factory.shared.shards.view_plan import ROWS
-from sum_factory.shared.storage import TEMPORARY_PREFIX, Storage
+from sum_factory.shared.store.storage import TEMPORARY_PREFIX, Storage
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from sum_factory.shared.canonical_json import content_id, to_json
 from sum_factory.shared.errors import SettingsDifferError, ShardError
-from sum_factory.shared.folder_lock import held
-from sum_factory.shared.shards.seal import is_sealed, require_seal, seal, with_room
+from sum_factory.shared.store.canonical_json import content_id, to_json
+from sum_factory.shared.store.folder_lock import held
+from sum_factory.shared.store.seal import is_sealed, require_seal, seal, with_room
 
 if TYPE_CHECKING:
-    from sum_factory.shared.storage import Storage
+    from sum_factory.shared.store.storage import Storage
 
 FORMAT_VERSION = 2
 DATASET = "dataset.json"

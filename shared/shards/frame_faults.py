@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from sum_factory.shared.codecs.label import decode_label
+from sum_factory.shared.codecs.uncertainty import STEPS, decode_uncertainty
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.frame import Frame
-from sum_factory.shared.label_codec import decode_label
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS, is_of_masks, is_uncertainty
 from sum_factory.shared.shards.manifest import UnitRecord
 from sum_factory.shared.shards.photos import faults_of_photos
 from sum_factory.shared.shards.reader import LayerReader
 from sum_factory.shared.shards.sam_outputs import crop_of, fault_of_logits, faults_of_embeddings
 from sum_factory.shared.shards.shard_set import ShardSet
-from sum_factory.shared.uncertainty_codec import STEPS, decode_uncertainty
 
 Row = Mapping[str, Any]
 BATCH = 64

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sum_factory.shared.frame import Frame
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.shards.manifest import rows_of_images
 
 

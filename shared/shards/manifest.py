@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, REMEDY_FOR_DATA, is_uncertainty, unit_name
-from sum_factory.shared.shards.seal import SEAL, require_seal, seal, with_room
+from sum_factory.shared.store.seal import SEAL, require_seal, seal, with_room
 
 _PLACE = [
     ("image", pa.string()),

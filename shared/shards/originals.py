@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sum_factory.shared.errors import ImageError, SettingsError, SourceError
 from sum_factory.shared.images import digest
-from sum_factory.shared.photos import photo_name, read_bytes
+from sum_factory.shared.photo_files import photo_name, read_bytes
 from sum_factory.shared.places import links_of, parent_of
 from sum_factory.shared.shards.dataset import PlannedImage
 from sum_factory.shared.shards.shard_set import ShardSet

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sum_factory.shared.codecs.photo import decode_photo
 from sum_factory.shared.errors import ImageError, ShardError
-from sum_factory.shared.frame import resized_size
-from sum_factory.shared.photo_codec import decode_photo
+from sum_factory.shared.placement import resized_size
 from sum_factory.shared.shards.dataset import IMAGES
 from sum_factory.shared.shards.manifest import UnitRecord
 from sum_factory.shared.shards.reader import WHICH, Rows

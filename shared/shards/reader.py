@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sum_factory.shared.codes import Codes
+from sum_factory.shared.codecs.codes import Codes
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
 from sum_factory.shared.shards.manifest import UnitRecord
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 Part = Literal["label", "u", "refined"]
 """What a layer holds of a mask: ``masks`` its label; a layer of uncertainty its map u and, by a refiner, its refined

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sum_factory.shared.embedding_codec import decode_embedding
+from sum_factory.shared.codecs.embedding import decode_embedding
+from sum_factory.shared.codecs.logits import decode_logits
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.frame import CELL, CropBox
-from sum_factory.shared.logits_codec import decode_logits
+from sum_factory.shared.placement import CELL, CropBox
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, MASKS
 from sum_factory.shared.shards.manifest import CROP_BOX
 from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sum_factory.shared.cache import Cache
+from sum_factory.shared.codecs.uncertainty import Uncertainty
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.relocation import UNMOVED, Relocation
 from sum_factory.shared.shards.dataset import (
@@ -30,14 +30,14 @@ from sum_factory.shared.shards.dataset import (
     unit_path,
 )
 from sum_factory.shared.shards.dataset import MASKS as MASKS
-from sum_factory.shared.shards.encodings import data_files, open_reader
+from sum_factory.shared.shards.encoding import data_files, open_reader
 from sum_factory.shared.shards.labelled import LabelledImage as LabelledImage
 from sum_factory.shared.shards.labelled import UncertaintyRow as UncertaintyRow
 from sum_factory.shared.shards.labelled import labelled_images, uncertainty_rows
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path, read_manifest, read_record
 from sum_factory.shared.shards.reader import LayerReader, Rows
-from sum_factory.shared.storage import Storage
-from sum_factory.shared.uncertainty_codec import Uncertainty
+from sum_factory.shared.store.cache import Cache
+from sum_factory.shared.store.storage import Storage
 
 UNITS_KEPT = 24
 """Units of which a reader keeps the rows: training reads 8 at a time, with 8 to come and 8 just left."""
@@ -47,7 +47,7 @@ UNITS_KEPT = 24
 class ShardSet:
     """A shard set at any fsspec URL. Only committed units are ever seen.
 
-    ``shared.shards.view.View`` is one that chooses from others: what reads only takes either (``open_shards``).
+    ``selection.view.View`` is one that chooses from others: what reads only takes either (``open_shards``).
     ``photos_from`` says where the photos lie now that have moved since they were labelled.
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from sum_factory.shared.shards.dataset import Dataset, Layer, Unit
-from sum_factory.shared.shards.encodings import data_files, new_encoder
+from sum_factory.shared.shards.encoding import data_files, new_encoder
 from sum_factory.shared.shards.manifest import (
     UnitRecord,
     is_unknown,
@@ -19,7 +19,7 @@ from sum_factory.shared.shards.manifest import (
     schema_of,
     write_manifest,
 )
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 
 @dataclass

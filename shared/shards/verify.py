@@ -20,7 +20,7 @@ from sum_factory.shared.shards.dataset import (
     Unit,
     unit_name,
 )
-from sum_factory.shared.shards.encodings import faults_of_files, open_reader, shared_files
+from sum_factory.shared.shards.encoding import faults_of_files, open_reader, shared_files
 from sum_factory.shared.shards.frame_faults import Row, faults_of_frames
 from sum_factory.shared.shards.manifest import UnitRecord, is_unknown, manifest_path
 from sum_factory.shared.shards.reader import HeldFiles, Rows

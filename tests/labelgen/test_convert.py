@@ -12,17 +12,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sum_factory.labelgen.cli import main
-from sum_factory.labelgen.convert import convert
-from sum_factory.labelgen.merge import merge
 from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.sets.convert import convert
+from sum_factory.labelgen.sets.merge import merge
 from sum_factory.shared.commands import FAILED
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import DATASET, IMAGES
 from sum_factory.shared.shards.photos import read_photo
+from sum_factory.shared.shards.selection.view import open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.verify import verify
-from sum_factory.shared.shards.view import open_shards
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, str]]

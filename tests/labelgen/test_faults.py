@@ -28,12 +28,12 @@ import s3fs
 from click.testing import CliRunner
 
 from sum_factory.labelgen.cli import main
-from sum_factory.labelgen.pace import pace
 from sum_factory.labelgen.progress import RunSummary
-from sum_factory.shared import patience
+from sum_factory.labelgen.sets.pace import pace
 from sum_factory.shared.errors import StorageError, SumError, UnreachableError
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.verify import verify
+from sum_factory.shared.store import patience
 
 Label = Callable[..., RunSummary]
 Finished = tuple[Path, RunSummary]
@@ -412,7 +412,7 @@ def test_store_that_fails_in_mid_run_is_named_and_the_same_command_goes_on(
 
 def break_after(patch: pytest.MonkeyPatch, name: str, network: BadNetwork, fault: Fault) -> None:
     """Have the network fail right after a file has been created."""
-    from sum_factory.shared.storage import Storage
+    from sum_factory.shared.store.storage import Storage
 
     create = Storage.create
 

@@ -19,7 +19,7 @@ from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.commands import FAILED
 from sum_factory.shared.shards.collect import left_overs, remove
 from sum_factory.shared.shards.shard_set import ShardSet
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 Snapshot = Callable[[Path], dict[str, str]]
 OLD_HOURS = 25.0

@@ -23,7 +23,7 @@ from sum_factory.shared.errors import SettingsDifferError
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.shards.verify import verify
-from sum_factory.shared.storage import TEMPORARY_PREFIX, Storage
+from sum_factory.shared.store.storage import TEMPORARY_PREFIX, Storage
 
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, str]]
@@ -44,7 +44,7 @@ import sum_factory.labelgen.run
 from sum_factory.labelgen import cli
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.shards.unit_writer import UnitWriter
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)

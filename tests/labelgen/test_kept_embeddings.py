@@ -19,24 +19,24 @@ from click.testing import CliRunner
 from segment_anything import SamPredictor
 
 from sum_factory.labelgen.cli import main
-from sum_factory.labelgen.convert import convert
 from sum_factory.labelgen.kept import keep_embeddings
-from sum_factory.labelgen.merge import merge
 from sum_factory.labelgen.read_ahead import Photo, load_photo
-from sum_factory.labelgen.repair import QUARANTINE, diagnose, take_back
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.labelgen.select import Filter, select
+from sum_factory.labelgen.sets.convert import convert
+from sum_factory.labelgen.sets.merge import merge
+from sum_factory.labelgen.sets.repair import QUARANTINE, diagnose, take_back
+from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.labelgen.settings import AutomaskSettings
 from sum_factory.shared.errors import SettingsDifferError, SettingsError, ShardError, SourceError
 from sum_factory.shared.images import decode_image
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import Refiner, load_refiner
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, OUTPUTS, Layer, PlannedImage
+from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.sam_outputs import crop_of, kept_crops, read_embedding, read_kept_logits
+from sum_factory.shared.shards.selection.view import open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
-from sum_factory.shared.shards.tar_layer import tar_path
-from sum_factory.shared.shards.view import open_shards
 
 Label = Callable[..., RunSummary]
 Problems = Callable[[Path], list[str]]

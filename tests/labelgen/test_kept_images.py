@@ -19,15 +19,15 @@ from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.read_ahead import Photo, load_photo
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sources import list_images
+from sum_factory.shared.codecs.photo import encode_photo
 from sum_factory.shared.errors import SettingsDifferError, ShardError, SourceError
 from sum_factory.shared.images import decode_image
-from sum_factory.shared.photo_codec import encode_photo
 from sum_factory.shared.sam.runtime import resize
 from sum_factory.shared.shards.dataset import DATASET, IMAGES, Dataset, PlannedImage
+from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.photos import read_photo, require_photos
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
-from sum_factory.shared.shards.tar_layer import tar_path
 
 Label = Callable[..., RunSummary]
 Problems = Callable[[Path], list[str]]

@@ -15,24 +15,24 @@ from click.testing import CliRunner
 from scipy.special import entr, expit
 from segment_anything import SamPredictor
 
-from sum_factory.labelgen.automask import ImageLabels, LabelGenerator
 from sum_factory.labelgen.cli import main
-from sum_factory.labelgen.repair import QUARANTINE, diagnose, take_back
+from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
 from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.sets.repair import QUARANTINE, diagnose, take_back
 from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.shared.codecs.label import decode_label
+from sum_factory.shared.codecs.logits import encode_logits
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.images import decode_image
-from sum_factory.shared.label_codec import decode_label
-from sum_factory.shared.logits_codec import encode_logits
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Runtime, place
 from sum_factory.shared.shards.dataset import DATASET, LOGITS, PlannedImage
+from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.manifest import manifest_path, write_manifest
 from sum_factory.shared.shards.sam_outputs import read_kept_logits
 from sum_factory.shared.shards.shard_set import MASKS, LabelledImage, ShardSet
-from sum_factory.shared.shards.tar_layer import tar_path
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 Label = Callable[..., RunSummary]
 Problems = Callable[[Path], list[str]]

@@ -14,16 +14,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sum_factory.labelgen.cli import main
-from sum_factory.labelgen.merge import merge
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.labelgen.select import Filter, select
+from sum_factory.labelgen.sets.merge import merge
+from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.commands import FAILED
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.shards.dataset import DATASET, IMAGES
 from sum_factory.shared.shards.photos import read_photo
+from sum_factory.shared.shards.selection.view import View, open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.verify import verify
-from sum_factory.shared.shards.view import View, open_shards
 
 Label = Callable[..., RunSummary]
 Seen = list[tuple[str, bytes, float | None]]

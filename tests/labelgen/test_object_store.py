@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.shared.cache import Cache
 from sum_factory.shared.errors import SettingsDifferError, StorageError
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.shards.verify import verify
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.cache import Cache
+from sum_factory.shared.store.storage import Storage
 
 Label = Callable[..., RunSummary]
 Finished = tuple[Path, RunSummary]

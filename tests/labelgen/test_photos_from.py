@@ -17,15 +17,15 @@ from click.testing import CliRunner, Result
 
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.commands.label import FINISHED_WITH_IMAGE_ERRORS
+from sum_factory.labelgen.page.write import write_page
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.labelgen.select import Filter, select
-from sum_factory.labelgen.view.page import write_page
+from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.commands import FAILED
 from sum_factory.shared.errors import SourceError
 from sum_factory.shared.relocation import Relocation
 from sum_factory.shared.shards.dataset import unit_path
+from sum_factory.shared.shards.selection.view import open_shards
 from sum_factory.shared.shards.shard_set import ShardSet
-from sum_factory.shared.shards.view import open_shards
 
 Label = Callable[..., RunSummary]
 AddMaps = Callable[..., RunSummary]

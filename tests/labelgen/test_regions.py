@@ -13,9 +13,9 @@ from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_
 from torch import Tensor
 from torch.nn import functional as F
 
-from sum_factory.labelgen import regions
-from sum_factory.labelgen.regions import draw, measure
-from sum_factory.shared.frame import Frame
+from sum_factory.labelgen.masks import regions
+from sum_factory.labelgen.masks.regions import draw, measure
+from sum_factory.shared.placement import Frame
 
 Count = Callable[[Tensor, Frame, tuple[float, float, float]], Tensor]
 COUNTS = {"compiled": regions._count_on_cpu, "torch": regions._count_with_torch}

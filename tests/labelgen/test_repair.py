@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.commands.check import TAKEN_BACK
-from sum_factory.labelgen.repair import QUARANTINE
 from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.sets.repair import QUARANTINE
 from sum_factory.shared.commands import FAILED
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 Snapshot = Callable[[Path], dict[str, str]]
 Damage = Callable[[Path], object]

@@ -39,7 +39,7 @@ from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.shards.manifest import CROP_BOX
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.verify import verify
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, str]]

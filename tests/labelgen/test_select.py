@@ -17,20 +17,20 @@ from click.testing import CliRunner, Result
 
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.labelgen.select import Filter, select
-from sum_factory.shared.cache import Cache
+from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.commands import FAILED
 from sum_factory.shared.errors import ShardError, SourceError
 from sum_factory.shared.shards.dataset import DATASET
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.photos import read_photo, require_photos
 from sum_factory.shared.shards.samples import Sample, add_sample, read_samples
+from sum_factory.shared.shards.selection.view import View, open_shards
+from sum_factory.shared.shards.selection.view_plan import ViewPlan
 from sum_factory.shared.shards.shard_set import MASKS, LabelledImage, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.shards.verify import verify
-from sum_factory.shared.shards.view import View, open_shards
-from sum_factory.shared.shards.view_plan import ViewPlan
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.cache import Cache
+from sum_factory.shared.store.storage import Storage
 
 Finished = tuple[Path, RunSummary]
 MAPS = "uncertainty/refinement"

@@ -19,7 +19,7 @@ from PIL import Image
 
 from sum_factory.labelgen.sources import ImageRef, list_images
 from sum_factory.shared.errors import SourceError
-from sum_factory.shared.photos import read_bytes
+from sum_factory.shared.photo_files import read_bytes
 
 
 def picture(seed: int) -> bytes:

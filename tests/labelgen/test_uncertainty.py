@@ -20,15 +20,15 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sum_factory.labelgen import uncertainty as uncertainty_module
-from sum_factory.labelgen.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
 from sum_factory.labelgen.settings import AutomaskSettings, UncertaintySettings
 from sum_factory.labelgen.uncertainty import CropBox, Embed, LabelledMask, UncertaintyMaker, UncertaintyMap
 from sum_factory.pipelines.microworld.scene import make_scene
-from sum_factory.shared.frame import Frame
-from sum_factory.shared.label_codec import decode_label, encode_label
+from sum_factory.shared.codecs.label import decode_label, encode_label
+from sum_factory.shared.codecs.uncertainty import decode_uncertainty, encode_uncertainty, refined_label
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import Refiner
-from sum_factory.shared.uncertainty_codec import decode_uncertainty, encode_uncertainty, refined_label
 
 Image = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]

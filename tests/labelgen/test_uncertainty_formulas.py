@@ -14,7 +14,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from sum_factory.labelgen.settings import UncertaintySettings
 from sum_factory.labelgen.uncertainty import LabelledMask, confidence, entropy, refinement, to_input
 from sum_factory.shared.errors import SettingsError
-from sum_factory.shared.frame import Frame
+from sum_factory.shared.placement import Frame
 
 GRID = np.linspace(-30, 30, 601, dtype=np.float32).reshape(1, -1)
 

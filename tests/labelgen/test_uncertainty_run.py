@@ -18,11 +18,11 @@ from PIL import Image
 
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.shared.codecs.uncertainty import decode_uncertainty
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet
-from sum_factory.shared.storage import Storage
-from sum_factory.shared.uncertainty_codec import decode_uncertainty
+from sum_factory.shared.store.storage import Storage
 
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, str]]

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pytest
 
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.shared.label_codec import encode_label
+from sum_factory.shared.codecs.label import encode_label
+from sum_factory.shared.codecs.uncertainty import decode_uncertainty, encode_uncertainty
 from sum_factory.shared.shards.dataset import DATASET
+from sum_factory.shared.shards.encodings.tar_layer import MAPS, TarWriter, add_sample, read_samples
 from sum_factory.shared.shards.manifest import UNCERTAINTY_SCHEMA, UnitRecord, read_manifest, write_manifest
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
-from sum_factory.shared.shards.tar_layer import MAPS, TarWriter, add_sample, read_samples
 from sum_factory.shared.shards.verify import verify
-from sum_factory.shared.uncertainty_codec import decode_uncertainty, encode_uncertainty
 
 Problems = Callable[[Path], list[str]]
 Rows = list[dict[str, Any]]

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from sum_factory.labelgen.page.write import DARKENED, heat_map, write_page
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.labelgen.view.page import DARKENED, heat_map, write_page
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.shard_set import ShardSet
 

@@ -11,11 +11,12 @@ import numpy.typing as npt
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from sum_factory.shared.embedding_codec import encode_embedding
-from sum_factory.shared.frame import CELL, Frame
-from sum_factory.shared.label_codec import encode_label
-from sum_factory.shared.logits_codec import encode_logits
-from sum_factory.shared.photo_codec import encode_photo
+from sum_factory.shared.codecs.embedding import encode_embedding
+from sum_factory.shared.codecs.label import encode_label
+from sum_factory.shared.codecs.logits import encode_logits
+from sum_factory.shared.codecs.photo import encode_photo
+from sum_factory.shared.codecs.uncertainty import encode_uncertainty
+from sum_factory.shared.placement import CELL, Frame
 from sum_factory.shared.shards.dataset import (
     DATASET,
     EMBEDDINGS,
@@ -29,11 +30,10 @@ from sum_factory.shared.shards.dataset import (
     uncertainty_layer,
     unit_path,
 )
-from sum_factory.shared.shards.encodings import write_shared_files
+from sum_factory.shared.shards.encoding import write_shared_files
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
-from sum_factory.shared.storage import Storage
-from sum_factory.shared.uncertainty_codec import encode_uncertainty
+from sum_factory.shared.store.storage import Storage
 
 SIDE = 128
 SHAPE = (24, 8, 8)

@@ -17,9 +17,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from sum_factory.shared.cache import BLOCK, COPY, PARTIAL, Cache, Version, default_folder
 from sum_factory.shared.errors import ShardError, StorageError
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.cache import BLOCK, COPY, PARTIAL, Cache, Version, default_folder
+from sum_factory.shared.store.storage import Storage
 
 URL = "s3://bucket/set/masks/000000.tar"
 
@@ -280,7 +280,7 @@ READER = """
 import fcntl, hashlib, sys
 from pathlib import Path
 import numpy as np
-from sum_factory.shared.cache import Cache, Version
+from sum_factory.shared.store.cache import Cache, Version
 
 folder, limit, seed, turns = Path(sys.argv[1]), *map(int, sys.argv[2:])
 cache, random = Cache(folder, limit), np.random.default_rng(seed)
@@ -339,7 +339,7 @@ def test_processes_share_one_folder(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from sum_factory.shared.cache import Cache, Version
+from sum_factory.shared.store.cache import Cache, Version
 
 def fetch():
     print("fetching", flush=True)

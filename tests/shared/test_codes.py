@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.ndimage import gaussian_filter
 
-from sum_factory.shared.codes import FAR_NEGATIVE, FAR_POSITIVE, Labels, map_frame
-from sum_factory.shared.compiled_codec import decode_labels, decode_maps, decode_refined
+from sum_factory.shared.codecs.codes import FAR_NEGATIVE, FAR_POSITIVE, Labels, map_frame
+from sum_factory.shared.codecs.fast import decode_labels, decode_maps, decode_refined
+from sum_factory.shared.codecs.label import HEADER, decode_label, deflate, encode_label
+from sum_factory.shared.codecs.uncertainty import LENGTH, decode_u, decode_uncertainty, encode_uncertainty
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.label_codec import HEADER, decode_label, deflate, encode_label
-from sum_factory.shared.uncertainty_codec import LENGTH, decode_u, decode_uncertainty, encode_uncertainty
 
 Grid = npt.NDArray[np.float32]
 

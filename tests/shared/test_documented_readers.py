@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sum_factory.shared.label_codec import encode_label
+from sum_factory.shared.codecs.label import encode_label
 
 DOCS = Path(__file__).parents[2] / "docs" / "shards.md"
 MASKS_IN_TAR, PHOTOS_IN_TAR = 'WebDataset("labels/masks/', 'WebDataset("labels/images/'

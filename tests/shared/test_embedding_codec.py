@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from sum_factory.shared.embedding_codec import decode_embedding, encode_embedding
+from sum_factory.shared.codecs.embedding import decode_embedding, encode_embedding
 from sum_factory.shared.errors import ShardError
 
 

@@ -14,10 +14,11 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from sum_factory.shared.embedding_codec import decode_embedding
+from sum_factory.shared.codecs.embedding import decode_embedding
+from sum_factory.shared.codecs.label import decode_label
+from sum_factory.shared.codecs.logits import decode_logits
+from sum_factory.shared.codecs.uncertainty import decode_u, refined_label
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.label_codec import decode_label
-from sum_factory.shared.logits_codec import decode_logits
 from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.photos import read_photo
@@ -33,8 +34,7 @@ from sum_factory.shared.shards.samples import Sample, add_sample, read_samples
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.shards.verify import verify
-from sum_factory.shared.storage import Storage
-from sum_factory.shared.uncertainty_codec import decode_u, refined_label
+from sum_factory.shared.store.storage import Storage
 
 REFINEMENT, ENTROPY = "uncertainty/refinement", "uncertainty/entropy"
 LAYERS = (MASKS, REFINEMENT, ENTROPY, LOGITS, EMBEDDINGS, IMAGES)

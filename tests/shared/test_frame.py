@@ -12,7 +12,7 @@ from segment_anything.utils.amg import uncrop_masks
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
-from sum_factory.shared.frame import CELL, Frame, paste, resized_size
+from sum_factory.shared.placement import CELL, Frame, paste, resized_size
 
 SIZES = {
     "landscape": (48, 64),

@@ -106,8 +106,8 @@ def test_kernels_of_a_read_only_copy_of_the_package_work(tmp_path: Path, nowhere
 import tempfile
 tempfile.tempdir = "/dev/null/nowhere"
 import numpy as np
-from sum_factory.labelgen import region_kernel
-from sum_factory.shared import codec_kernel
+from sum_factory.labelgen.masks import region_kernel
+from sum_factory.shared.codecs import kernel as codec_kernel
 assert region_kernel.__file__.startswith({copy!r}) and codec_kernel.__file__.startswith({copy!r})
 print(region_kernel._count_above(np.arange(9, dtype=np.float32), np.float32(4), 0, 9))
 print(codec_kernel._header_fits(np.array([3, 3, 0, 1, 2, 3]), 4, 4), codec_kernel.label_codes.stats.cache_path)

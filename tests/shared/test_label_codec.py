@@ -16,8 +16,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.ndimage import distance_transform_cdt, distance_transform_edt, gaussian_filter
 from torch.nn.functional import interpolate
 
+from sum_factory.shared.codecs.label import HEADER, decode_label, encode_label
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.label_codec import HEADER, decode_label, encode_label
 
 Logits = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]

@@ -14,7 +14,7 @@ import pytest
 
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.shards.dataset import DATASET, Dataset, Layer, add_layer, read_dataset, uncertainty_layer
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 REMEDY = "Give another --layer-name."
 MASKS = Layer("masks", "tar", {"points_per_side": 2}, {"sam": {"sha256": "a"}})
@@ -94,7 +94,7 @@ def test_own_layer_that_another_run_overwrites_at_once_is_added_again(
 ADD = """
 import sys
 from sum_factory.shared.shards.dataset import Layer, add_layer
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 for name in sys.argv[2:]:
     add_layer(Storage(sys.argv[1]), Layer(f"uncertainty/{name}", "tar", {"name": name}, {}), "")
 """

@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 import pytest
 
+from sum_factory.shared.codecs.logits import decode_logits, encode_logits
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.logits_codec import decode_logits, encode_logits
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 1), (48, 64), (256, 256)])

@@ -17,9 +17,9 @@ from botocore.exceptions import ClientError
 from s3fs.errors import translate_boto_error
 
 from sum_factory.shared.errors import StorageError, UnreachableError
-from sum_factory.shared.photos import read_bytes
+from sum_factory.shared.photo_files import read_bytes
 from sum_factory.shared.shards.dataset import PlannedImage
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_one_of_many_threads_creates(bucket: str) -> None:
 
 CREATE = """
 import sys
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 storage = Storage(sys.argv[1])
 storage.exists("a/0")
 print("ready", flush=True)

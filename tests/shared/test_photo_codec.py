@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from sum_factory.shared.codecs.photo import FULL_COLOUR_BELOW, QUALITY, chroma_of, decode_photo, encode_photo
 from sum_factory.shared.errors import ImageError
-from sum_factory.shared.photo_codec import FULL_COLOUR_BELOW, QUALITY, chroma_of, decode_photo, encode_photo
 
 
 def photo(height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from botocore.exceptions import (
 )
 
 from sum_factory.shared.errors import ShardError, SourceError, SumError, UnreachableError
-from sum_factory.shared.refusals import (
+from sum_factory.shared.store.refusals import (
     REMEDY_FOR_CONNECTION,
     REMEDY_FOR_CREDENTIALS,
     REMEDY_FOR_DISK,

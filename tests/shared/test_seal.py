@@ -16,7 +16,7 @@ import pytest
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Dataset, PlannedImage, Unit
 from sum_factory.shared.shards.manifest import MASK_SCHEMA, UnitRecord, read_manifest, read_record, write_manifest
-from sum_factory.shared.shards.seal import SEAL, is_sealed, seal, with_room
+from sum_factory.shared.store.seal import SEAL, is_sealed, seal, with_room
 
 Parse = Callable[[bytes, str], object]
 

@@ -17,7 +17,7 @@ import fsspec
 import pytest
 
 from sum_factory.shared.errors import StorageError
-from sum_factory.shared.storage import TEMPORARY_PREFIX, Storage
+from sum_factory.shared.store.storage import TEMPORARY_PREFIX, Storage
 
 
 @pytest.fixture(params=["local", "file URL", "memory", "s3"])
@@ -205,7 +205,7 @@ def test_one_of_many_threads_creates(local: Storage, tmp_path: Path) -> None:
 
 CREATE = """
 import sys
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 storage = Storage(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

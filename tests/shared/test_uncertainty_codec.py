@@ -13,9 +13,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
-from sum_factory.shared.errors import ShardError
-from sum_factory.shared.label_codec import decode_label, encode_label
-from sum_factory.shared.uncertainty_codec import (
+from sum_factory.shared.codecs.label import decode_label, encode_label
+from sum_factory.shared.codecs.uncertainty import (
     HEADER,
     LENGTH,
     decode_u,
@@ -24,6 +23,7 @@ from sum_factory.shared.uncertainty_codec import (
     encode_uncertainty,
     refined_label,
 )
+from sum_factory.shared.errors import ShardError
 
 Map = npt.NDArray[np.float32]
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import zarr
 
-from sum_factory.shared.embedding_codec import decode_embedding
+from sum_factory.shared.codecs.embedding import decode_embedding
+from sum_factory.shared.codecs.label import decode_label
+from sum_factory.shared.codecs.logits import decode_logits
+from sum_factory.shared.codecs.photo import encode_photo
+from sum_factory.shared.codecs.uncertainty import decode_u
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.label_codec import decode_label
-from sum_factory.shared.logits_codec import decode_logits
-from sum_factory.shared.photo_codec import encode_photo
-from sum_factory.shared.shards import zarr_layer
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS
+from sum_factory.shared.shards.encodings import zarr_layer
 from sum_factory.shared.shards.manifest import read_manifest, write_manifest
 from sum_factory.shared.shards.verify import verify
-from sum_factory.shared.uncertainty_codec import decode_u
 
 ROWS = 3 * 1024
 

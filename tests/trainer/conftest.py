@@ -13,17 +13,17 @@ import pytest
 from PIL import Image
 from segment_anything.modeling import Sam
 
-from sum_factory.shared.frame import Frame
+from sum_factory.shared.codecs.label import encode_label
+from sum_factory.shared.codecs.uncertainty import encode_uncertainty
 from sum_factory.shared.images import digest
-from sum_factory.shared.label_codec import encode_label
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture
 from sum_factory.shared.sam.checkpoint import to_safetensors
 from sum_factory.shared.shards.dataset import DATASET, Dataset, Layer, PlannedImage, Unit, uncertainty_layer, unit_path
-from sum_factory.shared.shards.encodings import write_shared_files
+from sum_factory.shared.shards.encoding import write_shared_files
 from sum_factory.shared.shards.shard_set import MASKS
 from sum_factory.shared.shards.unit_writer import UnitWriter
-from sum_factory.shared.storage import Storage
-from sum_factory.shared.uncertainty_codec import encode_uncertainty
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer import loop
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
 from sum_factory.trainer.optimizer import OptimizerSettings

@@ -97,7 +97,7 @@ def evaluate_command(
     from sum_factory.shared.allocator import tune_malloc
     from sum_factory.shared.precision import settle
     from sum_factory.shared.sam.runtime import Runtime, pick_device
-    from sum_factory.shared.storage import Storage
+    from sum_factory.shared.store.storage import Storage
     from sum_factory.trainer.evaluate.report import write_rows, write_summary
     from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
     from sum_factory.trainer.evaluate.suites import read_suite
@@ -159,7 +159,7 @@ def predict_command(
 
     from sum_factory.shared.precision import settle
     from sum_factory.shared.sam.runtime import Runtime, pick_device
-    from sum_factory.shared.storage import Storage
+    from sum_factory.shared.store.storage import Storage
     from sum_factory.trainer.evaluate.run import load_weights
     from sum_factory.trainer.predict import draw_prediction, png, predict_mask
 

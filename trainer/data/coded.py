@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sum_factory.shared.codes import Codes
-from sum_factory.shared.frame import Frame
+from sum_factory.shared.codecs.codes import Codes
+from sum_factory.shared.placement import Frame
 from sum_factory.trainer.data.grid import logits_on_grid, maps_on_grid
 from sum_factory.trainer.data.samples import SampleId, TrainingSample
 

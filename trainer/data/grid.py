@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sum_factory.shared.frame import CELL, Frame, paste
+from sum_factory.shared.placement import CELL, Frame, paste
 
 FAR = -20.0
 """Logit of what lies outside the crop that a mask was found in: the crop's filter dropped masks that go on there."""

@@ -11,12 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sum_factory.shared.cache import stored_size
-from sum_factory.shared.canonical_json import content_id
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.frame import Frame
 from sum_factory.shared.images import decode_image
-from sum_factory.shared.photos import photo_name
+from sum_factory.shared.photo_files import photo_name
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.shards.dataset import IMAGES, PlannedImage, uncertainty_layer
 from sum_factory.shared.shards.manifest import CROP_BOX
@@ -24,6 +22,8 @@ from sum_factory.shared.shards.originals import original_of, read_original
 from sum_factory.shared.shards.photos import read_photo
 from sum_factory.shared.shards.reader import LayerReader, Rows, known
 from sum_factory.shared.shards.shard_set import MASKS, UNITS_KEPT, ShardSet
+from sum_factory.shared.store.cache import stored_size
+from sum_factory.shared.store.canonical_json import content_id
 from sum_factory.trainer.data.coded import CodedSample
 from sum_factory.trainer.data.grid import valid_cells
 from sum_factory.trainer.data.samples import GridSettings, SampleId, pick, scale_image

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sum_factory.shared.errors import ImageError
-from sum_factory.shared.frame import Frame
 from sum_factory.shared.images import RgbImage
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.runtime import resize
 from sum_factory.trainer.data.grid import masks_on_grid, valid_cells
 from sum_factory.trainer.data.human import HumanSet

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
-from sum_factory.shared.canonical_json import content_id
+from sum_factory.shared.store.canonical_json import content_id
 from sum_factory.trainer.data.coded import CodedSample, Sample
 from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.order import Mix, Order, slots_of

@@ -14,7 +14,6 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from sum_factory.shared.canonical_json import content_id
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import IMAGES
@@ -22,6 +21,7 @@ from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
 from sum_factory.shared.shards.photos import require_photos
 from sum_factory.shared.shards.reader import WHICH
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.store.canonical_json import content_id
 
 THREADS = 4
 """Units that are looked at at once: hashing and Parquet leave the interpreter to others, and a store takes its time."""

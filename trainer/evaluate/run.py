@@ -13,8 +13,8 @@ import pyarrow as pa
 from torch import Tensor
 
 from sum_factory.shared.errors import CheckpointError, ImageError, SourceError
-from sum_factory.shared.frame import Frame
 from sum_factory.shared.images import RgbImage
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.precision import Precision
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam

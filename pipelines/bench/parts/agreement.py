@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torchvision.ops import box_iou
 
-from sum_factory.labelgen.automask import ImageLabels
-from sum_factory.labelgen.rle import Rle, decode_rle
+from sum_factory.labelgen.masks.automask import ImageLabels
+from sum_factory.labelgen.masks.rle import Rle, decode_rle
 from sum_factory.labelgen.settings import AutomaskSettings
 
 TOLERANCE = 1e-5

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from sum_factory.pipelines.bench.parts.shard_material import Floats, LabelledPhoto
-from sum_factory.shared.frame import Frame
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.evaluate.metrics import boundary_iou, iou
 

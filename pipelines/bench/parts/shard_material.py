@@ -22,13 +22,13 @@ from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from sum_factory.labelgen.automask import LabelGenerator
+from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.settings import settings_for
 from sum_factory.labelgen.uncertainty import refinement, to_input
 from sum_factory.pipelines.microworld.scene import make_scenes
 from sum_factory.shared.errors import SourceError
-from sum_factory.shared.frame import Frame
 from sum_factory.shared.images import IMAGE_SUFFIXES, RgbImage, decode_image
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import Refiner, load_refiner

@@ -13,9 +13,10 @@ from PIL import Image
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from sum_factory.pipelines.bench.parts.shard_material import Floats, LabelledPhoto
+from sum_factory.shared.codecs.label import encode_label
+from sum_factory.shared.codecs.photo import encode_photo
+from sum_factory.shared.codecs.uncertainty import encode_refined, encode_uncertainty
 from sum_factory.shared.images import RgbImage, decode_image, digest
-from sum_factory.shared.label_codec import encode_label
-from sum_factory.shared.photo_codec import encode_photo
 from sum_factory.shared.shards.dataset import (
     DATASET,
     IMAGES,
@@ -29,12 +30,11 @@ from sum_factory.shared.shards.dataset import (
     uncertainty_layer,
     unit_path,
 )
-from sum_factory.shared.shards.encodings import write_shared_files
+from sum_factory.shared.shards.encoding import write_shared_files
 from sum_factory.shared.shards.manifest import CROP_BOX
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
-from sum_factory.shared.storage import Storage
-from sum_factory.shared.uncertainty_codec import encode_refined, encode_uncertainty
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.coded import CodedSample
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.samples import GridSettings, SampleId

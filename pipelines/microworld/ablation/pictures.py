@@ -16,7 +16,7 @@ from sum_factory.pipelines.microworld.sets import TASKS, describe_set
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.runtime import Embedder, Runtime
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.sets import Task, open_set
 from sum_factory.trainer.evaluate.run import load_weights
 from sum_factory.trainer.predict import UserPrompt, draw_prediction

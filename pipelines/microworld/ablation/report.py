@@ -18,7 +18,7 @@ from sum_factory.pipelines.microworld.ablation.settings import Plan
 from sum_factory.pipelines.microworld.ablation.studies import STUDIES, study_charts, study_rows
 from sum_factory.pipelines.microworld.sets import TASKS
 from sum_factory.shared.errors import SourceError
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluate.report import ALL
 
 GROUPS = (*TASKS, ALL)

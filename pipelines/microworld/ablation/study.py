@@ -25,7 +25,7 @@ from sum_factory.pipelines.microworld.ablation.settings import SETTINGS, Plan
 from sum_factory.pipelines.microworld.ablation.work import run_cells
 from sum_factory.pipelines.microworld.ablation.world import describe_world, is_prepared
 from sum_factory.shared.progress import Stage
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 
 PAGE = "ablation.md"
 

@@ -29,7 +29,7 @@ from sum_factory.shared.precision import resolve
 from sum_factory.shared.progress import SPEAKER, Stage
 from sum_factory.shared.sam.runtime import Runtime, pick_device
 from sum_factory.shared.shards.dataset import require_same
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
 from sum_factory.trainer.loop import fit
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sum_factory.labelgen.automask import LabelGenerator
+from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.settings import SOURCES
 from sum_factory.labelgen.uncertainty import refinement
 from sum_factory.pipelines.microworld.ablation.prepare import UNIT_SIZE, automask_of
@@ -30,13 +30,13 @@ from sum_factory.pipelines.microworld.certainty import (
 from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
 from sum_factory.pipelines.microworld.scene import Scene, make_scenes
 from sum_factory.pipelines.microworld.sets import TASKS
-from sum_factory.shared.frame import Frame
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.progress import Stage, track
 from sum_factory.shared.sam.checkpoint import file_sha256, load_sam
 from sum_factory.shared.sam.refiner import Refiner, load_refiner
 from sum_factory.shared.shards.dataset import DATASET, uncertainty_layer
 from sum_factory.shared.shards.shard_set import ShardSet
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluate.metrics import boundary_iou, iou
 from sum_factory.trainer.log import read_log
 

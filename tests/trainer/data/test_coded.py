@@ -13,12 +13,12 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
-from sum_factory.shared.codes import Codes, map_tables
-from sum_factory.shared.compiled_codec import decode_labels
-from sum_factory.shared.frame import Frame
-from sum_factory.shared.label_codec import decode_label, encode_label
+from sum_factory.shared.codecs.codes import Codes, map_tables
+from sum_factory.shared.codecs.fast import decode_labels
+from sum_factory.shared.codecs.label import decode_label, encode_label
+from sum_factory.shared.codecs.uncertainty import decode_u
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.shards.shard_set import ShardSet
-from sum_factory.shared.uncertainty_codec import decode_u
 from sum_factory.trainer.batch import collate
 from sum_factory.trainer.data.coded import CodedSample, look_up
 from sum_factory.trainer.data.grid import FAR, valid_cells

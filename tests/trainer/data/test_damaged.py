@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from sum_factory.shared.codecs.label import decode_label, encode_label
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.label_codec import decode_label, encode_label
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.trainer.data.pseudo import PseudoSet

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sum_factory.shared.frame import Frame
+from sum_factory.shared.placement import Frame
 from sum_factory.trainer.data.grid import FAR, logits_on_grid, maps_on_grid, masks_on_grid, valid_cells
 
 SIDE = 128

@@ -13,16 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from sum_factory.labelgen.select import Filter, select
+from sum_factory.labelgen.sets.select import Filter, select
+from sum_factory.shared.codecs.photo import encode_photo
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.images import RgbImage, decode_image
-from sum_factory.shared.photo_codec import encode_photo
 from sum_factory.shared.sam.runtime import resize
 from sum_factory.shared.shards.dataset import DATASET, IMAGES, Layer
 from sum_factory.shared.shards.manifest import manifest_path
+from sum_factory.shared.shards.selection.view import open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
-from sum_factory.shared.shards.view import open_shards
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.samples import GridSettings, SampleId
 from sum_factory.trainer.methods import METHODS

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sum_factory.labelgen.convert import convert
-from sum_factory.labelgen.merge import merge
-from sum_factory.labelgen.select import Filter, select
-from sum_factory.shared.cache import Cache
+from sum_factory.labelgen.sets.convert import convert
+from sum_factory.labelgen.sets.merge import merge
+from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.errors import SettingsDifferError
-from sum_factory.shared.shards.view import open_shards
+from sum_factory.shared.shards.selection.view import open_shards
+from sum_factory.shared.store.cache import Cache
 from sum_factory.trainer.checkpoint import WEIGHTS
 from sum_factory.trainer.data.order import Order
 from sum_factory.trainer.data.pseudo import PseudoSet

@@ -14,13 +14,13 @@ import yaml
 from click.testing import CliRunner
 from pydantic import TypeAdapter
 
-from sum_factory.labelgen.merge import merge
-from sum_factory.labelgen.select import Filter, select
+from sum_factory.labelgen.sets.merge import merge
+from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.errors import ImageError, SettingsError, SourceError
 from sum_factory.shared.relocation import UNMOVED, Relocation
 from sum_factory.shared.shards.dataset import unit_path
+from sum_factory.shared.shards.selection.view import open_shards
 from sum_factory.shared.shards.shard_set import ShardSet
-from sum_factory.shared.shards.view import open_shards
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.samples import GridSettings, SampleId

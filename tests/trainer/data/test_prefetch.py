@@ -12,10 +12,10 @@ import fsspec
 import pytest
 import torch
 
-from sum_factory.shared.cache import COPY, Cache
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.shard_set import ShardSet
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.cache import COPY, Cache
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data import order as order_module
 from sum_factory.trainer.data.order import Mix, Order
 from sum_factory.trainer.data.prefetch import Prefetcher

@@ -11,10 +11,10 @@ import fsspec
 import pytest
 import torch
 
-from sum_factory.shared.cache import COPY, Cache
 from sum_factory.shared.errors import SettingsError, ShardError
 from sum_factory.shared.shards.shard_set import ShardSet
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.cache import COPY, Cache
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
 from sum_factory.trainer.distributed import Ranks

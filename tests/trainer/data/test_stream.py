@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from sum_factory.shared.errors import ImageError, SourceError
-from sum_factory.shared.frame import Frame
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.grid import masks_on_grid, valid_cells

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sum_factory.shared.codecs.label import decode_label, encode_label
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.label_codec import decode_label, encode_label
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path, read_manifest, write_manifest
 from sum_factory.shared.shards.reader import WHICH
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from sum_factory.labelgen.select import Filter, select
+from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.view import View, open_shards
+from sum_factory.shared.shards.selection.view import View, open_shards
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
 from sum_factory.trainer.distributed import Ranks

@@ -13,7 +13,7 @@ from scipy.ndimage import distance_transform_edt
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from sum_factory.shared.frame import Frame
+from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.decode import PAD, POSITIVE, Prompts
 from sum_factory.trainer.evaluate import protocol as protocol_module

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sum_factory.shared.storage import Storage
+from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.sets import FolderPairsSettings
 from sum_factory.trainer.data.sets import Task as TaskName
 from sum_factory.trainer.evaluate.report import (

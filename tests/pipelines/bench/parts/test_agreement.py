@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sum_factory.labelgen.automask import ImageLabels
-from sum_factory.labelgen.rle import encode_rle
+from sum_factory.labelgen.masks.automask import ImageLabels
+from sum_factory.labelgen.masks.rle import encode_rle
 from sum_factory.labelgen.settings import AutomaskSettings
 from sum_factory.pipelines.bench.parts.agreement import compare
-from sum_factory.shared.frame import Frame
+from sum_factory.shared.placement import Frame
 
 SETTINGS = AutomaskSettings()
 SIDE = 128

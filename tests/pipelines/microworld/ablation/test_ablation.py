@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from sum_factory.labelgen.automask import LabelGenerator
+from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.pipelines.microworld.ablation import frozen
 from sum_factory.pipelines.microworld.ablation.__main__ import main
 from sum_factory.pipelines.microworld.ablation.cells import FROZEN, Cell, cells_of, choices, identity_of, recipe_of

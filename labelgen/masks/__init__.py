@@ -1,0 +1,1 @@
+"""Masks of a photo: proposed, measured, cleaned."""

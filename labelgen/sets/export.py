@@ -1,0 +1,100 @@
+"""Export a shard set to other formats."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pycocotools import mask as coco_mask
+
+from sum_factory.labelgen.masks.rle import encode_rle
+from sum_factory.shared.errors import StorageError
+from sum_factory.shared.placement import Frame, paste
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import PlannedImage
+from sum_factory.shared.shards.originals import original_of
+from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet
+
+
+def at_full_size(grid: npt.NDArray[np.float32], frame: Frame, height: int, width: int) -> npt.NDArray[np.float32]:
+    """Bring logits or a map, float32 (h, w) of ``frame``, to the photo's size (H, W); 0 beyond the frame's crop."""
+    crop = frame.upsample(torch.from_numpy(grid)[None])
+    return np.asarray(paste(crop, frame, height, width)[0].numpy())
+
+
+def full_size_masks(shards: ShardSet, unit: int, image: LabelledImage) -> Iterator[npt.NDArray[np.bool_]]:
+    """Yield the masks of an image at the photo's own size, bool (H, W), one at a time."""
+    for k, logits in enumerate(shards.read_logits(unit, image, list(range(len(image.masks))))):
+        yield at_full_size(logits, image.frame(k, shards.input_side), image.height, image.width) > 0
+
+
+def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:
+    """Write all committed masks as COCO instances with compressed RLE; return the numbers of images and masks.
+
+    The file is written aside, one annotation at a time, and renamed: it is whole or absent. Raises ``StorageError``.
+    """
+    aside = out.with_name(f".partial-{out.name}")
+    images: list[dict[str, Any]] = []
+    count = 0
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("w") as file:
+            file.write('{"info": {"description": "pseudo-labels of a frozen SAM, made by labelgen"},\n')
+            file.write('"categories": [{"id": 1, "name": "object"}],\n"annotations": [')
+            for number in track(shards.committed(), "exporting", "unit"):
+                planned = shards.unit(number).images
+                for image in shards.images(number):
+                    if image.error is not None:
+                        continue
+                    original = original_of(shards, planned[image.index])
+                    images.append(_image_entry(image, original, len(images) + 1))
+                    for row, mask in zip(image.masks, full_size_masks(shards, number, image), strict=True):
+                        count += 1
+                        file.write(",\n" if count > 1 else "\n")
+                        file.write(json.dumps(_annotation(row, mask, count, len(images))))
+            file.write(f'],\n"images": {json.dumps(images)}}}\n')
+        os.replace(aside, out)
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error.strerror}; check the path and the free space") from error
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+    return len(images), count
+
+
+def _image_entry(image: LabelledImage, original: PlannedImage, number: int) -> dict[str, Any]:
+    name = original.member or original.url.rsplit("/", 1)[-1]
+    return {
+        "id": number,
+        "file_name": name,
+        "key": image.key,
+        "source": original.url,
+        "height": image.height,
+        "width": image.width,
+    }
+
+
+def _annotation(row: dict[str, Any], mask: npt.NDArray[np.bool_], number: int, image_number: int) -> dict[str, Any]:
+    """Return a COCO annotation; its box and area are those of the exported mask, in COCO's own convention."""
+    rle = encode_rle(mask)
+    box = [float(value) for value in coco_mask.toBbox(rle)]
+    return {
+        "id": number,
+        "image_id": image_number,
+        "category_id": 1,
+        "iscrowd": 0,
+        "segmentation": rle,
+        "area": int(coco_mask.area(rle)),
+        "bbox": box,
+        "predicted_iou": row["predicted_iou"],
+        "stability_score": row["stability"],
+        "point_coords": [[row["point_x"], row["point_y"]]],
+        "crop_box": [row["crop_x0"], row["crop_y0"], row["crop_x1"] - row["crop_x0"], row["crop_y1"] - row["crop_y0"]],
+    }

@@ -1,0 +1,88 @@
+"""What ``labelgen status`` tells of a shard set: from its manifests alone, so also while others make it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sum_factory.labelgen.sets.pace import pace_of
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS, is_uncertainty
+from sum_factory.shared.shards.manifest import UnitRecord
+from sum_factory.shared.shards.reader import WHICH
+from sum_factory.shared.shards.selection.view import View
+from sum_factory.shared.shards.shard_set import ShardSet
+
+
+def frames_of(layer: str) -> str:
+    """Return what to call what a layer holds, one or none for a mask, an image or a crop."""
+    return {IMAGES: "photos", EMBEDDINGS: EMBEDDINGS}.get(layer, "masks")
+
+
+def status_of(shards: ShardSet, name: str) -> Iterator[str]:
+    """Yield lines for people on the shard set, called ``name``, layer by layer, and on the images that were skipped.
+
+    Manifests are read one at a time. Raises ``ShardError`` if one is damaged.
+    """
+    yield f"{name}: {shards.dataset.image_count} images in {len(shards.dataset.unit_ids)} units"
+    if isinstance(shards, View):
+        yield f"a view of {', '.join(base.storage.url for base in shards.bases)}"
+    skipped: list[str] = []
+    for layer in shards.dataset.layers:
+        yield from _status_of_layer(shards, layer, skipped)
+    yield from skipped
+
+
+def _status_of_layer(shards: ShardSet, layer: str, skipped: list[str]) -> Iterator[str]:
+    """Yield the lines on a layer, and add those on images that could not be labelled to ``skipped``."""
+    done, has_maps = shards.committed(layer), is_uncertainty(layer)
+    columns = (*WHICH, "image", "error", *(["mean_u"] if has_maps else []))
+    totals: Counter[str] = Counter()
+    known, sum_of_means = 0, 0.0
+    faults: dict[str, str] = {}
+    for number in track(done, f"reading manifests of {layer}", "unit"):
+        table, record = shards.manifest(number, layer, columns)
+        totals.update(_counts(record))
+        faults |= _faults(table, layer)
+        if has_maps:
+            means = table["mean_u"].drop_null()
+            known, sum_of_means = known + len(means), sum_of_means + (pc.sum(means).as_py() or 0.0)
+    line = (
+        f"layer {layer} ({shards.layer(layer).encoding}): {len(done)} of {len(shards.dataset.unit_ids)} units, "
+        f"{totals['images']} images, {totals['masks']} {frames_of(layer)}, {totals['errors']} errors, "
+        f"{totals['bytes'] / 1e6:.1f} MB"
+    )
+    if has_maps:
+        line += f", mean u {sum_of_means / known:.4f}" if known else ", no maps"
+    if has_maps or layer == LOGITS:
+        line += f", {totals['unknown']} masks unknown"
+    yield line
+    if (pace := pace_of(shards, layer)) is not None:
+        yield f"layer {layer}: {pace.line()}"
+    if layer == MASKS:
+        skipped += [f"skipped {image}: {error}" for image, error in faults.items()]
+        return
+    lacking = "maps" if has_maps else "photo" if layer == IMAGES else layer
+    for image, error in faults.items():
+        yield f"no {lacking} of {image}: {error}"
+
+
+def _counts(record: UnitRecord) -> dict[str, int]:
+    return {
+        "images": record.images,
+        "masks": record.masks,
+        "errors": record.errors,
+        "unknown": record.unknown,
+        "bytes": record.data_bytes,
+    }
+
+
+def _faults(table: pa.Table, layer: str) -> dict[str, str]:
+    """Return why images have nothing in a layer; where it is of masks, only those that have masks."""
+    failed = table.filter(pc.is_valid(table["error"]))
+    if is_uncertainty(layer) or layer == LOGITS:
+        failed = failed.filter(pc.is_valid(failed["mask"]))
+    return dict(zip(failed["image"].to_pylist(), failed["error"].to_pylist(), strict=True))

@@ -1,0 +1,157 @@
+"""Make a view: choose units of shard sets, and rows of these, and write down which (``shared/shards/view_plan.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.progress import track
+from sum_factory.shared.shards.dataset import DATASET, OUTPUTS, Unit, is_uncertainty
+from sum_factory.shared.shards.selection.view_plan import (
+    ROWS_SCHEMA,
+    Source,
+    ViewPlan,
+    ViewUnit,
+    rows_file,
+    rows_path,
+    stored_url,
+)
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.store.folder_lock import held
+from sum_factory.shared.store.storage import Storage
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rows of the manifest of a unit's masks where ``keep``, bool (R,), is true; ``layers`` have that unit."""
+
+    shards: ShardSet
+    number: int
+    layers: tuple[str, ...]
+    keep: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ViewSummary:
+    """What a view holds. ``written`` is False if it was there already."""
+
+    units: int
+    images: int
+    masks: int
+    written: bool
+
+    def lines(self) -> str:
+        """Return the summary for people."""
+        held = f"{self.masks} masks of {self.images} images in {self.units} units"
+        return f"wrote a view: {held}" if self.written else f"this view is there, nothing to do: {held}"
+
+
+def viewable(layers: Iterable[str]) -> tuple[str, ...]:
+    """Return the layers that a view can offer: not what SAM put out, from which maps are made where the data lie."""
+    return tuple(layer for layer in layers if layer not in OUTPUTS)
+
+
+def committed_layers(shards: ShardSet, layers: Sequence[str]) -> dict[int, tuple[str, ...]]:
+    """Return which of ``layers`` have each unit, for the units whose masks are committed."""
+    held: dict[int, tuple[str, ...]] = dict.fromkeys(shards.committed(MASKS), ())
+    for layer in layers:
+        for number in shards.committed(layer):
+            if number in held:
+                held[number] += (layer,)
+    return held
+
+
+def write_view(
+    out: str, choices: Iterable[Choice], layers: Sequence[str], filter: Mapping[str, Any] | None
+) -> ViewSummary:
+    """Write the view of what is chosen, of ``layers``; units of which nothing is chosen are left out.
+
+    The rows are written first and ``dataset.json`` last: without it there is no view. Raises ``ShardError`` if nothing
+    is chosen, if a source is damaged, or if ``out`` holds something else.
+    """
+    storage = Storage(out)
+    plan, files = _plan(storage.url, choices, layers, filter)
+    images, masks = sum(unit.images for unit in plan.units), sum(unit.masks for unit in plan.units)
+    summary = ViewSummary(len(plan.units), images, masks, written=True)
+    storage.make()
+    with held(storage):  # or another run would write its rows over these
+        if _is_there(storage, plan):
+            return replace(summary, written=False)
+        for number, data in track(files.items(), "writing rows", "unit"):
+            storage.write(rows_path(number), data)
+        if not storage.create(DATASET, plan.to_json()):  # another run was first: with this very view, or we refuse
+            return replace(summary, written=not _is_there(storage, plan))
+    return summary
+
+
+def _plan(
+    out: str, choices: Iterable[Choice], layers: Sequence[str], filter: Mapping[str, Any] | None
+) -> tuple[ViewPlan, dict[int, bytes]]:
+    """Return the view, and the rows file of each unit of which some rows are left out."""
+    sources: dict[str, Source] = {}
+    units: list[ViewUnit] = []
+    files: dict[int, bytes] = {}
+    for choice in choices:
+        if not choice.keep.any():
+            continue
+        base, own = choice.shards.origin(choice.number)
+        url = stored_url(base.storage.url, out)
+        sources.setdefault(url, Source(url, base.dataset.id, {name: base.layer_id(name) for name in layers}))
+        rows = _rows_of(choice)
+        sha256 = None
+        if rows is not None:
+            files[len(units)], sha256 = rows_file(rows)
+        units.append(_unit(choice, list(sources).index(url), own, rows, sha256))
+    if not units:
+        raise ShardError(f"{out}: nothing passes the filter, so no view is written; widen it")
+    return ViewPlan(tuple(sources.values()), tuple(units), filter), files
+
+
+def _rows_of(choice: Choice) -> pa.Table | None:
+    """Return which rows of the shard set that holds the data are chosen, or None for all."""
+    rows = choice.shards.chosen(choice.number)
+    if rows is None:
+        if choice.keep.all():
+            return None
+        rows = choice.shards.manifest(choice.number)[0].select(ROWS_SCHEMA.names)
+    return rows.filter(pa.array(choice.keep))
+
+
+def _unit(choice: Choice, source: int, own: int, rows: pa.Table | None, sha256: str | None) -> ViewUnit:
+    shards, number = choice.shards, choice.number
+    images = shards.origin(number)[0].unit(own).images
+    table, _ = shards.manifest(number)
+    mask = table["mask"] if rows is None else rows["mask"]
+    if rows is not None:
+        images = tuple(images[index] for index in np.unique(rows["image_index"].to_numpy()))
+    data = {}
+    for layer in choice.layers:
+        _, record = shards.manifest(number, layer)
+        if is_uncertainty(layer):
+            shards.require_own_masks(number, layer, record)
+        data[layer] = record.data_sha256
+    unit_id = Unit(number, images).id
+    return ViewUnit(source, own, unit_id, len(images), len(mask) - mask.null_count, sha256, data)
+
+
+def _is_there(storage: Storage, plan: ViewPlan) -> bool:
+    """Return whether the view is there already. Raises ``ShardError`` if something else is."""
+    try:
+        data = storage.read(DATASET)
+    except FileNotFoundError:
+        return False
+    there = ViewPlan.from_json(data, storage.path(DATASET))
+    if there is None:
+        raise ShardError(f"{storage.url}: is a shard set; give another --out")
+    if there.id != plan.id:
+        raise ShardError(
+            f"{storage.url}: is another view, made with filter {there.filter}, or of other data; "
+            "delete it, or give another --out"
+        )
+    return True

@@ -1,0 +1,1 @@
+"""Masks, maps, logits, embeddings and photos as bytes, and back."""

@@ -1,0 +1,138 @@
+"""Uncertainty maps in a few hundred bytes: 26 levels where they are not zero, with the refined label behind.
+
+u is rounded to the nearest of 0, 1 / 25, ..., 1, so no cell is off by more than 0.02; what is below 0.02, and with it
+the rounding noise of two decoders that agree, becomes 0. What is left is a thin band in most masks.
+
+A frame is the length of its first part (u32, little-endian), the map u, and the refined label as ``codecs.label``
+encodes it, but in few steps; a map that no refiner made has no second part. The map is a header and a raw deflate
+stream (RFC 1951). Header: six bytes, the last row and the last column of the grid, then of the box of the cells above
+0 the top, the left, the last row and the last column. The stream holds (1) which cells of the box are above 0, row by
+row, each row but the first XORed with the one above, packed eight to a byte from the highest bit on, padded with 0;
+(2) one byte for each of these cells, row by row: its level, 0 to 24, for 1 / 25 to 1. A map without such a cell has a
+box of zeros and an empty stream.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sum_factory.shared.codecs.label import (
+    LARGEST_SIDE,
+    decode_label,
+    deflate,
+    encode_label,
+    inflate,
+    pack_bits,
+    unpack_bits,
+)
+from sum_factory.shared.errors import ShardError
+
+STEPS = 25
+"""Steps from u = 0 to u = 1."""
+REFINED_STEPS_PER_GRID = 256
+"""Steps of a refined label, times the longer side of its grid: 4 for 64 cells, 1 for 256, its signs alone."""
+LENGTH = struct.Struct("<I")
+HEADER = struct.Struct("<6B")
+
+Map = npt.NDArray[np.float32]
+
+
+class Uncertainty(NamedTuple):
+    """One mask's map u in [0, 1] and, if a refiner made it, the refined logits r; float32 (h, w) each."""
+
+    u: Map
+    refined: Map | None
+
+
+def encode_uncertainty(u: Map, refined: bytes = b"") -> bytes:
+    """Encode a map u in [0, 1], float32 (h, w) with sides of 1 to 256, as one frame.
+
+    ``refined`` is the frame of the refined label (``encode_refined``); empty if there was no refiner.
+    """
+    rows, columns = u.shape
+    if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE):
+        raise ValueError(f"a map's grid has sides of 1 to {LARGEST_SIDE} cells, not {rows} x {columns}")
+    if not ((u >= 0) & (u <= 1)).all():
+        raise ValueError("uncertainty lies between 0 and 1")
+    return frame_of_levels(np.rint(u * np.float32(STEPS)).astype(np.uint8), refined)
+
+
+def encode_refined(logits: Map) -> bytes:
+    """Encode refined logits r, float32 (h, w), as a label of few steps: u says how far the boundary can be trusted."""
+    return encode_label(logits, max(round(REFINED_STEPS_PER_GRID / max(logits.shape)), 1))
+
+
+def frame_of_levels(levels: npt.NDArray[np.uint8], refined: bytes = b"") -> bytes:
+    """Return the frame of a map of ``levels`` 0 to 25, uint8 (h, w); ``refined`` as in ``encode_uncertainty``."""
+    part = _encode_levels(levels)
+    return LENGTH.pack(len(part)) + part + refined
+
+
+def decode_uncertainty(frame: bytes) -> Uncertainty:
+    """Decode one frame. Raises ``ShardError`` on damaged bytes."""
+    part, label = cut_frame(frame)
+    u = _decode_map(part)
+    refined = decode_label(label) if label else None
+    if refined is not None and refined.shape != u.shape:
+        raise ShardError(f"an uncertainty frame of {len(frame)} bytes holds grids of two sizes; run `labelgen verify`")
+    return Uncertainty(u, refined)
+
+
+def decode_u(frame: bytes) -> Map:
+    """Decode only the map of a frame, float32 (h, w). Raises ``ShardError`` on damaged bytes."""
+    return _decode_map(cut_frame(frame)[0])
+
+
+def refined_label(frame: bytes) -> bytes:
+    """Return the refined label of a frame, itself a frame; empty if it has none. Raises ``ShardError``."""
+    return cut_frame(frame)[1]
+
+
+def cut_frame(frame: bytes) -> tuple[bytes, bytes]:
+    """Return the two parts of a frame: the map, and the refined label or nothing. Raises ``ShardError``."""
+    end = LENGTH.size + int.from_bytes(frame[: LENGTH.size], "little")
+    if not LENGTH.size < end <= len(frame):
+        raise ShardError(f"an uncertainty frame of {len(frame)} bytes is cut short; run `labelgen verify`")
+    return frame[LENGTH.size : end], frame[end:]
+
+
+def _encode_levels(levels: npt.NDArray[np.uint8]) -> bytes:
+    import cv2
+
+    rows, columns = levels.shape
+    left, top, width, height = cv2.boundingRect(levels)
+    if width == 0:
+        return HEADER.pack(rows - 1, columns - 1, 0, 0, 0, 0) + deflate(b"", b"")
+    box = levels[top : top + height, left : left + width]
+    support = box > 0
+    header = HEADER.pack(rows - 1, columns - 1, top, left, top + height - 1, left + width - 1)
+    # Runs and single bytes alone: matches of several levels are rare, and their codes would cost every byte.
+    return header + deflate(pack_bits(support.astype(np.uint8)), (box[support] - 1).tobytes(), zlib.Z_RLE)
+
+
+def _decode_map(part: bytes) -> Map:
+    try:
+        last_row, last_column, top, left, bottom, right = HEADER.unpack_from(part)
+        if not (top <= bottom <= last_row and left <= right <= last_column):
+            raise ValueError("its header contradicts itself")
+        u = np.zeros((last_row + 1, last_column + 1), np.float32)
+        height, width = bottom - top + 1, right - left + 1
+        content = inflate(part[HEADER.size :], largest=2 * height * width)
+        if content.size:
+            support, levels = unpack_bits(content, height, width)
+            if levels.size != np.count_nonzero(support):
+                raise ValueError("its stream does not have as many levels as cells above 0")
+            if levels.max(initial=0) >= STEPS:
+                raise ValueError("a level is beyond the scale")
+            box = u[top : bottom + 1, left : right + 1]
+            box[support > 0] = (levels + np.float32(1)) / np.float32(STEPS)
+    except (struct.error, zlib.error, ValueError) as error:
+        raise ShardError(
+            f"an uncertainty map of {len(part)} bytes does not decode ({error}); run `labelgen verify`"
+        ) from error
+    return u

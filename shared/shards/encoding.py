@@ -1,0 +1,110 @@
+"""The encodings of a layer: where its data lie, what makes them, and what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.dataset import ENCODINGS, ZARR, Dataset, Layer
+from sum_factory.shared.shards.encodings.tar_layer import TarEncoder, faults_of_tar, tar_path, tar_unit
+from sum_factory.shared.shards.encodings.tar_reader import TarReader
+from sum_factory.shared.shards.encodings.zarr_forms import form_of
+from sum_factory.shared.shards.encodings.zarr_layer import (
+    ZarrEncoder,
+    faults_of_shards,
+    metadata_files,
+    shard_path,
+    zarr_unit,
+)
+from sum_factory.shared.shards.encodings.zarr_reader import ZarrReader
+from sum_factory.shared.shards.reader import LayerReader, Rows, Source
+from sum_factory.shared.store.storage import Storage
+
+
+class LayerEncoder(Protocol):
+    """Collects a unit's frames in memory, image by image, and makes the bytes of its data files of them."""
+
+    @property
+    def columns(self) -> Sequence[tuple[str, pa.DataType]]:
+        """What the encoding adds to the columns of the layer's manifests."""
+
+    def add(self, key: str, frames: Sequence[bytes], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Add an image, with one frame a mask, and return what the manifest says of the place of each.
+
+        A mask of which nothing is known has an empty frame. ``meta`` is what is known of the image and its masks.
+        Raises ``ShardError``, naming the image, for what the encoding has no room for.
+        """
+
+    def finish(self) -> tuple[bytes, ...]:
+        """Return the bytes of each of the ``data_files`` of the unit: equal for equal frames."""
+
+
+def data_files(dataset: Dataset, layer: Layer, number: int) -> tuple[str, ...]:
+    """Return the paths of a unit's data inside the shard set. Raises ``ShardError`` for an unknown encoding."""
+    if layer.encoding == ZARR:
+        return tuple(shard_path(layer.name, array, number) for array in form_of(dataset, layer).arrays)
+    _require_known(layer)
+    return (tar_path(layer.name, number),)
+
+
+def unit_of(name: str) -> tuple[str, int] | None:
+    """Return the layer and the unit that a file of this name holds data of, in any encoding; None for other names."""
+    return tar_unit(name) or zarr_unit(name)
+
+
+def layer_of(folder: str) -> str:
+    """Return the layer whose data files, in any encoding, or whose shared files lie in a folder of this name."""
+    return folder.partition(".zarr")[0] if folder.endswith(".zarr") or ".zarr/" in folder else folder
+
+
+def shared_files(dataset: Dataset, layer: Layer) -> dict[str, bytes]:
+    """Return the path and the content of the files of a layer that belong to no unit."""
+    return metadata_files(dataset, layer) if layer.encoding == ZARR else {}
+
+
+def write_shared_files(storage: Storage, dataset: Dataset, layer: Layer) -> None:
+    """Write the files of a layer that belong to no unit: those that are missing or damaged."""
+    for name, content in shared_files(dataset, layer).items():
+        if not storage.create(name, content) and storage.read(name) != content:
+            storage.write(name, content)
+
+
+def new_encoder(dataset: Dataset, layer: Layer) -> LayerEncoder:
+    """Return what makes the data of one unit. Raises ``ShardError`` for an unknown encoding."""
+    if layer.encoding == ZARR:
+        return ZarrEncoder(dataset, layer)
+    _require_known(layer)
+    return TarEncoder(layer.name)
+
+
+def open_reader(storage: Source, dataset: Dataset, layer: Layer, rows: Callable[[int], Rows]) -> LayerReader:
+    """Return what reads a layer; ``rows`` gives the masks of a unit. Raises ``ShardError`` for an unknown encoding."""
+    if layer.encoding == ZARR:
+        return ZarrReader(storage, layer, form_of(dataset, layer), rows)
+    _require_known(layer)
+    return TarReader(storage, layer, rows)
+
+
+def faults_of_files(
+    dataset: Dataset, layer: Layer, files: Mapping[str, bytes], rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """Yield the name of a data file, and in what it differs from the places in the manifest, whose ``rows`` these are.
+
+    ``files`` are the unit's, in the order of ``data_files``. Raises ``ShardError``.
+    """
+    names = list(files)
+    if layer.encoding == ZARR:
+        faults = faults_of_shards(dataset, layer, list(files.values()), rows)
+        yield from ((names[number], fault) for number, fault in faults)
+    else:
+        yield from ((names[0], fault) for fault in faults_of_tar(layer.name, files[names[0]], rows, names[0]))
+
+
+def _require_known(layer: Layer) -> None:
+    if layer.encoding not in ENCODINGS:
+        raise ShardError(
+            f"layer {layer.name} has encoding {layer.encoding!r}, and this software knows {' and '.join(ENCODINGS)}"
+        )

@@ -1,0 +1,1 @@
+"""How a unit of a layer is written and read: as a tar, or as shards of Zarr arrays."""

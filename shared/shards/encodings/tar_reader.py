@@ -1,0 +1,40 @@
+"""Reads masks of a layer of tars at random, by the places that the manifests give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sum_factory.shared.codecs.codes import Codes
+from sum_factory.shared.codecs.fast import decode_labels, decode_maps, decode_refined
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.dataset import Layer
+from sum_factory.shared.shards.encodings.tar_layer import tar_path
+from sum_factory.shared.shards.reader import Part, Picked, Rows, Source, read_frames, require_part
+
+
+@dataclass(frozen=True)
+class TarReader:
+    """A ``LayerReader`` of tars; ``rows`` gives the masks of a unit."""
+
+    storage: Source
+    layer: Layer
+    rows: Callable[[int], Rows]
+
+    def read(self, unit: int, rows: Picked, part: Part) -> Codes:
+        """Read and decode masks: see ``LayerReader``."""
+        picked, name = np.asarray(rows, np.int64), tar_path(self.layer.name, unit)
+        require_part(self.layer, part, self.rows(unit), picked, self.storage.path(name))
+        frames = read_frames(self.storage, name, self.rows(unit), picked)
+        try:
+            if part == "u":
+                return decode_maps(frames)
+            return (decode_labels(frames) if part == "label" else decode_refined(frames)).codes()
+        except ShardError as error:
+            raise ShardError(f"{self.storage.path(name)}: {error}") from error
+
+    def frames(self, unit: int, rows: Picked) -> list[bytes]:
+        """Return the frames of masks: see ``LayerReader``."""
+        return read_frames(self.storage, tar_path(self.layer.name, unit), self.rows(unit), np.asarray(rows, np.int64))

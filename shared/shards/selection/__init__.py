@@ -1,0 +1,1 @@
+"""Shard sets that choose from others: no data are copied."""

@@ -1,0 +1,172 @@
+"""What a view is: the units that it takes of other shard sets, and the rows of these (``dataset.json``, ``rows/``).
+
+No data are copied. A unit of a view is one unit of a shard set, all of it or some rows of its manifests. ``sources``
+are always shard sets that hold data, never views.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.places import absolute
+from sum_factory.shared.shards.dataset import FORMAT_VERSION, VIEW, require_version, unit_name
+from sum_factory.shared.store.canonical_json import content_id, to_json
+from sum_factory.shared.store.seal import is_sealed, require_seal, seal, with_room
+from sum_factory.shared.store.storage import Storage
+
+ROWS = "rows"
+"""Folder of the files that name the rows of a view's units."""
+ROWS_SCHEMA = pa.schema([("image_index", pa.int32()), ("mask", pa.int32())])
+"""Columns of a rows file: they name rows of the source's manifests, in their order; ``mask`` is null as there. Of the
+layer of photos, which has a row an image, they name those of their images."""
+REMEDY_FOR_VIEW = "restore it, or delete the view and give the same `labelgen select` or `merge` again"
+_BESIDE = "../"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A shard set that a view takes units of: where it is, the id of its units, and those of the layers taken."""
+
+    url: str
+    id: str
+    layers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ViewUnit:
+    """Unit ``unit`` of source ``source``, or some rows of it.
+
+    ``id`` is that of its images, as ``Unit.id``; ``rows`` the SHA-256 of its rows file, or None if all rows are taken;
+    ``data`` names for each layer that has the unit the SHA-256 of the data that the rows were chosen from.
+    """
+
+    source: int
+    unit: int
+    id: str
+    images: int
+    masks: int
+    rows: str | None
+    data: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """The content of a view's ``dataset.json``. ``filter`` says how the rows were chosen, for people."""
+
+    sources: tuple[Source, ...]
+    units: tuple[ViewUnit, ...]
+    filter: Mapping[str, Any] | None
+
+    @property
+    def id(self) -> str:
+        """Hash of which masks of which data there are: where these lie, and why they were chosen, does not count."""
+        sources = [[source.id, source.layers] for source in self.sources]
+        return content_id([VIEW, FORMAT_VERSION, sources, [asdict(unit) for unit in self.units]])
+
+    def to_json(self) -> bytes:
+        """Return the content of ``dataset.json``."""
+        record = {"format": FORMAT_VERSION, "kind": VIEW, "id": self.id, **asdict(self)}
+        return seal(to_json(with_room(record)))
+
+    @classmethod
+    def from_json(cls, data: bytes, name: str) -> ViewPlan | None:
+        """Parse a view's ``dataset.json``; return None if it is a shard set's. Raises ``ShardError`` if damaged."""
+        try:
+            is_sealed(data)
+            record = json.loads(data)
+            if record.get("kind") != VIEW:
+                return None
+            require_version(record["format"], name)
+            require_seal(data)
+            sources = tuple(Source(**source) for source in record["sources"])
+            plan = cls(sources, tuple(ViewUnit(**unit) for unit in record["units"]), record["filter"])
+            if plan.id != record["id"]:
+                raise ValueError("its units do not match its id")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ShardError(f"{name}: damaged or edited ({error}); {REMEDY_FOR_VIEW}") from error
+        return plan
+
+
+def rows_path(number: int) -> str:
+    """Return the path of a unit's rows file inside the view."""
+    return f"{ROWS}/{unit_name(number)}.parquet"
+
+
+def rows_file(rows: pa.Table) -> tuple[bytes, str]:
+    """Return the bytes of a rows file, and their SHA-256."""
+    sink = io.BytesIO()
+    pq.write_table(rows.select(ROWS_SCHEMA.names).cast(ROWS_SCHEMA), sink, compression="zstd", store_schema=False)
+    data = sink.getvalue()
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def read_rows_file(storage: Storage, number: int, sha256: str) -> pa.Table:
+    """Read a rows file. Raises ``ShardError`` if it is missing or not the one that was written."""
+    name = rows_path(number)
+    try:
+        data = storage.read(name)
+    except FileNotFoundError:
+        raise ShardError(f"{storage.path(name)}: missing; {REMEDY_FOR_VIEW}") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ShardError(f"{storage.path(name)}: damaged or edited (not the SHA-256 of the view); {REMEDY_FOR_VIEW}")
+    return pq.read_table(pa.BufferReader(data))
+
+
+def take_rows(table: pa.Table, rows: pa.Table, name: str) -> pa.Table:
+    """Return the rows of a manifest that a rows file names, with images and masks numbered anew from 0.
+
+    Raises ``ShardError``, naming the manifest, if it lacks one of them.
+    """
+    there, wanted = _keys(table), _keys(rows)
+    places = np.minimum(np.searchsorted(there, wanted), max(len(there) - 1, 0))
+    if not np.array_equal(there[places], wanted) or (np.diff(wanted) <= 0).any():
+        raise ShardError(f"{name}: does not have the rows of the view; run `labelgen verify` on both")
+    taken = table.take(pa.array(places))
+    images = rows["image_index"].to_numpy()
+    _, first, index = np.unique(images, return_index=True, return_inverse=True)
+    number = pa.array(np.arange(len(images)) - first[index], pa.int32(), mask=rows["mask"].is_null().to_numpy())
+    renumbered = {"image_index": pa.array(index, pa.int32()), "mask": number}
+    for column, values in renumbered.items():
+        taken = taken.set_column(taken.schema.get_field_index(column), table.schema.field(column), values)
+    return taken
+
+
+def take_images(table: pa.Table, rows: pa.Table, name: str) -> pa.Table:
+    """Return the rows of a manifest, one an image, of the images that a rows file names, as ``take_rows`` does."""
+    images = pc.unique(rows["image_index"])
+    held = table.select(ROWS_SCHEMA.names).filter(pc.is_in(table["image_index"], value_set=images))
+    if len(held) != len(images):
+        raise ShardError(f"{name}: does not have the images of the view; run `labelgen verify` on both")
+    return take_rows(table, held, name)
+
+
+def _keys(rows: pa.Table) -> npt.NDArray[np.int64]:
+    """Return a number for each row that grows with image and mask, int64 (R,)."""
+    image, mask = rows["image_index"].to_numpy(), rows["mask"].fill_null(-1).to_numpy()
+    return np.asarray((image.astype(np.int64) << 32) + mask + 1)
+
+
+def stored_url(source: str, view: str) -> str:
+    """Return how a view names a source: beside itself if both are in one folder, so that they can move together."""
+    source, view = (absolute(url).rstrip("/") for url in (source, view))
+    (folder, _, name), (own, _, _) = source.rpartition("/"), view.rpartition("/")
+    return f"{_BESIDE}{name}" if folder == own else source
+
+
+def source_url(stored: str, view: str) -> str:
+    """Undo ``stored_url``: return where a source is, for the view at ``view``."""
+    if not stored.startswith(_BESIDE):
+        return stored
+    return f"{absolute(view).rstrip('/').rpartition('/')[0]}/{stored.removeprefix(_BESIDE)}"
