@@ -14,6 +14,7 @@ import os
 import re
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -53,7 +54,7 @@ def change_settings(value: T, changes: Sequence[str], where: str) -> T:
 
     Raises ``SettingsError``.
     """
-    data = TypeAdapter(type(value)).dump_python(value, mode="json")
+    data = _adapter_of(type(value)).dump_python(value, mode="json")
     for change in changes:
         _apply(data, change, where)
     return _checked(data, type(value), where)
@@ -61,10 +62,9 @@ def change_settings(value: T, changes: Sequence[str], where: str) -> T:
 
 def _checked(data: dict[str, Any], type_: type[T], where: str) -> T:
     """Return ``data`` as a ``type_``. Raises ``SettingsError`` that says all that is wrong."""
-    adapter = TypeAdapter(type_)
-    problems = dict(_unknown_keys(adapter, data))
+    problems = dict(_unknown_keys(_schema_of(type_), data))
     try:
-        value = adapter.validate_python(data)
+        value: T = _adapter_of(type_).validate_python(data)
     except ValidationError as error:
         problems = {**dict(_wrong_values(error, data)), **problems}
     if problems:
@@ -73,6 +73,19 @@ def _checked(data: dict[str, Any], type_: type[T], where: str) -> T:
             raise SettingsError(f"{where}: {lines[0]}")
         raise SettingsError("\n  ".join([f"{where}: {len(lines)} settings are wrong", *lines]))
     return value
+
+
+@cache
+def _adapter_of(type_: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(type_)
+
+
+@cache
+def _schema_of(type_: Any) -> Mapping[str, Any]:
+    """Return the JSON schema of a type."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of defaults that JSON cannot express; they do not matter here
+        return _adapter_of(type_).json_schema()
 
 
 def parse_variables(assignments: Sequence[str]) -> dict[str, str]:
@@ -210,14 +223,11 @@ def _fill(data: dict[str, Any], variables: Mapping[str, str], where: str) -> dic
     return filled
 
 
-def _unknown_keys(adapter: TypeAdapter[Any], data: Any) -> Iterator[tuple[str, str]]:
-    """Yield the dotted keys of ``data`` that the type does not know, and what to say.
+def _unknown_keys(root: Mapping[str, Any], data: Any) -> Iterator[tuple[str, str]]:
+    """Yield the dotted keys of ``data`` that the JSON schema ``root`` does not know, and what to say.
 
     Pydantic ignores them in plain dataclasses, and where it does not, it does not say which keys there are.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of defaults that JSON cannot express; they do not matter here
-        root = adapter.json_schema()
 
     def walk(node: Mapping[str, Any], value: Any, key: str) -> Iterator[tuple[str, str]]:
         node = _branch(node, value, root)
