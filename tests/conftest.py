@@ -1,4 +1,7 @@
-"""What test files share: six tiny photos, settings that keep masks whatever the weights, a labelled shard set."""
+"""What test files share: six tiny photos, settings that keep masks whatever the weights, a labelled shard set.
+
+What takes long to import is imported by who uses it: the process that only hands tests to others needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,23 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import fsspec
 import hypothesis
-import numpy as np
-import numpy.typing as npt
 import pytest
-import torch
-from PIL import Image
-from segment_anything.modeling import Sam
 
-from sum_factory.labelgen.engine.stop import Stop
-from sum_factory.labelgen.progress import RunSummary
-from sum_factory.labelgen.run import RunSettings, run
 from sum_factory.labelgen.settings import AutomaskSettings
 from sum_factory.shared import progress
 from sum_factory.shared.precision import TOLD
 from sum_factory.shared.progress import Speaker
-from sum_factory.shared.sam.architecture import SamArchitecture, build_architecture
-from sum_factory.shared.sam.runtime import Runtime
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from segment_anything.modeling import Sam
+
+    from sum_factory.labelgen.engine.stop import Stop
+    from sum_factory.labelgen.progress import RunSummary
 
 # The same examples every time, and as slow as they like: what a test says must not depend on luck or load.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
@@ -38,6 +38,8 @@ hypothesis.settings.load_profile("steady")
 @pytest.fixture(scope="session", autouse=True)
 def single_threaded() -> Iterator[None]:
     """Tiny tensors are faster on one thread, and much faster when other processes keep the cores busy."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -47,6 +49,8 @@ def single_threaded() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def single_threaded_again() -> Iterator[None]:
     """Commands take the cores that are there: what is run after them in this process gets one thread again."""
+    import torch
+
     yield
     torch.set_num_threads(1)
 
@@ -106,6 +110,8 @@ def object_store() -> Iterator[str]:
 @pytest.fixture
 def bucket(object_store: str) -> Iterator[str]:
     """The URL of an empty bucket of the object store, the test's own."""
+    import fsspec
+
     name = f"bucket-{uuid.uuid4().hex}"
     store = fsspec.filesystem("s3")
     store.mkdir(name)
@@ -116,6 +122,7 @@ def bucket(object_store: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def upload() -> Callable[[Path, str], None]:
     """``upload(folder, url)`` copies every file below a folder to a URL."""
+    import fsspec
 
     def upload(folder: Path, url: str) -> None:
         filesystem, root = fsspec.core.url_to_fs(url)
@@ -129,6 +136,7 @@ def upload() -> Callable[[Path, str], None]:
 @pytest.fixture(scope="session")
 def download() -> Callable[[str], dict[str, bytes]]:
     """``download(url)`` is every file below a URL, by its name there."""
+    import fsspec
 
     def download(url: str) -> dict[str, bytes]:
         filesystem, root = fsspec.core.url_to_fs(url)
@@ -141,6 +149,8 @@ def download() -> Callable[[str], dict[str, bytes]]:
 
 def draw(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     """Return RGB pixels with a few rectangles on a gradient."""
+    import numpy as np
+
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:height, 0:width]
     pixels = np.stack([rows * 2, columns * 2, rows + columns], axis=2).astype(np.uint8)
@@ -156,6 +166,10 @@ def tiny_sam() -> Sam:
 
     Tests that change its weights copy it first.
     """
+    import torch
+
+    from sum_factory.shared.sam.architecture import SamArchitecture, build_architecture
+
     torch.manual_seed(0)
     sam = build_architecture(
         SamArchitecture("tiny", 32, 2, 2, (1,), 128, window_size=3, prompt_dim=32, decoder_mlp_dim=64)
@@ -170,6 +184,8 @@ def tiny_sam() -> Sam:
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of six tiny photos. Tests that change it copy it first."""
+    from PIL import Image
+
     folder = tmp_path_factory.mktemp("photos")
     sizes = [(48, 64), (64, 48), (40, 40), (33, 77), (90, 60), (64, 64)]
     for seed, (height, width) in enumerate(sizes):
@@ -202,6 +218,8 @@ def loose_options(loose: AutomaskSettings) -> list[str]:
 @pytest.fixture(scope="session")
 def label(loose: AutomaskSettings) -> Callable[..., RunSummary]:
     """``label(images, shards, **changes)`` labels in this process, with ``loose`` and units of two images."""
+    from sum_factory.labelgen.run import RunSettings, run
+    from sum_factory.shared.sam.runtime import Runtime
 
     def label(images: Path | str, shards: Path | str, stop: Stop | None = None, **changes: Any) -> RunSummary:
         settings = {"automask": loose, "unit_size": 2, "runtime": Runtime("cpu"), **changes}

@@ -154,7 +154,7 @@ def main(quick: bool) -> None:
         folder = Path(temporary)
         prepare_photos(folder / "photos", photos)
         prepare_training(folder / "data", scenes)
-        figures |= step_ratios(take_steps(folder / "data", small, 5))
+        figures |= step_ratios(take_steps(folder / "data", small, 3 if quick else 5))
         if quick:
             works = [labelling_here(folder / "photos", points)]
         else:
