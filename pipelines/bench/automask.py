@@ -5,7 +5,7 @@
 Both sides label the same photo with the same weights, settings, threads and malloc, in turn, each time in a process
 of its own, from the pixels to COCO's RLE. Before the clock starts each has labelled it with few points (with
 ``--quick``: a tiny image by a tiny model), so that no code is compiled and no memory taken for the first time while it
-runs. ``vit_t`` has its own weights; those of the others are random, and after it has computed them the decoder's
+runs. With ``--quick`` the image encoder is a quarter of ViT-B's, and there are 6 x 6 points. ``vit_t`` has its own weights; those of the others are random, and after it has computed them the decoder's
 outputs are replaced on both sides by the same realistic ones (``bench.parts.candidates``).
 
 The masks must agree (``bench.parts.agreement``). The last line is a JSON object: ratios are upstream's time over
@@ -15,7 +15,6 @@ a process, all included.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import resource
@@ -26,6 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,6 +43,7 @@ from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.settings import AutomaskSettings, settings_for
 from sum_factory.pipelines.bench.parts.agreement import compare
 from sum_factory.pipelines.bench.parts.candidates import Candidates, Replacing, ReplacingDecoder, replace_upstream
+from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, precision_option, settle
@@ -53,6 +54,8 @@ from sum_factory.shared.sam.runtime import Runtime, place
 from sum_factory.shared.sam.upstream import Sam
 
 SIDES = ("theirs", "ours")
+QUICK_DEPTH, QUICK_GLOBAL = 3, (2,)
+"""Blocks of the image encoder with ``--quick``, and which attend globally: a quarter of ViT-B's, in proportion."""
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "68719476736",
@@ -104,12 +107,15 @@ class StageClock:
         setattr(owner, name, timed)
 
 
-def make_model(model: str) -> Sam:
-    """Build the model; random weights are the same every time."""
+def make_model(model: str, quick: bool = False) -> Sam:
+    """Build the model, with a quarter of its image encoder if it is to be quick; random weights are the same always."""
     if model == "vit_t":
         return load_sam().sam
     torch.manual_seed(0)
-    sam = build_architecture(ARCHITECTURES[model])
+    architecture = ARCHITECTURES[model]
+    if quick:
+        architecture = replace(architecture, encoder_depth=QUICK_DEPTH, global_attention_blocks=QUICK_GLOBAL)
+    sam = build_architecture(architecture)
     with torch.no_grad():
         for name, parameter in sam.image_encoder.named_parameters():
             if "pos" in name:  # upstream starts these at zero, which would make their arithmetic trivial
@@ -178,7 +184,7 @@ def work(
     side: str, model: str, size: tuple[int, int], points: int, quick: bool, precision: Precision, folder: Path
 ) -> None:
     """Label once; leave seconds by stage, peak memory and the result in ``folder``."""
-    sam, clock = make_model(model), StageClock()
+    sam, clock = make_model(model, quick), StageClock()
     settings = settings_for(model, points_per_side=points, max_area_share=2.0)
     image = make_photo(model, size)
     warm_up(side, *((load_sam().sam, make_photo("vit_t", (64, 64))) if quick else (sam, image)), precision)
@@ -228,7 +234,7 @@ def ratios_of(runs: dict[str, list[dict[str, float]]], part: str, counts: Callab
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="One repeat with 6 x 6 points.")
+@click.option("--quick", is_flag=True, help="One repeat with 6 x 6 points, and a quarter of the image encoder.")
 @click.option("--model", type=click.Choice(["vit_b", "vit_l", "vit_h", "vit_t"]), default="vit_b", show_default=True)
 @click.option("--size", default="1500x2250", show_default=True, help="Height x width of the photo.")
 @click.option("--threads", default=0, help="Of each side; by default as many as there are cores.")
@@ -294,13 +300,13 @@ def main(
         figures |= ratios_of(runs, part, counts)
     figures |= {
         "peak_rss_gb": {name: round(max(peaks[name]), 2) for name in SIDES},
-        "precision": computed_in,
+        "bf16": computed_in == "bf16",
         "masks": agreement.theirs,
         "masks_equal": agreement.exact,
         "masks_equal_to_the_pixel": agreement.equal,
         "pixels_that_differ": agreement.pixels,
     }
-    click.echo(json.dumps(figures))
+    click.echo(last_line(figures))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ processes) beside others over those without.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ import click
 
 from sum_factory.labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
 from sum_factory.labelgen.settings import UncertaintySettings, settings_for
+from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.microworld.sets import write_sets
 from sum_factory.pipelines.microworld.textures import photo_paths
 from sum_factory.shared.sam.settings import PACKAGED
@@ -202,7 +202,7 @@ def main(quick: bool, repeats: int) -> None:
             figures |= figures_of(name, measure_contention(work, repeats))
     for key in ("wall", "cpu"):
         figures[f"contended_{key}_ratio"] = max(figures[f"{name}_contended_{key}_ratio"] for name in works)
-    click.echo(json.dumps(figures))
+    click.echo(last_line(figures))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.progress import track
 from sum_factory.trainer.data.grid import masks_on_grid
@@ -156,7 +157,7 @@ def main(quick: bool) -> None:
     figures["masks_agree"] = True
     for name, value in figures.items():
         click.echo(f"{name:24} {value}")
-    click.echo(json.dumps(figures))
+    click.echo(last_line(figures))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ the processor time of ``labelgen --version``.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
@@ -37,6 +36,7 @@ from sum_factory.pipelines.bench.contention import (
     run_and_measure,
     training,
 )
+from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.demo.plan import DemoPlan
 from sum_factory.shared.precision import Precision, resolve
 from sum_factory.shared.progress import Stage
@@ -165,7 +165,7 @@ def main(quick: bool) -> None:
     assert figures["losses_agree"], "the losses of the same step differ between precisions"
     for name, value in figures.items():
         click.echo(f"{name:24} {value}")
-    click.echo(json.dumps(figures))
+    click.echo(last_line(figures))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ The last line is a JSON object. ``scenes_equal`` says that a second process drew
 from __future__ import annotations
 
 import hashlib
-import json
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 import click
 import cv2
 
+from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.microworld.coarse import coarse_masks
 from sum_factory.pipelines.microworld.scene import make_scene, make_scenes
 from sum_factory.shared.progress import track
@@ -60,7 +60,7 @@ def main(quick: bool) -> None:
     }
     for name, value in figures.items():
         click.echo(f"{name:28} {value}")
-    click.echo(json.dumps(figures))
+    click.echo(last_line(figures))
 
 
 if __name__ == "__main__":

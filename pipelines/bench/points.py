@@ -9,7 +9,6 @@ line is a JSON object: by points per side, the share of masks kept, and processo
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.masks.rle import Mask
 from sum_factory.labelgen.settings import settings_for
 from sum_factory.labelgen.sources import list_images
+from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.pipelines.microworld.textures import photo_paths
 from sum_factory.shared.images import RgbImage, decode_image
@@ -91,7 +91,7 @@ def main(quick: bool, photos: Path | None, limit: int) -> None:
         click.echo(f"{side:3} x {side:<3} {grid.masks:5} masks, {grid.seconds / len(images):.2f} s a photo")
         figures |= {f"kept_{side}": round(grid.kept / finest.masks, 3)}
         figures |= {f"cpu_ratio_{side}": round(grid.seconds / finest.seconds, 3)}
-    click.echo(json.dumps(figures))
+    click.echo(last_line(figures))
 
 
 if __name__ == "__main__":

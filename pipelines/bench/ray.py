@@ -19,7 +19,6 @@ driver grows.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -41,6 +40,7 @@ from sum_factory.labelgen.engine.worker import Worker
 from sum_factory.labelgen.job import Event, Job, PlannedUnits, UnitReport
 from sum_factory.labelgen.run import RunSettings, run
 from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.bench.parts.simulation import Cluster, simulate
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.cores import usable_cores
@@ -259,7 +259,7 @@ def main() -> None:
     figures["efficiency_64"], _ = simulate_cluster(64, 250_000 // 32, 32, driver_seconds)
     figures["efficiency_64_units_of_256"], _ = simulate_cluster(64, 250_000 // 256, 256, driver_seconds)
     figures["efficiency_512"], _ = simulate_cluster(512, 11_000_000 // 256, 256, driver_seconds)
-    print(json.dumps(figures))
+    print(last_line(figures))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ line is a JSON object: ratios are the reference over ours, medians over the repe
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +31,7 @@ from torch.nn import functional as F
 
 from sum_factory.pipelines.bench.parts import reference_shards
 from sum_factory.pipelines.bench.parts.fidelity import measure_fidelity
+from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.bench.parts.shard_material import Floats, LabelledPhoto, enlarge, label_photos
 from sum_factory.pipelines.bench.parts.shard_sets import (
     Loader,
@@ -343,7 +343,7 @@ def main(quick: bool, photos: Path | None, refiner: Path | None, count: int, rep
         click.echo("the same, made into logits on 256 x 256 cells")
         large = measure([enlarge(photo) for photo in track(labelled, "enlarging", "photo")], repeats, 80, click.echo)
         result["grid_256"] = {**headline(large), "in_full": large}
-    click.echo(json.dumps(result))
+    click.echo(last_line(result))
 
 
 if __name__ == "__main__":
