@@ -79,7 +79,7 @@ class PiecewiseAttention(image_encoder.Attention):  # type: ignore[misc]
         by_column = image_encoder.get_rel_pos(width, width, self.rel_pos_w)
         vertical = torch.einsum("bhwc,hkc->bhwk", queries, by_row)
         horizontal = torch.einsum("bhwc,wkc->bhwk", queries, by_column)
-        return vertical, horizontal
+        return vertical.contiguous(), horizontal.contiguous()  # or sums of theirs, which are large, would be copied
 
 
 class WindowedBlock(image_encoder.Block):  # type: ignore[misc]
