@@ -5,8 +5,9 @@
 Both sides label the same photo with the same weights, settings, threads and malloc, in turn, each time in a process
 of its own, from the pixels to COCO's RLE. Before the clock starts each has labelled it with few points (with
 ``--quick``: a tiny image by a tiny model), so that no code is compiled and no memory taken for the first time while it
-runs. With ``--quick`` the image encoder is a quarter of ViT-B's, and there are 6 x 6 points. ``vit_t`` has its own weights; those of the others are random, and after it has computed them the decoder's
-outputs are replaced on both sides by the same realistic ones (``bench.parts.candidates``).
+runs. With ``--quick`` the image encoder is a quarter of ViT-B's, and there are 6 x 6 points. ``vit_t`` has its own
+weights; those of the others are random, and after it has computed them the decoder's outputs are replaced on both sides
+by the same realistic ones (``bench.parts.candidates``).
 
 The masks must agree (``bench.parts.agreement``). The last line is a JSON object: ratios are upstream's time over
 ours, end to end and part by part, medians over the repeats with the spread beside them; ``peak_rss_gb`` is the peak of
