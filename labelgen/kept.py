@@ -14,7 +14,8 @@ from sum_factory.shared.codecs.logits import encode_logits
 from sum_factory.shared.codecs.photo import encode_photo
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.placement import CropBox
-from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Dataset, Layer, Unit, is_of_masks
+from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Dataset, Layer, Unit
+from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.manifest import CROP_BOX
 from sum_factory.shared.shards.shard_set import LabelledImage
 from sum_factory.shared.shards.unit_writer import UnitWriter
@@ -47,15 +48,14 @@ def encode_labels(labels: ImageLabels) -> list[bytes]:
 
 def encode(labels: ImageLabels, resized: RgbImage, layers: Collection[str]) -> Encoded:
     """Encode an image for the layer of masks and for the kept ``layers``."""
-    kept = {}
-    if IMAGES in layers:
-        kept[IMAGES] = keep_photo(resized)
-    if LOGITS in layers:
-        kept[LOGITS] = keep_logits([encode_logits(logits) for logits in labels.logits])
-    if EMBEDDINGS in layers:
-        crops = [frame.crop_box for frame in labels.frames]
-        kept[EMBEDDINGS] = keep_embeddings(labels.size, crops, labels.embeddings.__getitem__)
-    return Encoded(encode_labels(labels), kept)
+    keep = {
+        IMAGES: lambda: keep_photo(resized),
+        LOGITS: lambda: keep_logits([encode_logits(logits) for logits in labels.logits]),
+        EMBEDDINGS: lambda: keep_embeddings(
+            labels.size, [frame.crop_box for frame in labels.frames], labels.embeddings.__getitem__
+        ),
+    }
+    return Encoded(encode_labels(labels), {layer: keep[layer]() for layer in layers})
 
 
 def keep_photo(resized: RgbImage) -> KeptFrames:
@@ -105,9 +105,11 @@ class KeptWriter:
     def add_failure(self, index: int, error: str, labelled: LabelledImage | None = None) -> None:
         """Add image ``index`` of the unit as one that could not be read: ``labelled``, if it was when it got masks."""
         for name, writer in self.writers.items():
-            if name == LOGITS and labelled is not None and labelled.masks:
-                unknown = keep_logits([b""] * len(labelled.masks))
-                writer.add_image(index, (labelled.height, labelled.width), *unknown, error)
+            known = kind_of(name).known
+            if known and labelled is not None and labelled.masks:
+                count = len(labelled.masks)
+                size = labelled.height, labelled.width
+                writer.add_image(index, size, [b""] * count, {known: [False] * count}, {}, error)
             else:
                 writer.add_failure(index, error)
 
@@ -117,4 +119,4 @@ class KeptWriter:
         ``masks_sha256`` is that of the masks' data that logits and embeddings are of.
         """
         for name, writer in self.writers.items():
-            writer.commit(storage, masks_sha256 if is_of_masks(name) else "")
+            writer.commit(storage, masks_sha256 if kind_of(name).of_masks else "")

@@ -36,11 +36,10 @@ from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Embedder, place
 from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Layer, PlannedImage, Unit
-from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
+from sum_factory.shared.shards.manifest import UnitRecord, crop_of, manifest_path
 from sum_factory.shared.shards.originals import read_original
 from sum_factory.shared.shards.sam_outputs import (
     are_logits_known,
-    crop_of,
     kept_crops,
     read_embedding,
     read_kept_logits,
@@ -229,16 +228,17 @@ class Labeler:
         self, number: int, image: LabelledImage, photo: Photo, layers: Collection[str]
     ) -> dict[str, KeptFrames]:
         """Return what kept ``layers`` get of a committed image, from its photo."""
-        kept = {}
-        if IMAGES in layers:
-            kept[IMAGES] = keep_photo(photo.resized)
-        if LOGITS in layers:
+
+        def logits() -> KeptFrames:
             committed = self.shards.label_frames(number, image)
-            kept[LOGITS] = keep_logits_again(self.generator.label(*photo), committed) if committed else keep_logits([])
-        if EMBEDDINGS in layers:
+            return keep_logits_again(self.generator.label(*photo), committed) if committed else keep_logits([])
+
+        def embeddings() -> KeptFrames:
             embed = partial(self.embedder.embed_crop, photo.pixels, resized=photo.resized)
-            kept[EMBEDDINGS] = keep_embeddings((image.height, image.width), map(crop_of, image.masks), embed)
-        return kept
+            return keep_embeddings((image.height, image.width), map(crop_of, image.masks), embed)
+
+        keep = {IMAGES: lambda: keep_photo(photo.resized), LOGITS: logits, EMBEDDINGS: embeddings}
+        return {layer: keep[layer]() for layer in layers}
 
     def _add_maps(self, unit: Unit, task: UncertaintyTask) -> Iterator[Event]:
         """Make the maps of masks that are committed, from the photos where the unit says they are."""

@@ -34,10 +34,10 @@ from sum_factory.shared.shards.dataset import (
     Dataset,
     Layer,
     add_layer,
-    is_uncertainty,
     require_same,
 )
 from sum_factory.shared.shards.encoding import write_shared_files
+from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.originals import require_old_places, require_originals
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
@@ -264,7 +264,7 @@ def _work(
 
 
 def _remedy_for(layer: Layer) -> str:
-    return REMEDY_FOR_LAYER if is_uncertainty(layer.name) else REMEDY_FOR_KEPT
+    return REMEDY_FOR_KEPT if kind_of(layer.name).is_kept else REMEDY_FOR_LAYER
 
 
 def make_executor(settings: RunSettings | UncertaintyRunSettings, job: Job) -> SerialExecutor | RayExecutor:

@@ -29,7 +29,7 @@ def status_command(shards: str) -> None:
 @click.pass_context
 def verify_command(ctx: click.Context, shards: str) -> None:
     """Check counts and checksums, and that every frame decodes. Exit status 1 if anything is wrong."""
-    from sum_factory.labelgen.sets.status import frames_of
+    from sum_factory.shared.shards.kinds import kind_of
     from sum_factory.shared.shards.selection.view import open_shards
     from sum_factory.shared.shards.verify import verify
 
@@ -42,7 +42,7 @@ def verify_command(ctx: click.Context, shards: str) -> None:
         sound = [check.record for check in checks if check.record is not None and check.layer == layer]
         missing = len(shard_set.dataset.unit_ids) - len(shard_set.committed(layer))
         click.echo(
-            f"layer {layer}: {len(sound)} units sound with {sum(r.masks for r in sound)} {frames_of(layer)}, "
+            f"layer {layer}: {len(sound)} units sound with {sum(r.masks for r in sound)} {kind_of(layer).counted}, "
             f"{missing} units not made yet"
         )
     click.echo(f"{len(problems)} problems")

@@ -15,13 +15,13 @@ from sum_factory.shared.shards.dataset import (
     Dataset,
     Layer,
     add_layer,
-    is_of_masks,
     read_dataset,
     require_same,
     unit_name,
     unit_path,
 )
 from sum_factory.shared.shards.encoding import write_shared_files
+from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.samples import add_sample, read_samples
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
@@ -76,7 +76,7 @@ def convert(source: str, out: str, encoding: str, say: Callable[[str], None] = c
             _bring_over(old, shards, number, layer)
         except ShardError as error:
             failed.add((layer, number))
-            if not (is_of_masks(layer) and (MASKS, number) in failed):  # which were named
+            if not (kind_of(layer).of_masks and (MASKS, number) in failed):  # which were named
                 problems.append(str(error))
     before, done = len(planned) - len(pending), len(pending) - len(failed)
     distinct = tuple(dict.fromkeys(problems))  # a plan that is lost stops every layer of its unit

@@ -14,6 +14,7 @@ from sum_factory.labelgen.sets.write_selection import Choice, ViewSummary, commi
 from sum_factory.shared.errors import SettingsError, ShardError
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import OUTPUTS, require_same
+from sum_factory.shared.shards.kinds import comparable
 from sum_factory.shared.shards.selection.view import open_shards
 from sum_factory.shared.shards.selection.view_plan import stored_url
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
@@ -67,7 +68,7 @@ def _require_alike(opened: Sequence[ShardSet], layers: Sequence[str]) -> None:
         for shards in opened[1:]:
             layer, where = shards.layer(name), f"{shards.storage.url}, layer {name}"
             for kind, there, here in (
-                ("settings", layer.comparable, wanted.comparable),
+                ("settings", comparable(layer), comparable(wanted)),
                 ("weights", layer.weights, wanted.weights),
             ):
                 require_same(kind, where, there, here, REMEDY_FOR_LAYERS, f"in {first.storage.url}")

@@ -7,14 +7,8 @@ from datetime import UTC, datetime
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.progress import track
-from sum_factory.shared.shards.dataset import (
-    DATASET,
-    REMEDY_FOR_DATASET,
-    is_of_masks,
-    is_uncertainty,
-    unit_name,
-    unit_path,
-)
+from sum_factory.shared.shards.dataset import DATASET, REMEDY_FOR_DATASET, UNCERTAINTY, unit_name, unit_path
+from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.verify import PLANS, verify
@@ -50,8 +44,8 @@ class Diagnosis:
 
     def commands(self) -> str:
         """Return which commands make again what is taken back."""
-        layers = sorted({broken.layer.split("/", 1)[1] for broken in self.broken if is_uncertainty(broken.layer)})
-        commands = ["`labelgen run`"] if any(not is_uncertainty(broken.layer) for broken in self.broken) else []
+        layers = sorted({broken.layer.split("/", 1)[1] for broken in self.broken if _is_of_maps(broken.layer)})
+        commands = ["`labelgen run`"] if any(not _is_of_maps(broken.layer) for broken in self.broken) else []
         commands += [f"`labelgen uncertainty --layer-name {layer}`" for layer in layers]
         return ", then ".join(commands)
 
@@ -76,12 +70,16 @@ def diagnose(shards: ShardSet) -> Diagnosis:
     if broken and plans == len(shards.dataset.unit_ids) and all(check.record is None for check in checks):
         name = shards.storage.path(DATASET)
         raise ShardError(f"{name}: no plan of a unit and nothing that is committed fits it; {REMEDY_FOR_DATASET}")
-    for layer in (name for name in shards.dataset.layers if is_of_masks(name)):
+    for layer in (name for name in shards.dataset.layers if kind_of(name).of_masks):
         for number in shards.committed(layer):
             if (MASKS, number) in broken:
                 broken.setdefault((layer, number), ("its masks are taken back",))
-    ordered = sorted(broken, key=lambda key: (not is_of_masks(key[0]), key[0] == PLANS, key))
+    ordered = sorted(broken, key=lambda key: (key[0] == PLANS or not kind_of(key[0]).of_masks, key[0] == PLANS, key))
     return Diagnosis(tuple(Broken(*key, broken[key], _files(shards, *key)) for key in ordered), tuple(left))
+
+
+def _is_of_maps(layer: str) -> bool:
+    return layer != PLANS and kind_of(layer).name == UNCERTAINTY
 
 
 def take_back(storage: Storage, broken: tuple[Broken, ...]) -> str:

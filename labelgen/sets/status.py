@@ -10,16 +10,12 @@ import pyarrow.compute as pc
 
 from sum_factory.labelgen.sets.pace import pace_of
 from sum_factory.shared.progress import track
-from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS, is_uncertainty
+from sum_factory.shared.shards.dataset import MASKS
+from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.manifest import UnitRecord
 from sum_factory.shared.shards.reader import WHICH
 from sum_factory.shared.shards.selection.view import View
 from sum_factory.shared.shards.shard_set import ShardSet
-
-
-def frames_of(layer: str) -> str:
-    """Return what to call what a layer holds, one or none for a mask, an image or a crop."""
-    return {IMAGES: "photos", EMBEDDINGS: EMBEDDINGS}.get(layer, "masks")
 
 
 def status_of(shards: ShardSet, name: str) -> Iterator[str]:
@@ -38,7 +34,8 @@ def status_of(shards: ShardSet, name: str) -> Iterator[str]:
 
 def _status_of_layer(shards: ShardSet, layer: str, skipped: list[str]) -> Iterator[str]:
     """Yield the lines on a layer, and add those on images that could not be labelled to ``skipped``."""
-    done, has_maps = shards.committed(layer), is_uncertainty(layer)
+    done, kind = shards.committed(layer), kind_of(layer)
+    has_maps = "mean_u" in dict(kind.columns)
     columns = (*WHICH, "image", "error", *(["mean_u"] if has_maps else []))
     totals: Counter[str] = Counter()
     known, sum_of_means = 0, 0.0
@@ -52,12 +49,12 @@ def _status_of_layer(shards: ShardSet, layer: str, skipped: list[str]) -> Iterat
             known, sum_of_means = known + len(means), sum_of_means + (pc.sum(means).as_py() or 0.0)
     line = (
         f"layer {layer} ({shards.layer(layer).encoding}): {len(done)} of {len(shards.dataset.unit_ids)} units, "
-        f"{totals['images']} images, {totals['masks']} {frames_of(layer)}, {totals['errors']} errors, "
+        f"{totals['images']} images, {totals['masks']} {kind.counted}, {totals['errors']} errors, "
         f"{totals['bytes'] / 1e6:.1f} MB"
     )
     if has_maps:
         line += f", mean u {sum_of_means / known:.4f}" if known else ", no maps"
-    if has_maps or layer == LOGITS:
+    if kind.known:
         line += f", {totals['unknown']} masks unknown"
     yield line
     if (pace := pace_of(shards, layer)) is not None:
@@ -65,9 +62,8 @@ def _status_of_layer(shards: ShardSet, layer: str, skipped: list[str]) -> Iterat
     if layer == MASKS:
         skipped += [f"skipped {image}: {error}" for image, error in faults.items()]
         return
-    lacking = "maps" if has_maps else "photo" if layer == IMAGES else layer
     for image, error in faults.items():
-        yield f"no {lacking} of {image}: {error}"
+        yield f"no {kind.lacking or layer} of {image}: {error}"
 
 
 def _counts(record: UnitRecord) -> dict[str, int]:
@@ -83,6 +79,6 @@ def _counts(record: UnitRecord) -> dict[str, int]:
 def _faults(table: pa.Table, layer: str) -> dict[str, str]:
     """Return why images have nothing in a layer; where it is of masks, only those that have masks."""
     failed = table.filter(pc.is_valid(table["error"]))
-    if is_uncertainty(layer) or layer == LOGITS:
+    if kind_of(layer).known:
         failed = failed.filter(pc.is_valid(failed["mask"]))
     return dict(zip(failed["image"].to_pylist(), failed["error"].to_pylist(), strict=True))

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.progress import track
-from sum_factory.shared.shards.dataset import DATASET, OUTPUTS, Unit, is_uncertainty
+from sum_factory.shared.shards.dataset import DATASET, Unit
+from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.selection.view_plan import (
     ROWS_SCHEMA,
     Source,
@@ -54,7 +55,7 @@ class ViewSummary:
 
 def viewable(layers: Iterable[str]) -> tuple[str, ...]:
     """Return the layers that a view can offer: not what SAM put out, from which maps are made where the data lie."""
-    return tuple(layer for layer in layers if layer not in OUTPUTS)
+    return tuple(layer for layer in layers if not kind_of(layer).is_output)
 
 
 def committed_layers(shards: ShardSet, layers: Sequence[str]) -> dict[int, tuple[str, ...]]:
@@ -133,7 +134,7 @@ def _unit(choice: Choice, source: int, own: int, rows: pa.Table | None, sha256: 
     data = {}
     for layer in choice.layers:
         _, record = shards.manifest(number, layer)
-        if is_uncertainty(layer):
+        if kind_of(layer).of_masks:
             shards.require_own_masks(number, layer, record)
         data[layer] = record.data_sha256
     unit_id = Unit(number, images).id

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sum_factory.shared.progress import Stage
-from sum_factory.shared.shards.dataset import KEPT, UNCERTAINTY
+from sum_factory.shared.shards.dataset import UNCERTAINTY
 from sum_factory.shared.shards.encoding import layer_of, unit_of
+from sum_factory.shared.shards.kinds import kinds
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.selection.view_plan import ROWS
-from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.store.storage import TEMPORARY_PREFIX, Storage
 
 
@@ -40,7 +41,7 @@ def left_overs(shards: ShardSet) -> Iterator[LeftOver]:
     """
     with Stage("listing files"):
         files = shards.storage.files()
-    layers = {MASKS, *KEPT, *shards.dataset.layers}
+    layers = {*(name for name, kind in kinds().items() if not kind.is_family), *shards.dataset.layers}
     for name, size in files.items():
         manifest = _missing_manifest(name, layers, files)
         if manifest is None and not _is_temporary(name, layers):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.store.canonical_json import content_id, to_json
@@ -36,9 +36,7 @@ LOGITS = "logits"
 EMBEDDINGS = "embeddings"
 """The layer of what the image encoder made of each crop in which there are masks."""
 OUTPUTS = (LOGITS, EMBEDDINGS)
-"""The layers of what SAM put out, from which maps of uncertainty can be made."""
-KEPT = (IMAGES, *OUTPUTS)
-"""The layers of what labelling has at hand anyway, which ``labelgen run --keep-NAME`` makes."""
+"""What `labelgen uncertainty --use-kept` makes maps of."""
 TAR, ZARR = "tar", "zarr"
 ENCODINGS = (TAR, ZARR)
 """How a layer's data may lie on disk (``shared/shards/encodings.py``)."""
@@ -116,26 +114,6 @@ class Layer:
     weights: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def parts(self) -> tuple[Literal["label", "u", "refined"], ...]:
-        """What the layer holds of a mask: its label, or the map u and, made by a refiner, the refined label.
-
-        Of a layer that holds no grids of codes there are none: its frames are read as they are."""
-        if self.name in KEPT:
-            return ()
-        if not is_uncertainty(self.name):
-            return ("label",)
-        return ("u", "refined") if "refiner" in self.weights else ("u",)
-
-    @property
-    def comparable(self) -> Mapping[str, Any]:
-        """The settings without what no two shard sets share: ids of the masks that maps are of, and of kept layers.
-
-        Whether maps were made from a kept layer does count."""
-        settings = {name: "kept" if name in OUTPUTS else value for name, value in self.settings.items()}
-        settings.pop(MASKS_OF_MAPS, None)
-        return settings
-
     def id(self, unit_ids: Iterable[str]) -> str:
         """Hash of the units, the settings, the weights and the format version."""
         return content_id([FORMAT_VERSION, list(unit_ids), self.name, self.encoding, self.settings, self.weights])
@@ -209,16 +187,6 @@ def uncertainty_layer(name: str) -> str:
             f"{name!r} cannot name a layer; use letters, digits, '-', '_' and '.', and no '.zarr' at its end"
         )
     return f"{UNCERTAINTY}/{name}"
-
-
-def is_uncertainty(layer: str) -> bool:
-    """Whether a layer is one of uncertainty maps."""
-    return layer.startswith(f"{UNCERTAINTY}/")
-
-
-def is_of_masks(layer: str) -> bool:
-    """Whether a layer's units are of the very masks that were there when they were made."""
-    return layer in OUTPUTS or is_uncertainty(layer)
 
 
 def unit_name(number: int) -> str:

@@ -11,7 +11,6 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import ENCODINGS, ZARR, Dataset, Layer
 from sum_factory.shared.shards.encodings.tar_layer import TarEncoder, faults_of_tar, tar_path, tar_unit
 from sum_factory.shared.shards.encodings.tar_reader import TarReader
-from sum_factory.shared.shards.encodings.zarr_forms import form_of
 from sum_factory.shared.shards.encodings.zarr_layer import (
     ZarrEncoder,
     faults_of_shards,
@@ -20,6 +19,7 @@ from sum_factory.shared.shards.encodings.zarr_layer import (
     zarr_unit,
 )
 from sum_factory.shared.shards.encodings.zarr_reader import ZarrReader
+from sum_factory.shared.shards.kinds import form_of
 from sum_factory.shared.shards.reader import LayerReader, Rows, Source
 from sum_factory.shared.store.storage import Storage
 

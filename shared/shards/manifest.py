@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, REMEDY_FOR_DATA, is_uncertainty, unit_name
+from sum_factory.shared.placement import CropBox
+from sum_factory.shared.shards.dataset import REMEDY_FOR_DATA, unit_name
 from sum_factory.shared.store.seal import SEAL, require_seal, seal, with_room
 
-_PLACE = [
+PLACE = [
     ("image", pa.string()),
     ("image_index", pa.int32()),
     ("height", pa.int32()),
@@ -33,40 +34,10 @@ _PLACE = [
 """Columns of every layer. ``offset`` and ``length`` place the frame, or the chunk, in the data file. A row whose
 ``mask`` is null stands for an image without masks: ``error`` says why, or is null if SAM found none. An encoding may
 add columns of its own."""
-PLACE_COLUMNS = tuple(name for name, _ in _PLACE)
-MASK_SCHEMA = pa.schema(
-    [
-        *_PLACE,
-        ("box_x", pa.int32()),
-        ("box_y", pa.int32()),
-        ("box_w", pa.int32()),
-        ("box_h", pa.int32()),
-        ("area", pa.int64()),
-        ("point_x", pa.float32()),
-        ("point_y", pa.float32()),
-        ("predicted_iou", pa.float32()),
-        ("stability", pa.float32()),
-        ("crop_x0", pa.int32()),
-        ("crop_y0", pa.int32()),
-        ("crop_x1", pa.int32()),
-        ("crop_y1", pa.int32()),
-    ]
-)
-"""Columns of the ``masks`` layer."""
-UNCERTAINTY_SCHEMA = pa.schema([*_PLACE, ("mean_u", pa.float32()), ("u_valid", pa.bool_())])
-"""Columns of an uncertainty layer, row for row the masks. Where ``u_valid`` is false the map is unknown: ``mean_u`` is
-null, ``length`` is 0, and ``error`` says why if the photo is to blame."""
-IMAGE_SCHEMA = pa.schema(_PLACE)
-"""Columns of the ``images`` layer: a photo is the one frame of its image, ``mask`` 0. Where ``mask`` is null, ``error``
-says why the photo could not be read."""
-LOGITS_SCHEMA = pa.schema([*_PLACE, ("valid", pa.bool_())])
-"""Columns of the ``logits`` layer, row for row the masks. Where ``valid`` is false the logits are not known."""
-EMBEDDING_SCHEMA = pa.schema([*_PLACE, *((f"crop_{edge}", pa.int32()) for edge in ("x0", "y0", "x1", "y1"))])
-"""Columns of the ``embeddings`` layer: a row a crop, ``mask`` is its number in the image. Where ``mask`` is null the
-image has no masks, or ``error`` says why the photo could not be read."""
-
+PLACE_COLUMNS = tuple(name for name, _ in PLACE)
 CROP_BOX = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
 """Columns of the crop that a mask was found in: x0, y0, x1, y1 in the photo, x1 and y1 exclusive."""
+CROP_COLUMNS = tuple((name, pa.int32()) for name in CROP_BOX)
 
 _METADATA_KEY = "sum_factory"
 
@@ -97,20 +68,10 @@ class UnitRecord:
         return self.files or ((self.data_bytes, self.data_sha256),)
 
 
-def schema_of(layer: str) -> pa.Schema:
-    """Return the columns of a layer's manifests."""
-    if layer == IMAGES:
-        return IMAGE_SCHEMA
-    if layer == LOGITS:
-        return LOGITS_SCHEMA
-    if layer == EMBEDDINGS:
-        return EMBEDDING_SCHEMA
-    return UNCERTAINTY_SCHEMA if is_uncertainty(layer) else MASK_SCHEMA
-
-
-def is_unknown(row: Mapping[str, Any]) -> bool:
-    """Whether a row is of a mask of which its layer knows nothing."""
-    return row.get("u_valid") is False or row.get("valid") is False
+def crop_of(row: Mapping[str, Any]) -> CropBox:
+    """Return the crop that a row of a manifest is of."""
+    x0, y0, x1, y1 = (int(row[name]) for name in CROP_BOX)
+    return x0, y0, x1, y1
 
 
 def manifest_path(layer: str, number: int) -> str:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from sum_factory.shared.codecs.photo import decode_photo
 from sum_factory.shared.errors import ImageError, ShardError
-from sum_factory.shared.placement import resized_size
 from sum_factory.shared.shards.dataset import IMAGES
 from sum_factory.shared.shards.manifest import UnitRecord
 from sum_factory.shared.shards.reader import WHICH, Rows
@@ -56,23 +52,3 @@ def require_photos(shards: ShardSet, unit: int, masks: Rows | None = None) -> Un
             "and run `labelgen run --keep-images` again"
         )
     return photos.record
-
-
-def faults_of_photos(frames: Iterable[tuple[Mapping[str, Any], bytes]], side: int) -> Iterator[str]:
-    """Yield which photos of a unit do not decode or have another size than their row of the manifest says.
-
-    ``frames`` are rows with their data, empty where there is no photo; ``side`` is the longer side of the photos.
-    """
-    for row, data in frames:
-        if row["mask"] is None:
-            if row["error"] is None:
-                yield f"image {row['image']} has neither a photo nor an error"
-            continue
-        try:
-            size = tuple(decode_photo(data, f"image {row['image']}").shape[1:])
-        except ImageError as error:
-            yield str(error)
-            continue
-        expected = resized_size(row["height"], row["width"], side)
-        if size != expected:
-            yield f"image {row['image']}: {size[1]} x {size[0]} pixels, expected {expected[1]} x {expected[0]}"

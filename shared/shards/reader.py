@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,11 @@ import pyarrow.compute as pc
 from sum_factory.shared.codecs.codes import Codes
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
+from sum_factory.shared.shards.kinds import kinds, parts_of
+from sum_factory.shared.shards.kinds.kind import Part
 from sum_factory.shared.shards.manifest import UnitRecord
 from sum_factory.shared.store.storage import Storage
 
-Part = Literal["label", "u", "refined"]
-"""What a layer holds of a mask: ``masks`` its label; a layer of uncertainty its map u and, by a refiner, its refined
-label. In a Zarr layer each is an array."""
 Picked = Sequence[int] | npt.NDArray[np.int64]
 WHICH = ("image_index", "mask")
 """The columns of a manifest that tell which masks there are."""
@@ -118,8 +117,8 @@ class LayerReader(Protocol):
 
 def require_part(layer: Layer, part: Part, rows: Rows, picked: npt.NDArray[np.int64], place: str) -> None:
     """Raise ``ShardError`` if a layer has no such part, or nothing is known of one of the masks ``picked``."""
-    if part not in layer.parts:
-        raise ShardError(f"{place}: layer {layer.name} has no {part}, but {' and '.join(layer.parts)}")
+    if part not in parts_of(layer):
+        raise ShardError(f"{place}: layer {layer.name} has no {part}, but {' and '.join(parts_of(layer))}")
     unknown = np.flatnonzero(~known(rows, picked))
     if unknown.size:
         raise ShardError(f"{place}: nothing is known of mask {picked[unknown[0]]} of unit {rows.record.unit}")
@@ -127,9 +126,9 @@ def require_part(layer: Layer, part: Part, rows: Rows, picked: npt.NDArray[np.in
 
 def known(rows: Rows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Return which of the masks ``picked`` have data: all but those whose map is unknown, bool (K,)."""
-    for column in ("u_valid", "valid"):
-        if column in rows.columns:
-            return np.asarray(rows[column][picked], np.bool_)
+    for kind in kinds().values():
+        if kind.known and kind.known in rows.columns:
+            return np.asarray(rows[kind.known][picked], np.bool_)
     return np.ones(len(picked), np.bool_)
 
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.encoding import open_reader
-from sum_factory.shared.shards.manifest import CROP_BOX, PLACE_COLUMNS, manifest_path, rows_of_images, schema_of
+from sum_factory.shared.shards.kinds import schema_of
+from sum_factory.shared.shards.manifest import CROP_BOX, PLACE_COLUMNS, manifest_path, rows_of_images
 from sum_factory.shared.shards.reader import HeldFiles, Rows
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter, sha256_of

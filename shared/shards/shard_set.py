@@ -18,11 +18,10 @@ from sum_factory.shared.shards.dataset import (
     REFINEMENT,
     REMEDY_FOR_DATA,
     REMEDY_FOR_UNIT,
+    UNCERTAINTY,
     Dataset,
     Layer,
     Unit,
-    is_of_masks,
-    is_uncertainty,
     read_dataset,
     read_unit,
     uncertainty_layer,
@@ -31,6 +30,7 @@ from sum_factory.shared.shards.dataset import (
 )
 from sum_factory.shared.shards.dataset import MASKS as MASKS
 from sum_factory.shared.shards.encoding import data_files, open_reader
+from sum_factory.shared.shards.kinds import kind_of, parts_of
 from sum_factory.shared.shards.labelled import LabelledImage as LabelledImage
 from sum_factory.shared.shards.labelled import UncertaintyRow as UncertaintyRow
 from sum_factory.shared.shards.labelled import labelled_images, uncertainty_rows
@@ -109,7 +109,7 @@ class ShardSet:
     @property
     def uncertainty_layers(self) -> tuple[str, ...]:
         """Names of the layers of uncertainty maps, without their folder."""
-        return tuple(name.split("/", 1)[1] for name in sorted(self.dataset.layers) if is_uncertainty(name))
+        return tuple(name.split("/", 1)[1] for name in sorted(self.dataset.layers) if kind_of(name).name == UNCERTAINTY)
 
     @cached_property
     def input_side(self) -> int:
@@ -181,7 +181,7 @@ class ShardSet:
         unit is not committed, its manifest is damaged, or its maps are not of the masks that are there.
         """
         table, record = self.manifest(number, layer, columns)
-        if is_of_masks(layer):
+        if kind_of(layer).of_masks:
             self.require_own_masks(number, layer, record, masks)
         return Rows.from_manifest(table, record, self.storage.path(manifest_path(layer, number)))
 
@@ -241,7 +241,7 @@ class ShardSet:
         known = [row.row for row in rows if row.u_valid]
         maps = self.reader(name).read(number, known, "u")
         labels = None
-        if refined and "refined" in self.layer(name).parts:
+        if refined and "refined" in parts_of(self.layer(name)):
             labels = self.reader(name).read(number, known, "refined")
         made = iter(
             [Uncertainty(maps.values(k), None if labels is None else labels.values(k)) for k in range(len(known))]
@@ -252,9 +252,8 @@ class ShardSet:
         """Raise ``ShardError`` if the data of a unit are not of the masks that are there, or not of ``masks``."""
         found = self._masks_sha256(number) if masks is None else masks.data_sha256
         if found != record.masks_sha256:
-            what = "maps" if is_uncertainty(layer) else layer
             raise ShardError(
-                f"{self.storage.path(manifest_path(layer, number))}: its {what} are of other masks "
+                f"{self.storage.path(manifest_path(layer, number))}: its {kind_of(layer).contents} are of other masks "
                 f"than those that are there; {REMEDY_FOR_DATA}"
             )
 

@@ -11,12 +11,11 @@ import pyarrow as pa
 
 from sum_factory.shared.shards.dataset import Dataset, Layer, Unit
 from sum_factory.shared.shards.encoding import data_files, new_encoder
+from sum_factory.shared.shards.kinds import is_unknown, schema_of
 from sum_factory.shared.shards.manifest import (
     UnitRecord,
-    is_unknown,
     manifest_path,
     read_record,
-    schema_of,
     write_manifest,
 )
 from sum_factory.shared.store.storage import Storage

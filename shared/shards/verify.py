@@ -12,7 +12,6 @@ from sum_factory.shared.progress import Stage
 from sum_factory.shared.shards.collect import temporaries
 from sum_factory.shared.shards.dataset import (
     DATASET,
-    KEPT,
     LEAST_AGE,
     REMEDY_FOR_DATA,
     REMEDY_FOR_DATASET,
@@ -22,7 +21,8 @@ from sum_factory.shared.shards.dataset import (
 )
 from sum_factory.shared.shards.encoding import faults_of_files, open_reader, shared_files
 from sum_factory.shared.shards.frame_faults import Row, faults_of_frames
-from sum_factory.shared.shards.manifest import UnitRecord, is_unknown, manifest_path
+from sum_factory.shared.shards.kinds import is_unknown, kinds
+from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
 from sum_factory.shared.shards.reader import HeldFiles, Rows
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import sha256_of
@@ -134,7 +134,7 @@ def _unlisted(shards: ShardSet) -> Iterator[str]:
 
 def _unlisted_kept(shards: ShardSet) -> Iterator[str]:
     """Yield which of the layers that runs keep are there without ``dataset.json`` listing them."""
-    for layer in KEPT:
+    for layer in (kind.name for kind in kinds().values() if kind.is_kept):
         if layer not in shards.dataset.layers and shards.storage.names(f"manifest/{layer}"):
             yield (
                 f"{shards.storage.path(f'manifest/{layer}')}: a layer that {DATASET} does not list; give the "

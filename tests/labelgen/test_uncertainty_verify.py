@@ -18,13 +18,15 @@ from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.codecs.label import encode_label
 from sum_factory.shared.codecs.uncertainty import decode_uncertainty, encode_uncertainty
 from sum_factory.shared.shards.dataset import DATASET
-from sum_factory.shared.shards.encodings.tar_layer import MAPS, TarWriter, add_sample, read_samples
-from sum_factory.shared.shards.manifest import UNCERTAINTY_SCHEMA, UnitRecord, read_manifest, write_manifest
+from sum_factory.shared.shards.encodings.tar_layer import TarWriter, add_sample, read_samples
+from sum_factory.shared.shards.kinds import kind_of, schema_of
+from sum_factory.shared.shards.manifest import UnitRecord, read_manifest, write_manifest
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.verify import verify
 
 Problems = Callable[[Path], list[str]]
 Rows = list[dict[str, Any]]
+KIND, SCHEMA = kind_of("uncertainty/refinement"), schema_of("uncertainty/refinement")
 TAR, MANIFEST = "uncertainty/refinement/000001.tar", "manifest/uncertainty/refinement/000001.parquet"
 
 
@@ -99,21 +101,21 @@ def forge(shards: Path, change: Change, **of_record: Any) -> None:
     """Write a unit's maps anew, with checksums that fit, after ``change`` edited the frames and the rows."""
     table, record = read_manifest((shards / MANIFEST).read_bytes(), "")
     rows = table.to_pylist()
-    samples = list(read_samples((shards / TAR).read_bytes(), MAPS, ""))
+    samples = list(read_samples((shards / TAR).read_bytes(), KIND, ""))
     frames = [frame for _, of_image in samples for frame in of_image]
     change(frames, rows)
     writer, taken = TarWriter(), iter(rows)
     left = iter(frames)
     for meta, of_image in samples:
         mine = [next(left) for _ in of_image]
-        for offset, frame in zip(add_sample(writer, MAPS, meta["key"], mine, meta), mine, strict=True):
+        for offset, frame in zip(add_sample(writer, KIND, meta["key"], mine, meta), mine, strict=True):
             next(taken).update(offset=offset, length=len(frame), crc32=zlib.crc32(frame))
     data = writer.finish()
     (shards / TAR).write_bytes(data)
     told: UnitRecord = replace(
         record, **{"data_bytes": len(data), "data_sha256": hashlib.sha256(data).hexdigest(), **of_record}
     )
-    (shards / MANIFEST).write_bytes(write_manifest(pa.Table.from_pylist(rows, UNCERTAINTY_SCHEMA), told))
+    (shards / MANIFEST).write_bytes(write_manifest(pa.Table.from_pylist(rows, SCHEMA), told))
 
 
 def test_forging_nothing_is_no_problem(own_refined: Path, problems: Problems) -> None:

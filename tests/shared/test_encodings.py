@@ -20,12 +20,11 @@ from sum_factory.shared.codecs.logits import decode_logits
 from sum_factory.shared.codecs.uncertainty import decode_u, refined_label
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS
-from sum_factory.shared.shards.manifest import manifest_path
+from sum_factory.shared.shards.kinds.kind import Part
+from sum_factory.shared.shards.manifest import crop_of, manifest_path
 from sum_factory.shared.shards.photos import read_photo
-from sum_factory.shared.shards.reader import Part
 from sum_factory.shared.shards.sam_outputs import (
     are_logits_known,
-    crop_of,
     kept_crops,
     read_embedding,
     read_kept_logits,

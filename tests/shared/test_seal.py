@@ -15,7 +15,8 @@ import pytest
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Dataset, PlannedImage, Unit
-from sum_factory.shared.shards.manifest import MASK_SCHEMA, UnitRecord, read_manifest, read_record, write_manifest
+from sum_factory.shared.shards.kinds import schema_of
+from sum_factory.shared.shards.manifest import UnitRecord, read_manifest, read_record, write_manifest
 from sum_factory.shared.store.seal import SEAL, is_sealed, seal, with_room
 
 Parse = Callable[[bytes, str], object]
@@ -79,7 +80,7 @@ def test_zeros_and_the_name_of_the_seal_elsewhere_do_not_matter() -> None:
 
 
 def test_manifest_keeps_the_types_of_its_columns_and_its_record(tmp_path: Path) -> None:
-    rows = pa.Table.from_pylist([{"image": "ä", "crc32": 2**32 - 1}, {"image": "b", "mask": 1}], MASK_SCHEMA)
+    rows = pa.Table.from_pylist([{"image": "ä", "crc32": 2**32 - 1}, {"image": "b", "mask": 1}], schema_of("masks"))
     record = UnitRecord(3, "unit", "layer", 2, 1, 0, 10, "0" * 64, "f" * 64, 1)
     data = write_manifest(rows, record)
     table, read = read_manifest(data, "manifest")

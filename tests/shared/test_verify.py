@@ -19,7 +19,8 @@ from PIL import Image
 
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.manifest import MASK_SCHEMA, read_manifest, write_manifest
+from sum_factory.shared.shards.kinds import schema_of
+from sum_factory.shared.shards.manifest import read_manifest, write_manifest
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.verify import verify
 
@@ -137,7 +138,7 @@ def test_manifest_without_a_plan_is_found(own_shards: Path) -> None:
 def test_rows_of_other_images_are_found(own_shards: Path) -> None:
     table, record = read_manifest((own_shards / MANIFEST).read_bytes(), "")
     rows = [{**row, "image": "another"} for row in table.to_pylist()]
-    (own_shards / MANIFEST).write_bytes(write_manifest(pa.Table.from_pylist(rows, MASK_SCHEMA), record))
+    (own_shards / MANIFEST).write_bytes(write_manifest(pa.Table.from_pylist(rows, schema_of("masks")), record))
     (problem,) = problems(own_shards)
     assert problem.startswith(f"{own_shards}/{MANIFEST}: the images of its rows are not those of the unit")
 

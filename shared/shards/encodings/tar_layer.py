@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.dataset import IMAGES, OUTPUTS, is_uncertainty, unit_name
+from sum_factory.shared.shards.dataset import unit_name
+from sum_factory.shared.shards.kinds import kind_of
+from sum_factory.shared.shards.kinds.kind import LayerKind
 
-LABELS, MAPS, PHOTO, META = "labels", "uncertainty", "jpg", "json"
+META = "json"
 
 
 def tar_path(layer: str, number: int) -> str:
@@ -35,15 +37,6 @@ def tar_unit(name: str) -> tuple[str, int] | None:
     if matched is None or name != tar_path(matched["layer"], int(matched["number"])):
         return None
     return matched["layer"], int(matched["number"])
-
-
-def member_of(layer: str) -> str:
-    """Return what the members that hold a layer's frames are called."""
-    if layer == IMAGES:
-        return PHOTO
-    if layer in OUTPUTS:
-        return layer
-    return MAPS if is_uncertainty(layer) else LABELS
 
 
 def sample_key(key: str) -> str:
@@ -73,10 +66,13 @@ class TarWriter:
         return self._buffer.getvalue()
 
 
-def add_sample(writer: TarWriter, member: str, key: str, frames: Sequence[bytes], meta: Mapping[str, Any]) -> list[int]:
-    """Add an image with the frames of its masks as ``KEY.member``; return the offset of each frame in the tar."""
+def add_sample(
+    writer: TarWriter, kind: LayerKind, key: str, frames: Sequence[bytes], meta: Mapping[str, Any]
+) -> list[int]:
+    """Add an image with its frames in a layer of a kind; return the offset of each frame in the tar."""
     name = sample_key(key)
-    start = writer.add(f"{name}.{member}", b"".join(frames)) if frames or member != PHOTO else 0
+    has_member = frames or kind.is_member_of_none
+    start = writer.add(f"{name}.{kind.member}", b"".join(frames)) if has_member else 0
     described = {**meta, "key": key, "length": [len(frame) for frame in frames]}
     writer.add(f"{name}.{META}", json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
     offsets = []
@@ -92,11 +88,11 @@ class TarEncoder:
     columns = ()
 
     def __init__(self, layer: str) -> None:
-        self._member, self._writer = member_of(layer), TarWriter()
+        self._kind, self._writer = kind_of(layer), TarWriter()
 
     def add(self, key: str, frames: Sequence[bytes], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Add the masks of an image: see ``LayerEncoder``."""
-        offsets = add_sample(self._writer, self._member, key, frames, meta)
+        offsets = add_sample(self._writer, self._kind, key, frames, meta)
         return [
             {"offset": offset, "length": len(frame), "crc32": zlib.crc32(frame)}
             for offset, frame in zip(offsets, frames, strict=True)
@@ -116,12 +112,12 @@ def faults_of_tar(layer: str, data: bytes, rows: Sequence[Mapping[str, Any]], na
     for row in masks:
         if zlib.crc32(data[row["offset"] : row["offset"] + row["length"]]) != row["crc32"]:
             yield f"mask {row['mask']} of image {row['image']} fails its checksum"
-    if sum(len(frames) for _, frames in read_samples(data, member_of(layer), name)) != len(masks):
+    if sum(len(frames) for _, frames in read_samples(data, kind_of(layer), name)) != len(masks):
         yield "the tar's members do not hold the masks of the manifest"
 
 
-def read_samples(data: bytes, member: str, name: str) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
-    """Yield the description and the frames, ``KEY.member``, of every image of a tar, in order.
+def read_samples(data: bytes, kind: LayerKind, name: str) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+    """Yield the description and the frames of every image of a tar of a layer of a kind, in order.
 
     Raises ``ShardError`` if the tar is damaged. A tar that was cut between two members ends early and raises nothing:
     only its manifest can tell.
@@ -132,8 +128,8 @@ def read_samples(data: bytes, member: str, name: str) -> Iterator[tuple[dict[str
             for path in members:
                 if path.endswith(f".{META}"):
                     meta = json.loads(_content(tar, members[path]))
-                    held = f"{path.removesuffix(META)}{member}"
-                    bare = member == PHOTO and not meta["length"]
+                    held = f"{path.removesuffix(META)}{kind.member}"
+                    bare = not meta["length"] and not kind.is_member_of_none
                     yield meta, _cut(b"" if bare else _content(tar, members[held]), meta["length"])
     except (tarfile.TarError, ValueError, KeyError) as error:
         raise ShardError(f"{name}: damaged ({error}); run `labelgen verify`") from error

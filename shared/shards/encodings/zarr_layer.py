@@ -20,7 +20,8 @@ import zstandard
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_format import GROUP, Array, ShardWriter, group_metadata
-from sum_factory.shared.shards.encodings.zarr_forms import Form, form_of
+from sum_factory.shared.shards.encodings.zarr_forms import Form
+from sum_factory.shared.shards.kinds import form_of
 
 ROWS_PER_IMAGE = 1024
 """Rows that a shard of masks has for each image of a full unit: several times what SAM finds, and nearly free."""

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from sum_factory.shared.codecs.codes import Codes
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.relocation import UNMOVED, Relocation
-from sum_factory.shared.shards.dataset import DATASET, IMAGES, Dataset, Layer, Unit, is_uncertainty
+from sum_factory.shared.shards.dataset import DATASET, Dataset, Layer, Unit
+from sum_factory.shared.shards.kinds import comparable, kind_of
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
 from sum_factory.shared.shards.originals import require_old_places
 from sum_factory.shared.shards.reader import WHICH, LayerReader, Part, Picked, Rows
@@ -131,11 +132,12 @@ class View(ShardSet):
         self._require_offered(number, layer)
         base, own = self.origin(number)
         name = base.storage.path(manifest_path(layer, own))
-        counted = (*WHICH, "error", *(["u_valid"] if is_uncertainty(layer) else []))
+        kind = kind_of(layer)
+        counted = (*WHICH, "error", *([kind.known] if kind.known else []))
         table, record = base.manifest(own, layer, None if columns is None else sorted({*columns, *counted}))
         self.require_same_data(number, layer, record)
         if (rows := self.chosen(number)) is not None:
-            table = (take_images if layer == IMAGES else take_rows)(table, rows, name)
+            table = (take_images if kind.per == "image" else take_rows)(table, rows, name)
         record = self._counted(number, layer, table, record)
         return table if columns is None else table.select(list(columns)), record
 
@@ -238,7 +240,7 @@ class ViewReader:
         chosen, first = self.view.chosen(unit), reader.rows(own).first
         if chosen is None:
             return np.arange(first[-1])
-        if self.layer == IMAGES:
+        if kind_of(self.layer).per == "image":
             images = np.unique(chosen["image_index"].to_numpy())
             return np.asarray(first[images[first[images] < first[images + 1]]], np.int64)
         masks = chosen.filter(pc.is_valid(chosen["mask"]))
@@ -283,4 +285,4 @@ def _shared_layer(layers: Sequence[Layer]) -> Layer:
     if len(layers) == 1:
         return layers[0]
     encoding = " and ".join(sorted({layer.encoding for layer in layers}))
-    return replace(layers[0], encoding=encoding, settings=layers[0].comparable, provenance={})
+    return replace(layers[0], encoding=encoding, settings=comparable(layers[0]), provenance={})

@@ -1,0 +1,65 @@
+"""Kinds of layers, one a module: a new kind is a new module with a ``KIND``, and nothing elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+import pyarrow as pa
+
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.dataset import Dataset, Layer
+from sum_factory.shared.shards.encodings.zarr_forms import Form
+from sum_factory.shared.shards.kinds.kind import LayerKind, Part
+from sum_factory.shared.shards.manifest import PLACE
+
+
+@cache
+def kinds() -> Mapping[str, LayerKind]:
+    """Return all kinds, by their name."""
+    names = (module.name for module in iter_modules(__path__) if module.name != "kind")
+    found: list[LayerKind] = [import_module(f"{__name__}.{name}").KIND for name in sorted(names)]
+    return {kind.name: kind for kind in found}
+
+
+def kind_of(layer: str) -> LayerKind:
+    """Return the kind of a layer. Raises ``ShardError`` if there is no such kind."""
+    name, slash, rest = layer.partition("/")
+    kind = kinds().get(name)
+    if kind is None or kind.is_family != bool(slash and rest):
+        raise ShardError(f"layer {layer}: this software knows no such layer, but {', '.join(kinds())}")
+    return kind
+
+
+def schema_of(layer: str) -> pa.Schema:
+    """Return the columns of a layer's manifests; an encoding may add some."""
+    return pa.schema([*PLACE, *kind_of(layer).columns])
+
+
+def form_of(dataset: Dataset, layer: Layer) -> Form:
+    """Return what a layer is in Zarr."""
+    return kind_of(layer.name).form(dataset, layer)
+
+
+def parts_of(layer: Layer) -> tuple[Part, ...]:
+    """Return what a layer holds of a mask as grids of codes."""
+    return kind_of(layer.name).parts(layer)
+
+
+def is_unknown(row: Mapping[str, Any]) -> bool:
+    """Whether a row of a manifest is of a mask of which its layer knows nothing."""
+    return any(row.get(kind.known) is False for kind in kinds().values() if kind.known)
+
+
+def comparable(layer: Layer) -> Mapping[str, Any]:
+    """Return the settings without what no two shard sets share: ids of the masks that a layer is of, of kept layers.
+
+    Whether maps were made from a kept layer does count.
+    """
+    outputs = {kind.name for kind in kinds().values() if kind.is_output}
+    settings = {name: "kept" if name in outputs else value for name, value in layer.settings.items()}
+    settings.pop("masks", None)
+    return settings

@@ -1,0 +1,65 @@
+"""``images``: the photos at the input side of the SAM that labels them. A photo, a JPEG, is the one frame of its image,
+``mask`` 0. Where ``mask`` is null, ``error`` says why the photo could not be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from sum_factory.shared.codecs.photo import decode_photo
+from sum_factory.shared.errors import ImageError
+from sum_factory.shared.placement import resized_size
+from sum_factory.shared.shards.dataset import IMAGES, Dataset, Layer
+from sum_factory.shared.shards.encodings.zarr_format import Array
+from sum_factory.shared.shards.encodings.zarr_forms import PHOTO_BYTES, Cells, Columns, Form
+from sum_factory.shared.shards.kinds.kind import Held, LayerKind, input_side_of
+
+
+def form(dataset: Dataset, layer: Layer) -> Form:
+    """Return the one array of photos, a row an image."""
+    # Not even noise takes as many bytes in JPEG as its pixels do: every photo fits, and zeros behind it cost nothing.
+    length = 1 << (3 * input_side_of(dataset) ** 2 - 1).bit_length()
+    meaning = "a JPEG, and zeros behind it; a row of zeros: the photo could not be read"
+    jpeg = Array("jpeg", (length,), ("image", "byte"), meaning, level=1, length=PHOTO_BYTES)
+
+    def split(frame: bytes) -> tuple[Cells, Columns]:
+        return [np.frombuffer(frame, np.uint8)], {PHOTO_BYTES: len(frame)}
+
+    def join(cells: Cells, row: Columns) -> bytes:
+        return cells[0].tobytes()
+
+    return Form((jpeg,), ((PHOTO_BYTES, pa.int32()),), split, join, per_image=True)
+
+
+def faults(held: Held) -> Iterator[str]:
+    """Yield which photos do not decode or have another size than their row of the manifest says."""
+    for row, data in held.framed:
+        if row["mask"] is None:
+            if row["error"] is None:
+                yield f"image {row['image']} has neither a photo nor an error"
+            continue
+        try:
+            size = tuple(decode_photo(data, f"image {row['image']}").shape[1:])
+        except ImageError as error:
+            yield str(error)
+            continue
+        expected = resized_size(row["height"], row["width"], held.shards.input_side)
+        if size != expected:
+            yield f"image {row['image']}: {size[1]} x {size[0]} pixels, expected {expected[1]} x {expected[0]}"
+
+
+KIND = LayerKind(
+    name=IMAGES,
+    per="image",
+    columns=(),
+    form=form,
+    member="jpg",
+    faults=faults,
+    contents=IMAGES,
+    counted="photos",
+    lacking="photo",
+    is_kept=True,
+    is_member_of_none=False,  # a reader would take an empty one for a photo
+)

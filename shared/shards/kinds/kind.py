@@ -1,0 +1,95 @@
+"""What a kind of layer says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.shards.dataset import Dataset, Layer
+from sum_factory.shared.shards.encodings.zarr_forms import Form
+
+if TYPE_CHECKING:
+    from sum_factory.shared.shards.shard_set import ShardSet
+
+Part = Literal["label", "u", "refined"]
+"""What a layer holds of a mask, as grids of codes. In a Zarr layer each is an array."""
+Row = Mapping[str, Any]
+Per = Literal["mask", "image", "crop"]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a committed unit holds in a layer, to be checked.
+
+    ``framed`` are the rows of its manifest, each with its frame, which is empty where there is none; ``masks`` are the
+    rows of the unit's masks, for a layer that is of them.
+    """
+
+    shards: ShardSet
+    unit: int
+    layer: Layer
+    framed: Iterable[tuple[Row, bytes]]
+    masks: Sequence[Row]
+
+
+def _no_parts(layer: Layer) -> tuple[Part, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """All that differs between kinds of layers. Each module of this package but this one has a ``KIND``.
+
+    ``name`` is that of the layer, or the folder of the layers if there may be several (``is_family``). ``per`` says
+    what a row of a manifest is of; ``columns`` are those that the kind adds to what places a frame. ``form`` says what
+    the layer is in Zarr, ``member`` what the member of a tar is called that holds an image's frames. ``faults`` yields
+    what is wrong with what the frames of a unit decode to.
+    """
+
+    name: str
+    per: Per
+    columns: tuple[tuple[str, pa.DataType], ...]
+    form: Callable[[Dataset, Layer], Form]
+    member: str
+    faults: Callable[[Held], Iterator[str]]
+    contents: str
+    """What it holds, in words: "its CONTENTS are of other masks"."""
+    counted: str = "masks"
+    """What its frames are of, in words, as they are counted."""
+    lacking: str = ""
+    """What an image lacks that could not be read, in words; by default its name."""
+    is_family: bool = False
+    """Whether there may be several such layers, NAME/WHATEVER."""
+    of_masks: bool = False
+    """Whether its units are of the very masks that were there when they were made."""
+    is_kept: bool = False
+    """Whether it is of what labelling has at hand anyway: ``labelgen run --keep-NAME`` makes it."""
+    is_output: bool = False
+    """Whether it is of what SAM put out, from which maps of uncertainty can be made where the data lie."""
+    known: str = ""
+    """The column, if there is one, that is False where nothing is known of a mask."""
+    parts: Callable[[Layer], tuple[Part, ...]] = _no_parts
+    """What a layer holds of a mask as grids of codes; nothing, where frames are read as they are."""
+    is_member_of_none: bool = True
+    """Whether a tar has a member, which is empty, for an image without frames."""
+
+
+def faults_by_mask(held: Held, fault_of: Callable[[Row, bytes, Row, int], str | None]) -> Iterator[str]:
+    """Yield what ``fault_of`` finds wrong with each mask, given its row, frame, row of the masks, and number."""
+    pairs = ((*one, mask) for one, mask in zip(held.framed, held.masks, strict=True) if mask["mask"] is not None)
+    for number, (row, frame, mask) in enumerate(pairs):
+        try:
+            fault = fault_of(row, frame, mask, number)
+        except ShardError as error:
+            fault = str(error)
+        if fault is not None:
+            yield f"mask {row['mask']} of image {row['image']}: {fault}"
+
+
+def input_side_of(dataset: Dataset) -> int:
+    """Return the side in pixels of the square input of the SAM that made the masks."""
+    return int(dataset.layers["masks"].weights["sam"]["image_size"])

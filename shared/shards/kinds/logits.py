@@ -1,0 +1,70 @@
+"""``logits``: the full low-resolution logits of each mask, row for row the masks. Where ``valid`` is false they are not
+known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from sum_factory.shared.codecs.logits import decode_logits, pack_halves, unpack_halves
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.placement import CELL
+from sum_factory.shared.shards.dataset import LOGITS, MASKS, Dataset, Layer
+from sum_factory.shared.shards.encodings.zarr_format import Array
+from sum_factory.shared.shards.encodings.zarr_forms import MASK_AXES, Cells, Columns, Form
+from sum_factory.shared.shards.kinds.kind import Held, LayerKind, Row, faults_by_mask, input_side_of
+
+
+def form(dataset: Dataset, layer: Layer) -> Form:
+    """Return the one array of logits."""
+    side = input_side_of(dataset) // CELL
+    meaning = "SAM's logits, padding included; NaN: they are not known, or there is no such mask"
+    logits = Array("logits", (side, side), MASK_AXES, meaning, "float16", "NaN", level=3)
+
+    def split(frame: bytes) -> tuple[Cells, Columns]:
+        return [unpack_halves(frame)], {}
+
+    def join(cells: Cells, row: Columns) -> bytes:
+        return pack_halves(cells[0])
+
+    return Form((logits,), (), split, join)
+
+
+def faults(held: Held) -> Iterator[str]:
+    """Yield which logits do not decode, or have other signs than their label.
+
+    A label that is damaged is left to the check of the masks.
+    """
+    cells = held.shards.input_side // CELL
+
+    def fault_of(row: Row, data: bytes, mask: Row, number: int) -> str | None:
+        if not row["valid"]:
+            return "its logits are not known, but there are some" if data else None
+        logits = decode_logits(data)
+        if logits.shape != (cells, cells):
+            return "its logits are of another size"
+        try:
+            label = held.shards.reader(MASKS).read(held.unit, [number], "label").values(0)
+        except ShardError:
+            return None
+        agree = np.array_equal(logits[: label.shape[0], : label.shape[1]] > 0, label > 0)
+        return None if agree else "its logits and its label do not agree"
+
+    return faults_by_mask(held, fault_of)
+
+
+KIND = LayerKind(
+    name=LOGITS,
+    per="mask",
+    columns=(("valid", pa.bool_()),),
+    form=form,
+    member=LOGITS,
+    faults=faults,
+    contents=LOGITS,
+    of_masks=True,
+    is_kept=True,
+    is_output=True,
+    known="valid",
+)

@@ -1,0 +1,72 @@
+"""``masks``: the pseudo-labels. A frame is a label (``codecs.label``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from sum_factory.shared.codecs.fast import decode_labels
+from sum_factory.shared.codecs.label import decode_label
+from sum_factory.shared.placement import CELL, Frame
+from sum_factory.shared.shards.dataset import MASKS, Dataset, Layer
+from sum_factory.shared.shards.encodings.zarr_format import Array
+from sum_factory.shared.shards.encodings.zarr_forms import (
+    GRID_COLUMNS,
+    MASK_AXES,
+    MASK_MEANING,
+    STEP_COLUMNS,
+    Cells,
+    Columns,
+    Form,
+    label_frame,
+    size_columns,
+    step_columns,
+)
+from sum_factory.shared.shards.kinds.kind import Held, LayerKind, Row, faults_by_mask, input_side_of
+from sum_factory.shared.shards.manifest import CROP_COLUMNS, crop_of
+
+
+def form(dataset: Dataset, layer: Layer) -> Form:
+    """Return the one array of labels."""
+    side = input_side_of(dataset) // CELL
+    label = Array("label", (side, side), MASK_AXES, MASK_MEANING)
+
+    def split(frame: bytes) -> tuple[Cells, Columns]:
+        labels = decode_labels([frame])
+        return [labels.grid[0]], {**size_columns(labels.grid[0]), **step_columns(labels, "")}
+
+    def join(cells: Cells, row: Columns) -> bytes:
+        return label_frame(cells[0], row, "")
+
+    return Form((label,), (*GRID_COLUMNS, *STEP_COLUMNS), split, join)
+
+
+def faults(held: Held) -> Iterator[str]:
+    """Yield which labels do not decode, or are of another size than their crop."""
+
+    def fault_of(row: Row, frame: bytes, mask: Row, number: int) -> str | None:
+        expected = Frame(held.shards.input_side, crop_of(mask)).low_res_size
+        return None if decode_label(frame).shape == expected else "it is of another size"
+
+    return faults_by_mask(held, fault_of)
+
+
+KIND = LayerKind(
+    name=MASKS,
+    per="mask",
+    columns=(
+        *((f"box_{name}", pa.int32()) for name in "xywh"),
+        ("area", pa.int64()),
+        ("point_x", pa.float32()),
+        ("point_y", pa.float32()),
+        ("predicted_iou", pa.float32()),
+        ("stability", pa.float32()),
+        *CROP_COLUMNS,
+    ),
+    form=form,
+    member="labels",
+    faults=faults,
+    contents="masks",
+    parts=lambda layer: ("label",),
+)

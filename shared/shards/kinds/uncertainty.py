@@ -1,0 +1,120 @@
+"""``uncertainty/NAME``: maps of uncertainty, row for row the masks. A frame is a map u, and by a refiner the refined
+label (``codecs.uncertainty``). Where ``u_valid`` is false the map is unknown: ``mean_u`` is null, the frame is empty,
+and ``error`` says why if the photo is to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from sum_factory.shared.codecs.codes import map_frame
+from sum_factory.shared.codecs.fast import decode_maps, decode_refined
+from sum_factory.shared.codecs.uncertainty import STEPS, decode_uncertainty, refined_label
+from sum_factory.shared.errors import ShardError
+from sum_factory.shared.placement import CELL, Frame
+from sum_factory.shared.shards.dataset import UNCERTAINTY, Dataset, Layer
+from sum_factory.shared.shards.encodings.zarr_format import Array
+from sum_factory.shared.shards.encodings.zarr_forms import (
+    GRID_COLUMNS,
+    MASK_AXES,
+    MASK_MEANING,
+    STEP_COLUMNS,
+    UNKNOWN,
+    Cells,
+    Columns,
+    Form,
+    cut,
+    label_frame,
+    size_columns,
+    step_columns,
+)
+from sum_factory.shared.shards.kinds.kind import Held, LayerKind, Part, Row, faults_by_mask, input_side_of
+from sum_factory.shared.shards.manifest import crop_of
+
+
+def parts(layer: Layer) -> tuple[Part, ...]:
+    """Return the map u and, made by a refiner, the refined label."""
+    return ("u", "refined") if "refiner" in layer.weights else ("u",)
+
+
+def form(dataset: Dataset, layer: Layer) -> Form:
+    """Return an array of maps and, made by a refiner, one of refined labels."""
+    side = input_side_of(dataset) // CELL
+    return _refined_maps(side) if "refined" in parts(layer) else _maps(side)
+
+
+def _maps(side: int) -> Form:
+    def split(frame: bytes) -> tuple[Cells, Columns]:
+        if refined_label(frame):
+            raise ShardError("a map of a layer without a refiner has a refined label")
+        grid = decode_maps([frame]).grid[0]
+        return [grid], size_columns(grid)
+
+    def join(cells: Cells, row: Columns) -> bytes:
+        return map_frame(cut(cells[0], row))
+
+    return Form((_u(side),), GRID_COLUMNS, split, join)
+
+
+def _refined_maps(side: int) -> Form:
+    refined = Array("refined", (side, side), MASK_AXES, MASK_MEANING.replace("the mask", "the refined mask"))
+
+    def split(frame: bytes) -> tuple[Cells, Columns]:
+        grid, labels = decode_maps([frame]).grid[0], decode_refined([frame])
+        if labels.grid[0].shape != grid.shape:
+            raise ShardError("a map and its refined label are of two sizes")
+        return [grid, labels.grid[0]], {**size_columns(grid), **step_columns(labels, "refined_")}
+
+    def join(cells: Cells, row: Columns) -> bytes:
+        return map_frame(cut(cells[0], row), label_frame(cells[1], row, "refined_"))
+
+    columns = (*GRID_COLUMNS, *((f"refined_{name}", kind) for name, kind in STEP_COLUMNS))
+    return Form((_u(side), refined), columns, split, join)
+
+
+def _u(side: int) -> Array:
+    meaning = f"u = code / 250; {UNKNOWN}: nothing is known of this mask, or there is none"
+    return Array("u", (side, side), MASK_AXES, meaning, fill=UNKNOWN)
+
+
+def faults(held: Held) -> Iterator[str]:
+    """Yield which maps do not decode, are of another size than their mask, or do not have the mean of their row."""
+    has_refined = "refined" in parts(held.layer)
+
+    def fault_of(row: Row, frame: bytes, mask: Row, number: int) -> str | None:
+        return _fault_of_map(row, frame, Frame(held.shards.input_side, crop_of(mask)), has_refined)
+
+    return faults_by_mask(held, fault_of)
+
+
+def _fault_of_map(row: Row, data: bytes, frame: Frame, refined: bool) -> str | None:
+    """Return what is wrong with the map of a row, if anything is. Raises ``ShardError`` if it does not decode."""
+    if not row["u_valid"]:
+        return "it is unknown, but has a map" if data or row["mean_u"] is not None else None
+    decoded = decode_uncertainty(data)
+    if decoded.u.shape != frame.low_res_size:
+        return "its map is of another size"
+    if (decoded.refined is not None) != refined:
+        return "it has no refined label" if refined else "it has a refined label that no refiner made"
+    rows, columns = frame.valid_size
+    if row["mean_u"] is None or abs(float(np.mean(decoded.u[:rows, :columns])) - row["mean_u"]) > 1 / STEPS:
+        return "its mean is not that of its map"
+    return None
+
+
+KIND = LayerKind(
+    name=UNCERTAINTY,
+    per="mask",
+    columns=(("mean_u", pa.float32()), ("u_valid", pa.bool_())),
+    form=form,
+    member="uncertainty",
+    faults=faults,
+    contents="maps",
+    lacking="maps",
+    is_family=True,
+    of_masks=True,
+    known="u_valid",
+    parts=parts,
+)
