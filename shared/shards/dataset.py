@@ -22,7 +22,7 @@ DATASET = "dataset.json"
 MASKS = "masks"
 """The layer of pseudo-labels."""
 VIEW = "view"
-"""The ``kind`` of a ``dataset.json`` that only chooses from other shard sets (``shared/shards/view_plan.py``)."""
+"""The ``kind`` of a ``dataset.json`` that only chooses from other shard sets (``shared/shards/selection/view_plan.py``)."""
 UNCERTAINTY = "uncertainty"
 """Folder of the layers of uncertainty maps: ``uncertainty/<name>``, one for each refiner or source."""
 REFINEMENT = "refinement"
@@ -39,7 +39,7 @@ OUTPUTS = (LOGITS, EMBEDDINGS)
 """What `labelgen uncertainty --use-kept` makes maps of."""
 TAR, ZARR = "tar", "zarr"
 ENCODINGS = (TAR, ZARR)
-"""How a layer's data may lie on disk (``shared/shards/encodings.py``)."""
+"""How a layer's data may lie on disk (``shared/shards/encoding.py``)."""
 LEAST_AGE = timedelta(hours=24)
 """Files that were written later may belong to a run that is still at work: it commits what it writes in much less."""
 REMEDY_FOR_SETTINGS = "Give the settings of the existing shard set, or another --shards folder."
