@@ -1,4 +1,4 @@
-"""Make a view: choose units of shard sets, and rows of these, and write down which (``shared/shards/selection/view_plan.py``)."""
+"""Make a view: choose units of shard sets, and rows of these, and write down which (``selection/view_plan.py``)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Samples whose masks are still codes: they are made into masks on the device that trains.
 
-A code is one byte a low-resolution cell (``shared/codecs/codes.py``); a mask on the loss grid is up to sixteen cells for one,
+A code is one byte a low-resolution cell (``codecs/codes.py``); a mask on the loss grid is up to sixteen cells for one,
 and its certainty four bytes each. So codes are what is decoded ahead, kept in queues and copied to the device.
 """
 
