@@ -14,7 +14,6 @@ import os
 import re
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -75,17 +74,25 @@ def _checked(data: dict[str, Any], type_: type[T], where: str) -> T:
     return value
 
 
-@cache
+_adapters: dict[Any, tuple[TypeAdapter[Any], Mapping[str, Any]]] = {}
+"""What checks each type that was asked for, and its JSON schema: making them takes longer than using them."""
+
+
 def _adapter_of(type_: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(type_)
+    return _made(type_)[0]
 
 
-@cache
 def _schema_of(type_: Any) -> Mapping[str, Any]:
-    """Return the JSON schema of a type."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of defaults that JSON cannot express; they do not matter here
-        return _adapter_of(type_).json_schema()
+    return _made(type_)[1]
+
+
+def _made(type_: Any) -> tuple[TypeAdapter[Any], Mapping[str, Any]]:
+    if type_ not in _adapters:
+        adapter = TypeAdapter(type_)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of defaults that JSON cannot express; they do not matter here
+            _adapters[type_] = adapter, adapter.json_schema()
+    return _adapters[type_]
 
 
 def parse_variables(assignments: Sequence[str]) -> dict[str, str]:

@@ -33,7 +33,7 @@ from sum_factory.shared.progress import track
 from sum_factory.trainer.data.grid import masks_on_grid
 from sum_factory.trainer.data.human import CocoInstances, FolderPairs, HumanSet, Masks
 from sum_factory.trainer.data.order import Mix
-from sum_factory.trainer.data.samples import GridSettings, pick
+from sum_factory.trainer.data.samples import GridSettings, TrainingSample, pick
 from sum_factory.trainer.data.stream import HumanStream, MixedStream
 
 SMALL, LARGE = 1_000, 100_000
@@ -114,6 +114,7 @@ def agrees(stream: MixedStream, masks: Masks) -> bool:
     frame = Frame.whole(GRID.side, HEIGHT, WIDTH)
     for slot in range(5):
         sample = stream.load(slot)
+        assert isinstance(sample, TrainingSample), "its stream has human masks alone"
         expected = masks_on_grid(masks[pick(len(masks), GRID, sample.id)], frame, GRID.stride)
         if not torch.equal(sample.masks, expected[expected.flatten(1).any(1)]):
             return False

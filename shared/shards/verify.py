@@ -20,8 +20,9 @@ from sum_factory.shared.shards.dataset import (
     unit_name,
 )
 from sum_factory.shared.shards.encoding import faults_of_files, open_reader, shared_files
-from sum_factory.shared.shards.frame_faults import Row, faults_of_frames
+from sum_factory.shared.shards.frame_faults import faults_of_frames
 from sum_factory.shared.shards.kinds import is_unknown, kinds
+from sum_factory.shared.shards.kinds.kind import Row
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
 from sum_factory.shared.shards.reader import HeldFiles, Rows
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet

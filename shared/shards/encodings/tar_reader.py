@@ -12,7 +12,8 @@ from sum_factory.shared.codecs.fast import decode_labels, decode_maps, decode_re
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
-from sum_factory.shared.shards.reader import Part, Picked, Rows, Source, read_frames, require_part
+from sum_factory.shared.shards.kinds.kind import Part
+from sum_factory.shared.shards.reader import Picked, Rows, Source, read_frames, require_part
 
 
 @dataclass(frozen=True)

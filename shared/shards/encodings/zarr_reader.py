@@ -20,7 +20,8 @@ from sum_factory.shared.shards.dataset import Layer
 from sum_factory.shared.shards.encodings.zarr_format import Array
 from sum_factory.shared.shards.encodings.zarr_forms import Form
 from sum_factory.shared.shards.encodings.zarr_layer import column_prefix, shard_path
-from sum_factory.shared.shards.reader import Part, Picked, Rows, Source, read_frames, require_part
+from sum_factory.shared.shards.kinds.kind import Part
+from sum_factory.shared.shards.reader import Picked, Rows, Source, read_frames, require_part
 
 BATCH = 64
 """Rows of which ``frames`` holds the chunks at once."""

@@ -16,9 +16,10 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.relocation import UNMOVED, Relocation
 from sum_factory.shared.shards.dataset import DATASET, Dataset, Layer, Unit
 from sum_factory.shared.shards.kinds import comparable, kind_of
+from sum_factory.shared.shards.kinds.kind import Part
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
 from sum_factory.shared.shards.originals import require_old_places
-from sum_factory.shared.shards.reader import WHICH, LayerReader, Part, Picked, Rows
+from sum_factory.shared.shards.reader import WHICH, LayerReader, Picked, Rows
 from sum_factory.shared.shards.selection.view_plan import (
     REMEDY_FOR_VIEW,
     Source,
