@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -39,8 +40,14 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this project, built of its files as they are."""
     folder = tmp_path_factory.mktemp("wheel")
+    project = folder / "project"  # a copy, as building leaves folders behind
+    project.mkdir()
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, project)
+    for name in OURS:
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
-    run(*build, "--wheel-dir", folder, ROOT)
+    run(*build, "--wheel-dir", folder, project)
     (built,) = folder.glob("sum_factory-*.whl")
     return built
 
@@ -90,7 +97,9 @@ def test_commands_work_beside_strangers_of_the_same_names(
 
 def test_removing_the_stranger_leaves_ours(environment: Path) -> None:
     python = environment / "bin" / "python"
-    told = run(python, "-c", "import trainer, sum_factory.trainer as ours; print(trainer.NAME, ours.__name__)")
+    told = run(
+        python, "-c", "import trainer, sum_factory.trainer as ours; print(trainer.NAME, ours.__name__)", cwd=environment
+    )
     assert told == "of a stranger sum_factory.trainer\n"
     run(sys.executable, "-m", "pip", f"--python={python}", "uninstall", "--yes", "--quiet", "trainer")
     assert run(environment / "bin" / "trainer", "--version").startswith("trainer")

@@ -99,9 +99,10 @@ def test_kernel_works_where_nothing_may_be_written(tmp_path: Path, nowhere: str)
 def test_kernels_of_a_read_only_copy_of_the_package_work(tmp_path: Path, nowhere: str) -> None:
     for package in (shared, labelgen):
         source = Path(str(package.__file__)).parent
-        copy = tmp_path / source.name
+        copy = tmp_path / "sum_factory" / source.name
         shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", "weights"))
-        (copy / "__pycache__").touch()
+        for folder in [copy, *(path for path in copy.rglob("*") if path.is_dir())]:
+            (folder / "__pycache__").touch()
     program = """
 import tempfile
 tempfile.tempdir = "/dev/null/nowhere"

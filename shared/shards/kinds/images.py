@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from sum_factory.shared.codecs.photo import decode_photo
 from sum_factory.shared.errors import ImageError
 from sum_factory.shared.placement import resized_size
 from sum_factory.shared.shards.dataset import IMAGES, Dataset, Layer
@@ -35,6 +34,8 @@ def form(dataset: Dataset, layer: Layer) -> Form:
 
 def faults(held: Held) -> Iterator[str]:
     """Yield which photos do not decode or have another size than their row of the manifest says."""
+    from sum_factory.shared.codecs.photo import decode_photo  # brings OpenCV, which most who read manifests do without
+
     for row, data in held.framed:
         if row["mask"] is None:
             if row["error"] is None:
