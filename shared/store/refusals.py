@@ -53,7 +53,7 @@ def remedy_of(error: Exception, url: str) -> str:
     if not is_remote(url):
         return REMEDY_FOR_DISK
     if isinstance(error, ImportError):
-        return "install what reads such URLs (for S3: pip install 'sum-factory[s3]')"
+        return "install what reads such URLs (for S3: pip install s3fs)"
     kinds = [kind.__name__ for kind in type(error).__mro__]
     for words, remedy in ((_CREDENTIALS, REMEDY_FOR_CREDENTIALS), (_CONNECTION, REMEDY_FOR_CONNECTION)):
         if any(word in kind for kind in kinds for word in words):
