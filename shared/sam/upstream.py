@@ -36,7 +36,7 @@ postpone("torchvision")
 
 import torch  # noqa: E402
 import torchvision.extension  # noqa: E402
-from segment_anything.modeling import (  # noqa: E402  # noqa: E402
+from segment_anything.modeling import (  # noqa: E402
     ImageEncoderViT,
     MaskDecoder,
     PromptEncoder,
@@ -62,9 +62,21 @@ __all__ = [
     "transformer",
 ]
 
+KERNEL_ALONE = 4000
+"""Numbers of boxes up to which ``batched_nms`` does nothing for a single class but call the kernel, on any device."""
+
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Return the index of the ``boxes`` (N, 4), float32, that box NMS leaves, the best of ``scores`` (N,) first."""
+    """Return the index of the ``boxes`` (N, 4), float32, that box NMS leaves, the best of ``scores`` (N,) first.
+
+    As torchvision's ``batched_nms`` for a single class, equal scores in the same order.
+    """
+    index: Tensor
+    if boxes.numel() > KERNEL_ALONE:  # equal scores come in another order then
+        from torchvision.ops.boxes import batched_nms
+
+        index = batched_nms(boxes, scores, torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device), threshold)
+        return index
     torchvision.extension._assert_has_ops()
-    index: Tensor = torch.ops.torchvision.nms(boxes, scores, threshold)
+    index = torch.ops.torchvision.nms(boxes, scores, threshold)
     return index
