@@ -49,6 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-deps -e .
 	$(BIN)/python -m pipelines.install
+	# mypy follows no editable install: the folders, by the name that they are imported by
 	mkdir -p $(VENV)/folders/sum_factory
-	ln -sfn $(foreach folder,labelgen trainer shared pipelines,$(CURDIR)/$(folder)) $(VENV)/folders/sum_factory/
+	ln -sfn $(foreach folder,labelgen trainer shared pipelines,../../../$(folder)) $(VENV)/folders/sum_factory/
 	touch $@
