@@ -11,7 +11,7 @@ import pytest
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards import kinds as package
-from sum_factory.shared.shards.dataset import Layer
+from sum_factory.shared.shards.dataset import OUTPUTS, Layer
 from sum_factory.shared.shards.kinds import comparable, is_unknown, kind_of, kinds, parts_of, schema_of
 
 NEW = """
@@ -25,6 +25,10 @@ def test_every_kind_has_a_name_and_a_member_of_its_own() -> None:
     assert set(kinds()) == {"masks", "uncertainty", "images", "logits", "embeddings"}
     assert len({kind.member for kind in kinds().values()}) == len(kinds())
     assert all(kind_of(f"{name}/any" if kind.is_family else name) is kind for name, kind in kinds().items())
+
+
+def test_maps_can_be_made_of_all_that_sam_put_out() -> None:
+    assert {name for name, kind in kinds().items() if kind.is_output} == {*OUTPUTS}
 
 
 @pytest.mark.parametrize("layer", ["depths", "uncertainty", "uncertainty/", "masks/mine", ""])

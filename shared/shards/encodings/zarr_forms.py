@@ -49,6 +49,11 @@ class Form:
     per_image: bool = False
 
 
+def single_array(array: Array, unpack: Callable[[bytes], npt.NDArray[Any]], pack: Callable[[Any], bytes]) -> Form:
+    """Return the form of a layer whose frames are the cells of one array, and need no columns."""
+    return Form((array,), (), lambda frame: ([unpack(frame)], {}), lambda cells, row: pack(cells[0]))
+
+
 def size_columns(grid: Grid) -> dict[str, Any]:
     """Return the columns that say how much of a square of codes a mask fills."""
     return {"grid_height": grid.shape[0], "grid_width": grid.shape[1]}

@@ -10,7 +10,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.placement import CropBox
 from sum_factory.shared.shards.dataset import EMBEDDINGS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_format import Array
-from sum_factory.shared.shards.encodings.zarr_forms import Cells, Columns, Form
+from sum_factory.shared.shards.encodings.zarr_forms import Form, single_array
 from sum_factory.shared.shards.kinds.kind import Held, LayerKind
 from sum_factory.shared.shards.manifest import CROP_COLUMNS, crop_of
 
@@ -21,14 +21,7 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     axes = ("crop", "channel", "row", "column")
     channels, height, width = layer.settings["shape"]
     embeddings = Array("embeddings", (channels, height, width), axes, meaning, "float16", "NaN", level=3)
-
-    def split(frame: bytes) -> tuple[Cells, Columns]:
-        return [unpack_embedding(frame)], {}
-
-    def join(cells: Cells, row: Columns) -> bytes:
-        return pack_embedding(cells[0])
-
-    return Form((embeddings,), (), split, join)
+    return single_array(embeddings, unpack_embedding, pack_embedding)
 
 
 def faults(held: Held) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.dataset import Dataset, Layer
+from sum_factory.shared.shards.dataset import MASKS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_forms import Form
 
 if TYPE_CHECKING:
@@ -92,4 +92,4 @@ def faults_by_mask(held: Held, fault_of: Callable[[Row, bytes, Row, int], str | 
 
 def input_side_of(dataset: Dataset) -> int:
     """Return the side in pixels of the square input of the SAM that made the masks."""
-    return int(dataset.layers["masks"].weights["sam"]["image_size"])
+    return int(dataset.layers[MASKS].weights["sam"]["image_size"])

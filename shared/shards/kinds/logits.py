@@ -13,7 +13,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.placement import CELL
 from sum_factory.shared.shards.dataset import LOGITS, MASKS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_format import Array
-from sum_factory.shared.shards.encodings.zarr_forms import MASK_AXES, Cells, Columns, Form
+from sum_factory.shared.shards.encodings.zarr_forms import MASK_AXES, Form, single_array
 from sum_factory.shared.shards.kinds.kind import Held, LayerKind, Row, faults_by_mask, input_side_of
 
 
@@ -22,14 +22,7 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     side = input_side_of(dataset) // CELL
     meaning = "SAM's logits, padding included; NaN: they are not known, or there is no such mask"
     logits = Array("logits", (side, side), MASK_AXES, meaning, "float16", "NaN", level=3)
-
-    def split(frame: bytes) -> tuple[Cells, Columns]:
-        return [unpack_halves(frame)], {}
-
-    def join(cells: Cells, row: Columns) -> bytes:
-        return pack_halves(cells[0])
-
-    return Form((logits,), (), split, join)
+    return single_array(logits, unpack_halves, pack_halves)
 
 
 def faults(held: Held) -> Iterator[str]:
