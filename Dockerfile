@@ -1,5 +1,5 @@
 # docker build -t sum-factory .
-# docker run --rm -v $PWD:/data sum-factory labelgen run --images photos/ --shards labels/ --refiner vit_t
+# docker run --rm -v $PWD:/data sum-factory labelgen run --images photos/ --shards labels/ --refiner vit_micro
 #
 # PyTorch comes from pip's own index: on x86-64 that build runs on a CPU and, with `docker run --gpus all`, on CUDA. A
 # smaller one for the CPU alone, or one for another CUDA, comes from the index that PyTorch's site names for it:

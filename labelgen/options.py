@@ -44,7 +44,7 @@ def _option_type(default: int | float) -> click.IntRange | click.types.FloatPara
     return click.IntRange(min=min(default, 1)) if isinstance(default, int) else click.FLOAT
 
 
-MODEL_TYPES = "vit_t, vit_b, vit_l or vit_h  [default: read off the weights]"
+MODEL_TYPES = "vit_micro, vit_b, vit_l or vit_h  [default: read off the weights]"
 WORK_OPTIONS = (
     click.option("--sam", default=PACKAGED, help=f"SAM weights (.pth, .safetensors), or {PACKAGED}, which ships here."),
     click.option("--model-type", default=None, help=MODEL_TYPES),

@@ -15,9 +15,9 @@ SOURCES = (REFINEMENT_SOURCE, *SOURCES_WITHOUT_REFINER)
 """Where uncertainty comes from: a refiner, or SAM's own confidence in one of two ways."""
 
 
-POINTS_OF_MODELS = {"vit_t": {"points_per_side": 28}}
-"""A grid as dense as a model is fine: ``vit_t`` draws on 64 x 64 cells. These keep 95 % of the masks that 32 x 32
-points keep (docs/vit_t.md)."""
+POINTS_OF_MODELS = {"vit_micro": {"points_per_side": 28}}
+"""A grid as dense as a model is fine: ``vit_micro`` draws on 64 x 64 cells. These keep 95 % of the masks that 32 x 32
+points keep (docs/vit_micro.md)."""
 DEFAULTS_OF_MODELS = {
     model: {**THRESHOLDS_OF_MODELS.get(model, {}), **POINTS_OF_MODELS.get(model, {})}
     for model in {**THRESHOLDS_OF_MODELS, **POINTS_OF_MODELS}

@@ -27,8 +27,8 @@ class LossSettings:
     """Pixels whose certainty is not above this do not enter the Dice loss. Under 1: human masks have certainty 1."""
     epsilon: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=1.0, gt=0)
-    """Losses see logits / temperature. A model whose training did the same (``vit_t``, 3) is as steep at the end as at
-    the start; with 1 its first hundred steps would go into being less sure."""
+    """Losses see logits / temperature. A model whose training did the same (``vit_micro``, 3) is as steep at the end as
+    at the start; with 1 its first hundred steps would go into being less sure."""
 
 
 def focal_loss(

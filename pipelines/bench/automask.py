@@ -1,13 +1,13 @@
 """Automatic masks: ours against ``segment_anything``'s generator, stage by stage and end to end.
 
-    python -m pipelines.bench.automask [--quick] [--model vit_b|vit_t] [--size HxW] [--threads N] [--repeats N]
+    python -m pipelines.bench.automask [--quick] [--model vit_b|vit_micro] [--size HxW] [--threads N] [--repeats N]
 
 Both sides label the same photo with the same weights, settings, threads and malloc, in turn, each time in a process
 of its own, from the pixels to COCO's RLE. Before the clock starts each has labelled it with few points (with
 ``--quick``: a tiny image by a tiny model), so that no code is compiled and no memory taken for the first time while it
 runs. With ``--quick`` the image encoder is a quarter of ViT-B's, there are 4 x 4 points, and our side has no process
-of its own. ``vit_t`` has its own weights; those of the others are random, and after it has computed them the decoder's
-outputs are replaced on both sides by the same realistic ones (``bench.parts.candidates``).
+of its own. ``vit_micro`` has its own weights; those of the others are random, and after it has computed them the
+decoder's outputs are replaced on both sides by the same realistic ones (``bench.parts.candidates``).
 
 The masks must agree (``bench.parts.agreement``). The last line is a JSON object: ratios are upstream's time over
 ours, end to end and part by part, medians over the repeats with the spread beside them; ``peak_rss_gb`` is the peak of
@@ -111,7 +111,7 @@ class StageClock:
 
 def make_model(model: str, quick: bool = False) -> Sam:
     """Build the model, with a quarter of its image encoder if it is to be quick; random weights are the same always."""
-    if model == "vit_t":
+    if model == "vit_micro":
         return load_sam().sam
     torch.manual_seed(0)
     architecture = ARCHITECTURES[model]
@@ -126,8 +126,8 @@ def make_model(model: str, quick: bool = False) -> Sam:
 
 
 def make_photo(model: str, size: tuple[int, int]) -> RgbImage:
-    """Return an image of ``size`` height, width: a scene that ``vit_t`` knows its way in, else a photo."""
-    image = make_scene(0, 5).image if model == "vit_t" else skimage.data.astronaut()  # type: ignore[no-untyped-call]
+    """Return an image of ``size`` height, width: a scene that ``vit_micro`` knows its way in, else a photo."""
+    image = make_scene(0, 5).image if model == "vit_micro" else skimage.data.astronaut()  # type: ignore[no-untyped-call]
     return np.ascontiguousarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
 
@@ -189,10 +189,10 @@ def work(
     sam, clock = make_model(model, quick), StageClock()
     settings = settings_for(model, points_per_side=points, max_area_share=2.0)
     image = make_photo(model, size)
-    warm_up(side, *((load_sam().sam, make_photo("vit_t", (64, 64))) if quick else (sam, image)), precision)
+    warm_up(side, *((load_sam().sam, make_photo("vit_micro", (64, 64))) if quick else (sam, image)), precision)
     replacing = Replacing(Candidates(ARCHITECTURES[model].low_res_size), SAMPLE)
     if side == "theirs":
-        if model != "vit_t":
+        if model != "vit_micro":
             replace_upstream(sam, replacing)
         upstream = automatic_mask_generator
         for name in ("calculate_stability_score", "batched_mask_to_box"):
@@ -202,7 +202,7 @@ def work(
         result = label_with_upstream(sam, settings, image, clock, precision)
     else:
         generator = make_generator(sam, settings, precision)
-        if model != "vit_t":
+        if model != "vit_micro":
             generator.decoder = ReplacingDecoder(sam, replacing)
         clock.watch(automask, "measure", "stability, boxes")
         result = label_with_ours(generator, image, clock)
@@ -236,7 +236,9 @@ def ratios_of(runs: dict[str, list[dict[str, float]]], part: str, counts: Callab
 
 @click.command()
 @click.option("--quick", is_flag=True, help="One repeat with 4 x 4 points, and a quarter of the image encoder.")
-@click.option("--model", type=click.Choice(["vit_b", "vit_l", "vit_h", "vit_t"]), default="vit_b", show_default=True)
+@click.option(
+    "--model", type=click.Choice(["vit_b", "vit_l", "vit_h", "vit_micro"]), default="vit_b", show_default=True
+)
 @click.option("--size", default="1500x2250", show_default=True, help="Height x width of the photo.")
 @click.option("--threads", default=0, help="Of each side; by default as many as there are cores.")
 @click.option("--repeats", default=3, show_default=True)

@@ -1,4 +1,4 @@
-"""How many points ``vit_t`` needs: the masks of 32 x 32 points that a coarser grid keeps too, and what it saves.
+"""How many points ``vit_micro`` needs: the masks of 32 x 32 points that a coarser grid keeps too, and what it saves.
 
     python -m pipelines.bench.points [--quick] [--photos FOLDER]
 

@@ -2,13 +2,13 @@
 
     python -m pipelines.bench.ray [--quick]
 
-Three parts. **Labelling** photos of the micro-world with ``vit_t``, one thread a worker: a serial run, one Ray worker,
-two Ray workers, in turn; the shard sets must be equal to the byte. Units are timed between the first and the last
-report of a worker, so that the start of processes and models is left out. **A simulated cluster** of 64 and 512
+Three parts. **Labelling** photos of the micro-world with ``vit_micro``, one thread a worker: a serial run, one Ray
+worker, two Ray workers, in turn; the shard sets must be equal to the byte. Units are timed between the first and the
+last report of a worker, so that the start of processes and models is left out. **A simulated cluster** of 64 and 512
 workers: the engine's own scheduler on a simulated clock (``bench.parts.simulation``), with units of heavy-tailed
 length, workers that take a while to start and machines that are taken away; each event costs the driver what the next
-part measured. **The driver**: the real pool on real Ray actors that label nothing, with many planned
-units of 256 images: its CPU time a unit, and its memory after 100 and at the end.
+part measured. **The driver**: the real pool on real Ray actors that label nothing, with many planned units of 256
+images: its CPU time a unit, and its memory after 100 and at the end.
 
 The last line is a JSON object. ``overhead_one_worker`` is the time of a unit with one Ray worker over that of the
 serial run, ``speedup_two_workers`` the rate of two over that of one; ``efficiency_64`` and ``efficiency_512`` are the
@@ -180,7 +180,7 @@ def drive(units: int, workers: int) -> tuple[float, float, float]:
 
     Returns its CPU seconds a unit, and its memory in MB after ``FEW`` units and at the end.
     """
-    job = Job("/nowhere", "vit_t", None, Runtime("cpu"), 1)
+    job = Job("/nowhere", "vit_micro", None, Runtime("cpu"), 1)
     planned = PlannedUnits(range(units), IMAGES, units * IMAGES)
     first, few, done = 0.0, 0.0, 0
     for event in RayExecutor(job, Resources(workers, None, 0.0, 0.5), IdleWorker).run(planned, Stop()):

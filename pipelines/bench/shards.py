@@ -2,12 +2,12 @@
 
     python -m pipelines.bench.shards [--quick] [--photos FOLDER] [--refiner FILE]
 
-Both sides hold the same masks of the same photos, up to 90 a photo (``bench.parts.shard_material``), and load the
-same 30 of a photo, label and uncertainty, on one thread, side after side, from files that were read before. The
-reference (``bench.parts.reference_shards``) keeps 8-bit PNGs of 256 x 256, as SAM's logits come. Two harder anchors
-stand beside it: PNGs of the 64 x 64 that ``vit_t``'s logits have (``native``), and a loader that knows where each PNG
-lies and decodes only what is picked (``smart``). A second table is of a SAM of 1024 pixels, whose logits are 256 x 256;
-there is no pretrained one here, so its logits are made from these (``enlarge``).
+Both sides hold the same masks of the same photos, up to 90 a photo (``bench.parts.shard_material``), and load the same
+30 of a photo, label and uncertainty, on one thread, side after side, from files that were read before. The reference
+(``bench.parts.reference_shards``) keeps 8-bit PNGs of 256 x 256, as SAM's logits come. Two harder anchors stand beside
+it: PNGs of the 64 x 64 that ``vit_micro``'s logits have (``native``), and a loader that knows where each PNG lies and
+decodes only what is picked (``smart``). A second table is of a SAM of 1024 pixels, whose logits are 256 x 256; there is
+no pretrained one here, so its logits are made from these (``enlarge``).
 
 End to end a sample is the photo and 30 labels: the reference decodes the original and scales it to 1024; here the
 trainer loads the sample as ever, the photo from the layer ``images`` at 1024. What both sides load must agree. The last
@@ -336,7 +336,7 @@ def main(quick: bool, photos: Path | None, refiner: Path | None, count: int, rep
         count, repeats = 2, 3
     labelled = label_photos(photos, count, refiner)
     what = "scenes of the micro-world" if photos is None else str(photos)
-    click.echo(f"{len(labelled)} of {what}, {sum(map(len, labelled))} masks by vit_t on 64 x 64 cells")
+    click.echo(f"{len(labelled)} of {what}, {sum(map(len, labelled))} masks by vit_micro on 64 x 64 cells")
     figures = measure(labelled, repeats, 40 if quick else 400, click.echo)
     result = {**headline(figures), "in_full": figures}
     if not quick:

@@ -1,6 +1,6 @@
 """The demo from top to bottom: photos and scenes in; shards, SUM, and pages of pictures out.
 
-The photos are those of the scikit-image wheel, the scenes come from the micro-world, the SAM is the tiny ``vit_t``
+The photos are those of the scikit-image wheel, the scenes come from the micro-world, the SAM is the tiny ``vit_micro``
 that ships in the package, as its refiner does. Run it again and it continues where it was.
 """
 

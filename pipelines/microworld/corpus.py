@@ -24,7 +24,7 @@ Chunk = tuple[int, int, int, World, Coarseness]
 Drawn = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], list[npt.NDArray[np.uint8]]]
 """Of a chunk: images, backgrounds packed, and each scene's masks packed."""
 TARGET_SIDE = 128
-"""Training targets are kept at this side: twice the low-resolution grid of ``vit_t``."""
+"""Training targets are kept at this side: twice the low-resolution grid of ``vit_micro``."""
 
 
 @dataclass(frozen=True)

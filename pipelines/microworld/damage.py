@@ -14,7 +14,7 @@ from torch.nn import functional as F
 RADII = (0.2, 0.8)
 """Radius of the hole or of the growth, in radii of a disc of the mask's area."""
 STEEPNESS = (5.0, 60.0)
-"""|logit| where a whole cell is inside or outside: first guesses of ``vit_t`` have 50 on average."""
+"""|logit| where a whole cell is inside or outside: first guesses of ``vit_micro`` have 50 on average."""
 
 
 def damaged_logits(targets: Tensor, side: int, generator: torch.Generator) -> Tensor:

@@ -1,8 +1,8 @@
-"""Measure ``vit_t`` on held-out scenes: from a point, from a box, and in automatic mode.
+"""Measure ``vit_micro`` on held-out scenes: from a point, from a box, and in automatic mode.
 
-    python -m pipelines.microworld.measure --scenes 200 --out out/vit_t.json
+    python -m pipelines.microworld.measure --scenes 200 --out out/vit_micro.json
 
-The figures of ``docs/vit_t.md`` come from this command. Prompts are deterministic: the first point is the pixel of
+The figures of ``docs/vit_micro.md`` come from this command. Prompts are deterministic: the first point is the pixel of
 the target farthest from its boundary, the box is the target's own.
 """
 

@@ -1,6 +1,6 @@
 """Train the refiner that ships beside the packaged SAM, and write it as it ships.
 
-    python -m pipelines.microworld.packaged_refiner --out runs/vit_t_refiner
+    python -m pipelines.microworld.packaged_refiner --out runs/vit_micro_refiner
 
 It learns from exact masks of scenes that nothing else in this project draws. Resumable; half an hour on two cores.
 """

@@ -1,7 +1,7 @@
 """Make embeddings hold the picture: a linear head draws it from them, and is thrown away after training.
 
 What an encoder learns from masks alone is what those masks need. SAM's encoder was pre-trained on drawing pictures, and
-keeps more than its masks show; this does the same to ``vit_t``, at the resolution of its mask logits.
+keeps more than its masks show; this does the same to ``vit_micro``, at the resolution of its mask logits.
 """
 
 from __future__ import annotations

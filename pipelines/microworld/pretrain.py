@@ -1,6 +1,6 @@
-"""Pre-train ``vit_t`` on coarse entity and part masks of the micro-world, interactively, from scratch.
+"""Pre-train ``vit_micro`` on coarse entity and part masks of the micro-world, interactively, from scratch.
 
-    python -m pipelines.microworld.pretrain --out runs/vit_t            # a few hours on two cores; resumable
+    python -m pipelines.microworld.pretrain --out runs/vit_micro            # a few hours on two cores; resumable
 
 The model is left as SAM's data engine left SAM: it has never seen a thin structure annotated, nor a group of
 entities as one mask. Each step encodes a few scenes, prompts every one with points and boxes, and goes on with
@@ -128,11 +128,11 @@ class Pretraining:
         self.precision = resolve(settings.precision, DEVICE).name
         torch.manual_seed(settings.seed)
         if settings.weights is None:
-            self.sam = initialise(build_architecture(ARCHITECTURES["vit_t"]))
+            self.sam = initialise(build_architecture(ARCHITECTURES["vit_micro"]))
         else:
             self.sam = load_sam(settings.weights).sam
         self.optimizers = make_optimizers(self.sam, settings, self.precision)
-        self.head = PictureHead(ARCHITECTURES["vit_t"].prompt_dim) if settings.picture_weight else None
+        self.head = PictureHead(ARCHITECTURES["vit_micro"].prompt_dim) if settings.picture_weight else None
         if self.head is not None:
             self.optimizers.append(torch.optim.AdamW(self.head.parameters(), settings.learning_rate, BETAS))
         self.step = 0
@@ -312,7 +312,7 @@ def pretrain(
     precision = settle(settings.precision, DEVICE)
     settings = replace(settings, precision=precision.name)
     out.mkdir(parents=True, exist_ok=True)
-    weights, record = out / "vit_t.safetensors", out / "settings.json"
+    weights, record = out / "vit_micro.safetensors", out / "settings.json"
     described = json.loads(json.dumps({**asdict(settings), "ranks": ranks}))
     if record.exists():
         recorded = json.loads(record.read_text())
@@ -362,7 +362,7 @@ def train(settings: PretrainSettings, corpus_folder: Path, out: Path, save_every
                 log.flush()
                 run.save()
     if first:
-        export_weights(run.sam, out / "vit_t.safetensors")
+        export_weights(run.sam, out / "vit_micro.safetensors")
     if rank.count > 1:
         torch.distributed.destroy_process_group()
 
@@ -391,7 +391,7 @@ def main(
     save_every: int,
     precision: PrecisionSetting,
 ) -> None:
-    """Pre-train vit_t from scratch; run again to resume."""
+    """Pre-train vit_micro from scratch; run again to resume."""
     settings = PretrainSettings(steps=steps, scenes=scenes, precision=precision)
     weights = pretrain(settings, out.absolute(), ranks, corpus_folder, save_every)
     click.echo(f"wrote {weights}")

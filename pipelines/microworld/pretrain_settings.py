@@ -1,4 +1,4 @@
-"""What a pre-training of ``vit_t`` is asked to do."""
+"""What a pre-training of ``vit_micro`` is asked to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SAM's architectures: the three official ones and ``vit_t``, all from ``segment_anything``'s own classes."""
+"""SAM's architectures: the three official ones and ``vit_micro``, all from ``segment_anything``'s own classes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SamArchitecture:
 ARCHITECTURES = {
     architecture.name: architecture
     for architecture in (
-        SamArchitecture("vit_t", 256, 6, 8, (), 256, window_size=0, prompt_dim=192, decoder_mlp_dim=768,
+        SamArchitecture("vit_micro", 256, 6, 8, (), 256, window_size=0, prompt_dim=192, decoder_mlp_dim=768,
                         stem_channels=(24, 48, 96)),
         SamArchitecture("vit_b", 768, 12, 12, (2, 5, 8, 11)),
         SamArchitecture("vit_l", 1024, 24, 16, (5, 11, 17, 23)),

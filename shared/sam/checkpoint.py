@@ -1,4 +1,4 @@
-"""Load SAM's weights: official ``.pth`` files, safetensors, SUM's own, and the ``vit_t`` that ships in this package.
+"""Load SAM's weights: official ``.pth`` files, safetensors, SUM's own, and the ``vit_micro`` that ships here.
 
 A SUM checkpoint is a SAM with one more tensor, the table of the task prompt, and a header that says how it was made.
 """
@@ -63,7 +63,7 @@ class LoadedSam:
 
 
 def load_sam(weights: str = PACKAGED, model_type: str | None = None) -> LoadedSam:
-    """Load ``weights``: a path to a ``.pth`` or ``.safetensors`` file, or "vit_t" for the packaged ones.
+    """Load ``weights``: a path to a ``.pth`` or ``.safetensors`` file, or "vit_micro" for the packaged ones.
 
     The model type is read off the weights' names and shapes; ``model_type`` only checks it. Files are unpickled
     with ``weights_only``: nothing in them is run. Raises ``CheckpointError`` for a missing, truncated or foreign file,

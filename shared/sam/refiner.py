@@ -83,7 +83,7 @@ def identify_refiner(weights: str | Path, sam: Mapping[str, Any]) -> dict[str, A
 def load_refiner(weights: str | Path, sam: LoadedSam) -> Refiner:
     """Load the refiner of ``sam``, in eval mode on the CPU, in fp32.
 
-    ``weights`` is the path of a file that ``trainer refiner`` wrote, or "vit_t" for the one that ships here.
+    ``weights`` is the path of a file that ``trainer refiner`` wrote, or "vit_micro" for the one that ships here.
     Raises ``CheckpointError`` if it is missing, damaged, no refiner, or was trained for other weights than ``sam``'s:
     embeddings of another encoder mean nothing to it.
     """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-PACKAGED = "vit_t"
+PACKAGED = "vit_micro"
 """The model whose trained weights ship in the package."""
 TASKS = ("unspecified", "salient", "entity", "part")
 """Task ids 0 to 3. Pseudo-labels are unspecified."""
-THRESHOLDS_OF_MODELS = {"vit_t": {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.9}}
+THRESHOLDS_OF_MODELS = {"vit_micro": {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.9}}
 """Defaults that differ from the published ones: on a grid of 64 cells a mask of equal quality is less stable."""

@@ -157,11 +157,11 @@ def test_ray_makes_maps_later_that_a_serial_run_makes_in_one_pass(
     use_worker: Callable[[type], None],
 ) -> None:  # fmt: skip
     use_worker(DiesOnceInUnit1)
-    summary = add_maps(own_shards, "vit_t", workers=2, ray_address=address)  # the refiner that ships
+    summary = add_maps(own_shards, "vit_micro", workers=2, ray_address=address)  # the refiner that ships
     assert own_shards.with_name("tombstone").exists()
     assert (summary.units_done, summary.masks, summary.unknown) == (3, finished[1].masks, 0)
     serial = shutil.copytree(finished[0], tmp_path / "serial")
-    add_maps(serial, "vit_t")
+    add_maps(serial, "vit_micro")
     assert snapshot(own_shards) == snapshot(serial)
 
 

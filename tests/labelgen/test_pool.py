@@ -144,7 +144,7 @@ def work(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
         see: Callable[[Event], object] = lambda event: None, **resources: Any,
     ) -> list[Event]:  # fmt: skip
         monkeypatch.setattr(pool, "Worker", worker)
-        job = Job(str(tmp_path), "vit_t", None, None, 1)  # type: ignore[arg-type]
+        job = Job(str(tmp_path), "vit_micro", None, None, 1)  # type: ignore[arg-type]
         executor = RayExecutor(job, Resources(workers, cluster.address, **resources))
         events = []
         for event in executor.run(PlannedUnits(range(units), IMAGES, units * IMAGES), stop or Stop()):

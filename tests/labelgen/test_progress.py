@@ -39,7 +39,7 @@ def test_run_tells_of_every_stage(photos: Path, tmp_path: Path, loose_options: S
     told(
         result,
         f"listing {photos}: 6 images",
-        "reading the weights vit_t: ",
+        "reading the weights vit_micro: ",
         "planning: 6 of 6 images, ",
         "labelling: 0 of 6 images, no unit begun yet, the models are being loaded",
         "labelling: 6 of 6 images, ",
@@ -48,7 +48,7 @@ def test_run_tells_of_every_stage(photos: Path, tmp_path: Path, loose_options: S
     assert result.stdout.startswith("3 of 3 units labelled: 6 images, ")
     assert len(result.stdout.splitlines()) == 1
     maps = labelgen("uncertainty", "--shards", shards, "--source=entropy", "--device=cpu")
-    told(maps, "reading the weights vit_t: ", "labelling: 6 of 6 images, ")
+    told(maps, "reading the weights vit_micro: ", "labelling: 6 of 6 images, ")
 
 
 @pytest.mark.parametrize(

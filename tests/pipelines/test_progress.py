@@ -42,7 +42,7 @@ def test_corpus_and_pre_training_tell_of_scenes_and_steps(tmp_path: Path, eager:
     pretrain(settings, tmp_path / "out", 1)
     lines = told(capsys)
     assert any(line.startswith("pre-training: 1 of 2 steps, loss ") and " s/step, " in line for line in lines)
-    assert os.path.exists(tmp_path / "out" / "vit_t.safetensors")
+    assert os.path.exists(tmp_path / "out" / "vit_micro.safetensors")
 
 
 def test_benchmark_tells_which_part_it_is_at(eager: Speaker, capsys: Capture) -> None:

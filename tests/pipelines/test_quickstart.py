@@ -71,7 +71,7 @@ def test_page_shows_the_table_labels_and_comparisons(out: Path) -> None:
 
 def test_maps_are_those_of_the_refiner_that_ships(out: Path) -> None:
     layer = ShardSet.open(str(out / "shards")).layer("uncertainty/refinement")
-    assert layer.weights["refiner"] == {"sha256": load_refiner("vit_t", load_sam("vit_t")).sha256}
+    assert layer.weights["refiner"] == {"sha256": load_refiner("vit_micro", load_sam("vit_micro")).sha256}
 
 
 def test_second_demo_finds_everything_done(out: Path, request: pytest.FixtureRequest) -> None:
@@ -97,7 +97,7 @@ def test_long_demo_trains_its_own_refiner(tmp_path: Path) -> None:
         full_plan(tmp_path), photos=1, scenes=1, human=4, points_per_side=4, refiner_changes=SMALL
     )
     layer = first_page(plan, Announcer(3)).layer("uncertainty/refinement")
-    own = load_refiner(tmp_path / "refiner" / "refiner.safetensors", load_sam("vit_t"))
+    own = load_refiner(tmp_path / "refiner" / "refiner.safetensors", load_sam("vit_micro"))
     assert layer.weights["refiner"] == {"sha256": own.sha256}
 
 

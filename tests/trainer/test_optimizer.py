@@ -18,7 +18,7 @@ from sum_factory.trainer.optimizer import OptimizerSettings, layer_scale, make_o
 from sum_factory.trainer.variants import VARIANTS, apply_variant
 
 
-@pytest.fixture(scope="module", params=["vit_t", "vit_b"])
+@pytest.fixture(scope="module", params=["vit_micro", "vit_b"])
 def empty(request: pytest.FixtureRequest) -> tuple[Sam, int]:
     """A SAM without memory for its weights, and how many blocks its encoder has."""
     architecture = ARCHITECTURES[request.param]
@@ -132,7 +132,7 @@ def test_adamw_takes_the_step_that_its_authors_describe() -> None:
 
 def test_rate_of_each_group_is_scaled() -> None:
     with torch.device("meta"):
-        sam = build_architecture(ARCHITECTURES["vit_t"])
+        sam = build_architecture(ARCHITECTURES["vit_micro"])
     settings = OptimizerSettings(learning_rate=1e-3)
     optimizer = make_optimizer(sam, None, settings)
     assert set_learning_rate(optimizer, settings, 5, 10) == 1e-3

@@ -211,8 +211,9 @@ def test_refiner_of_another_sam_is_refused(make_refiner_recipe: MakeRecipe, tmp_
 
 def test_quality_filters_are_those_of_the_model_unless_given(make_refiner_recipe: MakeRecipe) -> None:
     recipe = make_refiner_recipe(pred_iou_thresh=None, stability_score_thresh=None)
-    assert (recipe.quality("vit_h").pred_iou_thresh, recipe.quality("vit_h").stability_score_thresh) == (0.88, 0.95)
-    assert (recipe.quality("vit_t").pred_iou_thresh, recipe.quality("vit_t").stability_score_thresh) == (0.7, 0.9)
+    for model, thresholds in {"vit_h": (0.88, 0.95), "vit_micro": (0.7, 0.9)}.items():
+        quality = recipe.quality(model)
+        assert (quality.pred_iou_thresh, quality.stability_score_thresh) == thresholds
     chosen = make_refiner_recipe(pred_iou_thresh=0.5, stability_score_thresh=None).quality("vit_h")
     assert (chosen.pred_iou_thresh, chosen.stability_score_thresh, chosen.max_area_share) == (0.5, 0.95, 0.95)
 

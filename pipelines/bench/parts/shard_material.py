@@ -1,7 +1,7 @@
 """What the benchmark of shards stores: photos, and for each some 90 masks with SAM's logits and a refiner's.
 
-The masks are those of ``vit_t``, on a grid of 64 cells. Its published thresholds keep two or three masks of a photo, so
-they are lowered, and of what is kept the best by predicted IoU are taken. A grid of 256 cells is made of them
+The masks are those of ``vit_micro``, on a grid of 64 cells. Its published thresholds keep two or three masks of a
+photo, so they are lowered, and of what is kept the best by predicted IoU are taken. A grid of 256 cells is made of them
 (``enlarge``).
 """
 
@@ -37,7 +37,7 @@ from sum_factory.shared.sam.runtime import Runtime, place
 Floats = npt.NDArray[np.float32]
 
 SETTINGS = settings_for(
-    "vit_t", points_per_side=32, pred_iou_thresh=0.5, stability_score_thresh=0.5, box_nms_thresh=0.9
+    "vit_micro", points_per_side=32, pred_iou_thresh=0.5, stability_score_thresh=0.5, box_nms_thresh=0.9
 )
 MASKS_OF_A_PHOTO = 90
 ORIGINAL_SIDE = 2250
@@ -96,7 +96,7 @@ def find_photos(folder: Path | None, count: int) -> Iterator[tuple[str, RgbImage
 
 @torch.no_grad()
 def label_photos(folder: Path | None, count: int, refiner_file: Path | None) -> list[LabelledPhoto]:
-    """Label photos with ``vit_t``; without a file the refiner is SAM's own decoder, given point, box and mask."""
+    """Label photos with ``vit_micro``; without a file the refiner is SAM's own decoder, given point, box and mask."""
     loaded = load_sam()
     sam = place(loaded.sam, Runtime("cpu"))
     refiner = Refiner.copy_of(sam) if refiner_file is None else load_refiner(refiner_file, loaded)

@@ -1,10 +1,10 @@
-"""Make the frozen model of the ablation: ``vit_t``, whose encoder sees detail and whose decoder was taught to lose it.
+"""Make the ablation's frozen model: ``vit_micro``, whose encoder sees detail and whose decoder was taught to lose it.
 
 SAM's encoder was pre-trained on pictures alone and keeps fine structure; what loses it are the masks that SAM was
-trained on. ``vit_t`` as it ships learnt all it knows from coarse masks, and its embeddings hardly hold what those lack:
-no refiner can bring that back. So the whole of ``vit_t`` is first trained on drawing pictures and on exact masks of
-entities and parts. Then its decoder alone learns coarse masks, until it is wrong as they are, and sure of it: by the
-trainer's own rounds and losses, as SAM was, so that it is at rest when it is fine-tuned on its own labels.
+trained on. ``vit_micro`` as it ships learnt all it knows from coarse masks, and its embeddings hardly hold what those
+lack: no refiner can bring that back. So the whole of ``vit_micro`` is first trained on drawing pictures and on exact
+masks of entities and parts. Then its decoder alone learns coarse masks, until it is wrong as they are, and sure of it:
+by the trainer's own rounds and losses, as SAM was, so that it is at rest when it is fine-tuned on its own labels.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ QUICK_WORLD = World(
     thin_widths=(4, 5, 5, 6),
     parts=(0, 2),
 )
-"""Few objects, of which the salient one is vivid: here ``vit_t`` as it ships learns something in a few minutes."""
+"""Few objects, of which the salient one is vivid: here ``vit_micro`` as it ships learns something in a few minutes."""
 
 SETTINGS: dict[str, tuple[Task, ...]] = {
     "small": ("salient",),
@@ -105,7 +105,7 @@ class Plan:
     rounds: int = 6
     points_per_side: int = 16
     pred_iou_thresh: float = 0.6
-    """Parts have low predicted IoU: at vit_t's default of 0.7, one label in ten is of a part."""
+    """Parts have low predicted IoU: at vit_micro's default of 0.7, one label in ten is of a part."""
     stability_score_thresh: float = 0.85
     """Where a part has no label of its own, the labels of what it is on say that a click there means the whole."""
     settings: tuple[str, ...] = ("small", "medium")
@@ -119,7 +119,7 @@ class Plan:
     world: World = field(default_factory=lambda: WORLD)
     human_world: World = field(default_factory=lambda: HUMAN_WORLD)
     frozen: FrozenModel | None = field(default_factory=FrozenModel)
-    """The frozen model; None: ``vit_t`` as it ships."""
+    """The frozen model; None: ``vit_micro`` as it ships."""
 
     def world_of(self, split: str) -> World:
         """Return what the scenes of a split look like."""

@@ -46,7 +46,7 @@ SMALL = PretrainSettings(
 )
 """Four steps of two images; the first has one round, the others have two."""
 SMALL_MODEL = replace(
-    ARCHITECTURES["vit_t"],
+    ARCHITECTURES["vit_micro"],
     encoder_dim=32,
     encoder_depth=2,
     encoder_heads=2,
@@ -54,21 +54,21 @@ SMALL_MODEL = replace(
     decoder_mlp_dim=64,
     stem_channels=(8, 16, 24),
 )
-"""Of the kind of ``vit_t``, whose steps take seconds, most of them in the optimizer of its matrices."""
+"""Of the kind of ``vit_micro``, whose steps take seconds, most of them in the optimizer of its matrices."""
 
 
 @contextmanager
-def small_for_vit_t() -> Iterator[None]:
-    """Have ``vit_t`` be the small model."""
+def small_for_vit_micro() -> Iterator[None]:
+    """Have ``vit_micro`` be the small model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, "vit_t", SMALL_MODEL)
+        patch.setitem(ARCHITECTURES, "vit_micro", SMALL_MODEL)
         yield
 
 
 @pytest.fixture
 def small_model() -> Iterator[None]:
-    """``vit_t`` is the small model in this test."""
-    with small_for_vit_t():
+    """``vit_micro`` is the small model in this test."""
+    with small_for_vit_micro():
         yield
 
 
@@ -80,7 +80,7 @@ def state_of(run: Pretraining) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def straight(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """The weights before the first step and after every second one of an undisturbed run."""
-    with small_for_vit_t():
+    with small_for_vit_micro():
         run = Pretraining(SMALL, corpus, tmp_path_factory.mktemp("straight"))
     states = [state_of(run)]
     for _ in range(2):
@@ -179,7 +179,7 @@ def test_targets_are_turned_as_their_image_is(corpus: Corpus) -> None:
 
 
 def test_every_weight_is_in_one_optimizer_and_only_matrices_decay() -> None:
-    sam = build_architecture(ARCHITECTURES["vit_t"])
+    sam = build_architecture(ARCHITECTURES["vit_micro"])
     groups = [group for optimizer in make_optimizers(sam, SMALL, "fp32") for group in optimizer.param_groups]
     optimized = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(optimized) == len(set(optimized))
@@ -200,10 +200,10 @@ def test_learning_rate_warms_up_stays_and_falls_to_zero(corpus: Corpus, tmp_path
     np.testing.assert_allclose(rates[60:], np.linspace(1, 0, 41), atol=1e-12)
 
 
-def test_exported_weights_load_as_vit_t(tmp_path: Path) -> None:
-    sam = build_architecture(ARCHITECTURES["vit_t"])
+def test_exported_weights_load_as_vit_micro(tmp_path: Path) -> None:
+    sam = build_architecture(ARCHITECTURES["vit_micro"])
     export_weights(sam, tmp_path / "a.safetensors")
-    loaded = load_sam(str(tmp_path / "a.safetensors"), "vit_t").sam
+    loaded = load_sam(str(tmp_path / "a.safetensors"), "vit_micro").sam
     for name, value in sam.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.half().float()), name
 
@@ -214,7 +214,7 @@ def test_training_logs_saves_and_exports(corpus_folder: Path, tmp_path: Path) ->
     train(settings, corpus_folder, tmp_path, save_every=1, rank=Rank())
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
-    exported = load_sam(str(tmp_path / "vit_t.safetensors")).sam.state_dict()
+    exported = load_sam(str(tmp_path / "vit_micro.safetensors")).sam.state_dict()
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert saved["step"] == 2
     assert all(torch.equal(exported[name], value.half().float()) for name, value in saved["sam"].items())

@@ -41,7 +41,7 @@ def test_official_architecture_is_configured_as_upstreams(name: str) -> None:
 
 
 def test_pixel_statistics_are_upstreams() -> None:
-    ours, upstream = build_architecture(ARCHITECTURES["vit_t"]), sam_model_registry["vit_b"]
+    ours, upstream = build_architecture(ARCHITECTURES["vit_micro"]), sam_model_registry["vit_b"]
     with torch.device("meta"):
         shape = upstream().pixel_mean.shape
     assert ours.pixel_mean.shape == ours.pixel_std.shape == shape
@@ -51,13 +51,13 @@ def test_pixel_statistics_are_upstreams() -> None:
 
 def test_vit_t_has_between_5_and_8_5_million_parameters() -> None:
     with torch.device("meta"):
-        sam = build_architecture(ARCHITECTURES["vit_t"])
+        sam = build_architecture(ARCHITECTURES["vit_micro"])
     assert 5_000_000 <= sum(parameter.numel() for parameter in sam.parameters()) <= 8_500_000
 
 
 def test_vit_t_is_made_of_upstreams_classes() -> None:
     with torch.device("meta"):
-        sam = build_architecture(ARCHITECTURES["vit_t"])
+        sam = build_architecture(ARCHITECTURES["vit_micro"])
     assert type(sam) is Sam
     assert type(sam.image_encoder) is ImageEncoderViT
     assert type(sam.prompt_encoder) is PromptEncoder
@@ -73,9 +73,9 @@ def test_vit_t_is_made_of_upstreams_classes() -> None:
 
 def test_stem_embeds_as_many_patches_as_upstreams_patch_embedding() -> None:
     with torch.device("meta"):
-        vit_t, vit_b = (build_architecture(ARCHITECTURES[name]).image_encoder for name in ("vit_t", "vit_b"))
+        vit_micro, vit_b = (build_architecture(ARCHITECTURES[name]).image_encoder for name in ("vit_micro", "vit_b"))
         images = torch.empty(2, 3, 256, 256)
-        stem, plain = vit_t.patch_embed(images), vit_b.patch_embed(images)
+        stem, plain = vit_micro.patch_embed(images), vit_b.patch_embed(images)
     assert stem.shape[:3] == plain.shape[:3] == (2, 16, 16)
 
 
@@ -90,5 +90,5 @@ def test_architecture_knows_its_grids(name: str) -> None:
 
 
 def test_packaged_weights_take_at_most_20_megabytes() -> None:
-    packaged = files("sum_factory.shared.sam") / "weights" / "vit_t.safetensors"
+    packaged = files("sum_factory.shared.sam") / "weights" / "vit_micro.safetensors"
     assert 0 < len(packaged.read_bytes()) <= 20_000_000

@@ -42,9 +42,9 @@ def loaded(vit_b: tuple[Sam, Path]) -> LoadedSam:
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    """A state dict of ``vit_t`` with random weights."""
+    """A state dict of ``vit_micro`` with random weights."""
     torch.manual_seed(1)
-    result: State = build_architecture(ARCHITECTURES["vit_t"]).state_dict()
+    result: State = build_architecture(ARCHITECTURES["vit_micro"]).state_dict()
     return result
 
 
@@ -106,9 +106,9 @@ def test_digest_of_known_bytes_is_what_the_standard_says(tmp_path: Path) -> None
 
 def test_right_model_type_is_accepted(state: State, tmp_path: Path) -> None:
     weights = saved(state, tmp_path / "a.pth")
-    assert load_sam(weights, "vit_t").architecture is ARCHITECTURES["vit_t"]
-    assert identify_weights(weights, "vit_t") == {
-        "model_type": "vit_t",
+    assert load_sam(weights, "vit_micro").architecture is ARCHITECTURES["vit_micro"]
+    assert identify_weights(weights, "vit_micro") == {
+        "model_type": "vit_micro",
         "image_size": 256,
         "sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
     }
@@ -120,7 +120,7 @@ def test_wrong_model_type_is_named_with_the_right_one(vit_b: tuple[Sam, Path]) -
 
 
 def test_unknown_model_type_is_named_with_those_there_are(state: State, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"'vit_x' is no model type; there are vit_t, vit_b, vit_l, vit_h"):
+    with pytest.raises(CheckpointError, match=r"'vit_x' is no model type; there are vit_micro, vit_b, vit_l, vit_h"):
         load_sam(saved(state, tmp_path / "a.pth"), "vit_x")
 
 
@@ -148,12 +148,12 @@ def test_file_of_anything_else_is_refused(tmp_path: Path) -> None:
 def test_missing_keys_are_named(state: State, tmp_path: Path) -> None:
     name = "mask_decoder.iou_token.weight"
     without = {key: value for key, value in state.items() if key != name}
-    with pytest.raises(CheckpointError, match=rf"do not fit vit_t, the closest model: {name} is missing$"):
+    with pytest.raises(CheckpointError, match=rf"do not fit vit_micro, the closest model: {name} is missing$"):
         load_sam(saved(without, tmp_path / "a.pth"))
 
 
 def test_extra_keys_are_named(state: State, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"do not fit vit_t.*: hq_token\.weight is not expected$"):
+    with pytest.raises(CheckpointError, match=r"do not fit vit_micro.*: hq_token\.weight is not expected$"):
         load_sam(saved({**state, "hq_token.weight": torch.zeros(1)}, tmp_path / "a.pth"))
 
 
@@ -229,7 +229,7 @@ def test_read_state_gives_the_tensors_as_stored(state: State, tmp_path: Path) ->
 
 def test_packaged_weights_need_no_path() -> None:
     loaded = load_sam()
-    assert loaded.architecture is ARCHITECTURES["vit_t"]
+    assert loaded.architecture is ARCHITECTURES["vit_micro"]
     assert all(value.isfinite().all() for value in loaded.sam.state_dict().values())
     assert identify_weights()["sha256"] == loaded.sha256
 

@@ -27,11 +27,11 @@ def official() -> Sam:
     return sam
 
 
-@pytest.fixture(scope="module", params=["tiny", "vit_t", "official"])
+@pytest.fixture(scope="module", params=["tiny", "vit_micro", "official"])
 def sam(request: pytest.FixtureRequest, tiny_sam: Sam) -> Sam:
     if request.param == "tiny":
         return tiny_sam
-    return load_sam().sam if request.param == "vit_t" else official()
+    return load_sam().sam if request.param == "vit_micro" else official()
 
 
 def inputs(sam: Sam, count: int) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ def test_weights_come_back_and_sam_keeps_its_own(saved: tuple[Path, Refiner], lo
 def test_refiner_of_another_sam_is_refused_by_both(saved: tuple[Path, Refiner], loaded: LoadedSam) -> None:
     other = LoadedSam(loaded.sam, loaded.architecture, "f" * 64)
     with pytest.raises(
-        CheckpointError, match=r"refiner\.safetensors: this refiner was trained for a vit_t with SHA-256"
+        CheckpointError, match=r"refiner\.safetensors: this refiner was trained for a vit_micro with SHA-256"
     ):
         load_refiner(saved[0], other)
     with pytest.raises(CheckpointError, match="give the SAM that it was trained for"):

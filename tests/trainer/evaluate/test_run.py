@@ -401,4 +401,4 @@ def test_weights_are_a_file_a_folder_or_the_packaged_ones(checkpoint: Path) -> N
     )
     assert folder.sha256 == file.sha256
     assert folder.trained_tasks == file.trained_tasks == ("unspecified", "salient")
-    assert load_weights("vit_t", runtime).architecture.name == "vit_t"
+    assert load_weights("vit_micro", runtime).architecture.name == "vit_micro"
