@@ -24,7 +24,7 @@ from sum_factory.shared.shards.selection.view_plan import (
     stored_url,
 )
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
-from sum_factory.shared.store.folder_lock import held
+from sum_factory.shared.store.locks import held
 from sum_factory.shared.store.storage import Storage
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.store.canonical_json import content_id, to_json
-from sum_factory.shared.store.folder_lock import held
+from sum_factory.shared.store.locks import held
 from sum_factory.shared.store.seal import is_sealed, require_seal, seal, with_room
 
 if TYPE_CHECKING:

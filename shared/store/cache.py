@@ -2,7 +2,8 @@
 
 A copy's name is a hash of its URL and of the version of its content, so a file that changes gets another copy. It is
 written aside and renamed; it ends with a CRC-32 of every block, checked whenever the block is read, so that a damaged
-or cut copy is noticed and fetched again. Locks (``flock``) are the kernel's and go when a process dies:
+or cut copy is noticed and fetched again. Locks go when a process dies; where a file system has none, checksums alone
+keep processes from each other's halves:
 
 - a reader holds a shared lock on the copy that it reads, an exclusive lock is needed to remove one;
 - who fetches a file holds an exclusive lock on the copy that it writes, so others wait, and fetch it no second time;
@@ -11,7 +12,6 @@ or cut copy is noticed and fetched again. Locks (``flock``) are the kernel's and
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import struct
@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
+
+from sum_factory.shared.store.locks import lock, try_lock, unlink, writer_of
 
 BLOCK = 1 << 14
 """Bytes that have one checksum; the last block of a file may be shorter."""
@@ -84,7 +86,7 @@ class Cache:
             if (found := _read_copy(copy, version.size, start, end)) is not None:
                 return found
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _claimed(copy.with_suffix(PARTIAL)) as partial:
+            with writer_of(copy.with_suffix(PARTIAL)) as partial:
                 if (found := _read_copy(copy, version.size, start, end)) is not None:  # another has just fetched it
                     return found
                 if not self._make_room(partial, stored_size(version.size)):
@@ -156,10 +158,10 @@ def _read_copy(path: Path, size: int, start: int, end: int | None) -> bytes | No
     except FileNotFoundError:
         return None
     with file:
-        _lock(file.fileno(), fcntl.LOCK_SH)
+        lock(file, shared=True)
         data = _read_checked(file, size, start, size if end is None else end)
         if data is None:
-            _unlink(path, file)
+            unlink(path, file)
         else:
             now = time.time_ns()
             with suppress(OSError):  # another user's copy; its age is then that of its making
@@ -184,26 +186,9 @@ def _read_checked(file: BinaryIO, size: int, start: int, end: int) -> bytes | No
 
 
 @contextmanager
-def _claimed(path: Path) -> Iterator[BinaryIO]:
-    """Open an empty file at ``path`` as its only writer, waiting for others; remove it unless it was renamed."""
-    while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
-        _lock(file.fileno(), fcntl.LOCK_EX)
-        if _is_at(path, file):
-            break
-        file.close()  # its writer renamed or removed it meanwhile
-    with file:
-        try:
-            file.truncate(0)  # one whose writer died
-            yield file
-        finally:
-            _unlink(path, file)
-
-
-@contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
     with (folder / LOCK).open("ab") as file:
-        _lock(file.fileno(), fcntl.LOCK_EX)
+        lock(file)
         yield
 
 
@@ -215,32 +200,9 @@ def _remove_unless_used(path: Path) -> bool:
         return True
     with file:
         try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            if not try_lock(file):
+                return False
         except OSError:  # no locks here: a copy that is open outlives its name, one that is being written needs it
             if path.suffix == PARTIAL:
                 return False
-        return _unlink(path, file)
-
-
-def _lock(descriptor: int, operation: int) -> None:
-    """Wait for a lock; where the file system has none, checksums alone keep processes from each other's halves."""
-    with suppress(OSError):
-        fcntl.flock(descriptor, operation)
-
-
-def _is_at(path: Path, file: BinaryIO) -> bool:
-    """Return whether an open file is still what its path names."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
-def _unlink(path: Path, file: BinaryIO) -> bool:
-    """Remove the open file's name; return whether it was still its own."""
-    if not _is_at(path, file):
-        return False
-    path.unlink(missing_ok=True)
-    return True
+        return unlink(path, file)

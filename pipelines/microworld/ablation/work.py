@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
@@ -29,6 +28,7 @@ from sum_factory.shared.precision import resolve
 from sum_factory.shared.progress import SPEAKER, Stage
 from sum_factory.shared.sam.runtime import Runtime, pick_device
 from sum_factory.shared.shards.dataset import require_same
+from sum_factory.shared.store.locks import try_lock
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
 from sum_factory.trainer.loop import fit
@@ -124,10 +124,5 @@ def _work(plan: Plan, cells: Sequence[Cell], wanted: Callable[[], bool] = lambda
 def _claim(path: Path) -> Iterator[bool]:
     """Hold a lock meanwhile; False if another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    with path.open("wb") as file:
+        yield try_lock(file)

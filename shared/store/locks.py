@@ -1,0 +1,85 @@
+"""Locks that threads, and the processes of a machine, keep each other out with; they go when a process dies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import portalocker
+from portalocker import LockFlags
+
+if TYPE_CHECKING:
+    from sum_factory.shared.store.storage import Storage
+
+NAME = ".lock"
+"""The file in a folder that stands for the folder."""
+
+
+def lock(file: BinaryIO, *, shared: bool = False) -> None:
+    """Wait until nobody else holds this open file, or with ``shared`` nobody who does not share it; closing frees it.
+
+    Returns at once on a file system that has no locks.
+    """
+    with suppress(portalocker.LockException):
+        portalocker.lock(file, LockFlags.SHARED if shared else LockFlags.EXCLUSIVE)
+
+
+def try_lock(file: BinaryIO) -> bool:
+    """Take this open file for oneself; False if another holds it. Raises ``OSError`` where there are no locks."""
+    try:
+        portalocker.lock(file, LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING)
+    except portalocker.AlreadyLocked:
+        return False
+    except portalocker.LockException as error:
+        raise OSError(f"{file.name}: cannot be locked ({error})") from error
+    return True
+
+
+@contextmanager
+def writer_of(path: Path) -> Iterator[BinaryIO]:
+    """Open an empty file at ``path`` as its only writer, waiting for others; remove it unless it was renamed."""
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        lock(file)
+        if is_at(path, file):
+            break
+        file.close()  # its writer renamed or removed it meanwhile
+    with file:
+        try:
+            file.truncate(0)  # one whose writer died
+            yield file
+        finally:
+            unlink(path, file)
+
+
+@contextmanager
+def held(storage: Storage) -> Iterator[None]:
+    """Keep all others out who hold this folder. One that is not there, or not on a local disk, is not held."""
+    folder = storage.local_folder
+    with ExitStack() as stack:
+        if folder is not None and os.path.isdir(folder):
+            with suppress(OSError):  # where nothing can be written nobody writes over anybody
+                stack.enter_context(writer_of(Path(folder) / NAME))
+        yield
+
+
+def is_at(path: Path, file: BinaryIO) -> bool:
+    """Return whether an open file is still what its path names."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def unlink(path: Path, file: BinaryIO) -> bool:
+    """Remove the open file's name; return whether that was still its own, and went."""
+    if not is_at(path, file):
+        return False
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:  # Windows keeps the name of what is open
+        return False
+    return True
