@@ -24,7 +24,6 @@ from sum_factory.shared.shards.selection.view_plan import (
     stored_url,
 )
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
-from sum_factory.shared.store.locks import held
 from sum_factory.shared.store.storage import Storage
 
 
@@ -81,7 +80,7 @@ def write_view(
     images, masks = sum(unit.images for unit in plan.units), sum(unit.masks for unit in plan.units)
     summary = ViewSummary(len(plan.units), images, masks, written=True)
     storage.make()
-    with held(storage):  # or another run would write its rows over these
+    with storage.held():  # or another run would write its rows over these
         if _is_there(storage, plan):
             return replace(summary, written=False)
         for number, data in track(files.items(), "writing rows", "unit"):

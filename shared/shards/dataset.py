@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.store.canonical_json import content_id, to_json
-from sum_factory.shared.store.locks import held
 from sum_factory.shared.store.seal import is_sealed, require_seal, seal, with_room
 
 if TYPE_CHECKING:
@@ -209,7 +208,7 @@ def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:
     another has read its own back: the files of that layer stay, and adding it again, as every run does at its end,
     restores it.
     """
-    with held(storage):
+    with storage.held():
         while True:
             dataset = read_dataset(storage)
             if dataset is None:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import portalocker
 from portalocker import LockFlags
-
-if TYPE_CHECKING:
-    from sum_factory.shared.store.storage import Storage
-
-NAME = ".lock"
-"""The file in a folder that stands for the folder."""
 
 
 def lock(file: BinaryIO, *, shared: bool = False) -> None:
@@ -53,17 +47,6 @@ def writer_of(path: Path) -> Iterator[BinaryIO]:
             yield file
         finally:
             unlink(path, file)
-
-
-@contextmanager
-def held(storage: Storage) -> Iterator[None]:
-    """Keep all others out who hold this folder. One that is not there, or not on a local disk, is not held."""
-    folder = storage.local_folder
-    with ExitStack() as stack:
-        if folder is not None and os.path.isdir(folder):
-            with suppress(OSError):  # where nothing can be written nobody writes over anybody
-                stack.enter_context(writer_of(Path(folder) / NAME))
-        yield
 
 
 def is_at(path: Path, file: BinaryIO) -> bool:

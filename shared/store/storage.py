@@ -7,11 +7,11 @@ import inspect
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
@@ -19,11 +19,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sum_factory.shared.errors import ShardError, StorageError
 from sum_factory.shared.store.cache import Cache, Version
+from sum_factory.shared.store.locks import writer_of
 from sum_factory.shared.store.patience import put
 from sum_factory.shared.store.refusals import is_refusal, reason_of, remedy_of
 
 TEMPORARY_PREFIX = ".partial-"
 """Names of files that are being written start with this; nobody reads them, anybody may delete old ones."""
+LOCK = f"{TEMPORARY_PREFIX}lock"
+"""What stands for a folder that is held; a run that was killed leaves it as a temporary file."""
 CREATE_ATTEMPTS = 5
 """How often a conditional write is tried that the store drops because another one is going on."""
 
@@ -53,10 +56,18 @@ class Storage:
         """Whether the folder is on a local file system."""
         return isinstance(self._filesystem[0], LocalFileSystem)
 
-    @property
-    def local_folder(self) -> str | None:
-        """Its path on this machine's disks; None for a folder elsewhere."""
-        return self._full("") if self.is_local else None
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep all others out who hold this folder: threads, and processes of this machine.
+
+        A folder that is not there, that cannot be written to, or that is not on a local disk is not held.
+        """
+        folder = Path(self._full(""))
+        with ExitStack() as stack:
+            if self.is_local and folder.is_dir():
+                with suppress(OSError):  # where nothing can be written nobody writes over anybody
+                    stack.enter_context(writer_of(folder / LOCK))
+            yield
 
     def make(self) -> None:
         """Make the folder, if it is on a local disk: elsewhere there are none. Raises ``StorageError`` if refused."""
