@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -99,4 +100,7 @@ def maps_layer(
 
 
 def _provenance() -> dict[str, Any]:
-    return {"software": f"sum-factory {version('sum-factory')}", "torch": version("torch")}
+    return {"software": f"sum-factory {_version('sum-factory')}", "torch": _version("torch")}
+
+
+_version = cache(version)

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def load_sam(weights: str = PACKAGED, model_type: str | None = None) -> LoadedSa
     with _located(weights) as path:
         state = read_state(path)
         table = state.pop(STATE_KEY, None)
-        architecture = identify(state, path, model_type)
+        architecture = identify(_shapes(state), path, model_type)
         with NothingDrawn():
             sam = build_architecture(architecture)
         sam.load_state_dict({name: value.float() for name, value in state.items()})
@@ -84,10 +85,9 @@ def load_sam(weights: str = PACKAGED, model_type: str | None = None) -> LoadedSa
 def identify_weights(weights: str = PACKAGED, model_type: str | None = None) -> dict[str, object]:
     """Return what a shard set records of ``weights``, without building the model. Raises as ``load_sam``."""
     with _located(weights) as path:
-        state = read_state(path)
-        state.pop(STATE_KEY, None)
-        architecture = identify(state, path, model_type)
-        return _identity(architecture, file_sha256(path))
+        shapes = read_shapes(path)
+        shapes.pop(STATE_KEY, None)
+        return _identity(identify(shapes, path, model_type), file_sha256(path))
 
 
 @contextmanager
@@ -134,32 +134,52 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a ``.pth`` or ``.safetensors`` file. Raises ``CheckpointError``."""
+    with _refused_if_damaged(path):
+        return load_file(path) if path.suffix == ".safetensors" else _map_pickle(path)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a file's tensors by their names, without reading the tensors. Raises as ``read_state``."""
+    with _refused_if_damaged(path):
+        if path.suffix != ".safetensors":
+            return _shapes(_map_pickle(path))
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def _map_pickle(path: Path) -> dict[str, Tensor]:
+    mmap = zipfile.is_zipfile(path)  # files of PyTorch before 1.6 are none, and cannot be mapped
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: expected a flat dictionary of named tensors, as SAM's official files are")
+    return dict(state)
+
+
+@contextmanager
+def _refused_if_damaged(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected SAM weights (.pth or .safetensors), or {PACKAGED!r}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        mmap = zipfile.is_zipfile(path)  # files of PyTorch before 1.6 are none, and cannot be mapped
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        yield
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, SafetensorError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: damaged, cut short ({path.stat().st_size} bytes) or no file of weights ({reason}); "
             "download it again"
         ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: expected a flat dictionary of named tensors, as SAM's official files are")
-    return dict(state)
 
 
-def identify(state: Mapping[str, Tensor], path: Path, model_type: str | None = None) -> SamArchitecture:
-    """Find the architecture whose names and shapes ``state`` has, all of them and no others.
+def identify(shapes: Mapping[str, tuple[int, ...]], path: Path, model_type: str | None = None) -> SamArchitecture:
+    """Find the architecture whose weights have these names and shapes, all of them and no others.
 
     Raises ``CheckpointError`` if there is none, or if it is not ``model_type``.
     """
     if model_type is not None and model_type not in ARCHITECTURES:
         raise CheckpointError(f"{model_type!r} is no model type; there are {', '.join(ARCHITECTURES)}")
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
     differences = {}
     for name, architecture in ARCHITECTURES.items():
         differences[name] = _differences(shapes, architecture)
@@ -187,6 +207,12 @@ def _differences(shapes: Mapping[str, tuple[int, ...]], architecture: SamArchite
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal. A process reads it once for that, while the file stays as it is."""
+    status = path.stat()
+    return _sha256_of(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(path: Path, version: tuple[int, ...]) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
