@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -15,9 +16,11 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
+from sum_factory.labelgen import labeler
 from sum_factory.labelgen.run import RunSummary, UncertaintyRunSettings, add_uncertainty
 from sum_factory.labelgen.settings import UncertaintySettings
 from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.point_decoder import PointDecoder
 from sum_factory.shared.sam.refiner import Refiner, save_refiner
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.shards.shard_set import ShardSet
@@ -34,19 +37,25 @@ def unhindered_workers() -> Iterator[None]:
 
 MADE: dict[str, Tensor] = {}
 """What networks made, by all that it depends on."""
+SHARED: dict[tuple[object, ...], tuple[Any, tuple[Any, ...]]] = {}
+"""What point decoders made, and of what, which stays alive: its ``id`` is part of the key."""
 WEIGHTS: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
 """Digests of networks' weights, and which version of each weight it was."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def photos_seen_once() -> Iterator[None]:
-    """Image encoders and refiners remember: hundreds of tests label the same six photos, and these take most of it.
+    """Networks and files of weights are remembered: hundreds of tests label the same six photos, and these take most.
 
     How they compute is tested in ``shared``; processes that a test starts compute for themselves.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ImageEncoderViT, "forward", remembered(ImageEncoderViT.forward))
         patch.setattr(Refiner, "refine", remembered(Refiner.refine))
+        for name in ("prepare", "decode", "masks"):
+            patch.setattr(PointDecoder, name, shared(getattr(PointDecoder, name)))
+        patch.setattr(labeler, "load_sam", loaded_once(labeler.load_sam))
+        patch.setattr(labeler, "load_refiner", loaded_once(labeler.load_refiner))
         yield
 
 
@@ -63,6 +72,34 @@ def remembered(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return MADE[key].clone()
 
     return remember
+
+
+def shared(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of ``PointDecoder`` that computes the same thing once; nobody writes into what it returns."""
+
+    def share(self: PointDecoder, *inputs: Any) -> Any:
+        tensors = [one for one in inputs if isinstance(one, Tensor)]
+        mode = f"{compute.__qualname__} {torch.is_autocast_enabled('cpu')} {digest_of_weights(self.sam)}"
+        key = (digest_of(mode, tensors), *(id(one) for one in inputs if not isinstance(one, Tensor)))
+        if key not in SHARED:
+            SHARED[key] = (compute(self, *inputs), inputs)
+        return SHARED[key][0]
+
+    return share
+
+
+def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that loads the weights of a file again only if the file has changed."""
+    loaded: dict[object, Any] = {}
+
+    def load_once(weights: str, *of: Any) -> Any:
+        status = os.stat(weights) if os.path.exists(weights) else None
+        key = (weights, status and (status.st_ino, status.st_size, status.st_mtime_ns), *map(str, of))
+        if key not in loaded:
+            loaded[key] = load(weights, *of)
+        return loaded[key]
+
+    return load_once
 
 
 def digest_of(what: str, tensors: Iterable[Tensor]) -> str:
