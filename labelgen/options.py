@@ -22,7 +22,7 @@ encoding_option = click.option(
     default=TAR,
     help="How layers lie on disk: WebDataset tars hold masks in fewer bytes, sharded Zarr v3 arrays are read faster.",
 )
-out_option = click.option("--out", required=True, help="Folder of the view: a path or an fsspec URL.")
+out_option = click.option("--out", required=True, help="Folder of the selection: a path or an fsspec URL.")
 
 
 def automask_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -26,7 +26,7 @@ from sum_factory.shared.sam.runtime import pick_device
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.shared.shards.selection.view import open_shards
+from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.batch import Sums, backpropagate, collate
 from sum_factory.trainer.checkpoint import WEIGHTS, Checkpoints

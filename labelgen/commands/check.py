@@ -18,7 +18,7 @@ TAKEN_BACK = 3
 def status_command(shards: str) -> None:
     """Say how much of a shard set is done, layer by layer, and which images were skipped."""
     from sum_factory.labelgen.sets.status import status_of
-    from sum_factory.shared.shards.selection.view import open_shards
+    from sum_factory.shared.shards.selection.opened import open_shards
 
     for line in status_of(open_shards(shards), shards):
         click.echo(line)
@@ -30,7 +30,7 @@ def status_command(shards: str) -> None:
 def verify_command(ctx: click.Context, shards: str) -> None:
     """Check counts and checksums, and that every frame decodes. Exit status 1 if anything is wrong."""
     from sum_factory.shared.shards.kinds import kind_of
-    from sum_factory.shared.shards.selection.view import open_shards
+    from sum_factory.shared.shards.selection.opened import open_shards
     from sum_factory.shared.shards.verify import verify
 
     shard_set = open_shards(shards)
@@ -93,7 +93,7 @@ def repair_command(ctx: click.Context, shards: str, dry_run: bool) -> None:
 def gc_command(shards: str, older_than: float, dry_run: bool) -> None:
     """Remove what runs that died have left: temporary files, and data without a manifest. Nothing else is touched."""
     from sum_factory.shared.shards.collect import left_overs, remove
-    from sum_factory.shared.shards.selection.view import open_shards
+    from sum_factory.shared.shards.selection.opened import open_shards
 
     shard_set = open_shards(shards)
     limit = datetime.now(UTC) - timedelta(hours=older_than)

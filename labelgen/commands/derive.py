@@ -1,4 +1,4 @@
-"""The commands that make shard sets and views of others: ``labelgen select``, ``merge`` and ``convert``."""
+"""The commands that make shard sets and selections of others: ``labelgen select``, ``merge`` and ``convert``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--images", multiple=True, help="Pattern for image keys, such as 'sa_0001/*'; repeatable.")
 @click.option("--image-list", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Keys, one a line.")
 def select_command(shards: str, out: str, **conditions: Any) -> None:
-    """Choose masks, once, as a view: a small folder to be read like a shard set. No data are copied."""
+    """Choose masks, once, as a selection: a small folder to be read like a shard set. No data are copied."""
     from sum_factory.labelgen.sets.select import Filter, select
 
     click.echo(select(shards, out, Filter(**conditions)).lines())
@@ -44,7 +44,7 @@ def select_command(shards: str, out: str, **conditions: Any) -> None:
     help="Layer to offer, as `status` names it; repeatable  [default: those that all have]",
 )
 def merge_command(sources: tuple[str, ...], out: str, keep: Keep | None, layers: tuple[str, ...]) -> None:
-    """Join shard sets that were made apart, with the same settings, as a view of all. No data are copied."""
+    """Join shard sets that were made apart, with the same settings, as a selection of all. No data are copied."""
     from sum_factory.labelgen.sets.merge import merge
 
     click.echo(merge(sources, out, keep, layers).lines())

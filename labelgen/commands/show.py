@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def export_command(shards: str, photos_from: Relocation, format_: str, out: Path) -> None:
     """Write all masks at the photos' own size as a COCO instances file, with where the photos lie."""
     from sum_factory.labelgen.sets.export import export_coco
-    from sum_factory.shared.shards.selection.view import open_shards
+    from sum_factory.shared.shards.selection.opened import open_shards
 
     assert format_ == "coco", "click allows no other"
     images, masks = export_coco(open_shards(shards, photos_from=photos_from), out)
@@ -38,7 +38,7 @@ def export_command(shards: str, photos_from: Relocation, format_: str, out: Path
 def view_command(shards: str, photos_from: Relocation, out: Path, limit: int, layer_name: str | None) -> None:
     """Write a self-contained HTML page of overlays; with an uncertainty layer, of refined masks and doubt too."""
     from sum_factory.labelgen.page.write import write_page
-    from sum_factory.shared.shards.selection.view import open_shards
+    from sum_factory.shared.shards.selection.opened import open_shards
 
     shown = write_page(open_shards(shards, photos_from=photos_from), out, limit, layer_name)
     click.echo(f"wrote {out}: {shown} images")

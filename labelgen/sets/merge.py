@@ -1,4 +1,4 @@
-"""``labelgen merge``: a view of shard sets that were made apart, as if they were one."""
+"""``labelgen merge``: a selection of shard sets that were made apart, as if they were one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from sum_factory.labelgen.sets.write_selection import Choice, ViewSummary, committed_layers, viewable, write_view
+from sum_factory.labelgen.sets.write_selection import (
+    Choice,
+    SelectionSummary,
+    committed_layers,
+    selectable,
+    write_selection,
+)
 from sum_factory.shared.errors import SettingsError, ShardError
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import OUTPUTS, require_same
 from sum_factory.shared.shards.kinds import comparable
-from sum_factory.shared.shards.selection.view import open_shards
-from sum_factory.shared.shards.selection.view_plan import stored_url
+from sum_factory.shared.shards.selection.opened import open_shards
+from sum_factory.shared.shards.selection.plan import stored_url
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 
 Keep = Literal["first"]
@@ -35,8 +41,8 @@ def merge(
     keep: Keep | None = None,
     layers: Sequence[str] = (),
     say: Callable[[str], None] = click.echo,
-) -> ViewSummary:
-    """Write a view at ``out`` of all that is committed in ``sources``, shard sets or views, in this order.
+) -> SelectionSummary:
+    """Write a selection at ``out`` of all that is committed in ``sources``, shard sets or selections, in this order.
 
     It offers ``layers``, by default those that all sources have. A photo, told by its digest, that several sources have
     is refused, or with ``keep`` "first" taken of the first one alone. Raises ``SettingsDifferError`` if a layer was
@@ -45,19 +51,19 @@ def merge(
     """
     if len(sources) < 2:
         raise SettingsError("give two shard sets or more to merge")
-    if viewable(layers) != tuple(layers):
-        raise SettingsError(f"a view cannot offer {' or '.join(OUTPUTS)}: leave that --layer out")
+    if selectable(layers) != tuple(layers):
+        raise SettingsError(f"a selection cannot offer {' or '.join(OUTPUTS)}: leave that --layer out")
     opened = [open_shards(url) for url in sources]
     offered = tuple(dict.fromkeys([MASKS, *layers])) if layers else _layers_of_all(opened)
     _require_alike(opened, offered)
     described = {"merged": [stored_url(url, out) for url in sources], "keep": keep}
-    return write_view(out, _choices(opened, offered, keep, say), offered, described)
+    return write_selection(out, _choices(opened, offered, keep, say), offered, described)
 
 
 def _layers_of_all(opened: Sequence[ShardSet]) -> tuple[str, ...]:
     """Return the layers that all have, the masks first."""
     common = set.intersection(*(set(shards.dataset.layers) for shards in opened))
-    return (MASKS, *sorted(viewable(common - {MASKS})))
+    return (MASKS, *sorted(selectable(common - {MASKS})))
 
 
 def _require_alike(opened: Sequence[ShardSet], layers: Sequence[str]) -> None:
@@ -118,6 +124,6 @@ def _of_images(shards: ShardSet, number: int, taken: Sequence[bool]) -> npt.NDAr
 def _told(shards: ShardSet, units: int, left_out: int) -> str:
     """Return what is taken of a source, for people."""
     planned = len(shards.dataset.unit_ids)
-    missing = f", {planned - units} that are not labelled yet are not in the view" if units < planned else ""
+    missing = f", {planned - units} that are not labelled yet are not in the selection" if units < planned else ""
     again = f", without {left_out} photos of earlier ones" if left_out else ""
     return f"{shards.storage.url}: {units} of {planned} units{missing}{again}"

@@ -1,4 +1,4 @@
-"""``labelgen select``: a view of the masks that pass a filter, which is evaluated once."""
+"""``labelgen select``: a selection of the masks that pass a filter, which is evaluated once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sum_factory.labelgen.sets.write_selection import Choice, ViewSummary, committed_layers, viewable, write_view
+from sum_factory.labelgen.sets.write_selection import (
+    Choice,
+    SelectionSummary,
+    committed_layers,
+    selectable,
+    write_selection,
+)
 from sum_factory.shared.errors import SettingsError, ShardError, SourceError
 from sum_factory.shared.images import digest
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import REFINEMENT, uncertainty_layer
 from sum_factory.shared.shards.manifest import manifest_path
-from sum_factory.shared.shards.selection.view import open_shards
-from sum_factory.shared.shards.selection.view_plan import ROWS_SCHEMA
+from sum_factory.shared.shards.selection.opened import open_shards
+from sum_factory.shared.shards.selection.plan import ROWS_SCHEMA
 from sum_factory.shared.shards.shard_set import ShardSet
 
 Comparison = Callable[[Any, Any], Any]
@@ -28,7 +34,7 @@ Comparison = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class Filter:
-    """Which masks a view has: those that meet all conditions that are not None.
+    """Which masks a selection has: those that meet all conditions that are not None.
 
     ``max_mean_u`` asks the uncertainty layer ``layer``; a mask whose map is unknown does not meet it. ``images`` are
     patterns for image keys (``*``, ``?``, ``[...]``), of which one must match; ``image_list`` is a file of keys, one a
@@ -69,16 +75,16 @@ class Filter:
         return {name: value for name, value in numbers.items() if value is not None}
 
 
-def select(source: str, out: str, filter: Filter) -> ViewSummary:
-    """Write a view of the masks at ``source`` that pass a filter, at ``out``.
+def select(source: str, out: str, filter: Filter) -> SelectionSummary:
+    """Write a selection of the masks at ``source`` that pass a filter, at ``out``.
 
     Raises ``ShardError`` if none do, or if the layer that is asked lacks units; ``SourceError`` if keys of the list are
     not in the shard set.
     """
     shards = open_shards(source)
-    layers = viewable(shards.dataset.layers)
+    layers = selectable(shards.dataset.layers)
     listed = None if filter.image_list is None else _keys_of(filter.image_list)
-    return write_view(out, _choices(shards, layers, filter, listed), layers, filter.described())
+    return write_selection(out, _choices(shards, layers, filter, listed), layers, filter.described())
 
 
 def _choices(

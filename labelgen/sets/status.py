@@ -14,7 +14,7 @@ from sum_factory.shared.shards.dataset import MASKS
 from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.manifest import UnitRecord
 from sum_factory.shared.shards.reader import WHICH
-from sum_factory.shared.shards.selection.view import View
+from sum_factory.shared.shards.selection.opened import Selection
 from sum_factory.shared.shards.shard_set import ShardSet
 
 
@@ -24,8 +24,8 @@ def status_of(shards: ShardSet, name: str) -> Iterator[str]:
     Manifests are read one at a time. Raises ``ShardError`` if one is damaged.
     """
     yield f"{name}: {shards.dataset.image_count} images in {len(shards.dataset.unit_ids)} units"
-    if isinstance(shards, View):
-        yield f"a view of {', '.join(base.storage.url for base in shards.bases)}"
+    if isinstance(shards, Selection):
+        yield f"a selection of {', '.join(base.storage.url for base in shards.bases)}"
     skipped: list[str] = []
     for layer in shards.dataset.layers:
         yield from _status_of_layer(shards, layer, skipped)

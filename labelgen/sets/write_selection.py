@@ -1,4 +1,4 @@
-"""Make a view: choose units of shard sets, and rows of these, and write down which (``selection/view_plan.py``)."""
+"""Make a selection: choose units of shard sets, and rows of these, and write down which (``selection/plan.py``)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import DATASET, Unit
 from sum_factory.shared.shards.kinds import kind_of
-from sum_factory.shared.shards.selection.view_plan import (
+from sum_factory.shared.shards.selection.plan import (
     ROWS_SCHEMA,
+    SelectionPlan,
     Source,
-    ViewPlan,
     ViewUnit,
     rows_file,
     rows_path,
@@ -38,8 +38,8 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class ViewSummary:
-    """What a view holds. ``written`` is False if it was there already."""
+class SelectionSummary:
+    """What a selection holds. ``written`` is False if it was there already."""
 
     units: int
     images: int
@@ -49,11 +49,11 @@ class ViewSummary:
     def lines(self) -> str:
         """Return the summary for people."""
         held = f"{self.masks} masks of {self.images} images in {self.units} units"
-        return f"wrote a view: {held}" if self.written else f"this view is there, nothing to do: {held}"
+        return f"wrote a selection: {held}" if self.written else f"this selection is there, nothing to do: {held}"
 
 
-def viewable(layers: Iterable[str]) -> tuple[str, ...]:
-    """Return the layers that a view can offer: not what SAM put out, from which maps are made where the data lie."""
+def selectable(layers: Iterable[str]) -> tuple[str, ...]:
+    """Return the layers that a selection can offer: not SAM's outputs, from which maps are made where the data lie."""
     return tuple(layer for layer in layers if not kind_of(layer).is_output)
 
 
@@ -67,33 +67,33 @@ def committed_layers(shards: ShardSet, layers: Sequence[str]) -> dict[int, tuple
     return held
 
 
-def write_view(
+def write_selection(
     out: str, choices: Iterable[Choice], layers: Sequence[str], filter: Mapping[str, Any] | None
-) -> ViewSummary:
-    """Write the view of what is chosen, of ``layers``; units of which nothing is chosen are left out.
+) -> SelectionSummary:
+    """Write the selection of what is chosen, of ``layers``; units of which nothing is chosen are left out.
 
-    The rows are written first and ``dataset.json`` last: without it there is no view. Raises ``ShardError`` if nothing
-    is chosen, if a source is damaged, or if ``out`` holds something else.
+    The rows are written first and ``dataset.json`` last: without it there is no selection. Raises ``ShardError`` if
+    nothing is chosen, if a source is damaged, or if ``out`` holds something else.
     """
     storage = Storage(out)
     plan, files = _plan(storage.url, choices, layers, filter)
     images, masks = sum(unit.images for unit in plan.units), sum(unit.masks for unit in plan.units)
-    summary = ViewSummary(len(plan.units), images, masks, written=True)
+    summary = SelectionSummary(len(plan.units), images, masks, written=True)
     storage.make()
     with storage.held():  # or another run would write its rows over these
         if _is_there(storage, plan):
             return replace(summary, written=False)
         for number, data in track(files.items(), "writing rows", "unit"):
             storage.write(rows_path(number), data)
-        if not storage.create(DATASET, plan.to_json()):  # another run was first: with this very view, or we refuse
+        if not storage.create(DATASET, plan.to_json()):  # another run was first: with this very selection, or we refuse
             return replace(summary, written=not _is_there(storage, plan))
     return summary
 
 
 def _plan(
     out: str, choices: Iterable[Choice], layers: Sequence[str], filter: Mapping[str, Any] | None
-) -> tuple[ViewPlan, dict[int, bytes]]:
-    """Return the view, and the rows file of each unit of which some rows are left out."""
+) -> tuple[SelectionPlan, dict[int, bytes]]:
+    """Return the selection, and the rows file of each unit of which some rows are left out."""
     sources: dict[str, Source] = {}
     units: list[ViewUnit] = []
     files: dict[int, bytes] = {}
@@ -109,8 +109,8 @@ def _plan(
             files[len(units)], sha256 = rows_file(rows)
         units.append(_unit(choice, list(sources).index(url), own, rows, sha256))
     if not units:
-        raise ShardError(f"{out}: nothing passes the filter, so no view is written; widen it")
-    return ViewPlan(tuple(sources.values()), tuple(units), filter), files
+        raise ShardError(f"{out}: nothing passes the filter, so no selection is written; widen it")
+    return SelectionPlan(tuple(sources.values()), tuple(units), filter), files
 
 
 def _rows_of(choice: Choice) -> pa.Table | None:
@@ -140,18 +140,18 @@ def _unit(choice: Choice, source: int, own: int, rows: pa.Table | None, sha256: 
     return ViewUnit(source, own, unit_id, len(images), len(mask) - mask.null_count, sha256, data)
 
 
-def _is_there(storage: Storage, plan: ViewPlan) -> bool:
-    """Return whether the view is there already. Raises ``ShardError`` if something else is."""
+def _is_there(storage: Storage, plan: SelectionPlan) -> bool:
+    """Return whether the selection is there already. Raises ``ShardError`` if something else is."""
     try:
         data = storage.read(DATASET)
     except FileNotFoundError:
         return False
-    there = ViewPlan.from_json(data, storage.path(DATASET))
+    there = SelectionPlan.from_json(data, storage.path(DATASET))
     if there is None:
         raise ShardError(f"{storage.url}: is a shard set; give another --out")
     if there.id != plan.id:
         raise ShardError(
-            f"{storage.url}: is another view, made with filter {there.filter}, or of other data; "
+            f"{storage.url}: is another selection, made with filter {there.filter}, or of other data; "
             "delete it, or give another --out"
         )
     return True

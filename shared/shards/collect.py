@@ -12,7 +12,7 @@ from sum_factory.shared.shards.dataset import UNCERTAINTY
 from sum_factory.shared.shards.encoding import layer_of, unit_of
 from sum_factory.shared.shards.kinds import kinds
 from sum_factory.shared.shards.manifest import manifest_path
-from sum_factory.shared.shards.selection.view_plan import ROWS
+from sum_factory.shared.shards.selection.plan import ROWS
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.store.storage import TEMPORARY_PREFIX, Storage
 

@@ -20,8 +20,8 @@ FORMAT_VERSION = 2
 DATASET = "dataset.json"
 MASKS = "masks"
 """The layer of pseudo-labels."""
-VIEW = "view"
-"""The ``kind`` of a ``dataset.json`` that only chooses from other shard sets (``selection/view_plan.py``)."""
+SELECTION = "selection"
+"""The ``kind`` of a ``dataset.json`` that only chooses from other shard sets (``selection/plan.py``)."""
 UNCERTAINTY = "uncertainty"
 """Folder of the layers of uncertainty maps: ``uncertainty/<name>``, one for each refiner or source."""
 REFINEMENT = "refinement"
@@ -152,11 +152,11 @@ class Dataset:
             record = json.loads(data)
             require_version(record["format"], name)
             require_seal(data)
-            if record.get("kind") == VIEW:
+            if record.get("kind") == SELECTION:
                 sources = ", ".join(source["url"] for source in record["sources"])
                 raise ShardError(
-                    f"{name}: of a view, which nothing is written into; give a shard set that it is of ({sources}), or "
-                    "a new folder, and `labelgen merge` it with the view"
+                    f"{name}: of a selection, which nothing is written into; give a shard set that it is of "
+                    f"({sources}), or a new folder, and `labelgen merge` it with the selection"
                 )
             layers = {}
             for layer_name, fields in record["layers"].items():

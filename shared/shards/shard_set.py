@@ -47,7 +47,7 @@ UNITS_KEPT = 24
 class ShardSet:
     """A shard set at any fsspec URL. Only committed units are ever seen.
 
-    ``selection.view.View`` is one that chooses from others: what reads only takes either (``open_shards``).
+    ``selection.opened.Selection`` is one that chooses from others: what reads only takes either (``open_shards``).
     ``photos_from`` says where the photos lie now that have moved since they were labelled.
     """
 

@@ -85,7 +85,7 @@ def _check_unit(shards: ShardSet, number: int, layer: str, unit: Unit | None) ->
     try:
         base, own = shards.origin(number)
         record = _verify_unit(base, own, layer, unit)
-        if base is not shards:  # a view: of its own it has which rows it takes
+        if base is not shards:  # a selection: of its own it has which rows it takes
             shards.unit(number)
             _, record = shards.manifest(number, layer)
         return UnitCheck(number, record, (), layer)

@@ -19,7 +19,7 @@ from sum_factory.shared.commands import FAILED
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import DATASET, IMAGES
 from sum_factory.shared.shards.photos import read_photo
-from sum_factory.shared.shards.selection.view import open_shards
+from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.verify import verify
 from sum_factory.shared.store.storage import Storage
@@ -185,21 +185,21 @@ def test_shard_sets_of_both_encodings_are_merged(photos: Path, label: Label, ref
     shutil.copytree(photos, tmp_path / "photos", ignore=shutil.ignore_patterns("sub"))
     label(tmp_path / "photos", tmp_path / "arrays", refiner=refiner, keep_images=True, encoding="zarr")
     sources = [str(tmp_path / name) for name in ("tars", "arrays")]
-    merge(sources, str(tmp_path / "view"), say=quiet)
-    view = open_shards(str(tmp_path / "view"))
-    assert problems(tmp_path / "view") == []
-    assert set(view.dataset.layers) == set(LAYERS)
+    merge(sources, str(tmp_path / "selection"), say=quiet)
+    selection = open_shards(str(tmp_path / "selection"))
+    assert problems(tmp_path / "selection") == []
+    assert set(selection.dataset.layers) == set(LAYERS)
     compared = 0
-    for number, image in view.walk():
-        base, own = view.origin(number)
+    for number, image in selection.walk():
+        base, own = selection.origin(number)
         (there,) = (one for one in base.images(own) if one.key == image.key)
-        assert view.label_frames(number, image) == base.label_frames(own, there)
-        assert (read_photo(view, number, image.index) == read_photo(base, own, there.index)).all()
+        assert selection.label_frames(number, image) == base.label_frames(own, there)
+        assert (read_photo(selection, number, image.index) == read_photo(base, own, there.index)).all()
         compared += len(image.masks)
     assert compared == sum(len(image.masks) for url in sources for _, image in ShardSet.open(url).walk())
-    status = labelgen("status", "--shards", tmp_path / "view")
+    status = labelgen("status", "--shards", tmp_path / "selection")
     assert "layer masks (tar and zarr): 4 of 4 units, 6 images" in status.output
-    export = labelgen("export", "--shards", tmp_path / "view", "--out", tmp_path / "coco.json")
+    export = labelgen("export", "--shards", tmp_path / "selection", "--out", tmp_path / "coco.json")
     assert f"6 images, {compared} masks" in export.output
     assert (
         pq.read_schema(tmp_path / "arrays" / "manifest" / "masks" / "000000.parquet").names

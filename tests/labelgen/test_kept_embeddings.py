@@ -36,7 +36,7 @@ from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.kinds import comparable
 from sum_factory.shared.shards.manifest import crop_of, manifest_path
 from sum_factory.shared.shards.sam_outputs import kept_crops, read_embedding, read_kept_logits
-from sum_factory.shared.shards.selection.view import open_shards
+from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 
 Label = Callable[..., RunSummary]

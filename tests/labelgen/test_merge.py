@@ -1,4 +1,4 @@
-"""A merged view has all that its shard sets have, each photo once, and refuses what was not made alike."""
+"""A merged selection has all that its shard sets have, each photo once, and refuses what was not made alike."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sum_factory.shared.commands import FAILED
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.shards.dataset import DATASET, IMAGES
 from sum_factory.shared.shards.photos import read_photo
-from sum_factory.shared.shards.selection.view import View, open_shards
+from sum_factory.shared.shards.selection.opened import Selection, open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.verify import verify
 
@@ -69,22 +69,22 @@ def halves(photos: Path, label: Label, refiner: str, tmp_path_factory: pytest.Te
 
 @pytest.fixture
 def out(tmp_path: Path) -> str:
-    return str(tmp_path / "view")
+    return str(tmp_path / "selection")
 
 
-def test_merged_view_has_the_masks_of_all_in_one_numbering(halves: tuple[str, str], out: str) -> None:
+def test_merged_selection_has_the_masks_of_all_in_one_numbering(halves: tuple[str, str], out: str) -> None:
     summary = merge(halves, out, say=quiet)
-    view, parts = open_shards(out), [ShardSet.open(url) for url in halves]
-    assert seen(view) == seen(parts[0]) + seen(parts[1])
-    assert (summary.units, summary.images, summary.masks) == (4, 6, len(seen(view)))
-    assert view.committed() == [0, 1, 2, 3]
-    assert set(view.dataset.layers) == {MASKS, MAPS, IMAGES}
+    selection, parts = open_shards(out), [ShardSet.open(url) for url in halves]
+    assert seen(selection) == seen(parts[0]) + seen(parts[1])
+    assert (summary.units, summary.images, summary.masks) == (4, 6, len(seen(selection)))
+    assert selection.committed() == [0, 1, 2, 3]
+    assert set(selection.dataset.layers) == {MASKS, MAPS, IMAGES}
     assert {path.name for path in Path(out).rglob("*") if path.is_file()} == {DATASET}
-    for number, image in view.walk():
-        base, own = view.origin(number)
-        np.testing.assert_array_equal(read_photo(view, number, image.index), read_photo(base, own, image.index))
+    for number, image in selection.walk():
+        base, own = selection.origin(number)
+        np.testing.assert_array_equal(read_photo(selection, number, image.index), read_photo(base, own, image.index))
         for ours, theirs in zip(
-            view.read_uncertainty(number, view.uncertainty(number)[image.index]),
+            selection.read_uncertainty(number, selection.uncertainty(number)[image.index]),
             base.read_uncertainty(own, base.uncertainty(own)[image.index]),
             strict=True,
         ):
@@ -93,15 +93,15 @@ def test_merged_view_has_the_masks_of_all_in_one_numbering(halves: tuple[str, st
             np.testing.assert_array_equal(ours.u, theirs.u)
 
 
-def test_commands_read_a_merged_view(halves: tuple[str, str], out: str, tmp_path: Path) -> None:
+def test_commands_read_a_merged_selection(halves: tuple[str, str], out: str, tmp_path: Path) -> None:
     made = labelgen("merge", *halves, "--out", out)
     assert made.exit_code == 0, made.output
     assert f"{halves[1]}: 2 of 2 units\n" in made.output
     count = len(seen(open_shards(out)))
-    assert f"wrote a view: {count} masks of 6 images in 4 units" in made.output
-    assert "this view is there, nothing to do" in labelgen("merge", *halves, "--out", out).output
+    assert f"wrote a selection: {count} masks of 6 images in 4 units" in made.output
+    assert "this selection is there, nothing to do" in labelgen("merge", *halves, "--out", out).output
     status = labelgen("status", "--shards", out)
-    assert f"a view of {halves[0]}, {halves[1]}\n" in status.output
+    assert f"a selection of {halves[0]}, {halves[1]}\n" in status.output
     assert f"layer masks (tar): 4 of 4 units, 6 images, {count} masks" in status.output
     assert f"layer {MAPS} (tar): 4 of 4 units" in status.output
     assert labelgen("verify", "--shards", out).output.endswith("\n0 problems\n")
@@ -111,13 +111,13 @@ def test_commands_read_a_merged_view(halves: tuple[str, str], out: str, tmp_path
     assert len({image["source"] for image in json.loads(coco.read_text())["images"]}) == 6
 
 
-def test_nothing_is_labelled_into_a_merged_view(
+def test_nothing_is_labelled_into_a_merged_selection(
     halves: tuple[str, str], out: str, photos: Path, loose_options: list[str]
 ) -> None:
     merge(halves, out, say=quiet)
     refused = labelgen("run", "--images", str(photos), "--shards", out, *loose_options)
     assert refused.exit_code == FAILED
-    assert "of a view, which nothing is written into; give a shard set that it is of" in refused.output
+    assert "of a selection, which nothing is written into; give a shard set that it is of" in refused.output
     assert all(url in refused.output for url in halves)
 
 
@@ -168,12 +168,12 @@ def test_photo_in_two_sources_is_refused_or_taken_once(
     said: list[str] = []
     merge([halves[1], whole], out, keep="first", say=said.append)
     assert said[1] == f"{whole}: 3 of 3 units, without 3 photos of earlier ones"
-    view = open_shards(out)
-    found, first = seen(view), seen(ShardSet.open(halves[1]))
+    selection = open_shards(out)
+    found, first = seen(selection), seen(ShardSet.open(halves[1]))
     assert found[: len(first)] == first
     kept = {digest for digest, _, _ in first}
     assert found[len(first) :] == [mask for mask in seen(ShardSet.open(whole)) if mask[0] not in kept]
-    assert view.dataset.image_count == 6
+    assert selection.dataset.image_count == 6
     assert problems(out) == []
 
 
@@ -191,9 +191,9 @@ def test_merge_of_views_names_the_shard_sets_themselves(halves: tuple[str, str],
     select(halves[0], chosen, Filter(images=("photo0", "photo4")))
     merge([chosen, halves[1]], both, say=quiet)
     select(both, out, Filter(min_area=20))
-    view = open_shards(out)
-    assert isinstance(view, View)
-    assert [base.storage.url for base in view.bases] == list(halves)
+    selection = open_shards(out)
+    assert isinstance(selection, Selection)
+    assert [base.storage.url for base in selection.bases] == list(halves)
     expected = [mask for url in (chosen, halves[1]) for mask in seen(open_shards(url))]
     large = [
         row["area"] >= 20
@@ -201,7 +201,7 @@ def test_merge_of_views_names_the_shard_sets_themselves(halves: tuple[str, str],
         for _, image in shards.walk()
         for row in image.masks
     ]
-    assert seen(view) == [mask for mask, keep in zip(expected, large, strict=True) if keep] != []
+    assert seen(selection) == [mask for mask, keep in zip(expected, large, strict=True) if keep] != []
     for folder in (chosen, both):
         shutil.rmtree(folder)
     assert problems(out) == []
@@ -210,11 +210,11 @@ def test_merge_of_views_names_the_shard_sets_themselves(halves: tuple[str, str],
 def test_changed_source_is_refused_by_name(halves: tuple[str, str], photos: Path, label: Label, tmp_path: Path) -> None:
     shutil.copytree(halves[0], tmp_path / "a")
     shutil.copytree(halves[1], tmp_path / "b")
-    out = str(tmp_path / "view")
+    out = str(tmp_path / "selection")
     merge([str(tmp_path / "a"), str(tmp_path / "b")], out, layers=[MASKS], say=quiet)
     shutil.rmtree(tmp_path / "b")
     label(photos / "sub", tmp_path / "b", unit_size=3)
-    with pytest.raises(ShardError, match=r"b: its units changed since the view .* was made of it"):
+    with pytest.raises(ShardError, match=r"b: its units changed since the selection .* was made of it"):
         open_shards(out)
 
 
@@ -234,7 +234,7 @@ def test_units_that_are_not_labelled_yet_are_said_to_be_left_out(
     (part / "manifest" / MASKS / "000001.parquet").unlink()
     said: list[str] = []
     summary = merge([halves[0], str(part)], out, say=said.append)
-    assert said[1] == f"{part}: 1 of 2 units, 1 that are not labelled yet are not in the view"
+    assert said[1] == f"{part}: 1 of 2 units, 1 that are not labelled yet are not in the selection"
     assert summary.units == 3
 
 

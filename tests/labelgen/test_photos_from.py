@@ -24,7 +24,7 @@ from sum_factory.shared.commands import FAILED
 from sum_factory.shared.errors import SourceError
 from sum_factory.shared.relocation import Relocation
 from sum_factory.shared.shards.dataset import unit_path
-from sum_factory.shared.shards.selection.view import open_shards
+from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.shard_set import ShardSet
 
 Label = Callable[..., RunSummary]

@@ -1,4 +1,4 @@
-"""A view has exactly the masks that pass its filter, reads like a shard set, and copies no data."""
+"""A selection has exactly the masks that pass its filter, reads like a shard set, and copies no data."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from sum_factory.shared.shards.dataset import DATASET
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.photos import read_photo, require_photos
 from sum_factory.shared.shards.samples import Sample, add_sample, read_samples
-from sum_factory.shared.shards.selection.view import View, open_shards
-from sum_factory.shared.shards.selection.view_plan import ViewPlan
+from sum_factory.shared.shards.selection.opened import Selection, open_shards
+from sum_factory.shared.shards.selection.plan import SelectionPlan
 from sum_factory.shared.shards.shard_set import MASKS, LabelledImage, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.shards.verify import verify
@@ -64,23 +64,23 @@ def image_of(shards: ShardSet, key: str) -> tuple[int, LabelledImage]:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    return tmp_path / "view"
+    return tmp_path / "selection"
 
 
-def test_view_has_the_masks_that_pass_and_no_other(refined: Finished, out: Path) -> None:
+def test_selection_has_the_masks_that_pass_and_no_other(refined: Finished, out: Path) -> None:
     least = median_of(refined[0], "stability")
     summary = select(str(refined[0]), str(out), Filter(min_stability=least, min_area=20))
     passing = [row for row in rows_of(refined[0]) if row["stability"] >= least and row["area"] >= 20]
-    view = open_shards(str(out))
+    selection = open_shards(str(out))
     assert 0 < len(passing) < refined[1].masks
     assert summary.masks == len(passing)
-    assert [mask[:3] for mask in seen(view)] == [(r["image"], r["stability"], r["predicted_iou"]) for r in passing]
-    assert set(seen(view)) < set(seen(ShardSet.open(str(refined[0]))))
-    assert {image.key for _, image in view.walk()} == {row["image"] for row in passing}
-    assert view.dataset.image_count == summary.images == len({row["image"] for row in passing})
+    assert [mask[:3] for mask in seen(selection)] == [(r["image"], r["stability"], r["predicted_iou"]) for r in passing]
+    assert set(seen(selection)) < set(seen(ShardSet.open(str(refined[0]))))
+    assert {image.key for _, image in selection.walk()} == {row["image"] for row in passing}
+    assert selection.dataset.image_count == summary.images == len({row["image"] for row in passing})
 
 
-def test_view_is_small_and_copies_no_data(refined: Finished, out: Path) -> None:
+def test_selection_is_small_and_copies_no_data(refined: Finished, out: Path) -> None:
     select(str(refined[0]), str(out), Filter(min_stability=median_of(refined[0], "stability")))
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert {name for name in names if not name.startswith("rows/")} == {DATASET}
@@ -88,21 +88,21 @@ def test_view_is_small_and_copies_no_data(refined: Finished, out: Path) -> None:
     assert rows.schema.names == ["image_index", "mask"]
 
 
-def test_maps_and_masks_of_a_view_stay_together(refined: Finished, out: Path) -> None:
+def test_maps_and_masks_of_a_selection_stay_together(refined: Finished, out: Path) -> None:
     most = median_of(refined[0], "mean_u", MAPS)
     select(str(refined[0]), str(out), Filter(max_mean_u=most))
-    view, whole = open_shards(str(out)), ShardSet.open(str(refined[0]))
+    selection, whole = open_shards(str(out)), ShardSet.open(str(refined[0]))
     compared = 0
-    for number, image in view.walk():
+    for number, image in selection.walk():
         there, original = image_of(whole, image.key)
         all_rows = whole.uncertainty(there)[original.index]
-        rows = view.uncertainty(number)[image.index]
+        rows = selection.uncertainty(number)[image.index]
         assert [row.mask for row in rows] == list(range(len(image.masks)))
         assert all(row.mean_u is not None and row.mean_u <= np.float32(most) for row in rows)
         wanted = [row for row in all_rows if row.mean_u is not None and row.mean_u <= np.float32(most)]
         assert [row.mean_u for row in rows] == [row.mean_u for row in wanted]
         for ours, theirs in zip(
-            view.read_uncertainty(number, rows), whole.read_uncertainty(there, wanted), strict=True
+            selection.read_uncertainty(number, rows), whole.read_uncertainty(there, wanted), strict=True
         ):
             assert ours is not None
             assert theirs is not None
@@ -112,7 +112,9 @@ def test_maps_and_masks_of_a_view_stay_together(refined: Finished, out: Path) ->
             np.testing.assert_array_equal(ours.refined, theirs.refined)
         picked = [row.mask for row in wanted]
         for ours, theirs in zip(
-            view.read_logits(number, image, range(len(rows))), whole.read_logits(there, original, picked), strict=True
+            selection.read_logits(number, image, range(len(rows))),
+            whole.read_logits(there, original, picked),
+            strict=True,
         ):
             np.testing.assert_array_equal(ours, theirs)
             compared += 1
@@ -169,7 +171,7 @@ def test_same_filter_again_does_nothing_and_another_is_refused(
     assert select(str(finished[0]), str(out), Filter(min_stability=least)).written
     before = snapshot(out)
     assert not select(str(finished[0]), str(out), Filter(min_stability=least)).written
-    with pytest.raises(ShardError, match=r"(?s)another view.*min_stability.*--out"):
+    with pytest.raises(ShardError, match=r"(?s)another selection.*min_stability.*--out"):
         select(str(finished[0]), str(out), Filter(images=("sub/*",)))
     assert snapshot(out) == before
 
@@ -177,14 +179,14 @@ def test_same_filter_again_does_nothing_and_another_is_refused(
 def test_of_two_at_once_the_second_is_refused_and_the_first_is_whole(
     finished: Finished, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows of the other view never take the place of those that ``dataset.json`` names."""
+    """The rows of the other selection never take the place of those that ``dataset.json`` names."""
     bounds = [median_of(finished[0], column) for column in ("stability", "predicted_iou")]
     filters = [Filter(min_stability=bounds[0]), Filter(min_predicted_iou=bounds[1])]
     writing, created = threading.Event(), threading.Event()
     write, create = Storage.write, Storage.create
 
     def late(self: Storage, name: str, data: bytes) -> None:
-        if threading.current_thread().name == "second":  # it found no view, and writes when there is one
+        if threading.current_thread().name == "second":  # it found no selection, and writes when there is one
             writing.set()
             created.wait(5)
         write(self, name, data)
@@ -212,33 +214,33 @@ def test_of_two_at_once_the_second_is_refused_and_the_first_is_whole(
         thread.start()
     for thread in threads:
         thread.join()
-    assert ["is another view" in message for message in refused] == [True]
+    assert ["is another selection" in message for message in refused] == [True]
     assert problems(out) == []
 
 
-def test_view_into_a_shard_set_is_refused(own_shards: Path, finished: Finished) -> None:
+def test_selection_into_a_shard_set_is_refused(own_shards: Path, finished: Finished) -> None:
     with pytest.raises(ShardError, match="is a shard set; give another --out"):
         select(str(finished[0]), str(own_shards), Filter(images=("sub/*",)))
 
 
-def test_view_of_a_view_is_one_of_the_shard_set(refined: Finished, tmp_path: Path) -> None:
+def test_selection_of_a_selection_is_one_of_the_shard_set(refined: Finished, tmp_path: Path) -> None:
     stability, most = median_of(refined[0], "stability"), median_of(refined[0], "mean_u", MAPS)
     one, two, both = (str(tmp_path / name) for name in ("one", "two", "both"))
     select(str(refined[0]), one, Filter(min_stability=stability))
     select(one, two, Filter(max_mean_u=most))
     select(str(refined[0]), both, Filter(min_stability=stability, max_mean_u=most))
-    views = [open_shards(url) for url in (two, both)]
-    assert all(isinstance(view, View) for view in views)
-    assert seen(views[0]) == seen(views[1]) != []
+    selections = [open_shards(url) for url in (two, both)]
+    assert all(isinstance(selection, Selection) for selection in selections)
+    assert seen(selections[0]) == seen(selections[1]) != []
     shutil.rmtree(one)
-    view = open_shards(two)
-    assert isinstance(view, View)
-    assert isinstance(views[1], View)
-    assert view.plan.id == views[1].plan.id
-    assert view.identity([MASKS]) == views[1].identity([MASKS])
+    selection = open_shards(two)
+    assert isinstance(selection, Selection)
+    assert isinstance(selections[1], Selection)
+    assert selection.plan.id == selections[1].plan.id
+    assert selection.identity([MASKS]) == selections[1].identity([MASKS])
 
 
-def test_photos_of_a_view_are_those_of_its_images(
+def test_photos_of_a_selection_are_those_of_its_images(
     own_photos: Path, tmp_path: Path, label: Callable[..., RunSummary], out: Path
 ) -> None:
     """The layer of photos has a row an image, not one a mask."""
@@ -247,13 +249,13 @@ def test_photos_of_a_view_are_those_of_its_images(
     label(own_photos, shards, keep_images=True)
     least = sorted({row["stability"] for row in rows_of(shards) if row["image"] == "photo4"})[1]
     select(str(shards), str(out), Filter(images=("photo[24]", "sub/*"), min_stability=least))
-    view, whole = open_shards(str(out)), ShardSet.open(str(shards))
+    selection, whole = open_shards(str(out)), ShardSet.open(str(shards))
     assert problems(out) == []
     compared = []
-    for number, image in view.walk():
+    for number, image in selection.walk():
         there, original = image_of(whole, image.key)
-        require_photos(view, number)
-        ours, theirs = read_photo(view, number, image.index), read_photo(whole, there, original.index)
+        require_photos(selection, number)
+        ours, theirs = read_photo(selection, number, image.index), read_photo(whole, there, original.index)
         np.testing.assert_array_equal(ours, theirs)
         compared.append(image.key)
     assert "photo4" in compared
@@ -266,7 +268,7 @@ def test_photos_of_a_view_are_those_of_its_images(
         read_photo(failed, number, broken.index)
 
 
-def test_view_on_an_object_store_is_that_of_a_local_one(
+def test_selection_on_an_object_store_is_that_of_a_local_one(
     refined: Finished, out: Path, bucket: str, upload: Callable[[Path, str], None], tmp_path: Path
 ) -> None:
     upload(refined[0], f"{bucket}/labels")
@@ -275,19 +277,19 @@ def test_view_on_an_object_store_is_that_of_a_local_one(
     assert select(str(refined[0]), local, chosen) == select(f"{bucket}/labels", remote, chosen)
     assert not select(f"{bucket}/labels", remote, chosen).written
     select(f"{bucket}/labels", str(tmp_path / "here"), chosen)
-    views = [
+    selections = [
         open_shards(local),
         open_shards(remote, Cache(tmp_path / "cache", 1 << 24)),
         open_shards(str(tmp_path / "here")),
     ]
-    assert seen(views[0]) == seen(views[1]) == seen(views[2]) != []
-    assert len({view.layer_id() for view in views}) == 1
+    assert seen(selections[0]) == seen(selections[1]) == seen(selections[2]) != []
+    assert len({selection.layer_id() for selection in selections}) == 1
     assert (tmp_path / "cache").exists()
     assert [problem for check in verify(open_shards(remote)) for problem in check.problems] == []
 
 
 def test_filter_is_evaluated_once(own_refined: Path, out: Path) -> None:
-    """Units that are labelled later are not in a view: it is what it was."""
+    """Units that are labelled later are not in a selection: it is what it was."""
     manifest = own_refined / "manifest" / MASKS / "000002.parquet"
     kept = manifest.read_bytes()
     manifest.unlink()
@@ -298,7 +300,7 @@ def test_filter_is_evaluated_once(own_refined: Path, out: Path) -> None:
     assert len(before) < len(seen(ShardSet.open(str(own_refined))))
 
 
-def test_view_and_shard_set_move_together(refined: Finished, tmp_path: Path) -> None:
+def test_selection_and_shard_set_move_together(refined: Finished, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     shutil.copytree(refined[0], tmp_path / "here" / "labels")
     select(str(tmp_path / "here" / "labels"), str(tmp_path / "here" / "sure"), Filter(images=("sub/*",)))
@@ -311,10 +313,10 @@ def test_source_of_other_settings_is_refused_by_name(
 ) -> None:
     select(str(own_shards), str(out), Filter(images=("sub/*",)))
     shutil.rmtree(own_shards)
-    with pytest.raises(ShardError, match=r"(?s)cannot open a source of this view: .*own_shards.*missing"):
+    with pytest.raises(ShardError, match=r"(?s)cannot open a source of this selection: .*own_shards.*missing"):
         open_shards(str(out))
     label(photos, own_shards, unit_size=3)
-    with pytest.raises(ShardError, match=r"own_shards: its units changed since the view .*select"):
+    with pytest.raises(ShardError, match=r"own_shards: its units changed since the selection .*select"):
         open_shards(str(out))
     shutil.rmtree(own_shards)
     label(photos, own_shards, automask=replace(loose, box_nms_thresh=0.5))
@@ -325,11 +327,11 @@ def test_source_of_other_settings_is_refused_by_name(
 def test_unit_whose_data_were_made_anew_is_refused(own_shards: Path, refined: Finished, out: Path) -> None:
     """Rows chosen from other masks would be other masks."""
     select(str(own_shards), str(out), Filter(images=("sub/*",)))
-    parsed = ViewPlan.from_json((out / DATASET).read_bytes(), "")
+    parsed = SelectionPlan.from_json((out / DATASET).read_bytes(), "")
     assert parsed is not None
     other = replace(parsed, units=tuple(replace(unit, data={MASKS: "0" * 64}) for unit in parsed.units))
     (out / DATASET).write_bytes(other.to_json())
-    with pytest.raises(ShardError, match=r"manifest/masks/00000[12]\.parquet: of other data than when the view"):
+    with pytest.raises(ShardError, match=r"manifest/masks/00000[12]\.parquet: of other data than when the selection"):
         seen(open_shards(str(out)))
 
 
@@ -337,12 +339,12 @@ def test_unit_whose_data_were_made_anew_is_refused(own_shards: Path, refined: Fi
 def test_data_that_were_made_anew_after_the_rows_were_read_are_refused(
     own_refined: Path, out: Path, pattern: str
 ) -> None:
-    """Whoever opened the view before finds out too, and does not get the masks that are in their places now."""
+    """Whoever opened the selection before finds out too, and does not get the masks that are in their places now."""
     select(str(own_refined), str(out), Filter(images=(pattern,)))
-    view = open_shards(str(out))
-    unit, (base, own) = 0, view.origin(0)
-    (image, *_) = (image for image in view.images(unit) if image.masks)
-    (rows, *_) = (rows for rows in view.uncertainty(unit) if rows)
+    selection = open_shards(str(out))
+    unit, (base, own) = 0, selection.origin(0)
+    (image, *_) = (image for image in selection.images(unit) if image.masks)
+    (rows, *_) = (rows for rows in selection.uncertainty(unit) if rows)
     writers = {name: UnitWriter(base.dataset, base.layer(name), base.unit(own)) for name in (MASKS, MAPS)}
     for name, writer in writers.items():
         for index, sample in enumerate(read_samples(base, own, name)):
@@ -350,11 +352,11 @@ def test_data_that_were_made_anew_after_the_rows_were_read_are_refused(
         (own_refined / manifest_path(name, own)).unlink()
     record, _ = writers[MASKS].commit(base.storage)
     writers[MAPS].commit(base.storage, record.data_sha256)
-    for read in (view.label_frames, lambda unit, image: view.read_logits(unit, image, [0])):
-        with pytest.raises(ShardError, match=r"manifest/masks/00000\d\.parquet: of other data than when the view"):
+    for read in (selection.label_frames, lambda unit, image: selection.read_logits(unit, image, [0])):
+        with pytest.raises(ShardError, match=r"manifest/masks/00000\d\.parquet: of other data than when the selection"):
             read(unit, image)
-    with pytest.raises(ShardError, match=r"refinement/00000\d\.parquet: of other data than when the view"):
-        view.read_uncertainty(unit, rows)
+    with pytest.raises(ShardError, match=r"refinement/00000\d\.parquet: of other data than when the selection"):
+        selection.read_uncertainty(unit, rows)
 
 
 def problems(shards: Path) -> list[str]:
@@ -377,20 +379,20 @@ def test_verify_checks_the_rows_and_the_data_they_are_of(own_refined: Path, out:
 
 
 @pytest.mark.parametrize("place", range(0, 1200, 37))
-def test_flipped_bit_of_a_view_is_noticed(finished: Finished, tmp_path: Path, place: int) -> None:
-    out = tmp_path / "view"
+def test_flipped_bit_of_a_selection_is_noticed(finished: Finished, tmp_path: Path, place: int) -> None:
+    out = tmp_path / "selection"
     select(str(finished[0]), str(out), Filter(images=("sub/*",)))
     data = bytearray((out / DATASET).read_bytes())
     data[place % len(data)] ^= 1 << place % 8
     (out / DATASET).write_bytes(bytes(data))
-    with pytest.raises(ShardError, match=r"view/dataset\.json: damaged"):
+    with pytest.raises(ShardError, match=r"selection/dataset\.json: damaged"):
         open_shards(str(out))
 
 
-def test_commands_read_a_view_like_a_shard_set(refined: Finished, out: Path, tmp_path: Path) -> None:
+def test_commands_read_a_selection_like_a_shard_set(refined: Finished, out: Path, tmp_path: Path) -> None:
     made = labelgen("select", "--shards", str(refined[0]), "--out", str(out), "--images", "sub/*")
     assert made.exit_code == 0, made.output
-    assert made.output.startswith("wrote a view: ")
+    assert made.output.startswith("wrote a selection: ")
     count = len(seen(open_shards(str(out))))
     status = labelgen("status", "--shards", str(out))
     assert f"{out}: 3 images in 2 units" in status.output
@@ -406,7 +408,9 @@ def test_commands_read_a_view_like_a_shard_set(refined: Finished, out: Path, tmp
     assert labelgen("gc", "--shards", str(out)).output.startswith("0 files")
 
 
-def test_nothing_is_labelled_into_a_view(refined: Finished, photos: Path, out: Path, loose_options: list[str]) -> None:
+def test_nothing_is_labelled_into_a_selection(
+    refined: Finished, photos: Path, out: Path, loose_options: list[str]
+) -> None:
     select(str(refined[0]), str(out), Filter(images=("sub/*",)))
     for command in (
         ("run", "--images", str(photos), *loose_options),
@@ -414,7 +418,7 @@ def test_nothing_is_labelled_into_a_view(refined: Finished, photos: Path, out: P
     ):
         refused = labelgen(command[0], "--shards", str(out), *command[1:])
         assert refused.exit_code == FAILED
-        assert "of a view, which nothing is written into" in refused.output
+        assert "of a selection, which nothing is written into" in refused.output
 
 
 def test_layer_that_nothing_asks_is_refused(refined: Finished, out: Path) -> None:

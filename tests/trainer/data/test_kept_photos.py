@@ -20,7 +20,7 @@ from sum_factory.shared.images import RgbImage, decode_image
 from sum_factory.shared.sam.runtime import resize
 from sum_factory.shared.shards.dataset import DATASET, IMAGES, Layer
 from sum_factory.shared.shards.manifest import manifest_path
-from sum_factory.shared.shards.selection.view import open_shards
+from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.trainer.data.pseudo import PseudoSet
@@ -94,11 +94,13 @@ def test_all_but_the_photo_is_as_without_the_layer(with_photos: Path, known_shar
         assert not torch.equal(one.image, other.image)
 
 
-def test_photos_of_a_view_are_those_of_its_images(with_photos: Path, tmp_path: Path) -> None:
-    select(str(with_photos), str(tmp_path / "view"), Filter(images=("shot[1357]",)))
+def test_photos_of_a_selection_are_those_of_its_images(with_photos: Path, tmp_path: Path) -> None:
+    select(str(with_photos), str(tmp_path / "selection"), Filter(images=("shot[1357]",)))
     whole = open_pseudo(with_photos)
-    view = PseudoSet(open_shards(str(tmp_path / "view")), None, whole.method, whole.grid)
-    samples = [[each.load(index, SampleId("pseudo", 0, 0)) for index in range(len(each))] for each in (view, whole)]
+    selection = PseudoSet(open_shards(str(tmp_path / "selection")), None, whole.method, whole.grid)
+    samples = [
+        [each.load(index, SampleId("pseudo", 0, 0)) for index in range(len(each))] for each in (selection, whole)
+    ]
     photos = {sample.key: sample.image for sample in samples[1]}
     assert [sample.key for sample in samples[0]] == ["shot1", "shot3", "shot5", "shot7"]
     assert all(torch.equal(sample.image, photos[sample.key]) for sample in samples[0])

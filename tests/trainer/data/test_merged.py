@@ -16,7 +16,7 @@ from sum_factory.labelgen.sets.convert import convert
 from sum_factory.labelgen.sets.merge import merge
 from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.errors import SettingsDifferError
-from sum_factory.shared.shards.selection.view import open_shards
+from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.store.cache import Cache
 from sum_factory.trainer.checkpoint import WEIGHTS
 from sum_factory.trainer.data.order import Order
@@ -63,7 +63,7 @@ def order_of(recipe: Recipe) -> Order:
 
 @pytest.fixture
 def merged(known_halves: tuple[str, str], tmp_path: Path) -> str:
-    """The two halves of the known shards as one view."""
+    """The two halves of the known shards as one selection."""
     merge(known_halves, str(tmp_path / "merged"), say=quiet)
     return str(tmp_path / "merged")
 
@@ -80,21 +80,21 @@ def test_samples_of_two_encodings_are_those_of_one_shard_set(
     known_shards: Any, known_halves: tuple[str, str], tmp_path: Path, method: str
 ) -> None:
     convert(known_halves[1], str(tmp_path / "arrays"), "zarr", quiet)
-    merge([known_halves[0], str(tmp_path / "arrays")], str(tmp_path / "view"), say=quiet)
+    merge([known_halves[0], str(tmp_path / "arrays")], str(tmp_path / "selection"), say=quiet)
     require_equal(
-        load_all(open_pseudo(str(tmp_path / "view"), method)), load_all(open_pseudo(known_shards.url, method))
+        load_all(open_pseudo(str(tmp_path / "selection"), method)), load_all(open_pseudo(known_shards.url, method))
     )
 
 
-def test_samples_of_a_view_on_an_object_store_come_through_the_cache(
+def test_samples_of_a_selection_on_an_object_store_come_through_the_cache(
     known_shards: Any, known_halves: tuple[str, str], tmp_path: Path, bucket: str, upload: Callable[[Path, str], None]
 ) -> None:
     convert(known_halves[1], str(tmp_path / "arrays"), "zarr", quiet)
     for name, folder in (("tars", known_halves[0]), ("arrays", tmp_path / "arrays")):
         upload(Path(folder), f"{bucket}/{name}")
-    merge([f"{bucket}/tars", f"{bucket}/arrays"], f"{bucket}/view", say=quiet)
+    merge([f"{bucket}/tars", f"{bucket}/arrays"], f"{bucket}/selection", say=quiet)
     cache = Cache(tmp_path / "cache", 1 << 24)
-    pseudo = PseudoSet(open_shards(f"{bucket}/view", cache), "refinement", METHODS["sum"], GRID)
+    pseudo = PseudoSet(open_shards(f"{bucket}/selection", cache), "refinement", METHODS["sum"], GRID)
     for group in range(len(pseudo.groups)):
         pseudo.bring(group, data=True)
     held = {path for path in (tmp_path / "cache").rglob("*") if path.is_file()}
@@ -115,7 +115,7 @@ def test_order_is_that_of_the_data_wherever_they_lie(
     assert order_of(make_recipe(shards=str(tmp_path / "reversed"))).identity != here.identity
 
 
-def test_run_is_resumed_from_the_same_view_alone(
+def test_run_is_resumed_from_the_same_selection_alone(
     make_recipe: MakeRecipe, known_halves: tuple[str, str], merged: str, tmp_path: Path
 ) -> None:
     recipe = make_recipe(shards=merged, batch=2, rounds=2, steps=2, checkpoint=CheckpointSettings(every=1))
@@ -125,7 +125,7 @@ def test_run_is_resumed_from_the_same_view_alone(
     select(merged, str(tmp_path / "fewer"), Filter(images=("shot[0-6]",)))
     merge(known_halves[::-1], str(tmp_path / "reversed"), say=quiet)
     for other in ("fewer", "reversed"):
-        with pytest.raises(SettingsDifferError, match=r"(?s)settings or data.*  view: .*another --out folder"):
+        with pytest.raises(SettingsDifferError, match=r"(?s)settings or data.*  selection: .*another --out folder"):
             fit(replace(recipe, shards=str(tmp_path / other)), tmp_path / "out", say=quiet)
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == before
     merge(known_halves, str(tmp_path / "deeper" / "same"), say=quiet)

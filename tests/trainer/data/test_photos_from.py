@@ -19,7 +19,7 @@ from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.errors import ImageError, SettingsError, SourceError
 from sum_factory.shared.relocation import UNMOVED, Relocation
 from sum_factory.shared.shards.dataset import unit_path
-from sum_factory.shared.shards.selection.view import open_shards
+from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.pseudo import PseudoSet

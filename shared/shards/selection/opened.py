@@ -1,4 +1,4 @@
-"""A view opened for reading: a shard set whose units, rows and data are those that it takes of others."""
+"""A selection opened for reading: a shard set whose units, rows and data are those that it takes of others."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sum_factory.shared.shards.kinds.kind import Part
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
 from sum_factory.shared.shards.originals import require_old_places
 from sum_factory.shared.shards.reader import WHICH, LayerReader, Picked, Rows
-from sum_factory.shared.shards.selection.view_plan import (
-    REMEDY_FOR_VIEW,
+from sum_factory.shared.shards.selection.plan import (
+    REMEDY_FOR_SELECTION,
+    SelectionPlan,
     Source,
-    ViewPlan,
     read_rows_file,
     rows_path,
     source_url,
@@ -35,14 +35,14 @@ from sum_factory.shared.store.cache import Cache
 from sum_factory.shared.store.canonical_json import content_id
 from sum_factory.shared.store.storage import Storage
 
-REMAKE = "delete the view and make it anew with `labelgen select` or `merge`"
+REMAKE = "delete the selection and make it anew with `labelgen select` or `merge`"
 
 
 def open_shards(url: str, cache: Cache | None = None, photos_from: Relocation = UNMOVED) -> ShardSet:
-    """Open what is at ``url`` for reading: a shard set, or a view of some. Remote files are read through ``cache``.
+    """Open what is at ``url`` for reading: a shard set, or a selection. Remote files are read through ``cache``.
 
-    Raises ``ShardError`` if there is neither, or if a source of the view is not what it was when the view was made;
-    ``SettingsError`` if an old place of ``photos_from`` is that of no photo.
+    Raises ``ShardError`` if there is neither, or if a source of the selection is not what it was when the selection was
+    made; ``SettingsError`` if an old place of ``photos_from`` is that of no photo.
     """
     shards = _open(url, cache, photos_from)
     require_old_places(shards)
@@ -55,21 +55,21 @@ def _open(url: str, cache: Cache | None, photos_from: Relocation) -> ShardSet:
         data = storage.read(DATASET)
     except FileNotFoundError:
         return ShardSet.open(url, cache, photos_from)  # which says so
-    plan = ViewPlan.from_json(data, storage.path(DATASET))
+    plan = SelectionPlan.from_json(data, storage.path(DATASET))
     if plan is None:
         return ShardSet(storage, Dataset.from_json(data, storage.path(DATASET)), photos_from=photos_from)
-    return _open_view(storage, plan, photos_from)
+    return _open_selection(storage, plan, photos_from)
 
 
 @dataclass(frozen=True)
-class View(ShardSet):
+class Selection(ShardSet):
     """Chosen rows of chosen units of ``bases``, in one numbering: units, and images and masks in them, from 0.
 
     ``storage`` holds the choice alone; ``dataset`` describes it as if it were a shard set of its own. A layer has the
-    units that it had when the view was made.
+    units that it had when the selection was made.
     """
 
-    plan: ViewPlan
+    plan: SelectionPlan
     bases: tuple[ShardSet, ...]
 
     def layer_id(self, name: str = MASKS) -> str:
@@ -78,8 +78,8 @@ class View(ShardSet):
         return content_id([self.plan.id, name])
 
     def identity(self, layers: Sequence[str]) -> dict[str, str]:
-        """Return what somebody who reads these layers records: also which view it was."""
-        return {**super().identity(layers), "view": self.plan.id}
+        """Return what somebody who reads these layers records: also which selection it was."""
+        return {**super().identity(layers), "selection": self.plan.id}
 
     @property
     def holds_data(self) -> bool:
@@ -104,7 +104,7 @@ class View(ShardSet):
         return None if sha256 is None else read_rows_file(self.storage, number, sha256)
 
     def sizes_fit(self, sizes: Sequence[int]) -> bool:
-        """A view has units of all sizes, which the hash of its ``dataset.json`` vouches for."""
+        """A selection has units of all sizes, which the hash of its ``dataset.json`` vouches for."""
         return True
 
     def unit(self, number: int) -> Unit:
@@ -115,11 +115,11 @@ class View(ShardSet):
             images = tuple(images[index] for index in np.unique(rows["image_index"].to_numpy()))
         unit = Unit(number, images)
         if unit.id != self.plan.units[number].id:
-            raise ShardError(f"{self.storage.path(rows_path(number))}: does not match its unit; {REMEDY_FOR_VIEW}")
+            raise ShardError(f"{self.storage.path(rows_path(number))}: does not match its unit; {REMEDY_FOR_SELECTION}")
         return unit
 
     def committed(self, layer: str = MASKS) -> list[int]:
-        """Return the numbers of the units of ``layer`` in order: of those that it had when the view was made."""
+        """Return the numbers of the units of ``layer`` in order: of those that it had when the selection was made."""
         return [number for number, unit in enumerate(self.plan.units) if layer in unit.data]
 
     def manifest(
@@ -151,13 +151,13 @@ class View(ShardSet):
         if record.data_sha256 != self.plan.units[number].data[layer]:
             base, own = self.origin(number)
             name = base.storage.path(manifest_path(layer, own))
-            raise ShardError(f"{name}: of other data than when the view {self.storage.url} was made; {REMAKE}")
+            raise ShardError(f"{name}: of other data than when the selection {self.storage.url} was made; {REMAKE}")
 
     def _require_offered(self, number: int, layer: str) -> None:
         if layer not in self.plan.units[number].data:
             base, own = self.origin(number)
             name = base.storage.path(manifest_path(layer, own))
-            raise ShardError(f"{name}: not there when the view {self.storage.url} was made; {REMAKE}")
+            raise ShardError(f"{name}: not there when the selection {self.storage.url} was made; {REMAKE}")
 
     def _counted(self, number: int, layer: str, table: pa.Table, record: UnitRecord) -> UnitRecord:
         failed = table.filter(pc.is_valid(table["error"]))
@@ -174,10 +174,12 @@ class View(ShardSet):
         )
 
     def reader(self, layer: str = MASKS) -> LayerReader:
-        """Return what reads a layer, by the numbers that masks have in the view."""
+        """Return what reads a layer, by the numbers that masks have in the selection."""
         if layer not in self._readers:
             self.layer(layer)
-            self._readers[layer] = ViewReader(self, layer, lru_cache(UNITS_KEPT)(partial(self.read_rows, layer=layer)))
+            self._readers[layer] = SelectionReader(
+                self, layer, lru_cache(UNITS_KEPT)(partial(self.read_rows, layer=layer))
+            )
         return self._readers[layer]
 
     def data_files(self, number: int, layer: str = MASKS) -> tuple[str, ...]:
@@ -207,10 +209,10 @@ class View(ShardSet):
 
 
 @dataclass(frozen=True)
-class ViewReader:
-    """A ``LayerReader`` of a view; ``rows`` gives the masks of a unit."""
+class SelectionReader:
+    """A ``LayerReader`` of a selection; ``rows`` gives the masks of a unit."""
 
-    view: View
+    selection: Selection
     layer: str
     rows: Callable[[int], Rows]
 
@@ -225,10 +227,10 @@ class ViewReader:
         return reader.frames(own, self._there(unit)[np.asarray(rows, np.int64)])
 
     def _of(self, unit: int) -> tuple[LayerReader, int]:
-        """Return what reads the data of a unit, and its number there, if they are those that the view is of."""
-        base, own = self.view.origin(unit)
+        """Return what reads the data of a unit, and its number there, if they are those that the selection is of."""
+        base, own = self.selection.origin(unit)
         reader = base.reader(self.layer)
-        self.view.require_same_data(unit, self.layer, reader.rows(own).record)
+        self.selection.require_same_data(unit, self.layer, reader.rows(own).record)
         return reader, own
 
     @cached_property
@@ -238,7 +240,7 @@ class ViewReader:
     def _numbers_there(self, unit: int) -> npt.NDArray[np.int64]:
         """Return the numbers that all masks of a unit have in the shard set which holds them."""
         reader, own = self._of(unit)
-        chosen, first = self.view.chosen(unit), reader.rows(own).first
+        chosen, first = self.selection.chosen(unit), reader.rows(own).first
         if chosen is None:
             return np.arange(first[-1])
         if kind_of(self.layer).per == "image":
@@ -248,7 +250,7 @@ class ViewReader:
         return np.asarray(first[masks["image_index"].to_numpy()] + masks["mask"].to_numpy(), np.int64)
 
 
-def _open_view(storage: Storage, plan: ViewPlan, photos_from: Relocation) -> View:
+def _open_selection(storage: Storage, plan: SelectionPlan, photos_from: Relocation) -> Selection:
     bases = tuple(_open_source(storage, source) for source in plan.sources)
     dataset = Dataset(
         unit_size=max(unit.images for unit in plan.units),
@@ -256,18 +258,18 @@ def _open_view(storage: Storage, plan: ViewPlan, photos_from: Relocation) -> Vie
         image_count=sum(unit.images for unit in plan.units),
         layers={name: _shared_layer([base.layer(name) for base in bases]) for name in plan.sources[0].layers},
     )
-    return View(storage, dataset, plan, bases, photos_from=photos_from)
+    return Selection(storage, dataset, plan, bases, photos_from=photos_from)
 
 
 def _open_source(storage: Storage, source: Source) -> ShardSet:
-    """Open a source of the view at ``storage``. Raises ``ShardError``, naming it, if it is not what it was."""
+    """Open a source of the selection at ``storage``. Raises ``ShardError``, naming it, if it is not what it was."""
     url = source_url(source.url, storage.url)
     try:
         base = ShardSet.open(url, storage.cache)
     except ShardError as error:
-        raise ShardError(f"{storage.url}: cannot open a source of this view: {error}") from error
+        raise ShardError(f"{storage.url}: cannot open a source of this selection: {error}") from error
     for what in _changed(base, source):
-        raise ShardError(f"{url}: {what} since the view {storage.url} was made of it; restore it, or {REMAKE}")
+        raise ShardError(f"{url}: {what} since the selection {storage.url} was made of it; restore it, or {REMAKE}")
     return base
 
 

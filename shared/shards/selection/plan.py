@@ -1,7 +1,7 @@
-"""What a view is: the units that it takes of other shard sets, and the rows of these (``dataset.json``, ``rows/``).
+"""What a selection is: the units that it takes of other shard sets, and their rows (``dataset.json``, ``rows/``).
 
-No data are copied. A unit of a view is one unit of a shard set, all of it or some rows of its manifests. ``sources``
-are always shard sets that hold data, never views.
+No data are copied. A unit of a selection is one unit of a shard set, all of it or some rows of its manifests.
+``sources`` are always shard sets that hold data, never selections.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ import pyarrow.parquet as pq
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.places import absolute
-from sum_factory.shared.shards.dataset import FORMAT_VERSION, VIEW, require_version, unit_name
+from sum_factory.shared.shards.dataset import FORMAT_VERSION, SELECTION, require_version, unit_name
 from sum_factory.shared.store.canonical_json import content_id, to_json
 from sum_factory.shared.store.seal import is_sealed, require_seal, seal, with_room
 from sum_factory.shared.store.storage import Storage
 
 ROWS = "rows"
-"""Folder of the files that name the rows of a view's units."""
+"""Folder of the files that name the rows of a selection's units."""
 ROWS_SCHEMA = pa.schema([("image_index", pa.int32()), ("mask", pa.int32())])
 """Columns of a rows file: they name rows of the source's manifests, in their order; ``mask`` is null as there. Of the
 layer of photos, which has a row an image, they name those of their images."""
-REMEDY_FOR_VIEW = "restore it, or delete the view and give the same `labelgen select` or `merge` again"
+REMEDY_FOR_SELECTION = "restore it, or delete the selection and give the same `labelgen select` or `merge` again"
 _BESIDE = "../"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A shard set that a view takes units of: where it is, the id of its units, and those of the layers taken."""
+    """A shard set that a selection takes units of: where it is, the id of its units, and those of the layers taken."""
 
     url: str
     id: str
@@ -62,8 +62,8 @@ class ViewUnit:
 
 
 @dataclass(frozen=True)
-class ViewPlan:
-    """The content of a view's ``dataset.json``. ``filter`` says how the rows were chosen, for people."""
+class SelectionPlan:
+    """The content of a selection's ``dataset.json``. ``filter`` says how the rows were chosen, for people."""
 
     sources: tuple[Source, ...]
     units: tuple[ViewUnit, ...]
@@ -73,20 +73,20 @@ class ViewPlan:
     def id(self) -> str:
         """Hash of which masks of which data there are: where these lie, and why they were chosen, does not count."""
         sources = [[source.id, source.layers] for source in self.sources]
-        return content_id([VIEW, FORMAT_VERSION, sources, [asdict(unit) for unit in self.units]])
+        return content_id([SELECTION, FORMAT_VERSION, sources, [asdict(unit) for unit in self.units]])
 
     def to_json(self) -> bytes:
         """Return the content of ``dataset.json``."""
-        record = {"format": FORMAT_VERSION, "kind": VIEW, "id": self.id, **asdict(self)}
+        record = {"format": FORMAT_VERSION, "kind": SELECTION, "id": self.id, **asdict(self)}
         return seal(to_json(with_room(record)))
 
     @classmethod
-    def from_json(cls, data: bytes, name: str) -> ViewPlan | None:
-        """Parse a view's ``dataset.json``; return None if it is a shard set's. Raises ``ShardError`` if damaged."""
+    def from_json(cls, data: bytes, name: str) -> SelectionPlan | None:
+        """Parse a selection's ``dataset.json``; None if it is a shard set's. Raises ``ShardError`` if damaged."""
         try:
             is_sealed(data)
             record = json.loads(data)
-            if record.get("kind") != VIEW:
+            if record.get("kind") != SELECTION:
                 return None
             require_version(record["format"], name)
             require_seal(data)
@@ -95,12 +95,12 @@ class ViewPlan:
             if plan.id != record["id"]:
                 raise ValueError("its units do not match its id")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ShardError(f"{name}: damaged or edited ({error}); {REMEDY_FOR_VIEW}") from error
+            raise ShardError(f"{name}: damaged or edited ({error}); {REMEDY_FOR_SELECTION}") from error
         return plan
 
 
 def rows_path(number: int) -> str:
-    """Return the path of a unit's rows file inside the view."""
+    """Return the path of a unit's rows file inside the selection."""
     return f"{ROWS}/{unit_name(number)}.parquet"
 
 
@@ -118,9 +118,11 @@ def read_rows_file(storage: Storage, number: int, sha256: str) -> pa.Table:
     try:
         data = storage.read(name)
     except FileNotFoundError:
-        raise ShardError(f"{storage.path(name)}: missing; {REMEDY_FOR_VIEW}") from None
+        raise ShardError(f"{storage.path(name)}: missing; {REMEDY_FOR_SELECTION}") from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ShardError(f"{storage.path(name)}: damaged or edited (not the SHA-256 of the view); {REMEDY_FOR_VIEW}")
+        raise ShardError(
+            f"{storage.path(name)}: damaged or edited (not the SHA-256 of the selection); {REMEDY_FOR_SELECTION}"
+        )
     return pq.read_table(pa.BufferReader(data))
 
 
@@ -132,7 +134,7 @@ def take_rows(table: pa.Table, rows: pa.Table, name: str) -> pa.Table:
     there, wanted = _keys(table), _keys(rows)
     places = np.minimum(np.searchsorted(there, wanted), max(len(there) - 1, 0))
     if not np.array_equal(there[places], wanted) or (np.diff(wanted) <= 0).any():
-        raise ShardError(f"{name}: does not have the rows of the view; run `labelgen verify` on both")
+        raise ShardError(f"{name}: does not have the rows of the selection; run `labelgen verify` on both")
     taken = table.take(pa.array(places))
     images = rows["image_index"].to_numpy()
     _, first, index = np.unique(images, return_index=True, return_inverse=True)
@@ -148,7 +150,7 @@ def take_images(table: pa.Table, rows: pa.Table, name: str) -> pa.Table:
     images = pc.unique(rows["image_index"])
     held = table.select(ROWS_SCHEMA.names).filter(pc.is_in(table["image_index"], value_set=images))
     if len(held) != len(images):
-        raise ShardError(f"{name}: does not have the images of the view; run `labelgen verify` on both")
+        raise ShardError(f"{name}: does not have the images of the selection; run `labelgen verify` on both")
     return take_rows(table, held, name)
 
 
@@ -158,15 +160,15 @@ def _keys(rows: pa.Table) -> npt.NDArray[np.int64]:
     return np.asarray((image.astype(np.int64) << 32) + mask + 1)
 
 
-def stored_url(source: str, view: str) -> str:
-    """Return how a view names a source: beside itself if both are in one folder, so that they can move together."""
-    source, view = (absolute(url).rstrip("/") for url in (source, view))
-    (folder, _, name), (own, _, _) = source.rpartition("/"), view.rpartition("/")
+def stored_url(source: str, selection: str) -> str:
+    """Return how a selection names a source: beside itself if both are in one folder, so that both can move."""
+    source, selection = (absolute(url).rstrip("/") for url in (source, selection))
+    (folder, _, name), (own, _, _) = source.rpartition("/"), selection.rpartition("/")
     return f"{_BESIDE}{name}" if folder == own else source
 
 
-def source_url(stored: str, view: str) -> str:
-    """Undo ``stored_url``: return where a source is, for the view at ``view``."""
+def source_url(stored: str, selection: str) -> str:
+    """Undo ``stored_url``: return where a source is, for the selection at ``selection``."""
     if not stored.startswith(_BESIDE):
         return stored
-    return f"{absolute(view).rstrip('/').rpartition('/')[0]}/{stored.removeprefix(_BESIDE)}"
+    return f"{absolute(selection).rstrip('/').rpartition('/')[0]}/{stored.removeprefix(_BESIDE)}"

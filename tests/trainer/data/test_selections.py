@@ -1,4 +1,4 @@
-"""Training from a view uses exactly the masks that were chosen, and records which view it was."""
+"""Training from a selection uses exactly the masks that were chosen, and records which selection it was."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.selection.view import View, open_shards
+from sum_factory.shared.shards.selection.opened import Selection, open_shards
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
 from sum_factory.trainer.distributed import Ranks
@@ -35,10 +35,10 @@ def load_all(pseudo: PseudoSet) -> dict[str, TrainingSample]:
 
 
 @pytest.fixture
-def view(known_shards: Any, tmp_path: Path) -> str:
+def selection(known_shards: Any, tmp_path: Path) -> str:
     """The masks of the known shards whose map is known and has a mean of at most ``MOST``."""
-    select(known_shards.url, str(tmp_path / "view"), Filter(max_mean_u=MOST))
-    return str(tmp_path / "view")
+    select(known_shards.url, str(tmp_path / "selection"), Filter(max_mean_u=MOST))
+    return str(tmp_path / "selection")
 
 
 def is_chosen(mask: Any) -> bool:
@@ -46,8 +46,8 @@ def is_chosen(mask: Any) -> bool:
 
 
 @pytest.mark.parametrize("method", ["vanilla", "sum", "mask-refinement"])
-def test_training_reads_exactly_the_chosen_masks(known_shards: Any, view: str, method: str) -> None:
-    everything, chosen = load_all(open_pseudo(known_shards.url, method)), load_all(open_pseudo(view, method))
+def test_training_reads_exactly_the_chosen_masks(known_shards: Any, selection: str, method: str) -> None:
+    everything, chosen = load_all(open_pseudo(known_shards.url, method)), load_all(open_pseudo(selection, method))
     expected = {key: [is_chosen(mask) for mask in masks] for key, masks in known_shards.masks.items()}
     assert chosen.keys() == {key for key, kept in expected.items() if any(kept)}
     assert 0 < sum(map(len, chosen.values())) < sum(map(len, everything.values()))
@@ -66,12 +66,12 @@ def test_training_reads_exactly_the_chosen_masks(known_shards: Any, view: str, m
         assert torch.equal(sample.image, everything[key].image)
 
 
-def test_view_that_was_read_is_recorded(known_shards: Any, view: str, tmp_path: Path) -> None:
-    opened = open_shards(view)
-    assert isinstance(opened, View)
-    pseudo = open_pseudo(view, "sum")
-    assert pseudo.recorded["view"] == opened.plan.id
-    assert "view" not in open_pseudo(known_shards.url, "sum").recorded
+def test_selection_that_was_read_is_recorded(known_shards: Any, selection: str, tmp_path: Path) -> None:
+    opened = open_shards(selection)
+    assert isinstance(opened, Selection)
+    pseudo = open_pseudo(selection, "sum")
+    assert pseudo.recorded["selection"] == opened.plan.id
+    assert "selection" not in open_pseudo(known_shards.url, "sum").recorded
     select(known_shards.url, str(tmp_path / "other"), Filter(max_mean_u=0.1 + MOST))
     other = open_pseudo(str(tmp_path / "other"), "sum")
     assert len({pseudo.identity, other.identity, open_pseudo(known_shards.url, "sum").identity}) == 3
@@ -79,14 +79,14 @@ def test_view_that_was_read_is_recorded(known_shards: Any, view: str, tmp_path: 
     assert open_pseudo(str(tmp_path / "deeper" / "same"), "sum").identity == pseudo.identity
 
 
-def test_recipe_takes_a_view_where_it_takes_shards(make_recipe: Any, view: str) -> None:
-    stream = open_stream(make_recipe(shards=view), 128, Ranks(0, 1, torch.device("cpu")))
-    assert isinstance(stream.streams["pseudo"].shards.shards, View)
+def test_recipe_takes_a_selection_where_it_takes_shards(make_recipe: Any, selection: str) -> None:
+    stream = open_stream(make_recipe(shards=selection), 128, Ranks(0, 1, torch.device("cpu")))
+    assert isinstance(stream.streams["pseudo"].shards.shards, Selection)
 
 
-def test_unit_of_a_view_that_is_gone_is_refused_at_once(known_shards: Any, tmp_path: Path) -> None:
+def test_unit_of_a_selection_that_is_gone_is_refused_at_once(known_shards: Any, tmp_path: Path) -> None:
     shards = Path(shutil.copytree(known_shards.folder, tmp_path / "shards"))
-    select(str(shards), str(tmp_path / "view"), Filter(max_mean_u=MOST))
+    select(str(shards), str(tmp_path / "selection"), Filter(max_mean_u=MOST))
     (shards / "manifest" / "masks" / "000000.parquet").unlink()
     with pytest.raises(ShardError, match=r"manifest/masks/000000\.parquet: missing"):
-        open_pseudo(str(tmp_path / "view"), "vanilla")
+        open_pseudo(str(tmp_path / "selection"), "vanilla")
