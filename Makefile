@@ -13,6 +13,8 @@ TESTERS ?= 3
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 68719476736
 export MALLOC_TOP_PAD_ := 268435456
+# Compiled modules are kept, whatever the shell says: tests and the demo start some hundred processes.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-long lint bench ablation-quick clean
 
