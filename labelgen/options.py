@@ -9,6 +9,7 @@ import click
 
 from sum_factory.labelgen.settings import DEFAULTS_OF_MODELS, AutomaskSettings
 from sum_factory.shared.commands import threads_option
+from sum_factory.shared.field_docs import docs_of
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.shards.dataset import ENCODINGS, TAR
 
@@ -27,15 +28,16 @@ out_option = click.option("--out", required=True, help="Folder of the selection:
 
 def automask_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add an option for every field of ``AutomaskSettings``; one that is not given is None."""
+    meaning = docs_of(AutomaskSettings)
     for setting in reversed(fields(AutomaskSettings)):
         own = [
             f"{model}: {values[setting.name]:g}"
             for model, values in DEFAULTS_OF_MODELS.items()
             if setting.name in values
         ]
-        default = f"[default: {', '.join([f'{setting.default:g}', *own])}]"
+        words = f"{meaning[setting.name]}  [default: {', '.join([f'{setting.default:g}', *own])}]"
         name = f"--{setting.name.replace('_', '-')}"
-        command = click.option(name, type=_option_type(setting.default), default=None, help=default)(command)
+        command = click.option(name, type=_option_type(setting.default), default=None, help=words)(command)
     return command
 
 
@@ -52,7 +54,12 @@ WORK_OPTIONS = (
         "--workers", type=click.IntRange(min=0), default=0, help="Ray actors; 0 works in this process, without Ray."
     ),
     click.option("--ray-address", default=None, help='A running Ray cluster, "auto" for the one of this machine.'),
-    click.option("--gpus-per-worker", type=click.FloatRange(min=0), default=0.0),
+    click.option(
+        "--gpus-per-worker",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        help="GPUs, or a share of one, that Ray gives each worker.",
+    ),
     click.option(
         "--cpus-per-worker",
         type=click.FloatRange(min=0),

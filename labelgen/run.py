@@ -63,27 +63,49 @@ class RunSettings:
     """
 
     images: tuple[str, ...]
+    """Where photos are: folders, files, URLs, tars or lists, as ``--images`` takes them."""
     shards: str
+    """Folder or URL of the shard set."""
     sam: str = PACKAGED
+    """SAM's weights: a .pth or .safetensors file, or the name of those that ship here."""
     model_type: str | None = None
+    """Checks the weights: vit_micro, vit_b, vit_l or vit_h; None: read off the weights."""
     automask: AutomaskSettings = field(default_factory=AutomaskSettings)
+    """Which masks are kept."""
     refiner: str | None = None
+    """File of a refiner, or the name of the one that ships here; None: no maps are made."""
     layer_name: str = REFINEMENT
+    """Last part of the name of the uncertainty layer."""
     min_refine_area: int = 0
+    """Least pixels, of a photo scaled to 1024 pixels, of a mask that is refined; 0 refines all."""
     keep_images: bool = False
+    """Keep the photos, scaled to SAM's input side, in a layer."""
     keep_logits: bool = False
+    """Keep the logits of each mask as SAM puts them out."""
     keep_embeddings: bool = False
+    """Keep what the image encoder made of each photo or crop."""
     runtime: Runtime = field(default_factory=Runtime)
+    """Device, precision of the image encoder, and whether it is compiled."""
     unit_size: int = UNIT_SIZE
+    """Photos a unit: what is scheduled, committed and lost together."""
     encoding: str = TAR
+    """How layers lie on disk: tar or zarr."""
     points_per_batch: int = 64
+    """Prompts decoded together: less memory, or more speed; results change by rounding at most."""
     workers: int = 0
+    """Ray actors that work; 0: this process, without Ray."""
     ray_address: str | None = None
+    """A running Ray cluster, "auto" for the one of this machine; None: one is started if there are workers."""
     gpus_per_worker: float = 0.0
+    """GPUs, or a share of one, that Ray gives each worker."""
     cpus_per_worker: float | None = None
+    """Photos that a worker works on at once, one a CPU; None divides the cores of this machine."""
     threads: int | None = None
+    """Cores of this machine to use; None: all that this process may use."""
     max_errors: int | None = None
+    """The run stops when more photos than this could not be read; None: it goes on."""
     log: str | None = None
+    """File to append JSON lines of what happens to; None: no log."""
 
 
 @dataclass(frozen=True)
@@ -97,24 +119,43 @@ class UncertaintyRunSettings:
     """
 
     shards: str
+    """Folder or URL of the shard set whose masks get maps."""
     refiner: str | None = None
+    """File of a refiner, or the name of the one that ships here; None for sources that need none."""
     layer_name: str | None = None
+    """Last part of the layer's name; None: that of the source."""
     photos_from: Relocation = UNMOVED
+    """Where photos lie now that have moved since they were labelled."""
     encoding: str = TAR
+    """How layers lie on disk: tar or zarr."""
     uncertainty: UncertaintySettings = field(default_factory=UncertaintySettings)
+    """Where u comes from."""
     use_kept: tuple[str, ...] = ()
+    """Kept layers, logits or embeddings, that maps are made from where they are there."""
     sam: str = PACKAGED
+    """SAM's weights: a .pth or .safetensors file, or the name of those that ship here."""
     model_type: str | None = None
+    """Checks the weights: vit_micro, vit_b, vit_l or vit_h; None: read off the weights."""
     runtime: Runtime = field(default_factory=Runtime)
+    """Device, precision of the image encoder, and whether it is compiled."""
     precision: PrecisionSetting | None = None
+    """Precision of the image encoder; None: that of the masks."""
     points_per_batch: int = 64
+    """Prompts decoded together: less memory, or more speed; results change by rounding at most."""
     workers: int = 0
+    """Ray actors that work; 0: this process, without Ray."""
     ray_address: str | None = None
+    """A running Ray cluster, "auto" for the one of this machine; None: one is started if there are workers."""
     gpus_per_worker: float = 0.0
+    """GPUs, or a share of one, that Ray gives each worker."""
     cpus_per_worker: float | None = None
+    """Photos that a worker works on at once, one a CPU; None divides the cores of this machine."""
     threads: int | None = None
+    """Cores of this machine to use; None: all that this process may use."""
     max_errors: int | None = None
+    """The run stops when more photos than this could not be read; None: it goes on."""
     log: str | None = None
+    """File to append JSON lines of what happens to; None: no log."""
 
 
 def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: Stop | None = None) -> RunSummary:

@@ -33,15 +33,25 @@ class AutomaskSettings:
     """
 
     points_per_side: int = 32
+    """Points of the grid along each side of the photo: 32 asks SAM for masks at 32 x 32 places."""
     pred_iou_thresh: float = 0.88
+    """Masks whose IoU, as SAM predicts it, is lower are dropped."""
     stability_score_thresh: float = 0.95
+    """Masks are dropped whose IoU between a higher and a lower threshold of their logits is less than this."""
     stability_score_offset: float = 1.0
+    """How far the two thresholds of the stability score lie above and below SAM's own, in logits."""
     box_nms_thresh: float = 0.7
+    """Of two masks whose boxes have a larger IoU than this, the one of lower predicted IoU is dropped."""
     crop_n_layers: int = 0
+    """Crops, too: layer i looks at 4^i parts of the photo as if each were one. 0: the whole photo alone."""
     crop_nms_thresh: float = 0.7
+    """As ``box_nms_thresh``, between masks of different crops; those of smaller crops stay."""
     crop_overlap_ratio: float = 512 / 1500
+    """How much crops overlap, as a share of the photo's shorter side; halved with each layer."""
     crop_n_points_downscale_factor: int = 1
+    """In layer i the grid has this factor to the power of i fewer points a side."""
     min_mask_region_area: int = 0
+    """Holes and islands of fewer pixels are filled and removed; 0: masks stay as they are."""
     max_area_share: float = 0.95
     """Masks that cover this share of the image or more are dropped."""
 
@@ -62,7 +72,9 @@ class UncertaintySettings:
     """
 
     source: str = REFINEMENT_SOURCE
+    """refinement: how far a refiner's mask differs from SAM's; confidence or entropy: SAM's own doubt."""
     min_refine_area: int = 0
+    """Least pixels, of a photo scaled to 1024 pixels, of a mask that is refined; 0 refines all."""
 
     @property
     def needs_refiner(self) -> bool:

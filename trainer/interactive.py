@@ -33,10 +33,15 @@ class InteractiveSettings:
     """How the rounds go. ``continuous_task_prompt`` gives the task in every round instead of the first."""
 
     rounds: int = 7
+    """Prompts a mask, the first included."""
     box_share: float = 0.5
+    """Share of the masks whose first prompt is a box."""
     fed_output: FedOutput = "predicted"
+    """Which output of a first point the second round goes on from."""
     continuous_task_prompt: bool = False
+    """Whether the task is given in every round."""
     loss: LossSettings = field(default_factory=LossSettings)
+    """Weights and constants of the mask loss."""
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,19 @@ class LossSettings:
     """Weights and constants of the mask loss; the defaults are the paper's."""
 
     focal_weight: float = Field(default=20.0, ge=0)
+    """Factor of the focal loss in the sum."""
     dice_weight: float = Field(default=1.0, ge=0)
+    """Factor of the Dice loss in the sum."""
     iou_weight: float = Field(default=1.0, ge=0)
+    """Factor of the squared error of the predicted IoU."""
     alpha: float = Field(default=0.25, ge=0, le=1)
+    """Focal loss: weight of pixels in the mask; those outside weigh 1 - alpha."""
     gamma: float = Field(default=2.0, ge=0)
+    """Focal loss: exponent of the miss. The larger it is, the less do pixels count that are nearly right."""
     theta: float = Field(default=0.6, ge=0, lt=1)
     """Pixels whose certainty is not above this do not enter the Dice loss. Under 1: human masks have certainty 1."""
     epsilon: float = Field(default=1.0, gt=0)
+    """Dice loss: what is added to numerator and denominator, so that an empty mask has a loss."""
     temperature: float = Field(default=1.0, gt=0)
     """Losses see logits / temperature. A model whose training did the same (``vit_micro``, 3) is as steep at the end as
     at the start; with 1 its first hundred steps would go into being less sure."""

@@ -27,14 +27,19 @@ class OptimizerSettings:
     """
 
     learning_rate: float = Field(default=1e-5, gt=0)
+    """Rate of the last layers; earlier ones have less (``layer_decay``)."""
     layer_decay: float = Field(default=0.8, gt=0, le=1)
     """Factor of the learning rate from one block of the image encoder to the one before."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decay of weights, decoupled from the gradients."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay of the running means of gradients and of their squares."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this total norm."""
     warmup: int = Field(default=0, ge=0)
+    """Steps in which the rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up: a constant rate, or a fall to 0 at the last step, linear or as a cosine."""
     task_prompt_scale: float = Field(default=1.0, gt=0)
     """Factor of the learning rate for the task prompt, which starts at zero."""
 

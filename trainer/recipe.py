@@ -30,7 +30,9 @@ class CheckpointSettings:
     """A checkpoint every so many steps; the last ``keep`` are kept, and the best."""
 
     every: int = Field(default=500, ge=1)
+    """Steps from one checkpoint to the next; the last step always leaves one."""
     keep: int = Field(default=2, ge=1)
+    """How many of the latest checkpoints stay on disk, beside the best."""
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -39,8 +41,11 @@ class ValidationSettings:
     ``rounds`` prompts from a first point."""
 
     sets: tuple[SetSettings, ...] = Field(min_length=1)
+    """The sets of photos with human masks to evaluate on; not those that are trained on."""
     every: int = Field(default=500, ge=1)
+    """Steps from one evaluation to the next."""
     rounds: int = Field(default=3, ge=1, le=9)
+    """Prompts a mask: a first point, then corrections. Those of the last round count."""
     max_masks: int = Field(default=10, ge=1)
     """Masks of a photo, at most."""
 
@@ -54,7 +59,9 @@ class CacheSettings:
     """
 
     folder: Path | None = None
+    """Where copies are kept; None: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     limit_gb: float = Field(default=20, ge=0, allow_inf_nan=False)
+    """What all copies may take together, in units of 10^9 bytes; 0: nothing is copied."""
 
     def make(self) -> Cache | None:
         """Return the cache, or None if there is to be none."""
@@ -67,17 +74,26 @@ class Recipe:
     """All settings of a training run. The defaults are the paper's, but for the model."""
 
     human: tuple[SetSettings, ...] = Field(min_length=1)
+    """The sets of photos with human masks; samples are drawn from all of them together."""
     shards: str | None = None
+    """Folder or URL of a shard set or selection. Every method but human-only needs one."""
     photos_from: dict[_Place, _Place] = field(default_factory=dict)
     """Where photos lie now that were labelled elsewhere: new places by old ones (``shared/relocation.py``)."""
     cache: CacheSettings = field(default_factory=CacheSettings)
+    """Copies of remote shards on this machine."""
     method: str = "sum"
+    """What is trained on and how doubt counts: a row of ``trainer.methods.METHODS``, such as sum, vanilla or
+    human-only."""
     variant: Literal["full", "decoder"] = "full"
+    """Which weights are trained: full, all of them; decoder, the mask decoder alone."""
     sam: str = PACKAGED
+    """The weights that fine-tuning starts from: a .pth or .safetensors file, or the name of those that ship here."""
     uncertainty: str | None = None
     """Name of the uncertainty layer; by default that of the method's source."""
     mix: Mix = field(default_factory=Mix)
+    """How many human samples come with how many pseudo-labelled ones."""
     steps: int = Field(default=6_000, ge=1)
+    """Steps of the optimizer. With a constant learning rate a finished run can be continued with more."""
     batch: int = Field(default=40, ge=1)
     """Photos a step, over all processes and both streams."""
     micro_batch: int = Field(default=1, ge=1)
@@ -85,21 +101,30 @@ class Recipe:
     masks: int = Field(default=30, ge=1)
     """Random masks a photo, at most."""
     rounds: int = Field(default=7, ge=1)
+    """Prompts a mask: a first point or box, then points where the mask is wrong."""
     box_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the masks whose first prompt is a box; the others start from a point."""
     fed_output: FedOutput = "predicted"
     """Which output of a single point the second round goes on from: "predicted", that of highest predicted IoU, or
     "best", that of least mask loss, which is also the one that is trained."""
     stride: Literal[1, 2, 4] = 4
     """Input pixels a cell of the grid on which losses are taken and points drawn; 4 is SAM's own low resolution."""
     loss: LossSettings = field(default_factory=LossSettings)
+    """Weights and constants of the mask loss."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    """Learning rate, its decay over the encoder's blocks and its schedule."""
     seed: int = 0
+    """All that is random is drawn from it: samples, masks and prompts. Other seeds show the spread of a result."""
     precision: PrecisionSetting = "auto"
     """What the model computes in; "auto" is bf16 where the device has instructions for it, else fp32."""
     validation: ValidationSettings | None = None
+    """Evaluation while training, which says which checkpoint is the best; None: none of them is."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    """When the state of a run is written, for resuming it."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps; auto picks CUDA, then Apple's GPU, then the CPU."""
     data_threads: int = Field(default=4, ge=1)
+    """Threads that read and decode samples ahead of the model."""
 
     @field_validator("method")
     @classmethod

@@ -51,8 +51,11 @@ class RefinerRecipe:
     """All settings of the training of a refiner."""
 
     human: tuple[SetSettings, ...] = Field(min_length=1)
+    """The sets of photos with human masks that teach the refiner what exact masks are."""
     sam: str = PACKAGED
+    """The SAM whose masks it refines: a .pth or .safetensors file, or the name of the weights that ship here."""
     steps: int = Field(default=6_000, ge=1)
+    """Steps of the optimizer."""
     batch: int = Field(default=8, ge=1)
     """Photos a step."""
     masks: int = Field(default=30, ge=1)
@@ -62,17 +65,25 @@ class RefinerRecipe:
     pred_iou_thresh: float | None = None
     """Quality filters of automatic masks; by default those of the model."""
     stability_score_thresh: float | None = None
+    """As ``pred_iou_thresh``: masks of a lower stability score are not learnt from; by default the model's."""
     stride: Literal[1, 2, 4] = 4
+    """Input pixels a cell of the grid on which losses are taken; 4 is SAM's own low resolution."""
     loss: LossSettings = field(default_factory=LossSettings)
+    """Weights and constants of the mask loss."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    """Learning rate and its schedule."""
     seed: int = 0
+    """All that is random is drawn from it."""
     precision: PrecisionSetting = "fp32"
     """That of labelling by default: the refiner sees embeddings as it will see them there."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    """When the state of the training is written, for resuming it."""
     kept_embeddings: int = Field(default=512, ge=0)
     """Photos whose embeddings are kept in memory: the encoder is frozen and need not see them again."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps; auto picks CUDA, then Apple's GPU, then the CPU."""
     data_threads: int = Field(default=4, ge=1)
+    """Threads that read and decode photos ahead of the model."""
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result; of the precision, what it is on the device."""

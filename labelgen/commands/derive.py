@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 @click.command("select")
 @shards_option
 @out_option
-@click.option("--min-stability", type=click.FLOAT, default=None)
-@click.option("--min-predicted-iou", type=click.FLOAT, default=None)
-@click.option("--min-area", type=click.IntRange(min=0), default=None, help="Pixels of the photo.")
-@click.option("--max-area", type=click.IntRange(min=0), default=None)
-@click.option("--max-mean-u", type=click.FLOAT, default=None, help="Leaves masks without a map out too.")
+@click.option("--min-stability", type=click.FLOAT, default=None, help="Least stability score of a mask.")
+@click.option("--min-predicted-iou", type=click.FLOAT, default=None, help="Least IoU that SAM predicts of a mask.")
+@click.option("--min-area", type=click.IntRange(min=0), default=None, help="Least pixels of a mask, in the photo.")
+@click.option("--max-area", type=click.IntRange(min=0), default=None, help="Most pixels of a mask, in the photo.")
+@click.option(
+    "--max-mean-u",
+    type=click.FLOAT,
+    default=None,
+    help="Most uncertainty of a mask, the mean of its map; masks without a map are left out.",
+)
 @click.option("--layer", default=None, help=f"Uncertainty layer that --max-mean-u asks  [default: {REFINEMENT}]")
 @click.option("--images", multiple=True, help="Pattern for image keys, such as 'sa_0001/*'; repeatable.")
 @click.option("--image-list", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Keys, one a line.")

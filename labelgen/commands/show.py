@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 @click.command("export")
 @shards_option
 @photos_from_option
-@click.option("--format", "format_", type=click.Choice(["coco"]), default="coco")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
+@click.option("--format", "format_", type=click.Choice(["coco"]), default="coco", help="What the file is written as.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file of annotations to write."
+)
 def export_command(shards: str, photos_from: Relocation, format_: str, out: Path) -> None:
     """Write all masks at the photos' own size as a COCO instances file, with where the photos lie."""
     from sum_factory.labelgen.sets.export import export_coco
@@ -32,7 +34,7 @@ def export_command(shards: str, photos_from: Relocation, format_: str, out: Path
 @click.command("view")
 @shards_option
 @photos_from_option
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The HTML page to write.")
 @click.option("--limit", default=48, help="Images on the page, spread evenly over the shard set.")
 @click.option("--layer-name", default=None, help="Uncertainty layer to show  [default: the first, if there is any]")
 def view_command(shards: str, photos_from: Relocation, out: Path, limit: int, layer_name: str | None) -> None:

@@ -42,13 +42,21 @@ class Filter:
     """
 
     min_stability: float | None = None
+    """Least stability score."""
     min_predicted_iou: float | None = None
+    """Least IoU that SAM predicts."""
     min_area: int | None = None
+    """Least pixels, in the photo."""
     max_area: int | None = None
+    """Most pixels, in the photo."""
     max_mean_u: float | None = None
+    """Most mean uncertainty."""
     layer: str | None = None
+    """Last part of the name of the uncertainty layer that ``max_mean_u`` asks."""
     images: tuple[str, ...] = ()
+    """Patterns, of which an image's key must match one."""
     image_list: Path | None = None
+    """A file of keys, one a line: other images are left out."""
 
     def __post_init__(self) -> None:
         """Raise ``SettingsError`` if ``layer`` is named without anything that asks it."""

@@ -24,8 +24,11 @@ class Runtime:
     masks differ slightly from fp32's, which are the default everywhere); ``compile`` compiles it."""
 
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
     precision: PrecisionSetting = "fp32"
+    """auto, fp32 or bf16, of the image encoder."""
     compile: bool = False
+    """Whether the image encoder is compiled by ``torch.compile``."""
 
     def resolve(self) -> Resolved:
         """Return what the precision is on the device."""

@@ -46,7 +46,13 @@ encoder_option = precision_option(
     show_default=True,
     help="First prompt; repeatable.",
 )
-@click.option("--rounds", type=click.IntRange(1, MOST_ROUNDS), default=Protocol.rounds, show_default=True)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, MOST_ROUNDS),
+    default=Protocol.rounds,
+    show_default=True,
+    help="Prompts a mask: the first, then points where the mask is wrong.",
+)
 @click.option(
     "--output",
     type=click.Choice(get_args(Output)),

@@ -89,7 +89,9 @@ class Mix:
     """How many human samples come with how many pseudo-labelled ones: 1 : 1, or 2 : 1."""
 
     human: int = 1
+    """Samples with human masks, of each ``human + pseudo``."""
     pseudo: int = 1
+    """Samples with pseudo-labels; 0 trains on human masks alone."""
 
     def __post_init__(self) -> None:
         if self.human < 0 or self.pseudo < 0 or self.human + self.pseudo == 0:

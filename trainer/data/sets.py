@@ -23,10 +23,15 @@ class FolderPairsSettings:
     """A folder of photos and a folder of masks of the same stem."""
 
     kind: Literal["folder-pairs"]
+    """Says that the set has this layout."""
     images: Path
+    """Folder of the photos."""
     masks: Path
+    """Folder of the masks: one image a photo, of the same stem; 128 and above is in the mask."""
     task: Task
+    """What kind of mask these are: salient, entity, part, or unspecified."""
     name: str = ""
+    """What results call the set; by default its task."""
     list: Path | None = None
     """A file with one stem a line; others are left out."""
     limit: PositiveInt | None = None
@@ -38,12 +43,19 @@ class CocoSettings:
     """A COCO instances file and the folder that its ``file_name`` entries are relative to."""
 
     kind: Literal["coco"]
+    """Says that the set has this layout."""
     annotations: Path
+    """The JSON file of COCO instances."""
     images: Path
+    """Folder that the ``file_name`` entries are relative to."""
     task: Task
+    """What kind of mask these are: salient, entity, part, or unspecified."""
     name: str = ""
+    """What results call the set; by default its task."""
     list: Path | None = None
+    """A file with one stem a line; others are left out."""
     limit: PositiveInt | None = None
+    """The first so many samples only."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -51,13 +63,21 @@ class LabelMapsSettings:
     """A folder of photos and a folder of label-map PNGs of the same stem."""
 
     kind: Literal["label-maps"]
+    """Says that the set has this layout."""
     images: Path
+    """Folder of the photos."""
     labels: Path
+    """Folder of the label maps: one PNG a photo, of the same stem; a value is one mask."""
     task: Task
+    """What kind of mask these are: salient, entity, part, or unspecified."""
     name: str = ""
+    """What results call the set; by default its task."""
     ignored: tuple[int, ...] = (0, 255)
+    """Values that are no masks."""
     list: Path | None = None
+    """A file with one stem a line; others are left out."""
     limit: PositiveInt | None = None
+    """The first so many samples only."""
 
 
 SetSettings = Annotated[FolderPairsSettings | CocoSettings | LabelMapsSettings, Field(discriminator="kind")]

@@ -14,6 +14,11 @@ class Protocol:
     """How a set is evaluated. The task prompt is given in the first ``task_rounds`` rounds: 1, or all for ablation."""
 
     first: FirstPrompt = "point"
+    """The first prompt: point (the pixel of the mask farthest from its boundary), box, or near-boundary."""
     rounds: int = 6
+    """Prompts a mask: the first, then points where the mask is wrong."""
     output: Output = "oracle"
+    """Which mask for a first point counts: oracle, of the three that SAM can give that of highest IoU with the human
+    mask; single, the one that SAM gives if it is asked for one."""
     task_rounds: int = 1
+    """Rounds in which the model is told the task."""
