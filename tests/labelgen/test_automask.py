@@ -199,7 +199,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 TRIED_ON = {
-    "two layers of crops": ("portrait", "odd", "tiny strip"),  # 21 crops; one layer of them has every size
+    "two layers of crops": ("portrait", "tiny strip"),  # 21 crops; one layer of them has every size
     "all candidates": ("landscape", "square", "tiny"),
     "other offset": ("portrait", "odd", "tiny strip"),
 }
