@@ -35,7 +35,7 @@ def classes_in(hint: Any) -> Iterator[type]:
 
 
 ROOTS = (Recipe, RefinerRecipe, RunSettings, UncertaintyRunSettings, Filter, Protocol, InteractiveSettings)
-ALL = {settings for root in ROOTS for settings in settings_in(root) if not settings.__name__ == "Relocation"}
+ALL = {settings for root in ROOTS for settings in settings_in(root) if settings.__name__ != "Relocation"}
 
 
 def test_settings_are_found_in_settings() -> None:
