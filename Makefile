@@ -16,7 +16,7 @@ export MALLOC_TOP_PAD_ := 268435456
 # Compiled modules are kept, whatever the shell says: tests and the demo start some hundred processes.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-long lint bench ablation-quick clean
+.PHONY: demo test test-long lint bench docs ablation-quick clean
 
 demo: $(READY)
 	$(BIN)/python -m pipelines.quickstart $(if $(filter 1,$(FULL)),--full) $(if $(OUT),--out $(OUT))
@@ -39,6 +39,11 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pipelines.bench
+
+# The site of the documentation, out/site/index.html; a dead link, or a name that is not there, fails it.
+docs: $(READY)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 # SAM, vanilla and SUM in small; fails unless training beats SAM.
 ablation-quick: $(READY)

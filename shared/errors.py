@@ -40,7 +40,7 @@ class StorageError(SumError):
 
 
 class DivergedError(SumError):
-    """A training step came out as no number."""
+    """The loss of a training step is infinite or not a number: lower the learning rate, or compute in fp32."""
 
 
 class WorkerError(SumError):

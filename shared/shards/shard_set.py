@@ -221,7 +221,7 @@ class ShardSet:
         return self.reader(MASKS).frames(number, range(image.first, image.first + len(image.masks)))
 
     def uncertainty(self, number: int, layer: str = REFINEMENT) -> tuple[tuple[UncertaintyRow, ...], ...]:
-        """Return what is known of the maps of a committed unit: rows[image_index][mask].
+        """Return what is known of the maps of a committed unit, ``rows[image_index][mask]``.
 
         Row for row the masks of ``images(number)``; an image without masks has an empty tuple. Raises ``ShardError``
         if the unit is not committed in this layer, or its maps are not of the masks that are there.
