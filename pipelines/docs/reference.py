@@ -91,7 +91,7 @@ def as_page(text: str, source: str) -> str:
 def commands_page(program: str) -> str:
     """Return the page of all commands of a program, with their options: what ``--help`` says."""
     group: click.Group = import_module(f"sum_factory.{program}.cli").main
-    context = click.Context(group, info_name=program)
+    context = click.Context(group, info_name=program, **group.context_settings)
     parts = [f"# {program}\n\n{group.help}\n"]
     for name in group.list_commands(context):
         command = group.get_command(context, name)
@@ -107,8 +107,8 @@ def command_section(context: click.Context) -> str:
     for parameter in context.command.get_params(context):
         record = parameter.get_help_record(context)
         if record is not None:
-            option, words = (part.replace("|", "\\|") for part in record)
-            rows.append(f"| `{option}` | {words} |")
+            option, words = record
+            rows.append(f"| `{option}` | {words.replace('|', chr(92) + '|')} |")
     words = inspect.cleandoc(context.command.help or "").replace("\b\n", "")
     return f"## {context.command_path}\n\n    {usage}\n\n{words}\n\n" + "\n".join(rows) + "\n"
 
