@@ -108,7 +108,7 @@ def command_section(context: click.Context) -> str:
         record = parameter.get_help_record(context)
         if record is not None:
             option, words = record
-            rows.append(f"| `{option}` | {words.replace('|', chr(92) + '|')} |")
+            rows.append(row_of(f"`{option}`", words))
     words = inspect.cleandoc(context.command.help or "").replace("\b\n", "")
     return f"## {context.command_path}\n\n    {usage}\n\n{words}\n\n" + "\n".join(rows) + "\n"
 
@@ -129,13 +129,18 @@ def recipes_page() -> str:
     return "\n".join(parts)
 
 
+def row_of(*cells: str) -> str:
+    """Return a row of a table; within backticks a bar is no end of a cell."""
+    return f"| {' | '.join(cell if cell.startswith('`') else cell.replace('|', '&#124;') for cell in cells)} |"
+
+
 def table_of(settings: type[Any]) -> str:
     """Return a table of the fields of settings: name, type, default, meaning."""
     hints, docs = get_type_hints(settings), docs_of(settings)
     rows = ["| key | type | default | what it means |", "|---|---|---|---|"]
     for field in fields(settings):
-        cells = (f"`{field.name}`", f"`{type_of(hints[field.name])}`", default_of(field), docs[field.name])
-        rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("``", "`") for cell in cells) + " |")
+        meaning = docs[field.name].replace("``", "`")
+        rows.append(row_of(f"`{field.name}`", f"`{type_of(hints[field.name])}`", default_of(field), meaning))
     return "\n".join(rows) + "\n"
 
 
