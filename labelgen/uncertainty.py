@@ -159,7 +159,7 @@ class UncertaintyMaker:
         frame = masks[0].frame
         rows, columns = frame.low_res_size
         device = self.sam.device
-        points = to_input([mask.point for mask in masks], frame).to(device)
+        points = photo_to_input([mask.point for mask in masks], frame).to(device)
         s, agreement = self._logits_of(masks, points, image)
         usable = (agreement >= LEAST_IOU) & s.isfinite().flatten(1).all(1)
         refined: list[bytes] = [b""] * len(masks)
@@ -168,7 +168,7 @@ class UncertaintyMaker:
         else:
             assert embedding is not None, "made for the refiner"
             corners = [corner for mask in masks for corner in (mask.box[:2], mask.box[2:])]
-            boxes = to_input(corners, frame).to(embedding).view(-1, 4)
+            boxes = photo_to_input(corners, frame).to(embedding).view(-1, 4)
             index = torch.zeros(len(masks), dtype=torch.int64, device=embedding.device)
             r = self.refiner.refine(embedding, index, points, boxes, s)
             usable &= r.isfinite().flatten(1).all(1)
@@ -230,7 +230,7 @@ class UncertaintyMaker:
         return s, agreement
 
 
-def to_input(coords: Sequence[Sequence[float]], frame: Frame) -> Tensor:
+def photo_to_input(coords: Sequence[Sequence[float]], frame: Frame) -> Tensor:
     """Map points (x, y) of the photo to pixels of the square input of ``frame``, float32 (N, 2)."""
     relative: npt.NDArray[np.float64] = np.asarray(coords, np.float64).reshape(-1, 2) - frame.crop_box[:2]
     return torch.from_numpy(frame.to_input(relative).astype(np.float32))

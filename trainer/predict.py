@@ -87,14 +87,14 @@ def predict_mask(
 def _decode(sam: Sam, embedding: Tensor, prompt: UserPrompt, frame: Frame) -> tuple[Tensor, Tensor]:
     """Return the logits (N, H, W) of all outputs that count for a prompt, and their predicted IoU (N,)."""
 
-    def to_input(points: Sequence[Sequence[float]]) -> Tensor:
+    def placed(points: Sequence[Sequence[float]]) -> Tensor:
         return torch.as_tensor(frame.to_input(np.array(points, np.float64)), dtype=torch.float32, device=sam.device)
 
     points = [*prompt.positive, *prompt.negative]
     labels = torch.tensor([[1] * len(prompt.positive) + [0] * len(prompt.negative)], device=sam.device)
     sparse, dense = sam.prompt_encoder(
-        points=(to_input(points)[None], labels) if points else None,
-        boxes=None if prompt.box is None else to_input([prompt.box[:2], prompt.box[2:]]).view(1, 4),
+        points=(placed(points)[None], labels) if points else None,
+        boxes=None if prompt.box is None else placed([prompt.box[:2], prompt.box[2:]]).view(1, 4),
         masks=None,
     )
     low_res, predicted = sam.mask_decoder(

@@ -23,7 +23,7 @@ BOX_NOISE_LIMIT = 20 / 1024
 """The noise is clipped to this share of the input's side: 20 px of 1024."""
 
 
-def to_input(cells: Tensor, stride: int) -> Tensor:
+def cells_to_input(cells: Tensor, stride: int) -> Tensor:
     """Map cell coordinates to input pixels."""
     return (cells.float() + 0.5) * stride - 0.5
 
@@ -80,7 +80,7 @@ def first_prompts(
     boxes = jitter_boxes(boxes_of(masks, stride), input_side, generator).view(-1, 2, 2)
     share = box_share.cpu() if isinstance(box_share, Tensor) else box_share
     chosen = (_by_row(generator, len(masks)).uniform(len(masks), 1)[:, 0] < share).to(masks.device) | ~found
-    points = to_input(cells, stride)
+    points = cells_to_input(cells, stride)
     point_tokens = torch.stack([points, torch.zeros_like(points)], 1)
     coords = torch.where(chosen[:, None, None], boxes, point_tokens)
     kinds = torch.tensor([[POSITIVE, PAD], [BOX_MIN, BOX_MAX]], device=masks.device)
@@ -99,7 +99,7 @@ def click_errors(
     cells, found = sample_cells(weights * (predicted ^ masks), generator)
     wanted = masks[torch.arange(len(masks), device=masks.device), cells[:, 1], cells[:, 0]]
     labels = torch.where(wanted, POSITIVE, NEGATIVE)
-    return to_input(cells, stride), labels, found
+    return cells_to_input(cells, stride), labels, found
 
 
 def _by_row(generator: Randomness, rows: int) -> RowGenerators:

@@ -40,7 +40,7 @@ from sum_factory.trainer.interactive import to_grid
 from sum_factory.trainer.log import RunLog
 from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer, set_learning_rate, take_step
-from sum_factory.trainer.prompts import boxes_of, sample_cells, to_input
+from sum_factory.trainer.prompts import boxes_of, cells_to_input, sample_cells
 from sum_factory.trainer.recipe import CHECKED, CheckpointSettings
 
 REFINER = "refiner.safetensors"
@@ -129,7 +129,7 @@ def make_pairs(sam: Sam, embeddings: Tensor, batch: Batch, least_iou: float, qua
     """
     targets = batch.targets
     cells, _ = sample_cells(targets.masks.float(), batch.random)
-    points = to_input(cells, targets.stride)
+    points = cells_to_input(cells, targets.stride)
     coords = torch.stack([points, torch.zeros_like(points)], 1)
     labels = torch.tensor([[POSITIVE, PAD]], device=points.device).expand(len(points), -1)
     logits, predicted = decode_prompts(sam, embeddings, targets.image_index, Prompts(coords, labels))

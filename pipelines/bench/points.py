@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 
 from sum_factory.labelgen.masks.automask import LabelGenerator
@@ -30,6 +29,7 @@ from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.runtime import Runtime, place
 from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.trainer.evaluate.metrics import iou
 
 FINEST = 32
 SIDES = (12, 16, 20, 24, 28, FINEST)
@@ -61,12 +61,8 @@ def measure_grids(images: list[RgbImage], sides: tuple[int, ...]) -> dict[int, G
             found[side] = list(labels.masks())
         for side, grid in grids.items():
             grid.masks += len(found[side])
-            grid.kept += sum(any(_iou(mask, other) >= SAME_MASK for other in found[side]) for mask in found[FINEST])
+            grid.kept += sum(any(iou(mask, other) >= SAME_MASK for other in found[side]) for mask in found[FINEST])
     return grids
-
-
-def _iou(one: Mask, other: Mask) -> float:
-    return float(np.count_nonzero(one & other) / np.count_nonzero(one | other))
 
 
 @click.command()

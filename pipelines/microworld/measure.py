@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.masks.small_regions import box_of
 from sum_factory.labelgen.settings import AutomaskSettings, settings_for
 from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
 from sum_factory.pipelines.microworld.scene import Scene, make_scenes
@@ -32,6 +32,7 @@ from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Prompts, decode_prompts
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.sam.upstream import Sam
+from sum_factory.trainer.evaluate.metrics import iou
 
 Masks = npt.NDArray[np.bool_]
 
@@ -67,12 +68,6 @@ def centre(mask: Masks) -> tuple[int, int]:
     distance = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(int(np.argmax(distance)), mask.shape)
     return int(x), int(y)
-
-
-def box_of(mask: Masks) -> tuple[int, int, int, int]:
-    """Return x0, y0, x1, y1 of a mask, the last pixels included."""
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    return x, y, x + width - 1, y + height - 1
 
 
 @torch.no_grad()
@@ -113,7 +108,7 @@ def judge(
     exact: Masks,
 ) -> Outcome:
     """Compare the three outputs of one prompt, logits float32 (3, S, S), with the coarse and the exact mask."""
-    overlap = iou(logits > 0, coarse)
+    overlap = ious(logits > 0, coarse)
     best = logits[int(overlap.argmax())]
     confidence = np.abs(np.tanh(best.astype(np.float64) / 2))  # |2 sigmoid(x) - 1|
     wrong = (best > 0) ^ exact
@@ -122,7 +117,7 @@ def judge(
         task=task,
         prompt=prompt,
         iou=overlap,
-        iou_exact=iou(logits > 0, exact),
+        iou_exact=ious(logits > 0, exact),
         predicted=predicted,
         wrong=int(wrong.sum()),
         systematic=int(systematic.sum()),
@@ -137,10 +132,9 @@ def upsample(logits: Tensor, side: int) -> npt.NDArray[np.float32]:
     return np.asarray(large.cpu().numpy(), np.float32)
 
 
-def iou(masks: Masks, target: Masks) -> npt.NDArray[np.float64]:
+def ious(masks: Masks, target: Masks) -> npt.NDArray[np.float64]:
     """Return the IoU of each of ``masks`` (K, H, W) with ``target`` (H, W); empty with empty is 1."""
-    union = (masks | target).sum((1, 2))
-    return np.where(union == 0, 1.0, (masks & target).sum((1, 2)) / np.maximum(union, 1))
+    return np.array([iou(mask, target) for mask in masks])
 
 
 def automatic(generator: LabelGenerator, scene: Scene) -> tuple[ImageLabels, dict[str, list[bool]], list[float]]:
@@ -159,7 +153,7 @@ def automatic(generator: LabelGenerator, scene: Scene) -> tuple[ImageLabels, dic
             coarse = coarsen(exact, Coarseness())
             if not coarse.any():
                 continue
-            overlap = iou(kept, coarse)
+            overlap = ious(kept, coarse)
             best = np.maximum(best, overlap)
             if coarse.mean() >= LEAST_SHARE:
                 hits.append(bool((overlap >= 0.5).any()))

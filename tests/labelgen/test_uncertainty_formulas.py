@@ -12,7 +12,7 @@ from scipy.stats import entropy as scipy_entropy
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from sum_factory.labelgen.settings import UncertaintySettings
-from sum_factory.labelgen.uncertainty import LabelledMask, confidence, entropy, refinement, to_input
+from sum_factory.labelgen.uncertainty import LabelledMask, confidence, entropy, photo_to_input, refinement
 from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.placement import Frame
 
@@ -55,7 +55,7 @@ def test_points_and_boxes_are_mapped_as_upstream_does() -> None:
     frame = Frame(256, (30, 50, 201, 163))
     coords = np.random.default_rng(0).uniform(50, 160, (9, 2))
     expected = transform.apply_coords(coords - [30, 50], (113, 171))
-    np.testing.assert_allclose(to_input(coords.tolist(), frame).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(photo_to_input(coords.tolist(), frame).numpy(), expected, rtol=1e-6)
 
 
 def test_row_of_a_manifest_gives_the_same_mask_before_and_after_it_was_written() -> None:

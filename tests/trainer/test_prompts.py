@@ -6,7 +6,14 @@ import numpy as np
 import torch
 
 from sum_factory.shared.sam.decode import BOX_MIN, PAD, POSITIVE
-from sum_factory.trainer.prompts import boxes_of, click_errors, first_prompts, jitter_boxes, sample_cells, to_input
+from sum_factory.trainer.prompts import (
+    boxes_of,
+    cells_to_input,
+    click_errors,
+    first_prompts,
+    jitter_boxes,
+    sample_cells,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -36,7 +43,7 @@ def test_map_without_weight_has_nothing_to_draw() -> None:
 
 def test_cell_centres_map_to_input_pixels() -> None:
     """On a grid of stride 4, cell 0 covers the pixels 0 to 3, whose mean is 1.5."""
-    assert to_input(torch.tensor([0, 1, 63]), 4).tolist() == [1.5, 5.5, 253.5]
+    assert cells_to_input(torch.tensor([0, 1, 63]), 4).tolist() == [1.5, 5.5, 253.5]
 
 
 def test_boxes_are_x_before_y_and_reach_the_outer_pixels() -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sum_factory.shared.placement import CELL, Frame, paste
 
-FAR = -20.0
+BEYOND = -20.0
 """Logit of what lies outside the crop that a mask was found in: the crop's filter dropped masks that go on there."""
 
 
@@ -43,7 +43,7 @@ def logits_on_grid(logits: Tensor, frame: Frame, whole: Frame, stride: int) -> T
     the photo's own size, one at a time, since that takes its memory; outside their crop they are far below 0. All is
     done where the logits are.
     """
-    return _on_grid(logits, frame, whole, stride, FAR)
+    return _on_grid(logits, frame, whole, stride, BEYOND)
 
 
 def maps_on_grid(values: Tensor, frame: Frame, whole: Frame, stride: int) -> Tensor:

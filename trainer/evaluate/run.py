@@ -20,12 +20,12 @@ from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam
 from sum_factory.shared.sam.runtime import Embedder, Runtime, place
 from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.trainer.checkpoint import WEIGHTS
 from sum_factory.trainer.data.human import HumanSample, HumanSet, Masks
 from sum_factory.trainer.data.sets import SetSettings, open_set
 from sum_factory.trainer.evaluate.protocol import evaluate_image
 from sum_factory.trainer.evaluate.settings import Protocol
 
-WEIGHTS_FILE = "weights.safetensors"
 """Name of the weights in the folder of a training run's checkpoint."""
 MASKS_TOGETHER = 32
 """Masks of an image that are prompted together, at most; fewer if they hold more than this many pixels in all."""
@@ -77,11 +77,9 @@ def load_weights(weights: str, runtime: Runtime) -> LoadedSam:
     """Load SAM weights, a SUM checkpoint or the folder of one, and place them. Raises ``CheckpointError``."""
     path = Path(weights)
     if path.is_dir() and weights != PACKAGED:
-        if not (path / WEIGHTS_FILE).is_file():
-            raise CheckpointError(
-                f"{path}: expected a checkpoint's folder, found none of the name {WEIGHTS_FILE} in it"
-            )
-        weights = str(path / WEIGHTS_FILE)
+        if not (path / WEIGHTS).is_file():
+            raise CheckpointError(f"{path}: expected a checkpoint's folder, found none of the name {WEIGHTS} in it")
+        weights = str(path / WEIGHTS)
     loaded = load_sam(weights)
     place(loaded.sam, runtime)
     return loaded

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.settings import settings_for
-from sum_factory.labelgen.uncertainty import refinement, to_input
+from sum_factory.labelgen.uncertainty import photo_to_input, refinement
 from sum_factory.pipelines.microworld.scene import make_scenes
 from sum_factory.shared.errors import SourceError
 from sum_factory.shared.images import IMAGE_SUFFIXES, RgbImage, decode_image
@@ -111,9 +111,11 @@ def _label(generator: LabelGenerator, refiner: Refiner, key: str, image: RgbImag
     frame, s, boxes = labels.frames[0], labels.logits[kept], labels.boxes[kept]
     (embedding,) = labels.embeddings.values()
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1).reshape(-1, 2)
-    points = to_input(labels.points[kept].tolist(), frame)
+    points = photo_to_input(labels.points[kept].tolist(), frame)
     index = torch.zeros(len(s), dtype=torch.int64)
-    r = refiner.refine(embedding, index, points, to_input(corners.tolist(), frame).view(-1, 4), torch.from_numpy(s))
+    r = refiner.refine(
+        embedding, index, points, photo_to_input(corners.tolist(), frame).view(-1, 4), torch.from_numpy(s)
+    )
     return LabelledPhoto(
         key=key,
         original=_original(image),

@@ -21,7 +21,7 @@ from sum_factory.shared.placement import Frame
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.trainer.batch import collate
 from sum_factory.trainer.data.coded import CodedSample, look_up
-from sum_factory.trainer.data.grid import FAR, valid_cells
+from sum_factory.trainer.data.grid import BEYOND, valid_cells
 from sum_factory.trainer.data.pseudo import UNSPECIFIED, PseudoSet
 from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
 from sum_factory.trainer.methods import METHODS
@@ -60,7 +60,7 @@ def naive_sample(
     masks, certainty = [], []
     for k, label in enumerate(labels):
         frame = Frame.crop(coded.whole.side, coded.crops[k])
-        mask = naive_grid(label, frame, coded.whole, coded.stride, FAR) > 0
+        mask = naive_grid(label, frame, coded.whole, coded.stride, BEYOND) > 0
         if mask.any():
             masks.append(mask)
             if maps is not None:

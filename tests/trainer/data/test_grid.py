@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.shared.placement import Frame
-from sum_factory.trainer.data.grid import FAR, logits_on_grid, maps_on_grid, masks_on_grid, valid_cells
+from sum_factory.trainer.data.grid import BEYOND, logits_on_grid, maps_on_grid, masks_on_grid, valid_cells
 
 SIDE = 128
 SIZES = {
@@ -157,7 +157,7 @@ def test_mask_of_a_crop_lies_where_upstream_puts_it(
     assert (found & expected).sum() / (found | expected).sum() > 0.95
     outside = (down @ box_pixels(size, box) @ across.T) == 0
     assert not found[outside].any()
-    assert float(np.median(grid[:rows, :columns].numpy()[outside])) == pytest.approx(FAR, abs=1e-3)
+    assert float(np.median(grid[:rows, :columns].numpy()[outside])) == pytest.approx(BEYOND, abs=1e-3)
     assert not grid[rows:].any()
     assert not grid[:, columns:].any()
 
