@@ -12,7 +12,20 @@ from pathlib import Path
 import pytest
 
 HEAVY = {
-    *("cv2", "fsspec", "jinja2", "llvmlite", "numba", "numpy", "PIL", "pyarrow", "pycocotools", "pydantic", "ray"),
+    *(
+        "cv2",
+        "fsspec",
+        "jinja2",
+        "llvmlite",
+        "matplotlib",
+        "numba",
+        "numpy",
+        "PIL",
+        "pyarrow",
+        "pycocotools",
+        "pydantic",
+        "ray",
+    ),
     *(
         "scipy",
         "segment_anything",
