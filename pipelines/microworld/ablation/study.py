@@ -27,7 +27,7 @@ from sum_factory.pipelines.microworld.ablation.world import describe_world, is_p
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.store.storage import Storage
 
-PAGE = "ablation.md"
+PAGE = "ablation_tables.md"
 
 
 def run_ablation(plan: Plan, processes: int, docs: Path | None = None) -> Results:

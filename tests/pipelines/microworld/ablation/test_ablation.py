@@ -66,7 +66,7 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a page that has all marks."""
     folder = tmp_path_factory.mktemp("docs")
     lines = [f"{BEGIN.format(name)}\n{END.format(name)}\n\nwords about {name}\n" for name in BLOCKS]
-    (folder / "ablation.md").write_text("# Words\n\n" + "\n".join(lines))
+    (folder / "ablation_tables.md").write_text("# Words\n\n" + "\n".join(lines))
     return folder
 
 
@@ -104,7 +104,7 @@ def test_every_run_left_scores_of_all_tasks_prompts_and_outputs(plan: Plan) -> N
 
 
 def test_page_has_tables_between_its_words_and_charts_beside_it(plan: Plan, docs: Path) -> None:
-    page = (docs / "ablation.md").read_text()
+    page = (docs / "ablation_tables.md").read_text()
     assert page.startswith("# Words\n")
     assert all(f"words about {name}" in page for name in BLOCKS)
     assert "| human-only, decoder | 1 |" in page
@@ -126,7 +126,7 @@ def test_claims_stand_beside_the_differences_of_oracle_single_output_and_box(pla
         and (row["prompt"], row["round"]) in (("point", "3"), ("box", "1"))
         and row["variant"] != "decoder"
     }
-    (line,) = re.findall(r"\| SUM is better than SAM \|.*", (docs / "ablation.md").read_text())
+    (line,) = re.findall(r"\| SUM is better than SAM \|.*", (docs / "ablation_tables.md").read_text())
     *_, oracle, _, single, box, _ = line.split("|")
     for (prompt, output), found in (
         (("point", "oracle"), oracle),
@@ -161,9 +161,9 @@ def test_share_of_errors_that_were_taught_is_that_of_coarse_versions_of_the_same
 
 
 def test_page_can_be_written_before_anything_is_run(docs: Path, tmp_path: Path) -> None:
-    page = tmp_path / "docs" / "ablation.md"
+    page = tmp_path / "docs" / "ablation_tables.md"
     page.parent.mkdir()
-    page.write_text((docs / "ablation.md").read_text())
+    page.write_text((docs / "ablation_tables.md").read_text())
     plan = plan_of(tmp_path / "out")
     write_results(plan, plan.out / "refiner" / "refiner.safetensors", page.parent)
     text = page.read_text()
@@ -280,7 +280,7 @@ def test_page_without_a_mark_is_refused() -> None:
 def test_plan_is_turned_by_options(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     turned = ["--set", "seeds=[4]", "--set", "methods=[sum]", "--set", "studies=false", "--set", "settings=[large]"]
-    page = tmp_path / "ablation.md"
+    page = tmp_path / "ablation_tables.md"
     page.write_text("".join(f"{BEGIN.format(name)}\n{END.format(name)}\n" for name in (*BLOCKS, *LARGE_BLOCKS)))
     done = CliRunner().invoke(main, ["--out", out, "--report-only", "--docs", str(tmp_path), *turned])
     assert done.exit_code == 0, done.output
