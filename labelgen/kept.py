@@ -22,28 +22,28 @@ from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.store.storage import Storage
 
 
-class KeptFrames(NamedTuple):
-    """An image's frames of a kept layer, with the layer's own columns of the manifest, and what its sample says."""
+class KeptBlobs(NamedTuple):
+    """An image's blobs of a kept layer, with the layer's own columns of the manifest, and what its sample says."""
 
-    frames: Sequence[bytes]
+    blobs: Sequence[bytes]
     columns: Mapping[str, Sequence[Any]]
     meta: Mapping[str, Sequence[Any]]
 
 
 class Encoded(NamedTuple):
-    """An image's frames of the layer of masks, one a mask, and what each layer that is kept gets of it."""
+    """An image's blobs of the layer of masks, one a mask, and what each layer that is kept gets of it."""
 
     labels: list[bytes]
-    kept: Mapping[str, KeptFrames]
+    kept: Mapping[str, KeptBlobs]
 
 
 def encode_labels(labels: ImageLabels) -> list[bytes]:
-    """Return the frame of each mask in the layer of masks."""
-    frames = []
+    """Return the blob of each mask in the layer of masks."""
+    blobs = []
     for logits, frame in zip(labels.logits, labels.frames, strict=True):
         rows, columns = frame.low_res_size
-        frames.append(encode_label(logits[:rows, :columns]))
-    return frames
+        blobs.append(encode_label(logits[:rows, :columns]))
+    return blobs
 
 
 def encode(labels: ImageLabels, resized: RgbImage, layers: Collection[str]) -> Encoded:
@@ -58,27 +58,27 @@ def encode(labels: ImageLabels, resized: RgbImage, layers: Collection[str]) -> E
     return Encoded(encode_labels(labels), {layer: keep[layer]() for layer in layers})
 
 
-def keep_photo(resized: RgbImage) -> KeptFrames:
+def keep_photo(resized: RgbImage) -> KeptBlobs:
     """Return what the layer ``images`` gets of a photo."""
-    return KeptFrames([encode_photo(resized)], {}, {})
+    return KeptBlobs([encode_photo(resized)], {}, {})
 
 
-def keep_logits(frames: Sequence[bytes]) -> KeptFrames:
-    """Return what the layer ``logits`` gets: a frame a mask, empty where the logits are not known."""
-    return KeptFrames(frames, {"valid": [len(frame) > 0 for frame in frames]}, {})
+def keep_logits(blobs: Sequence[bytes]) -> KeptBlobs:
+    """Return what the layer ``logits`` gets: a blob a mask, empty where the logits are not known."""
+    return KeptBlobs(blobs, {"valid": [len(blob) > 0 for blob in blobs]}, {})
 
 
-def keep_logits_again(labels: ImageLabels, committed: Sequence[bytes]) -> KeptFrames:
+def keep_logits_again(labels: ImageLabels, committed: Sequence[bytes]) -> KeptBlobs:
     """Return what the layer ``logits`` gets of masks that are ``committed``, from an image that was labelled again.
 
     Where a mask did not come out as it is there, its logits are not known.
     """
     again = encode_labels(labels)
-    same = [k < len(again) and again[k] == frame for k, frame in enumerate(committed)]
+    same = [k < len(again) and again[k] == blob for k, blob in enumerate(committed)]
     return keep_logits([encode_logits(labels.logits[k]) if one else b"" for k, one in enumerate(same)])
 
 
-def keep_embeddings(size: tuple[int, int], crops: Iterable[CropBox], embed: Callable[[CropBox], Tensor]) -> KeptFrames:
+def keep_embeddings(size: tuple[int, int], crops: Iterable[CropBox], embed: Callable[[CropBox], Tensor]) -> KeptBlobs:
     """Return what the layer ``embeddings`` gets of an image whose masks were found in ``crops``: each of these once.
 
     A later refiner needs the embedding of the crop that a mask is of. ``embed`` gives (1, C, g, g); ``size`` is the
@@ -86,9 +86,9 @@ def keep_embeddings(size: tuple[int, int], crops: Iterable[CropBox], embed: Call
     """
     boxes = list(dict.fromkeys(crops))
     columns = {name: [box[edge] for box in boxes] for edge, name in enumerate(CROP_BOX)}
-    frames = [encode_embedding(embed(box)[0].cpu().numpy()) for box in boxes]
+    blobs = [encode_embedding(embed(box)[0].cpu().numpy()) for box in boxes]
     whole = boxes in ([], [(0, 0, size[1], size[0])])
-    return KeptFrames(frames, columns, {} if whole else {"crop_box": [list(box) for box in boxes]})
+    return KeptBlobs(blobs, columns, {} if whole else {"crop_box": [list(box) for box in boxes]})
 
 
 class KeptWriter:
@@ -97,7 +97,7 @@ class KeptWriter:
     def __init__(self, dataset: Dataset, layers: Sequence[Layer], unit: Unit) -> None:
         self.writers = {layer.name: UnitWriter(dataset, layer, unit) for layer in layers}
 
-    def add(self, index: int, size: tuple[int, int], kept: Mapping[str, KeptFrames]) -> None:
+    def add(self, index: int, size: tuple[int, int], kept: Mapping[str, KeptBlobs]) -> None:
         """Add image ``index`` of the unit, a photo of ``size`` height, width, with what each layer gets of it."""
         for name, writer in self.writers.items():
             writer.add_image(index, size, *kept[name])

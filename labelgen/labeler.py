@@ -17,7 +17,7 @@ from torch import Tensor
 from sum_factory.labelgen.job import Event, Job, Progress, UncertaintyTask, UnitReport
 from sum_factory.labelgen.kept import (
     Encoded,
-    KeptFrames,
+    KeptBlobs,
     KeptWriter,
     encode,
     keep_embeddings,
@@ -168,7 +168,7 @@ class Labeler:
     def _label_photos(self, unit: Unit) -> Iterator[_Labelled | str]:
         """Yield what comes of the images of a unit, in order, or why they cannot be labelled.
 
-        The frames of an image are encoded by another thread, while the next one is labelled if that is in turn.
+        The blobs of an image are encoded by another thread, while the next one is labelled if that is in turn.
         """
         layers = {layer.name for layer in self.job.kept}
 
@@ -204,7 +204,7 @@ class Labeler:
 
         def keep(
             work: tuple[LabelledImage, Callable[[], Photo]],
-        ) -> tuple[tuple[int, int], dict[str, KeptFrames]] | str:
+        ) -> tuple[tuple[int, int], dict[str, KeptBlobs]] | str:
             try:
                 photo = work[1]()
             except (ImageError, SourceError) as error:
@@ -226,14 +226,14 @@ class Labeler:
 
     def _keep_again(
         self, number: int, image: LabelledImage, photo: Photo, layers: Collection[str]
-    ) -> dict[str, KeptFrames]:
+    ) -> dict[str, KeptBlobs]:
         """Return what kept ``layers`` get of a committed image, from its photo."""
 
-        def logits() -> KeptFrames:
-            committed = self.shards.label_frames(number, image)
+        def logits() -> KeptBlobs:
+            committed = self.shards.label_blobs(number, image)
             return keep_logits_again(self.generator.label(*photo), committed) if committed else keep_logits([])
 
-        def embeddings() -> KeptFrames:
+        def embeddings() -> KeptBlobs:
             embed = partial(self.embedder.embed_crop, photo.pixels, resized=photo.resized)
             return keep_embeddings((image.height, image.width), map(crop_of, image.masks), embed)
 
@@ -281,7 +281,7 @@ class Labeler:
             return [], None
         if image.key in self.refused:
             return [UNKNOWN] * len(image.masks), self.refused[image.key]
-        masks = self._masks(image.masks, self.shards.label_frames(number, image))
+        masks = self._masks(image.masks, self.shards.label_blobs(number, image))
         if LOGITS in task.use_kept:
             pairs = zip(masks, read_kept_logits(self.shards, number, image), strict=True)
             masks = [replace(mask, logits=logits) for mask, logits in pairs]
@@ -300,9 +300,9 @@ class Labeler:
 
         return self.maker.make(masks, embed), error
 
-    def _masks(self, rows: Sequence[Mapping[str, Any]], frames: Sequence[bytes]) -> list[LabelledMask]:
+    def _masks(self, rows: Sequence[Mapping[str, Any]], blobs: Sequence[bytes]) -> list[LabelledMask]:
         """Return the masks of an image as the maker of maps takes them."""
-        return [LabelledMask.from_row(row, frame, self.side) for row, frame in zip(rows, frames, strict=True)]
+        return [LabelledMask.from_row(row, blob, self.side) for row, blob in zip(rows, blobs, strict=True)]
 
     def _commit_maps(self, maps: UnitWriter, masks: UnitRecord) -> UnitReport:
         record, _ = maps.commit(self.shards.storage, masks.data_sha256)
@@ -325,7 +325,7 @@ def _columns(labels: ImageLabels) -> dict[str, list[Any]]:
 def _meta(labels: ImageLabels) -> dict[str, Any]:
     """Return what the sample of an image says of its masks: the crop of each, unless all are of the whole photo.
 
-    It is what their frames do not tell, and a reader needs to place them; the manifest knows the rest.
+    It is what their blobs do not tell, and a reader needs to place them; the manifest knows the rest.
     """
     height, width = labels.size
     boxes = [frame.crop_box for frame in labels.frames]
@@ -338,5 +338,5 @@ def _add_maps_of(
     """Add the maps of one image; ``error`` says why they are unknown."""
     mean_u, u_valid = [one.mean_u for one in made], [one.valid for one in made]
     columns: dict[str, Sequence[Any]] = {"mean_u": mean_u, "u_valid": u_valid}
-    frames = [one.frame for one in made]
-    maps.add_image(index, size, frames, columns, {}, error)
+    blobs = [one.blob for one in made]
+    maps.add_image(index, size, blobs, columns, {}, error)

@@ -59,7 +59,7 @@ FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, 
 
 @dataclass(frozen=True)
 class LabelledMask:
-    """One mask as the ``masks`` layer holds it: its row of the manifest, and its frame of the label codec.
+    """One mask as the ``masks`` layer holds it: its row of the manifest, and its blob of the label codec.
 
     ``point`` is x, y and ``box`` x0, y0, x1, y1 in pixels of the photo; ``area`` is in its pixels too.
     """
@@ -93,7 +93,7 @@ class LabelledMask:
 class UncertaintyMap:
     """The encoded map of a mask and its mean over ``Frame.valid_size``, or neither: then the map is unknown."""
 
-    frame: bytes = b""
+    blob: bytes = b""
     mean_u: float | None = None
 
     @property

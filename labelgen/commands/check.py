@@ -28,7 +28,7 @@ def status_command(shards: str) -> None:
 @shards_option
 @click.pass_context
 def verify_command(ctx: click.Context, shards: str) -> None:
-    """Check counts and checksums, and that every frame decodes. Exit status 1 if anything is wrong."""
+    """Check counts and checksums, and that every blob decodes. Exit status 1 if anything is wrong."""
     from sum_factory.shared.shards.kinds import kind_of
     from sum_factory.shared.shards.selection.opened import open_shards
     from sum_factory.shared.shards.verify import verify

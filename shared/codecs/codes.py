@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sum_factory.shared.codecs.label import FAR, LARGEST_TYPICAL, MOST_STEPS, band_of, frame_of_steps
-from sum_factory.shared.codecs.uncertainty import STEPS, frame_of_levels
+from sum_factory.shared.codecs.label import FAR, LARGEST_TYPICAL, MOST_STEPS, band_of, blob_of_steps
+from sum_factory.shared.codecs.uncertainty import STEPS, blob_of_levels
 from sum_factory.shared.errors import ShardError
 
 Grid = npt.NDArray[np.uint8]
@@ -58,15 +58,15 @@ class Codes:
     def __len__(self) -> int:
         return len(self.grid)
 
-    def logits(self) -> npt.NDArray[np.float32]:
-        """Return the values of all cells, float32 (K, h, w): exactly what ``decode_label`` or ``decode_u`` return.
+    def all_values(self) -> npt.NDArray[np.float32]:
+        """Return the logits or u of all cells, float32 (K, h, w): exactly what ``decode_label`` or ``decode_u`` return.
 
         Cells beyond a mask's own grid have the value of code 0: far negative, or no doubt.
         """
-        logits = np.empty(self.grid.shape, np.float32)
+        values = np.empty(self.grid.shape, np.float32)
         for k, table in enumerate(self.table):
-            np.take(table, self.grid[k], out=logits[k], mode="clip")  # no code is out of range: "clip" spares a copy
-        return logits
+            np.take(table, self.grid[k], out=values[k], mode="clip")  # no code is out of range: "clip" spares a copy
+        return values
 
     def values(self, k: int) -> npt.NDArray[np.float32]:
         """Return mask ``k`` alone, float32, of its own size."""
@@ -90,10 +90,10 @@ class Labels(NamedTuple):
         """Return the codes with their tables."""
         return Codes(self.grid, label_tables(self.typical, self.steps), self.sizes)
 
-    def frame(self, k: int) -> bytes:
-        """Return label ``k`` as the frame that ``encode_label`` made, byte for byte.
+    def blob(self, k: int) -> bytes:
+        """Return label ``k`` as the blob that ``encode_label`` made, byte for byte.
 
-        Raises ``ShardError`` if no frame has these codes.
+        Raises ``ShardError`` if no blob has these codes.
         """
         rows, columns = self.sizes[k]
         grid, steps, typical = self.grid[k, :rows, :columns], int(self.steps[k]), float(self.typical[k])
@@ -108,18 +108,18 @@ class Labels(NamedTuple):
             or not np.array_equal((2 * q + 1) * MOST_STEPS // max(2 * steps, 1), c)
         ):
             raise ShardError("its codes are not those of a label; run `labelgen verify`")
-        return frame_of_steps(positive, typical, steps, q.astype(np.uint8))
+        return blob_of_steps(positive, typical, steps, q.astype(np.uint8))
 
 
-def map_frame(grid: Grid, refined: bytes = b"") -> bytes:
-    """Return a map of codes, uint8 (h, w), as the frame that ``encode_uncertainty`` made, byte for byte.
+def map_blob(grid: Grid, refined: bytes = b"") -> bytes:
+    """Return a map of codes, uint8 (h, w), as the blob that ``encode_uncertainty`` made, byte for byte.
 
-    ``refined`` is the frame of its refined label, if it has one. Raises ``ShardError`` if no frame has these codes.
+    ``refined`` is the blob of its refined label, if it has one. Raises ``ShardError`` if no blob has these codes.
     """
     levels, rest = np.divmod(grid, LEVEL)
     if rest.any() or levels.max(initial=0) > STEPS:
         raise ShardError("its codes are not those of a map; run `labelgen verify`")
-    return frame_of_levels(levels, refined)
+    return blob_of_levels(levels, refined)
 
 
 def label_tables(typical: npt.NDArray[np.float32], steps: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """An embedding of the image encoder as half floats: what the layer ``embeddings`` of a shard set keeps of a crop.
 
-A frame is the channels, rows and columns, two bytes each, and a raw deflate stream of the high bytes of all values,
+A blob is the channels, rows and columns, two bytes each, and a raw deflate stream of the high bytes of all values,
 then of the low bytes.
 """
 
@@ -25,12 +25,12 @@ def encode_embedding(embedding: npt.NDArray[np.float32]) -> bytes:
 
 
 def decode_embedding(data: bytes) -> npt.NDArray[np.float32]:
-    """Decode a frame: float32 (C, g, g). Raises ``ShardError`` if it is damaged."""
+    """Decode a blob: float32 (C, g, g). Raises ``ShardError`` if it is damaged."""
     return unpack_embedding(data).astype(np.float32)
 
 
 def pack_embedding(halves: npt.NDArray[np.float16]) -> bytes:
-    """Return the frame of an embedding that is rounded, float16 (C, g, g)."""
+    """Return the blob of an embedding that is rounded, float16 (C, g, g)."""
     bits = halves.view(np.uint16)
     stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
     planes = (bits >> 8).astype(np.uint8).tobytes() + (bits & 255).astype(np.uint8).tobytes()
@@ -38,7 +38,7 @@ def pack_embedding(halves: npt.NDArray[np.float16]) -> bytes:
 
 
 def unpack_embedding(data: bytes) -> npt.NDArray[np.float16]:
-    """Return the rounded embedding of a frame, float16 (C, g, g). Raises ``ShardError`` if it is damaged."""
+    """Return the rounded embedding of a blob, float16 (C, g, g). Raises ``ShardError`` if it is damaged."""
     try:
         shape = _SHAPE.unpack_from(data)
         planes = zlib.decompress(data[_SHAPE.size :], -zlib.MAX_WBITS)

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-"""The compiled part of ``shared.codecs.fast``: inflated frames to codes, 64 cells a word, without the GIL.
+"""The compiled part of ``shared.codecs.fast``: inflated blobs to codes, 64 cells a word, without the GIL.
 
 Numba compiles it at its first call; ``shared.kernel_compiler`` says where the result is kept.
 """

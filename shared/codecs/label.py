@@ -8,7 +8,7 @@ that are nearly equal steps of the boundary, whether a mask is steep or shallow.
 mask: an error of 1 / steps of a cell along the boundary costs IoU in proportion to the boundary's length over the
 area, and boundary IoU in proportion to a cell's share of the grid.
 
-A frame is a header and a raw deflate stream (RFC 1951). Header: six bytes, the last row and the last column of the
+A blob is a header and a raw deflate stream (RFC 1951). Header: six bytes, the last row and the last column of the
 grid, then of the box that holds all positive cells and their neighbours the top, the left, the last row and the last
 column; ``typical`` as a little-endian IEEE half float; one byte, the number of steps. The stream holds (1) the box's
 signs, row by row, 1 for positive, each row but the first XORed with the one above, packed eight to a byte from the
@@ -45,24 +45,24 @@ _SMALLEST_TYPICAL, LARGEST_TYPICAL = 2.0**-14, 2.0**15
 
 
 def encode_label(logits: npt.NDArray[np.float32], most_steps: int = MOST_STEPS) -> bytes:
-    """Encode finite low-resolution logits, float32 (h, w), sides 1 to 256, as one frame of ``most_steps`` at most."""
+    """Encode finite low-resolution logits, float32 (h, w), sides 1 to 256, as one blob of ``most_steps`` at most."""
     rows, columns = logits.shape
     if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE):
         raise ValueError(f"a label's grid has sides of 1 to {LARGEST_SIDE} cells, not {rows} x {columns}")
     positive = (logits > 0).astype(np.uint8)
     if not positive.any():
-        return frame_of_steps(positive, 1.0, 0, np.zeros(0, np.uint8))
+        return blob_of_steps(positive, 1.0, 0, np.zeros(0, np.uint8))
     magnitudes = np.abs(logits[band_of(positive)].astype(np.float64))
     median = np.median(magnitudes) if magnitudes.size else 1.0
     typical = float(np.float16(np.clip(median, _SMALLEST_TYPICAL, LARGEST_TYPICAL)))
     wanted = max(STEPS_PER_SHARE * magnitudes.size / np.count_nonzero(positive), STEPS_PER_GRID / max(rows, columns))
     steps = min(max(round(wanted), LEAST_STEPS), most_steps)
     q = np.minimum(steps * (magnitudes / (magnitudes + typical)), steps - 1).astype(np.uint8)
-    return frame_of_steps(positive, typical, steps, q)
+    return blob_of_steps(positive, typical, steps, q)
 
 
-def frame_of_steps(positive: npt.NDArray[np.uint8], typical: float, steps: int, q: npt.NDArray[np.uint8]) -> bytes:
-    """Return the frame of a label whose signs are ``positive``, uint8 (h, w) of 0 and 1.
+def blob_of_steps(positive: npt.NDArray[np.uint8], typical: float, steps: int, q: npt.NDArray[np.uint8]) -> bytes:
+    """Return the blob of a label whose signs are ``positive``, uint8 (h, w) of 0 and 1.
 
     ``q``, uint8, are the magnitudes of the cells of its band, row by row, of ``steps`` steps; a label without a
     positive cell has 0 steps and a ``typical`` of 1.
@@ -77,16 +77,16 @@ def frame_of_steps(positive: npt.NDArray[np.uint8], typical: float, steps: int, 
     return header + deflate(pack_bits(positive[top : top + height, left : left + width]), q.tobytes())
 
 
-def decode_label(frame: bytes) -> npt.NDArray[np.float32]:
-    """Decode one frame to logits, float32 (h, w); their sign is exact. Raises ``ShardError`` on damaged bytes."""
+def decode_label(blob: bytes) -> npt.NDArray[np.float32]:
+    """Decode one blob to logits, float32 (h, w); their sign is exact. Raises ``ShardError`` on damaged bytes."""
     try:
-        last_row, last_column, top, left, bottom, right, typical, steps = HEADER.unpack_from(frame)
+        last_row, last_column, top, left, bottom, right, typical, steps = HEADER.unpack_from(blob)
         height, width = bottom - top + 1, right - left + 1
         if not (0 < typical <= LARGEST_TYPICAL and top <= bottom <= last_row and left <= right <= last_column):
             raise ValueError("its header contradicts itself")
         far = np.float32(FAR * typical)
         logits = np.full((last_row + 1, last_column + 1), -far, np.float32)
-        content = inflate(frame[HEADER.size :], largest=2 * height * width)
+        content = inflate(blob[HEADER.size :], largest=2 * height * width)
         if steps:
             signs, codes = unpack_bits(content, height, width)
             band = band_of(signs)
@@ -98,7 +98,7 @@ def decode_label(frame: bytes) -> npt.NDArray[np.float32]:
             box[band] *= (position / (1 - position) / FAR)[codes]
     except (struct.error, zlib.error, ValueError, IndexError) as error:
         raise ShardError(
-            f"a label frame of {len(frame)} bytes does not decode ({error}); run `labelgen verify`"
+            f"a label blob of {len(blob)} bytes does not decode ({error}); run `labelgen verify`"
         ) from error
     return logits
 

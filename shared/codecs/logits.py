@@ -1,6 +1,6 @@
 """A mask's low-resolution logits as half floats: what the layer ``logits`` of a shard set keeps of a mask.
 
-A frame is the last row and the last column, one byte each, and a raw deflate stream of the high bytes of all cells,
+A blob is the last row and the last column, one byte each, and a raw deflate stream of the high bytes of all cells,
 then of the low bytes. A cell is the difference, modulo 65536, of its bit pattern from that of the cell on its left;
 in the first column from the one above.
 """
@@ -32,12 +32,12 @@ def encode_logits(logits: npt.NDArray[np.float32]) -> bytes:
 
 
 def decode_logits(data: bytes) -> npt.NDArray[np.float32]:
-    """Decode a frame: float32 (S, S). Raises ``ShardError`` if it is damaged."""
+    """Decode a blob: float32 (S, S). Raises ``ShardError`` if it is damaged."""
     return unpack_halves(data).astype(np.float32)
 
 
 def pack_halves(halves: npt.NDArray[np.float16]) -> bytes:
-    """Return the frame of logits that are rounded, float16 (S, S)."""
+    """Return the blob of logits that are rounded, float16 (S, S)."""
     bits = halves.view(np.uint16)
     steps = bits.copy()
     steps[:, 1:] -= bits[:, :-1]
@@ -48,7 +48,7 @@ def pack_halves(halves: npt.NDArray[np.float16]) -> bytes:
 
 
 def unpack_halves(data: bytes) -> npt.NDArray[np.float16]:
-    """Return the rounded logits of a frame, float16 (S, S). Raises ``ShardError`` if it is damaged."""
+    """Return the rounded logits of a blob, float16 (S, S). Raises ``ShardError`` if it is damaged."""
     try:
         rows, columns = data[0] + 1, data[1] + 1
         planes = zlib.decompress(data[2:], -zlib.MAX_WBITS)

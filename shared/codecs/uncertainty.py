@@ -3,7 +3,7 @@
 u is rounded to the nearest of 0, 1 / 25, ..., 1, so no cell is off by more than 0.02; what is below 0.02, and with it
 the rounding noise of two decoders that agree, becomes 0. What is left is a thin band in most masks.
 
-A frame is the length of its first part (u32, little-endian), the map u, and the refined label as ``codecs.label``
+A blob is the length of its first part (u32, little-endian), the map u, and the refined label as ``codecs.label``
 encodes it, but in few steps; a map that no refiner made has no second part. The map is a header and a raw deflate
 stream (RFC 1951). Header: six bytes, the last row and the last column of the grid, then of the box of the cells above
 0 the top, the left, the last row and the last column. The stream holds (1) which cells of the box are above 0, row by
@@ -50,16 +50,16 @@ class Uncertainty(NamedTuple):
 
 
 def encode_uncertainty(u: Map, refined: bytes = b"") -> bytes:
-    """Encode a map u in [0, 1], float32 (h, w) with sides of 1 to 256, as one frame.
+    """Encode a map u in [0, 1], float32 (h, w) with sides of 1 to 256, as one blob.
 
-    ``refined`` is the frame of the refined label (``encode_refined``); empty if there was no refiner.
+    ``refined`` is the blob of the refined label (``encode_refined``); empty if there was no refiner.
     """
     rows, columns = u.shape
     if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE):
         raise ValueError(f"a map's grid has sides of 1 to {LARGEST_SIDE} cells, not {rows} x {columns}")
     if not ((u >= 0) & (u <= 1)).all():
         raise ValueError("uncertainty lies between 0 and 1")
-    return frame_of_levels(np.rint(u * np.float32(STEPS)).astype(np.uint8), refined)
+    return blob_of_levels(np.rint(u * np.float32(STEPS)).astype(np.uint8), refined)
 
 
 def encode_refined(logits: Map) -> bytes:
@@ -67,38 +67,38 @@ def encode_refined(logits: Map) -> bytes:
     return encode_label(logits, max(round(REFINED_STEPS_PER_GRID / max(logits.shape)), 1))
 
 
-def frame_of_levels(levels: npt.NDArray[np.uint8], refined: bytes = b"") -> bytes:
-    """Return the frame of a map of ``levels`` 0 to 25, uint8 (h, w); ``refined`` as in ``encode_uncertainty``."""
+def blob_of_levels(levels: npt.NDArray[np.uint8], refined: bytes = b"") -> bytes:
+    """Return the blob of a map of ``levels`` 0 to 25, uint8 (h, w); ``refined`` as in ``encode_uncertainty``."""
     part = _encode_levels(levels)
     return LENGTH.pack(len(part)) + part + refined
 
 
-def decode_uncertainty(frame: bytes) -> Uncertainty:
-    """Decode one frame. Raises ``ShardError`` on damaged bytes."""
-    part, label = cut_frame(frame)
+def decode_uncertainty(blob: bytes) -> Uncertainty:
+    """Decode one blob. Raises ``ShardError`` on damaged bytes."""
+    part, label = cut_blob(blob)
     u = _decode_map(part)
     refined = decode_label(label) if label else None
     if refined is not None and refined.shape != u.shape:
-        raise ShardError(f"an uncertainty frame of {len(frame)} bytes holds grids of two sizes; run `labelgen verify`")
+        raise ShardError(f"an uncertainty blob of {len(blob)} bytes holds grids of two sizes; run `labelgen verify`")
     return Uncertainty(u, refined)
 
 
-def decode_u(frame: bytes) -> Map:
-    """Decode only the map of a frame, float32 (h, w). Raises ``ShardError`` on damaged bytes."""
-    return _decode_map(cut_frame(frame)[0])
+def decode_u(blob: bytes) -> Map:
+    """Decode only the map of a blob, float32 (h, w). Raises ``ShardError`` on damaged bytes."""
+    return _decode_map(cut_blob(blob)[0])
 
 
-def refined_label(frame: bytes) -> bytes:
-    """Return the refined label of a frame, itself a frame; empty if it has none. Raises ``ShardError``."""
-    return cut_frame(frame)[1]
+def refined_label(blob: bytes) -> bytes:
+    """Return the refined label of a blob, itself a blob; empty if it has none. Raises ``ShardError``."""
+    return cut_blob(blob)[1]
 
 
-def cut_frame(frame: bytes) -> tuple[bytes, bytes]:
-    """Return the two parts of a frame: the map, and the refined label or nothing. Raises ``ShardError``."""
-    end = LENGTH.size + int.from_bytes(frame[: LENGTH.size], "little")
-    if not LENGTH.size < end <= len(frame):
-        raise ShardError(f"an uncertainty frame of {len(frame)} bytes is cut short; run `labelgen verify`")
-    return frame[LENGTH.size : end], frame[end:]
+def cut_blob(blob: bytes) -> tuple[bytes, bytes]:
+    """Return the two parts of a blob: the map, and the refined label or nothing. Raises ``ShardError``."""
+    end = LENGTH.size + int.from_bytes(blob[: LENGTH.size], "little")
+    if not LENGTH.size < end <= len(blob):
+        raise ShardError(f"an uncertainty blob of {len(blob)} bytes is cut short; run `labelgen verify`")
+    return blob[LENGTH.size : end], blob[end:]
 
 
 def _encode_levels(levels: npt.NDArray[np.uint8]) -> bytes:

@@ -25,21 +25,21 @@ from sum_factory.shared.store.storage import Storage
 
 
 class LayerEncoder(Protocol):
-    """Collects a unit's frames in memory, image by image, and makes the bytes of its data files of them."""
+    """Collects a unit's blobs in memory, image by image, and makes the bytes of its data files of them."""
 
     @property
     def columns(self) -> Sequence[tuple[str, pa.DataType]]:
         """What the encoding adds to the columns of the layer's manifests."""
 
-    def add(self, key: str, frames: Sequence[bytes], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Add an image, with one frame a mask, and return what the manifest says of the place of each.
+    def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Add an image, with one blob a mask, and return what the manifest says of the place of each.
 
-        A mask of which nothing is known has an empty frame. ``meta`` is what is known of the image and its masks.
+        A mask of which nothing is known has an empty blob. ``meta`` is what is known of the image and its masks.
         Raises ``ShardError``, naming the image, for what the encoding has no room for.
         """
 
     def finish(self) -> tuple[bytes, ...]:
-        """Return the bytes of each of the ``data_files`` of the unit: equal for equal frames."""
+        """Return the bytes of each of the ``data_files`` of the unit: equal for equal blobs."""
 
 
 def data_files(dataset: Dataset, layer: Layer, number: int) -> tuple[str, ...]:

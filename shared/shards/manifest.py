@@ -31,7 +31,7 @@ PLACE = [
     ("length", pa.int32()),
     ("crc32", pa.uint32()),
 ]
-"""Columns of every layer. ``offset`` and ``length`` place the frame, or the chunk, in the data file. A row whose
+"""Columns of every layer. ``offset`` and ``length`` place the blob, or the chunk, in the data file. A row whose
 ``mask`` is null stands for an image without masks: ``error`` says why, or is null if SAM found none. An encoding may
 add columns of its own."""
 PLACE_COLUMNS = tuple(name for name, _ in PLACE)

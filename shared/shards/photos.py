@@ -24,7 +24,7 @@ def read_photo(shards: ShardSet, unit: int, index: int) -> npt.NDArray[np.uint8]
     place = f"{shards.storage.url}, layer {IMAGES}, image {index} of unit {unit}"
     if first == end:
         raise ShardError(f"{place}: the photo could not be read when the layer was made (`labelgen status` says why)")
-    (data,) = reader.frames(unit, [first])
+    (data,) = reader.blobs(unit, [first])
     try:
         return decode_photo(data, place)
     except ImageError as error:

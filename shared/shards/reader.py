@@ -24,7 +24,7 @@ Picked = Sequence[int] | npt.NDArray[np.int64]
 WHICH = ("image_index", "mask")
 """The columns of a manifest that tell which masks there are."""
 LARGEST_SPAN = 1 << 20
-"""Bytes of a data file that are read at once to get frames that lie near each other."""
+"""Bytes of a data file that are read at once to get blobs that lie near each other."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ class LayerReader(Protocol):
         missing, fail their CRC-32, or do not decode.
         """
 
-    def frames(self, unit: int, rows: Picked) -> list[bytes]:
+    def blobs(self, unit: int, rows: Picked) -> list[bytes]:
         """Return masks as ``encode_label`` or ``encode_uncertainty`` made them, whatever the encoding.
 
-        The frame of a mask of which nothing is known is empty. Raises ``ShardError`` as ``read``.
+        The blob of a mask of which nothing is known is empty. Raises ``ShardError`` as ``read``.
         """
 
 
@@ -132,8 +132,8 @@ def known(rows: Rows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     return np.ones(len(picked), np.bool_)
 
 
-def read_frames(storage: Source, name: str, rows: Rows, picked: npt.NDArray[np.int64], prefix: str = "") -> list[bytes]:
-    """Read frames of a data file, at once if they lie near each other, and check their CRC-32.
+def read_blobs(storage: Source, name: str, rows: Rows, picked: npt.NDArray[np.int64], prefix: str = "") -> list[bytes]:
+    """Read blobs of a data file, at once if they lie near each other, and check their CRC-32.
 
     The columns ``offset``, ``length`` and ``crc32``, behind ``prefix``, place them. Raises ``ShardError``.
     """
@@ -153,6 +153,6 @@ def read_frames(storage: Source, name: str, rows: Rows, picked: npt.NDArray[np.i
     for part, offset, crc32 in zip(parts, offsets, sums, strict=True):
         if zlib.crc32(part) != crc32:
             raise ShardError(
-                f"{storage.path(name)}: the frame at byte {offset} fails its checksum; run `labelgen verify`"
+                f"{storage.path(name)}: the blob at byte {offset} fails its checksum; run `labelgen verify`"
             )
     return parts

@@ -20,9 +20,9 @@ def read_kept_logits(shards: ShardSet, unit: int, image: LabelledImage) -> list[
     Raises ``ShardError`` if the unit is not in the layer, is of other masks, or if its data are missing, fail their
     CRC-32, or do not decode.
     """
-    frames = shards.reader(LOGITS).frames(unit, _masks_of(image))
+    blobs = shards.reader(LOGITS).blobs(unit, _masks_of(image))
     try:
-        return [decode_logits(frame) if frame else None for frame in frames]
+        return [decode_logits(blob) if blob else None for blob in blobs]
     except ShardError as error:
         raise ShardError(f"{shards.storage.url}, layer {LOGITS}, image {image.key}: {error}") from error
 
@@ -48,9 +48,9 @@ def read_embedding(shards: ShardSet, unit: int, index: int, crop: CropBox) -> np
     row = kept_crops(shards, unit, index).get(crop)
     if row is None:
         return None
-    (frame,) = shards.reader(EMBEDDINGS).frames(unit, [row])
+    (blob,) = shards.reader(EMBEDDINGS).blobs(unit, [row])
     try:
-        return decode_embedding(frame)
+        return decode_embedding(blob)
     except ShardError as error:
         raise ShardError(f"{shards.storage.url}, layer {EMBEDDINGS}, image {index} of unit {unit}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""A unit of a layer as it was written: image by image, with its frames and what the manifest says of them."""
+"""A unit of a layer as it was written: image by image, with its blobs and what the manifest says of them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ REMEDY = "run `labelgen verify`, which says how to mend it"
 
 
 class Sample(NamedTuple):
-    """One image of a unit in a layer: its rows of the manifest, and the frame of each row that is a mask's."""
+    """One image of a unit in a layer: its rows of the manifest, and the blob of each row that is a mask's."""
 
     rows: Sequence[dict[str, Any]]
-    frames: Sequence[bytes]
+    blobs: Sequence[bytes]
 
 
 def read_samples(shards: ShardSet, number: int, layer: str) -> list[Sample]:
@@ -36,11 +36,11 @@ def read_samples(shards: ShardSet, number: int, layer: str) -> list[Sample]:
     rows = Rows.from_manifest(table, record, name)
     held = HeldFiles(shards.storage, files)
     reader = open_reader(held, shards.dataset, shards.layer(layer), lambda number: rows)
-    frames = iter(reader.frames(number, range(len(rows))))
+    blobs = iter(reader.blobs(number, range(len(rows))))
     images = rows_of_images(table)
     if [of_image[0]["image"] for of_image in images] != [image.key for image in shards.unit(number).images]:
         raise ShardError(f"{name}: its images are not those of the unit; {REMEDY}")
-    return [Sample(of_image, [next(frames) for row in of_image if row["mask"] is not None]) for of_image in images]
+    return [Sample(of_image, [next(blobs) for row in of_image if row["mask"] is not None]) for of_image in images]
 
 
 def _read(storage: Storage, file: str) -> bytes:
@@ -62,4 +62,4 @@ def add_sample(writer: UnitWriter, index: int, sample: Sample) -> None:
     crops = [[row[name] for name in CROP_BOX] for row in masks if CROP_BOX[0] in own]
     whole = all(crop == [0, 0, size[1], size[0]] for crop in crops)
     columns = {name: [row[name] for row in masks] for name in own}
-    writer.add_image(index, size, sample.frames, columns, {} if whole else {"crop_box": crops}, first["error"])
+    writer.add_image(index, size, sample.blobs, columns, {} if whole else {"crop_box": crops}, first["error"])

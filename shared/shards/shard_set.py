@@ -216,9 +216,9 @@ class ShardSet:
         codes = self.reader(MASKS).read(number, [image.first + mask for mask in masks], "label")
         return [codes.values(k) for k in range(len(codes))]
 
-    def label_frames(self, number: int, image: LabelledImage) -> list[bytes]:
+    def label_blobs(self, number: int, image: LabelledImage) -> list[bytes]:
         """Read the masks of an image as ``encode_label`` made them."""
-        return self.reader(MASKS).frames(number, range(image.first, image.first + len(image.masks)))
+        return self.reader(MASKS).blobs(number, range(image.first, image.first + len(image.masks)))
 
     def uncertainty(self, number: int, layer: str = REFINEMENT) -> tuple[tuple[UncertaintyRow, ...], ...]:
         """Return what is known of the maps of a committed unit, ``rows[image_index][mask]``.

@@ -39,12 +39,12 @@ class UnitWriter:
         self,
         index: int,
         size: tuple[int, int],
-        frames: Sequence[bytes],
+        blobs: Sequence[bytes],
         columns: Mapping[str, Sequence[Any]],
         meta: Mapping[str, Any],
         error: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Add image ``index`` of the unit, of ``size`` height, width, with one frame a mask.
+        """Add image ``index`` of the unit, of ``size`` height, width, with one blob a mask.
 
         ``columns`` are the layer's own columns of the manifest, one value a mask each; ``meta`` goes to the sample's
         JSON. ``error`` says why the masks of an image have no maps. Returns the rows of its masks in the manifest.
@@ -54,7 +54,7 @@ class UnitWriter:
         if error is not None:
             described["error"] = error
             self.errors.append(error)
-        places = self._encoder.add(image.key, frames, described)
+        places = self._encoder.add(image.key, blobs, described)
         of_image = {"image": image.key, "image_index": index, "height": height, "width": width, "error": error}
         rows = []
         for k, place in enumerate(places):

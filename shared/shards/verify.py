@@ -1,4 +1,4 @@
-"""Check a shard set: counts, checksums, and that every frame decodes. Nothing is changed."""
+"""Check a shard set: counts, checksums, and that every blob decodes. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.progress import Stage
+from sum_factory.shared.shards.blob_faults import faults_of_blobs
 from sum_factory.shared.shards.collect import temporaries
 from sum_factory.shared.shards.dataset import (
     DATASET,
@@ -20,7 +21,6 @@ from sum_factory.shared.shards.dataset import (
     unit_name,
 )
 from sum_factory.shared.shards.encoding import faults_of_files, open_reader, shared_files
-from sum_factory.shared.shards.frame_faults import faults_of_frames
 from sum_factory.shared.shards.kinds import is_unknown, kinds
 from sum_factory.shared.shards.kinds.kind import Row
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
@@ -175,8 +175,8 @@ def _verify_unit(shards: ShardSet, number: int, layer: str, unit: Unit | None) -
         shards.layer(layer),
         lambda number: Rows.from_manifest(table, record, manifest),
     )
-    counts, frames = _faults_of_counts(rows, record), faults_of_frames(shards, held, rows, record, layer)
-    for fault in (*planned, *counts, *frames):
+    counts, blobs = _faults_of_counts(rows, record), faults_of_blobs(shards, held, rows, record, layer)
+    for fault in (*planned, *counts, *blobs):
         raise ShardError(f"{manifest}: {fault}; {REMEDY_FOR_DATA}")
     return record
 

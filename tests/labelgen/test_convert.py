@@ -54,14 +54,14 @@ def all_but_dataset(snapshot: dict[str, str]) -> dict[str, str]:
 
 
 def values(shards: ShardSet) -> list[Any]:
-    """Return all that a shard set holds: rows without places, frames of every layer, and plans."""
+    """Return all that a shard set holds: rows without places, blobs of every layer, and plans."""
     found: list[Any] = []
     for layer in LAYERS:
         for number in shards.committed(layer):
             table, record = shards.manifest(number, layer)
             own = [name for name in table.schema.names if name in COLUMNS[layer]]
             found.append(table.select(own).to_pylist())
-            found.append(shards.reader(layer).frames(number, range(record.masks)))
+            found.append(shards.reader(layer).blobs(number, range(record.masks)))
             found.append((record.images, record.masks, record.errors, record.unknown, shards.unit(number).images))
     return found
 
@@ -193,7 +193,7 @@ def test_shard_sets_of_both_encodings_are_merged(photos: Path, label: Label, ref
     for number, image in selection.walk():
         base, own = selection.origin(number)
         (there,) = (one for one in base.images(own) if one.key == image.key)
-        assert selection.label_frames(number, image) == base.label_frames(own, there)
+        assert selection.label_blobs(number, image) == base.label_blobs(own, there)
         assert (read_photo(selection, number, image.index) == read_photo(base, own, there.index)).all()
         compared += len(image.masks)
     assert compared == sum(len(image.masks) for url in sources for _, image in ShardSet.open(url).walk())

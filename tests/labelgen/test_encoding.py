@@ -34,10 +34,10 @@ def in_tars(whole_in: Callable[[str], Path]) -> Path:
     return whole_in("tar")
 
 
-def frames(shards: Path, layer: str) -> list[bytes]:
+def blobs(shards: Path, layer: str) -> list[bytes]:
     opened = ShardSet.open(str(shards))
     reader = opened.reader(layer)
-    return [frame for unit in opened.committed(layer) for frame in reader.frames(unit, range(len(reader.rows(unit))))]
+    return [blob for unit in opened.committed(layer) for blob in reader.blobs(unit, range(len(reader.rows(unit))))]
 
 
 def test_run_into_zarr_is_sound_and_holds_what_tars_hold(
@@ -45,7 +45,7 @@ def test_run_into_zarr_is_sound_and_holds_what_tars_hold(
 ) -> None:
     assert problems(in_zarr) == []
     for layer in (MASKS, REFINEMENT, IMAGES):
-        assert frames(in_zarr, layer) == frames(in_tars, layer) != []
+        assert blobs(in_zarr, layer) == blobs(in_tars, layer) != []
     assert not list(in_zarr.rglob("*.tar"))
 
 
@@ -67,7 +67,7 @@ def test_maps_of_either_encoding_are_added_to_masks_of_either(
     label(photos, tmp_path / "shards", encoding=masks)
     add_maps(tmp_path / "shards", refiner, encoding=maps)
     assert problems(tmp_path / "shards") == []
-    assert frames(tmp_path / "shards", REFINEMENT) == frames(refined[0], REFINEMENT)
+    assert blobs(tmp_path / "shards", REFINEMENT) == blobs(refined[0], REFINEMENT)
 
 
 def test_unit_that_is_made_anew_has_the_same_bytes(

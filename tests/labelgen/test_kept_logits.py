@@ -70,7 +70,7 @@ def test_logits_are_those_of_the_masks_as_half_floats_padding_included(
         for k, logits in enumerate(found):
             assert logits is not None
             np.testing.assert_array_equal(logits, labels.logits[k].astype(np.float16).astype(np.float32))
-            label = decode_label(shards.label_frames(number, image)[k])
+            label = decode_label(shards.label_blobs(number, image)[k])
             np.testing.assert_array_equal(logits[: label.shape[0], : label.shape[1]] > 0, label > 0)
 
 
@@ -81,7 +81,7 @@ def test_zarr_holds_the_same_logits_and_gives_the_same_maps(
     tars, arrays = ShardSet.open(str(own_kept)), ShardSet.open(str(tmp_path / "zarr"))
     for number, image in tars.walk():
         picked = range(image.first, image.first + len(image.masks))
-        assert tars.reader(LOGITS).frames(number, picked) == arrays.reader(LOGITS).frames(number, picked)
+        assert tars.reader(LOGITS).blobs(number, picked) == arrays.reader(LOGITS).blobs(number, picked)
     for shards in (own_kept, tmp_path / "zarr"):
         add_maps(shards, source="entropy", use_kept=(LOGITS,))
     np.testing.assert_array_equal(means_of(own_kept, "entropy"), means_of(tmp_path / "zarr", "entropy"))
@@ -97,7 +97,7 @@ def test_logits_of_cleaned_masks_agree_with_their_labels(
     for number, image in shards.walk():
         edited += len(labels_again(photos, cleaning, shards.unit(number).images[image.index]).cleaned)
         for logits, data in zip(
-            read_kept_logits(shards, number, image), shards.label_frames(number, image), strict=True
+            read_kept_logits(shards, number, image), shards.label_blobs(number, image), strict=True
         ):
             expected = decode_label(data)
             assert logits is not None
@@ -232,9 +232,9 @@ def test_layer_that_is_not_there_cannot_be_used(own_shards: Path, add_maps: Labe
 def test_mask_that_does_not_come_out_again_has_no_logits_and_is_decoded_again(
     own_shards: Path, photos: Path, label: Label, add_maps: Label, problems: Problems, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = ShardSet.label_frames
+    original = ShardSet.label_blobs
     monkeypatch.setattr(
-        ShardSet, "label_frames", lambda self, number, image: [b"another", *original(self, number, image)[1:]]
+        ShardSet, "label_blobs", lambda self, number, image: [b"another", *original(self, number, image)[1:]]
     )
     label(photos, own_shards, keep_logits=True)
     monkeypatch.undo()

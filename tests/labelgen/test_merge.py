@@ -35,14 +35,14 @@ def labelgen(*arguments: str) -> Result:
 
 
 def seen(shards: ShardSet) -> Seen:
-    """Return of every mask the photo's digest, the frame of its label and the mean of its map, unit by unit."""
+    """Return of every mask the photo's digest, the blob of its label and the mean of its map, unit by unit."""
     found: Seen = []
     for number in shards.committed():
         planned, rows = shards.unit(number).images, shards.uncertainty(number)
         for image in shards.images(number):
-            frames = shards.label_frames(number, image)
+            blobs = shards.label_blobs(number, image)
             means = [row.mean_u for row in rows[image.index]]
-            found += [(planned[image.index].digest, *of) for of in zip(frames, means, strict=True)]
+            found += [(planned[image.index].digest, *of) for of in zip(blobs, means, strict=True)]
     return found
 
 

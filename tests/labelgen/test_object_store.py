@@ -61,7 +61,7 @@ def test_run_into_zarr_writes_and_reads_there_what_it_does_here(
         for layer in there.dataset.layers:
             for unit in there.committed(layer):
                 everything = range(len(there.reader(layer).rows(unit)))
-                assert there.reader(layer).frames(unit, everything) == here.reader(layer).frames(unit, everything)
+                assert there.reader(layer).blobs(unit, everything) == here.reader(layer).blobs(unit, everything)
     there.storage.delete("uncertainty/refinement.zarr/refined/zarr.json")
     there.storage.write("masks.zarr/zarr.json", b"{}")
     assert label(photos, shards, **settings).units_done == 0

@@ -50,11 +50,11 @@ def median_of(shards: Path, column: str, layer: str = MASKS) -> float:
 
 
 def seen(shards: ShardSet) -> list[tuple[str, float, float, bytes]]:
-    """Return of every mask the key, what tells it from others, and its frame."""
+    """Return of every mask the key, what tells it from others, and its blob."""
     found = []
     for number, image in shards.walk():
-        for row, frame in zip(image.masks, shards.label_frames(number, image), strict=True):
-            found.append((image.key, row["stability"], row["predicted_iou"], frame))
+        for row, blob in zip(image.masks, shards.label_blobs(number, image), strict=True):
+            found.append((image.key, row["stability"], row["predicted_iou"], blob))
     return found
 
 
@@ -348,11 +348,11 @@ def test_data_that_were_made_anew_after_the_rows_were_read_are_refused(
     writers = {name: UnitWriter(base.dataset, base.layer(name), base.unit(own)) for name in (MASKS, MAPS)}
     for name, writer in writers.items():
         for index, sample in enumerate(read_samples(base, own, name)):
-            add_sample(writer, index, Sample(sample.rows[::-1], sample.frames[::-1]))
+            add_sample(writer, index, Sample(sample.rows[::-1], sample.blobs[::-1]))
         (own_refined / manifest_path(name, own)).unlink()
     record, _ = writers[MASKS].commit(base.storage)
     writers[MAPS].commit(base.storage, record.data_sha256)
-    for read in (selection.label_frames, lambda unit, image: selection.read_logits(unit, image, [0])):
+    for read in (selection.label_blobs, lambda unit, image: selection.read_logits(unit, image, [0])):
         with pytest.raises(ShardError, match=r"manifest/masks/00000\d\.parquet: of other data than when the selection"):
             read(unit, image)
     with pytest.raises(ShardError, match=r"refinement/00000\d\.parquet: of other data than when the selection"):

@@ -159,7 +159,7 @@ def assert_maps_are_naive(
         assert one.mean_u == pytest.approx(expected[:height, :width].mean(), abs=1e-4)
         nearest = min(float(np.abs(u - expected[:rows, :columns]).max()) for u in maps if u.shape == (rows, columns))
         assert nearest < 1e-3
-        decoded = decode_uncertainty(one.frame)
+        decoded = decode_uncertainty(one.blob)
         assert np.abs(decoded.u - expected[:rows, :columns]).max() < 0.021
         assert decoded.refined is not None
         certain = np.abs(r[:rows, :columns]) > 1e-3
@@ -238,7 +238,7 @@ def test_label_that_no_output_has_is_unknown(
     strange = [replace(masks[0], label=encode_label(-decode_label(masks[0].label))), *masks[1:3]]
     made = make(sam, refiner, embed, strange)
     assert [one.valid for one in made] == [False, True, True]
-    assert made[0].frame == b""
+    assert made[0].blob == b""
     assert made[0].mean_u is None
 
 
@@ -256,7 +256,7 @@ def test_refined_logits_that_are_not_finite_are_unknown(
         broken.mask_decoder.output_hypernetworks_mlps[0].layers[-1].bias.fill_(value)
     made = make(sam, broken, embed, masks)
     assert {one.valid for one in made} == {False}
-    assert {one.frame for one in made} == {b""}
+    assert {one.blob for one in made} == {b""}
 
 
 def test_one_broken_mask_does_not_spoil_its_batch(
@@ -292,8 +292,8 @@ def test_small_masks_are_certain_by_decree_and_their_own_refined_label(
     for mask, is_small, one, before in zip(masks, small, made, plain, strict=True):
         if is_small:
             assert (one.valid, one.mean_u) == (True, 0.0)
-            assert refined_label(one.frame) == mask.label
-            assert not decode_uncertainty(one.frame).u.any()
+            assert refined_label(one.blob) == mask.label
+            assert not decode_uncertainty(one.blob).u.any()
         else:
             assert one.mean_u == pytest.approx(before.mean_u, abs=1e-5)
 
@@ -341,7 +341,7 @@ def test_sources_without_a_refiner_read_sams_own_logits(
         s, _ = naive(sam, refiner, embed, mask)
         rows, columns = mask.frame.low_res_size
         expected = FORMULAS[source](expit(s[:rows, :columns].astype(np.float64)))
-        decoded = decode_uncertainty(one.frame)
+        decoded = decode_uncertainty(one.blob)
         assert decoded.refined is None
         assert np.abs(decoded.u - expected).max() < 0.021
         height, width = mask.frame.valid_size

@@ -40,7 +40,7 @@ def test_chosen_maps_are_read_alone_and_in_the_order_asked(refined: Refined) -> 
     assert shards.read_uncertainty(number, [], "refinement") == []
 
 
-def test_frames_that_lie_far_apart_are_read_one_by_one(refined: Refined, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blobs_that_lie_far_apart_are_read_one_by_one(refined: Refined, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = ShardSet.open(str(refined[0]))
     rows = [row for of_image in shards.uncertainty(0) for row in of_image]
     expected = shards.read_uncertainty(0, rows)
@@ -56,14 +56,14 @@ def test_layer_that_is_not_there_is_named(refined: Refined, finished: Refined) -
         ShardSet.open(str(finished[0])).uncertainty(0)
 
 
-def test_damaged_frame_is_not_given_out(own_refined: Path) -> None:
+def test_damaged_blob_is_not_given_out(own_refined: Path) -> None:
     shards = ShardSet.open(str(own_refined))
     rows = max(shards.uncertainty(1), key=len)
     data = bytearray((own_refined / TAR).read_bytes())
     places = shards.reader("uncertainty/refinement").rows(1)
     data[int(places["offset"][rows[0].row] + places["length"][rows[0].row]) - 1] ^= 1
     (own_refined / TAR).write_bytes(data)
-    with pytest.raises(ShardError, match=r"refinement/000001\.tar: the frame at byte \d+ fails its checksum"):
+    with pytest.raises(ShardError, match=r"refinement/000001\.tar: the blob at byte \d+ fails its checksum"):
         shards.read_uncertainty(1, rows)
     (own_refined / TAR).unlink()
     with pytest.raises(ShardError, match=r"refinement/000001\.tar: missing"):

@@ -98,18 +98,18 @@ Change = Callable[[list[bytes], Rows], object]
 
 
 def forge(shards: Path, change: Change, **of_record: Any) -> None:
-    """Write a unit's maps anew, with checksums that fit, after ``change`` edited the frames and the rows."""
+    """Write a unit's maps anew, with checksums that fit, after ``change`` edited the blobs and the rows."""
     table, record = read_manifest((shards / MANIFEST).read_bytes(), "")
     rows = table.to_pylist()
     samples = list(read_samples((shards / TAR).read_bytes(), KIND, ""))
-    frames = [frame for _, of_image in samples for frame in of_image]
-    change(frames, rows)
+    blobs = [blob for _, of_image in samples for blob in of_image]
+    change(blobs, rows)
     writer, taken = TarWriter(), iter(rows)
-    left = iter(frames)
+    left = iter(blobs)
     for meta, of_image in samples:
         mine = [next(left) for _ in of_image]
-        for offset, frame in zip(add_sample(writer, KIND, meta["key"], mine, meta), mine, strict=True):
-            next(taken).update(offset=offset, length=len(frame), crc32=zlib.crc32(frame))
+        for offset, blob in zip(add_sample(writer, KIND, meta["key"], mine, meta), mine, strict=True):
+            next(taken).update(offset=offset, length=len(blob), crc32=zlib.crc32(blob))
     data = writer.finish()
     (shards / TAR).write_bytes(data)
     told: UnitRecord = replace(
@@ -120,41 +120,41 @@ def forge(shards: Path, change: Change, **of_record: Any) -> None:
 
 def test_forging_nothing_is_no_problem(own_refined: Path, problems: Problems) -> None:
     before = (own_refined / TAR).read_bytes(), (own_refined / MANIFEST).read_bytes()
-    forge(own_refined, lambda frames, rows: None)
+    forge(own_refined, lambda blobs, rows: None)
     assert ((own_refined / TAR).read_bytes(), (own_refined / MANIFEST).read_bytes()) == before
     assert problems(own_refined) == []
 
 
 def set_row(index: int, **values: Any) -> Change:
-    return lambda frames, rows: rows[index].update(values)
+    return lambda blobs, rows: rows[index].update(values)
 
 
-def set_frame(make: Callable[[bytes], bytes]) -> Change:
-    def change(frames: list[bytes], rows: Rows) -> None:
-        frames[0] = make(frames[0])
+def set_blob(make: Callable[[bytes], bytes]) -> Change:
+    def change(blobs: list[bytes], rows: Rows) -> None:
+        blobs[0] = make(blobs[0])
 
     return change
 
 
-def other_grid(frame: bytes) -> bytes:
-    u = decode_uncertainty(frame).u
+def other_grid(blob: bytes) -> bytes:
+    u = decode_uncertainty(blob).u
     return encode_uncertainty(u[:-1], encode_label(np.ones_like(u[:-1])))
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda frames, rows: rows[1].update(mask=5), "its rows are not those of the masks"),
+        (lambda blobs, rows: rows[1].update(mask=5), "its rows are not those of the masks"),
         (set_row(0, image="another"), "the images of its rows are not those of the unit"),
         (set_row(0, mean_u=0.9), "its mean is not that of its map"),
         (set_row(0, mean_u=None), "its mean is not that of its map"),
-        (set_frame(other_grid), "its map is of another size"),
-        (set_frame(lambda frame: encode_uncertainty(decode_uncertainty(frame).u)), "it has no refined label"),
-        (set_frame(lambda frame: frame[:-1]), "does not decode"),
-        (set_frame(lambda frame: frame[:4] + frame[5:]), "labelgen verify"),
-        (set_frame(lambda frame: b""), "cut short"),
+        (set_blob(other_grid), "its map is of another size"),
+        (set_blob(lambda blob: encode_uncertainty(decode_uncertainty(blob).u)), "it has no refined label"),
+        (set_blob(lambda blob: blob[:-1]), "does not decode"),
+        (set_blob(lambda blob: blob[:4] + blob[5:]), "labelgen verify"),
+        (set_blob(lambda blob: b""), "cut short"),
     ],
-    ids=["other mask", "other image", "mean", "no mean", "grid", "no label", "cut label", "cut map", "no frame"],
+    ids=["other mask", "other image", "mean", "no mean", "grid", "no label", "cut label", "cut map", "no blob"],
 )
 def test_forged_maps_are_found(own_refined: Path, problems: Problems, change: Change, reason: str) -> None:
     forge(own_refined, change)
@@ -169,12 +169,12 @@ def test_unknown_mask_with_a_map_is_found(own_refined: Path, problems: Problems)
 
 
 def test_wrong_count_of_unknown_masks_is_found(own_refined: Path, problems: Problems) -> None:
-    forge(own_refined, lambda frames, rows: None, unknown=1)
+    forge(own_refined, lambda blobs, rows: None, unknown=1)
     assert "0 unknown in its rows, 1 in its own count" in problems(own_refined)[0]
 
 
 def test_maps_of_other_masks_are_found(own_refined: Path, problems: Problems) -> None:
-    forge(own_refined, lambda frames, rows: None, masks_sha256="0" * 64)
+    forge(own_refined, lambda blobs, rows: None, masks_sha256="0" * 64)
     assert f"{own_refined}/{MANIFEST}: its maps are of other masks" in problems(own_refined)[0]
 
 
@@ -187,9 +187,9 @@ def test_refined_label_where_there_was_no_refiner_is_found(
     for folder in ("uncertainty", "manifest/uncertainty"):  # so that ``forge`` finds it
         (own_refined / folder / "refinement").symlink_to(own_refined / folder / "entropy", target_is_directory=True)
 
-    def add_label(frame: bytes) -> bytes:
-        u = decode_uncertainty(frame).u
+    def add_label(blob: bytes) -> bytes:
+        u = decode_uncertainty(blob).u
         return encode_uncertainty(u, encode_label(np.ones_like(u)))
 
-    forge(own_refined, set_frame(add_label))
+    forge(own_refined, set_blob(add_label))
     assert any("it has a refined label that no refiner made" in problem for problem in problems(own_refined))

@@ -46,7 +46,7 @@ CROPS = ((0, 0, WIDTH, HEIGHT), (0, 0, 80, 64), (40, 0, WIDTH, HEIGHT))
 
 @dataclass(frozen=True)
 class KnownMask:
-    """One mask as it was given to be written; frames of maps and logits are empty where nothing is known."""
+    """One mask as it was given to be written; blobs of maps and logits are empty where nothing is known."""
 
     crop_box: tuple[int, int, int, int]
     label: bytes
@@ -73,8 +73,8 @@ class KnownSet:
         """Open the shard set."""
         return ShardSet.open(str(self.folder))
 
-    def frames(self, layer: str, unit: int) -> list[bytes]:
-        """Return the frames of a layer as they were given."""
+    def blobs(self, layer: str, unit: int) -> list[bytes]:
+        """Return the blobs of a layer as they were given."""
         if layer == IMAGES:
             return self.photos[unit]
         if layer == EMBEDDINGS:
@@ -186,12 +186,12 @@ def write_unit(storage: Storage, dataset: Dataset, unit: Unit) -> tuple[list[Kno
             f"crop_{edge}": [mask.crop_box[n] for mask in mine] for n, edge in enumerate(("x0", "y0", "x1", "y1"))
         }
         writers[0].add_image(index, (HEIGHT, WIDTH), [mask.label for mask in mine], numbers, {})
-        for writer, frames in zip(
+        for writer, blobs in zip(
             writers[1:3], ([m.by_refiner for m in mine], [m.by_entropy for m in mine]), strict=True
         ):
-            means = [mask.mean_u if frame else None for mask, frame in zip(mine, frames, strict=True)]
-            known = {"mean_u": means, "u_valid": [bool(frame) for frame in frames]}
-            writer.add_image(index, (HEIGHT, WIDTH), frames, known, {})
+            means = [mask.mean_u if blob else None for mask, blob in zip(mine, blobs, strict=True)]
+            known = {"mean_u": means, "u_valid": [bool(blob) for blob in blobs]}
+            writer.add_image(index, (HEIGHT, WIDTH), blobs, known, {})
         crops = list(dict.fromkeys(mask.crop_box for mask in mine))
         made = [make_embedding(unit.number, len(embeddings) + k) for k in range(len(crops))]
         embeddings += made

@@ -76,7 +76,7 @@ def test_seal_is_checked_as_documented(known: Callable[[str], Any]) -> None:
     assert run(example(SEAL), known("zarr").folder.parent) == []
 
 
-def test_documented_frame_is_that_of_the_described_grid() -> None:
+def test_documented_blob_is_that_of_the_described_grid() -> None:
     parts = re.findall(r"^((?:[0-9a-f]{2} )*[0-9a-f]{2})(?: {2,}|$)", example("62 6e 78"), re.M)
     logits = np.full((6, 8), -6, np.float32)
     logits[2:4, 3:6] = 5

@@ -25,7 +25,7 @@ def test_what_is_too_large_is_cut_and_what_is_no_number_stays_none() -> None:
     np.testing.assert_array_equal(decode_embedding(encode_embedding(embedding)), [[[65504, -65504, np.nan]]])
 
 
-def test_frame_reads_as_documented() -> None:
+def test_blob_reads_as_documented() -> None:
     """The shape, then deflated high and low bytes, channel by channel: a plain loop as the decoder."""
     embedding = np.random.default_rng(1).normal(0, 2, (3, 2, 4)).astype(np.float32)
     data = encode_embedding(embedding)
@@ -35,7 +35,7 @@ def test_frame_reads_as_documented() -> None:
     np.testing.assert_array_equal(halves, embedding.astype(np.float16).ravel())
 
 
-def test_damaged_frames_are_refused() -> None:
+def test_damaged_blobs_are_refused() -> None:
     data = encode_embedding(np.ones((6, 5, 5), np.float32))
     for broken in (b"", data[:5], data[:6], data[:-3], b"\x07" + data[1:], data[:6] + b"\xff" * 9):
         with pytest.raises(ShardError, match="damaged embedding"):

@@ -1,4 +1,4 @@
-"""What every encoding of a layer must do: the same values, the same frames, the same refusals."""
+"""What every encoding of a layer must do: the same values, the same blobs, the same refusals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PARTS: tuple[tuple[str, Part], ...] = ((MASKS, "label"), (REFINEMENT, "u"), (REF
 DECODE: dict[Part, Callable[[bytes], npt.NDArray[np.float32]]] = {
     "label": decode_label,
     "u": decode_u,
-    "refined": lambda frame: decode_label(refined_label(frame)),
+    "refined": lambda blob: decode_label(refined_label(blob)),
 }
 
 
@@ -56,7 +56,7 @@ def problems(shards: ShardSet) -> list[str]:
 
 
 def known_rows(known_set: Any, layer: str, unit: int) -> list[int]:
-    return [k for k, frame in enumerate(known_set.frames(layer, unit)) if frame]
+    return [k for k, blob in enumerate(known_set.blobs(layer, unit)) if blob]
 
 
 def files_of(known_set: Any, layer: str, unit: int) -> list[Path]:
@@ -64,7 +64,7 @@ def files_of(known_set: Any, layer: str, unit: int) -> list[Path]:
 
 
 @pytest.mark.parametrize(("layer", "part"), PARTS)
-def test_masks_are_read_as_the_plain_decoders_read_their_frames(known_set: Any, layer: str, part: Part) -> None:
+def test_masks_are_read_as_the_plain_decoders_read_their_blobs(known_set: Any, layer: str, part: Part) -> None:
     reader = known_set.open().reader(layer)
     for unit, masks in enumerate(known_set.units):
         rows = np.random.default_rng(unit).permutation(known_rows(known_set, layer, unit))
@@ -72,7 +72,7 @@ def test_masks_are_read_as_the_plain_decoders_read_their_frames(known_set: Any, 
         assert len(codes) == len(rows)
         assert (len(rows) > 0) == (len(masks) > 0)
         for k, row in enumerate(rows):
-            expected = DECODE[part](known_set.frames(layer, unit)[row])
+            expected = DECODE[part](known_set.blobs(layer, unit)[row])
             found = codes.values(k)
             np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
             height, width = codes.sizes[k]
@@ -81,27 +81,27 @@ def test_masks_are_read_as_the_plain_decoders_read_their_frames(known_set: Any, 
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_frames_are_those_that_were_written(known_set: Any, layer: str) -> None:
+def test_blobs_are_those_that_were_written(known_set: Any, layer: str) -> None:
     reader = known_set.open().reader(layer)
     for unit in range(3):
-        frames = known_set.frames(layer, unit)
-        assert reader.frames(unit, range(len(frames))) == frames
-        assert reader.frames(unit, [*range(len(frames))][::-2]) == frames[::-2]
+        blobs = known_set.blobs(layer, unit)
+        assert reader.blobs(unit, range(len(blobs))) == blobs
+        assert reader.blobs(unit, [*range(len(blobs))][::-2]) == blobs[::-2]
 
 
 def test_logits_are_read_by_image(known_set: Any) -> None:
     shards = known_set.open()
     for unit in range(3):
-        expected = iter(known_set.frames(LOGITS, unit))
+        expected = iter(known_set.blobs(LOGITS, unit))
         for image in shards.images(unit):
             known = are_logits_known(shards, unit, image)
             found = read_kept_logits(shards, unit, image)
             assert len(known) == len(found) == len(image.masks)
             for one, is_known in zip(found, known, strict=True):
-                frame = next(expected)
-                assert (one is not None) == is_known == bool(frame)
+                blob = next(expected)
+                assert (one is not None) == is_known == bool(blob)
                 if one is not None:
-                    np.testing.assert_array_equal(one, decode_logits(frame))
+                    np.testing.assert_array_equal(one, decode_logits(blob))
     with pytest.raises(ShardError, match="layer logits has no label"):
         shards.reader(LOGITS).read(0, [0], "label")
 
@@ -109,7 +109,7 @@ def test_logits_are_read_by_image(known_set: Any) -> None:
 def test_embeddings_are_read_by_crop(known_set: Any) -> None:
     shards, crops_seen = known_set.open(), set()
     for unit in range(3):
-        expected = iter(known_set.frames(EMBEDDINGS, unit))
+        expected = iter(known_set.blobs(EMBEDDINGS, unit))
         for image in shards.images(unit):
             crops = list(dict.fromkeys(map(crop_of, image.masks)))
             assert list(kept_crops(shards, unit, image.index)) == crops
@@ -151,7 +151,7 @@ def test_images_and_maps_read_one_by_one_are_the_same(known_set: Any) -> None:
             labels = shards.read_logits(unit, image, range(len(image.masks)))
             maps = shards.read_uncertainty(unit, rows)
             assert (
-                shards.label_frames(unit, image)
+                shards.label_blobs(unit, image)
                 == [m.label for m in known_set.units[unit]][image.first : image.first + len(image.masks)]
             )
             for label, one in zip(labels, maps, strict=True):
@@ -191,7 +191,7 @@ def test_only_what_is_picked_is_read(known_set: Any, monkeypatch: pytest.MonkeyP
     places = reader.rows(0)
     assert name == shards.data_files(0)[0]
     assert (start, end) == (places["offset"][41], places["offset"][41] + places["length"][41])
-    assert reader.read(0, [], "label").logits().shape == (0, 0, 0)
+    assert reader.read(0, [], "label").all_values().shape == (0, 0, 0)
     assert len(spans) == 1
 
 
@@ -204,7 +204,7 @@ def test_damage_is_refused_where_it_is_and_nowhere_else(own_set: Any, layer: str
     data = bytearray(path.read_bytes())
     data[int(reader.rows(0)[f"{prefix}offset"][row]) + 3] ^= 4
     path.write_bytes(data)
-    with pytest.raises(ShardError, match=rf"{path.name}: the frame at byte \d+ fails its checksum"):
+    with pytest.raises(ShardError, match=rf"{path.name}: the blob at byte \d+ fails its checksum"):
         reader.read(0, [others[0], row], part)
     assert len(reader.read(0, others, part)) == len(others)
     path.unlink()
@@ -221,7 +221,7 @@ def test_sound_set_has_no_problem(known_set: Any) -> None:
     counted = 4 * sum(map(len, known_set.units)) + kept
     assert sum(check.record.masks for check in checks if check.record is not None) == counted
     unknown = [check.record.unknown for check in checks if check.record is not None and check.layer == ENTROPY]
-    assert unknown == [masks.count(b"") for masks in (known_set.frames(ENTROPY, unit) for unit in range(3))]
+    assert unknown == [masks.count(b"") for masks in (known_set.blobs(ENTROPY, unit) for unit in range(3))]
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -296,9 +296,9 @@ def test_of_two_runs_that_write_other_maps_at_once_one_stands_whole(
     samples, (_, masks) = read_samples(shards, 0, REFINEMENT), shards.manifest(0)
     shards.storage.delete(manifest_path(REFINEMENT, 0))
     one, other = (UnitWriter(shards.dataset, shards.layer(REFINEMENT), shards.unit(0)) for _ in range(2))
-    for index, (rows, frames) in enumerate(samples):
-        add_sample(one, index, Sample(rows, frames))
-        add_sample(other, index, Sample(rows[::-1], frames[::-1]))
+    for index, (rows, blobs) in enumerate(samples):
+        add_sample(one, index, Sample(rows, blobs))
+        add_sample(other, index, Sample(rows[::-1], blobs[::-1]))
     write, create, calls = Storage.write, Storage.create, list[int]()
 
     def meet() -> None:

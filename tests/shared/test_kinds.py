@@ -53,7 +53,7 @@ def test_a_new_kind_is_a_new_file(another: None) -> None:
     assert schema_of("depths").names[0] == "image"
 
 
-def test_columns_follow_those_that_place_a_frame() -> None:
+def test_columns_follow_those_that_place_a_blob() -> None:
     place = schema_of("images")
     for name in ("masks", "uncertainty/any", "logits", "embeddings"):
         assert schema_of(name).names[: len(place)] == place.names

@@ -79,12 +79,12 @@ def boundary_iou(a: Mask, b: Mask) -> float:
     return iou(*bands)
 
 
-def decode_by_the_description(frame: bytes) -> Logits:
-    """Decode a frame cell by cell, as the module's description says and as slowly as that takes."""
-    last_row, last_column, top, left, bottom, right = frame[:6]
-    (typical,) = struct.unpack("<e", frame[6:8])
-    steps = frame[8]
-    stream = zlib.decompress(frame[9:], wbits=-15)
+def decode_by_the_description(blob: bytes) -> Logits:
+    """Decode a blob cell by cell, as the module's description says and as slowly as that takes."""
+    last_row, last_column, top, left, bottom, right = blob[:6]
+    (typical,) = struct.unpack("<e", blob[6:8])
+    steps = blob[8]
+    stream = zlib.decompress(blob[9:], wbits=-15)
     positive = {}
     height, width = bottom - top + 1, right - left + 1
     if steps:
@@ -123,18 +123,18 @@ def test_signs_are_exact_for_any_finite_logits(logits: Logits) -> None:
 
 @settings(max_examples=60)
 @given(smooth_grids)
-def test_frames_decode_as_the_format_is_described(logits: Logits) -> None:
-    frame = encode_label(logits)
-    np.testing.assert_allclose(decode_label(frame), decode_by_the_description(frame), rtol=1e-5)
+def test_blobs_decode_as_the_format_is_described(logits: Logits) -> None:
+    blob = encode_label(logits)
+    np.testing.assert_allclose(decode_label(blob), decode_by_the_description(blob), rtol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_boundary_between_two_cells_stays_where_it_is_to_a_step(seed: int, scale: float) -> None:
     logits = smooth(seed, 40, 50, 3.0) * np.float32(scale)
-    frame = encode_label(logits)
-    steps = frame[8]
-    for before, after in ((logits, decode_label(frame)), (logits.T, decode_label(frame).T)):
+    blob = encode_label(logits)
+    steps = blob[8]
+    for before, after in ((logits, decode_label(blob)), (logits.T, decode_label(blob).T)):
         crossed = before[:-1] * before[1:] < 0
         places = [np.abs(grid[:-1]) / (np.abs(grid[:-1]) + np.abs(grid[1:])) for grid in (before, after)]
         assert crossed.sum() > 20
@@ -147,12 +147,12 @@ def test_masks_at_photo_size_keep_their_area_and_boundary(grid: int, kind: str) 
     scores, sizes = [], []
     rows = grid * 3 // 4 + 1  # what a 4:3 photo's pixels are interpolated from
     for logits in synthetic_logits(grid, kind, 12):
-        frame = encode_label(logits[:rows])
+        blob = encode_label(logits[:rows])
         decoded = np.full_like(logits, -1)
-        decoded[:rows] = decode_label(frame)
+        decoded[:rows] = decode_label(blob)
         masks = mask_at_photo_size(logits), mask_at_photo_size(decoded)
         scores.append((iou(*masks), boundary_iou(*masks)))
-        sizes.append(len(frame))
+        sizes.append(len(blob))
     mean_iou, mean_boundary_iou = np.mean(scores, axis=0)
     assert mean_iou >= 0.998
     assert mean_boundary_iou >= 0.99
@@ -160,7 +160,7 @@ def test_masks_at_photo_size_keep_their_area_and_boundary(grid: int, kind: str) 
 
 
 @pytest.mark.parametrize("kind", ["shallow", "steep", "plateau"])
-def test_frame_takes_fewer_bytes_than_the_probabilities(kind: str) -> None:
+def test_blob_takes_fewer_bytes_than_the_probabilities(kind: str) -> None:
     for logits in synthetic_logits(256, kind, 6):
         probabilities = np.rint(255 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.uint8)
         assert len(encode_label(logits)) < len(zlib.compress(probabilities.tobytes(), 9))
@@ -200,7 +200,7 @@ EDGE_CASES = {
     "largest grid": smooth(0, 256, 256, 20.0),
     "left half": np.repeat(np.array([[4, 4, 2, -2, -4]], np.float32), 30, axis=0),
     "top half": np.repeat(np.array([[4], [2], [-1], [-4]], np.float32), 30, axis=1),
-    "frame along the border": np.pad(np.full((20, 30), -4, np.float32), 2, constant_values=4),
+    "blob along the border": np.pad(np.full((20, 30), -4, np.float32), 2, constant_values=4),
     "checkerboard": np.where(np.indices((9, 11)).sum(0) % 2, 2, -3).astype(np.float32),
     "barely positive beside extremes": column(1e-30, -3e38, 1e-45, 3e38, -1e-45),
     **corners(positive=True),
@@ -210,11 +210,11 @@ EDGE_CASES = {
 
 @pytest.mark.parametrize("logits", EDGE_CASES.values(), ids=EDGE_CASES.keys())
 def test_edge_cases_keep_their_shape_and_signs(logits: Logits) -> None:
-    frame = encode_label(logits)
-    decoded = decode_label(frame)
+    blob = encode_label(logits)
+    decoded = decode_label(blob)
     np.testing.assert_array_equal(decoded > 0, logits > 0)
     assert (decoded != 0).all()
-    np.testing.assert_allclose(decoded, decode_by_the_description(frame), rtol=1e-5)
+    np.testing.assert_allclose(decoded, decode_by_the_description(blob), rtol=1e-5)
 
 
 def test_empty_mask_takes_a_dozen_bytes() -> None:
@@ -235,8 +235,8 @@ def test_grid_of_another_model_is_refused(shape: tuple[int, int]) -> None:
 
 
 @pytest.fixture(scope="module", params=["blobs", "all positive", "all negative"])
-def frame(request: pytest.FixtureRequest) -> bytes:
-    """A frame of a 49 x 64 grid."""
+def blob(request: pytest.FixtureRequest) -> bytes:
+    """A blob of a 49 x 64 grid."""
     logits = {
         "blobs": smooth(4, 49, 64, 4.0, 0.5) * 9,
         "all positive": EDGE_CASES["all positive"],
@@ -245,27 +245,27 @@ def frame(request: pytest.FixtureRequest) -> bytes:
     return encode_label(logits[request.param])
 
 
-def test_truncated_frame_is_an_error_at_every_length(frame: bytes) -> None:
-    for length in range(len(frame)):
-        with pytest.raises(ShardError, match=f"frame of {length} bytes does not decode"):
-            decode_label(frame[:length])
+def test_truncated_blob_is_an_error_at_every_length(blob: bytes) -> None:
+    for length in range(len(blob)):
+        with pytest.raises(ShardError, match=f"blob of {length} bytes does not decode"):
+            decode_label(blob[:length])
 
 
-def test_frame_with_bytes_after_its_end_is_an_error(frame: bytes) -> None:
+def test_blob_with_bytes_after_its_end_is_an_error(blob: bytes) -> None:
     with pytest.raises(ShardError, match="does not decode"):
-        decode_label(frame + b"\0")
+        decode_label(blob + b"\0")
 
 
 def test_empty_file_is_an_error() -> None:
-    with pytest.raises(ShardError, match="frame of 0 bytes"):
+    with pytest.raises(ShardError, match="blob of 0 bytes"):
         decode_label(b"")
 
 
-def test_flipped_bits_give_an_error_or_logits_of_the_shape_that_the_header_says(frame: bytes) -> None:
+def test_flipped_bits_give_an_error_or_logits_of_the_shape_that_the_header_says(blob: bytes) -> None:
     outcomes = set()
-    for position in range(len(frame)):
+    for position in range(len(blob)):
         for mask in (0x01, 0x10, 0x80, 0xFF):
-            damaged = bytearray(frame)
+            damaged = bytearray(blob)
             damaged[position] ^= mask
             try:
                 logits = decode_label(bytes(damaged))

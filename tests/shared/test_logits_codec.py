@@ -26,7 +26,7 @@ def test_signs_are_kept_and_what_is_too_large_is_cut() -> None:
     assert decoded[0, 3:].tolist() == [65504, -65504, 65504, -65504]
 
 
-def test_frame_reads_as_documented() -> None:
+def test_blob_reads_as_documented() -> None:
     """The last row and column, then deflated high and low bytes of differences: a plain loop as the decoder."""
     logits = np.random.default_rng(1).normal(0, 5, (5, 7)).astype(np.float32)
     data = encode_logits(logits)
@@ -40,7 +40,7 @@ def test_frame_reads_as_documented() -> None:
     np.testing.assert_array_equal(bits.view(np.float16), logits.astype(np.float16))
 
 
-def test_damaged_frames_are_refused() -> None:
+def test_damaged_blobs_are_refused() -> None:
     data = encode_logits(np.ones((6, 5), np.float32))
     for broken in (b"", data[:1], data[:2], data[:-3], bytes([9]) + data[1:], data[:2] + b"\xff" * 9):
         with pytest.raises(ShardError, match="damaged logits"):

@@ -56,11 +56,11 @@ def plausible(seed: int, rows: int, columns: int) -> Map:
     return np.abs(expit(s) - expit(r)).astype(np.float32)
 
 
-def decode_by_the_description(frame: bytes) -> list[list[float]]:
-    """Decode the map of a frame cell by cell, as the module's description says and as slowly as that takes."""
-    length = int.from_bytes(frame[:4], "little")
-    last_row, last_column, top, left, bottom, right = frame[4:10]
-    stream = zlib.decompress(frame[10 : 4 + length], wbits=-15)
+def decode_by_the_description(blob: bytes) -> list[list[float]]:
+    """Decode the map of a blob cell by cell, as the module's description says and as slowly as that takes."""
+    length = int.from_bytes(blob[:4], "little")
+    last_row, last_column, top, left, bottom, right = blob[4:10]
+    stream = zlib.decompress(blob[10 : 4 + length], wbits=-15)
     height, width = bottom - top + 1, right - left + 1
     bits = [int(bit) for byte in stream[: -(-height * width // 8)] for bit in f"{byte:08b}"]
     levels = iter(stream[-(-height * width // 8) :])
@@ -93,8 +93,8 @@ def test_little_uncertainty_becomes_none(u: Map) -> None:
 @settings(max_examples=60)
 @given(maps)
 def test_maps_decode_as_the_format_is_described(u: Map) -> None:
-    frame = encode_uncertainty(u)
-    np.testing.assert_allclose(decode_u(frame), decode_by_the_description(frame), rtol=1e-6)
+    blob = encode_uncertainty(u)
+    np.testing.assert_allclose(decode_u(blob), decode_by_the_description(blob), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(49, 64), (193, 256)])
@@ -107,7 +107,7 @@ def test_plausible_maps_keep_their_values_and_mean(rows: int, columns: int) -> N
         assert (decoded > 0).sum() > 50
 
 
-def test_frame_takes_fewer_bytes_than_the_map_in_eight_bits() -> None:
+def test_blob_takes_fewer_bytes_than_the_map_in_eight_bits() -> None:
     for seed in range(6):
         u = plausible(seed, 193, 256)
         assert len(encode_uncertainty(u)) < 0.6 * len(zlib.compress(np.rint(255 * u).astype(np.uint8).tobytes(), 9))
@@ -121,13 +121,13 @@ def test_refined_label_comes_back_as_the_label_codec_makes_it() -> None:
     s, r = logits_and_refined(1, 49, 64)
     u = np.abs(expit(s) - expit(r)).astype(np.float32)
     label = encode_label(r)
-    frame = encode_uncertainty(u, label)
-    assert frame.endswith(label)
-    assert refined_label(frame) == label
-    decoded = decode_uncertainty(frame)
+    blob = encode_uncertainty(u, label)
+    assert blob.endswith(label)
+    assert refined_label(blob) == label
+    decoded = decode_uncertainty(blob)
     assert decoded.refined is not None
     np.testing.assert_array_equal(decoded.refined, decode_label(label))
-    np.testing.assert_array_equal(decoded.u, decode_u(frame))
+    np.testing.assert_array_equal(decoded.u, decode_u(blob))
 
 
 @pytest.mark.parametrize(("shape", "steps"), [((49, 64), 4), ((64, 43), 4), ((193, 256), 1), ((12, 9), 21)])
@@ -145,8 +145,8 @@ def test_refined_label_without_a_positive_cell_has_no_steps() -> None:
 
 def test_first_four_bytes_say_how_long_the_map_is() -> None:
     u, label = plausible(2, 20, 30), encode_label(smooth(3, 20, 30))
-    alone, frame = encode_uncertainty(u), encode_uncertainty(u, label)
-    assert int.from_bytes(frame[:4], "little") == len(alone) - 4 == len(frame) - len(label) - 4
+    alone, blob = encode_uncertainty(u), encode_uncertainty(u, label)
+    assert int.from_bytes(blob[:4], "little") == len(alone) - 4 == len(blob) - len(label) - 4
 
 
 def test_map_without_a_refiner_has_no_refined_logits() -> None:
@@ -172,9 +172,9 @@ EDGE_CASES = {
 
 @pytest.mark.parametrize("u", EDGE_CASES.values(), ids=EDGE_CASES.keys())
 def test_edge_cases_keep_their_shape_and_values(u: Map) -> None:
-    frame = encode_uncertainty(u)
-    assert np.abs(decode_u(frame) - u).max() <= TOLERANCE
-    np.testing.assert_allclose(decode_u(frame), decode_by_the_description(frame), rtol=1e-6)
+    blob = encode_uncertainty(u)
+    assert np.abs(decode_u(blob) - u).max() <= TOLERANCE
+    np.testing.assert_allclose(decode_u(blob), decode_by_the_description(blob), rtol=1e-6)
 
 
 def test_map_is_not_changed_by_encoding() -> None:
@@ -206,35 +206,35 @@ FRAMES = {
 
 
 @pytest.fixture(params=FRAMES.values(), ids=FRAMES.keys())
-def frame(request: pytest.FixtureRequest) -> bytes:
-    """A frame of a 30 x 40 grid."""
+def blob(request: pytest.FixtureRequest) -> bytes:
+    """A blob of a 30 x 40 grid."""
     made: bytes = request.param
     return made
 
 
-def test_truncated_frame_is_an_error_unless_just_the_label_is_missing(frame: bytes) -> None:
-    end_of_map = 4 + int.from_bytes(frame[:4], "little")
-    for length in set(range(len(frame))) - {end_of_map}:
+def test_truncated_blob_is_an_error_unless_just_the_label_is_missing(blob: bytes) -> None:
+    end_of_map = 4 + int.from_bytes(blob[:4], "little")
+    for length in set(range(len(blob))) - {end_of_map}:
         with pytest.raises(ShardError, match="labelgen verify"):
-            decode_uncertainty(frame[:length])
+            decode_uncertainty(blob[:length])
 
 
-def test_truncated_map_is_an_error_when_the_map_alone_is_decoded(frame: bytes) -> None:
-    for length in range(4 + int.from_bytes(frame[:4], "little")):
+def test_truncated_map_is_an_error_when_the_map_alone_is_decoded(blob: bytes) -> None:
+    for length in range(4 + int.from_bytes(blob[:4], "little")):
         with pytest.raises(ShardError, match="labelgen verify"):
-            decode_u(frame[:length])
+            decode_u(blob[:length])
 
 
-def test_frame_with_bytes_after_its_end_is_an_error(frame: bytes) -> None:
+def test_blob_with_bytes_after_its_end_is_an_error(blob: bytes) -> None:
     with pytest.raises(ShardError):
-        decode_uncertainty(frame + b"\0")
+        decode_uncertainty(blob + b"\0")
 
 
-def test_flipped_bits_give_an_error_or_a_map_of_the_shape_that_the_header_says(frame: bytes) -> None:
+def test_flipped_bits_give_an_error_or_a_map_of_the_shape_that_the_header_says(blob: bytes) -> None:
     outcomes = set()
-    for position in range(len(frame)):
+    for position in range(len(blob)):
         for mask in (0x01, 0x10, 0x80, 0xFF):
-            damaged = bytearray(frame)
+            damaged = bytearray(blob)
             damaged[position] ^= mask
             try:
                 u, refined = decode_uncertainty(bytes(damaged))
@@ -258,13 +258,13 @@ def test_noise_is_an_error_or_decodes_to_a_grid(noise: bytes) -> None:
 
 
 def test_label_of_another_grid_is_an_error() -> None:
-    frame = encode_uncertainty(plausible(8, 30, 40), encode_label(smooth(8, 30, 41)))
+    blob = encode_uncertainty(plausible(8, 30, 40), encode_label(smooth(8, 30, 41)))
     with pytest.raises(ShardError, match="grids of two sizes"):
-        decode_uncertainty(frame)
+        decode_uncertainty(blob)
 
 
-def as_frame(header: tuple[int, ...], content: bytes) -> bytes:
-    """Return a frame whose stream holds ``content``."""
+def as_blob(header: tuple[int, ...], content: bytes) -> bytes:
+    """Return a blob whose stream holds ``content``."""
     stream = zlib.compressobj(9, zlib.DEFLATED, -15)
     part = HEADER.pack(*header) + stream.compress(content) + stream.flush()
     return LENGTH.pack(len(part)) + part
@@ -272,7 +272,7 @@ def as_frame(header: tuple[int, ...], content: bytes) -> bytes:
 
 def test_stream_that_inflates_to_far_more_than_the_box_is_refused_early() -> None:
     with pytest.raises(ShardError, match="cut short or too long"):
-        decode_u(as_frame((9, 9, 0, 0, 9, 9), bytes(1 << 24)))
+        decode_u(as_blob((9, 9, 0, 0, 9, 9), bytes(1 << 24)))
 
 
 @pytest.mark.parametrize(
@@ -288,6 +288,6 @@ def test_stream_that_inflates_to_far_more_than_the_box_is_refused_early() -> Non
 )
 def test_contradictions_are_refused(header: tuple[int, ...], content: bytes, reason: str) -> None:
     with pytest.raises(ShardError, match=reason):
-        decode_u(as_frame(header, content))
-    good = decode_u(as_frame((9, 9, 0, 0, 0, 7), b"\xc0\x03\x18"))
+        decode_u(as_blob(header, content))
+    good = decode_u(as_blob((9, 9, 0, 0, 0, 7), b"\xc0\x03\x18"))
     assert good[0, :2].tolist() == pytest.approx([4 / 25, 1])

@@ -42,7 +42,7 @@ def test_zarr_python_reads_the_same_codes(known_zarr: Any, layer: str, part: Any
     assert (array.shape, array.dtype) == ((3 * ROWS, 32, 32), np.uint8)
     reader = known_zarr.open().reader(layer)
     for unit, masks in enumerate(known_zarr.units):
-        known = [k for k, frame in enumerate(known_zarr.frames(layer, unit)) if frame]
+        known = [k for k, blob in enumerate(known_zarr.blobs(layer, unit)) if blob]
         codes = reader.read(unit, known, part)
         found = array[unit * ROWS : unit * ROWS + len(masks) + 70]
         for k, row in enumerate(known):
@@ -59,12 +59,12 @@ def test_zarr_python_reads_the_same_logits(known_zarr: Any) -> None:
     array = zarr.open(known_zarr.folder / "logits.zarr", mode="r")["logits"]
     assert (array.shape, array.dtype) == ((3 * ROWS, 32, 32), np.float16)
     for unit in range(3):
-        frames = known_zarr.frames(LOGITS, unit)
-        found = array[unit * ROWS : unit * ROWS + len(frames) + 70].astype(np.float32)
-        for row, frame in enumerate(frames):
-            if frame:
-                np.testing.assert_array_equal(found[row], decode_logits(frame))
-        unknown = [row for row in range(len(found)) if row >= len(frames) or not frames[row]]
+        blobs = known_zarr.blobs(LOGITS, unit)
+        found = array[unit * ROWS : unit * ROWS + len(blobs) + 70].astype(np.float32)
+        for row, blob in enumerate(blobs):
+            if blob:
+                np.testing.assert_array_equal(found[row], decode_logits(blob))
+        unknown = [row for row in range(len(found)) if row >= len(blobs) or not blobs[row]]
         assert np.isnan(found[unknown]).all()
 
 
@@ -72,11 +72,11 @@ def test_zarr_python_reads_the_same_embeddings(known_zarr: Any) -> None:
     array = zarr.open(known_zarr.folder / "embeddings.zarr", mode="r")["embeddings"]
     assert (array.shape, array.dtype) == ((3 * ROWS, 24, 8, 8), np.float16)
     for unit in range(3):
-        frames = known_zarr.frames(EMBEDDINGS, unit)
-        found = array[unit * ROWS : unit * ROWS + len(frames) + 5].astype(np.float32)
-        for row, frame in enumerate(frames):
-            np.testing.assert_array_equal(found[row], decode_embedding(frame))
-        assert np.isnan(found[len(frames) :]).all()
+        blobs = known_zarr.blobs(EMBEDDINGS, unit)
+        found = array[unit * ROWS : unit * ROWS + len(blobs) + 5].astype(np.float32)
+        for row, blob in enumerate(blobs):
+            np.testing.assert_array_equal(found[row], decode_embedding(blob))
+        assert np.isnan(found[len(blobs) :]).all()
 
 
 def test_codes_mean_what_the_arrays_say_they_mean(known_zarr: Any) -> None:

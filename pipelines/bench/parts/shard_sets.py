@@ -80,9 +80,9 @@ def write_labels(plan: Plan, photos: Sequence[LabelledPhoto]) -> None:
         s, r, u = photo.grids
         size, (rows, columns) = photo.frame.crop_size, photo.frame.valid_size
         masks.add_image(index, size, [encode_label(logits) for logits in s], _columns(photo), {})
-        frames = [encode_uncertainty(one, encode_refined(logits)) for one, logits in zip(u, r, strict=True)]
+        blobs = [encode_uncertainty(one, encode_refined(logits)) for one, logits in zip(u, r, strict=True)]
         means = u[:, :rows, :columns].mean((1, 2), np.float64).tolist()
-        maps.add_image(index, size, frames, {"mean_u": means, "u_valid": [True] * len(photo)}, {})
+        maps.add_image(index, size, blobs, {"mean_u": means, "u_valid": [True] * len(photo)}, {})
     record, _ = masks.commit(plan.storage)
     maps.commit(plan.storage, record.data_sha256)
 
@@ -138,7 +138,7 @@ class Loader:
         """Read and decode the masks ``picked`` of a photo, and their maps."""
         rows = self.first[index] + picked
         masks, maps = self.shards.reader(MASKS).read(0, rows, "label"), self.shards.reader(MAPS).read(0, rows, "u")
-        return Labels(masks.grid, maps.grid, lambda: (masks.logits(), maps.logits()))
+        return Labels(masks.grid, maps.grid, lambda: (masks.all_values(), maps.all_values()))
 
     def sample(self, index: int, epoch: int) -> CodedSample:
         """Load a photo with as many of its masks as the grid says, drawn at random: the work of a loading thread."""

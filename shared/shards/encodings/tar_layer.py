@@ -1,7 +1,7 @@
 """A unit of a layer as a WebDataset tar with fixed bytes, and random access into it by offset.
 
 Each image is one sample of two members: ``KEY.labels``, ``KEY.uncertainty``, ``KEY.logits`` or ``KEY.embeddings`` (the
-frames of its masks, or crops, one after the other) or ``KEY.jpg`` (the photo), and ``KEY.json`` (what is known of the
+blobs of its masks, or crops, one after the other) or ``KEY.jpg`` (the photo), and ``KEY.json`` (what is known of the
 image and its masks; the lengths that cut the first). A photo that could not be read has no ``KEY.jpg``, since a reader
 would take an empty one for a photo. In member names the characters ``%`` and ``.`` of a key are percent-encoded, since
 WebDataset ends a key at the first dot.
@@ -67,18 +67,18 @@ class TarWriter:
 
 
 def add_sample(
-    writer: TarWriter, kind: LayerKind, key: str, frames: Sequence[bytes], meta: Mapping[str, Any]
+    writer: TarWriter, kind: LayerKind, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]
 ) -> list[int]:
-    """Add an image with its frames in a layer of a kind; return the offset of each frame in the tar."""
+    """Add an image with its blobs in a layer of a kind; return the offset of each blob in the tar."""
     name = sample_key(key)
-    has_member = frames or kind.is_member_of_none
-    start = writer.add(f"{name}.{kind.member}", b"".join(frames)) if has_member else 0
-    described = {**meta, "key": key, "length": [len(frame) for frame in frames]}
+    has_member = blobs or kind.is_member_of_none
+    start = writer.add(f"{name}.{kind.member}", b"".join(blobs)) if has_member else 0
+    described = {**meta, "key": key, "length": [len(blob) for blob in blobs]}
     writer.add(f"{name}.{META}", json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
     offsets = []
-    for frame in frames:
+    for blob in blobs:
         offsets.append(start)
-        start += len(frame)
+        start += len(blob)
     return offsets
 
 
@@ -90,12 +90,12 @@ class TarEncoder:
     def __init__(self, layer: str) -> None:
         self._kind, self._writer = kind_of(layer), TarWriter()
 
-    def add(self, key: str, frames: Sequence[bytes], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Add the masks of an image: see ``LayerEncoder``."""
-        offsets = add_sample(self._writer, self._kind, key, frames, meta)
+        offsets = add_sample(self._writer, self._kind, key, blobs, meta)
         return [
-            {"offset": offset, "length": len(frame), "crc32": zlib.crc32(frame)}
-            for offset, frame in zip(offsets, frames, strict=True)
+            {"offset": offset, "length": len(blob), "crc32": zlib.crc32(blob)}
+            for offset, blob in zip(offsets, blobs, strict=True)
         ]
 
     def finish(self) -> tuple[bytes, ...]:
@@ -112,12 +112,12 @@ def faults_of_tar(layer: str, data: bytes, rows: Sequence[Mapping[str, Any]], na
     for row in masks:
         if zlib.crc32(data[row["offset"] : row["offset"] + row["length"]]) != row["crc32"]:
             yield f"mask {row['mask']} of image {row['image']} fails its checksum"
-    if sum(len(frames) for _, frames in read_samples(data, kind_of(layer), name)) != len(masks):
+    if sum(len(blobs) for _, blobs in read_samples(data, kind_of(layer), name)) != len(masks):
         yield "the tar's members do not hold the masks of the manifest"
 
 
 def read_samples(data: bytes, kind: LayerKind, name: str) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
-    """Yield the description and the frames of every image of a tar of a layer of a kind, in order.
+    """Yield the description and the blobs of every image of a tar of a layer of a kind, in order.
 
     Raises ``ShardError`` if the tar is damaged. A tar that was cut between two members ends early and raises nothing:
     only its manifest can tell.
@@ -146,9 +146,9 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 def _cut(blob: bytes, lengths: list[int]) -> list[bytes]:
     if sum(lengths) != len(blob):
-        raise ValueError("frames and their lengths do not match")
-    frames, start = [], 0
+        raise ValueError("blobs and their lengths do not match")
+    blobs, start = [], 0
     for length in lengths:
-        frames.append(blob[start : start + length])
+        blobs.append(blob[start : start + length])
         start += length
-    return frames
+    return blobs

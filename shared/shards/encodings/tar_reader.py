@@ -13,7 +13,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.kinds.kind import Part
-from sum_factory.shared.shards.reader import Picked, Rows, Source, read_frames, require_part
+from sum_factory.shared.shards.reader import Picked, Rows, Source, read_blobs, require_part
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class TarReader:
         """Read and decode masks: see ``LayerReader``."""
         picked, name = np.asarray(rows, np.int64), tar_path(self.layer.name, unit)
         require_part(self.layer, part, self.rows(unit), picked, self.storage.path(name))
-        frames = read_frames(self.storage, name, self.rows(unit), picked)
+        blobs = read_blobs(self.storage, name, self.rows(unit), picked)
         try:
             if part == "u":
-                return decode_maps(frames)
-            return (decode_labels(frames) if part == "label" else decode_refined(frames)).codes()
+                return decode_maps(blobs)
+            return (decode_labels(blobs) if part == "label" else decode_refined(blobs)).codes()
         except ShardError as error:
             raise ShardError(f"{self.storage.path(name)}: {error}") from error
 
-    def frames(self, unit: int, rows: Picked) -> list[bytes]:
-        """Return the frames of masks: see ``LayerReader``."""
-        return read_frames(self.storage, tar_path(self.layer.name, unit), self.rows(unit), np.asarray(rows, np.int64))
+    def blobs(self, unit: int, rows: Picked) -> list[bytes]:
+        """Return the blobs of masks: see ``LayerReader``."""
+        return read_blobs(self.storage, tar_path(self.layer.name, unit), self.rows(unit), np.asarray(rows, np.int64))

@@ -1,6 +1,6 @@
-"""What a layer is in Zarr: its arrays, and how a frame becomes a row of each and is made of them again.
+"""What a layer is in Zarr: its arrays, and how a blob becomes a row of each and is made of them again.
 
-Each kind of layer (``shards.kinds``) has a function that returns its ``Form``. Frames are those that every encoding
+Each kind of layer (``shards.kinds``) has a function that returns its ``Form``. Blobs are those that every encoding
 takes and gives back; a form must give back the very bytes.
 """
 
@@ -28,7 +28,7 @@ GRID_COLUMNS = (("grid_height", pa.int32()), ("grid_width", pa.int32()))
 STEP_COLUMNS = (("typical", pa.float32()), ("steps", pa.uint8()))
 
 Cells = Sequence[npt.NDArray[Any]]
-"""For each of a form's arrays the cells of one row, cut to what the frame fills; a reader gives them uncut, unless the
+"""For each of a form's arrays the cells of one row, cut to what the blob fills; a reader gives them uncut, unless the
 array has a ``length``."""
 Columns = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ Columns = Mapping[str, Any]
 class Form:
     """The arrays of a layer, the columns that its manifests have in Zarr besides places, and the way there and back.
 
-    ``split`` makes of a frame the cells of each array, and the columns; ``join`` makes the frame of these again. Both
+    ``split`` makes of a blob the cells of each array, and the columns; ``join`` makes the blob of these again. Both
     raise ``ShardError`` for what does not fit. If ``per_image``, row i of a unit is that of its image i, and an image
     without data has an absent row; else a unit's masks are its first rows, in the order of the manifest.
     """
@@ -50,8 +50,8 @@ class Form:
 
 
 def single_array(array: Array, unpack: Callable[[bytes], npt.NDArray[Any]], pack: Callable[[Any], bytes]) -> Form:
-    """Return the form of a layer whose frames are the cells of one array, and need no columns."""
-    return Form((array,), (), lambda frame: ([unpack(frame)], {}), lambda cells, row: pack(cells[0]))
+    """Return the form of a layer whose blobs are the cells of one array, and need no columns."""
+    return Form((array,), (), lambda blob: ([unpack(blob)], {}), lambda cells, row: pack(cells[0]))
 
 
 def size_columns(grid: Grid) -> dict[str, Any]:
@@ -72,9 +72,9 @@ def cut(grid: Grid, row: Columns) -> Grid:
     return grid[:height, :width]
 
 
-def label_frame(grid: Grid, row: Columns, prefix: str) -> bytes:
-    """Return the frame of a label, given its codes and its columns."""
+def label_blob(grid: Grid, row: Columns, prefix: str) -> bytes:
+    """Return the blob of a label, given its codes and its columns."""
     cells = cut(grid, row)
     typical = np.array([row[f"{prefix}typical"]], np.float32)
     steps = np.array([row[f"{prefix}steps"]], np.uint8)
-    return Labels(cells[None], typical, steps, np.array([cells.shape], np.int64)).frame(0)
+    return Labels(cells[None], typical, steps, np.array([cells.shape], np.int64)).blob(0)

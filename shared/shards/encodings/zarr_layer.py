@@ -75,16 +75,16 @@ class ZarrEncoder:
         self._shards = [ShardWriter(shard_rows(dataset, self.form)) for _ in self.form.arrays]
         self._compressors = [zstandard.ZstdCompressor(level=array.level) for array in self.form.arrays]
 
-    def add(self, key: str, frames: Sequence[bytes], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Add the masks of an image: see ``LayerEncoder``. ``meta`` stands in the manifest alone."""
         count, rows = self._shards[0].count, self._shards[0].rows
-        if count + len(frames) > rows:
+        if count + len(blobs) > rows:
             raise ShardError(f"{key}: a unit has room for {rows} masks in Zarr; make larger units, or tars")
         try:
-            places = [self._add_row(frame) for frame in frames]
+            places = [self._add_row(blob) for blob in blobs]
         except ShardError as error:
             raise ShardError(f"{key}: {error}") from error
-        if self.form.per_image and not frames:
+        if self.form.per_image and not blobs:
             self._add_row(b"")
         return places
 
@@ -92,9 +92,9 @@ class ZarrEncoder:
         """Return the shard of each array."""
         return tuple(shard.finish() for shard in self._shards)
 
-    def _add_row(self, frame: bytes) -> dict[str, Any]:
-        """Add a row to each array and return its columns; an empty ``frame`` is one of which nothing is known."""
-        cells, columns = self.form.split(frame) if frame else ([], {})
+    def _add_row(self, blob: bytes) -> dict[str, Any]:
+        """Add a row to each array and return its columns; an empty ``blob`` is one of which nothing is known."""
+        cells, columns = self.form.split(blob) if blob else ([], {})
         chunks = [self._pack(k, part) for k, part in enumerate(cells)] or [b""] * len(self._shards)
         row = dict(columns)
         for array, shard, chunk in zip(self.form.arrays, self._shards, chunks, strict=True):

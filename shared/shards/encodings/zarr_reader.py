@@ -21,10 +21,10 @@ from sum_factory.shared.shards.encodings.zarr_format import Array
 from sum_factory.shared.shards.encodings.zarr_forms import Form
 from sum_factory.shared.shards.encodings.zarr_layer import column_prefix, shard_path
 from sum_factory.shared.shards.kinds.kind import Part
-from sum_factory.shared.shards.reader import Picked, Rows, Source, read_frames, require_part
+from sum_factory.shared.shards.reader import Picked, Rows, Source, read_blobs, require_part
 
 BATCH = 64
-"""Rows of which ``frames`` holds the chunks at once."""
+"""Rows of which ``blobs`` holds the chunks at once."""
 _of_thread = threading.local()
 
 Cells = npt.NDArray[Any]
@@ -57,21 +57,21 @@ class ZarrReader:
         typical = of_unit[f"{prefix}typical"][picked].astype(np.float32)
         return Labels(grid, typical, of_unit[f"{prefix}steps"][picked].astype(np.uint8), sizes).codes()
 
-    def frames(self, unit: int, rows: Picked) -> list[bytes]:
-        """Return the frames of masks: see ``LayerReader``."""
+    def blobs(self, unit: int, rows: Picked) -> list[bytes]:
+        """Return the blobs of masks: see ``LayerReader``."""
         picked, of_unit = np.asarray(rows, np.int64), self.rows(unit)
-        frames: list[bytes] = []
+        blobs: list[bytes] = []
         for start in range(0, len(picked), BATCH):
-            frames += self._make_frames(unit, of_unit, picked[start : start + BATCH])
-        return frames
+            blobs += self._make_blobs(unit, of_unit, picked[start : start + BATCH])
+        return blobs
 
-    def _make_frames(self, unit: int, rows: Rows, picked: npt.NDArray[np.int64]) -> list[bytes]:
-        frames = []
+    def _make_blobs(self, unit: int, rows: Rows, picked: npt.NDArray[np.int64]) -> list[bytes]:
+        blobs = []
         of_arrays = [self._chunks(unit, rows, picked, array) for array in self.form.arrays]
         for number, chunks in zip(picked.tolist(), zip(*of_arrays, strict=True), strict=True):
             columns = {name: rows[name][number].item() for name, _ in self.form.columns}
             if not any(chunk for chunk, _ in chunks):
-                frames.append(b"")
+                blobs.append(b"")
                 continue
             cells = []
             for array, (chunk, name) in zip(self.form.arrays, chunks, strict=True):
@@ -79,19 +79,19 @@ class ZarrReader:
                 cells.append(np.empty(filled, array.type))
                 _decompress(chunk, cells[-1], name)
             try:
-                frames.append(self.form.join(cells, columns))
+                blobs.append(self.form.join(cells, columns))
             except ShardError as error:
                 raise ShardError(
                     f"{self.storage.path(self.layer.name)}.zarr, unit {unit}, row {number}: {error}"
                 ) from error
-        return frames
+        return blobs
 
     def _chunks(
         self, unit: int, rows: Rows, picked: npt.NDArray[np.int64], array: Array
     ) -> Sequence[tuple[bytes, str]]:
         """Read the chunks of an array, checked; each comes with what to call its file."""
         name = shard_path(self.layer.name, array, unit)
-        chunks = read_frames(self.storage, name, rows, picked, column_prefix(self.form, array))
+        chunks = read_blobs(self.storage, name, rows, picked, column_prefix(self.form, array))
         return [(chunk, self.storage.path(name)) for chunk in chunks]
 
 

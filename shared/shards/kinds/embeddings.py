@@ -33,7 +33,7 @@ def faults(held: Held) -> Iterator[str]:
         if mask["mask"] is not None:
             crops[crop_of(mask)] = None
     found: dict[int, list[CropBox]] = {}
-    for row, data in held.framed:
+    for row, data in held.rows:
         if row["error"] is not None:
             expected[row["image_index"]] = {}
         crops_found = found.setdefault(row["image_index"], [])

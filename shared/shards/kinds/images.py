@@ -1,4 +1,4 @@
-"""``images``: the photos at the input side of the SAM that labels them. A photo, a JPEG, is the one frame of its image,
+"""``images``: the photos at the input side of the SAM that labels them. A photo, a JPEG, is the one blob of its image,
 ``mask`` 0. Where ``mask`` is null, ``error`` says why the photo could not be read."""
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     meaning = "a JPEG, and zeros behind it; a row of zeros: the photo could not be read"
     jpeg = Array("jpeg", (length,), ("image", "byte"), meaning, level=1, length=PHOTO_BYTES)
 
-    def split(frame: bytes) -> tuple[Cells, Columns]:
-        return [np.frombuffer(frame, np.uint8)], {PHOTO_BYTES: len(frame)}
+    def split(blob: bytes) -> tuple[Cells, Columns]:
+        return [np.frombuffer(blob, np.uint8)], {PHOTO_BYTES: len(blob)}
 
     def join(cells: Cells, row: Columns) -> bytes:
         return cells[0].tobytes()
@@ -36,7 +36,7 @@ def faults(held: Held) -> Iterator[str]:
     """Yield which photos do not decode or have another size than their row of the manifest says."""
     from sum_factory.shared.codecs.photo import decode_photo  # brings OpenCV, which most who read manifests do without
 
-    for row, data in held.framed:
+    for row, data in held.rows:
         if row["mask"] is None:
             if row["error"] is None:
                 yield f"image {row['image']} has neither a photo nor an error"

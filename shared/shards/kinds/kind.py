@@ -25,14 +25,14 @@ Per = Literal["mask", "image", "crop"]
 class Held:
     """What a committed unit holds in a layer, to be checked.
 
-    ``framed`` are the rows of its manifest, each with its frame, which is empty where there is none; ``masks`` are the
+    ``rows`` are the rows of its manifest, each with its blob, which is empty where there is none; ``masks`` are the
     rows of the unit's masks, for a layer that is of them.
     """
 
     shards: ShardSet
     unit: int
     layer: Layer
-    framed: Iterable[tuple[Row, bytes]]
+    rows: Iterable[tuple[Row, bytes]]
     masks: Sequence[Row]
 
 
@@ -45,9 +45,9 @@ class LayerKind:
     """All that differs between kinds of layers. Each module of this package but this one has a ``KIND``.
 
     ``name`` is that of the layer, or the folder of the layers if there may be several (``is_family``). ``per`` says
-    what a row of a manifest is of; ``columns`` are those that the kind adds to what places a frame. ``form`` says what
-    the layer is in Zarr, ``member`` what the member of a tar is called that holds an image's frames. ``faults`` yields
-    what is wrong with what the frames of a unit decode to.
+    what a row of a manifest is of; ``columns`` are those that the kind adds to what places a blob. ``form`` says what
+    the layer is in Zarr, ``member`` what the member of a tar is called that holds an image's blobs. ``faults`` yields
+    what is wrong with what the blobs of a unit decode to.
     """
 
     name: str
@@ -59,7 +59,7 @@ class LayerKind:
     contents: str
     """What it holds, in words: "its CONTENTS are of other masks"."""
     counted: str = "masks"
-    """What its frames are of, in words, as they are counted."""
+    """What its blobs are of, in words, as they are counted."""
     lacking: str = ""
     """What an image lacks that could not be read, in words; by default its name."""
     is_family: bool = False
@@ -73,17 +73,17 @@ class LayerKind:
     known: str = ""
     """The column, if there is one, that is False where nothing is known of a mask."""
     parts: Callable[[Layer], tuple[Part, ...]] = _no_parts
-    """What a layer holds of a mask as grids of codes; nothing, where frames are read as they are."""
+    """What a layer holds of a mask as grids of codes; nothing, where blobs are read as they are."""
     is_member_of_none: bool = True
-    """Whether a tar has a member, which is empty, for an image without frames."""
+    """Whether a tar has a member, which is empty, for an image without blobs."""
 
 
 def faults_by_mask(held: Held, fault_of: Callable[[Row, bytes, Row, int], str | None]) -> Iterator[str]:
-    """Yield what ``fault_of`` finds wrong with each mask, given its row, frame, row of the masks, and number."""
-    pairs = ((*one, mask) for one, mask in zip(held.framed, held.masks, strict=True) if mask["mask"] is not None)
-    for number, (row, frame, mask) in enumerate(pairs):
+    """Yield what ``fault_of`` finds wrong with each mask, given its row, blob, row of the masks, and number."""
+    pairs = ((*one, mask) for one, mask in zip(held.rows, held.masks, strict=True) if mask["mask"] is not None)
+    for number, (row, blob, mask) in enumerate(pairs):
         try:
-            fault = fault_of(row, frame, mask, number)
+            fault = fault_of(row, blob, mask, number)
         except ShardError as error:
             fault = str(error)
         if fault is not None:

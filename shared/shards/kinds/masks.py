@@ -1,4 +1,4 @@
-"""``masks``: the pseudo-labels. A frame is a label (``codecs.label``)."""
+"""``masks``: the pseudo-labels. A blob is a label (``codecs.label``)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sum_factory.shared.shards.encodings.zarr_forms import (
     Cells,
     Columns,
     Form,
-    label_frame,
+    label_blob,
     size_columns,
     step_columns,
 )
@@ -32,12 +32,12 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     side = input_side_of(dataset) // CELL
     label = Array("label", (side, side), MASK_AXES, MASK_MEANING)
 
-    def split(frame: bytes) -> tuple[Cells, Columns]:
-        labels = decode_labels([frame])
+    def split(blob: bytes) -> tuple[Cells, Columns]:
+        labels = decode_labels([blob])
         return [labels.grid[0]], {**size_columns(labels.grid[0]), **step_columns(labels, "")}
 
     def join(cells: Cells, row: Columns) -> bytes:
-        return label_frame(cells[0], row, "")
+        return label_blob(cells[0], row, "")
 
     return Form((label,), (*GRID_COLUMNS, *STEP_COLUMNS), split, join)
 
@@ -45,9 +45,9 @@ def form(dataset: Dataset, layer: Layer) -> Form:
 def faults(held: Held) -> Iterator[str]:
     """Yield which labels do not decode, or are of another size than their crop."""
 
-    def fault_of(row: Row, frame: bytes, mask: Row, number: int) -> str | None:
+    def fault_of(row: Row, blob: bytes, mask: Row, number: int) -> str | None:
         expected = Frame(held.shards.input_side, crop_of(mask)).low_res_size
-        return None if decode_label(frame).shape == expected else "it is of another size"
+        return None if decode_label(blob).shape == expected else "it is of another size"
 
     return faults_by_mask(held, fault_of)
 

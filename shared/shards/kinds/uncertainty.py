@@ -1,5 +1,5 @@
-"""``uncertainty/NAME``: maps of uncertainty, row for row the masks. A frame is a map u, and by a refiner the refined
-label (``codecs.uncertainty``). Where ``u_valid`` is false the map is unknown: ``mean_u`` is null, the frame is empty,
+"""``uncertainty/NAME``: maps of uncertainty, row for row the masks. A blob is a map u, and by a refiner the refined
+label (``codecs.uncertainty``). Where ``u_valid`` is false the map is unknown: ``mean_u`` is null, the blob is empty,
 and ``error`` says why if the photo is to blame."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from sum_factory.shared.codecs.codes import map_frame
+from sum_factory.shared.codecs.codes import map_blob
 from sum_factory.shared.codecs.fast import decode_maps, decode_refined
 from sum_factory.shared.codecs.uncertainty import STEPS, decode_uncertainty, refined_label
 from sum_factory.shared.errors import ShardError
@@ -26,7 +26,7 @@ from sum_factory.shared.shards.encodings.zarr_forms import (
     Columns,
     Form,
     cut,
-    label_frame,
+    label_blob,
     size_columns,
     step_columns,
 )
@@ -46,14 +46,14 @@ def form(dataset: Dataset, layer: Layer) -> Form:
 
 
 def _maps(side: int) -> Form:
-    def split(frame: bytes) -> tuple[Cells, Columns]:
-        if refined_label(frame):
+    def split(blob: bytes) -> tuple[Cells, Columns]:
+        if refined_label(blob):
             raise ShardError("a map of a layer without a refiner has a refined label")
-        grid = decode_maps([frame]).grid[0]
+        grid = decode_maps([blob]).grid[0]
         return [grid], size_columns(grid)
 
     def join(cells: Cells, row: Columns) -> bytes:
-        return map_frame(cut(cells[0], row))
+        return map_blob(cut(cells[0], row))
 
     return Form((_u(side),), GRID_COLUMNS, split, join)
 
@@ -61,14 +61,14 @@ def _maps(side: int) -> Form:
 def _refined_maps(side: int) -> Form:
     refined = Array("refined", (side, side), MASK_AXES, MASK_MEANING.replace("the mask", "the refined mask"))
 
-    def split(frame: bytes) -> tuple[Cells, Columns]:
-        grid, labels = decode_maps([frame]).grid[0], decode_refined([frame])
+    def split(blob: bytes) -> tuple[Cells, Columns]:
+        grid, labels = decode_maps([blob]).grid[0], decode_refined([blob])
         if labels.grid[0].shape != grid.shape:
             raise ShardError("a map and its refined label are of two sizes")
         return [grid, labels.grid[0]], {**size_columns(grid), **step_columns(labels, "refined_")}
 
     def join(cells: Cells, row: Columns) -> bytes:
-        return map_frame(cut(cells[0], row), label_frame(cells[1], row, "refined_"))
+        return map_blob(cut(cells[0], row), label_blob(cells[1], row, "refined_"))
 
     columns = (*GRID_COLUMNS, *((f"refined_{name}", kind) for name, kind in STEP_COLUMNS))
     return Form((_u(side), refined), columns, split, join)
@@ -83,8 +83,8 @@ def faults(held: Held) -> Iterator[str]:
     """Yield which maps do not decode, are of another size than their mask, or do not have the mean of their row."""
     has_refined = "refined" in parts(held.layer)
 
-    def fault_of(row: Row, frame: bytes, mask: Row, number: int) -> str | None:
-        return _fault_of_map(row, frame, Frame(held.shards.input_side, crop_of(mask)), has_refined)
+    def fault_of(row: Row, blob: bytes, mask: Row, number: int) -> str | None:
+        return _fault_of_map(row, blob, Frame(held.shards.input_side, crop_of(mask)), has_refined)
 
     return faults_by_mask(held, fault_of)
 

@@ -221,10 +221,10 @@ class SelectionReader:
         reader, own = self._of(unit)
         return reader.read(own, self._there(unit)[np.asarray(rows, np.int64)], part)
 
-    def frames(self, unit: int, rows: Picked) -> list[bytes]:
-        """Return the frames of masks: see ``LayerReader``."""
+    def blobs(self, unit: int, rows: Picked) -> list[bytes]:
+        """Return the blobs of masks: see ``LayerReader``."""
         reader, own = self._of(unit)
-        return reader.frames(own, self._there(unit)[np.asarray(rows, np.int64)])
+        return reader.blobs(own, self._there(unit)[np.asarray(rows, np.int64)])
 
     def _of(self, unit: int) -> tuple[LayerReader, int]:
         """Return what reads the data of a unit, and its number there, if they are those that the selection is of."""

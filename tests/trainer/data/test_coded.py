@@ -88,7 +88,7 @@ def require_same(found: TrainingSample, expected: TrainingSample) -> None:
 
 
 def naive_samples(url: str, method: str, stride: int) -> list[tuple[CodedSample, TrainingSample]]:
-    """Load all samples of a shard set, and make each of the frames as they are stored besides."""
+    """Load all samples of a shard set, and make each of the blobs as they are stored besides."""
     layer = "refinement" if METHODS[method].needs_uncertainty else None
     shards = ShardSet.open(url)
     pseudo = PseudoSet(shards, layer, METHODS[method], GridSettings(128, stride, 30, 0))
@@ -96,13 +96,13 @@ def naive_samples(url: str, method: str, stride: int) -> list[tuple[CodedSample,
     made = []
     images = [(number, image) for number, image in shards.walk() if image.masks]
     for coded, (number, image) in zip(loaded, images, strict=True):
-        labels = [decode_label(frame) for frame in shards.label_frames(number, image)]
+        labels = [decode_label(blob) for blob in shards.label_blobs(number, image)]
         maps = None
         if layer is not None:
             rows = [row for row in shards.uncertainty(number)[image.index] if row.u_valid]
             found = [each for each in shards.read_uncertainty(number, rows) if each is not None]
-            frames = shards.reader(f"uncertainty/{layer}").frames(number, [row.row for row in rows])
-            maps = [decode_u(frame) for frame in frames]
+            blobs = shards.reader(f"uncertainty/{layer}").blobs(number, [row.row for row in rows])
+            maps = [decode_u(blob) for blob in blobs]
             labels = [labels[row.mask] for row in rows]
             if METHODS[method].pseudo_labels == "refined":
                 labels = [each.refined for each in found if each.refined is not None]
@@ -185,7 +185,7 @@ def test_masks_of_a_large_photo_and_of_several_crops_are_those_of_the_naive_vers
         task=UNSPECIFIED,
         skipped=3,
     )
-    expected = naive_sample(coded, [decode_label(frame) for frame in encoded], [maps.values(k) for k in range(8)])
+    expected = naive_sample(coded, [decode_label(blob) for blob in encoded], [maps.values(k) for k in range(8)])
     require_same(coded.on(CPU), expected)
     assert len(expected) > 0
     assert stride == 4 or expected.skipped > 3  # a lone cell that only just is positive is gone on a finer grid
@@ -194,10 +194,10 @@ def test_masks_of_a_large_photo_and_of_several_crops_are_those_of_the_naive_vers
 def test_values_looked_up_are_those_of_the_codes() -> None:
     frames = [Frame.whole(256, 200, 300)] * 5
     codes = decode_labels(random_labels(0, frames)).codes()
-    assert torch.equal(look_up(codes, np.array([0, 3, 1]), CPU), torch.from_numpy(codes.logits()[[0, 3, 1]]))
+    assert torch.equal(look_up(codes, np.array([0, 3, 1]), CPU), torch.from_numpy(codes.all_values()[[0, 3, 1]]))
     every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     maps = Codes(np.repeat(every, 2, 0), map_tables(2), np.array([[16, 16]] * 2))
-    assert torch.equal(look_up(maps, np.arange(2), CPU), torch.from_numpy(maps.logits()))
+    assert torch.equal(look_up(maps, np.arange(2), CPU), torch.from_numpy(maps.all_values()))
 
 
 def test_sample_carries_one_byte_a_cell(known_shards: Any) -> None:

@@ -89,7 +89,7 @@ def test_flipped_bit_of_a_shard_is_refused_if_it_is_in_what_is_read(in_zarr: Pat
         flipped[place] ^= 1 << place % 8
         (in_zarr / name).write_bytes(flipped)
         if any(place in chunk for chunk in read):
-            with pytest.raises(ShardError, match=rf"{name}: the frame at byte \d+ fails .*labelgen verify"):
+            with pytest.raises(ShardError, match=rf"{name}: the blob at byte \d+ fails .*labelgen verify"):
                 train(in_zarr, method)
         else:
             for one, other in zip(train(in_zarr, method), sound, strict=True):
@@ -130,7 +130,7 @@ def test_data_cut_while_they_are_read_are_refused_or_were_not_needed(shards: Pat
             except ShardError as error:
                 refused.append(str(error))
     assert refused
-    assert all(f"{name}: the frame at byte" in message for message in refused)
+    assert all(f"{name}: the blob at byte" in message for message in refused)
 
 
 @pytest.mark.parametrize("name", TARS)
@@ -141,13 +141,13 @@ def test_flipped_bit_of_data_is_refused_if_it_is_in_what_is_read(shards: Path, n
     rows = ShardSet.open(str(shards)).manifest(0, layer)[0].to_pylist()
     read = [range(row["offset"], row["offset"] + row["length"]) for row, u in zip(rows, known, strict=True) if u]
     assert read
-    edges = [place for frame in read for place in (frame[0], frame[-1])]
+    edges = [place for blob in read for place in (blob[0], blob[-1])]
     for place in {*boundaries(whole), *edges, *range(0, len(whole), 211)}:
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         (shards / name).write_bytes(flipped)
-        if any(place in frame for frame in read):
-            with pytest.raises(ShardError, match=rf"{name}: the frame at byte \d+ fails .*labelgen verify"):
+        if any(place in blob for blob in read):
+            with pytest.raises(ShardError, match=rf"{name}: the blob at byte \d+ fails .*labelgen verify"):
                 train(shards)
         else:
             require_same(train(shards), sound)
@@ -179,10 +179,10 @@ def other_masks(shards: Path) -> None:
     table, _ = opened.manifest(0)
     writer = UnitWriter(opened.dataset, opened.layer(), opened.unit(0))
     for image in opened.images(0):
-        frames = [encode_label(-decode_label(frame)) for frame in opened.label_frames(0, image)]
+        blobs = [encode_label(-decode_label(blob)) for blob in opened.label_blobs(0, image)]
         skipped = ("image", "image_index", "height", "width", "error", "mask", "offset", "length", "crc32")
         columns = {name: [row[name] for row in image.masks] for name in table.column_names if name not in skipped}
-        writer.add_image(image.index, (image.height, image.width), frames, columns if frames else {}, {})
+        writer.add_image(image.index, (image.height, image.width), blobs, columns if blobs else {}, {})
     (shards / "manifest/masks/000000.parquet").unlink()
     assert writer.commit(opened.storage)[1]
 

@@ -43,9 +43,9 @@ def relabel(folder: Path, number: int) -> None:
     writer = UnitWriter(opened.dataset, opened.layer(), opened.unit(number))
     skipped = ("image", "image_index", "height", "width", "error", "mask", "offset", "length", "crc32")
     for image in opened.images(number):
-        frames = [encode_label(-decode_label(frame)) for frame in opened.label_frames(number, image)]
+        blobs = [encode_label(-decode_label(blob)) for blob in opened.label_blobs(number, image)]
         columns = {name: [row[name] for row in image.masks] for name in table.column_names if name not in skipped}
-        writer.add_image(image.index, (image.height, image.width), frames, columns if frames else {}, {})
+        writer.add_image(image.index, (image.height, image.width), blobs, columns if blobs else {}, {})
     (folder / manifest_path(MASKS, number)).unlink()
     assert writer.commit(opened.storage)[1]
 

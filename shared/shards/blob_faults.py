@@ -1,4 +1,4 @@
-"""What is wrong with the frames of a committed unit, beside what each kind of layer finds wrong with its own."""
+"""What is wrong with the blobs of a committed unit, beside what each kind of layer finds wrong with its own."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sum_factory.shared.shards.reader import LayerReader
 from sum_factory.shared.shards.shard_set import ShardSet
 
 BATCH = 64
-"""Masks whose frames are held at once."""
+"""Masks whose blobs are held at once."""
 
 
-def faults_of_frames(
+def faults_of_blobs(
     shards: ShardSet, held: LayerReader, rows: Sequence[Row], record: UnitRecord, layer: str
 ) -> Iterator[str]:
-    """Yield what is wrong with what the frames of a unit decode to, and whether they are of the masks that are there.
+    """Yield what is wrong with what the blobs of a unit decode to, and whether they are of the masks that are there.
 
     ``held`` reads the unit's data, ``rows`` are those of its manifest, ``record`` is what that says as a whole.
     """
@@ -32,20 +32,20 @@ def faults_of_frames(
         if kind.per == "mask" and [_mask_of(row) for row in rows] != [_mask_of(mask) for mask in masks]:
             yield "its rows are not those of the masks"
             return
-    framed = _with_frames(held, rows, record.unit)
     try:
-        yield from kind.faults(Held(shards, record.unit, shards.layer(layer), framed, masks))
+        with_blobs = _with_blobs(held, rows, record.unit)
+        yield from kind.faults(Held(shards, record.unit, shards.layer(layer), with_blobs, masks))
     except ShardError as error:
         yield str(error)
 
 
-def _with_frames(held: LayerReader, rows: Sequence[Row], unit: int) -> Iterator[tuple[Row, bytes]]:
-    """Yield each row with its frame, which is empty for the row of an image without masks."""
+def _with_blobs(held: LayerReader, rows: Sequence[Row], unit: int) -> Iterator[tuple[Row, bytes]]:
+    """Yield each row with its blob, which is empty for the row of an image without masks."""
     count = sum(row["mask"] is not None for row in rows)
     batches = (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
-    frames = (frame for batch in batches for frame in held.frames(unit, batch))
+    blobs = (blob for batch in batches for blob in held.blobs(unit, batch))
     for row in rows:
-        yield row, b"" if row["mask"] is None else next(frames)
+        yield row, b"" if row["mask"] is None else next(blobs)
 
 
 def _mask_of(row: Row) -> tuple[int, str, int | None]:
