@@ -15,6 +15,7 @@ from sum_factory.shared.sam.architecture import ARCHITECTURES, PATCH
 from sum_factory.shared.sam.refiner import identify_refiner
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS_OF_MAPS, TAR, Layer, uncertainty_layer
+from sum_factory.shared.shards.encoding import libraries
 from sum_factory.shared.shards.shard_set import MASKS
 
 
@@ -25,7 +26,7 @@ def masks_layer(automask: AutomaskSettings, runtime: Runtime, sam: dict[str, obj
         encoding=encoding,
         settings={**asdict(automask), **runtime.settings()},
         weights={"sam": sam},
-        provenance=_provenance(),
+        provenance=_provenance(encoding),
     )
 
 
@@ -37,14 +38,14 @@ def images_layer(sam: dict[str, object], encoding: str = TAR) -> Layer:
         encoding=encoding,
         settings={"side": side, "format": "jpeg", "quality": QUALITY, "chroma": chroma_of(side)},
         weights={},
-        provenance={**_provenance(), "pillow": version("pillow")},
+        provenance={**_provenance(encoding), "pillow": version("pillow")},
     )
 
 
 def logits_layer(masks: Layer, unit_ids: Sequence[str], encoding: str = TAR) -> Layer:
     """Describe the layer of the full logits of the masks of the units."""
     settings = {"format": "float16", "precision": masks.settings["precision"], "masks": masks.id(unit_ids)}
-    return Layer(LOGITS, encoding, settings, {"sam": masks.weights["sam"]}, _provenance())
+    return Layer(LOGITS, encoding, settings, {"sam": masks.weights["sam"]}, _provenance(encoding))
 
 
 def embeddings_layer(masks: Layer, unit_ids: Sequence[str], encoding: str = TAR) -> Layer:
@@ -57,7 +58,7 @@ def embeddings_layer(masks: Layer, unit_ids: Sequence[str], encoding: str = TAR)
         "precision": masks.settings["precision"],
         "masks": masks.id(unit_ids),
     }
-    return Layer(EMBEDDINGS, encoding, settings, {"sam": sam}, _provenance())
+    return Layer(EMBEDDINGS, encoding, settings, {"sam": sam}, _provenance(encoding))
 
 
 def maps_layer(
@@ -95,12 +96,13 @@ def maps_layer(
             **made_from,
         },
         weights=weights,
-        provenance=_provenance(),
+        provenance=_provenance(encoding),
     )
 
 
-def _provenance() -> dict[str, Any]:
-    return {"software": f"sum-factory {_version('sum-factory')}", "torch": _version("torch")}
+def _provenance(encoding: str) -> dict[str, Any]:
+    made_by = {"software": f"sum-factory {_version('sum-factory')}", "torch": _version("torch")}
+    return {**made_by, **libraries(encoding)}
 
 
 _version = cache(version)

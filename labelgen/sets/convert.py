@@ -20,7 +20,7 @@ from sum_factory.shared.shards.dataset import (
     unit_name,
     unit_path,
 )
-from sum_factory.shared.shards.encoding import write_shared_files
+from sum_factory.shared.shards.encoding import libraries, write_shared_files
 from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.samples import add_sample, read_samples
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
@@ -124,7 +124,9 @@ def _new_layers(old: ShardSet, encoding: str) -> dict[str, Layer]:
         }
         origin = {"url": old.storage.url, "encoding": layer.encoding, "layer_id": old.layer_id(name)}
         told = {"converted_from": origin, "converted_by": f"sum-factory {version('sum-factory')}"}
-        made[name] = replace(layer, encoding=encoding, settings=settings, provenance={**layer.provenance, **told})
+        kept = {key: value for key, value in layer.provenance.items() if key not in libraries(layer.encoding)}
+        provenance = {**kept, **told, **libraries(encoding)}
+        made[name] = replace(layer, encoding=encoding, settings=settings, provenance=provenance)
         ids[old.layer_id(name)] = made[name].id(old.dataset.unit_ids)
     return made
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -31,15 +34,18 @@ class LayerEncoder(Protocol):
     def columns(self) -> Sequence[tuple[str, pa.DataType]]:
         """What the encoding adds to the columns of the layer's manifests."""
 
-    def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Add an image, with one blob a mask, and return what the manifest says of the place of each.
+    def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> None:
+        """Add an image, with one blob a mask.
 
         A mask of which nothing is known has an empty blob. ``meta`` is what is known of the image and its masks.
         Raises ``ShardError``, naming the image, for what the encoding has no room for.
         """
 
-    def finish(self) -> tuple[bytes, ...]:
-        """Return the bytes of each of the ``data_files`` of the unit: equal for equal blobs."""
+    def finish(self) -> tuple[tuple[bytes, ...], list[dict[str, Any]]]:
+        """Return the bytes of each of the ``data_files`` of the unit, and what the manifest says of each blob's place.
+
+        Equal blobs give equal bytes with the same versions of the encoding's ``libraries``.
+        """
 
 
 def data_files(dataset: Dataset, layer: Layer, number: int) -> tuple[str, ...]:
@@ -68,8 +74,25 @@ def shared_files(dataset: Dataset, layer: Layer) -> dict[str, bytes]:
 def write_shared_files(storage: Storage, dataset: Dataset, layer: Layer) -> None:
     """Write the files of a layer that belong to no unit: those that are missing or damaged."""
     for name, content in shared_files(dataset, layer).items():
-        if not storage.create(name, content) and storage.read(name) != content:
+        if not storage.create(name, content) and not is_sound(content, storage.read(name)):
             storage.write(name, content)
+
+
+def is_sound(content: bytes, found: bytes) -> bool:
+    """Whether a file of a layer that belongs to no unit says what its ``content`` should, written by whatever version.
+
+    Such files are those of Zarr alone.
+    """
+    from sum_factory.shared.shards.encodings.zarr_shards import describes_the_same
+
+    return found == content or describes_the_same(found, content)
+
+
+@cache
+def libraries(encoding: str) -> Mapping[str, str]:
+    """Return the version of each library that decides the bytes of an encoding, besides its content."""
+    names = ("zarr", "numcodecs") if encoding == ZARR else ("webdataset",)
+    return {**{name: version(name) for name in names}, "zlib": zlib.ZLIB_RUNTIME_VERSION}
 
 
 def new_encoder(dataset: Dataset, layer: Layer) -> LayerEncoder:

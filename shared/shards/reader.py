@@ -133,7 +133,7 @@ def known(rows: Rows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
 
 
 def read_blobs(storage: Source, name: str, rows: Rows, picked: npt.NDArray[np.int64], prefix: str = "") -> list[bytes]:
-    """Read blobs of a data file, at once if they lie near each other, and check their CRC-32.
+    """Read blobs, or chunks, of a data file, at once if they lie near each other, and check their CRC-32.
 
     The columns ``offset``, ``length`` and ``crc32``, behind ``prefix``, place them. Raises ``ShardError``.
     """

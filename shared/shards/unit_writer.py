@@ -43,24 +43,22 @@ class UnitWriter:
         columns: Mapping[str, Sequence[Any]],
         meta: Mapping[str, Any],
         error: str | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> None:
         """Add image ``index`` of the unit, of ``size`` height, width, with one blob a mask.
 
         ``columns`` are the layer's own columns of the manifest, one value a mask each; ``meta`` goes to the sample's
-        JSON. ``error`` says why the masks of an image have no maps. Returns the rows of its masks in the manifest.
+        JSON. ``error`` says why the masks of an image have no maps.
         """
         image, (height, width) = self.unit.images[index], size
         described = {"digest": image.digest, "height": height, "width": width, **meta}
         if error is not None:
             described["error"] = error
             self.errors.append(error)
-        places = self._encoder.add(image.key, blobs, described)
+        self._encoder.add(image.key, blobs, described)
         of_image = {"image": image.key, "image_index": index, "height": height, "width": width, "error": error}
-        rows = []
-        for k, place in enumerate(places):
-            rows.append({**of_image, "mask": k, **place, **{name: values[k] for name, values in columns.items()}})
+        own = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = [{**of_image, "mask": k, **(own[k] if columns else {})} for k in range(len(blobs))]
         self._rows += rows or [of_image]
-        return rows
 
     def add_failure(self, index: int, error: str) -> None:
         """Add image ``index`` of the unit as one that could not be labelled."""
@@ -75,7 +73,10 @@ class UnitWriter:
         Returns the record that then stands, and whether it is of the data collected here.
         """
         names = data_files(self.dataset, self.layer, self.unit.number)
-        files = dict(zip(names, self._encoder.finish(), strict=True))
+        contents, places = self._encoder.finish()
+        files = dict(zip(names, contents, strict=True))
+        for row, place in zip((row for row in self._rows if "mask" in row), places, strict=True):
+            row |= place
         record = UnitRecord(
             unit=self.unit.number,
             unit_id=self.unit.id,

@@ -20,7 +20,7 @@ from sum_factory.shared.shards.dataset import (
     Unit,
     unit_name,
 )
-from sum_factory.shared.shards.encoding import faults_of_files, open_reader, shared_files
+from sum_factory.shared.shards.encoding import faults_of_files, is_sound, open_reader, shared_files
 from sum_factory.shared.shards.kinds import is_unknown, kinds
 from sum_factory.shared.shards.kinds.kind import Row
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
@@ -115,7 +115,7 @@ def _faults_of_shared_files(shards: ShardSet, layer: str) -> Iterator[str]:
     """Yield what is wrong with the files of a layer that belong to no unit."""
     for name, content in shared_files(shards.dataset, shards.layer(layer)).items():
         try:
-            fault = "not what was written" if shards.storage.read(name) != content else None
+            fault = None if is_sound(content, shards.storage.read(name)) else "not what was written"
         except FileNotFoundError:
             fault = "missing"
         if fault is not None:

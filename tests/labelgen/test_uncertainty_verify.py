@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.codecs.label import encode_label
 from sum_factory.shared.codecs.uncertainty import decode_uncertainty, encode_uncertainty
 from sum_factory.shared.shards.dataset import DATASET
-from sum_factory.shared.shards.encodings.tar_layer import TarWriter, add_sample, read_samples
+from sum_factory.shared.shards.encodings.tar_layer import TarEncoder, read_samples
 from sum_factory.shared.shards.kinds import kind_of, schema_of
 from sum_factory.shared.shards.manifest import UnitRecord, read_manifest, write_manifest
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
@@ -104,13 +103,12 @@ def forge(shards: Path, change: Change, **of_record: Any) -> None:
     samples = list(read_samples((shards / TAR).read_bytes(), KIND, ""))
     blobs = [blob for _, of_image in samples for blob in of_image]
     change(blobs, rows)
-    writer, taken = TarWriter(), iter(rows)
-    left = iter(blobs)
+    encoder, left = TarEncoder("uncertainty/refinement"), iter(blobs)
     for meta, of_image in samples:
-        mine = [next(left) for _ in of_image]
-        for offset, blob in zip(add_sample(writer, KIND, meta["key"], mine, meta), mine, strict=True):
-            next(taken).update(offset=offset, length=len(blob), crc32=zlib.crc32(blob))
-    data = writer.finish()
+        encoder.add(meta["key"], [next(left) for _ in of_image], meta)
+    (data,), places = encoder.finish()
+    for row, place in zip(rows, places, strict=True):
+        row.update(place)
     (shards / TAR).write_bytes(data)
     told: UnitRecord = replace(
         record, **{"data_bytes": len(data), "data_sha256": hashlib.sha256(data).hexdigest(), **of_record}

@@ -199,7 +199,8 @@ def test_only_what_is_picked_is_read(known_set: Any, monkeypatch: pytest.MonkeyP
 def test_damage_is_refused_where_it_is_and_nowhere_else(own_set: Any, layer: str, part: Part) -> None:
     reader = own_set.open().reader(layer)
     prefix = "refined_" if f"{part}_offset" in reader.rows(0).columns else ""
-    row, *others = known_rows(own_set, layer, 0)[5:8]
+    has_data = reader.rows(0)[f"{prefix}length"] > 0  # in Zarr an empty mask has no chunk
+    row, *others = [row for row in known_rows(own_set, layer, 0) if has_data[row]][5:8]
     path = files_of(own_set, layer, 0)[-1 if part == "refined" else 0]
     data = bytearray(path.read_bytes())
     data[int(reader.rows(0)[f"{prefix}offset"][row]) + 3] ^= 4

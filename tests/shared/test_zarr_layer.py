@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
+import pyarrow as pa
 import pytest
 import zarr
 
@@ -19,7 +24,9 @@ from sum_factory.shared.codecs.photo import encode_photo
 from sum_factory.shared.codecs.uncertainty import decode_u
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS
-from sum_factory.shared.shards.encodings import zarr_layer
+from sum_factory.shared.shards.encodings import zarr_layer, zarr_shards
+from sum_factory.shared.shards.encodings.zarr_array import Array
+from sum_factory.shared.shards.encodings.zarr_shards import ShardWriter, describes_the_same, places_in
 from sum_factory.shared.shards.manifest import read_manifest, write_manifest
 from sum_factory.shared.shards.verify import verify
 
@@ -118,23 +125,114 @@ def test_zarr_python_writes_arrays_that_read_the_same(
     np.testing.assert_array_equal(ours[selection][..., 3:20], theirs[selection][..., 3:20])
 
 
-SHARD_INDEX = ROWS // 64 * 16 + 4
+SHARD_INDEX, GROUP_INDEX = ROWS // 64 * 16 + 4, 64 * 16 + 4
 
 
-@pytest.mark.parametrize("place", [-3, -SHARD_INDEX - 100], ids=["of the shard", "of a group"])
-def test_index_that_disagrees_with_the_manifest_is_found(
-    write_known: Callable[[Path, str], Any], tmp_path: Path, place: int
-) -> None:
-    """Also where the manifest vouches for the bytes: as if whoever wrote both had been wrong."""
-    known = write_known(tmp_path / "shards", "zarr")
+def vouch_for(known: Any, change: Callable[[bytearray], object]) -> list[str]:
+    """Change a shard and let the manifest vouch for it, as if whoever wrote both had been wrong; return problems."""
     path, manifest = known.folder / "masks.zarr/label/c.1.0.0", known.folder / "manifest/masks/000001.parquet"
     data = bytearray(path.read_bytes())
-    data[place] ^= 1
+    change(data)
     path.write_bytes(data)
     table, record = read_manifest(manifest.read_bytes(), "")
     manifest.write_bytes(write_manifest(table, replace(record, data_sha256=hashlib.sha256(data).hexdigest())))
-    found = [problem for check in verify(known.open()) for problem in check.problems]
-    assert any(f"{path}: it is not what its chunks, at the places of the manifest" in problem for problem in found)
+    problems = [problem for check in verify(known.open()) for problem in check.problems]
+    return [problem.removeprefix(f"{path}: ") for problem in problems if problem.startswith(f"{path}: ")]
+
+
+@pytest.mark.parametrize("place", [-3, -SHARD_INDEX - 100], ids=["of the shard", "of a group"])
+def test_index_with_a_flipped_bit_is_found(write_known: Callable[[Path, str], Any], tmp_path: Path, place: int) -> None:
+    def flip(data: bytearray) -> None:
+        data[place] ^= 1
+
+    (problem,) = vouch_for(write_known(tmp_path / "shards", "zarr"), flip)
+    assert problem.startswith("its index is damaged")
+
+
+def test_index_that_exchanges_two_masks_is_found(write_known: Callable[[Path, str], Any], tmp_path: Path) -> None:
+    """Though it is sound in itself: zarr would read one mask as the other."""
+
+    def exchange(data: bytearray) -> None:
+        index = slice(len(data) - SHARD_INDEX - GROUP_INDEX, len(data) - SHARD_INDEX - 4)
+        places = np.frombuffer(bytes(data[index]), np.uint64).reshape(64, 2).copy()
+        places[[1, 2]] = places[[2, 1]]
+        data[index] = places.tobytes()
+        data[index.stop : index.stop + 4] = google_crc32c.value(places.tobytes()).to_bytes(4, "little")
+
+    (problem,) = vouch_for(write_known(tmp_path / "shards", "zarr"), exchange)
+    assert problem.startswith("its indexes do not place its chunks where the manifest does")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["masks.zarr/label", "uncertainty/refinement.zarr/u", "uncertainty/refinement.zarr/refined", "images.zarr/jpeg",
+     "logits.zarr/logits", "embeddings.zarr/embeddings"],
+)  # fmt: skip
+def test_shards_are_those_that_zarr_writes(known_zarr: Any, tmp_path: Path, name: str) -> None:
+    """By its own pipeline of codecs, all rows at once."""
+    shutil.copytree(known_zarr.folder / name, tmp_path / "theirs", ignore=shutil.ignore_patterns("c.*"))
+    ours, theirs = zarr.open(known_zarr.folder / name, mode="r"), zarr.open(tmp_path / "theirs", mode="r+")
+    count = ours.shards[0]
+    for unit in range(2):
+        rows = slice(unit * count, unit * count + min(count, 128))
+        theirs[rows] = ours[rows]
+    written = sorted((tmp_path / "theirs").glob("c.*"))
+    assert len(written) == 2
+    for path in written:
+        assert path.read_bytes() == (known_zarr.folder / name / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64, 640])
+def test_shard_does_not_depend_on_how_much_is_handed_to_zarr_at_once(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    array = Array("any", (8, 8), ("mask", "row", "column"), "", fill=255)
+    chance = np.random.default_rng(0)
+    cells = [chance.integers(0, 2, (8, 8), np.uint8) if chance.random() < 0.7 else None for _ in range(300)]
+
+    def made() -> bytes:
+        writer = ShardWriter(array, 640)
+        for row in cells:
+            writer.add(row)
+        return writer.finish()
+
+    whole = made()
+    monkeypatch.setattr(zarr_shards, "PIECE", rows * 64)
+    assert made() == whole
+    assert [length > 0 for _, length in places_in(whole, 640)] == [row is not None for row in cells] + [False] * 340
+
+
+def test_description_with_its_keys_in_another_order_is_sound(
+    write_known: Callable[[Path, str], Any], tmp_path: Path
+) -> None:
+    """As another version of zarr might write it."""
+    known = write_known(tmp_path / "shards", "zarr")
+    for path in known.folder.rglob("zarr.json"):
+        path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    assert [problem for check in verify(known.open()) for problem in check.problems] == []
+
+
+@pytest.mark.parametrize("name", ["masks.zarr", "uncertainty/refinement.zarr/u", "embeddings.zarr/embeddings"])
+def test_any_flipped_bit_of_a_description_is_found(known_zarr: Any, name: str) -> None:
+    whole, chance = (known_zarr.folder / name / "zarr.json").read_bytes(), random.Random(name)
+    assert describes_the_same(whole, whole)
+    for _ in range(200):
+        flipped = bytearray(whole)
+        flipped[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        assert not describes_the_same(whole, bytes(flipped)), bytes(flipped)
+
+
+def test_known_mask_without_a_map_is_not_read_as_certain(
+    write_known: Callable[[Path, str], Any], tmp_path: Path
+) -> None:
+    known = write_known(tmp_path / "shards", "zarr")
+    manifest = known.folder / "manifest/uncertainty/entropy/000000.parquet"
+    table, record = read_manifest(manifest.read_bytes(), "")
+    rows = table.to_pylist()
+    rows[5].update(offset=0, length=0, crc32=0)
+    manifest.write_bytes(write_manifest(pa.Table.from_pylist(rows, table.schema.remove_metadata()), record))
+    with pytest.raises(ShardError, match="a mask that is known has no u"):
+        known.open().reader("uncertainty/entropy").read(0, [4, 5], "u")
 
 
 @pytest.mark.parametrize("side", [64, 1024])
@@ -145,7 +243,8 @@ def test_every_photo_fits(side: int, known_zarr: Any) -> None:
     dataset = replace(dataset, layers={**dataset.layers, "masks": sam})
     encoder = zarr_layer.ZarrEncoder(dataset, dataset.layers["images"])
     noise = np.random.default_rng(0).integers(0, 2, (side, side, 3)) * 255
-    (row,) = encoder.add("noise", [encode_photo(noise.astype(np.uint8))], {})
+    encoder.add("noise", [encode_photo(noise.astype(np.uint8))], {})
+    (row,) = encoder.finish()[1]
     assert row["photo_bytes"] < 3 * side * side
     (longest,) = encoder.form.arrays[0].cells
     with pytest.raises(ShardError, match=r"huge: .* does not fit into a row of the array jpeg.*encoding tar"):
@@ -172,9 +271,10 @@ def test_lost_or_changed_description_of_an_array_is_found(
 def test_unit_with_more_masks_than_there_is_room_for_is_refused(known_zarr: Any) -> None:
     dataset = replace(known_zarr.open().dataset, unit_size=1)
     encoder = zarr_layer.ZarrEncoder(dataset, dataset.layers["uncertainty/entropy"])
-    assert len(encoder.add("first", [b""] * 1000, {})) == 1000
+    encoder.add("first", [b""] * 1000, {})
     with pytest.raises(ShardError, match="second: a unit has room for 1024 masks in Zarr"):
         encoder.add("second", [b""] * 25, {})
     encoder.add("third", [b""] * 24, {})
-    (shard,) = encoder.finish()
+    (shard,), rows = encoder.finish()
     assert len(shard) == 1024 // 64 * 16 + 4
+    assert rows == [{"offset": 0, "length": 0, "crc32": 0}] * 1024

@@ -15,7 +15,6 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from sum_factory.shared.errors import ShardError
@@ -44,63 +43,40 @@ def sample_key(key: str) -> str:
     return key.replace("%", "%25").replace(".", "%2E")
 
 
-@dataclass
-class TarWriter:
-    """Builds a tar in memory; the bytes depend on what is added and on nothing else."""
-
-    _buffer: io.BytesIO = field(default_factory=io.BytesIO)
-
-    def add(self, name: str, data: bytes) -> int:
-        """Add a member; return the offset of its data in the tar."""
-        info = tarfile.TarInfo(name)
-        info.size, info.mode = len(data), 0o644
-        self._buffer.write(info.tobuf(tarfile.PAX_FORMAT))
-        offset = self._buffer.tell()
-        self._buffer.write(data)
-        self._buffer.write(bytes(-len(data) % tarfile.BLOCKSIZE))
-        return offset
-
-    def finish(self) -> bytes:
-        """Close the tar and return its bytes."""
-        self._buffer.write(bytes(2 * tarfile.BLOCKSIZE))
-        return self._buffer.getvalue()
-
-
-def add_sample(
-    writer: TarWriter, kind: LayerKind, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]
-) -> list[int]:
-    """Add an image with its blobs in a layer of a kind; return the offset of each blob in the tar."""
-    name = sample_key(key)
-    has_member = blobs or kind.is_member_of_none
-    start = writer.add(f"{name}.{kind.member}", b"".join(blobs)) if has_member else 0
-    described = {**meta, "key": key, "length": [len(blob) for blob in blobs]}
-    writer.add(f"{name}.{META}", json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
-    offsets = []
-    for blob in blobs:
-        offsets.append(start)
-        start += len(blob)
-    return offsets
-
-
 class TarEncoder:
-    """A ``LayerEncoder`` of tars."""
+    """A ``LayerEncoder`` of tars, which webdataset writes; equal blobs give equal bytes."""
 
     columns = ()
 
     def __init__(self, layer: str) -> None:
-        self._kind, self._writer = kind_of(layer), TarWriter()
+        from webdataset import TarWriter  # which imports torch
 
-    def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+        self._kind, self._buffer = kind_of(layer), io.BytesIO()
+        fixed = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
+        self._writer = TarWriter(self._buffer, **fixed, encoder=False, format="PAX_FORMAT")
+        self._places: list[dict[str, Any]] = []
+
+    def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> None:
         """Add the masks of an image: see ``LayerEncoder``."""
-        offsets = add_sample(self._writer, self._kind, key, blobs, meta)
-        return [
-            {"offset": offset, "length": len(blob), "crc32": zlib.crc32(blob)}
-            for offset, blob in zip(offsets, blobs, strict=True)
-        ]
+        offset = 0
+        if blobs or self._kind.is_member_of_none:
+            offset = self._write(key, self._kind.member, b"".join(blobs))
+        described = {**meta, "key": key, "length": [len(blob) for blob in blobs]}
+        self._write(key, META, json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
+        for blob in blobs:
+            self._places.append({"offset": offset, "length": len(blob), "crc32": zlib.crc32(blob)})
+            offset += len(blob)
 
-    def finish(self) -> tuple[bytes, ...]:
-        """Return the tar."""
-        return (self._writer.finish(),)
+    def finish(self) -> tuple[tuple[bytes, ...], list[dict[str, Any]]]:
+        """Return the tar, and the place in it of each blob."""
+        self._writer.close()
+        return (self._buffer.getvalue(),), self._places
+
+    def _write(self, key: str, member: str, data: bytes) -> int:
+        """Add a member; return the offset of its data in the tar."""
+        self._writer.write({"__key__": sample_key(key), member: data})
+        blocks = -(-len(data) // tarfile.BLOCKSIZE)
+        return int(self._writer.tarstream.offset) - blocks * tarfile.BLOCKSIZE
 
 
 def faults_of_tar(layer: str, data: bytes, rows: Sequence[Mapping[str, Any]], name: str) -> Iterator[str]:
@@ -144,11 +120,11 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return data
 
 
-def _cut(blob: bytes, lengths: list[int]) -> list[bytes]:
-    if sum(lengths) != len(blob):
+def _cut(data: bytes, lengths: list[int]) -> list[bytes]:
+    if sum(lengths) != len(data):
         raise ValueError("blobs and their lengths do not match")
     blobs, start = [], 0
     for length in lengths:
-        blobs.append(blob[start : start + length])
+        blobs.append(data[start : start + length])
         start += length
     return blobs

@@ -6,7 +6,7 @@ takes and gives back; a form must give back the very bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from sum_factory.shared.codecs.codes import Grid, Labels
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.encodings.zarr_format import Array
+from sum_factory.shared.shards.encodings.zarr_array import Array
 
 MASK_AXES = ("mask", "row", "column")
 UNKNOWN = 255
@@ -27,9 +27,10 @@ MASK_MEANING = "128 or more: in the mask. 0 and 255: far from its boundary"
 GRID_COLUMNS = (("grid_height", pa.int32()), ("grid_width", pa.int32()))
 STEP_COLUMNS = (("typical", pa.float32()), ("steps", pa.uint8()))
 
+Rows = Sequence[Iterable[npt.NDArray[Any]]]
+"""For each of a form's arrays the cells of each row, which may end before the row does: zeros follow."""
 Cells = Sequence[npt.NDArray[Any]]
-"""For each of a form's arrays the cells of one row, cut to what the blob fills; a reader gives them uncut, unless the
-array has a ``length``."""
+"""For each of a form's arrays the cells of one row as a reader has them, cut only where the array has a ``length``."""
 Columns = Mapping[str, Any]
 
 
@@ -37,31 +38,32 @@ Columns = Mapping[str, Any]
 class Form:
     """The arrays of a layer, the columns that its manifests have in Zarr besides places, and the way there and back.
 
-    ``split`` makes of a blob the cells of each array, and the columns; ``join`` makes the blob of these again. Both
+    ``split`` makes of K blobs the rows of each array, and the columns, K values each; ``join`` makes of one row its
+    blob again. Both
     raise ``ShardError`` for what does not fit. If ``per_image``, row i of a unit is that of its image i, and an image
     without data has an absent row; else a unit's masks are its first rows, in the order of the manifest.
     """
 
     arrays: tuple[Array, ...]
     columns: tuple[tuple[str, pa.DataType], ...]
-    split: Callable[[bytes], tuple[Cells, Columns]]
+    split: Callable[[Sequence[bytes]], tuple[Rows, Columns]]
     join: Callable[[Cells, Columns], bytes]
     per_image: bool = False
 
 
 def single_array(array: Array, unpack: Callable[[bytes], npt.NDArray[Any]], pack: Callable[[Any], bytes]) -> Form:
     """Return the form of a layer whose blobs are the cells of one array, and need no columns."""
-    return Form((array,), (), lambda blob: ([unpack(blob)], {}), lambda cells, row: pack(cells[0]))
+    return Form((array,), (), lambda blobs: ([[*map(unpack, blobs)]], {}), lambda cells, row: pack(cells[0]))
 
 
-def size_columns(grid: Grid) -> dict[str, Any]:
-    """Return the columns that say how much of a square of codes a mask fills."""
-    return {"grid_height": grid.shape[0], "grid_width": grid.shape[1]}
+def size_columns(sizes: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return the columns that say how much of a square of codes each mask fills, for its rows and columns (K, 2)."""
+    return dict(zip(("grid_height", "grid_width"), sizes.T.tolist(), strict=True))
 
 
 def step_columns(labels: Labels, prefix: str) -> dict[str, Any]:
-    """Return the columns without which the codes of one label are no logits."""
-    return {f"{prefix}typical": float(labels.typical[0]), f"{prefix}steps": int(labels.steps[0])}
+    """Return the columns without which the codes of labels are no logits."""
+    return {f"{prefix}typical": labels.typical.tolist(), f"{prefix}steps": labels.steps.tolist()}
 
 
 def cut(grid: Grid, row: Columns) -> Grid:

@@ -2,7 +2,10 @@
 
 ``masks.zarr`` holds the array ``label``, ``uncertainty/NAME.zarr`` the arrays ``u`` and ``refined``, ``images.zarr``
 the array ``jpeg``. Unit w owns rows w R to (w + 1) R of each, which are its shard, so that no two writers share a file.
-The manifest says where each chunk lies. A row without a chunk is no mask, or one of which nothing is known.
+The manifest says where each chunk lies. A row without a chunk has the fill value: it is of no mask, of one of which
+nothing is known, or of one without a positive cell.
+
+zarr is imported where shards are made or checked: whoever asks only for what a shard set holds does without.
 """
 
 from __future__ import annotations
@@ -13,13 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import zstandard
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Dataset, Layer
-from sum_factory.shared.shards.encodings.zarr_format import GROUP, Array, ShardWriter, group_metadata
+from sum_factory.shared.shards.encodings.zarr_array import GROUP, Array
 from sum_factory.shared.shards.encodings.zarr_forms import Form
 from sum_factory.shared.shards.kinds import form_of
 
@@ -55,11 +56,13 @@ def shard_rows(dataset: Dataset, form: Form) -> int:
 
 def metadata_files(dataset: Dataset, layer: Layer) -> dict[str, bytes]:
     """Return what all units share of a layer: the path and the content of each ``zarr.json``."""
+    from sum_factory.shared.shards.encodings.zarr_shards import describe_array, describe_group
+
     form = form_of(dataset, layer)
     rows = shard_rows(dataset, form)
-    files = {f"{layer.name}.zarr/{METADATA}": group_metadata()}
+    files = {f"{layer.name}.zarr/{METADATA}": describe_group()}
     for array in form.arrays:
-        files[f"{layer.name}.zarr/{array.name}/{METADATA}"] = array.metadata(len(dataset.unit_ids) * rows, rows)
+        files[f"{layer.name}.zarr/{array.name}/{METADATA}"] = describe_array(array, len(dataset.unit_ids) * rows, rows)
     return files
 
 
@@ -67,73 +70,70 @@ class ZarrEncoder:
     """A ``LayerEncoder`` of Zarr shards."""
 
     def __init__(self, dataset: Dataset, layer: Layer) -> None:
+        from sum_factory.shared.shards.encodings.zarr_shards import ShardWriter
+
         self.form = form_of(dataset, layer)
         self.columns = (
             *self.form.columns,
             *((f"{array.name}_{column}", kind) for array in self.form.arrays[1:] for column, kind in PLACE),
         )
-        self._shards = [ShardWriter(shard_rows(dataset, self.form)) for _ in self.form.arrays]
-        self._compressors = [zstandard.ZstdCompressor(level=array.level) for array in self.form.arrays]
+        self._shards = [ShardWriter(array, shard_rows(dataset, self.form)) for array in self.form.arrays]
+        self._rows: list[dict[str, Any] | None] = []
 
-    def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> None:
         """Add the masks of an image: see ``LayerEncoder``. ``meta`` stands in the manifest alone."""
-        count, rows = self._shards[0].count, self._shards[0].rows
-        if count + len(blobs) > rows:
+        rows = self._shards[0].rows
+        if len(self._rows) + len(blobs) > rows:
             raise ShardError(f"{key}: a unit has room for {rows} masks in Zarr; make larger units, or tars")
+        known = [blob for blob in blobs if blob]
         try:
-            places = [self._add_row(blob) for blob in blobs]
+            cells, columns = self.form.split(known) if known else ([()] * len(self._shards), {})
+            for shard, of_array in zip(self._shards, cells, strict=True):
+                left = iter(of_array)
+                for blob in blobs:
+                    shard.add(next(left) if blob else None)
         except ShardError as error:
             raise ShardError(f"{key}: {error}") from error
+        values = (dict(zip(columns, of_row, strict=True)) for of_row in zip(*columns.values(), strict=True))
+        self._rows += [(next(values) if columns else {}) if blob else {} for blob in blobs]
         if self.form.per_image and not blobs:
-            self._add_row(b"")
-        return places
+            self._shards[0].add(None)
+            self._rows.append(None)
 
-    def finish(self) -> tuple[bytes, ...]:
-        """Return the shard of each array."""
-        return tuple(shard.finish() for shard in self._shards)
+    def finish(self) -> tuple[tuple[bytes, ...], list[dict[str, Any]]]:
+        """Return the shard of each array, and what the manifest says of each row that is not of an unread photo."""
+        from sum_factory.shared.shards.encodings.zarr_shards import places_in
 
-    def _add_row(self, blob: bytes) -> dict[str, Any]:
-        """Add a row to each array and return its columns; an empty ``blob`` is one of which nothing is known."""
-        cells, columns = self.form.split(blob) if blob else ([], {})
-        chunks = [self._pack(k, part) for k, part in enumerate(cells)] or [b""] * len(self._shards)
-        row = dict(columns)
-        for array, shard, chunk in zip(self.form.arrays, self._shards, chunks, strict=True):
-            place = (shard.add(chunk), len(chunk), zlib.crc32(chunk))
-            prefix = column_prefix(self.form, array)
-            row |= {f"{prefix}{name}": value for (name, _), value in zip(PLACE, place, strict=True)}
-        return row
-
-    def _pack(self, number: int, part: npt.NDArray[Any]) -> bytes:
-        """Return the chunk of an array's cells, with zeros up to the end of each axis."""
-        array = self.form.arrays[number]
-        if part.ndim != len(array.cells) or any(n > most for n, most in zip(part.shape, array.cells, strict=True)):
-            raise ShardError(
-                f"what is {part.shape} large does not fit into a row of the array {array.name}, {array.cells}; "
-                "make the layer with the encoding tar"
-            )
-        whole = np.zeros(array.cells, array.type)
-        whole[tuple(slice(n) for n in part.shape)] = part
-        return self._compressors[number].compress(whole.tobytes())
+        shards = []
+        for array, shard in zip(self.form.arrays, self._shards, strict=True):
+            shards.append(data := shard.finish())
+            names = [f"{column_prefix(self.form, array)}{name}" for name, _ in PLACE]
+            for row, (start, size) in zip(self._rows, places_in(data, shard.rows).tolist(), strict=False):
+                if row is not None:
+                    row |= zip(names, (start, size, zlib.crc32(data[start : start + size])), strict=True)
+        return tuple(shards), [row for row in self._rows if row is not None]
 
 
 def faults_of_shards(
     dataset: Dataset, layer: Layer, shards: Sequence[bytes], rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[int, str]]:
-    """Yield which of a unit's shards, and how, differs from what the chunks that the manifest places make.
+    """Yield which of a unit's shards, and how, differs from the places in the manifest, whose ``rows`` these are."""
+    from sum_factory.shared.shards.encodings.zarr_shards import places_in
 
-    ``rows`` are those of the manifest, in order.
-    """
     form = form_of(dataset, layer)
+    rows = [row for row in rows if row["mask"] is not None or form.per_image]
     for number, (array, data) in enumerate(zip(form.arrays, shards, strict=True)):
         prefix = column_prefix(form, array)
-        made = ShardWriter(shard_rows(dataset, form))
-        for row in rows:
-            if row["mask"] is None and not form.per_image:
-                continue
-            start = row[f"{prefix}offset"] or 0
-            chunk = data[start : start + (row[f"{prefix}length"] or 0)]
-            if zlib.crc32(chunk) != (row[f"{prefix}crc32"] or 0):
+        expected = np.zeros((shard_rows(dataset, form), 2), np.int64)
+        for place, row in zip(expected, rows, strict=False):
+            start, size = row[f"{prefix}offset"] or 0, row[f"{prefix}length"] or 0
+            place[:] = start, size
+            if zlib.crc32(data[start : start + size]) != (row[f"{prefix}crc32"] or 0):
                 yield number, f"mask {row['mask']} of image {row['image']} fails its checksum"
-            made.add(chunk)
-        if made.finish() != data:
-            yield number, "it is not what its chunks, at the places of the manifest, and their indexes make"
+        try:
+            found = places_in(data, len(expected))
+        except ShardError as error:
+            yield number, str(error)
+            continue
+        if len(rows) > len(expected) or not np.array_equal(found, expected):
+            yield number, "its indexes do not place its chunks where the manifest does"

@@ -9,7 +9,7 @@ from sum_factory.shared.codecs.embedding import decode_embedding, pack_embedding
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.placement import CropBox
 from sum_factory.shared.shards.dataset import EMBEDDINGS, Dataset, Layer
-from sum_factory.shared.shards.encodings.zarr_format import Array
+from sum_factory.shared.shards.encodings.zarr_array import Array
 from sum_factory.shared.shards.encodings.zarr_forms import Form, single_array
 from sum_factory.shared.shards.kinds.kind import Held, LayerKind
 from sum_factory.shared.shards.manifest import CROP_COLUMNS, crop_of

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +11,8 @@ import pyarrow as pa
 from sum_factory.shared.errors import ImageError
 from sum_factory.shared.placement import resized_size
 from sum_factory.shared.shards.dataset import IMAGES, Dataset, Layer
-from sum_factory.shared.shards.encodings.zarr_format import Array
-from sum_factory.shared.shards.encodings.zarr_forms import PHOTO_BYTES, Cells, Columns, Form
+from sum_factory.shared.shards.encodings.zarr_array import Array
+from sum_factory.shared.shards.encodings.zarr_forms import PHOTO_BYTES, Cells, Columns, Form, Rows
 from sum_factory.shared.shards.kinds.kind import Held, LayerKind, input_side_of
 
 
@@ -21,10 +21,10 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     # Not even noise takes as many bytes in JPEG as its pixels do: every photo fits, and zeros behind it cost nothing.
     length = 1 << (3 * input_side_of(dataset) ** 2 - 1).bit_length()
     meaning = "a JPEG, and zeros behind it; a row of zeros: the photo could not be read"
-    jpeg = Array("jpeg", (length,), ("image", "byte"), meaning, level=1, length=PHOTO_BYTES)
+    jpeg = Array("jpeg", (length,), ("image", "byte"), meaning, length=PHOTO_BYTES)
 
-    def split(blob: bytes) -> tuple[Cells, Columns]:
-        return [np.frombuffer(blob, np.uint8)], {PHOTO_BYTES: len(blob)}
+    def split(blobs: Sequence[bytes]) -> tuple[Rows, Columns]:
+        return [[np.frombuffer(blob, np.uint8) for blob in blobs]], {PHOTO_BYTES: [*map(len, blobs)]}
 
     def join(cells: Cells, row: Columns) -> bytes:
         return cells[0].tobytes()

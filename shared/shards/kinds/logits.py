@@ -12,7 +12,7 @@ from sum_factory.shared.codecs.logits import decode_logits, pack_halves, unpack_
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.placement import CELL
 from sum_factory.shared.shards.dataset import LOGITS, MASKS, Dataset, Layer
-from sum_factory.shared.shards.encodings.zarr_format import Array
+from sum_factory.shared.shards.encodings.zarr_array import Array
 from sum_factory.shared.shards.encodings.zarr_forms import MASK_AXES, Form, single_array
 from sum_factory.shared.shards.kinds.kind import Held, LayerKind, Row, faults_by_mask, input_side_of
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
@@ -10,7 +10,7 @@ from sum_factory.shared.codecs.fast import decode_labels
 from sum_factory.shared.codecs.label import decode_label
 from sum_factory.shared.placement import CELL, Frame
 from sum_factory.shared.shards.dataset import MASKS, Dataset, Layer
-from sum_factory.shared.shards.encodings.zarr_format import Array
+from sum_factory.shared.shards.encodings.zarr_array import Array
 from sum_factory.shared.shards.encodings.zarr_forms import (
     GRID_COLUMNS,
     MASK_AXES,
@@ -19,6 +19,7 @@ from sum_factory.shared.shards.encodings.zarr_forms import (
     Cells,
     Columns,
     Form,
+    Rows,
     label_blob,
     size_columns,
     step_columns,
@@ -32,9 +33,9 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     side = input_side_of(dataset) // CELL
     label = Array("label", (side, side), MASK_AXES, MASK_MEANING)
 
-    def split(blob: bytes) -> tuple[Cells, Columns]:
-        labels = decode_labels([blob])
-        return [labels.grid[0]], {**size_columns(labels.grid[0]), **step_columns(labels, "")}
+    def split(blobs: Sequence[bytes]) -> tuple[Rows, Columns]:
+        labels = decode_labels(blobs)
+        return [labels.grid], {**size_columns(labels.sizes), **step_columns(labels, "")}
 
     def join(cells: Cells, row: Columns) -> bytes:
         return label_blob(cells[0], row, "")

@@ -4,7 +4,7 @@ and ``error`` says why if the photo is to blame."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from sum_factory.shared.codecs.uncertainty import STEPS, decode_uncertainty, ref
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.placement import CELL, Frame
 from sum_factory.shared.shards.dataset import UNCERTAINTY, Dataset, Layer
-from sum_factory.shared.shards.encodings.zarr_format import Array
+from sum_factory.shared.shards.encodings.zarr_array import Array
 from sum_factory.shared.shards.encodings.zarr_forms import (
     GRID_COLUMNS,
     MASK_AXES,
@@ -25,6 +25,7 @@ from sum_factory.shared.shards.encodings.zarr_forms import (
     Cells,
     Columns,
     Form,
+    Rows,
     cut,
     label_blob,
     size_columns,
@@ -46,11 +47,11 @@ def form(dataset: Dataset, layer: Layer) -> Form:
 
 
 def _maps(side: int) -> Form:
-    def split(blob: bytes) -> tuple[Cells, Columns]:
-        if refined_label(blob):
+    def split(blobs: Sequence[bytes]) -> tuple[Rows, Columns]:
+        if any(map(refined_label, blobs)):
             raise ShardError("a map of a layer without a refiner has a refined label")
-        grid = decode_maps([blob]).grid[0]
-        return [grid], size_columns(grid)
+        maps = decode_maps(blobs)
+        return [maps.grid], size_columns(maps.sizes)
 
     def join(cells: Cells, row: Columns) -> bytes:
         return map_blob(cut(cells[0], row))
@@ -61,11 +62,11 @@ def _maps(side: int) -> Form:
 def _refined_maps(side: int) -> Form:
     refined = Array("refined", (side, side), MASK_AXES, MASK_MEANING.replace("the mask", "the refined mask"))
 
-    def split(blob: bytes) -> tuple[Cells, Columns]:
-        grid, labels = decode_maps([blob]).grid[0], decode_refined([blob])
-        if labels.grid[0].shape != grid.shape:
+    def split(blobs: Sequence[bytes]) -> tuple[Rows, Columns]:
+        maps, labels = decode_maps(blobs), decode_refined(blobs)
+        if not np.array_equal(maps.sizes, labels.sizes):
             raise ShardError("a map and its refined label are of two sizes")
-        return [grid, labels.grid[0]], {**size_columns(grid), **step_columns(labels, "refined_")}
+        return [maps.grid, labels.grid], {**size_columns(maps.sizes), **step_columns(labels, "refined_")}
 
     def join(cells: Cells, row: Columns) -> bytes:
         return map_blob(cut(cells[0], row), label_blob(cells[1], row, "refined_"))
