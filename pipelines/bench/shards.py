@@ -10,8 +10,13 @@ decodes only what is picked (``smart``). A second table is of a SAM of 1024 pixe
 no pretrained one here, so its logits are made from these (``enlarge``).
 
 End to end a sample is the photo and 30 labels: the reference decodes the original and scales it to 1024; here the
-trainer loads the sample as ever, the photo from the layer ``images`` at 1024. What both sides load must agree. The last
-line is a JSON object: ratios are the reference over ours, medians over the repeats, with the spread beside them.
+trainer loads the sample as ever, the photo from the layer ``images`` at 1024. What both sides load must agree.
+
+What it costs to write a unit of 256 photos whose masks and maps are encoded, processor time alone, is compared with the
+time that a GPU labels it for, at four photos a second.
+
+The last line is a JSON object: ratios are the reference over ours, medians over the repeats, with the spread beside
+them.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,7 +44,9 @@ from sum_factory.pipelines.bench.parts.shard_sets import (
     Plan,
     bytes_of_labels,
     decode_original,
+    encode,
     plan_set,
+    write_blobs,
     write_labels,
     write_photos,
 )
@@ -48,6 +56,10 @@ from sum_factory.shared.shards.dataset import ENCODINGS
 from sum_factory.trainer.evaluate.metrics import iou
 
 PICKED = 30
+UNIT = 256
+"""Photos of the unit whose writing is timed."""
+LABELLED_A_SECOND = 4.0
+"""Photos that a GPU labels a second, with which the time of writing is compared."""
 PHOTO_SIDE = 1024
 PNG_SIDE = 256
 TOLERANCE_OF_U = 0.02 + 1 / 255 + 1e-6
@@ -152,6 +164,24 @@ class Bench:
         for name, size in sizes.items():
             written = self.figures["write_ms_an_image"][name]
             self.say(f"  {name:10} {size / masks:8.0f} bytes a mask, {written:8.1f} ms an image to write")
+
+    def write_unit(self, count: int) -> None:
+        """Write a unit of ``count`` photos, those at hand over again; figures of processor time over that of labelling.
+
+        Only here is the time of all threads counted; masks and maps are encoded before.
+        """
+        turns = [n % len(self.photos) for n in range(count)]
+        encoded = [encode(photo) for photo in self.photos]
+        photos = [replace(self.photos[turn], key=str(n)) for n, turn in enumerate(turns)]
+        shares = {}
+        for encoding in track(ENCODINGS, f"writing a unit of {count} photos", "encoding"):
+            plan = plan_set(self._place(encoding) / "unit", photos, encoding)
+            started = time.process_time()
+            write_blobs(plan, photos, [encoded[turn] for turn in turns])
+            shares[encoding] = significant((time.process_time() - started) / count * LABELLED_A_SECOND)
+        self.figures["write_share_of_labelling"] = shares
+        told = ", ".join(f"{encoding} {100 * share:.3g} %" for encoding, share in shares.items())
+        self.say(f"  written, over the time of labelling at {LABELLED_A_SECOND:g} photos/s: {told}")
 
     def open(self, encoding: str, photo_side: int) -> Loader:
         """Return what loads the labels of an encoding, with the photos at ``photo_side``."""
@@ -284,11 +314,14 @@ def compare_between_cells(masks: Floats, s: Floats, native: int) -> None:
     assert mean >= LEAST_IOU, f"masks agree with the reference's to an IoU of {mean:.4f}"
 
 
-def measure(photos: Sequence[LabelledPhoto], repeats: int, most: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Return the figures of labelled photos of one grid."""
+def measure(
+    photos: Sequence[LabelledPhoto], repeats: int, most: int, unit: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return the figures of labelled photos of one grid; ``unit`` photos are written at once."""
     with TemporaryDirectory() as folder:
         bench = Bench(Path(folder), photos, say)
         bench.write(repeats)
+        bench.write_unit(unit)
         bench.load(repeats)
         bench.keep(most)
     return bench.figures
@@ -310,6 +343,7 @@ def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
         "labels_ratio_native_zarr": of_zarr[native][0],
         "end_to_end_ratio": figures["end_to_end_ratio tar"][published][0],
         "end_to_end_ratio_zarr": figures["end_to_end_ratio zarr"][published][0],
+        **{f"write_share_{encoding}": share for encoding, share in figures["write_share_of_labelling"].items()},
         "mask_iou": figures["mask_iou"],
         "mask_boundary_iou": figures["mask_boundary_iou"],
         "u_max_error": figures["u_max_error"],
@@ -337,11 +371,12 @@ def main(quick: bool, photos: Path | None, refiner: Path | None, count: int, rep
     labelled = label_photos(photos, count, refiner)
     what = "scenes of the micro-world" if photos is None else str(photos)
     click.echo(f"{len(labelled)} of {what}, {sum(map(len, labelled))} masks by vit_micro on 64 x 64 cells")
-    figures = measure(labelled, repeats, 40 if quick else 400, click.echo)
+    figures = measure(labelled, repeats, 40 if quick else 400, UNIT // 8 if quick else UNIT, click.echo)
     result = {**headline(figures), "in_full": figures}
     if not quick:
         click.echo("the same, made into logits on 256 x 256 cells")
-        large = measure([enlarge(photo) for photo in track(labelled, "enlarging", "photo")], repeats, 80, click.echo)
+        enlarged = [enlarge(photo) for photo in track(labelled, "enlarging", "photo")]
+        large = measure(enlarged, repeats, 80, UNIT, click.echo)
         result["grid_256"] = {**headline(large), "in_full": large}
     click.echo(last_line(result))
 

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -73,16 +74,34 @@ def plan_set(folder: Path, photos: Sequence[LabelledPhoto], encoding: str) -> Pl
     return plan
 
 
+class Blobs(NamedTuple):
+    """The masks of a photo, and their maps, encoded, with the mean of each map."""
+
+    masks: list[bytes]
+    maps: list[bytes]
+    means: list[float]
+
+
+def encode(photo: LabelledPhoto) -> Blobs:
+    """Encode the masks and maps of a photo."""
+    (s, r, u), (rows, columns) = photo.grids, photo.frame.valid_size
+    maps = [encode_uncertainty(one, encode_refined(logits)) for one, logits in zip(u, r, strict=True)]
+    means = u[:, :rows, :columns].mean((1, 2), np.float64).tolist()
+    return Blobs([encode_label(logits) for logits in s], maps, means)
+
+
 def write_labels(plan: Plan, photos: Sequence[LabelledPhoto]) -> None:
     """Encode the masks and maps of all photos and commit them."""
+    write_blobs(plan, photos, [encode(photo) for photo in photos])
+
+
+def write_blobs(plan: Plan, photos: Sequence[LabelledPhoto], encoded: Sequence[Blobs]) -> None:
+    """Commit the masks and maps of photos, which are ``encoded``."""
     masks, maps = (UnitWriter(plan.dataset, plan.dataset.layers[name], plan.unit) for name in (MASKS, MAPS))
-    for index, photo in enumerate(photos):
-        s, r, u = photo.grids
-        size, (rows, columns) = photo.frame.crop_size, photo.frame.valid_size
-        masks.add_image(index, size, [encode_label(logits) for logits in s], _columns(photo), {})
-        blobs = [encode_uncertainty(one, encode_refined(logits)) for one, logits in zip(u, r, strict=True)]
-        means = u[:, :rows, :columns].mean((1, 2), np.float64).tolist()
-        maps.add_image(index, size, blobs, {"mean_u": means, "u_valid": [True] * len(photo)}, {})
+    for index, (photo, blobs) in enumerate(zip(photos, encoded, strict=True)):
+        masks.add_image(index, photo.frame.crop_size, blobs.masks, _columns(photo), {})
+        known: dict[str, Sequence[float]] = {"mean_u": blobs.means, "u_valid": [True] * len(photo)}
+        maps.add_image(index, photo.frame.crop_size, blobs.maps, known, {})
     record, _ = masks.commit(plan.storage)
     maps.commit(plan.storage, record.data_sha256)
 

@@ -39,6 +39,8 @@ FLOORS = {
     "labels_ratio_tar",
     "labels_ratio_zarr",
     "end_to_end_ratio",
+    "write_share_tar",
+    "write_share_zarr",
     "mask_iou",
     "mask_boundary_iou",
     "u_max_error",
@@ -191,6 +193,7 @@ def test_photos_that_are_not_there_are_not_replaced_by_scenes(tmp_path: Path) ->
 
 def test_last_line_is_json_with_every_figure_that_has_a_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "LEAST_TIMINGS", 2)
+    monkeypatch.setattr(shards, "UNIT", 24)
     result = CliRunner().invoke(shards.main, ["--quick"], catch_exceptions=False)
     assert "scenes of the micro-world" in result.output
     figures = json.loads(result.output.splitlines()[-1])
