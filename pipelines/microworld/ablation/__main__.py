@@ -29,7 +29,9 @@ from sum_factory.shared.progress import Stage
     help="Folder of all runs.",
 )
 @click.option("--processes", type=int, default=min(2, usable_cores()), show_default=True, help="Runs at a time.")
-@click.option("--docs", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of ablation_tables.md.")
+@click.option(
+    "--docs", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of ablation_tables.md."
+)
 @click.option("--report-only", is_flag=True, help="Train nothing; write down what is there.")
 @click.option("--choose", is_flag=True, help="Do the runs that settings are chosen by, on scenes of validation.")
 @click.option("--quick", is_flag=True, help="A small ablation, which fails unless training beats SAM.")
