@@ -1,47 +1,88 @@
-"""Errors that tell a user what is wrong, where, and what to do. Every one derives from ``SumError``."""
+"""Errors that tell a user what is wrong, where, and what to do. Every one derives from ``SumError``.
+
+The second paragraph of each says what to do, and what exit status a command ends with.
+"""
 
 from __future__ import annotations
 
 
 class SumError(Exception):
-    """Base of all errors that are the input's fault, or the environment's; the command line prints them plainly."""
+    """Base of all errors that are the input's fault, or the environment's.
+
+    A command prints it without a traceback and ends with exit status 1. Catch it to catch all of these.
+    """
 
 
 class ImageError(SumError):
-    """An image cannot be read or used; labelling records it and goes on."""
+    """A photo, a mask or a label map cannot be read, or cannot be used.
+
+    Labelling records it in the manifest, goes on, and ends with exit status 3; any other command ends with 1. Fetch the
+    file again, or leave it out.
+    """
 
 
 class SourceError(SumError):
-    """A source of images is missing, empty or contradicts itself."""
+    """Photos or human masks are missing, there are none, or they contradict each other.
+
+    Exit status 1, before anything is labelled or trained. Check the path; photos and masks are paired by stem.
+    """
 
 
 class UnreachableError(SumError):
-    """A store of photos does not answer, or not to us: nothing is known of the photos in it."""
+    """A store of photos does not answer, or does not let us in, so nothing is known of the photos in it.
+
+    Exit status 1; what is committed stays. Check credentials, address and connection, then give the same command again.
+    """
 
 
 class CheckpointError(SumError):
-    """A file of weights is damaged, or does not fit the model that was asked for."""
+    """A file of weights is missing or damaged, or is not of the model that was asked for.
+
+    Exit status 1. Download or train the weights again, or give those that fit; a run goes on from its last sound
+    checkpoint.
+    """
 
 
 class ShardError(SumError):
-    """A shard set is missing, damaged or of another version."""
+    """A shard set or selection is missing, damaged, or made by another version.
+
+    Exit status 1; damaged data are never used. ``labelgen verify`` names all that is damaged and what mends it, mostly
+    ``labelgen repair`` and then the command that made it.
+    """
 
 
 class SettingsDifferError(ShardError):
-    """A shard set exists and was made with other settings."""
+    """What is there was made with other settings, other weights or other photos than those that are given now.
+
+    Exit status 1; nothing is changed. Give the recorded settings, which the message names, or another folder.
+    """
 
 
 class SettingsError(SumError):
-    """A recipe, a suite or an option is wrong."""
+    """A recipe, a suite or an option is wrong, or options contradict each other.
+
+    Exit status 1, before anything is done. The message names the key or option, and what it may be.
+    """
 
 
 class StorageError(SumError):
-    """A file cannot be written: no permission, no space, no such bucket."""
+    """A file cannot be written or read: no permission, no space, no such bucket, no answer.
+
+    Exit status 1; nothing is half-committed. Mend what the message names, then give the same command again.
+    """
 
 
 class DivergedError(SumError):
-    """The loss of a training step is infinite or not a number: lower the learning rate, or compute in fp32."""
+    """The gradient of a training step is infinite or not a number.
+
+    Exit status 1, before the weights are changed: the last checkpoint is sound. Lower ``optimizer.learning_rate``, or
+    compute in fp32, in another folder.
+    """
 
 
 class WorkerError(SumError):
-    """A unit of work failed more often than is allowed."""
+    """Processes that label or train cannot be started, or die again and again.
+
+    Exit status 1; what is committed stays. Mostly memory is short: use fewer workers or smaller batches, then give the
+    same command again.
+    """
