@@ -46,25 +46,27 @@ def _option_type(default: int | float) -> click.IntRange | click.types.FloatPara
     return click.IntRange(min=min(default, 1)) if isinstance(default, int) else click.FLOAT
 
 
-MODEL_TYPES = "vit_micro, vit_b, vit_l or vit_h  [default: read off the weights]"
+MODEL_TYPES = "Refuse weights of another type: vit_micro, vit_b, vit_l or vit_h  [default: read off the weights]"
 WORK_OPTIONS = (
     click.option("--sam", default=PACKAGED, help=f"SAM weights (.pth, .safetensors), or {PACKAGED}, which ships here."),
     click.option("--model-type", default=None, help=MODEL_TYPES),
     click.option(
         "--workers", type=click.IntRange(min=0), default=0, help="Ray actors; 0 works in this process, without Ray."
     ),
-    click.option("--ray-address", default=None, help='A running Ray cluster, "auto" for the one of this machine.'),
+    click.option(
+        "--ray-address", default=None, help='Address of a running Ray cluster, or "auto" for that of this machine.'
+    ),
     click.option(
         "--gpus-per-worker",
         type=click.FloatRange(min=0),
         default=0.0,
-        help="GPUs, or a share of one, that Ray gives each worker.",
+        help="GPUs of each worker: 1, or 0.5 for two workers a GPU.",
     ),
     click.option(
         "--cpus-per-worker",
         type=click.FloatRange(min=0),
         default=None,
-        help="Images that a worker labels at once, one a CPU; less than 1 shares it  "
+        help="Photos that a worker labels at once, one a CPU core; less than 1 shares a core  "
         "[default: the cores of this machine divided by --workers; 1 with --ray-address]",
     ),
     threads_option,
@@ -81,15 +83,18 @@ WORK_OPTIONS = (
         help="Seconds in which units in work may be finished after SIGINT (Ctrl-C) or SIGTERM.",
     ),
     click.option(
-        "--log", type=click.Path(dir_okay=False), default=None, help="File to append what happens to, as JSON lines."
+        "--log",
+        type=click.Path(dir_okay=False),
+        default=None,
+        help="File to which one JSON line is appended for everything that happens.",
     ),
-    click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps."),
+    click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps."),
     click.option("--compile", "compile_", is_flag=True, help="Compile the image encoder with torch.compile."),
     click.option(
         "--points-per-batch",
         type=click.IntRange(min=1),
         default=64,
-        help="Prompts decoded together; changes results by rounding errors at most.",
+        help="Points decoded together; fewer take less memory, and change results by rounding errors at most.",
     ),
 )
 """Options of every command that works: which model, and where."""
@@ -104,7 +109,7 @@ def work_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def refiner_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options about a refiner."""
-    refiner = f"Weights that `trainer refiner` wrote, or {PACKAGED}: adds maps of uncertainty and refined masks."
-    least = "Masks of fewer pixels of a photo 1024 long are not refined, but taken as certain (published code: 10000)."
+    refiner = f"Weights that `trainer refiner` wrote, or {PACKAGED}; adds maps of uncertainty and refined masks."
+    least = "Masks of fewer pixels, in a photo 1024 long, are not refined but taken as certain (published code: 10000)."
     command = click.option("--min-refine-area", type=click.IntRange(min=0), default=0, help=least)(command)
     return click.option("--refiner", default=None, help=refiner)(command)

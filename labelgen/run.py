@@ -63,49 +63,52 @@ class RunSettings:
     """
 
     images: tuple[str, ...]
-    """Where photos are: folders, files, URLs, tars or lists, as ``--images`` takes them."""
+    """Where photos are: folders, tars, list files, patterns and single images, at paths or URLs."""
     shards: str
     """Folder or URL of the shard set."""
     sam: str = PACKAGED
-    """SAM's weights: a .pth or .safetensors file, or the name of those that ship here."""
+    """SAM's weights: a .pth or .safetensors file, or vit_micro, which ships here."""
     model_type: str | None = None
-    """Checks the weights: vit_micro, vit_b, vit_l or vit_h; None: read off the weights."""
+    """vit_micro, vit_b, vit_l or vit_h: other weights are refused. By default it is read off the weights."""
     automask: AutomaskSettings = field(default_factory=AutomaskSettings)
-    """Which masks are kept."""
+    """Grid of points and filters: which masks are kept."""
     refiner: str | None = None
-    """File of a refiner, or the name of the one that ships here; None: no maps are made."""
+    """Weights of a refiner, or vit_micro for the one that ships here. Without it no maps are made."""
     layer_name: str = REFINEMENT
-    """Last part of the name of the uncertainty layer."""
+    """Name of the layer of maps, as in ``uncertainty/NAME``. Maps of another refiner need another one."""
     min_refine_area: int = 0
-    """Least pixels, of a photo scaled to 1024 pixels, of a mask that is refined; 0 refines all."""
+    """Masks of fewer pixels, in a photo whose longer side is 1024, are not refined but taken as certain. 0 refines
+    all."""
     keep_images: bool = False
-    """Keep the photos, scaled to SAM's input side, in a layer."""
+    """Keep the photos, scaled to SAM's input side: training then needs no access to the originals."""
     keep_logits: bool = False
-    """Keep the logits of each mask as SAM puts them out."""
+    """Keep SAM's logits of each mask: maps of confidence or entropy then need neither photos nor SAM."""
     keep_embeddings: bool = False
-    """Keep what the image encoder made of each photo or crop."""
+    """Keep what the image encoder made of each photo: a later refiner then needs neither photos nor the encoder."""
     runtime: Runtime = field(default_factory=Runtime)
-    """Device, precision of the image encoder, and whether it is compiled."""
+    """Device, precision of the image encoder, and whether the encoder is compiled."""
     unit_size: int = UNIT_SIZE
-    """Photos a unit: what is scheduled, committed and lost together."""
+    """Photos a unit, which are scheduled, committed and lost together. Give fewer where many workers share few
+    photos."""
     encoding: str = TAR
-    """How layers lie on disk: tar or zarr."""
+    """How layers lie on disk: tar takes fewer bytes, zarr is read faster."""
     points_per_batch: int = 64
-    """Prompts decoded together: less memory, or more speed; results change by rounding at most."""
+    """Points decoded together. Fewer take less memory; results change by rounding errors at most."""
     workers: int = 0
-    """Ray actors that work; 0: this process, without Ray."""
+    """Ray actors that label. 0 works in this process, without Ray."""
     ray_address: str | None = None
-    """A running Ray cluster, "auto" for the one of this machine; None: one is started if there are workers."""
+    """Address of a running Ray cluster, or "auto". By default one is started on this machine if there are workers."""
     gpus_per_worker: float = 0.0
-    """GPUs, or a share of one, that Ray gives each worker."""
+    """GPUs of each worker: 1, or 0.5 for two workers a GPU. 0 is none."""
     cpus_per_worker: float | None = None
-    """Photos that a worker works on at once, one a CPU; None divides the cores of this machine."""
+    """Photos that a worker labels at once, one a core. By default the cores of this machine are divided among workers;
+    on a running cluster it is 1."""
     threads: int | None = None
-    """Cores of this machine to use; None: all that this process may use."""
+    """Cores of this machine to use. By default all that this process may use."""
     max_errors: int | None = None
-    """The run stops when more photos than this could not be read; None: it goes on."""
+    """Stop when more photos than this could not be labelled. By default the run goes on, however many they are."""
     log: str | None = None
-    """File to append JSON lines of what happens to; None: no log."""
+    """File to which one JSON line is appended for everything that happens. By default there is none."""
 
 
 @dataclass(frozen=True)
@@ -121,41 +124,42 @@ class UncertaintyRunSettings:
     shards: str
     """Folder or URL of the shard set whose masks get maps."""
     refiner: str | None = None
-    """File of a refiner, or the name of the one that ships here; None for sources that need none."""
+    """Weights of a refiner, or vit_micro for the one that ships here. Only the source refinement takes one."""
     layer_name: str | None = None
-    """Last part of the layer's name; None: that of the source."""
+    """Name of the layer of maps, as in ``uncertainty/NAME``. By default that of the source."""
     photos_from: Relocation = UNMOVED
     """Where photos lie now that have moved since they were labelled."""
     encoding: str = TAR
-    """How layers lie on disk: tar or zarr."""
+    """How layers lie on disk: tar takes fewer bytes, zarr is read faster."""
     uncertainty: UncertaintySettings = field(default_factory=UncertaintySettings)
-    """Where u comes from."""
+    """Which source the maps are made by, and which masks are not refined."""
     use_kept: tuple[str, ...] = ()
-    """Kept layers, logits or embeddings, that maps are made from where they are there."""
+    """Kept layers that maps are made from, as far as they go: logits, embeddings, or both."""
     sam: str = PACKAGED
-    """SAM's weights: a .pth or .safetensors file, or the name of those that ship here."""
+    """SAM's weights: a .pth or .safetensors file, or vit_micro, which ships here."""
     model_type: str | None = None
-    """Checks the weights: vit_micro, vit_b, vit_l or vit_h; None: read off the weights."""
+    """vit_micro, vit_b, vit_l or vit_h: other weights are refused. By default it is read off the weights."""
     runtime: Runtime = field(default_factory=Runtime)
-    """Device, precision of the image encoder, and whether it is compiled."""
+    """Device, precision of the image encoder, and whether the encoder is compiled."""
     precision: PrecisionSetting | None = None
-    """Precision of the image encoder; None: that of the masks."""
+    """Precision of the image encoder. By default that of the masks; any other is refused."""
     points_per_batch: int = 64
-    """Prompts decoded together: less memory, or more speed; results change by rounding at most."""
+    """Points decoded together. Fewer take less memory; results change by rounding errors at most."""
     workers: int = 0
-    """Ray actors that work; 0: this process, without Ray."""
+    """Ray actors that label. 0 works in this process, without Ray."""
     ray_address: str | None = None
-    """A running Ray cluster, "auto" for the one of this machine; None: one is started if there are workers."""
+    """Address of a running Ray cluster, or "auto". By default one is started on this machine if there are workers."""
     gpus_per_worker: float = 0.0
-    """GPUs, or a share of one, that Ray gives each worker."""
+    """GPUs of each worker: 1, or 0.5 for two workers a GPU. 0 is none."""
     cpus_per_worker: float | None = None
-    """Photos that a worker works on at once, one a CPU; None divides the cores of this machine."""
+    """Photos that a worker labels at once, one a core. By default the cores of this machine are divided among workers;
+    on a running cluster it is 1."""
     threads: int | None = None
-    """Cores of this machine to use; None: all that this process may use."""
+    """Cores of this machine to use. By default all that this process may use."""
     max_errors: int | None = None
-    """The run stops when more photos than this could not be read; None: it goes on."""
+    """Stop when more photos than this could not be labelled. By default the run goes on, however many they are."""
     log: str | None = None
-    """File to append JSON lines of what happens to; None: no log."""
+    """File to which one JSON line is appended for everything that happens. By default there is none."""
 
 
 def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: Stop | None = None) -> RunSummary:

@@ -33,27 +33,30 @@ class AutomaskSettings:
     """
 
     points_per_side: int = 32
-    """Points of the grid along each side of the photo: 32 asks SAM for masks at 32 x 32 places."""
+    """Points along each side of the grid: 32 asks SAM for masks at 32 x 32 points. Fewer take less time, and find
+    less."""
     pred_iou_thresh: float = 0.88
-    """Masks whose IoU, as SAM predicts it, is lower are dropped."""
+    """Masks are dropped unless SAM predicts a larger IoU for them. Lower it for more masks of less quality."""
     stability_score_thresh: float = 0.95
-    """Masks are dropped whose IoU between a higher and a lower threshold of their logits is less than this."""
+    """Masks of a lower stability score are dropped: the IoU of the mask at a higher and at a lower threshold."""
     stability_score_offset: float = 1.0
-    """How far the two thresholds of the stability score lie above and below SAM's own, in logits."""
+    """How far, in logits, the two thresholds of the stability score lie above and below that of masks."""
     box_nms_thresh: float = 0.7
-    """Of two masks whose boxes have a larger IoU than this, the one of lower predicted IoU is dropped."""
+    """Of two masks whose boxes have a larger IoU, the one of lower predicted IoU is dropped as a duplicate."""
     crop_n_layers: int = 0
-    """Crops, too: layer i looks at 4^i parts of the photo as if each were one. 0: the whole photo alone."""
+    """Layers of crops that are labelled beside the whole photo: layer i has 4^i crops. More find smaller objects, and
+    take many times as long."""
     crop_nms_thresh: float = 0.7
-    """As ``box_nms_thresh``, between masks of different crops; those of smaller crops stay."""
+    """Of two masks of different crops whose boxes have a larger IoU, the one of the larger crop is dropped."""
     crop_overlap_ratio: float = 512 / 1500
-    """How much crops overlap, as a share of the photo's shorter side; halved with each layer."""
+    """How far the crops of layer 1 overlap, as a share of the photo's shorter side; in each further layer half as
+    far."""
     crop_n_points_downscale_factor: int = 1
-    """In layer i the grid has this factor to the power of i fewer points a side."""
+    """In layer i of crops, the points along a side of the grid are divided by this to the power of i."""
     min_mask_region_area: int = 0
-    """Holes and islands of fewer pixels are filled and removed; 0: masks stay as they are."""
+    """Holes and islands of masks with fewer pixels of the photo are filled and removed. 0 leaves masks as they are."""
     max_area_share: float = 0.95
-    """Masks that cover this share of the image or more are dropped."""
+    """Masks that cover this share of the photo or more are dropped: they are mostly background."""
 
 
 def settings_for(model_type: str, **chosen: float | None) -> AutomaskSettings:
@@ -72,9 +75,10 @@ class UncertaintySettings:
     """
 
     source: str = REFINEMENT_SOURCE
-    """refinement: how far a refiner's mask differs from SAM's; confidence or entropy: SAM's own doubt."""
+    """refinement: how far a refiner's mask differs from SAM's. confidence or entropy: how unsure SAM itself is."""
     min_refine_area: int = 0
-    """Least pixels, of a photo scaled to 1024 pixels, of a mask that is refined; 0 refines all."""
+    """Masks of fewer pixels, in a photo whose longer side is 1024, are not refined but taken as certain. 0 refines
+    all."""
 
     @property
     def needs_refiner(self) -> bool:

@@ -15,6 +15,7 @@ from sum_factory.labelgen.sets.select import Filter
 from sum_factory.shared.field_docs import docs_of
 from sum_factory.trainer.cli import main as trainer
 from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.evaluate.suites import Suite
 from sum_factory.trainer.interactive import InteractiveSettings
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import RefinerRecipe
@@ -34,7 +35,7 @@ def classes_in(hint: Any) -> Iterator[type]:
         yield from classes_in(part)
 
 
-ROOTS = (Recipe, RefinerRecipe, RunSettings, UncertaintyRunSettings, Filter, Protocol, InteractiveSettings)
+ROOTS = (Recipe, RefinerRecipe, RunSettings, UncertaintyRunSettings, Filter, Suite, Protocol, InteractiveSettings)
 ALL = {settings for root in ROOTS for settings in settings_in(root) if settings.__name__ != "Relocation"}
 
 
@@ -63,13 +64,18 @@ def commands_in(command: click.Command, path: str) -> Iterator[tuple[str, click.
 COMMANDS = [*commands_in(labelgen, "labelgen"), *commands_in(trainer, "trainer")]
 
 
+def test_commands_are_found_in_programs() -> None:
+    assert {path.split()[0] for path, _ in COMMANDS} == {"labelgen", "trainer"}
+    assert len(COMMANDS) > 10
+
+
 @pytest.mark.parametrize("command", [pytest.param(command, id=path) for path, command in COMMANDS])
 def test_every_option_says_what_it_does(command: click.Command) -> None:
     assert command.help
     for option in command.params:
         if isinstance(option, click.Option):
             words = (option.help or "").split("  [default:")[0]
-            assert len(words.split()) >= 2, option.opts
+            assert len(words.split()) >= 3, option.opts
 
 
 @dataclass

@@ -33,13 +33,13 @@ class InteractiveSettings:
     """How the rounds go. ``continuous_task_prompt`` gives the task in every round instead of the first."""
 
     rounds: int = 7
-    """Prompts a mask, the first included."""
+    """Rounds a mask: the first prompt, a click a round, and a last round without a new click."""
     box_share: float = 0.5
-    """Share of the masks whose first prompt is a box."""
+    """Share of the masks whose first prompt is a box. The others begin with a point."""
     fed_output: FedOutput = "predicted"
-    """Which output of a first point the second round goes on from."""
+    """Which of the three outputs of a single point the second round goes on from: predicted or best."""
     continuous_task_prompt: bool = False
-    """Whether the task is given in every round."""
+    """Whether the task is given in every round, not in the first alone."""
     loss: LossSettings = field(default_factory=LossSettings)
     """Weights and constants of the mask loss."""
 

@@ -19,22 +19,23 @@ class LossSettings:
     """Weights and constants of the mask loss; the defaults are the paper's."""
 
     focal_weight: float = Field(default=20.0, ge=0)
-    """Factor of the focal loss in the sum."""
+    """Factor of the focal loss in the sum of losses."""
     dice_weight: float = Field(default=1.0, ge=0)
-    """Factor of the Dice loss in the sum."""
+    """Factor of the Dice loss in the sum of losses."""
     iou_weight: float = Field(default=1.0, ge=0)
-    """Factor of the squared error of the predicted IoU."""
+    """Factor of the squared error of the predicted IoU in the sum of losses."""
     alpha: float = Field(default=0.25, ge=0, le=1)
-    """Focal loss: weight of pixels in the mask; those outside weigh 1 - alpha."""
+    """Focal loss: weight of the pixels of the mask. Those outside weigh 1 - alpha."""
     gamma: float = Field(default=2.0, ge=0)
-    """Focal loss: exponent of the miss. The larger it is, the less do pixels count that are nearly right."""
+    """Focal loss: the larger, the less do pixels count that are nearly right. 0 is weighted cross-entropy."""
     theta: float = Field(default=0.6, ge=0, lt=1)
-    """Pixels whose certainty is not above this do not enter the Dice loss. Under 1: human masks have certainty 1."""
+    """Dice loss: pixels of pseudo-labels whose certainty is not above this are left out. Human masks have certainty
+    1."""
     epsilon: float = Field(default=1.0, gt=0)
-    """Dice loss: what is added to numerator and denominator, so that an empty mask has a loss."""
+    """Dice loss: what is added to numerator and denominator, so that empty masks divide nothing by nothing."""
     temperature: float = Field(default=1.0, gt=0)
-    """Losses see logits / temperature. A model whose training did the same (``vit_micro``, 3) is as steep at the end as
-    at the start; with 1 its first hundred steps would go into being less sure."""
+    """The logits are divided by this before the focal and the Dice loss. Give what the model was trained with: 1 for
+    SAM, 3 for ``vit_micro``. With 1, ``vit_micro`` would spend its first hundred steps on becoming less sure."""
 
 
 def focal_loss(

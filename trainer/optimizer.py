@@ -27,21 +27,21 @@ class OptimizerSettings:
     """
 
     learning_rate: float = Field(default=1e-5, gt=0)
-    """Rate of the last layers; earlier ones have less (``layer_decay``)."""
+    """Rate of the prompt encoder, the mask decoder and the encoder's neck. The encoder's blocks have less."""
     layer_decay: float = Field(default=0.8, gt=0, le=1)
-    """Factor of the learning rate from one block of the image encoder to the one before."""
+    """Factor of the rate from one block of the image encoder to the one before it. 1 gives all blocks the same rate."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's decay of weights, decoupled from the gradients."""
+    """AdamW's weight decay. Biases, norms and the task prompt have none."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay of the running means of gradients and of their squares."""
+    """AdamW's decay rates of the running means of the gradients and of their squares."""
     clip_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this total norm."""
+    """Largest norm of the gradient of all weights together. A larger gradient is scaled down to it."""
     warmup: int = Field(default=0, ge=0)
-    """Steps in which the rate rises linearly from 0."""
+    """Steps at the start in which the rate rises linearly to its full value. 0 is none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warm-up: a constant rate, or a fall to 0 at the last step, linear or as a cosine."""
     task_prompt_scale: float = Field(default=1.0, gt=0)
-    """Factor of the learning rate for the task prompt, which starts at zero."""
+    """Factor of the rate for the task prompt. It starts at zero, so a short run needs more."""
 
 
 def layer_scale(name: str, depth: int, decay: float) -> float:

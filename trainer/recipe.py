@@ -30,9 +30,9 @@ class CheckpointSettings:
     """A checkpoint every so many steps; the last ``keep`` are kept, and the best."""
 
     every: int = Field(default=500, ge=1)
-    """Steps from one checkpoint to the next; the last step always leaves one."""
+    """Steps from one checkpoint to the next. The last step leaves one, too, and so does every evaluation."""
     keep: int = Field(default=2, ge=1)
-    """How many of the latest checkpoints stay on disk, beside the best."""
+    """Latest checkpoints that stay on disk, beside the best. Each has the weights and the moments of the optimizer."""
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -41,13 +41,13 @@ class ValidationSettings:
     ``rounds`` prompts from a first point."""
 
     sets: tuple[SetSettings, ...] = Field(min_length=1)
-    """The sets of photos with human masks to evaluate on; not those that are trained on."""
+    """Sets of photos with human masks to evaluate on. Give others than those that are trained on."""
     every: int = Field(default=500, ge=1)
-    """Steps from one evaluation to the next."""
+    """Steps from one evaluation to the next. Evaluation takes time from training: on large sets give more steps."""
     rounds: int = Field(default=3, ge=1, le=9)
-    """Prompts a mask: a first point, then corrections. Those of the last round count."""
+    """Prompts a mask: a first point, then clicks where the mask is wrong. The masks of the last round are scored."""
     max_masks: int = Field(default=10, ge=1)
-    """Masks of a photo, at most."""
+    """Masks of a photo, at most; of more, so many are drawn, always the same."""
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -59,9 +59,10 @@ class CacheSettings:
     """
 
     folder: Path | None = None
-    """Where copies are kept; None: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Where copies are kept; by default ``sum-factory/shards`` below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     limit_gb: float = Field(default=20, ge=0, allow_inf_nan=False)
-    """What all copies may take together, in units of 10^9 bytes; 0: nothing is copied."""
+    """What all copies may take together, in units of 10^9 bytes; 0 copies nothing. Best is the size of the shards: with
+    less, every epoch fetches most files again."""
 
     def make(self) -> Cache | None:
         """Return the cache, or None if there is to be none."""
@@ -74,57 +75,65 @@ class Recipe:
     """All settings of a training run. The defaults are the paper's, but for the model."""
 
     human: tuple[SetSettings, ...] = Field(min_length=1)
-    """The sets of photos with human masks; samples are drawn from all of them together."""
+    """Sets of photos with human masks. Each photo of all sets together comes once an epoch."""
     shards: str | None = None
-    """Folder or URL of a shard set or selection. Every method but human-only needs one."""
+    """Folder or URL of the shard set or selection with the pseudo-labels. Every method but human-only needs it."""
     photos_from: dict[_Place, _Place] = field(default_factory=dict)
-    """Where photos lie now that were labelled elsewhere: new places by old ones (``shared/relocation.py``)."""
+    """Where photos lie now that have moved since they were labelled: new places by old ones."""
     cache: CacheSettings = field(default_factory=CacheSettings)
-    """Copies of remote shards on this machine."""
+    """Copies of remote shards on a disk of this machine. Shards on a disk are read where they are."""
     method: str = "sum"
-    """What is trained on and how doubt counts: a row of ``trainer.methods.METHODS``, such as sum, vanilla or
-    human-only."""
+    """Which labels are trained on, and what their certainty weighs: human-only, vanilla, mask-refinement, sum,
+    sum-no-task-prompt, sum-continuous-tp, sum-no-ua-sampling or sum-confidence-uncer."""
     variant: Literal["full", "decoder"] = "full"
-    """Which weights are trained: full, all of them; decoder, the mask decoder alone."""
+    """Which weights are trained: all of them (full), or those of the prompt encoder and the mask decoder (decoder),
+    which takes less time and memory."""
     sam: str = PACKAGED
     """The weights that fine-tuning starts from: a .pth or .safetensors file, or the name of those that ship here."""
     uncertainty: str | None = None
-    """Name of the uncertainty layer; by default that of the method's source."""
+    """Name of the uncertainty layer, as in ``uncertainty/NAME``; by default that of the method: refinement or
+    confidence."""
     mix: Mix = field(default_factory=Mix)
-    """How many human samples come with how many pseudo-labelled ones."""
+    """How many photos with human masks come with how many with pseudo-labels. Methods without pseudo-labels ignore
+    it."""
     steps: int = Field(default=6_000, ge=1)
-    """Steps of the optimizer. With a constant learning rate a finished run can be continued with more."""
+    """Steps of the optimizer. If the learning rate is constant, a finished run goes on when it is given more."""
     batch: int = Field(default=40, ge=1)
-    """Photos a step, over all processes and both streams."""
+    """Photos a step, of both kinds and over all processes."""
     micro_batch: int = Field(default=1, ge=1)
-    """Photos that go through the model at once."""
+    """Photos that go through the model at once, in each process. More is faster on a GPU, and takes more memory."""
     masks: int = Field(default=30, ge=1)
-    """Random masks a photo, at most."""
+    """Masks of a photo, at most; of more, so many are drawn at random. Fewer take less time and memory."""
     rounds: int = Field(default=7, ge=1)
-    """Prompts a mask: a first point or box, then points where the mask is wrong."""
+    """Rounds a mask: a first point or box, then a click a round where the mask is wrong, and no new click in the
+    last."""
     box_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of the masks whose first prompt is a box; the others start from a point."""
+    """Share of the masks whose first prompt is a box. The others begin with a point."""
     fed_output: FedOutput = "predicted"
-    """Which output of a single point the second round goes on from: "predicted", that of highest predicted IoU, or
-    "best", that of least mask loss, which is also the one that is trained."""
+    """Which of the three outputs of a single point the second round goes on from: "predicted", the one of highest
+    predicted IoU, as in the paper; or "best", the one of least mask loss, which is also the one that is trained. Take
+    "best" where a second click makes masks worse."""
     stride: Literal[1, 2, 4] = 4
-    """Input pixels a cell of the grid on which losses are taken and points drawn; 4 is SAM's own low resolution."""
+    """Input pixels a cell of the grid on which losses are taken and clicks drawn. 4 is SAM's own low resolution; give
+    less for structures that are thinner than a cell, at the price of memory."""
     loss: LossSettings = field(default_factory=LossSettings)
     """Weights and constants of the mask loss."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    """Learning rate, its decay over the encoder's blocks and its schedule."""
+    """Learning rate, how it changes over steps and over the encoder's blocks, and the other settings of AdamW."""
     seed: int = 0
-    """All that is random is drawn from it: samples, masks and prompts. Other seeds show the spread of a result."""
+    """Number that all that is random follows from: samples, masks and prompts. Other seeds show the spread of a
+    result."""
     precision: PrecisionSetting = "auto"
-    """What the model computes in; "auto" is bf16 where the device has instructions for it, else fp32."""
+    """What the model computes in. "auto" is bf16 where the device has instructions for it, else fp32."""
     validation: ValidationSettings | None = None
-    """Evaluation while training, which says which checkpoint is the best; None: none of them is."""
+    """Evaluation while training, which tells which checkpoint is the best. Without it no checkpoint is."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
-    """When the state of a run is written, for resuming it."""
+    """How often the state of the run is written, from which it is resumed."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps; auto picks CUDA, then Apple's GPU, then the CPU."""
+    """auto, cpu, cuda, cuda:1 or mps. auto takes CUDA if it is there, then Apple's GPU, then the CPU."""
     data_threads: int = Field(default=4, ge=1)
-    """Threads that read and decode samples ahead of the model."""
+    """Threads, in each process, that read and decode photos ahead of the model. Give more if it waits for data (the log
+    says how long)."""
 
     @field_validator("method")
     @classmethod

@@ -51,37 +51,42 @@ class RefinerRecipe:
     """All settings of the training of a refiner."""
 
     human: tuple[SetSettings, ...] = Field(min_length=1)
-    """The sets of photos with human masks that teach the refiner what exact masks are."""
+    """Sets of photos with human masks, which teach the refiner what exact masks are."""
     sam: str = PACKAGED
-    """The SAM whose masks it refines: a .pth or .safetensors file, or the name of the weights that ship here."""
+    """The frozen SAM whose masks are refined: a .pth or .safetensors file, or vit_micro. The refiner fits no other."""
     steps: int = Field(default=6_000, ge=1)
     """Steps of the optimizer."""
     batch: int = Field(default=8, ge=1)
-    """Photos a step."""
+    """Photos a step; the encoder sees them one by one."""
     masks: int = Field(default=30, ge=1)
-    """Random masks a photo, at most."""
+    """Masks of a photo, at most; of more, so many are drawn at random."""
     least_iou: float = Field(default=0.7, ge=0, le=1)
-    """Pairs whose masks have a smaller IoU are dropped: SAM meant something else."""
+    """A human mask is left out if the best of SAM's masks from a point in it has a smaller IoU: SAM meant something
+    else."""
     pred_iou_thresh: float | None = None
-    """Quality filters of automatic masks; by default those of the model."""
+    """SAM's mask is left out if SAM does not predict a larger IoU for it; by default as in labelling. 0 is no
+    filter."""
     stability_score_thresh: float | None = None
-    """As ``pred_iou_thresh``: masks of a lower stability score are not learnt from; by default the model's."""
+    """SAM's mask is left out if its stability score is lower; by default as in labelling. 0 is no filter."""
     stride: Literal[1, 2, 4] = 4
-    """Input pixels a cell of the grid on which losses are taken; 4 is SAM's own low resolution."""
+    """Input pixels a cell of the grid on which losses are taken and points drawn. 4 is SAM's own low resolution; give
+    less for structures that are thinner than a cell."""
     loss: LossSettings = field(default_factory=LossSettings)
     """Weights and constants of the mask loss."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    """Learning rate and its schedule."""
+    """Learning rate, how it changes over steps, and the other settings of AdamW."""
     seed: int = 0
-    """All that is random is drawn from it."""
+    """Number that all that is random follows from: samples, masks and points."""
     precision: PrecisionSetting = "fp32"
-    """That of labelling by default: the refiner sees embeddings as it will see them there."""
+    """What the models compute in. Take that of labelling, so that the refiner learns from the embeddings that it will
+    get there."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
-    """When the state of the training is written, for resuming it."""
+    """How often the state of the training is written, from which it is resumed."""
     kept_embeddings: int = Field(default=512, ge=0)
-    """Photos whose embeddings are kept in memory: the encoder is frozen and need not see them again."""
+    """Photos whose embeddings stay in memory. The encoder is frozen, so it need not see these again; give as many as
+    fit."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps; auto picks CUDA, then Apple's GPU, then the CPU."""
+    """auto, cpu, cuda, cuda:1 or mps. auto takes CUDA if it is there, then Apple's GPU, then the CPU."""
     data_threads: int = Field(default=4, ge=1)
     """Threads that read and decode photos ahead of the model."""
 

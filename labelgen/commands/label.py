@@ -21,15 +21,31 @@ FINISHED_WITH_IMAGE_ERRORS = 3
 
 
 @click.command("run")
-@click.option("--images", required=True, multiple=True, help="Folder, tar, list file, image, or pattern; repeatable.")
+@click.option(
+    "--images",
+    required=True,
+    multiple=True,
+    help="Folder, tar, list file, pattern or image, at a path or URL; repeatable.",
+)
 @shards_option
 @refiner_options
 @click.option("--layer-name", default=REFINEMENT, help="Name of the uncertainty layer that --refiner makes.")
-@click.option("--keep-images", is_flag=True, help="Keep the photos too, at SAM's input side, for training to read.")
-@click.option("--keep-logits", is_flag=True, help="Keep the masks' full logits, for maps to be made of them later.")
-@click.option("--keep-embeddings", is_flag=True, help="Keep what the image encoder makes, for refiners to come.")
-@click.option("--unit-size", type=click.IntRange(min=1), default=UNIT_SIZE, help="Images a unit.")
-@precision_option("fp32", "Of the image encoder; masks equal upstream's in fp32, and differ slightly in bf16.")
+@click.option(
+    "--keep-images", is_flag=True, help="Keep the photos too, at SAM's input side: training then reads no originals."
+)
+@click.option("--keep-logits", is_flag=True, help="Keep SAM's logits of each mask, to make other maps from later.")
+@click.option(
+    "--keep-embeddings", is_flag=True, help="Keep what the image encoder makes of each photo, for later refiners."
+)
+@click.option(
+    "--unit-size",
+    type=click.IntRange(min=1),
+    default=UNIT_SIZE,
+    help="Photos a unit: they are committed, and lost, together.",
+)
+@precision_option(
+    "fp32", "What the image encoder computes in. Masks equal segment_anything's in fp32, and differ slightly in bf16."
+)
 @encoding_option
 @work_options
 @automask_options
@@ -63,15 +79,22 @@ def run_command(
 @shards_option
 @photos_from_option
 @refiner_options
-@click.option("--source", type=click.Choice(SOURCES), default=REFINEMENT, help="Where the uncertainty comes from.")
+@click.option(
+    "--source",
+    type=click.Choice(SOURCES),
+    default=REFINEMENT,
+    help="What makes the maps: a refiner, or SAM's own confidence or entropy.",
+)
 @click.option("--layer-name", default=None, help="Name of the layer  [default: that of the source]")
 @click.option(
     "--use-kept",
     type=click.Choice(OUTPUTS),
     multiple=True,
-    help="Make the maps from a layer that `labelgen run --keep-...` made, as far as it goes; may be repeated.",
+    help="Make the maps from a layer that `labelgen run --keep-...` made, as far as it goes; repeatable.",
 )
-@precision_option(None, "Of the image encoder; another than that of the masks is refused  [default: that of the masks]")
+@precision_option(
+    None, "What the image encoder computes in; it must be that of the masks  [default: that of the masks]"
+)
 @encoding_option
 @work_options
 def uncertainty_command(

@@ -42,21 +42,21 @@ class Filter:
     """
 
     min_stability: float | None = None
-    """Least stability score."""
+    """Least stability score of a mask, from 0 to 1."""
     min_predicted_iou: float | None = None
-    """Least IoU that SAM predicts."""
+    """Least IoU that SAM predicts for a mask, from 0 to 1."""
     min_area: int | None = None
-    """Least pixels, in the photo."""
+    """Least pixels of a mask, in the photo."""
     max_area: int | None = None
-    """Most pixels, in the photo."""
+    """Most pixels of a mask, in the photo."""
     max_mean_u: float | None = None
-    """Most mean uncertainty."""
+    """Largest mean of a mask's map u, from 0 to 1. A mask without a map is left out."""
     layer: str | None = None
-    """Last part of the name of the uncertainty layer that ``max_mean_u`` asks."""
+    """Name of the layer of maps that ``max_mean_u`` asks, as in ``uncertainty/NAME``."""
     images: tuple[str, ...] = ()
-    """Patterns, of which an image's key must match one."""
+    """Patterns such as ``sa_0001/*``; a photo's key must match one of them."""
     image_list: Path | None = None
-    """A file of keys, one a line: other images are left out."""
+    """Text file of keys, one a line: other photos are left out."""
 
     def __post_init__(self) -> None:
         """Raise ``SettingsError`` if ``layer`` is named without anything that asks it."""

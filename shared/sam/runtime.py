@@ -24,11 +24,12 @@ class Runtime:
     masks differ slightly from fp32's, which are the default everywhere); ``compile`` compiles it."""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
+    """auto, cpu, cuda, cuda:1 or mps. auto takes CUDA if it is there, then Apple's GPU, then the CPU."""
     precision: PrecisionSetting = "fp32"
-    """auto, fp32 or bf16, of the image encoder."""
+    """What the image encoder computes in: fp32, bf16, or auto, which is bf16 where the device has instructions for
+    it."""
     compile: bool = False
-    """Whether the image encoder is compiled by ``torch.compile``."""
+    """Whether the image encoder is compiled by ``torch.compile``: a slow start, then less time a photo."""
 
     def resolve(self) -> Resolved:
         """Return what the precision is on the device."""

@@ -28,9 +28,10 @@ weights_option = click.option(
     show_default=True,
     help=f"SAM or SUM weights (.pth, .safetensors), the folder of a checkpoint, or {PACKAGED}, which ships here.",
 )
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 encoder_option = precision_option(
-    "fp32", "Of the image encoder; bf16 moves scores and masks a little, so auto makes them depend on the processor."
+    "fp32",
+    "What the image encoder computes in. bf16 moves scores and masks a little; with auto they depend on the processor.",
 )
 
 
@@ -44,21 +45,21 @@ encoder_option = precision_option(
     multiple=True,
     default=["point"],
     show_default=True,
-    help="First prompt; repeatable.",
+    help="First prompt of a mask; repeatable.",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(1, MOST_ROUNDS),
     default=Protocol.rounds,
     show_default=True,
-    help="Prompts a mask: the first, then points where the mask is wrong.",
+    help="Rounds a mask: the first prompt, then a click a round where the mask is wrong.",
 )
 @click.option(
     "--output",
     type=click.Choice(get_args(Output)),
     default=Protocol.output,
     show_default=True,
-    help="Of the three outputs of a single point the one closest to the target, or the single-mask output.",
+    help="Output of a first point that counts: oracle, of its three the closest to the target; or single.",
 )
 @click.option(
     "--task-prompt",
@@ -71,8 +72,10 @@ encoder_option = precision_option(
 @click.option(
     "--show", type=click.IntRange(1, MOST_ROUNDS), multiple=True, help="Rounds in the table  [default: 1, 3, 5, last]"
 )
-@click.option("--max-masks", type=click.IntRange(min=1), default=None, help="Masks an image at most, drawn at random.")
-@click.option("--seed", default=0, show_default=True, help="Of that draw.")
+@click.option(
+    "--max-masks", type=click.IntRange(min=1), default=None, help="Masks of an image, at most, drawn at random."
+)
+@click.option("--seed", default=0, show_default=True, help="Number that the draw of --max-masks follows from.")
 @device_option
 @threads_option
 @encoder_option
@@ -137,8 +140,8 @@ def evaluate_command(
 @click.command("predict")
 @click.argument("image", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--point", "points", metavar="X,Y", multiple=True, help="A point on the object; repeatable.")
-@click.option("--negative", "negatives", metavar="X,Y", multiple=True, help="A point off it; repeatable.")
-@click.option("--box", metavar="X0,Y0,X1,Y1", default=None, help="A box around it.")
+@click.option("--negative", "negatives", metavar="X,Y", multiple=True, help="A point off the object; repeatable.")
+@click.option("--box", metavar="X0,Y0,X1,Y1", default=None, help="A box around the object.")
 @click.option(
     "--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What kind of mask is meant."
 )
@@ -159,7 +162,7 @@ def predict_command(
     threads: int | None,
     precision: PrecisionSetting,
 ) -> None:
-    """Segment one object of a photo. Pixels count from 0 at the top left; x goes right, y down."""
+    """Segment one object of the photo IMAGE. Pixels count from 0 at the top left; x goes right, y down."""
     import numpy as np
     import torch
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 recipe_option = click.option("--recipe", required=True, help="A YAML file, or the name of one that ships here.")
 out_option = click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the run."
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of the run: checkpoints, log and weights.",
 )
 var_option = click.option("--var", "variables", multiple=True, help="NAME=value for ${NAME} in the recipe; repeatable.")
 set_option = click.option(
@@ -33,7 +36,7 @@ training_precision_option = precision_option(
 @out_option
 @var_option
 @set_option
-@click.option("--sam", default=None, help="The frozen SAM  [default: the recipe's]")
+@click.option("--sam", default=None, help="Weights of the frozen SAM  [default: the recipe's]")
 @training_precision_option
 @threads_option
 def refiner_command(
@@ -61,11 +64,15 @@ def refiner_command(
 @out_option
 @var_option
 @set_option
-@click.option("--shards", default=None, help="The shard set  [default: the recipe's]")
+@click.option("--shards", default=None, help="Shard set or selection with the labels  [default: the recipe's]")
 @photos_from_option
-@click.option("--sam", default=None, help="The SAM to start from  [default: the recipe's]")
-@click.option("--method", default=None, help="A row of the table of methods  [default: the recipe's]")
-@click.option("--device", default=None, help="auto, cpu, cuda, cuda:1, mps  [default: the recipe's]")
+@click.option("--sam", default=None, help="Weights to start from  [default: the recipe's]")
+@click.option(
+    "--method",
+    default=None,
+    help="Which labels are trained on and what certainty weighs: sum, vanilla, ...  [default: the recipe's]",
+)
+@click.option("--device", default=None, help="auto, cpu, cuda, cuda:1 or mps  [default: the recipe's]")
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
@@ -97,7 +104,7 @@ def fit_command(
 
 @click.command("export")
 @click.option("--weights", required=True, help="A SUM checkpoint (.safetensors), or the folder of a run.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A .pth file.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .pth file to write.")
 def export_command(weights: str, out: Path) -> None:
     """Write a checkpoint as plain `segment_anything` loads it: without the task prompt."""
     from sum_factory.trainer.export import export_plain_sam

@@ -89,9 +89,9 @@ class Mix:
     """How many human samples come with how many pseudo-labelled ones: 1 : 1, or 2 : 1."""
 
     human: int = 1
-    """Samples with human masks, of each ``human + pseudo``."""
+    """Photos with human masks, of each ``human + pseudo`` photos."""
     pseudo: int = 1
-    """Samples with pseudo-labels; 0 trains on human masks alone."""
+    """Photos with pseudo-labels, of each ``human + pseudo`` photos."""
 
     def __post_init__(self) -> None:
         if self.human < 0 or self.pseudo < 0 or self.human + self.pseudo == 0:

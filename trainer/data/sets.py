@@ -23,19 +23,19 @@ class FolderPairsSettings:
     """A folder of photos and a folder of masks of the same stem."""
 
     kind: Literal["folder-pairs"]
-    """Says that the set has this layout."""
+    """Which layout the set has: this one."""
     images: Path
-    """Folder of the photos."""
+    """Folder of the photos. Each is paired with the file of the same stem."""
     masks: Path
-    """Folder of the masks: one image a photo, of the same stem; 128 and above is in the mask."""
+    """Folder of the masks: one grey image a photo, of its size and stem. Values of 128 and above are the mask."""
     task: Task
-    """What kind of mask these are: salient, entity, part, or unspecified."""
+    """What the masks are of. Training gives the vector of this task, evaluation reports by it."""
     name: str = ""
-    """What results call the set; by default its task."""
+    """Name of the set in messages and reports. A suite asks for one, different for each set."""
     list: Path | None = None
-    """A file with one stem a line; others are left out."""
+    """Text file with one stem a line: the other photos are left out. By default all are taken."""
     limit: PositiveInt | None = None
-    """The first so many samples only."""
+    """Take only the first so many photos, of those that ``list`` leaves. By default all are taken."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -43,19 +43,19 @@ class CocoSettings:
     """A COCO instances file and the folder that its ``file_name`` entries are relative to."""
 
     kind: Literal["coco"]
-    """Says that the set has this layout."""
+    """Which layout the set has: this one."""
     annotations: Path
-    """The JSON file of COCO instances."""
+    """JSON file of COCO instances, with RLE or polygons. Crowds are left out."""
     images: Path
-    """Folder that the ``file_name`` entries are relative to."""
+    """Folder of the photos: what the ``file_name`` entries are relative to."""
     task: Task
-    """What kind of mask these are: salient, entity, part, or unspecified."""
+    """What the masks are of. Training gives the vector of this task, evaluation reports by it."""
     name: str = ""
-    """What results call the set; by default its task."""
+    """Name of the set in messages and reports. A suite asks for one, different for each set."""
     list: Path | None = None
-    """A file with one stem a line; others are left out."""
+    """Text file with one stem a line: the other photos are left out. By default all are taken."""
     limit: PositiveInt | None = None
-    """The first so many samples only."""
+    """Take only the first so many photos, of those that ``list`` leaves. By default all are taken."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -63,21 +63,21 @@ class LabelMapsSettings:
     """A folder of photos and a folder of label-map PNGs of the same stem."""
 
     kind: Literal["label-maps"]
-    """Says that the set has this layout."""
+    """Which layout the set has: this one."""
     images: Path
-    """Folder of the photos."""
+    """Folder of the photos. Each is paired with the file of the same stem."""
     labels: Path
-    """Folder of the label maps: one PNG a photo, of the same stem; a value is one mask."""
+    """Folder of the label maps: one PNG a photo, of its size and stem. Each value is one mask."""
     task: Task
-    """What kind of mask these are: salient, entity, part, or unspecified."""
+    """What the masks are of. Training gives the vector of this task, evaluation reports by it."""
     name: str = ""
-    """What results call the set; by default its task."""
+    """Name of the set in messages and reports. A suite asks for one, different for each set."""
     ignored: tuple[int, ...] = (0, 255)
-    """Values that are no masks."""
+    """Values of the label maps that are no masks: background and void."""
     list: Path | None = None
-    """A file with one stem a line; others are left out."""
+    """Text file with one stem a line: the other photos are left out. By default all are taken."""
     limit: PositiveInt | None = None
-    """The first so many samples only."""
+    """Take only the first so many photos, of those that ``list`` leaves. By default all are taken."""
 
 
 SetSettings = Annotated[FolderPairsSettings | CocoSettings | LabelMapsSettings, Field(discriminator="kind")]

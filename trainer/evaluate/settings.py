@@ -14,11 +14,12 @@ class Protocol:
     """How a set is evaluated. The task prompt is given in the first ``task_rounds`` rounds: 1, or all for ablation."""
 
     first: FirstPrompt = "point"
-    """The first prompt: point (the pixel of the mask farthest from its boundary), box, or near-boundary."""
+    """First prompt: point (the pixel of the mask farthest from its boundary), box, or near-boundary (a pixel of the
+    mask within 10 of its boundary, drawn at random)."""
     rounds: int = 6
-    """Prompts a mask: the first, then points where the mask is wrong."""
+    """Rounds a mask: the first prompt, then a click a round where the mask is wrong."""
     output: Output = "oracle"
-    """Which mask for a first point counts: oracle, of the three that SAM can give that of highest IoU with the human
-    mask; single, the one that SAM gives if it is asked for one."""
+    """Which output of a first point counts: oracle, of the three outputs the one of highest IoU with the human mask; or
+    single, the output for prompts that leave no doubt."""
     task_rounds: int = 1
-    """Rounds in which the model is told the task."""
+    """Rounds, from the first on, in which the model is told the task."""

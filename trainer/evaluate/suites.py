@@ -17,6 +17,7 @@ class Suite:
     """Sets with a name each. The mean over all of them counts every set once, however many its task has."""
 
     sets: tuple[SetSettings, ...]
+    """Sets of photos with human masks, of which each needs a name of its own."""
 
     def __post_init__(self) -> None:
         if not self.sets:
