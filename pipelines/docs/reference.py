@@ -6,55 +6,79 @@ A hook of MkDocs (``mkdocs.yml``): ``make docs`` builds the site, and fails at a
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import FunctionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
 
-from sum_factory.labelgen.run import RunSettings
-from sum_factory.shared import errors
+from sum_factory.pipelines.docs.errors import errors_page
 from sum_factory.shared.field_docs import docs_of
+from sum_factory.trainer.evaluate.suites import Suite
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import RefinerRecipe
+from sum_factory.trainer.settings import built_in_names
 
-HOME = Path(__file__).parents[2]
-EXAMPLES = HOME / "docs/examples"
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+HOME = Path(__file__).resolve().parents[2]
+EXAMPLES, RECIPES = HOME / "docs/examples", HOME / "trainer/recipes"
 FRONT = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 """Pages that stand in the folder of the project, by their names on the site."""
 COMMANDS = ("labelgen", "trainer")
+KEYS: Mapping[str, type[Any]] = {
+    "trainer fit": Recipe,
+    "trainer refiner": RefinerRecipe,
+    "trainer evaluate": Suite,
+}
+"""What is read from YAML, by the command that reads it."""
+TYPES = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", Path: "path"}
+LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 API: Mapping[str, Mapping[str, Sequence[str]]] = {
     "labelgen": {
         "labelgen.run": ("run", "RunSettings", "add_uncertainty", "UncertaintyRunSettings"),
         "labelgen.settings": ("AutomaskSettings", "UncertaintySettings", "settings_for"),
         "labelgen.progress": ("RunSummary",),
         "labelgen.masks.automask": ("LabelGenerator", "ImageLabels"),
+        "labelgen.sets.status": ("status_of",),
         "labelgen.sets.select": ("select", "Filter"),
         "labelgen.sets.merge": ("merge",),
         "labelgen.sets.convert": ("convert",),
         "labelgen.sets.export": ("export_coco",),
+        "labelgen.sets.repair": ("diagnose", "take_back"),
+        "labelgen.page.write": ("write_page",),
     },
     "trainer": {
+        "trainer.settings": ("read_settings", "built_in_names"),
         "trainer.recipe": ("Recipe",),
         "trainer.loop": ("fit", "fit_on_ranks", "FitSummary"),
+        "trainer.refiner": ("train_refiner", "RefinerRecipe"),
         "trainer.methods": ("Method",),
-        "trainer.losses": ("focal_loss", "dice_loss", "LossSettings"),
+        "trainer.losses": ("focal_loss", "dice_loss", "mask_loss", "LossSettings"),
+        "trainer.data.sets": ("open_set", "FolderPairsSettings", "CocoSettings", "LabelMapsSettings"),
+        "trainer.evaluate.suites": ("read_suite", "Suite"),
         "trainer.evaluate.run": ("load_weights", "evaluate_sets"),
         "trainer.evaluate.settings": ("Protocol",),
         "trainer.evaluate.metrics": ("iou", "boundary_iou"),
+        "trainer.predict": ("predict_mask", "UserPrompt", "Prediction"),
+        "trainer.export": ("export_plain_sam",),
     },
     "shared": {
         "shared.shards.selection.opened": ("open_shards",),
         "shared.shards.shard_set": ("ShardSet",),
         "shared.shards.verify": ("verify", "UnitCheck"),
         "shared.sam.checkpoint": ("load_sam", "LoadedSam", "identify_weights"),
+        "shared.sam.runtime": ("Runtime",),
         "shared.sam.refiner": ("load_refiner", "Refiner"),
         "shared.placement": ("Frame",),
+        "shared.errors": ("SumError",),
     },
     "pipelines": {
         "pipelines.microworld.scene": ("make_scene", "Scene"),
@@ -66,6 +90,8 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages to those that are written."""
+    from mkdocs.structure.files import File  # the pages themselves can be made, and are tested, without MkDocs
+
     for name, text in pages().items():
         files.append(File.generated(config, name, content=text))
     return files
@@ -106,7 +132,7 @@ def command_section(context: click.Context) -> str:
     rows = ["| option | what it does |", "|---|---|"]
     for parameter in context.command.get_params(context):
         record = parameter.get_help_record(context)
-        if record is not None:
+        if record is not None and record[1]:  # an argument has no words of its own: those above name it
             option, words = record
             rows.append(row_of(f"`{option}`", words))
     words = inspect.cleandoc(context.command.help or "").replace("\b\n", "")
@@ -114,19 +140,39 @@ def command_section(context: click.Context) -> str:
 
 
 def recipes_page() -> str:
-    """Return the page of all keys of recipes."""
-    words = (
-        "# Recipe keys\n\nA recipe is a YAML file. `trainer fit --recipe FILE --set KEY=VALUE` changes one key; a key "
-        "of a part is written with a dot, such as `optimizer.learning_rate`.\n"
-    )
-    parts = [words]
-    for title, settings in (("trainer fit", Recipe), ("trainer refiner", RefinerRecipe), ("labelgen run", RunSettings)):
-        parts.append(f"## {title}\n\n{inspect.getdoc(settings)}\n\n{table_of(settings)}")
-        parts += [
-            f"### {title}: {path} ({part.__name__})\n\n{inspect.getdoc(part)}\n\n{table_of(part)}"
-            for path, part in parts_of(settings)
-        ]
+    """Return the page of all keys of recipes and suites, and of those that ship here."""
+    parts = [
+        "# Recipe keys\n\nA recipe is a YAML file; so is a suite. `--set KEY=VALUE` changes one key of a recipe for "
+        "one run. What is inside another key is written with a dot, such as `optimizer.learning_rate`; a number is a "
+        "place in a list, such as `human.0.limit`. A key that is not listed here, or a value of another type, is an "
+        "error.\n"
+    ]
+    parts += [f"## {command}\n\n{described(settings)}" for command, settings in KEYS.items()]
+    parts.append("## What is inside these keys\n")
+    for part, places in places_of_parts().items():
+        parts.append(f"### {part.__name__}\n\nThe value of {', and of '.join(places)}.\n\n{described(part)}")
+    parts.append("## Recipes and suites that ship here\n\nGive their names to `--recipe` and `--suite`.\n")
+    parts += [f"### {name}\n\n```yaml\n{(RECIPES / f'{name}.yaml').read_text()}```\n" for name in built_in_names()]
     return "\n".join(parts)
+
+
+def places_of_parts() -> dict[type[Any], list[str]]:
+    """Return the settings that are inside recipes and suites, each with the keys that hold it."""
+    places: dict[type[Any], list[str]] = {}
+    for command, settings in KEYS.items():
+        for key, part in parts_of(settings):
+            places.setdefault(part, []).append(f"`{key}` for `{command}`")
+    return places
+
+
+def described(settings: type[Any]) -> str:
+    """Return what is said of settings on the page of recipes: their docstring, and their keys with links to others."""
+    return f"{words_of(settings)}\n\n{table_of(settings, linked=True)}"
+
+
+def words_of(documented: Any) -> str:
+    """Return the docstring of what has one, as Markdown."""
+    return (inspect.getdoc(documented) or "").replace("``", "`")
 
 
 def row_of(*cells: str) -> str:
@@ -134,37 +180,56 @@ def row_of(*cells: str) -> str:
     return f"| {' | '.join(cell if cell.startswith('`') else cell.replace('|', '&#124;') for cell in cells)} |"
 
 
-def table_of(settings: type[Any]) -> str:
+def table_of(settings: type[Any], linked: bool = False) -> str:
     """Return a table of the fields of settings: name, type, default, meaning."""
-    hints, docs = get_type_hints(settings), docs_of(settings)
+    hints, docs = get_type_hints(settings, include_extras=True), docs_of(settings)
     rows = ["| key | type | default | what it means |", "|---|---|---|---|"]
     for field in fields(settings):
         meaning = docs[field.name].replace("``", "`")
-        rows.append(row_of(f"`{field.name}`", f"`{type_of(hints[field.name])}`", default_of(field), meaning))
+        kind = type_of(hints[field.name], linked) + limits_of(field.default)
+        rows.append(row_of(f"`{field.name}`", kind, default_of(field), meaning))
     return "\n".join(rows) + "\n"
 
 
-def type_of(hint: Any) -> str:
-    """Return a type as people write it."""
-    if get_origin(hint) is Annotated:
-        return type_of(get_args(hint)[0])
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, get_args(hint)))
-    if get_args(hint) and get_origin(hint) in (tuple, dict):
-        held = [type_of(part) for part in get_args(hint) if part is not Ellipsis]
-        return f"{get_origin(hint).__name__} of {' to '.join(dict.fromkeys(held))}"
-    if get_args(hint):
-        return " or ".join(dict.fromkeys(type_of(part) for part in get_args(hint)))
-    return "nothing" if hint is type(None) else getattr(hint, "__name__", str(hint))
+def type_of(hint: Any, linked: bool = False) -> str:
+    """Return a type in words; ``linked`` to the section of the page that describes it, if there is one."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return type_of(parts[0], linked)
+    if origin is Literal:
+        return " or ".join(f"`{choice}`" for choice in parts)
+    names = list(dict.fromkeys(type_of(part, linked) for part in parts if part not in (Ellipsis, type(None))))
+    if origin is tuple:
+        return f"list of {' or '.join(names)}"
+    if origin is dict:
+        return f"table of {' to '.join(names)}"
+    if is_dataclass(hint) and isinstance(hint, type):
+        return f"[`{hint.__name__}`](#{hint.__name__.lower()})" if linked else f"`{hint.__name__}`"
+    return " or ".join(names) or TYPES.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def default_of(field: Any) -> str:
-    """Return the default of a field; settings of their own have theirs in their own table."""
+def limits_of(described: object) -> str:
+    """Return the limits of a field that pydantic checks."""
+    limits = [
+        f"{words} {getattr(limit, sign):g}"
+        for limit in getattr(described, "metadata", ())
+        for sign, words in LIMITS.items()
+        if hasattr(limit, sign)
+    ]
+    return f", {' and '.join(limits)}" if limits else ""
+
+
+def default_of(field: Field[Any]) -> str:
+    """Return the default of a field as YAML; settings have those of their fields in a table of their own."""
     default = field.default_factory() if field.default_factory is not MISSING else field.default
     default = getattr(default, "default", default)  # pydantic's description of a field
     if default is MISSING or type(default).__name__ == "PydanticUndefinedType":
         return "required"
-    return "see below" if is_dataclass(default) else f"`{default!r}`"
+    if is_dataclass(default):
+        return "its own"
+    if default is None:
+        return "none"
+    return f"`{default or repr(default)}`" if isinstance(default, str) else f"`{json.dumps(default)}`"
 
 
 def parts_of(settings: type[Any], path: str = "") -> Iterator[tuple[str, type[Any]]]:
@@ -184,22 +249,23 @@ def classes_in(hint: Any) -> Iterator[type[Any]]:
         yield from classes_in(part)
 
 
-def errors_page() -> str:
-    """Return the page of errors: all that a user can mend."""
-    rows = ["| error | what it says |", "|---|---|"]
-    for name, kind in inspect.getmembers(errors, inspect.isclass):
-        rows.append(f"| `{name}` | {' '.join((inspect.getdoc(kind) or '').split())} |")
-    return (
-        "# Errors\n\nAn error that is the input's fault, or the machine's, derives from `SumError`. A command prints "
-        "`error: ` and one line that names the file, what was expected and what to do, and exits with status 1; wrong "
-        "usage exits with 2. Anything else is a mistake in this software: please report it with the traceback.\n\n"
-    ) + "\n".join(rows)
-
-
 def api_page(package: str) -> str:
     """Return the page of a package's public API, with its example."""
     example = (EXAMPLES / f"{package}_example.py").read_text()
     parts = [f"# sum_factory.{package}\n\n```python\n{example}```\n\nThis example is run by the tests.\n"]
     for module, names in API[package].items():
-        parts += [f"::: sum_factory.{module}.{name}\n" for name in names]
+        parts += [api_section(f"sum_factory.{module}", name) for name in names]
     return "\n".join(parts)
+
+
+def api_section(module: str, name: str) -> str:
+    """Return what the page of a package says of one name; the fields of settings, each with words, are a table."""
+    value = getattr(import_module(module), name)
+    if not (is_dataclass(value) and isinstance(value, type) and all(docs_of(value).values())):
+        return f"::: {module}.{name}\n"
+    methods = [
+        f"::: {module}.{name}.{method}\n    options: {{heading_level: 3, show_root_full_path: false}}\n"
+        for method, each in vars(value).items()
+        if not method.startswith("_") and isinstance(each, FunctionType | property | classmethod)
+    ]
+    return "\n".join([f"::: {module}.{name}\n    options: {{members: false}}\n", table_of(value), *methods])
