@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from math import ceil
@@ -36,9 +35,9 @@ from sum_factory.trainer.data.samples import GridSettings
 from sum_factory.trainer.data.sets import open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
 from sum_factory.trainer.distributed import Ranks, join_ranks, run_on_ranks
-from sum_factory.trainer.log import RunLog
 from sum_factory.trainer.optimizer import make_optimizer, set_learning_rate, take_step
 from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.run import Run, Scores
 from sum_factory.trainer.validation import validate
 from sum_factory.trainer.variants import VARIANTS, apply_variant
 
@@ -108,15 +107,22 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
         model = make_model(recipe, ranks.device)
         stream = open_stream(recipe, int(model.sam.image_encoder.img_size), ranks)
         identity = identity_of(recipe, model, stream)
-        checkpoints = Checkpoints(out, recipe.checkpoint.keep, ranks.count)
-        first = checkpoints.resume(recipe.steps, model.weights, model.optimizer, identity, precision)
+        header = header_of(recipe, model, identity)
+        checkpoints, every = Checkpoints(out, recipe.checkpoint.keep, ranks.count), recipe.checkpoint.every
+        run = Run(checkpoints, recipe.steps, every, model.weights, model.optimizer, identity, header, ranks.leads)
+        first = run.resume(precision)
         if ranks.leads:
             say(describe(recipe, model, stream, first))
         started = time.perf_counter()
         if first < recipe.steps:
-            train(recipe, model, stream, checkpoints, identity, first, ranks)
+            run.go_on(
+                first,
+                stream,
+                lambda samples, step: train_step(recipe, model, samples, step, ranks),
+                lambda step: validation_after(step, recipe, model, header),
+            )
+            ranks.wait()
         if ranks.leads:
-            header = header_of(recipe, model, identity)
             with Stage("writing the weights"):
                 final = to_safetensors(model.weights, {**header, "step": recipe.steps})
                 Storage(str(out)).write(WEIGHTS, final)
@@ -238,33 +244,11 @@ def describe(recipe: Recipe, model: Model, stream: MixedStream, first: int) -> s
     )
 
 
-def train(
-    recipe: Recipe,
-    model: Model,
-    stream: MixedStream,
-    checkpoints: Checkpoints,
-    identity: dict[str, Any],
-    first: int,
-    ranks: Ranks,
-) -> None:
-    """Take the steps ``first`` + 1 to ``recipe.steps``, logging each, with a checkpoint now and then and at the end."""
-    header = header_of(recipe, model, identity)
-    log = RunLog(checkpoints.out, first, recipe.steps)
-    checkpoints.out.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    with log if ranks.leads else nullcontext():
-        for step, samples in enumerate(stream.steps(first, recipe.steps), first + 1):
-            values = train_step(recipe, model, samples, step, ranks)
-            if not ranks.leads:
-                continue
-            log.step(step, values, stream.waited / (time.perf_counter() - started))
-            score = None
-            if recipe.validation is not None and step % recipe.validation.every == 0:
-                score, scores = validate(model.trained(header), recipe.validation, recipe.computed_in)
-                log.validation(step, scores)
-            if step % recipe.checkpoint.every == 0 or step == recipe.steps or score is not None:
-                checkpoints.save(step, model.weights, model.optimizer, identity, header, score)
-    ranks.wait()
+def validation_after(step: int, recipe: Recipe, model: Model, header: Mapping[str, Any]) -> Scores | None:
+    """Return the score and what to log if the recipe wants a validation after this step."""
+    if recipe.validation is None or step % recipe.validation.every:
+        return None
+    return validate(model.trained(header), recipe.validation, recipe.computed_in)
 
 
 def train_step(recipe: Recipe, model: Model, samples: Sequence[Sample], step: int, ranks: Ranks) -> dict[str, Any]:

@@ -6,7 +6,6 @@ refiner, a copy of prompt encoder and decoder, sees SAM's logits, their box and 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -37,11 +36,11 @@ from sum_factory.trainer.data.samples import GridSettings, TrainingSample
 from sum_factory.trainer.data.sets import SetSettings, open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream
 from sum_factory.trainer.interactive import to_grid
-from sum_factory.trainer.log import RunLog
 from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer, set_learning_rate, take_step
 from sum_factory.trainer.prompts import boxes_of, cells_to_input, sample_cells
 from sum_factory.trainer.recipe import CHECKED, CheckpointSettings
+from sum_factory.trainer.run import Run
 
 REFINER = "refiner.safetensors"
 
@@ -237,20 +236,20 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
         "sam_sha256": loaded.sha256,
         "human_data": human.order.identity,
     }
-    checkpoints = Checkpoints(out, recipe.checkpoint.keep)
-    weights: dict[str, Tensor] = dict(refiner.state_dict())
-    first = checkpoints.resume(recipe.steps, weights, optimizer, identity, precision)
+    run = Run(
+        Checkpoints(out, recipe.checkpoint.keep),
+        recipe.steps,
+        recipe.checkpoint.every,
+        refiner.state_dict(),
+        optimizer,
+        identity,
+        {"kind": "refiner checkpoint"},
+    )
+    first = run.resume(precision)
     what = f"refiner of {loaded.architecture.name} in {precision.name}"
     say(f"{what}: {len(human.order)} photos, {recipe.steps} steps, from step {first}")
     stream = MixedStream({"human": human}, Mix(1, 0), recipe.batch, threads=recipe.data_threads)
-    out.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    with RunLog(out, first, recipe.steps) as log:
-        for step, samples in enumerate(stream.steps(first, recipe.steps), first + 1):
-            values = training.step(samples, step)
-            log.step(step, values, stream.waited / (time.perf_counter() - started))
-            if step % recipe.checkpoint.every == 0 or step == recipe.steps:
-                checkpoints.save(step, weights, optimizer, identity, {"kind": "refiner checkpoint"})
+    run.go_on(first, stream, training.step)
     provenance = {
         "run": identity,
         "steps": recipe.steps,
