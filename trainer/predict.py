@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sum_factory.shared.drawing import draw_mask, stroke_of
 from sum_factory.shared.errors import ImageError, SettingsError
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.placement import Frame
@@ -133,14 +134,8 @@ def check_prompt(prompt: UserPrompt, height: int, width: int) -> None:
 
 def draw_prediction(image: RgbImage, mask: Mask, prompt: UserPrompt) -> RgbImage:
     """Draw a mask with its outline over an image, and the prompt: green points on it, red ones off it, a yellow box."""
-    colour = np.array(MASK_COLOUR, np.float32)
-    stroke = max(1, round(max(image.shape[:2]) / 300))
-    drawn = image.astype(np.float32)
-    drawn[mask] = 0.5 * drawn[mask] + 0.5 * colour
-    kernel = np.ones((2 * stroke + 1, 2 * stroke + 1), np.uint8)
-    inner = cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
-    edge = mask & ~inner
-    drawn[edge] = 0.25 * drawn[edge] + 0.75 * colour
+    drawn, stroke = image.astype(np.float32), stroke_of(image)
+    draw_mask(drawn, image, mask, np.array(MASK_COLOUR, np.float32))
     canvas = np.ascontiguousarray(drawn.astype(np.uint8))
     if prompt.box is not None:
         height, width = mask.shape

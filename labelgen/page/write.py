@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sum_factory.labelgen.sets.export import at_full_size, full_size_masks
+from sum_factory.shared.drawing import draw_mask
 from sum_factory.shared.errors import StorageError
 from sum_factory.shared.images import RgbImage, decode_image
 from sum_factory.shared.photo_files import photo_name
@@ -63,17 +64,9 @@ def write_page(shards: ShardSet, out: Path, limit: int, layer_name: str | None =
 def overlay(photo: RgbImage, masks: list[npt.NDArray[np.bool_]]) -> RgbImage:
     """Draw masks, bool (H, W), over a photo, large ones first, each in its own colour with an outline."""
     drawn = photo.astype(np.float32)
-    outline = np.zeros(photo.shape[:2], bool)
-    width = max(1, round(max(photo.shape[:2]) / 300))
-    kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    for k in np.argsort([-int(mask.sum()) for mask in masks], kind="stable"):
-        mask = masks[int(k)]
-        colour = _colour(int(k))
-        drawn[mask] = 0.5 * photo[mask] + 0.5 * colour
-        edge = mask & (cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0) == 0)
-        drawn[edge] = 0.25 * drawn[edge] + 0.75 * colour
-        outline |= edge
-    return np.clip(drawn, 0, 255).astype(np.uint8)
+    for k in np.argsort([-int(mask.sum()) for mask in masks], kind="stable").tolist():
+        draw_mask(drawn, photo, masks[k], _colour(k))
+    return drawn.astype(np.uint8)
 
 
 def heat_map(photo: RgbImage, u: npt.NDArray[np.float32]) -> RgbImage:
