@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -15,17 +15,14 @@ import numpy.typing as npt
 
 from sum_factory.labelgen.page.write import heat_map, jpeg_url
 from sum_factory.labelgen.sets.export import at_full_size
-from sum_factory.pipelines.microworld.sets import describe_set
+from sum_factory.pipelines.demo.player import Player, draw_played, shown_targets
 from sum_factory.shared.images import RgbImage, decode_image
 from sum_factory.shared.photo_files import photo_name, read_bytes
-from sum_factory.shared.placement import Frame
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import LoadedSam
-from sum_factory.shared.sam.runtime import Embedder
 from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
-from sum_factory.trainer.data.sets import Task, open_set
-from sum_factory.trainer.evaluate.protocol import Played, play_image
-from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.data.sets import Task
+from sum_factory.trainer.evaluate.protocol import Played
 from sum_factory.trainer.predict import UserPrompt, draw_prediction
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -33,7 +30,6 @@ Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 SHOWN_ROUNDS = (1, 3, 5)
 LABELS_SHOWN = 12
 SCENES_OF_TASK: dict[Task, int] = {"salient": 6, "entity": 4, "part": 4}
-ROUNDS_SHOWN = 3
 SMALLEST_SHOWN = 0.02
 """Labels that cover less of the image are left out of the pictures."""
 
@@ -135,41 +131,20 @@ def _label(shards: ShardSet, layer: str, number: int, image: LabelledImage, row:
 
 def _comparisons(models: Mapping[str, LoadedSam], held_out: Path) -> Iterator[dict[str, Any]]:
     """Yield scenes with one mask of each task, prompted as the protocol does, for all models."""
-    embedders = {name: Embedder(model.sam) for name, model in models.items()}
+    players = {name: Player(model) for name, model in models.items()}
     for task, count in SCENES_OF_TASK.items():
-        opened = open_set(describe_set(held_out, task))
-        for index in range(min(count, len(opened.keys))):
-            sample = opened.load(index)
-            large = [k for k, mask in enumerate(sample.masks) if mask.mean() >= SMALLEST_SHOWN]
-            if not large:
-                continue
-            target = sample.masks[large[index % len(large)]]
+        for scene, target in shown_targets(held_out, task, count, SMALLEST_SHOWN):
             yield {
                 "task": task,
-                "key": sample.key,
-                "image": jpeg_url(sample.image),
-                "truth": jpeg_url(draw_prediction(sample.image, target, UserPrompt())),
+                "key": scene.key,
+                "image": jpeg_url(scene.image),
+                "truth": jpeg_url(draw_prediction(scene.image, target, UserPrompt())),
                 "models": [
-                    _drawn(model_name, play(models[model_name], embedder, sample.image, target, task), sample.image)
-                    for model_name, embedder in embedders.items()
+                    _drawn(name, player.play(scene, target, task), scene.image) for name, player in players.items()
                 ],
             }
 
 
-def play(model: LoadedSam, embedder: Embedder, image: RgbImage, target: npt.NDArray[np.bool_], task: str) -> Played:
-    """Return what a model reports for ``target``, bool (H, W), after the rounds that the page shows."""
-    frame = Frame.whole(int(model.sam.image_encoder.img_size), *image.shape[:2])
-    vector = model.task_vector(task)
-    protocol = Protocol(rounds=ROUNDS_SHOWN)
-    rounds = play_image(model.sam, embedder.embed(image), vector, frame, target[None], "", protocol)
-    return list(rounds)[-1]
-
-
 def _drawn(name: str, played: Played, image: RgbImage) -> dict[str, Any]:
-    clicks: Sequence[Any] = played.clicks
-    prompt = UserPrompt(
-        tuple((click.x, click.y) for click in clicks if click.positive),
-        tuple((click.x, click.y) for click in clicks if not click.positive),
-    )
-    picture = jpeg_url(draw_prediction(image, played.mask, prompt))
-    return {"name": name, "picture": picture, "iou": played.score.iou, "boundary_iou": played.score.boundary_iou}
+    score, picture = played.score, jpeg_url(draw_played(played, image))
+    return {"name": name, "picture": picture, "iou": score.iou, "boundary_iou": score.boundary_iou}

@@ -8,16 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sum_factory.pipelines.demo.page import play
+from sum_factory.pipelines.demo.player import Player, draw_played, shown_targets
 from sum_factory.pipelines.microworld.ablation.cells import FROZEN, SAM, Cell
 from sum_factory.pipelines.microworld.ablation.results import Results
 from sum_factory.pipelines.microworld.ablation.settings import Plan
-from sum_factory.pipelines.microworld.sets import TASKS, describe_set
 from sum_factory.shared.images import RgbImage
-from sum_factory.shared.sam.checkpoint import LoadedSam
-from sum_factory.shared.sam.runtime import Embedder, Runtime
+from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.data.sets import Task, open_set
+from sum_factory.trainer.data.human import HumanSample
+from sum_factory.trainer.data.sets import Task
+from sum_factory.trainer.evaluate.metrics import Mask
 from sum_factory.trainer.evaluate.run import load_weights
 from sum_factory.trainer.predict import UserPrompt, draw_prediction
 
@@ -35,14 +35,15 @@ def write_pictures(plan: Plan, results: Results, path: Path) -> None:
     Methods are those of the plan's first setting and seed that have been run. Raises ``StorageError``.
     """
     cells = shown_cells(plan, results)
-    models = {
-        method: load_weights(plan.sam if cell == FROZEN else str(cell.folder(plan)), Runtime())
+    players = {
+        method: Player(load_weights(plan.sam if cell == FROZEN else str(cell.folder(plan)), Runtime()))
         for method, cell in cells.items()
     }
-    titles = ["scene", "exact mask", *models]
+    titles = ["scene", "exact mask", *players]
     rows = [titles_of(titles, plan.world.side)]
-    for task in TASKS:
-        rows += _rows_of(plan, models, task)
+    for task, count in SCENES_OF_TASK.items():
+        shown = shown_targets(plan.scenes("held_out"), task, count, SMALLEST_SHOWN)
+        rows += [_row_of(players, scene, target, task) for scene, target in shown]
     _, encoded = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     Storage(str(path.parent)).write(path.name, encoded.tobytes())
 
@@ -62,21 +63,7 @@ def titles_of(titles: list[str], side: int) -> RgbImage:
     return strip
 
 
-def _rows_of(plan: Plan, models: Mapping[str, LoadedSam], task: Task) -> list[RgbImage]:
-    opened = open_set(describe_set(plan.scenes("held_out"), task))
-    embedders = {name: Embedder(model.sam) for name, model in models.items()}
-    rows: list[RgbImage] = []
-    for index in range(len(opened.keys)):
-        sample = opened.load(index)
-        large = [k for k, mask in enumerate(sample.masks) if mask.mean() >= SMALLEST_SHOWN]
-        if not large or len(rows) == SCENES_OF_TASK[task]:
-            continue
-        target = sample.masks[large[index % len(large)]]
-        pictures = [sample.image, draw_prediction(sample.image, target, UserPrompt())]
-        for name, embedder in embedders.items():
-            played = play(models[name], embedder, sample.image, target, task)
-            positive = tuple((click.x, click.y) for click in played.clicks if click.positive)
-            negative = tuple((click.x, click.y) for click in played.clicks if not click.positive)
-            pictures.append(draw_prediction(sample.image, played.mask, UserPrompt(positive, negative)))
-        rows.append(np.hstack(pictures))
-    return rows
+def _row_of(players: Mapping[str, Player], scene: HumanSample, target: Mask, task: Task) -> RgbImage:
+    played = (player.play(scene, target, task) for player in players.values())
+    exact = draw_prediction(scene.image, target, UserPrompt())
+    return np.hstack([scene.image, exact, *(draw_played(each, scene.image) for each in played)])
