@@ -13,7 +13,7 @@ from sum_factory.pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, S
 from sum_factory.pipelines.microworld.ablation.claims import ABSENT, CLAIMS, anchors, difference, scores_of, verdict
 from sum_factory.pipelines.microworld.ablation.plots import Line, line_chart
 from sum_factory.pipelines.microworld.ablation.reported import Reported
-from sum_factory.pipelines.microworld.ablation.results import Measure, Results
+from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
 from sum_factory.pipelines.microworld.ablation.settings import Plan
 from sum_factory.pipelines.microworld.ablation.studies import STUDIES, study_charts, study_rows
 from sum_factory.pipelines.microworld.sets import TASKS
@@ -222,32 +222,46 @@ def listed(plan: Plan) -> Iterator[tuple[str, str, str]]:
 def write_charts(plan: Plan, results: Results, world: dict[str, Any] | None, out: Path) -> None:
     """Draw mBIoU over 1 to 6 points, the studies, and how often pixels are wrong by u, of what there is. Raises
     ``StorageError``."""
+    charts = {**curve_charts(plan, results), **study_charts(plan, results)}
+    if world is not None:
+        charts[CALIBRATION] = calibration_chart(world)
     storage = Storage(str(out))
-    for setting in (each for each in plan.settings if has_runs(results, each)):
-        for group in GROUPS:
-            lines = {}
-            for title, method, variant in listed(plan):
-                means = [
-                    [100 * each.mean(group) for each in scores_of(results, setting, method, at, variant).values()]
-                    for at in (Measure(round=number) for number in range(1, plan.rounds + 1))
-                ]
-                if means[0]:
-                    numbers = list(range(1, plan.rounds + 1))
-                    spread = [float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in means]
-                    lines[title] = Line(numbers, [float(np.mean(each)) for each in means], spread)
-            if lines:
-                chart = line_chart(f"{setting}: {group}", "points", "mBIoU", lines)
-                storage.write(chart_name(setting, group), chart.encode())
-    for name, chart in study_charts(plan, results).items():
+    for name, chart in charts.items():
         storage.write(name, chart.encode())
-    if world is None:
-        return
+
+
+def curve_charts(plan: Plan, results: Results) -> dict[str, str]:
+    """Return charts of mBIoU over points by file name, of all settings and tasks of which something was run."""
+    charts = {}
+    for setting in (each for each in plan.settings if has_runs(results, each)):
+        curves = {
+            title: [
+                list(scores_of(results, setting, method, Measure(round=number), variant).values())
+                for number in range(1, plan.rounds + 1)
+            ]
+            for title, method, variant in listed(plan)
+        }
+        for group in GROUPS:
+            lines = {title: curve(rounds, group) for title, rounds in curves.items() if rounds[0]}
+            title = f"{setting}, {group}: mean and standard deviation over seeds"
+            charts[chart_name(setting, group)] = line_chart(title, "points", "mBIoU, %", lines)
+    return charts
+
+
+def curve(rounds: Sequence[Sequence[MaskScores]], group: str) -> Line:
+    """Return the mean over seeds by round, in percent, and the standard deviation, 0 if there is one seed."""
+    means = [[100 * seed.mean(group) for seed in seeds] for seeds in rounds]
+    spread = [float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in means]
+    return Line(range(1, len(rounds) + 1), [float(np.mean(each)) for each in means], spread)
+
+
+def calibration_chart(world: dict[str, Any]) -> str:
+    """Return the chart of how often pixels are wrong, by u and source."""
     lines = {
         source: Line([each["u"] for each in found["calibration"]], [each["wrong"] for each in found["calibration"]])
         for source, found in world["sources"].items()
     }
-    chart = line_chart("Pixels that are wrong, by u", "u", "share wrong", lines, diagonal=True)
-    storage.write(CALIBRATION, chart.encode())
+    return line_chart("Pixels that are wrong, by u", "mean u", "share of pixels", lines, diagonal=True)
 
 
 def fill(page: str, blocks: dict[str, str], name: str) -> str:

@@ -75,5 +75,5 @@ def study_charts(plan: Plan, results: Results) -> Mapping[str, str]:
         found = {method: study_points(plan, results, study, method, ALL) for method in STUDIED}
         lines = {method: Line(list(points), list(points.values())) for method, points in found.items() if points}
         if lines:
-            charts[study.chart_name] = line_chart(study.title, study.title, "mBIoU, all tasks, 3 points", lines)
+            charts[study.chart_name] = line_chart(study.title, study.title, "mBIoU after 3 points, all tasks, %", lines)
     return charts

@@ -36,8 +36,40 @@ def test_chart_is_text_with_its_names_and_the_same_every_time() -> None:
     assert line_chart("title", "points", "mBIoU", LINES) == chart
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 3e4])
+def test_points_of_the_text_are_where_its_ticks_say(scale: float) -> None:
+    lines = {name: Line(line.x, [scale * y for y in line.y]) for name, line in LINES.items()}
+    root = ElementTree.fromstring(line_chart("title", "x", "y", lines))
+    marks = [
+        [(float(use.attrib["x"]), float(use.attrib["y"])) for use in group.iter(f"{SVG}use")]
+        for group in root.iter(f"{SVG}g")
+        if "clip-path" in group.attrib and group.find(f"{SVG}use") is not None
+    ]
+    assert [len(each) for each in marks] == [len(line.x) for line in lines.values()]
+    for points, line in zip(marks, lines.values(), strict=True):
+        for axis, values in enumerate((line.x, line.y)):
+            places, numbers = ticks_of(root, "xy"[axis])
+            read = np.poly1d(np.polyfit(places, numbers, 1))([point[axis] for point in points])
+            np.testing.assert_allclose(read, values, atol=1e-4 * np.ptp(numbers))
+
+
+def ticks_of(root: ElementTree.Element, axis: str) -> tuple[list[float], list[float]]:
+    """Return the places of the ticks of an axis, and the numbers that stand there."""
+    ticks = [group for group in root.iter(f"{SVG}g") if group.attrib.get("id", "").startswith(f"{axis}tick")]
+    places = [float(tick.find(f".//{SVG}use").attrib[axis]) for tick in ticks]  # type: ignore[union-attr]
+    return places, [float("".join(tick.itertext()).strip().replace("\N{MINUS SIGN}", "-")) for tick in ticks]
+
+
+def test_every_method_is_told_by_its_colour_and_by_its_marker() -> None:
+    names = ("sam", "human-only, decoder", *METHODS)
+    (axes,) = draw_lines("t", "x", "y", {name: Line([1], [5]) for name in names}).axes
+    points = [each.lines[0] for each in axes.containers]
+    assert len({str(each.get_color()) for each in points}) == len(names)
+    assert len({str(each.get_marker()) for each in points}) == len(names)
+
+
 def test_names_of_all_methods_fit_beside_the_plot() -> None:
-    figure = draw_lines("t", "x", "y", {name: Line([1], [5]) for name in ("human-only, decoder", *METHODS)})
+    figure = draw_lines("t", "x", "y", {name: Line([1], [5]) for name in ("sam", "human-only, decoder", *METHODS)})
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     (legend,) = figure.legends
