@@ -45,7 +45,7 @@ def plan_of(out: Path) -> Plan:
         pool=6,
         human=8,
         validation=1,
-        held_out=3,
+        held_out=2,
         masks_of_a_scene=2,
         described=2,
         rounds=3,
@@ -56,7 +56,7 @@ def plan_of(out: Path) -> Plan:
         studies=False,
         precision="fp32",
         frozen=FrozenModel(scenes=8, detail_steps=1, coarse_scenes=4, coarse_steps=1),
-        fit_changes=("steps=2", "batch=2", "masks=2", "checkpoint.every=1"),
+        fit_changes=("steps=2", "batch=2", "masks=2", "rounds=3"),
         refiner_changes=("steps=4", "batch=4"),
     )
 
