@@ -18,7 +18,6 @@ driver grows.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import statistics
@@ -26,8 +25,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+import click
 import torch
 from PIL import Image
 
@@ -44,7 +44,7 @@ from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.bench.parts.simulation import Cluster, simulate
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.cores import usable_cores
-from sum_factory.shared.precision import Precision, PrecisionSetting, settle
+from sum_factory.shared.precision import Precision, PrecisionSetting, precision_option, settle
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.shards.dataset import PlannedImage, Unit
@@ -133,7 +133,7 @@ def measure_labelling(photos: int, repeats: int, points: int, unit_size: int, pr
         raise SystemExit("runs disagree: their shard sets are not equal to the byte")
     overheads = [one / serial for serial, one in zip(each[0], each[1], strict=True)]
     speedups = [one / two for one, two in zip(each[1], each[2], strict=True)]
-    print(f"a unit takes {statistics.median(each[0]):.2f} s; {repeats} repeats, shard sets equal to the byte")
+    click.echo(f"a unit takes {statistics.median(each[0]):.2f} s; {repeats} repeats, shard sets equal to the byte")
     return {
         "overhead_one_worker": statistics.median(overheads),
         "overhead_one_worker_spread": [min(overheads), max(overheads)],
@@ -197,7 +197,7 @@ def measure_driver(units: int) -> dict[str, Any]:
     with Stage(f"driving {units} units of idle workers"):
         seconds, few, many = drive(units, 2)
     grown = many - few
-    print(f"driver: {few:.0f} MB after {FEW} units, {many:.0f} after {units}; {seconds * 1e3:.2f} ms CPU a unit")
+    click.echo(f"driver: {few:.0f} MB after {FEW} units, {many:.0f} after {units}; {seconds * 1e3:.2f} ms CPU a unit")
     return {
         "driver_mb_per_1000_units": grown / (units - FEW) * 1000,
         "driver_cpu_ms_per_unit": seconds * 1e3,
@@ -232,7 +232,7 @@ def simulate_cluster(workers: int, units: int, unit_size: int, driver_seconds: f
         outcome = simulate(Scheduler(range(units), lambda unit: unit_size), cluster)
     assert outcome.done == dict.fromkeys(range(units), 1), "every unit is done once"
     efficiency = outcome.busy_seconds / (workers * outcome.seconds)
-    print(
+    click.echo(
         f"{workers} workers, {units} units of {unit_size}: {outcome.seconds / 3600:.1f} h simulated, "
         f"{outcome.deaths} machines lost, efficiency {efficiency:.3f}"
     )
@@ -244,22 +244,21 @@ def _deviation() -> float:
     return float((torch.tensor(SPREAD**2).exp() - 1).sqrt())
 
 
-def main() -> None:
+@click.command()
+@click.option("--quick", is_flag=True, help="Fewer photos, one repeat, fewer units.")
+@precision_option("fp32", "Of the labelling.")
+def main(quick: bool, precision: PrecisionSetting) -> None:
     """Run all parts and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer photos, one repeat, fewer units")
-    parser.add_argument("--precision", choices=get_args(PrecisionSetting), default="fp32", help="of the labelling")
-    given = parser.parse_args()
-    quick, precision = given.quick, settle(given.precision, torch.device("cpu")).name
+    computed_in = settle(precision, torch.device("cpu")).name
     os.environ[NICENESS] = "0"  # else workers yield to whatever runs beside them, and the serial run does not
-    figures = measure_labelling(*((20, 1, 8, 2) if quick else (96, 3, 16, 4)), precision)
+    figures = measure_labelling(*((20, 1, 8, 2) if quick else (96, 3, 16, 4)), computed_in)
     figures |= measure_driver(1_000 if quick else 10_000)
     driver_seconds = figures["driver_cpu_ms_per_unit"] / 1e3
     # SA-250K in units of 32, and SA-1B's 11 million images in units of 256
     figures["efficiency_64"], _ = simulate_cluster(64, 250_000 // 32, 32, driver_seconds)
     figures["efficiency_64_units_of_256"], _ = simulate_cluster(64, 250_000 // 256, 256, driver_seconds)
     figures["efficiency_512"], _ = simulate_cluster(512, 11_000_000 // 256, 256, driver_seconds)
-    print(last_line(figures))
+    click.echo(last_line(figures))
 
 
 if __name__ == "__main__":

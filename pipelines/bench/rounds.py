@@ -21,6 +21,7 @@ import click
 import torch
 from torch import Tensor
 
+from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.microworld.scene import make_scenes
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, precision_option, settle
@@ -137,7 +138,7 @@ def main(quick: bool, masks: int, precision: PrecisionSetting, side: str | None,
     for name, runs in figures.items():
         click.echo(f"{name:6} {median[name]['mb']:6.0f} MB ({min(runs)[0]:.0f}-{max(runs)[0]:.0f})")
     click.echo(
-        json.dumps(
+        last_line(
             {
                 "memory_ratio": median["ours"]["mb"] / median["naive"]["mb"],
                 "time_ratio": median["ours"]["seconds"] / median["naive"]["seconds"],

@@ -7,7 +7,7 @@ import pytest
 
 from sum_factory.labelgen import cli as labelgen_cli
 from sum_factory.pipelines import quickstart
-from sum_factory.pipelines.bench import automask, rounds
+from sum_factory.pipelines.bench import automask, ray, rounds
 from sum_factory.pipelines.microworld import pretrain
 from sum_factory.pipelines.microworld.ablation import __main__ as ablation
 from sum_factory.trainer import cli as trainer_cli
@@ -32,6 +32,7 @@ def command_of(group: click.Group, name: str) -> click.Command:
         (quickstart.main, "auto"),
         (ablation.main, None),
         (automask.main, "fp32"),
+        (ray.main, "fp32"),
         (rounds.main, "fp32"),
     ],
 )
