@@ -28,12 +28,12 @@ import click
 from sum_factory.labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
 from sum_factory.labelgen.settings import UncertaintySettings, settings_for
 from sum_factory.pipelines.bench.parts.last_line import last_line
+from sum_factory.pipelines.demo.plan import HUMAN_SEED, POOL_SEED
 from sum_factory.pipelines.microworld.sets import write_sets
 from sum_factory.pipelines.microworld.textures import photo_paths
 from sum_factory.shared.sam.settings import PACKAGED
 
 BUSY = "import os\nos.sched_setaffinity(0, [{core}])\nwhile True: pass"
-POOL_SEED, HUMAN_SEED = 2_000_003, 3_000_017
 
 
 @dataclass(frozen=True)

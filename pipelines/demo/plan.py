@@ -7,6 +7,10 @@ from pathlib import Path
 
 from sum_factory.shared.precision import PrecisionSetting
 
+POOL_SEED, HUMAN_SEED, HELD_OUT_SEED = 2_000_003, 3_000_017, 5_000_011
+"""The worlds of the unlabelled scenes, of those with human masks, and of those that are reported; neither the packaged
+SAM nor its refiner was trained on any of them."""
+
 
 @dataclass(frozen=True)
 class DemoPlan:

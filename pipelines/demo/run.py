@@ -20,7 +20,7 @@ from sum_factory.labelgen.settings import settings_for
 from sum_factory.pipelines.demo.announcer import Announcer
 from sum_factory.pipelines.demo.pace import pace_of_this_machine
 from sum_factory.pipelines.demo.page import Compared, Results, write_demo_page
-from sum_factory.pipelines.demo.plan import DemoPlan
+from sum_factory.pipelines.demo.plan import HELD_OUT_SEED, HUMAN_SEED, POOL_SEED, DemoPlan
 from sum_factory.pipelines.microworld.certainty import measure
 from sum_factory.pipelines.microworld.sets import TASKS, describe_set, write_sets
 from sum_factory.pipelines.microworld.textures import photo_paths
@@ -38,10 +38,6 @@ from sum_factory.trainer.loop import fit_on_ranks
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import RefinerRecipe, train_refiner
 from sum_factory.trainer.settings import read_settings
-
-POOL_SEED, HUMAN_SEED, HELD_OUT_SEED = 2_000_003, 3_000_017, 5_000_011
-"""The worlds of the unlabelled scenes, of those with human masks, and of those that are reported; neither the packaged
-SAM nor its refiner was trained on any of them."""
 
 SECONDS = {"scene": 0.06, "image": 1.0, "refiner step": 2.0, "check": 6.0, "evaluated scene": 1.0, "page": 8.0}
 """What one of these takes on two cores of an AMD Zen 3 server (AVX2). Estimates are made of it, and nothing else."""

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from sum_factory.pipelines.microworld.sets import TASKS
 from sum_factory.shared.progress import Stage, track
@@ -129,8 +129,9 @@ def auroc(score: Values, positive: Masks) -> float:
     count = int(positive.sum())
     if count in (0, len(positive)):
         return float("nan")
-    ranks = rankdata(score)
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))
+    exact = score.astype(np.float64)  # ranks have the type of scores, and are summed
+    statistic = mannwhitneyu(exact[positive], exact[~positive], method="asymptotic").statistic
+    return float(statistic / (count * (len(positive) - count)))
 
 
 def measure(shards: ShardSet, layer: str, scenes: Path) -> dict[str, dict[str, float]]:

@@ -17,7 +17,6 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,6 +31,7 @@ from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Prompts, decode_prompts
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.sam.upstream import Sam
+from sum_factory.trainer.evaluate.clicks import first_click
 from sum_factory.trainer.evaluate.metrics import iou
 
 Masks = npt.NDArray[np.bool_]
@@ -63,13 +63,6 @@ class Outcome:
     confidence_systematic: float
 
 
-def centre(mask: Masks) -> tuple[int, int]:
-    """Return the x, y of the pixel farthest from the mask's boundary; the image border counts as boundary."""
-    distance = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    y, x = np.unravel_index(int(np.argmax(distance)), mask.shape)
-    return int(x), int(y)
-
-
 @torch.no_grad()
 def prompt_scene(sam: Sam, scene: Scene) -> list[Outcome]:
     """Prompt every entity and part of a scene with a point and with a box."""
@@ -85,7 +78,7 @@ def prompt_scene(sam: Sam, scene: Scene) -> list[Outcome]:
     embedding = sam.image_encoder(sam.preprocess(image.float()))
     outcomes = []
     for prompt in ("point", "box"):
-        tokens = [(centre(m), (0, 0)) if prompt == "point" else np.reshape(box_of(m), (2, 2)) for _, m, _ in targets]
+        tokens = [_tokens(coarse, prompt) for _, coarse, _ in targets]
         labels = (POSITIVE, PAD) if prompt == "point" else (BOX_MIN, BOX_MAX)
         prompts = Prompts(
             torch.tensor(np.array(tokens), dtype=torch.float32, device=sam.device),
@@ -97,6 +90,14 @@ def prompt_scene(sam: Sam, scene: Scene) -> list[Outcome]:
         for k, (task, coarse, exact) in enumerate(targets):
             outcomes.append(judge(task, prompt, large[k], predicted[k, 1:].double().cpu().numpy(), coarse, exact))
     return outcomes
+
+
+def _tokens(mask: Masks, prompt: str) -> npt.NDArray[np.int64]:
+    """Return the point that means a mask and a token of padding, or the corners of its box, (2, 2)."""
+    if prompt == "box":
+        return np.reshape(box_of(mask), (2, 2))
+    click = first_click(mask)
+    return np.array([(click.x, click.y), (0, 0)])
 
 
 def judge(

@@ -9,8 +9,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CELL = 4
-"""Input pixels to a side of what is drawn: a cell of the low-resolution logits."""
+from sum_factory.shared.placement import CELL
+
 CELLS = 4
 """Cells to a side of a token."""
 

@@ -18,6 +18,15 @@ def test_area_under_the_curve_is_the_share_of_pairs_in_the_right_order() -> None
     assert np.isclose(auroc(score, positive), expected)
 
 
+def test_area_of_many_pixels_is_exact() -> None:
+    random = np.random.default_rng(0)
+    positive = random.random(100_000) < 0.2
+    score = (random.random(100_000) + 0.3 * positive).astype(np.float32)
+    wrong, right = score[positive], np.sort(score[~positive])
+    below = [np.searchsorted(right, wrong, side).sum() for side in ("left", "right")]
+    assert np.isclose(auroc(score, positive), sum(below) / 2 / len(wrong) / len(right), rtol=1e-12, atol=0)
+
+
 def test_area_is_undefined_where_nothing_or_everything_is_wrong() -> None:
     score = np.arange(4, dtype=np.float32)
     assert np.isnan(auroc(score, np.zeros(4, bool)))
