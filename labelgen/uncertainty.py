@@ -24,7 +24,7 @@ from sum_factory.shared.codecs.uncertainty import encode_refined, encode_uncerta
 from sum_factory.shared.memory import BatchSize
 from sum_factory.shared.placement import CELL, CropBox, Frame
 from sum_factory.shared.sam.decode import PAD, POSITIVE, Prompts, embed_prompts
-from sum_factory.shared.sam.point_decoder import OUTPUTS, PointDecoder, PointImage
+from sum_factory.shared.sam.point_decoder import POINT_OUTPUTS, PointDecoder, PointImage
 from sum_factory.shared.sam.refiner import Refiner
 from sum_factory.shared.sam.upstream import Sam
 
@@ -212,14 +212,14 @@ class UncertaintyMaker:
         coords = torch.stack([points, torch.zeros_like(points)], 1)
         kinds = torch.tensor([[POSITIVE, PAD]], device=points.device).expand(count, -1)
         sparse, _ = embed_prompts(self.sam, Prompts(coords, kinds))
-        everything = torch.ones(count, OUTPUTS, dtype=torch.bool, device=points.device)
+        everything = torch.ones(count, POINT_OUTPUTS, dtype=torch.bool, device=points.device)
         outputs = torch.cat(
             [
                 self.decoder.masks(self.decoder.decode(image, some), everything[: len(some)])
                 for some in torch.split(sparse, self.decoder.points_at_once(self.batch.size))
             ]
         )
-        outputs = torch.unflatten(outputs, 0, (count, OUTPUTS))
+        outputs = torch.unflatten(outputs, 0, (count, POINT_OUTPUTS))
         signs = outputs[..., :rows, :columns] > 0
         common = (signs & labels[:, None]).flatten(2).sum(2)
         union = (signs | labels[:, None]).flatten(2).sum(2)

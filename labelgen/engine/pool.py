@@ -23,7 +23,7 @@ from sum_factory.shared.sam.settings import PACKAGED
 POLL_SECONDS = 0.5
 DRAIN_SECONDS = 5.0
 """How often the cluster is asked which nodes are about to go."""
-PATIENCE_SECONDS = 60.0
+NO_WORKER_SECONDS = 60.0
 """After so long without a single worker, people are told what is being waited for."""
 LONGEST_REASON = 300
 SPARE_STARTS = 2
@@ -298,7 +298,7 @@ class _Pool:
         self.looked = time.monotonic()
         if self.scheduler.workers:
             self.waiting_since = self.looked
-        elif self.looked - self.waiting_since >= PATIENCE_SECONDS:
+        elif self.looked - self.waiting_since >= NO_WORKER_SECONDS:
             self.waiting_since = self.looked
             yield Notice(
                 f"still waiting for a worker to be ready: each asks for {self.resources.each()}, and then loads the "

@@ -22,7 +22,7 @@ from sum_factory.pipelines.demo.pace import pace_of_this_machine
 from sum_factory.pipelines.demo.page import Compared, Results, write_demo_page
 from sum_factory.pipelines.demo.plan import HELD_OUT_SEED, HUMAN_SEED, POOL_SEED, DemoPlan
 from sum_factory.pipelines.microworld.certainty import measure
-from sum_factory.pipelines.microworld.sets import TASKS, describe_set, write_sets
+from sum_factory.pipelines.microworld.sets import SCENE_TASKS, describe_set, write_sets
 from sum_factory.pipelines.microworld.textures import photo_paths
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.runtime import Runtime
@@ -143,7 +143,7 @@ def compare(plan: DemoPlan, models: dict[str, LoadedSam], say: Announcer) -> tup
     say(f"evaluating SAM and SUM on {plan.held_out} held-out scenes", SECONDS["evaluated scene"] * plan.held_out)
     held_out = plan.out / "held_out"
     write_sets(held_out, HELD_OUT_SEED, plan.held_out)
-    sets = [describe_set(held_out, task, plan.held_out) for task in TASKS]
+    sets = [describe_set(held_out, task, plan.held_out) for task in SCENE_TASKS]
     results, masks = {}, 0
     for name, model in models.items():
         scores = list(evaluate_sets(model, sets, [Protocol(rounds=plan.rounds)], plan.masks_of_a_scene))

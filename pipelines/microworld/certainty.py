@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from scipy.stats import mannwhitneyu
 
-from sum_factory.pipelines.microworld.sets import TASKS
+from sum_factory.pipelines.microworld.sets import SCENE_TASKS
 from sum_factory.shared.progress import Stage, track
 from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
 from sum_factory.trainer.evaluate.metrics import iou
@@ -56,7 +56,7 @@ class Judged:
 def exact_masks(folder: Path, key: str) -> list[tuple[str, Masks]]:
     """Return the exact masks of a scene with their tasks, bool (H, W) each."""
     masks: list[tuple[str, Masks]] = []
-    for task in TASKS:
+    for task in SCENE_TASKS:
         labels = np.asarray(Image.open(folder / task / f"{key}.png"))
         masks += [(task, labels == value) for value in np.unique(labels) if value != 0]
     return masks
@@ -70,7 +70,7 @@ def judge_labels(shards: ShardSet, layer: str, scenes: Path, units: int | None =
     for number in track(shards.committed()[:units], f"judging labels by {layer}", "unit"):
         rows = shards.uncertainty(number, layer)
         for image in shards.images(number):
-            if image.masks and (scenes / TASKS[0] / f"{image.key}.png").exists():
+            if image.masks and (scenes / SCENE_TASKS[0] / f"{image.key}.png").exists():
                 yield from _judge_image(shards, number, image, rows[image.index], layer, scenes)
 
 
@@ -143,7 +143,7 @@ def measure(shards: ShardSet, layer: str, scenes: Path) -> dict[str, dict[str, f
 
 def figures_by_task(judged: list[Judged]) -> dict[str, dict[str, float]]:
     """Return ``figures`` for the labels of each task that has any, and for all of them."""
-    groups: dict[str, list[Judged]] = {task: [each for each in judged if each.task == task] for task in TASKS}
+    groups: dict[str, list[Judged]] = {task: [each for each in judged if each.task == task] for task in SCENE_TASKS}
     groups["all"] = judged
     return {name: figures(group) for name, group in groups.items() if group}
 

@@ -25,7 +25,8 @@ from sum_factory.shared.shards.dataset import require_same
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings, Task
 
-TASKS: tuple[Task, ...] = ("salient", "entity", "part")
+SCENE_TASKS: tuple[Task, ...] = ("salient", "entity", "part")
+"""What scenes have masks for: every task that is specified."""
 RECORD = "sets.json"
 REMEDY = "Name another folder, or delete this one: its scenes are drawn again."
 
@@ -39,7 +40,7 @@ def write_sets(
     ``SettingsDifferError`` if the scenes that are there were drawn otherwise, or do not say how.
     """
     _require_drawn_alike(folder, seed, world or World(), coarseness)
-    for kind in ("images", *TASKS):
+    for kind in ("images", *SCENE_TASKS):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     names = [f"{index:06d}.png" for index in range(count)]
     lacking = [(index, name) for index, name in enumerate(names) if not (folder / "part" / name).exists()]
@@ -47,7 +48,7 @@ def write_sets(
         scene = make_scene(seed, index, world)
         Image.fromarray(scene.image).save(folder / "images" / name)
         Image.fromarray(scene.salient.astype(np.uint8) * np.uint8(255)).save(folder / "salient" / name)
-        entities, parts = (_label_map(scene, task, coarseness) for task in TASKS[1:])
+        entities, parts = (_label_map(scene, task, coarseness) for task in SCENE_TASKS[1:])
         Image.fromarray(entities).save(folder / "entity" / name)
         aside = folder / "part" / f"{name}.partial"  # the last file vouches for the others: it is whole or not there
         Image.fromarray(parts).save(aside, "png")

@@ -32,7 +32,7 @@ from sum_factory.shared.sam.decode import PromptedModel, dense_positions
 from sum_factory.shared.sam.fast_linear import linear
 from sum_factory.shared.sam.upstream import MaskDecoder, transformer
 
-OUTPUTS = 3
+POINT_OUTPUTS = 3
 """Masks for a single point: outputs 1 to 3 of the decoder."""
 CACHED_ELEMENTS = 1 << 21
 """Elements of the largest array on a CPU: with more, prompts go through memory instead of the cache."""
@@ -96,7 +96,7 @@ class PointDecoder:
         self.sam = sam
         self.decoder: MaskDecoder = sam.mask_decoder
         transformer = self.decoder.transformer
-        if len(transformer.layers) != 2 or self.decoder.num_mask_tokens != OUTPUTS + 1:
+        if len(transformer.layers) != 2 or self.decoder.num_mask_tokens != POINT_OUTPUTS + 1:
             raise ValueError("not SAM's mask decoder, which has two layers and four mask tokens")
         self.layers = tuple(transformer.layers)
         first, second = self.layers
@@ -197,11 +197,11 @@ class PointDecoder:
         m_0, m_1 = _says(v_0, self.say_10), _says(v_1, self.say_11)
         d_2 = self._second_norm(image, v_0, v_1, a_0, a_1, m_0, m_1, d_1)
 
-        outputs = [0, *range(2, 2 + OUTPUTS)]  # the quality token, and the mask tokens for an ambiguous prompt
+        outputs = [0, *range(2, 2 + POINT_OUTPUTS)]  # the quality token, and the mask tokens for an ambiguous prompt
         q = self._scaled(self.to_image[2].q_proj, (queries + tokens)[:, outputs])
         read = self._read_last(image, q, v_0, v_1, a_0, a_1, d_1, d_2)
         final = decoder.transformer.norm_final_attn(queries[:, outputs] + self.to_image[2].out_proj(read))
-        weights = [decoder.output_hypernetworks_mlps[1 + k](final[:, 1 + k]) for k in range(OUTPUTS)]
+        weights = [decoder.output_hypernetworks_mlps[1 + k](final[:, 1 + k]) for k in range(POINT_OUTPUTS)]
         return DecodedPoints(
             image=image,
             predicted_iou=decoder.iou_prediction_head(final[:, 0])[:, 1:],

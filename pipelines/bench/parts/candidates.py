@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sum_factory.shared.sam.point_decoder import OUTPUTS, DecodedPoints, PointDecoder, PointImage
+from sum_factory.shared.sam.point_decoder import POINT_OUTPUTS, DecodedPoints, PointDecoder, PointImage
 from sum_factory.shared.sam.upstream import Sam
 
 OBJECTS = 300
@@ -57,7 +57,7 @@ class Candidates:
 
     def _draw(self, first: int, count: int) -> Tensor:
         """Return four random numbers of each candidate, (4, count, 3)."""
-        draws = [np.random.default_rng((SEED, first + k)).random((4, OUTPUTS)) for k in range(count)]
+        draws = [np.random.default_rng((SEED, first + k)).random((4, POINT_OUTPUTS)) for k in range(count)]
         return torch.from_numpy(np.stack(draws, 1)).float()
 
 
@@ -93,8 +93,8 @@ def replace_upstream(sam: Sam, replacing: Replacing) -> None:
         replacing.keep(*forward(**arguments))
         count = len(arguments["sparse_prompt_embeddings"])
         first = replacing.next(count)
-        everything = torch.ones(count, OUTPUTS, dtype=torch.bool)
-        logits = torch.unflatten(replacing.candidates.logits(first, everything), 0, (count, OUTPUTS))
+        everything = torch.ones(count, POINT_OUTPUTS, dtype=torch.bool)
+        logits = torch.unflatten(replacing.candidates.logits(first, everything), 0, (count, POINT_OUTPUTS))
         return logits, replacing.candidates.predicted_iou(first, count)
 
     sam.mask_decoder.forward = replaced
@@ -110,9 +110,9 @@ class ReplacingDecoder(PointDecoder):
     def decode(self, image: PointImage, sparse: Tensor) -> DecodedPoints:
         decoded = super().decode(image, sparse)
         if sum(len(kept) for _, kept in self.replacing.real) < self.replacing.sample:
-            everything = torch.ones(len(sparse), OUTPUTS, dtype=torch.bool)
+            everything = torch.ones(len(sparse), POINT_OUTPUTS, dtype=torch.bool)
             logits = super().masks(decoded, everything)
-            self.replacing.keep(torch.unflatten(logits, 0, (-1, OUTPUTS)), decoded.predicted_iou)
+            self.replacing.keep(torch.unflatten(logits, 0, (-1, POINT_OUTPUTS)), decoded.predicted_iou)
         self.first = self.replacing.next(len(sparse))
         decoded.predicted_iou.copy_(self.replacing.candidates.predicted_iou(self.first, len(sparse)))
         return decoded

@@ -9,7 +9,7 @@ from typing import Any
 from sum_factory.pipelines.microworld.ablation.bootstrap import Difference, paired_difference
 from sum_factory.pipelines.microworld.ablation.cells import FULL, SAM
 from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
-from sum_factory.pipelines.microworld.sets import TASKS
+from sum_factory.pipelines.microworld.sets import SCENE_TASKS
 from sum_factory.trainer.evaluate.report import ALL
 
 LEAST_AUROC = 0.85
@@ -97,7 +97,7 @@ class Anchor:
 def anchors(results: Results, world: Mapping[str, Any] | None) -> Iterator[Anchor]:
     """Yield the anchors, in the setting "small". Differences are in points of mBIoU."""
     for number in (1, 3, 5):
-        for task in TASKS:
+        for task in SCENE_TASKS:
             found = difference(results, "small", "sum", SAM, task, Measure(round=number))
             points = f"{number} point{'s' if number > 1 else ''}"
             yield _anchor(f"SUM above SAM on {task}, after {points}", found, 0.0)

@@ -16,13 +16,13 @@ from sum_factory.pipelines.microworld.ablation.reported import Reported
 from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
 from sum_factory.pipelines.microworld.ablation.settings import Plan
 from sum_factory.pipelines.microworld.ablation.studies import STUDIES, study_charts, study_rows
-from sum_factory.pipelines.microworld.sets import TASKS
+from sum_factory.pipelines.microworld.sets import SCENE_TASKS
 from sum_factory.shared.errors import SourceError
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluate.report import ALL
 
-GROUPS = (*TASKS, ALL)
-IMAGES, CALIBRATION, PICTURES = "images", "ablation_calibration.svg", "ablation.jpg"
+GROUPS = (*SCENE_TASKS, ALL)
+IMAGES_FOLDER, CALIBRATION, PICTURES = "images", "ablation_calibration.svg", "ablation.jpg"
 """The folder beside the page, and names in it."""
 ROUNDS_SHOWN = (1, 3, 5)
 BOX = Measure("mBIoU", "box", 1, "single")
@@ -40,7 +40,9 @@ def blocks_of(plan: Plan, results: Results, world: dict[str, Any] | None, kept: 
         blocks[f"means {setting}"] = "\n\n".join(tables) if results.tables else NOT_RUN
         blocks[f"claims {setting}"] = claims_table(results, setting)
     if shows_pictures(plan, kept):
-        blocks["pictures"] = f"![Held-out masks after 3 points]({IMAGES}/{PICTURES})" if results.tables else NOT_RUN
+        blocks["pictures"] = (
+            f"![Held-out masks after 3 points]({IMAGES_FOLDER}/{PICTURES})" if results.tables else NOT_RUN
+        )
     if STUDY_SETTING not in kept.settings:
         blocks["world"] = world_block(world)
         blocks["studies"] = studies_block(plan, results)
@@ -57,7 +59,7 @@ def charts(results: Results, setting: str) -> str:
     """Return the charts of a setting that has been run, by task."""
     if not has_runs(results, setting):
         return NOT_RUN
-    return "\n".join(f"![{setting}: {group}]({IMAGES}/{chart_name(setting, group)})" for group in GROUPS)
+    return "\n".join(f"![{setting}: {group}]({IMAGES_FOLDER}/{chart_name(setting, group)})" for group in GROUPS)
 
 
 def has_runs(results: Results, setting: str) -> bool:
@@ -88,7 +90,9 @@ def progress(plan: Plan, results: Results, kept: Reported) -> str:
 def world_block(world: dict[str, Any] | None) -> str:
     """Return the figures of the world and their chart."""
     return (
-        NOT_RUN if world is None else f"{world_table(world)}\n\n![Share of wrong pixels by u]({IMAGES}/{CALIBRATION})"
+        NOT_RUN
+        if world is None
+        else f"{world_table(world)}\n\n![Share of wrong pixels by u]({IMAGES_FOLDER}/{CALIBRATION})"
     )
 
 
@@ -191,7 +195,9 @@ def studies_block(plan: Plan, results: Results) -> str:
     if not rows:
         return NOT_RUN
     drawn = study_charts(plan, results)
-    charts = "\n".join(f"![{each.title}]({IMAGES}/{each.chart_name})" for each in STUDIES if each.chart_name in drawn)
+    charts = "\n".join(
+        f"![{each.title}]({IMAGES_FOLDER}/{each.chart_name})" for each in STUDIES if each.chart_name in drawn
+    )
     return f"{table(['turned', 'to', 'method', *GROUPS], rows)}\n\n{charts}"
 
 

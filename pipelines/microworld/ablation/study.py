@@ -12,7 +12,7 @@ from sum_factory.pipelines.microworld.ablation.cells import STUDY_SETTING, cells
 from sum_factory.pipelines.microworld.ablation.pictures import write_pictures
 from sum_factory.pipelines.microworld.ablation.prepare import prepare
 from sum_factory.pipelines.microworld.ablation.report import (
-    IMAGES,
+    IMAGES_FOLDER,
     PICTURES,
     blocks_of,
     fill,
@@ -64,10 +64,10 @@ def write_page(plan: Plan, refiner: Path, docs: Path, results: Results) -> None:
     world = describe_world(plan, refiner) if described else None
     with Stage("making tables and charts"):
         page = fill((docs / PAGE).read_text(), blocks_of(reported, shown, world, kept), str(docs / PAGE))
-        write_charts(plan, shown, world, docs / IMAGES)
+        write_charts(plan, shown, world, docs / IMAGES_FOLDER)
     if results.tables and shows_pictures(reported, kept):
         with Stage("drawing pictures"):
-            write_pictures(reported, results, docs / IMAGES / PICTURES)
+            write_pictures(reported, results, docs / IMAGES_FOLDER / PICTURES)
     storage = Storage(str(docs))
     storage.write(CSV, to_csv(kept.merged(shown)).encode())
     storage.write(PAGE, page.encode())

@@ -21,7 +21,7 @@ from torch.multiprocessing.spawn import spawn
 
 from sum_factory.pipelines.microworld.ablation.cells import FROZEN, Cell, identity_of, protocols_of, recipe_of
 from sum_factory.pipelines.microworld.ablation.settings import Plan
-from sum_factory.pipelines.microworld.sets import TASKS, describe_set
+from sum_factory.pipelines.microworld.sets import SCENE_TASKS, describe_set
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.cores import divide_cores, usable_cores
 from sum_factory.shared.precision import resolve
@@ -33,7 +33,7 @@ from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
 from sum_factory.trainer.loop import fit
 
-SCORES = "scores.parquet"
+SCORES_FILE = "scores.parquet"
 IDENTITY = b"ablation"
 REMEDY = "Give the settings of the runs that are there, or another --out folder; or delete the folder of this run."
 
@@ -61,7 +61,7 @@ def run_cells(plan: Plan, cells: Sequence[Cell], processes: int, say: Callable[[
 
 def is_done(plan: Plan, cell: Cell) -> bool:
     """Say whether the scores of a cell are there. Raises ``SettingsDifferError`` if they are of another run."""
-    path = cell.folder(plan) / SCORES
+    path = cell.folder(plan) / SCORES_FILE
     if not path.exists():
         return False
     stored = json.loads(pq.read_schema(path).metadata[IDENTITY])
@@ -75,7 +75,7 @@ def is_done(plan: Plan, cell: Cell) -> bool:
 
 def read_scores(plan: Plan, cell: Cell) -> pa.Table:
     """Return the rows of ``trainer.evaluate.run.SCORES`` of a cell that is done."""
-    return pq.read_table(cell.folder(plan) / SCORES)
+    return pq.read_table(cell.folder(plan) / SCORES_FILE)
 
 
 def run_cell(plan: Plan, cell: Cell, say: Callable[[str], None] = click.echo) -> None:
@@ -86,7 +86,7 @@ def run_cell(plan: Plan, cell: Cell, say: Callable[[str], None] = click.echo) ->
         weights = str(out)
         say(f"{cell.name}: {fit(recipe_of(plan, cell), out, lambda text: None).lines()}")
     model = load_weights(weights, Runtime())
-    sets = [describe_set(plan.scenes(cell.split), task) for task in TASKS]
+    sets = [describe_set(plan.scenes(cell.split), task) for task in SCENE_TASKS]
     scores = evaluate_sets(model, sets, protocols_of(plan, cell), plan.masks_of_a_scene)
     rows = pa.concat_tables([each.rows for each in scores])
     _write(out, rows, identity_of(plan, cell))
@@ -97,7 +97,7 @@ def run_cell(plan: Plan, cell: Cell, say: Callable[[str], None] = click.echo) ->
 def _write(out: Path, rows: pa.Table, identity: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     pq.write_table(rows.replace_schema_metadata({IDENTITY: json.dumps(identity)}), buffer, compression="zstd")
-    Storage(str(out)).write(SCORES, buffer.getvalue())
+    Storage(str(out)).write(SCORES_FILE, buffer.getvalue())
 
 
 def _work_in_process(number: int, plan: Plan, cells: Sequence[Cell], processes: int) -> None:

@@ -29,7 +29,7 @@ from sum_factory.pipelines.microworld.certainty import (
 )
 from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
 from sum_factory.pipelines.microworld.scene import Scene, make_scenes
-from sum_factory.pipelines.microworld.sets import TASKS
+from sum_factory.pipelines.microworld.sets import SCENE_TASKS
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.progress import Stage, track
 from sum_factory.shared.sam.checkpoint import file_sha256, load_sam
@@ -117,7 +117,7 @@ def calibration(judged: Sequence[Judged]) -> list[dict[str, float]]:
 def _exact_figures(plan: Plan, path: Path) -> dict[str, Any]:
     labels_of: list[int] = []
     exact: list[Exact] = []
-    coarse: dict[str, list[float]] = {task: [] for task in TASKS}
+    coarse: dict[str, list[float]] = {task: [] for task in SCENE_TASKS}
     loaded = load_sam(plan.sam)
     refiner = load_refiner(path, loaded)
     generator = LabelGenerator(loaded.sam, automask_of(plan), 256)
@@ -126,7 +126,7 @@ def _exact_figures(plan: Plan, path: Path) -> dict[str, Any]:
         found = list(exact_labels(generator, refiner, scene, plan.coarseness))
         labels_of.append(len(found))
         exact += [each for each in found if each is not None]
-        for task in TASKS:
+        for task in SCENE_TASKS:
             coarse[task] += [boundary_iou(coarsen(mask, plan.coarseness), mask) for mask in scene.masks(task)]
     logits = np.concatenate([each.logits.ravel() for each in exact])
     doubt = np.concatenate([each.doubt.ravel() for each in exact])
@@ -134,7 +134,7 @@ def _exact_figures(plan: Plan, path: Path) -> dict[str, Any]:
     near = np.concatenate([each.near.ravel() for each in exact])
     taught = np.concatenate([each.taught.ravel() for each in exact])
     confidence = np.abs(np.tanh(logits / 2))
-    tasks = {task: [each for each in exact if each.task == task] for task in TASKS}
+    tasks = {task: [each for each in exact if each.task == task] for task in SCENE_TASKS}
     return {
         "coarse_boundary_iou": {task: float(np.mean(values)) for task, values in coarse.items() if values},
         "labels_a_scene": float(np.mean(labels_of)),
@@ -182,7 +182,7 @@ def exact_labels(
     r = refiner.refine(embedding, index, torch.from_numpy(labels.points).float(), boxes, s)
     frame = Frame.whole(side, side, side)
     raw, refined, doubt = (frame.upsample(values).numpy() for values in (s, r, refinement(s, r)))
-    truth = [(task, mask) for task in TASKS for mask in scene.masks(task)]
+    truth = [(task, mask) for task in SCENE_TASKS for mask in scene.masks(task)]
     for k in range(len(s)):
         overlaps = [iou(raw[k] > 0, mask) for _, mask in truth]
         best = int(np.argmax(overlaps))

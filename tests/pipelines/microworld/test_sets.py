@@ -10,7 +10,7 @@ import pytest
 
 from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
 from sum_factory.pipelines.microworld.scene import World, make_scene
-from sum_factory.pipelines.microworld.sets import TASKS, describe_set, write_sets
+from sum_factory.pipelines.microworld.sets import SCENE_TASKS, describe_set, write_sets
 from sum_factory.shared.errors import SettingsDifferError
 from sum_factory.shared.sam.task_prompt import task_id
 from sum_factory.trainer.data.sets import open_set
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", SCENE_TASKS)
 def test_sets_read_back_as_the_scenes_masks(folder: Path, task: str) -> None:
     opened = open_set(describe_set(folder, task))
     assert opened.keys == ["000000", "000001", "000002"]
@@ -43,7 +43,7 @@ def test_coarse_sets_hold_coarse_entities_and_parts_and_exact_salient_objects(tm
     write_sets(tmp_path, SEED, COUNT, coarseness=coarseness)
     for number in range(COUNT):
         scene = make_scene(SEED, number)
-        read = {task: open_set(describe_set(tmp_path, task)).load(number) for task in TASKS}
+        read = {task: open_set(describe_set(tmp_path, task)).load(number) for task in SCENE_TASKS}
         assert np.array_equal(read["salient"].masks, scene.masks("salient"))
         for task in ("entity", "part"):
             coarse = [coarsen(mask, coarseness) for mask in scene.masks(task)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
 from sum_factory.shared.sam.checkpoint import load_sam
-from sum_factory.shared.sam.point_decoder import OUTPUTS, PointDecoder
+from sum_factory.shared.sam.point_decoder import POINT_OUTPUTS, PointDecoder
 
 
 def official() -> Sam:
@@ -62,7 +62,7 @@ def decode_upstream(sam: Sam, embedding: Tensor, sparse: Tensor) -> tuple[Tensor
 def decode(sam: Sam, embedding: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
     decoder = PointDecoder(sam)
     decoded = decoder.decode(decoder.prepare(embedding), sparse)
-    return decoder.masks(decoded, torch.ones(len(sparse), OUTPUTS, dtype=torch.bool)), decoded.predicted_iou
+    return decoder.masks(decoded, torch.ones(len(sparse), POINT_OUTPUTS, dtype=torch.bool)), decoded.predicted_iou
 
 
 def in_double(sam: Sam) -> Sam:
@@ -96,11 +96,11 @@ def test_only_wanted_masks_are_returned_in_their_order(sam: Sam) -> None:
     embedding, sparse = inputs(sam, 4)
     decoder = PointDecoder(sam)
     decoded = decoder.decode(decoder.prepare(embedding), sparse)
-    everything = decoder.masks(decoded, torch.ones(4, OUTPUTS, dtype=torch.bool)).view(4, OUTPUTS, -1)
+    everything = decoder.masks(decoded, torch.ones(4, POINT_OUTPUTS, dtype=torch.bool)).view(4, POINT_OUTPUTS, -1)
     wanted = torch.tensor([[False, True, False], [False, False, False], [True, False, True], [True, True, True]])
     some = decoder.masks(decoded, wanted)
     torch.testing.assert_close(some.flatten(1), everything[wanted], rtol=0, atol=1e-4)
-    assert decoder.masks(decoded, torch.zeros(4, OUTPUTS, dtype=torch.bool)).shape == (0, *some.shape[1:])
+    assert decoder.masks(decoded, torch.zeros(4, POINT_OUTPUTS, dtype=torch.bool)).shape == (0, *some.shape[1:])
 
 
 def test_points_do_not_disturb_each_other(sam: Sam) -> None:

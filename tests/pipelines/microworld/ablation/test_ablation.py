@@ -25,7 +25,7 @@ from sum_factory.pipelines.microworld.ablation.report import BEGIN, END, fill
 from sum_factory.pipelines.microworld.ablation.results import COLUMNS
 from sum_factory.pipelines.microworld.ablation.settings import SEEDS, FrozenModel, Plan
 from sum_factory.pipelines.microworld.ablation.study import run_ablation, write_results
-from sum_factory.pipelines.microworld.ablation.work import SCORES, is_done, run_cells
+from sum_factory.pipelines.microworld.ablation.work import SCORES_FILE, is_done, run_cells
 from sum_factory.pipelines.microworld.ablation.world import exact_labels
 from sum_factory.pipelines.microworld.coarse import coarsen
 from sum_factory.pipelines.microworld.scene import make_scenes
@@ -200,7 +200,7 @@ def test_second_run_finds_all_present(plan: Plan, capsys: pytest.CaptureFixture[
 
 
 def test_run_that_lost_its_scores_is_done_again_to_the_same_bytes(plan: Plan) -> None:
-    path = Cell("small", "sum").folder(plan) / SCORES
+    path = Cell("small", "sum").folder(plan) / SCORES_FILE
     before = path.read_bytes()
     path.unlink()
     run_cells(plan, cells_of(plan), 1)
@@ -229,7 +229,7 @@ def test_runs_of_other_settings_are_refused(plan: Plan) -> None:
 
 
 def test_scores_tell_which_run_they_are_of(plan: Plan) -> None:
-    metadata = pq.read_schema(Cell("small", "sum").folder(plan) / SCORES).metadata
+    metadata = pq.read_schema(Cell("small", "sum").folder(plan) / SCORES_FILE).metadata
     assert b'"method": "sum"' in metadata[b"ablation"]
 
 
