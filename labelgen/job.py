@@ -5,9 +5,9 @@ Nothing here needs torch, whose import takes seconds: not every process that pas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sum_factory.shared.relocation import UNMOVED, Relocation
 
@@ -65,32 +65,81 @@ class Job:
         return self.kept if self.uncertainty is None else (*self.kept, self.uncertainty.layer)
 
 
-@dataclass(frozen=True)
-class PlannedUnits:
-    """The units that a run is to make: their plans lie in the shard set, and only numbers are held.
+class Units(Protocol):
+    """The units that a run is to make, as they are planned. Their plans lie in the shard set, only numbers are held.
 
-    All units have ``unit_size`` images, but for the last of the shard set, which has what is left of ``images``.
-    ``moved`` are the plans of those whose photos lie elsewhere now.
+    ``known`` are the numbers of those that are planned by now, all of them if ``is_whole``. ``moved`` are the plans of
+    those whose photos lie elsewhere now.
     """
 
-    numbers: Sequence[int]
-    unit_size: int
-    images: int
-    moved: Mapping[int, Unit] = field(default_factory=dict)
+    @property
+    def known(self) -> Collection[int]: ...
+
+    @property
+    def moved(self) -> Mapping[int, Unit]: ...
+
+    @property
+    def is_whole(self) -> bool: ...
+
+    def numbers(self) -> Iterator[int | None]:
+        """Yield their numbers, and None while the next one is still to be planned."""
 
     def size_of(self, number: int) -> int:
         """Return how many images a unit has."""
-        return min(self.unit_size, self.images - number * self.unit_size)
+
+
+@dataclass(frozen=True)
+class PlannedUnits:
+    """``Units`` that are all known. ``size`` gives how many images one has."""
+
+    known: Sequence[int]
+    size: Callable[[int], int]
+    moved: Mapping[int, Unit] = field(default_factory=dict)
+    is_whole: bool = True
+
+    def numbers(self) -> Iterator[int | None]:
+        """Yield their numbers."""
+        yield from self.known
+
+    def size_of(self, number: int) -> int:
+        """Return how many images a unit has."""
+        return self.size(number)
+
+
+@dataclass(frozen=True)
+class PendingUnits:
+    """The ``Units`` of ``every`` that are not ``done``."""
+
+    every: Units
+    done: Collection[int]
 
     @property
-    def image_count(self) -> int:
-        """How many images all these units have."""
-        return sum(self.size_of(number) for number in self.numbers)
+    def known(self) -> Collection[int]:
+        """The numbers of those that are planned by now."""
+        return [number for number in tuple(self.every.known) if number not in self.done]
+
+    @property
+    def moved(self) -> Mapping[int, Unit]:
+        """Plans of those whose photos lie elsewhere now."""
+        return self.every.moved
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no others are being planned."""
+        return self.every.is_whole
+
+    def numbers(self) -> Iterator[int | None]:
+        """Yield their numbers, and None while the next one is still to be planned."""
+        return (number for number in self.every.numbers() if number is None or number not in self.done)
+
+    def size_of(self, number: int) -> int:
+        """Return how many images a unit has."""
+        return self.every.size_of(number)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One image is done: how many masks it has, or why it has none, or they no maps."""
+    """One image is done: how many masks it has, or why it has none, or why these have no maps."""
 
     masks: int
     error: str | None = None
@@ -150,4 +199,13 @@ class Notice:
     text: str
 
 
-Event = Progress | UnitReport | Begun | Lost | GivenUp | Notice
+@dataclass(frozen=True)
+class WeightsRead:
+    """A process has the models: it has read files of SAM's weights so many times, so many bytes."""
+
+    worker: str
+    times: int
+    bytes: int
+
+
+Event = WeightsRead | Progress | UnitReport | Begun | Lost | GivenUp | Notice

@@ -94,8 +94,10 @@ def keep_embeddings(size: tuple[int, int], crops: Iterable[CropBox], embed: Call
 class KeptWriter:
     """Collects a unit's data of each kept layer, in memory, and commits them."""
 
-    def __init__(self, dataset: Dataset, layers: Sequence[Layer], unit: Unit) -> None:
-        self.writers = {layer.name: UnitWriter(dataset, layer, unit) for layer in layers}
+    def __init__(
+        self, dataset: Dataset, layers: Sequence[Layer], unit: Unit, digests: Mapping[str, str | None]
+    ) -> None:
+        self.writers = {layer.name: UnitWriter(dataset, layer, unit, digests) for layer in layers}
 
     def add(self, index: int, size: tuple[int, int], kept: Mapping[str, KeptBlobs]) -> None:
         """Add image ``index`` of the unit, a photo of ``size`` height, width, with what each layer gets of it."""

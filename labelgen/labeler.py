@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from itertools import compress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -27,17 +27,20 @@ from sum_factory.labelgen.kept import (
 )
 from sum_factory.labelgen.lanes import take_cores
 from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
-from sum_factory.labelgen.read_ahead import Photo, read_ahead, read_planned
+from sum_factory.labelgen.read_ahead import Photo, read_ahead
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
 from sum_factory.shared.errors import ImageError, SourceError
+from sum_factory.shared.images import digest
+from sum_factory.shared.photo_files import PhotoFile, read_listed
 from sum_factory.shared.placement import CropBox
-from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.checkpoint import SamWeights, load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Embedder, place
-from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Layer, PlannedImage, Unit
+from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Layer, Unit
 from sum_factory.shared.shards.manifest import UnitRecord, crop_of, manifest_path
 from sum_factory.shared.shards.originals import read_original
+from sum_factory.shared.shards.reader import WHICH
 from sum_factory.shared.shards.sam_outputs import (
     are_logits_known,
     kept_crops,
@@ -68,12 +71,11 @@ class _Labelled(NamedTuple):
 class Labeler:
     """Holds the models and works on units; on a CPU, on as many images at once as ``cores`` (``labelgen.lanes``)."""
 
-    def __init__(self, job: Job, cores: int = 1) -> None:
+    def __init__(self, job: Job, cores: int = 1, weights: SamWeights | None = None) -> None:
+        """``weights`` are those of the job, if this process has read them already; the labeler takes them over."""
         self.job = job
         self.shards = ShardSet.open(job.shards, photos_from=job.photos_from)
-        self.read = partial(read_original, self.shards) if job.masks is None else read_planned
-        self.refused: Mapping[str, str] = {}
-        loaded = load_sam(job.sam, job.model_type)
+        loaded = load_sam(weights or job.sam, job.model_type)
         sam = place(loaded.sam, job.runtime)
         self.side = loaded.architecture.image_size
         precision = job.runtime.resolve().name
@@ -89,93 +91,136 @@ class Labeler:
             self.maker = UncertaintyMaker(sam, refiner, settings, job.points_per_batch)
 
     def label_unit(self, unit: Unit, refused: Mapping[str, str] | None = None) -> Iterator[Event]:
-        """Make the masks of a unit, if the job is to and they are not there; then what it lacks of the other layers.
+        """Make what a unit lacks of the job's layers: the masks, then the others.
 
         Each layer is committed on its own: first the data, then the manifest. Yields the progress of each image and,
         last, the report. ``refused`` says of images, by key, why they are not even to be read.
         """
-        self.refused = refused or {}
-        masks, uncertainty = self.job.masks, self.job.uncertainty
-        if masks is not None and not self._has(unit, MASKS):
-            yield from self._label(unit, uncertainty)
-            return
-        kept = [layer for layer in self.job.kept if not self._has(unit, layer.name)]
-        errors: tuple[str, ...] = ()
-        if kept:
-            errors = yield from self._add_kept(unit, kept)
-        if uncertainty is not None and not (kept and self._has(unit, uncertainty.layer.name)):
-            events = self._add_maps(unit, uncertainty)
-            yield from (event for event in events if not kept or isinstance(event, UnitReport))
-        else:  # without layers to add: another run has made it, or a worker that died before it could tell
-            images = self.shards.images(unit.number)
-            if not kept:
-                errors = tuple(image.error for image in images if image.error is not None)
-            yield UnitReport(unit.number, len(images), sum(len(image.masks) for image in images), errors)
+        report = None
+        for makes in self._lacking(unit, refused or {}):
+            for progress in makes.make():
+                if report is None:  # an image counts once
+                    yield progress
+            report = makes.commit()
+        yield report or self._report_of_committed(unit)
 
     def try_unit(self, unit: Unit, refused: Mapping[str, str]) -> None:
         """Do for the images of a unit that are not ``refused`` what ``label_unit`` would do, but commit nothing."""
-        self.refused = refused
+        for makes in self._lacking(unit, refused):
+            deque(makes.make(), maxlen=0)
+
+    def _lacking(self, unit: Unit, refused: Mapping[str, str]) -> Iterator[_Makes]:
+        """Yield what makes the layers that a unit lacks, in the order in which they are to be committed.
+
+        Masks are made with all that belongs to them in one pass. Nothing comes of it where another run has made the
+        unit, or a worker that died before it could tell.
+        """
         masks, uncertainty = self.job.masks, self.job.uncertainty
         if masks is not None and not self._has(unit, MASKS):
-            passes: list[Iterator[Event]] = [self._label(unit, uncertainty)]
-        else:
-            kept = [layer for layer in self.job.kept if not self._has(unit, layer.name)]
-            passes = [self._add_kept(unit, kept)] if kept else []
-            if uncertainty is not None:
-                passes.append(self._add_maps(unit, uncertainty))
-        for events in passes:
-            for _ in zip(unit.images, events, strict=False):  # whoever commits does so after the last image
-                pass
-
-    def _photos(self, images: Iterable[PlannedImage]) -> Iterator[Callable[[], Photo]]:
-        return read_ahead(images, self.side, self.read, self.refused)
+            yield _Labelling(self, unit, refused)
+            return
+        kept = [layer for layer in self.job.kept if not self._has(unit, layer.name)]
+        if kept:
+            yield _Keeping(self, unit, refused, kept)
+        if uncertainty is not None and not self._has_own_maps(unit, uncertainty.layer):
+            yield _MakingMaps(self, unit, refused, uncertainty)
 
     def _has(self, unit: Unit, layer: str) -> bool:
         """Whether a unit is committed in a layer."""
         return self.shards.storage.exists(manifest_path(layer, unit.number))
 
-    def _label(self, unit: Unit, uncertainty: UncertaintyTask | None) -> Iterator[Event]:
-        """Label the images of a unit, keep what is to be kept, and make maps with the same embeddings if asked to."""
-        masks = UnitWriter(self.shards.dataset, self.shards.layer(MASKS), unit)
-        kept = KeptWriter(self.shards.dataset, self.job.kept, unit)
-        maps = None if uncertainty is None else UnitWriter(self.shards.dataset, uncertainty.layer, unit)
-        for index, made in enumerate(self._label_photos(unit)):
+    def _has_own_maps(self, unit: Unit, layer: Layer) -> bool:
+        """Whether a unit is committed in a layer of maps, and these are of the masks that are there."""
+        if not self._has(unit, layer.name):
+            return False
+        (_, maps), (_, masks) = (self.shards.manifest(unit.number, name, WHICH) for name in (layer.name, MASKS))
+        return maps.masks_sha256 == masks.data_sha256
+
+    def _report_of_committed(self, unit: Unit) -> UnitReport:
+        """Return what whoever made a unit has reported of it."""
+        task = self.job.uncertainty
+        layer = MASKS if task is None else task.layer.name
+        table, record = self.shards.manifest(unit.number, layer, ("image_index", "error"))
+        errors = dict(zip(table["image_index"].to_pylist(), table["error"].to_pylist(), strict=True))
+        told = tuple(error for error in errors.values() if error is not None)
+        return UnitReport(unit.number, record.images, record.masks, told, record.unknown)
+
+    def masks_of(self, rows: Sequence[Mapping[str, Any]], blobs: Sequence[bytes]) -> list[LabelledMask]:
+        """Return the masks of an image, given their rows of the manifest, as the maker of maps takes them."""
+        return [LabelledMask.from_row(row, blob, self.side) for row, blob in zip(rows, blobs, strict=True)]
+
+
+class _Makes(Protocol):
+    """Makes layers of a unit, image by image; nothing of it is to be seen until it commits them."""
+
+    def make(self) -> Iterator[Progress]:
+        """Make them, and yield the progress of each image."""
+
+    def commit(self) -> UnitReport:
+        """Write the data, then the manifests, once all is made."""
+
+
+class _Labelling:
+    """Labels the images of a unit, keeps what is to be kept, and makes maps with the same embeddings if asked to."""
+
+    def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str]) -> None:
+        self.labeler, self.unit, self.refused = labeler, unit, refused
+        dataset, job = labeler.shards.dataset, labeler.job
+        self.digests: dict[str, str | None] = {}
+        self.masks = UnitWriter(dataset, labeler.shards.layer(MASKS), unit, self.digests)
+        self.kept = KeptWriter(dataset, job.kept, unit, self.digests)
+        task = job.uncertainty
+        self.maps = None if task is None else UnitWriter(dataset, task.layer, unit, self.digests)
+
+    def make(self) -> Iterator[Progress]:
+        """Label image by image."""
+        for index, made in enumerate(self._label_photos()):
             if isinstance(made, str):
-                masks.add_failure(index, made)
-                kept.add_failure(index, made)
-                if maps is not None:
-                    maps.add_failure(index, made)
+                self.masks.add_failure(index, made)
+                self.kept.add_failure(index, made)
+                if self.maps is not None:
+                    self.maps.add_failure(index, made)
                 yield Progress(0, made)
                 continue
             labels = made.labels
-            masks.add_image(index, labels.size, made.encoded.labels, made.columns, _meta(labels))
-            kept.add(index, labels.size, made.encoded.kept)
-            if maps is not None:
-                _add_maps_of(maps, index, labels.size, made.maps)
+            self.masks.add_image(index, labels.size, made.encoded.labels, made.columns, _meta(labels))
+            self.kept.add(index, labels.size, made.encoded.kept)
+            if self.maps is not None:
+                _add_maps_of(self.maps, index, labels.size, made.maps)
             yield Progress(len(labels))
-        record, ours = masks.commit(self.shards.storage)
-        if ours:
-            kept.commit(self.shards.storage, record.data_sha256)
-        elif self.job.kept:  # another run was first, and its masks differ: these logits are not of them
-            deque(self._add_kept(unit, self.job.kept), maxlen=0)
-        if maps is None or uncertainty is None:
-            yield UnitReport(unit.number, record.images, record.masks, tuple(masks.errors))
-        elif ours:
-            yield self._commit_maps(maps, record)
-        else:  # another run was first, and its masks differ: these maps are not of them
-            yield from (event for event in self._add_maps(unit, uncertainty) if isinstance(event, UnitReport))
 
-    def _label_photos(self, unit: Unit) -> Iterator[_Labelled | str]:
-        """Yield what comes of the images of a unit, in order, or why they cannot be labelled.
+    def commit(self) -> UnitReport:
+        """Commit the masks, then what belongs to them: made anew, where another run was first with other masks."""
+        labeler, task = self.labeler, self.labeler.job.uncertainty
+        record, ours = self.masks.commit(labeler.shards.storage)
+        if ours:
+            self.kept.commit(labeler.shards.storage, record.data_sha256)
+        elif labeler.job.kept:
+            _all_of(_Keeping(labeler, self.unit, self.refused, labeler.job.kept))
+        if self.maps is None or task is None:
+            return UnitReport(self.unit.number, record.images, record.masks, tuple(self.masks.errors))
+        if ours:
+            return _commit_maps(labeler, self.maps, record)
+        return _all_of(_MakingMaps(labeler, self.unit, self.refused, task))
+
+    def _read(self, photo: PhotoFile) -> bytes:
+        """Read a photo, once: the manifest tells of which bytes its masks are."""
+        data = read_listed(photo)
+        self.digests[photo.key] = digest(data)
+        return data
+
+    def _label_photos(self) -> Iterator[_Labelled | str]:
+        """Yield what comes of the images of the unit, in order, or why they cannot be labelled.
 
         The blobs of an image are encoded by another thread, while the next one is labelled if that is in turn.
         """
-        layers = {layer.name for layer in self.job.kept}
+        labeler = self.labeler
+        layers = {layer.name for layer in labeler.job.kept}
 
         def begin(photo: Callable[[], Photo]) -> _Begun | str:
             try:
                 pixels, resized = photo()
-                labels = self.generator.label(pixels, resized)
+                labels = labeler.generator.label(pixels, resized)
             except (ImageError, SourceError) as error:
                 return str(error)
             return _Begun(labels, _columns(labels), encoder.submit(encode, labels, resized, layers))
@@ -184,23 +229,47 @@ class Labeler:
             if isinstance(begun, str):
                 return begun
             labels, columns, encoded = begun.labels, begun.columns, begun.encoded.result()
-            if self.job.uncertainty is None:
+            if labeler.job.uncertainty is None:
                 return _Labelled(labels, columns, encoded, ())
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            maps = self.maker.make(self._masks(rows, encoded.labels), labels.embeddings.__getitem__)
+            maps = labeler.maker.make(labeler.masks_of(rows, encoded.labels), labels.embeddings.__getitem__)
             return _Labelled(labels, columns, encoded, maps)
 
-        with GeneratorPool(self.lanes.count) as encoder:
-            yield from self.lanes.in_order(begin, self._photos(unit.images), finish)
+        photos = read_ahead(self.unit.images, labeler.side, self._read, self.refused)
+        with GeneratorPool(labeler.lanes.count) as encoder:
+            yield from labeler.lanes.in_order(begin, photos, finish)
 
-    def _add_kept(self, unit: Unit, layers: Sequence[Layer]) -> Generator[Event, None, tuple[str, ...]]:
-        """Make layers to be kept beside committed masks, from the photos where the unit says they are.
 
-        Returns why photos could not be read.
-        """
-        _, record = self.shards.manifest(unit.number)
-        labelled = self.shards.images(unit.number)
-        kept, errors = KeptWriter(self.shards.dataset, layers, unit), []
+class _OfCommitted:
+    """What layers that are made beside committed masks have in common: the photos of these very masks."""
+
+    def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str]) -> None:
+        self.labeler, self.unit, self.refused = labeler, unit, refused
+        self.labelled = labeler.shards.images(unit.number)
+        self.digests = {image.key: image.digest for image in self.labelled}
+        self.errors = {image.key: image.error for image in self.labelled}
+
+    def read(self, photo: PhotoFile) -> bytes:
+        """Read a photo, held to the digest of what was labelled; one that could not be read then is not read now."""
+        if self.digests[photo.key] is None:
+            raise ImageError(str(self.errors[photo.key]))
+        return read_original(self.labeler.shards, photo, self.digests[photo.key])
+
+    def photos(self, images: Iterable[PhotoFile]) -> Iterator[Callable[[], Photo]]:
+        """Yield what gives each photo."""
+        return read_ahead(images, self.labeler.side, self.read, self.refused)
+
+
+class _Keeping(_OfCommitted):
+    """Makes layers to be kept beside committed masks."""
+
+    def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str], layers: Sequence[Layer]) -> None:
+        super().__init__(labeler, unit, refused)
+        self.kept = KeptWriter(labeler.shards.dataset, layers, unit, self.digests)
+        self.failed: list[str] = []
+
+    def make(self) -> Iterator[Progress]:
+        """Make them image by image."""
 
         def keep(
             work: tuple[LabelledImage, Callable[[], Photo]],
@@ -210,68 +279,82 @@ class Labeler:
             except (ImageError, SourceError) as error:
                 return str(error)
             size = (photo.pixels.shape[0], photo.pixels.shape[1])
-            return size, self._keep_again(unit.number, work[0], photo, kept.writers)
+            return size, self._keep_again(work[0], photo)
 
-        images = zip(labelled, self._photos(unit.images), strict=True)
-        for index, made in enumerate(self.lanes.in_order(keep, images)):
+        images = zip(self.labelled, self.photos(self.unit.images), strict=True)
+        for index, made in enumerate(self.labeler.lanes.in_order(keep, images)):
             if isinstance(made, str):
-                kept.add_failure(index, made, labelled[index])
-                errors.append(made)
+                self.kept.add_failure(index, made, self.labelled[index])
+                self.failed.append(made)
                 yield Progress(0, made)
             else:
-                kept.add(index, *made)
+                self.kept.add(index, *made)
                 yield Progress(0)
-        kept.commit(self.shards.storage, record.data_sha256)
-        return tuple(errors)
 
-    def _keep_again(
-        self, number: int, image: LabelledImage, photo: Photo, layers: Collection[str]
-    ) -> dict[str, KeptBlobs]:
-        """Return what kept ``layers`` get of a committed image, from its photo."""
+    def commit(self) -> UnitReport:
+        """Commit each layer."""
+        _, record = self.labeler.shards.manifest(self.unit.number)
+        self.kept.commit(self.labeler.shards.storage, record.data_sha256)
+        masks = sum(len(image.masks) for image in self.labelled)
+        return UnitReport(self.unit.number, len(self.labelled), masks, tuple(self.failed))
+
+    def _keep_again(self, image: LabelledImage, photo: Photo) -> dict[str, KeptBlobs]:
+        """Return what the layers get of a committed image, from its photo."""
+        labeler = self.labeler
 
         def logits() -> KeptBlobs:
-            committed = self.shards.label_blobs(number, image)
-            return keep_logits_again(self.generator.label(*photo), committed) if committed else keep_logits([])
+            committed = labeler.shards.label_blobs(self.unit.number, image)
+            return keep_logits_again(labeler.generator.label(*photo), committed) if committed else keep_logits([])
 
         def embeddings() -> KeptBlobs:
-            embed = partial(self.embedder.embed_crop, photo.pixels, resized=photo.resized)
+            embed = partial(labeler.embedder.embed_crop, photo.pixels, resized=photo.resized)
             return keep_embeddings((image.height, image.width), map(crop_of, image.masks), embed)
 
         keep = {IMAGES: lambda: keep_photo(photo.resized), LOGITS: logits, EMBEDDINGS: embeddings}
-        return {layer: keep[layer]() for layer in layers}
+        return {layer: keep[layer]() for layer in self.kept.writers}
 
-    def _add_maps(self, unit: Unit, task: UncertaintyTask) -> Iterator[Event]:
-        """Make the maps of masks that are committed, from the photos where the unit says they are."""
-        _, record = self.shards.manifest(unit.number)
-        maps = UnitWriter(self.shards.dataset, task.layer, unit)
-        images = self.shards.images(unit.number)
-        needing = {image.index for image in images if self._needs_photo(unit.number, image, task)}
-        photos = self._photos(unit.images[index] for index in sorted(needing))
+
+class _MakingMaps(_OfCommitted):
+    """Makes the maps of masks that are committed, from their photos as far as kept layers do not do."""
+
+    def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str], task: UncertaintyTask) -> None:
+        super().__init__(labeler, unit, refused)
+        self.task = task
+        self.maps = UnitWriter(labeler.shards.dataset, task.layer, unit, self.digests)
+
+    def make(self) -> Iterator[Progress]:
+        """Make them image by image."""
+        needing = {image.index for image in self.labelled if self._needs_photo(image)}
+        photos = self.photos(self.unit.images[index] for index in sorted(needing))
 
         def make(work: tuple[LabelledImage, Callable[[], Photo] | None]) -> tuple[Sequence[UncertaintyMap], str | None]:
-            return self._maps_of_committed(unit.number, *work, task)
+            return self._maps_of(*work)
 
-        works = ((image, next(photos) if image.index in needing else None) for image in images)
-        for image, (made, error) in zip(images, self.lanes.in_order(make, works), strict=True):
+        works = ((image, next(photos) if image.index in needing else None) for image in self.labelled)
+        for image, (made, error) in zip(self.labelled, self.labeler.lanes.in_order(make, works), strict=True):
             if image.error is not None:
-                maps.add_failure(image.index, image.error)
+                self.maps.add_failure(image.index, image.error)
             else:
-                _add_maps_of(maps, image.index, (image.height, image.width), made, error)
+                _add_maps_of(self.maps, image.index, (image.height, image.width), made, error)
             yield Progress(len(image.masks), image.error or error)
-        yield self._commit_maps(maps, record)
 
-    def _needs_photo(self, number: int, image: LabelledImage, task: UncertaintyTask) -> bool:
+    def commit(self) -> UnitReport:
+        """Commit the maps, as those of the masks that are there."""
+        return _commit_maps(self.labeler, self.maps, self.labeler.shards.manifest(self.unit.number)[1])
+
+    def _needs_photo(self, image: LabelledImage) -> bool:
         """Whether the maps of a committed image cannot be made from kept layers alone."""
+        shards, number, task = self.labeler.shards, self.unit.number, self.task
         masks: Iterable[Mapping[str, Any]] = image.masks
         if task.refiner is None and LOGITS in task.use_kept:
-            masks = compress(masks, ~are_logits_known(self.shards, number, image))
+            masks = compress(masks, ~are_logits_known(shards, number, image))
         crops = set(map(crop_of, masks))
         if EMBEDDINGS in task.use_kept:
-            crops -= kept_crops(self.shards, number, image.index).keys()
+            crops -= kept_crops(shards, number, image.index).keys()
         return len(crops) > 0
 
-    def _maps_of_committed(
-        self, number: int, image: LabelledImage, photo: Callable[[], Photo] | None, task: UncertaintyTask
+    def _maps_of(
+        self, image: LabelledImage, photo: Callable[[], Photo] | None
     ) -> tuple[list[UncertaintyMap], str | None]:
         """Make the maps of a committed image, of ``photo`` if that is needed.
 
@@ -281,9 +364,10 @@ class Labeler:
             return [], None
         if image.key in self.refused:
             return [UNKNOWN] * len(image.masks), self.refused[image.key]
-        masks = self._masks(image.masks, self.shards.label_blobs(number, image))
-        if LOGITS in task.use_kept:
-            pairs = zip(masks, read_kept_logits(self.shards, number, image), strict=True)
+        labeler, number = self.labeler, self.unit.number
+        masks = labeler.masks_of(image.masks, labeler.shards.label_blobs(number, image))
+        if LOGITS in self.task.use_kept:
+            pairs = zip(masks, read_kept_logits(labeler.shards, number, image), strict=True)
             masks = [replace(mask, logits=logits) for mask, logits in pairs]
         loaded, error = None, None
         try:
@@ -292,21 +376,24 @@ class Labeler:
             error = str(caught)
 
         def embed(crop_box: CropBox) -> Tensor | None:
-            if EMBEDDINGS in task.use_kept:
-                embedding = read_embedding(self.shards, number, image.index, crop_box)
+            if EMBEDDINGS in self.task.use_kept:
+                embedding = read_embedding(labeler.shards, number, image.index, crop_box)
                 if embedding is not None:
-                    return torch.from_numpy(embedding)[None].to(self.embedder.sam.device)
-            return None if loaded is None else self.embedder.embed_crop(loaded.pixels, crop_box, loaded.resized)
+                    return torch.from_numpy(embedding)[None].to(labeler.embedder.sam.device)
+            return None if loaded is None else labeler.embedder.embed_crop(loaded.pixels, crop_box, loaded.resized)
 
-        return self.maker.make(masks, embed), error
+        return labeler.maker.make(masks, embed), error
 
-    def _masks(self, rows: Sequence[Mapping[str, Any]], blobs: Sequence[bytes]) -> list[LabelledMask]:
-        """Return the masks of an image as the maker of maps takes them."""
-        return [LabelledMask.from_row(row, blob, self.side) for row, blob in zip(rows, blobs, strict=True)]
 
-    def _commit_maps(self, maps: UnitWriter, masks: UnitRecord) -> UnitReport:
-        record, _ = maps.commit(self.shards.storage, masks.data_sha256)
-        return UnitReport(record.unit, record.images, record.masks, tuple(maps.errors), record.unknown)
+def _all_of(makes: _Makes) -> UnitReport:
+    """Make layers and commit them."""
+    deque(makes.make(), maxlen=0)
+    return makes.commit()
+
+
+def _commit_maps(labeler: Labeler, maps: UnitWriter, masks: UnitRecord) -> UnitReport:
+    record, _ = maps.commit(labeler.shards.storage, masks.data_sha256)
+    return UnitReport(record.unit, record.images, record.masks, tuple(maps.errors), record.unknown)
 
 
 def _columns(labels: ImageLabels) -> dict[str, list[Any]]:

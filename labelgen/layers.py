@@ -42,21 +42,21 @@ def images_layer(sam: dict[str, object], encoding: str = TAR) -> Layer:
     )
 
 
-def logits_layer(masks: Layer, unit_ids: Sequence[str], encoding: str = TAR) -> Layer:
-    """Describe the layer of the full logits of the masks of the units."""
-    settings = {"format": "float16", "precision": masks.settings["precision"], "masks": masks.id(unit_ids)}
+def logits_layer(masks: Layer, encoding: str = TAR) -> Layer:
+    """Describe the layer of the full logits of ``masks``."""
+    settings = {"format": "float16", "precision": masks.settings["precision"], "masks": masks.id}
     return Layer(LOGITS, encoding, settings, {"sam": masks.weights["sam"]}, _provenance(encoding))
 
 
-def embeddings_layer(masks: Layer, unit_ids: Sequence[str], encoding: str = TAR) -> Layer:
-    """Describe the layer of embeddings of the crops that the masks of the units were found in."""
+def embeddings_layer(masks: Layer, encoding: str = TAR) -> Layer:
+    """Describe the layer of embeddings of the crops that ``masks`` were found in."""
     sam = masks.weights["sam"]
     cells = sam["image_size"] // PATCH
     settings = {
         "format": "float16",
         "shape": [ARCHITECTURES[sam["model_type"]].prompt_dim, cells, cells],
         "precision": masks.settings["precision"],
-        "masks": masks.id(unit_ids),
+        "masks": masks.id,
     }
     return Layer(EMBEDDINGS, encoding, settings, {"sam": sam}, _provenance(encoding))
 
@@ -66,11 +66,10 @@ def maps_layer(
     settings: UncertaintySettings,
     refiner: str | None,
     masks: Layer,
-    unit_ids: Sequence[str],
     encoding: str = TAR,
     use_kept: Sequence[Layer] = (),
 ) -> Layer:
-    """Describe the layer of uncertainty maps called ``name``, of the masks of the units, by the refiner at a path.
+    """Describe the layer of uncertainty maps called ``name``, of ``masks``, by the refiner at a path.
 
     ``use_kept`` are the layers that the maps are made from, as far as they go. Since halves are rounded, it changes
     the maps which are: each is among the settings, by its id.
@@ -85,14 +84,14 @@ def maps_layer(
         if not settings.needs_refiner:
             raise SettingsError(f"source {settings.source} uses no refiner: leave --refiner out")
         weights["refiner"] = identify_refiner(refiner, masks.weights["sam"])
-    made_from = {layer.name: layer.id(unit_ids) for layer in use_kept}
+    made_from = {layer.name: layer.id for layer in use_kept}
     return Layer(
         name=uncertainty_layer(name),
         encoding=encoding,
         settings={
             **asdict(settings),
             "precision": masks.settings["precision"],
-            MASKS_OF_MAPS: masks.id(unit_ids),
+            MASKS_OF_MAPS: masks.id,
             **made_from,
         },
         weights=weights,

@@ -1,203 +1,442 @@
-"""Plan a run: cut the images into units, or find that the shard set already holds this very plan."""
+"""Plan a run: cut the listed photos into units, or find which of them a shard set has already. No photo is read.
+
+A listing that ends soon is planned whole before anything is written, and before anything is labelled. One that takes
+longer is planned while it goes on: a unit can be labelled as soon as its plan is written.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from itertools import islice
-from typing import Never, TypeVar
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain, count, islice
+from types import TracebackType
+from typing import Never, Self
 
-from sum_factory.labelgen.sources import ImageRef
-from sum_factory.labelgen.threads import GeneratorPool
-from sum_factory.shared.errors import SettingsDifferError
-from sum_factory.shared.images import digest
-from sum_factory.shared.photo_files import read_bytes
-from sum_factory.shared.places import absolute
+from sum_factory.labelgen.comparison import Comparison, ListPhotos, Spool, batches, with_key
+from sum_factory.labelgen.known_photos import KnownPhotos
+from sum_factory.labelgen.listing import Keys
+from sum_factory.shared.errors import SettingsDifferError, SettingsError, ShardError
+from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.precision import Resolved
-from sum_factory.shared.progress import track
+from sum_factory.shared.progress import Stage, track
 from sum_factory.shared.shards.dataset import (
     DATASET,
-    REMEDY_FOR_SETTINGS,
     Dataset,
     Layer,
-    PlannedImage,
     Unit,
+    add_units,
     read_dataset,
     read_unit,
     require_same,
     require_same_layer,
-    unit_name,
     unit_path,
 )
+from sum_factory.shared.shards.encoding import write_shared_files
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.store.storage import Storage
 
-HASHING_THREADS = 8
+UNITS_HELD, SECONDS_HELD = 256, 10.0
+"""A listing of no more units, that takes no longer, is planned whole before anything is written."""
+NAMED = 20
+"""Photos that people are told of by name."""
+ATTEMPTS = 10
+"""How often a plan is begun anew because another run has written one meanwhile."""
+GIVE_THE_SAME = "Give the same --images, or another --shards folder."
+GIVE_EXTEND = "Give --extend to label the new ones too, the same --images, or another --shards folder."
+
+Named = tuple[str, int]
+"""What ``dataset.json`` says of a unit: its id and its size."""
+
+
+class _OvertakenError(Exception):
+    """Another run has planned another unit in the place of this one."""
+
+
+@dataclass
+class Plan:
+    """The units that a shard set has, and gets while photos are being listed.
+
+    ``moved`` are units whose photos lie elsewhere than their plans say, by number; ``gone`` the keys of photos that are
+    not listed any more; ``restamped`` counts those that have another time stamp, ``first_restamped`` names one.
+    ``listed`` counts all that were listed so far.
+    """
+
+    storage: Storage
+    moved: dict[int, Unit] = field(default_factory=dict)
+    gone: list[str] = field(default_factory=list)
+    restamped: int = 0
+    first_restamped: str = ""
+    listed: int = 0
+    is_whole: bool = False
+    """Whether the listing has come to its end."""
+    sizes: dict[int, int] = field(default_factory=dict)
+    """How many photos each unit has, by its number."""
+    _ready: deque[int] = field(default_factory=deque)
+    _thread: threading.Thread | None = None
+    _error: BaseException | None = None
+    _closed: bool = False
+
+    @property
+    def known(self) -> Collection[int]:
+        """The numbers of the units that there are by now."""
+        return range(len(self.sizes))
+
+    def size_of(self, number: int) -> int:
+        """Return how many photos a unit has."""
+        return self.sizes[number]
+
+    def numbers(self) -> Iterator[int | None]:
+        """Yield the numbers of units as they can be labelled, and None while the next one is still to be planned.
+
+        Raises what went wrong with the listing.
+        """
+        while True:
+            was_last = self._thread is None or not self._thread.is_alive()
+            while self._ready:
+                yield self._ready.popleft()
+            if not was_last:
+                yield None
+                continue
+            if self._error is not None:
+                raise self._error
+            return
+
+    def notes(self) -> Iterator[str]:
+        """Yield what people should know of photos that are not what they were."""
+        if self.gone:
+            named = ", ".join(map(repr, self.gone[:NAMED])) + (", ..." if len(self.gone) > NAMED else "")
+            yield f"{len(self.gone)} planned images are gone, or not in --images: {named}; their labels stay"
+        if self.restamped:
+            yield (
+                f"{self.restamped} images have another time stamp than when they were planned, such as "
+                f"{self.first_restamped}; labels stay those of what was read, and whoever reads a photo again is told "
+                "if it is another"
+            )
+
+    def counted(self, photos: Iterable[PhotoFile]) -> Iterator[PhotoFile]:
+        """Yield the photos of a listing, and count them."""
+        for photo in photos:
+            self.listed += 1
+            yield photo
+
+    def add(self, number: int, size: int) -> None:
+        """Have a unit labelled."""
+        self.sizes[number] = size
+        self._ready.append(number)
+
+    def take(self, steps: Iterator[None], seconds: float) -> None:
+        """Take steps of planning, as far as one gets in that time; the rest is left to a thread."""
+        until = time.monotonic() + seconds
+        with _told_of(self) as stage:
+            for _ in steps:
+                stage.reach(self.listed)
+                if time.monotonic() > until:
+                    break
+            else:
+                return
+        self._thread = threading.Thread(target=self._take_rest, args=(steps,), name="planning", daemon=True)
+        self._thread.start()
+
+    def _take_rest(self, steps: Iterator[None]) -> None:
+        try:
+            for _ in steps:
+                if self._closed:
+                    return
+        except BaseException as error:  # for whoever asks for the next unit
+            self._error = error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Plan no more; the same command goes on with it."""
+        self._closed = True
+        if self._thread is not None:
+            self._thread.join()
+
+
+def _told_of(plan: Plan) -> Stage:
+    return Stage("listing images", unit="image", done=plan.listed)
 
 
 def prepare(
     storage: Storage,
-    refs: Sequence[ImageRef],
-    layer: Layer,
+    list_photos: ListPhotos,
+    layers: Sequence[tuple[Layer, str]],
     unit_size: int,
-    on_image: Callable[[], object] = lambda: None,
+    extend: bool = False,
     precision: Resolved | None = None,
-) -> tuple[Dataset, dict[int, Unit]]:
-    """Return the dataset, writing it and the plans of its units first if the shard set is new.
+) -> Plan:
+    """Return the plan of a run over the photos that are listed, of which no byte is read.
 
-    Also returns the plans, by unit number, that differ from those in the shard set because their photos lie elsewhere
-    now: of all others nothing is held, so that memory does not grow with the number of units.
+    ``layers`` are those that the run makes, the masks first, each with what to do if it is there with other settings. A
+    shard set that is new gets a plan. One that is there must have been made with the same unit size, and these layers
+    with the same settings and weights, or ``SettingsDifferError`` names what differs. The photos of its plan are found
+    in the listing by place, or by key where they have moved. Those that are gone are told of; one of another size is
+    refused by name, and so are photos that are new, unless ``extend`` is set: then they are added, as units of their
+    own. Where the first listing was never finished, it is now.
 
-    An existing shard set must hold the same images in the same order, the same unit size and, for this layer, the
-    same settings and weights; otherwise ``SettingsDifferError`` names what differs. An image whose time stamp or place
-    changed is read again: only its content counts. ``on_image`` is called once an image; ``precision``, if given, is
-    that of the layer, and says why it is what it is.
-
-    ``dataset.json`` is written first and once: it holds the ids of the units, so of several runs the first one's plan
-    counts, and unit files that a run did not live to write are made again.
+    ``precision``, if given, is that of the masks, and says why it is what it is.
     """
-    dataset = read_dataset(storage)
-    if dataset is None:
-        dataset = _create(storage, refs, layer, unit_size, on_image)
-        return (dataset, {}) if dataset is not None else prepare(storage, refs, layer, unit_size, precision=precision)
-    existing = dataset.layers.get(layer.name)
-    if existing is not None:
-        if precision is not None:
-            precision.require_recorded(f"{storage.url}, layer {layer.name}", existing.settings.get("precision"))
-        require_same_layer(storage.url, existing, layer, REMEDY_FOR_SETTINGS)
-    require_same("settings", storage.url, {"unit_size": dataset.unit_size}, {"unit_size": unit_size})
-    planned = {unit_name(number) for number in range(len(dataset.unit_ids))}
-    missing = planned - {name.removesuffix(".json") for name in storage.names("units")}
-    if missing:
-        return dataset, _restore_units(storage, dataset, missing, refs, on_image)
-    return dataset, _require_same_images(storage, dataset, refs, on_image)
-
-
-def _create(
-    storage: Storage, refs: Sequence[ImageRef], layer: Layer, unit_size: int, on_image: Callable[[], object]
-) -> Dataset | None:
-    """Plan a new shard set; return None if another run was first, whose plan counts."""
-    with _planned(refs, unit_size, on_image) as (ids, plans):
-        dataset = Dataset(unit_size, ids, len(refs), {layer.name: layer})
-        if not storage.create(DATASET, dataset.to_json()):
-            return None
-        for number, plan in enumerate(track(plans, "writing plans", "unit", len(ids))):
-            storage.write(unit_path(number), plan)
-    return dataset
-
-
-@contextmanager
-def _planned(
-    refs: Sequence[ImageRef], unit_size: int, on_image: Callable[[], object]
-) -> Iterator[tuple[tuple[str, ...], Iterator[bytes]]]:
-    """Read all images and cut them into units; give the ids of the units, and their plans as they are written.
-
-    Which ids there are is known only when all images are read; until then the plans wait on this machine's disk.
-    """
-    ids: list[str] = []
-    lengths: list[int] = []
-    images = _hash_all(refs, on_image)
-    with tempfile.TemporaryFile() as aside:
-        while of_unit := tuple(islice(images, unit_size)):
-            unit = Unit(len(ids), of_unit)
-            ids.append(unit.id)
-            lengths.append(aside.write(unit.to_json()))
-        aside.seek(0)
-        yield tuple(ids), (aside.read(length) for length in lengths)
-
-
-def _restore_units(
-    storage: Storage, dataset: Dataset, missing: set[str], refs: Sequence[ImageRef], on_image: Callable[[], object]
-) -> dict[int, Unit]:
-    """Plan again and write the unit files that are missing; the plan must be the one that ``dataset.json`` tells of.
-
-    Returns the plans that differ from the files that are there.
-    """
-    moved = {}
-    with _planned(refs, dataset.unit_size, on_image) as (ids, plans):
-        if ids != dataset.unit_ids:
-            raise SettingsDifferError(
-                f"{storage.url}: was made of other images, or they changed since. "
-                "Give the same --images, or another --shards folder."
+    for _ in range(ATTEMPTS):
+        dataset = read_dataset(storage) or _recovered(storage, layers[0][0], unit_size)
+        if dataset is not None:
+            _require_alike(storage, dataset, layers, unit_size, precision)
+            with suppress(_OvertakenError):
+                return _Again(storage, dataset, extend).plan(list_photos)
+        elif extend:
+            raise SettingsError(
+                f"{storage.url}: no shard set to extend is there; check --shards, or leave --extend out"
             )
-        for number, plan in enumerate(track(plans, "writing plans", "unit", len(ids))):
-            if unit_name(number) in missing:
-                storage.write(unit_path(number), plan)
-            elif (unit := Unit.from_json(plan, unit_path(number))) != read_unit(storage, number):
-                moved[number] = unit
-    return moved
-
-
-def _require_same_images(
-    storage: Storage, dataset: Dataset, refs: Sequence[ImageRef], on_image: Callable[[], object]
-) -> dict[int, Unit]:
-    """Compare the images with the plans, unit by unit; return the plans of those whose images lie elsewhere now."""
-    moved = {}
-    start = 0
-    for unit in _read_units(storage, dataset):
-        of_unit = refs[start : start + len(unit.images)]
-        if [ref.key for ref in of_unit] != [image.key for image in unit.images]:
-            _refuse_other_images(storage, dataset, refs)
-        start += len(of_unit)
-        images = [replace(image, url=absolute(image.url)) for image in unit.images]  # as not every version wrote it
-        elsewhere = [i for i, ref in enumerate(of_unit) if asdict(ref) != _place(images[i])]
-        for i, image in zip(elsewhere, _hash_all([of_unit[i] for i in elsewhere], lambda: None), strict=True):
-            if image.digest != images[i].digest:
-                raise SettingsDifferError(
-                    f"{of_unit[i].name}: changed since the shard set at {storage.url} was planned (image "
-                    f"{image.key!r}); restore the file, or label into another --shards folder"
-                )
-            images[i] = image
-        if tuple(images) != unit.images:
-            moved[unit.number] = replace(unit, images=tuple(images))
-        for _ in of_unit:
-            on_image()
-    if start != len(refs):
-        _refuse_other_images(storage, dataset, refs)
-    return moved
-
-
-def _read_units(storage: Storage, dataset: Dataset) -> Iterator[Unit]:
-    """Yield the plans of all units. Raises ``ShardError`` if one is damaged or of another shard set."""
-    shards = ShardSet(storage, dataset)
-    with GeneratorPool(HASHING_THREADS) as pool:
-        for numbers in _pieces(range(len(dataset.unit_ids)), 8 * HASHING_THREADS):
-            yield from pool.map(shards.unit, numbers)
-
-
-def _refuse_other_images(storage: Storage, dataset: Dataset, refs: Sequence[ImageRef]) -> Never:
-    planned = {image.key for unit in _read_units(storage, dataset) for image in unit.images}
-    found = {ref.key for ref in refs}
-    gone, new = sorted(planned - found), sorted(found - planned)
-    parts = [f"{len(gone)} planned images are gone, the first is {gone[0]!r}"] if gone else []
-    parts += [f"{len(new)} images are new, the first is {new[0]!r}"] if new else []
-    parts = parts or ["the same images come in another order"]
+        elif (plan := _begin(storage, list_photos, layers[0][0], unit_size)) is not None:
+            return plan
     raise SettingsDifferError(
-        f"{storage.url}: was made of other images: {'; '.join(parts)}. "
-        "Give the same --images, or another --shards folder."
+        f"{storage.url}: other runs are planning other images into it all the time; give one command after the other"
     )
 
 
-def _place(image: PlannedImage) -> dict[str, object]:
-    return {name: value for name, value in asdict(image).items() if name != "digest"}
+def _require_alike(
+    storage: Storage,
+    dataset: Dataset,
+    layers: Sequence[tuple[Layer, str]],
+    unit_size: int,
+    precision: Resolved | None,
+) -> None:
+    for layer, remedy in layers:
+        existing = dataset.layers.get(layer.name)
+        if existing is not None:
+            if precision is not None and layer is layers[0][0]:
+                precision.require_recorded(f"{storage.url}, layer {layer.name}", existing.settings.get("precision"))
+            require_same_layer(storage.url, existing, layer, remedy)
+    require_same("settings", storage.url, {"unit_size": dataset.unit_size}, {"unit_size": unit_size})
 
 
-def _hash_all(refs: Sequence[ImageRef], on_image: Callable[[], object]) -> Iterator[PlannedImage]:
-    def hash_one(ref: ImageRef) -> PlannedImage:
-        return PlannedImage(digest=digest(read_bytes(ref)), **asdict(ref))
+def _recovered(storage: Storage, layer: Layer, unit_size: int) -> Dataset | None:
+    """Return what a ``dataset.json`` said that is lost, by the plans of the units; None if there are none.
 
-    with GeneratorPool(HASHING_THREADS) as pool:
-        for piece in _pieces(refs, 64 * HASHING_THREADS):
-            for image in pool.map(hash_one, piece):
-                on_image()
-                yield image
+    Raises ``ShardError`` if plans are missing too.
+    """
+    empty = Dataset(unit_size, (), 0, {layer.name: layer})
+    known = KnownPhotos(ShardSet(storage, empty))
+    if not known.numbers:
+        return None
+    if known.missing:
+        name = storage.path(unit_path(known.missing[0]))
+        raise ShardError(f"{storage.path(DATASET)}: missing, and so is {name}; restore one of them")
+    sizes = [known.size_of(number) for number in known.numbers]
+    if max(sizes) != unit_size and len(sizes) > 1:
+        require_same("settings", storage.url, {"unit_size": max(sizes)}, {"unit_size": unit_size})
+    return empty.with_units([(known.ids[number], size) for number, size in zip(known.numbers, sizes, strict=True)])
 
 
-Item = TypeVar("Item")
+def cut(listed: Iterable[Sequence[PhotoFile]], unit_size: int, numbers: Iterable[int]) -> Iterator[Unit | None]:
+    """Cut lists of photos into units with these numbers, the last of what is left. Yields None after each list."""
+    left: list[PhotoFile] = []
+    following = iter(numbers)
+    for photos in listed:
+        left += photos
+        whole = len(left) - len(left) % unit_size
+        for start in range(0, whole, unit_size):
+            yield Unit(next(following), tuple(left[start : start + unit_size]))
+        del left[:whole]
+        yield None
+    if left:
+        yield Unit(next(following), tuple(left))
 
 
-def _pieces(items: Sequence[Item], length: int) -> Iterator[Sequence[Item]]:
-    """Cut a sequence into pieces, so that a pool of threads does not take all of it at once."""
-    return (items[start : start + length] for start in range(0, len(items), length))
+def _begin(storage: Storage, list_photos: ListPhotos, layer: Layer, unit_size: int) -> Plan | None:
+    """Plan a new shard set; return None if another run was first, whose plan counts.
+
+    ``dataset.json`` is written first and once. If the listing is at its end by then, it names all units, and plans that
+    a run did not live to write are made again.
+    """
+    plan, keys = Plan(storage), Keys()
+    named = (with_key(photo, keys.take(photo.key)) for photo in plan.counted(list_photos(keys.reserve)))
+    units = cut(batches(named), unit_size, count())
+    held, is_whole = _hold(plan, units)
+    told = [_named(unit) for unit in held] if is_whole else []
+    dataset = Dataset(unit_size, (), 0, {layer.name: layer}).with_units(told)
+    if not storage.create(DATASET, dataset.to_json()):
+        return None
+    if is_whole:
+        for unit in track(held, "writing plans", "unit"):
+            storage.write(unit_path(unit.number), unit.to_json())
+            plan.add(unit.number, len(unit.images))
+        plan.is_whole = True
+    else:
+        plan.take(_write_all(plan, chain(held, units), {}), seconds=0)
+    return plan
+
+
+def _named(unit: Unit) -> Named:
+    return unit.id, len(unit.images)
+
+
+def _hold(plan: Plan, units: Iterator[Unit | None]) -> tuple[list[Unit], bool]:
+    """Return the units of a listing that ends soon, or its first ones, and whether these are all."""
+    held: list[Unit] = []
+    until = time.monotonic() + SECONDS_HELD
+    with _told_of(plan) as stage:
+        for unit in units:
+            if unit is None:
+                stage.reach(plan.listed)
+            else:
+                held.append(unit)
+            if len(held) >= UNITS_HELD or (held and time.monotonic() > until):
+                return held, False
+        stage.reach(plan.listed)
+    return held, True
+
+
+def _write_all(plan: Plan, units: Iterator[Unit | None], told: dict[int, Named]) -> Iterator[None]:
+    """Write the plans of a first listing as they come; at last have ``dataset.json`` name all of them.
+
+    ``told`` are those that are there, by number.
+    """
+    for unit in units:
+        if unit is not None:
+            try:
+                _append(plan, unit)
+            except _OvertakenError:
+                raise SettingsDifferError(
+                    f"{plan.storage.url}: another run is planning other images into it. {GIVE_THE_SAME}"
+                ) from None
+            told[unit.number] = _named(unit)
+        yield
+    _name_units(plan, 0, told)
+
+
+def _append(plan: Plan, unit: Unit) -> None:
+    """Write the plan of a unit unless it is there. Raises ``_OvertakenError`` if that of another unit is."""
+    if not plan.storage.create(unit_path(unit.number), unit.to_json()):
+        there = read_unit(plan.storage, unit.number)
+        if there.id != unit.id:
+            raise _OvertakenError
+        if there != unit:
+            plan.moved[unit.number] = unit
+    plan.add(unit.number, len(unit.images))
+
+
+def _name_units(plan: Plan, first: int, told: dict[int, Named]) -> None:
+    """Have ``dataset.json`` name all units from number ``first`` on, and what follows from it say the same."""
+    dataset = add_units(plan.storage, first, [told[number] for number in range(first, len(plan.sizes))])
+    for layer in dataset.layers.values():
+        write_shared_files(plan.storage, dataset, layer)
+    plan.is_whole = True
+
+
+class _Again:
+    """Plans a run over a shard set that is there."""
+
+    def __init__(self, storage: Storage, dataset: Dataset, extend: bool) -> None:
+        self.storage, self.dataset, self.extend = storage, dataset, extend
+        self.shards = ShardSet(storage, dataset)
+        self.known = KnownPhotos(self.shards)
+        self.told = {number: (id, self.known.size_of(number)) for number, id in self.known.ids.items()}
+        self.result = Plan(storage)
+        self.comparison = Comparison(storage.url, self.known, extend)
+
+    def plan(self, list_photos: ListPhotos) -> Plan:
+        """Return the plan. Raises ``_OvertakenError`` if another extension was written meanwhile."""
+        plan = self.result
+        new = self.comparison.new(lambda reserve: plan.counted(list_photos(reserve)))
+        if not self.dataset.unit_ids and not self.extend:
+            plan.sizes |= {number: size for number, (_, size) in self.told.items()}
+            plan.take(self._finish_first(new), SECONDS_HELD)
+            return plan
+        with Spool() as spool:
+            with _told_of(plan) as stage:
+                for photos in new:
+                    spool.add(photos)
+                    stage.reach(plan.listed)
+            self._take_stock()
+            lost = self._lost(spool)
+            self._require_same(spool, lost)
+            self.storage.create(DATASET, self.dataset.to_json())  # if it was lost
+            for unit in lost:
+                self.storage.write(unit_path(unit.number), unit.to_json())
+                self.told[unit.number] = _named(unit)
+            for number in sorted(self.told):
+                self._add(number)
+            left = islice(spool, sum(size for _, size in map(_named, lost)), None)
+            for added in cut(batches(left), self.dataset.unit_size, self._free_numbers()):
+                if added is not None:
+                    _append(plan, added)
+                    self.told[added.number] = _named(added)
+        if len(plan.sizes) > len(self.dataset.unit_ids):
+            _name_units(plan, len(self.dataset.unit_ids), self.told)
+        plan.is_whole = True
+        return plan
+
+    def _finish_first(self, new: Iterator[list[PhotoFile]]) -> Iterator[None]:
+        """Go on with a first listing that was not finished: a unit can be labelled once all its photos are found."""
+        units = cut(new, self.dataset.unit_size, self._free_numbers())
+        waiting = set(self.told)
+
+        def found(number: int) -> None:
+            waiting.discard(number)
+            self._add(number)
+
+        self.comparison.on_whole = found
+        yield from _write_all(self.result, chain(units, self._rest(waiting)), self.told)
+
+    def _rest(self, waiting: set[int]) -> Iterator[Unit | None]:
+        """Have the units labelled of which photos have moved or are gone, when the listing is at its end."""
+        self._take_stock()
+        for number in sorted(waiting):
+            self._add(number)
+            yield None
+
+    def _free_numbers(self) -> Iterator[int]:
+        """Yield the numbers of units that are to be planned: of gaps first, which only lost files leave."""
+        gaps = [number for number in self.known.missing if number >= len(self.dataset.unit_ids)]
+        return chain(gaps, count(self.shards.unit_count))
+
+    def _add(self, number: int) -> None:
+        if (moved := self.comparison.moved(number)) is not None:
+            self.result.moved[number] = moved
+        self.result.add(number, self.told[number][1])
+
+    def _take_stock(self) -> None:
+        """Note what the listing said of planned photos, now that it is at its end."""
+        plan, compared = self.result, self.comparison
+        plan.gone = list(self.known.gone())
+        plan.restamped, plan.first_restamped = compared.restamped, compared.first_restamped
+
+    def _lost(self, new: Spool) -> list[Unit]:
+        """Plan again the units whose plans are missing; each must be the one that ``dataset.json`` names."""
+        lost = []
+        photos = iter(new)
+        for number in (number for number in self.known.missing if number < len(self.dataset.unit_ids)):
+            unit = Unit(number, tuple(islice(photos, self.dataset.size_of(number))))
+            if unit.id != self.dataset.unit_ids[number]:
+                raise SettingsDifferError(
+                    f"{self.storage.path(unit_path(number))}: missing, and {self.storage.url} was made of other "
+                    f"images, or they changed since. Restore it, or: {GIVE_THE_SAME}"
+                )
+            lost.append(unit)
+        return lost
+
+    def _require_same(self, new: Spool, lost: Sequence[Unit]) -> None:
+        """Raise ``SettingsDifferError`` if there are new photos that nobody asked for, or another order."""
+        if self.extend:
+            return
+        of_lost = sum(len(unit.images) for unit in lost)
+        if new.length > of_lost:
+            self._refuse_other_images(new.length - of_lost, next(islice(new, of_lost, None)).key)
+        if not self.dataset.extended and self.shards.is_planned and not self.known.is_in_order:
+            raise SettingsDifferError(
+                f"{self.storage.url}: was made of other images: the same images come in another order. {GIVE_THE_SAME}"
+            )
+
+    def _refuse_other_images(self, new: int, first_new: str) -> Never:
+        gone = self.result.gone
+        parts = [f"{len(gone)} planned images are gone, the first is {gone[0]!r}"] if gone else []
+        parts.append(f"{new} images are new, the first is {first_new!r}")
+        raise SettingsDifferError(f"{self.storage.url}: was made of other images: {'; '.join(parts)}. {GIVE_EXTEND}")

@@ -36,11 +36,13 @@ class RunSummary:
     retries: int = 0
     given_up: tuple[str, ...] = ()
     stopped: str | None = None
+    is_planned: bool = True
+    """Whether all photos were listed: if not, there are more units than ``units``."""
 
     @property
     def is_whole(self) -> bool:
         """Whether every unit is made."""
-        return self.units_before + self.units_done == self.units
+        return self.is_planned and self.units_before + self.units_done == self.units
 
     def lines(self) -> str:
         """Return the summary for people."""
@@ -143,7 +145,13 @@ class ProgressReporter:
             now.add(tally)
         return now
 
-    def summary(self, units: int, units_before: int, stopped: str | None, with_maps: bool) -> RunSummary:
+    def expect(self, total: int) -> None:
+        """Have ``total`` images be done: more of them have been planned."""
+        self.total = self._stage.total = total
+
+    def summary(
+        self, units: int, units_before: int, stopped: str | None, with_maps: bool, is_planned: bool = True
+    ) -> RunSummary:
         """Return what was done. ``stopped`` says why the run was asked to end, which counts if not all is done."""
         summary = RunSummary(
             units=units,
@@ -157,6 +165,7 @@ class ProgressReporter:
             retries=self._retries,
             given_up=tuple(self._given_up),
             stopped=stopped,
+            is_planned=is_planned,
         )
         return replace(summary, stopped=None) if summary.is_whole else summary
 

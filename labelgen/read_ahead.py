@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.shared.errors import ImageError
-from sum_factory.shared.images import RgbImage, decode_image, digest
-from sum_factory.shared.photo_files import photo_name, read_bytes
+from sum_factory.shared.images import RgbImage, decode_image
+from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import resized_size
 from sum_factory.shared.sam.runtime import resize
-from sum_factory.shared.shards.dataset import PlannedImage
 
 READ_AHEAD = 2
 """Images that are read, decoded and scaled while another is being worked on."""
@@ -26,9 +25,9 @@ class Photo(NamedTuple):
 
 
 def read_ahead(
-    images: Iterable[PlannedImage],
+    images: Iterable[PhotoFile],
     side: int,
-    read: Callable[[PlannedImage], bytes],
+    read: Callable[[PhotoFile], bytes],
     refused: Mapping[str, str] | None = None,
 ) -> Iterator[Callable[[], Photo]]:
     """Yield for each image a function that returns the photo, whose file ``read`` gives, or raises as ``load_photo``.
@@ -36,7 +35,7 @@ def read_ahead(
     Those that ``refused`` has, by key, are not read: their function raises ``ImageError`` with what it says of them.
     """
 
-    def load(image: PlannedImage) -> Photo:
+    def load(image: PhotoFile) -> Photo:
         if refused and image.key in refused:
             raise ImageError(refused[image.key])
         return load_photo(image, side, read)
@@ -52,26 +51,12 @@ def read_ahead(
         wait(pending)  # the pool gives up what is not begun, and these may be asked for when there is no next one
 
 
-def read_planned(image: PlannedImage) -> bytes:
-    """Read the file of an image that a run has just listed.
-
-    Raises ``SourceError`` if the file is gone, ``ImageError`` if it is no longer what was planned.
-    """
-    data = read_bytes(image)
-    if digest(data) != image.digest:
-        raise ImageError(
-            f"{photo_name(image)}: changed since the run was planned; to label it, restore the file, delete the "
-            "manifest of its unit and run again"
-        )
-    return data
-
-
-def load_photo(image: PlannedImage, side: int, read: Callable[[PlannedImage], bytes]) -> Photo:
-    """Return a planned image, whose file ``read`` gives, for a SAM of input ``side``.
+def load_photo(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> Photo:
+    """Return an image, whose file ``read`` gives, for a SAM of input ``side``.
 
     Raises what ``read`` does, and ``ImageError`` if the photo cannot be used.
     """
-    name, data = photo_name(image), read(image)
+    name, data = image.name, read(image)
     pixels = decode_image(data, name)
     height, width = pixels.shape[:2]
     if 0 in resized_size(height, width, side):

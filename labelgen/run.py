@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import click
 
@@ -11,25 +13,33 @@ from sum_factory.labelgen.engine.cluster import Resources
 from sum_factory.labelgen.engine.pool import RayExecutor
 from sum_factory.labelgen.engine.serial import SerialExecutor
 from sum_factory.labelgen.engine.stop import Stop
-from sum_factory.labelgen.job import Job, MasksTask, PlannedUnits, UncertaintyTask
+from sum_factory.labelgen.event_log import open_log
+from sum_factory.labelgen.job import (
+    Job,
+    MasksTask,
+    PendingUnits,
+    PlannedUnits,
+    UncertaintyTask,
+    Units,
+    WeightsRead,
+)
 from sum_factory.labelgen.layers import embeddings_layer, images_layer, logits_layer, maps_layer, masks_layer
+from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.plan import prepare
 from sum_factory.labelgen.progress import ProgressReporter, RunSummary
-from sum_factory.labelgen.run_log import open_log
-from sum_factory.labelgen.settings import UNIT_SIZE, AutomaskSettings, UncertaintySettings
-from sum_factory.labelgen.sources import list_images
+from sum_factory.labelgen.settings import UNIT_SIZE, AutomaskSettings, UncertaintySettings, settings_for
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import SettingsError, ShardError
 from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, settle
-from sum_factory.shared.progress import Stage
 from sum_factory.shared.relocation import UNMOVED, Relocation
-from sum_factory.shared.sam.checkpoint import identify_weights
+from sum_factory.shared.sam.checkpoint import READINGS, SamWeights, read_weights
 from sum_factory.shared.sam.runtime import Runtime, pick_device
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.shards.dataset import (
     EMBEDDINGS,
     LOGITS,
     REFINEMENT,
+    REMEDY_FOR_SETTINGS,
     TAR,
     Dataset,
     Layer,
@@ -57,6 +67,9 @@ class RunSettings:
     ``threads`` is how many cores of this machine to use, by default all that this process may use. They are divided
     among the workers on this machine, unless ``cpus_per_worker`` says what each gets; on a running cluster it is 1.
 
+    ``automask`` may name some settings alone: the others are the defaults of the model. With ``extend``, photos that a
+    shard set does not have are added to it.
+
     With the path of a ``refiner``, the run adds the uncertainty layer ``layer_name`` in the same pass; ``keep_images``
     adds the photos at SAM's input side, ``keep_logits`` the masks' full logits, ``keep_embeddings`` what the image
     encoder made of them.
@@ -70,8 +83,8 @@ class RunSettings:
     """SAM's weights: a .pth or .safetensors file, or vit_micro, which ships here."""
     model_type: str | None = None
     """vit_micro, vit_b, vit_l or vit_h: other weights are refused. By default it is read off the weights."""
-    automask: AutomaskSettings = field(default_factory=AutomaskSettings)
-    """Grid of points and filters: which masks are kept."""
+    automask: AutomaskSettings | Mapping[str, float | None] = field(default_factory=AutomaskSettings)
+    """Grid of points and filters: which masks are kept. All settings, or some, with the model's own for the others."""
     refiner: str | None = None
     """Weights of a refiner, or vit_micro for the one that ships here. Without it no maps are made."""
     layer_name: str = REFINEMENT
@@ -90,6 +103,8 @@ class RunSettings:
     unit_size: int = UNIT_SIZE
     """Photos a unit, which are scheduled, committed and lost together. Give fewer where many workers share few
     photos."""
+    extend: bool = False
+    """Add photos that are new to the shard set that is there."""
     encoding: str = TAR
     """How layers lie on disk: tar takes fewer bytes, zarr is read faster."""
     points_per_batch: int = 64
@@ -167,38 +182,38 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
 
     Raises ``SumError`` for anything that is not a single image's own fault; those are recorded, and the run goes on.
     """
-    refs = list_images(settings.images)
-    sam = identify_weights(settings.sam, settings.model_type)
+    before = READINGS.since()
+    weights, sam = _read_weights(settings)
+    automask = settings.automask
+    if not isinstance(automask, AutomaskSettings):
+        automask = settings_for(str(sam["model_type"]), **automask)
     precision = settle_precision(settings, settings.runtime.precision)
     runtime = replace(settings.runtime, precision=precision.name)
-    masks = masks_layer(settings.automask, runtime, sam, settings.encoding)
-    uncertainty = UncertaintySettings(min_refine_area=settings.min_refine_area)
-    if settings.refiner is None:
-        if settings.min_refine_area:
-            raise SettingsError("--min-refine-area is about refining: give --refiner too")
-    else:  # a wrong one is refused before anything is planned
-        maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, ())
-    with Stage("planning", len(refs), "image") as stage:
-        dataset, moved = prepare(Storage(settings.shards), refs, masks, settings.unit_size, stage.advance, precision)
-    del refs  # there may be millions, and the plans in the shard set say the same
-    ids = dataset.unit_ids
+    masks = masks_layer(automask, runtime, sam, settings.encoding)
+    if settings.refiner is None and settings.min_refine_area:
+        raise SettingsError("--min-refine-area is about refining: give --refiner too")
     kept = [images_layer(sam, settings.encoding)] if settings.keep_images else []
-    kept += [logits_layer(masks, ids, settings.encoding)] if settings.keep_logits else []
-    kept += [embeddings_layer(masks, ids, settings.encoding)] if settings.keep_embeddings else []
+    kept += [logits_layer(masks, settings.encoding)] if settings.keep_logits else []
+    kept += [embeddings_layer(masks, settings.encoding)] if settings.keep_embeddings else []
     job = Job(
         shards=settings.shards,
         sam=settings.sam,
         model_type=settings.model_type,
         runtime=runtime,
         points_per_batch=settings.points_per_batch,
-        masks=MasksTask(settings.automask),
+        masks=MasksTask(automask),
         kept=tuple(kept),
     )
     if settings.refiner is not None:
-        maps = maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, ids, settings.encoding)
+        uncertainty = UncertaintySettings(min_refine_area=settings.min_refine_area)
+        maps = maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, settings.encoding)
         job = replace(job, uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps))
-    units = PlannedUnits(range(len(ids)), dataset.unit_size, dataset.image_count, moved)
-    return _work(settings, job, dataset, units, say, stop or Stop())
+    layers = [(masks, REMEDY_FOR_SETTINGS), *((layer, _remedy_for(layer)) for layer in job.added_layers)]
+    storage, photos = Storage(settings.shards), partial(list_photos, settings.images)
+    with prepare(storage, photos, layers, settings.unit_size, settings.extend, precision) as plan:
+        for note in plan.notes():
+            say(note)
+        return _work(settings, job, plan, weights, before, say, stop or Stop())
 
 
 def add_uncertainty(
@@ -211,8 +226,8 @@ def add_uncertainty(
     """
     shards = ShardSet.open(settings.shards, photos_from=settings.photos_from)
     require_old_places(shards)
-    masks, ids = shards.layer(MASKS), shards.dataset.unit_ids
-    sam = identify_weights(settings.sam, settings.model_type)
+    masks, before = shards.layer(MASKS), READINGS.since()
+    weights, sam = _read_weights(settings)
     require_same("weights", f"{settings.shards}, layer {MASKS}", masks.weights["sam"], sam, REMEDY_FOR_SAM)
     precision = settle_precision(settings, settings.precision or masks.settings["precision"])
     precision.require_recorded(f"{settings.shards}, layer {MASKS}", masks.settings["precision"])
@@ -220,7 +235,7 @@ def add_uncertainty(
     name = settings.layer_name or uncertainty.source
     numbers = shards.committed(MASKS)
     kept = [_require_kept(shards, layer, numbers) for layer in settings.use_kept]
-    maps = maps_layer(name, uncertainty, settings.refiner, masks, ids, settings.encoding, kept)
+    maps = maps_layer(name, uncertainty, settings.refiner, masks, settings.encoding, kept)
     job = Job(
         shards=settings.shards,
         sam=settings.sam,
@@ -232,11 +247,9 @@ def add_uncertainty(
     )
     if EMBEDDINGS not in settings.use_kept and (uncertainty.needs_refiner or LOGITS not in settings.use_kept):
         _find_photos(shards, sorted({*numbers} - {*shards.committed(maps.name)}))
-    dataset = shards.dataset
-    units = PlannedUnits(numbers, dataset.unit_size, dataset.image_count)
-    if len(numbers) < len(ids):
-        say(f"{len(ids) - len(numbers)} of {len(ids)} units have no masks yet and are left out")
-    return _work(settings, job, dataset, units, say, stop or Stop())
+    if len(numbers) < shards.unit_count:
+        say(f"{shards.unit_count - len(numbers)} of {shards.unit_count} units have no masks yet and are left out")
+    return _work(settings, job, PlannedUnits(numbers, shards.size_of), weights, before, say, stop or Stop())
 
 
 def settle_precision(settings: RunSettings | UncertaintyRunSettings, asked: PrecisionSetting) -> Resolved:
@@ -257,7 +270,8 @@ def _find_photos(shards: ShardSet, pending: Sequence[int]) -> None:
     their maps would all be unknown."""
     numbers = sorted({pending[0], pending[len(pending) // 2], pending[-1]}) if pending else []
     labelled = ((shards.unit(number).images, shards.images(number)) for number in numbers)
-    require_originals(shards, (planned[image.index] for planned, images in labelled for image in images if image.masks))
+    with_masks = ((planned, image) for planned, images in labelled for image in images if image.masks)
+    require_originals(shards, ((planned[image.index], image.digest) for planned, image in with_masks))
 
 
 def _require_kept(shards: ShardSet, name: str, units: Sequence[int]) -> Layer:
@@ -275,48 +289,80 @@ def _require_kept(shards: ShardSet, name: str, units: Sequence[int]) -> Layer:
 def _work(
     settings: RunSettings | UncertaintyRunSettings,
     job: Job,
-    dataset: Dataset,
-    units: PlannedUnits,
+    units: Units,
+    weights: SamWeights | None,
+    readings: tuple[int, int],
     say: Callable[[str], None],
     stop: Stop,
 ) -> RunSummary:
-    """Make what ``units`` lack of the job's layers."""
+    """Make what ``units`` lack of the job's layers. ``readings`` is what was counted of ``READINGS`` before the run."""
     storage = Storage(settings.shards)
-    for layer in job.added_layers:
-        dataset = add_layer(storage, layer, _remedy_for(layer))
-    for name in job.layers:
-        write_shared_files(storage, dataset, dataset.layers[name])
+    dataset = _described(storage, job)
+    for layer in dataset.layers.values():
+        write_shared_files(storage, dataset, layer)
     shards = ShardSet(storage, dataset)
     done = set.intersection(*(set(shards.committed(layer)) for layer in job.layers))
-    pending = replace(units, numbers=[number for number in units.numbers if number not in done])
-    total, before = len(units.numbers), len(units.numbers) - len(pending.numbers)
-    if before and pending.numbers:
-        say(f"{before} of {total} units present, labelling the other {len(pending.numbers)}")
+    pending = PendingUnits(units, done.intersection(units.known))
+    total, before = len(units.known), len(pending.done)
+    if before and pending.known:
+        say(f"{before} of {total} units present, labelling the other {total - before}")
 
-    executor = make_executor(settings, job)
-    with open_log(settings.log) as log, ProgressReporter(pending.image_count) as progress, stop.heeded():
+    executor = make_executor(settings, job, weights, readings)
+    with open_log(settings.log) as log, ProgressReporter(_images_of(pending)) as progress, stop.heeded():
         log.tell("run begun", shards=settings.shards, layers=job.layers, units=total, units_before=before)
-        for event in executor.run(pending, stop) if pending.numbers else ():
+        if weights is None:
+            log.take(WeightsRead(f"driver, process {os.getpid()}", *READINGS.since(*readings)))
+        for event in executor.run(pending, stop) if pending.known or not units.is_whole else ():
             log.take(event)
             progress.take(event)
+            if len(units.known) != total:
+                total = len(units.known)
+                progress.expect(_images_of(pending))
             if settings.max_errors is not None and len(progress.errors) > settings.max_errors:
                 stop.request(f"after {len(progress.errors)} image errors, more than --max-errors {settings.max_errors}")
-        summary = progress.summary(total, before, stop.reason, with_maps=job.uncertainty is not None)
+        with_maps = job.uncertainty is not None
+        summary = progress.summary(len(units.known), before, stop.reason, with_maps, units.is_whole)
         log.tell("run ended", **asdict(summary))
-    for layer in job.added_layers:  # another run's copy of dataset.json may have come without it
-        add_layer(storage, layer, _remedy_for(layer))
+    _described(storage, job)  # another run's copy of dataset.json may have come without the layers
     return summary
+
+
+def _described(storage: Storage, job: Job) -> Dataset:
+    """Have ``dataset.json`` describe all layers of a job, and return what then stands."""
+    for layer in job.added_layers:
+        add_layer(storage, layer, _remedy_for(layer))
+    return ShardSet.open(storage.url).dataset
+
+
+def _images_of(units: Units) -> int:
+    return sum(map(units.size_of, units.known))
+
+
+def _read_weights(settings: RunSettings | UncertaintyRunSettings) -> tuple[SamWeights | None, dict[str, object]]:
+    """Read SAM's weights; return them if this process works with them (workers on Ray read their own), and what a shard
+    set records of them."""
+    weights = read_weights(settings.sam, settings.model_type)
+    return (weights if _works_here(settings) else None), weights.identity
+
+
+def _works_here(settings: RunSettings | UncertaintyRunSettings) -> bool:
+    return settings.workers == 0 and settings.ray_address is None
 
 
 def _remedy_for(layer: Layer) -> str:
     return REMEDY_FOR_KEPT if kind_of(layer.name).is_kept else REMEDY_FOR_LAYER
 
 
-def make_executor(settings: RunSettings | UncertaintyRunSettings, job: Job) -> SerialExecutor | RayExecutor:
+def make_executor(
+    settings: RunSettings | UncertaintyRunSettings,
+    job: Job,
+    weights: SamWeights | None = None,
+    readings: tuple[int, int] = (0, 0),
+) -> SerialExecutor | RayExecutor:
     """Return the executor that the settings ask for. Raises ``SettingsError`` if they contradict each other."""
     cores = settings.threads or usable_cores()
-    if settings.workers == 0 and settings.ray_address is None:
-        return SerialExecutor(job, cores)
+    if _works_here(settings):
+        return SerialExecutor(job, cores, weights, readings)
     if settings.threads is not None and settings.ray_address is not None:
         raise SettingsError(
             f"--threads {settings.threads} is about this machine, --ray-address {settings.ray_address} about others; "

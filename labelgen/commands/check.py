@@ -40,7 +40,7 @@ def verify_command(ctx: click.Context, shards: str) -> None:
         click.echo(f"problem: {problem}")
     for layer in shard_set.dataset.layers:
         sound = [check.record for check in checks if check.record is not None and check.layer == layer]
-        missing = len(shard_set.dataset.unit_ids) - len(shard_set.committed(layer))
+        missing = shard_set.unit_count - len(shard_set.committed(layer))
         click.echo(
             f"layer {layer}: {len(sound)} units sound with {sum(r.masks for r in sound)} {kind_of(layer).counted}, "
             f"{missing} units not made yet"

@@ -9,7 +9,7 @@ import click
 
 from sum_factory.labelgen.engine.stop import stop_on_signals
 from sum_factory.labelgen.options import automask_options, encoding_option, refiner_options, shards_option, work_options
-from sum_factory.labelgen.settings import SOURCES, UNIT_SIZE, AutomaskSettings, UncertaintySettings, settings_for
+from sum_factory.labelgen.settings import SOURCES, UNIT_SIZE, AutomaskSettings, UncertaintySettings
 from sum_factory.shared.commands import FAILED, photos_from_option
 from sum_factory.shared.precision import PrecisionSetting, precision_option
 from sum_factory.shared.shards.dataset import OUTPUTS, REFINEMENT
@@ -37,6 +37,7 @@ FINISHED_WITH_IMAGE_ERRORS = 3
 @click.option(
     "--keep-embeddings", is_flag=True, help="Keep what the image encoder makes of each photo, for later refiners."
 )
+@click.option("--extend", is_flag=True, help="Add photos that are new to the shard set that is there.")
 @click.option(
     "--unit-size",
     type=click.IntRange(min=1),
@@ -60,14 +61,13 @@ def run_command(
 ) -> None:
     """Label images into a shard set. Run it again after any interruption: what is done stays done."""
     from sum_factory.labelgen.run import RunSettings, run
-    from sum_factory.shared.sam.checkpoint import identify_weights
     from sum_factory.shared.sam.runtime import Runtime
 
     thresholds = {setting.name: options.pop(setting.name) for setting in fields(AutomaskSettings)}
     settings = RunSettings(
         sam=sam,
         model_type=model_type,
-        automask=settings_for(str(identify_weights(sam, model_type)["model_type"]), **thresholds),
+        automask=thresholds,
         runtime=Runtime(device, precision, compile_),
         **options,
     )
@@ -123,7 +123,8 @@ def _finish(summary: RunSummary) -> None:
     if not summary.is_whole:
         left = summary.units - summary.units_before - summary.units_done
         why = "" if summary.stopped is None else f"stopped {summary.stopped}: "
-        _tell(f"{why}{left} of {summary.units} units are left; the same command goes on with them")
+        more = "" if summary.is_planned else ", and images that were not listed yet"
+        _tell(f"{why}{left} of {summary.units} units are left{more}; the same command goes on with them")
         click.get_current_context().exit(FAILED)
     if summary.errors:
         click.echo(f"{len(summary.errors)} images were skipped; the manifest says why (`labelgen status`)")

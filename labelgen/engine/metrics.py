@@ -5,23 +5,24 @@ They are there where Ray's dashboard agent is (`pip install 'ray[default]'`), as
 
 from __future__ import annotations
 
-from sum_factory.labelgen.job import Event, GivenUp, Lost, UnitReport
+from sum_factory.labelgen.job import Event, GivenUp, Lost, UnitReport, Units
 
 
 class Metrics:
     """Counts what happens, in the driver: every report passes there."""
 
-    def __init__(self, units: int) -> None:
+    def __init__(self, planned: Units) -> None:
         from ray.util.metrics import Counter, Gauge
 
-        self.left = units
+        self.planned = planned
+        self.ended = 0
         self.units = Counter("labelgen_units", "Units that are done.")
         self.images = Counter("labelgen_images", "Images of units that are done, those with errors too.")
         self.masks = Counter("labelgen_masks", "Masks of units that are done.")
         self.errors = Counter("labelgen_image_errors", "Images that could not be labelled.")
         self.lost = Counter("labelgen_workers_lost", "Workers that died while they were working on a unit.")
         self.units_left = Gauge("labelgen_units_left", "Units that are neither done nor given up.")
-        self.units_left.set(units)
+        self.units_left.set(len(planned.known))
 
     def take(self, event: Event) -> None:
         """Count what happened."""
@@ -38,5 +39,5 @@ class Metrics:
                 self._one_less()
 
     def _one_less(self) -> None:
-        self.left -= 1
-        self.units_left.set(self.left)
+        self.ended += 1
+        self.units_left.set(len(self.planned.known) - self.ended)

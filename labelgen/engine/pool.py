@@ -15,12 +15,13 @@ from sum_factory.labelgen.engine.metrics import Metrics
 from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Scheduler, Task, WorkerId
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.engine.worker import Answer, Board, Worker
-from sum_factory.labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, PlannedUnits, Progress
+from sum_factory.labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, Progress, Units, WeightsRead
 from sum_factory.shared.errors import SumError, WorkerError
 from sum_factory.shared.places import absolute
 from sum_factory.shared.sam.settings import PACKAGED
 
 POLL_SECONDS = 0.5
+IDLE_SECONDS = 0.05
 DRAIN_SECONDS = 5.0
 """How often the cluster is asked which nodes are about to go."""
 NO_WORKER_SECONDS = 60.0
@@ -41,10 +42,10 @@ class RayExecutor:
     resources: Resources
     worker: type[Worker] | None = None
 
-    def run(self, units: PlannedUnits, stop: Stop) -> Iterator[Event]:
+    def run(self, units: Units, stop: Stop) -> Iterator[Event]:
         """Label ``units``; what a worker that dies has not finished is given to another."""
         with connected(self.resources):
-            metrics = Metrics(len(units.numbers))
+            metrics = Metrics(units)
             for event in _Pool(_for_any_folder(self.job), self.resources, self.worker or Worker, units, stop).events():
                 metrics.take(event)
                 yield event
@@ -75,14 +76,12 @@ class _Actor:
 class _Pool:
     """The actors of one run, and what they have been given."""
 
-    def __init__(
-        self, job: Job, resources: Resources, worker_class: type[Worker], units: PlannedUnits, stop: Stop
-    ) -> None:
+    def __init__(self, job: Job, resources: Resources, worker_class: type[Worker], units: Units, stop: Stop) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.job, self.resources, self.units, self.stop = job, resources, units, stop
-        self.scheduler = Scheduler(units.numbers, units.size_of)
+        self.scheduler = Scheduler(units.numbers(), units.size_of)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         board: Any = ray.remote(Board)
         self.board = board.options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
@@ -109,7 +108,7 @@ class _Pool:
                 yield from self._hand_out()
             for reference in self._ready():
                 if reference in self.starting:
-                    self._settle_start(reference)
+                    yield from self._settle_start(reference)
                 else:
                     yield from self._settle(reference)
             yield from self._progress()
@@ -139,13 +138,14 @@ class _Pool:
 
         references = [*self.running, *self.starting]
         if not references:
+            time.sleep(IDLE_SECONDS)  # until a unit is planned
             return []
         first, others = ray.wait(references, timeout=POLL_SECONDS)
         if first and others:
             first += ray.wait(others, num_returns=len(others), timeout=0)[0]
         return list(first)
 
-    def _settle_start(self, reference: Any) -> None:
+    def _settle_start(self, reference: Any) -> Iterator[WeightsRead]:
         """Take note that a worker is ready to work, or died before.
 
         Raises ``WorkerError`` if they do nothing but die, and what their job makes them raise, such as
@@ -168,6 +168,7 @@ class _Pool:
             self.actors[worker].node = place.node
             self.actors[worker].name = f"{place.host}, process {place.process}"
             self.scheduler.add_worker(worker)
+            yield WeightsRead(self.actors[worker].name, *place.weights)
 
     def _bury_at_start(self, worker: WorkerId, error: Exception) -> None:
         self._remove(worker)

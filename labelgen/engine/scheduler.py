@@ -19,6 +19,8 @@ IN_FLIGHT = 2
 """Units that a worker has at a time while many wait: one to work on, one so that it never waits for the driver."""
 
 WorkerId = int
+END = -1
+"""Comes after the last unit."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,13 @@ class _Suspect:
 class Scheduler:
     """Hands ``units`` to workers. ``size_of`` gives the number of images of a unit.
 
-    Only what is in work, and units that have lost workers, take memory: ``units`` is read as workers come free.
+    Where ``units`` gives None, the next one is not known yet. Only what is in work, and units that have lost workers,
+    take memory: ``units`` is read as workers come free.
     """
 
-    def __init__(self, units: Iterable[int], size_of: Callable[[int], int]) -> None:
-        self._fresh = iter(units)
+    def __init__(self, units: Iterable[int | None], size_of: Callable[[int], int]) -> None:
+        self._fresh: Iterator[int | None] = iter(units)
+        self._are_all_known = False
         self._ahead: deque[int] = deque()
         self._again: deque[Task] = deque()
         self._size_of = size_of
@@ -81,7 +85,7 @@ class Scheduler:
     @property
     def is_done(self) -> bool:
         """Whether nothing waits and nothing is being worked on."""
-        return not any(self._tasks.values()) and not self._waiting(1)
+        return not any(self._tasks.values()) and not self._waiting(1) and self._are_all_known
 
     @property
     def workers(self) -> int:
@@ -96,8 +100,9 @@ class Scheduler:
     def _waiting(self, most: int) -> bool:
         """Whether at least ``most`` tasks wait."""
         while len(self._again) + len(self._ahead) < most:
-            unit = next(self._fresh, None)
-            if unit is None:
+            unit = next(self._fresh, END)
+            if unit is None or unit == END:
+                self._are_all_known = unit == END
                 return False
             self._ahead.append(unit)
         return True
@@ -147,7 +152,7 @@ class Scheduler:
         self._stopped = True
         self._again.clear()
         self._ahead.clear()
-        self._fresh = iter(())
+        self._fresh, self._are_all_known = iter(()), True
 
     def died(self, worker: WorkerId) -> Loss | None:
         """Forget a worker that died, and queue again what it had; return what it worked on, if anything.

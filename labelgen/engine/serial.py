@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
 from sum_factory.labelgen.engine.stop import Stop
-from sum_factory.labelgen.job import Begun, Event, Job, PlannedUnits, Progress
+from sum_factory.labelgen.job import Begun, Event, Job, Progress, Units, WeightsRead
 from sum_factory.labelgen.labeler import Labeler
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.errors import WorkerError
 from sum_factory.shared.memory import OUT_OF_MEMORY
+from sum_factory.shared.sam.checkpoint import READINGS, SamWeights
+
+IDLE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class SerialExecutor:
-    """Labels units in order, with one model, in this process, on so many cores."""
+    """Labels units in order, with one model, in this process, on so many cores.
+
+    ``weights`` are those of the job's SAM, if they have been read; ``readings`` is what was counted of
+    ``READINGS`` before the run.
+    """
 
     job: Job
     cores: int = 1
+    weights: SamWeights | None = None
+    readings: tuple[int, int] = (0, 0)
 
-    def run(self, units: PlannedUnits, stop: Stop) -> Iterator[Event]:
+    def run(self, units: Units, stop: Stop) -> Iterator[Event]:
         """Label ``units``; a stop is heeded between units, and when it is overdue between images."""
         tune_malloc()
         threads = torch.get_num_threads()
         try:
-            yield from self._label(Labeler(self.job, self.cores), units, stop)
+            labeler = Labeler(self.job, self.cores, self.weights)
+            yield WeightsRead(f"process {os.getpid()}", *READINGS.since(*self.readings))
+            yield from self._label(labeler, units, stop)
         finally:
             torch.set_num_threads(threads)
 
-    def _label(self, labeler: Labeler, units: PlannedUnits, stop: Stop) -> Iterator[Event]:
-        for number in units.numbers:
+    def _label(self, labeler: Labeler, units: Units, stop: Stop) -> Iterator[Event]:
+        for number in units.numbers():
             if stop.is_requested:
                 return
+            if number is None:
+                time.sleep(IDLE_SECONDS)  # until a unit is planned
+                continue
             yield Begun(number, 1, f"process {os.getpid()}")
             try:
                 for event in labeler.label_unit(units.moved.get(number) or labeler.shards.unit(number)):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Task
 from sum_factory.labelgen.job import Job, Progress, UnitReport
 from sum_factory.shared.allocator import tune_malloc
-from sum_factory.shared.photo_files import photo_name
 from sum_factory.shared.shards.dataset import Unit
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ class Place(NamedTuple):
     node: str
     host: str
     process: int
+    weights: tuple[int, int] = (0, 0)
+    """How often it has read files of SAM's weights, and how many bytes."""
 
 
 class Answer(NamedTuple):
@@ -67,8 +68,11 @@ class Worker:
         """Load the models: not in the constructor, whose errors Ray does not hand on as they are."""
         import ray
 
+        from sum_factory.shared.sam.checkpoint import READINGS
+
         self.labeler = self.load()
-        return Place(ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid())
+        node = ray.get_runtime_context().get_node_id()
+        return Place(node, socket.gethostname(), os.getpid(), READINGS.since())
 
     def load(self) -> Labeler:
         """Return a labeler that uses as many cores as there are CPUs for it."""
@@ -109,7 +113,7 @@ def _left_out(unit: Unit, task: Task) -> dict[str, str]:
     """Say of each quarantined image why it has no labels: words that do not depend on where and when it killed."""
     images = [unit.images[index] for index in task.quarantined]
     why = f"killed its worker {MAX_DEATHS} times, alone; look at it, or leave it out"
-    return {image.key: f"{photo_name(image)}: {why}" for image in images}
+    return {image.key: f"{image.name}: {why}" for image in images}
 
 
 def _not_probed(unit: Unit, probe: Sequence[int]) -> dict[str, str]:

@@ -12,9 +12,11 @@ from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import (
     DATASET,
+    UNITS,
     Dataset,
     Layer,
     add_layer,
+    add_units,
     read_dataset,
     require_same,
     unit_name,
@@ -92,6 +94,9 @@ def _prepare(old: ShardSet, storage: Storage, encoding: str) -> ShardSet:
         dataset = read_dataset(storage)
     assert dataset is not None, "it was there, or has just been written"
     _require_same_units(storage, dataset, old.dataset)
+    known = len(dataset.unit_ids)
+    if added := old.dataset.unit_ids[known:]:  # since the last conversion
+        add_units(storage, known, [(id, old.dataset.size_of(known + k)) for k, id in enumerate(added)])
     for layer in layers.values():
         dataset = add_layer(storage, layer, REMEDY)
         write_shared_files(storage, dataset, layer)
@@ -100,8 +105,8 @@ def _prepare(old: ShardSet, storage: Storage, encoding: str) -> ShardSet:
 
 def _write_plans(old: ShardSet, shards: ShardSet) -> list[str]:
     """Write the plans of all units that are not there, also of those that no layer has; return what is wrong."""
-    there, problems = set(shards.storage.names("units")), []
-    for number in track(range(len(old.dataset.unit_ids)), "writing plans", "unit"):
+    there, problems = set(shards.storage.names(UNITS)), []
+    for number in track(range(old.unit_count), "writing plans", "unit"):
         if f"{unit_name(number)}.json" not in there:
             try:
                 shards.storage.write(unit_path(number), old.unit(number).to_json())
@@ -127,14 +132,14 @@ def _new_layers(old: ShardSet, encoding: str) -> dict[str, Layer]:
         kept = {key: value for key, value in layer.provenance.items() if key not in libraries(layer.encoding)}
         provenance = {**kept, **told, **libraries(encoding)}
         made[name] = replace(layer, encoding=encoding, settings=settings, provenance=provenance)
-        ids[old.layer_id(name)] = made[name].id(old.dataset.unit_ids)
+        ids[old.layer_id(name)] = made[name].id
     return made
 
 
 def _require_same_units(storage: Storage, there: Dataset, wanted: Dataset) -> None:
-    """Raise ``SettingsDifferError`` if another shard set is there."""
+    """Raise ``SettingsDifferError`` if another shard set is there: its units must be the first of those wanted."""
     require_same("settings", storage.url, {"unit_size": there.unit_size}, {"unit_size": wanted.unit_size}, REMEDY)
-    if there.unit_ids != wanted.unit_ids:
+    if there.unit_ids != wanted.unit_ids[: len(there.unit_ids)]:
         raise SettingsDifferError(f"{storage.url}: is of other images. {REMEDY}")
 
 
@@ -145,7 +150,7 @@ def _bring_over(old: ShardSet, shards: ShardSet, number: int, layer: str) -> Non
         if record.masks_sha256 != old.manifest(number, MASKS)[1].data_sha256:
             raise ShardError(f"{old.storage.url}: layer {layer}, unit {number}: its data are of other masks")
         masks_sha256 = shards.manifest(number)[1].data_sha256
-    writer = UnitWriter(shards.dataset, shards.layer(layer), old.unit(number))
+    writer = UnitWriter(shards.dataset, shards.layer(layer), old.unit(number), old.digests(number))
     for index, sample in enumerate(read_samples(old, number, layer)):
         add_sample(writer, index, sample)
     writer.commit(shards.storage, masks_sha256)

@@ -16,9 +16,9 @@ from pycocotools import mask as coco_mask
 
 from sum_factory.labelgen.masks.rle import encode_rle
 from sum_factory.shared.errors import StorageError
+from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import Frame, paste
 from sum_factory.shared.progress import track
-from sum_factory.shared.shards.dataset import PlannedImage
 from sum_factory.shared.shards.originals import original_of
 from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet
 
@@ -69,7 +69,7 @@ def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:
     return len(images), count
 
 
-def _image_entry(image: LabelledImage, original: PlannedImage, number: int) -> dict[str, Any]:
+def _image_entry(image: LabelledImage, original: PhotoFile, number: int) -> dict[str, Any]:
     name = original.member or original.url.rsplit("/", 1)[-1]
     return {
         "id": number,

@@ -94,13 +94,13 @@ def _choices(
         left_out = 0
         for number, of_unit in track(held.items(), f"merging {shards.storage.url}", "unit"):
             taken = []
-            for image in shards.unit(number).images:
-                owner = owners.setdefault(bytes.fromhex(image.digest), place)
+            for key, digest in shards.digests(number).items():  # a photo that could not be read is in no other
+                owner = place if digest is None else owners.setdefault(bytes.fromhex(digest), place)
                 taken.append(owner == place)
                 if owner != place:
                     pair = owner, place
                     twice[pair] += 1
-                    examples.setdefault(pair, []).extend([image.key] if twice[pair] <= EXAMPLES else [])
+                    examples.setdefault(pair, []).extend([key] if twice[pair] <= EXAMPLES else [])
             left_out += taken.count(False)
             yield Choice(shards, number, of_unit, _of_images(shards, number, taken))
         say(_told(shards, len(held), left_out if keep else 0))
@@ -123,7 +123,7 @@ def _of_images(shards: ShardSet, number: int, taken: Sequence[bool]) -> npt.NDAr
 
 def _told(shards: ShardSet, units: int, left_out: int) -> str:
     """Return what is taken of a source, for people."""
-    planned = len(shards.dataset.unit_ids)
+    planned = shards.unit_count
     missing = f", {planned - units} that are not labelled yet are not in the selection" if units < planned else ""
     again = f", without {left_out} photos of earlier ones" if left_out else ""
     return f"{shards.storage.url}: {units} of {planned} units{missing}{again}"

@@ -31,7 +31,7 @@ class Pace:
 def pace_of(shards: ShardSet, layer: str) -> Pace | None:
     """Return the pace of a layer in the making; None if it is whole, or has too few units to tell."""
     times = shards.storage.times(f"manifest/{layer}")
-    return pace(times, len(shards.dataset.unit_ids))
+    return pace(times, shards.unit_count)
 
 
 def pace(times: Mapping[str, datetime], units: int) -> Pace | None:

@@ -61,13 +61,14 @@ def diagnose(shards: ShardSet) -> Diagnosis:
     broken: dict[tuple[str, int], tuple[str, ...]] = {}
     left: list[str] = []
     checks = list(verify(shards))
-    plans = sum(check.layer == PLANS for check in checks)
+    named = [check for check in checks if check.unit < len(shards.dataset.unit_ids)]
+    plans = sum(check.layer == PLANS for check in named)
     for check in checks:
         if check.problems and (check.unit < 0 or not _is_there(shards.storage, check.layer, check.unit)):
             left += check.problems
         elif check.problems:
             broken[check.layer, check.unit] = check.problems
-    if broken and plans == len(shards.dataset.unit_ids) and all(check.record is None for check in checks):
+    if broken and plans == len(shards.dataset.unit_ids) and all(check.record is None for check in named):
         name = shards.storage.path(DATASET)
         raise ShardError(f"{name}: no plan of a unit and nothing that is committed fits it; {REMEDY_FOR_DATASET}")
     for layer in (name for name in shards.dataset.layers if kind_of(name).of_masks):

@@ -23,7 +23,9 @@ def status_of(shards: ShardSet, name: str) -> Iterator[str]:
 
     Manifests are read one at a time. Raises ``ShardError`` if one is damaged.
     """
-    yield f"{name}: {shards.dataset.image_count} images in {len(shards.dataset.unit_ids)} units"
+    yield f"{name}: {shards.image_count} images in {shards.unit_count} units"
+    if not shards.is_planned:
+        yield "the plan is not finished: a run is listing photos, or was stopped when it did; the same command goes on"
     if isinstance(shards, Selection):
         yield f"a selection of {', '.join(base.storage.url for base in shards.bases)}"
     skipped: list[str] = []
@@ -48,7 +50,7 @@ def _status_of_layer(shards: ShardSet, layer: str, skipped: list[str]) -> Iterat
             means = table["mean_u"].drop_null()
             known, sum_of_means = known + len(means), sum_of_means + (pc.sum(means).as_py() or 0.0)
     line = (
-        f"layer {layer} ({shards.layer(layer).encoding}): {len(done)} of {len(shards.dataset.unit_ids)} units, "
+        f"layer {layer} ({shards.layer(layer).encoding}): {len(done)} of {shards.unit_count} units, "
         f"{totals['images']} images, {totals['masks']} {kind.counted}, {totals['errors']} errors, "
         f"{totals['bytes'] / 1e6:.1f} MB"
     )

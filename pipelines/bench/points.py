@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import click
 import torch
 
+from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.masks.rle import Mask
 from sum_factory.labelgen.settings import settings_for
-from sum_factory.labelgen.sources import list_images
 from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.pipelines.microworld.textures import photo_paths
 from sum_factory.shared.images import RgbImage, decode_image
-from sum_factory.shared.photo_files import photo_name, read_bytes
+from sum_factory.shared.photo_files import read_bytes
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.runtime import Runtime, place
@@ -73,8 +74,8 @@ def main(quick: bool, photos: Path | None, limit: int) -> None:
     """Compare grids of points."""
     torch.set_num_threads(1)
     if photos is not None:
-        places = list_images([str(photos)])[:limit]
-        images = [decode_image(read_bytes(each), photo_name(each)) for each in places]
+        places = islice(list_photos([str(photos)]), limit)
+        images = [decode_image(read_bytes(each), each.name) for each in places]
     else:
         count, scenes = (2, 2) if quick else (len(photo_paths()), 16)
         images = [decode_image(path.read_bytes(), path.name) for path in photo_paths()[:count]]

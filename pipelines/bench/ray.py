@@ -37,17 +37,18 @@ from sum_factory.labelgen.engine.scheduler import Scheduler, Task
 from sum_factory.labelgen.engine.serial import SerialExecutor
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.engine.worker import Worker
-from sum_factory.labelgen.job import Event, Job, PlannedUnits, UnitReport
+from sum_factory.labelgen.job import Event, Job, PlannedUnits, UnitReport, Units
 from sum_factory.labelgen.run import RunSettings, run
 from sum_factory.labelgen.settings import AutomaskSettings
 from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.bench.parts.simulation import Cluster, simulate
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.cores import usable_cores
+from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.precision import Precision, PrecisionSetting, precision_option, settle
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.runtime import Runtime
-from sum_factory.shared.shards.dataset import PlannedImage, Unit
+from sum_factory.shared.shards.dataset import Unit
 
 NICENESS = "RAY_worker_niceness"
 FEW = 100
@@ -75,7 +76,7 @@ def label_all(
     executor = RayExecutor if workers else SerialExecutor
     original = executor.run
 
-    def timed(self: Any, units: PlannedUnits, stop: Stop) -> Iterator[Event]:
+    def timed(self: Any, units: Units, stop: Stop) -> Iterator[Event]:
         for event in original(self, units, stop):
             if isinstance(event, UnitReport):
                 times.append(time.perf_counter())
@@ -154,7 +155,7 @@ class Idler:
 
     def unit(self, number: int) -> Unit:
         """Return a plan, as the shard set would."""
-        return Unit(number, tuple(PlannedImage(f"{number}-{i}", "", f"/photos/{i}") for i in range(IMAGES)))
+        return Unit(number, tuple(PhotoFile(f"{number}-{i}", f"/photos/{i}") for i in range(IMAGES)))
 
     def label_unit(self, unit: Unit, refused: Mapping[str, str]) -> Iterator[Event]:
         """Report at once."""
@@ -181,7 +182,7 @@ def drive(units: int, workers: int) -> tuple[float, float, float]:
     Returns its CPU seconds a unit, and its memory in MB after ``FEW`` units and at the end.
     """
     job = Job("/nowhere", "vit_micro", None, Runtime("cpu"), 1)
-    planned = PlannedUnits(range(units), IMAGES, units * IMAGES)
+    planned = PlannedUnits(range(units), lambda number: IMAGES)
     first, few, done = 0.0, 0.0, 0
     for event in RayExecutor(job, Resources(workers, None, 0.0, 0.5), IdleWorker).run(planned, Stop()):
         if isinstance(event, UnitReport):

@@ -17,7 +17,7 @@ from sum_factory.labelgen.page.write import heat_map, jpeg_url
 from sum_factory.labelgen.sets.export import at_full_size
 from sum_factory.pipelines.demo.player import Player, draw_played, shown_targets
 from sum_factory.shared.images import RgbImage, decode_image
-from sum_factory.shared.photo_files import photo_name, read_bytes
+from sum_factory.shared.photo_files import read_bytes
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
@@ -107,7 +107,7 @@ def _is_large(image: LabelledImage, mask: int) -> bool:
 
 def _label(shards: ShardSet, layer: str, number: int, image: LabelledImage, row: UncertaintyRow) -> dict[str, Any]:
     planned = shards.unit(number).images[image.index]
-    photo = decode_image(read_bytes(planned), photo_name(planned))
+    photo = decode_image(read_bytes(planned), planned.name)
     frame = image.frame(row.mask, shards.input_side)
     (logits,) = shards.read_logits(number, image, [row.mask])
     (doubt,) = shards.read_uncertainty(number, [row], layer)

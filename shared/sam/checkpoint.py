@@ -6,9 +6,9 @@ A SUM checkpoint is a SAM with one more tensor, the table of the task prompt, an
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from sum_factory.shared.errors import CheckpointError
@@ -63,31 +63,71 @@ class LoadedSam:
         return self.task_prompt.weight[TASKS.index(known)].detach()
 
 
-def load_sam(weights: str = PACKAGED, model_type: str | None = None) -> LoadedSam:
-    """Load ``weights``: a path to a ``.pth`` or ``.safetensors`` file, or "vit_micro" for the packaged ones.
+@dataclass(frozen=True)
+class SamWeights:
+    """A file of SAM's weights, which was read once: ``state`` and ``sha256`` are of the same bytes."""
+
+    path: Path
+    state: Mapping[str, Tensor]
+    architecture: SamArchitecture
+    sha256: str
+    task_table: Tensor | None = None
+    trained_tasks: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a shard set records of the weights."""
+        named = {"model_type": self.architecture.name, "image_size": self.architecture.image_size}
+        return {**named, "sha256": self.sha256}
+
+
+class Readings:
+    """Counts how often this process has read a file of weights, and how many bytes that were."""
+
+    def __init__(self) -> None:
+        self.times = self.bytes = 0
+
+    def since(self, times: int = 0, size: int = 0) -> tuple[int, int]:
+        """Return both, beyond what was counted before."""
+        return self.times - times, self.bytes - size
+
+
+READINGS = Readings()
+
+
+def read_weights(weights: str = PACKAGED, model_type: str | None = None) -> SamWeights:
+    """Read ``weights``: a path to a ``.pth`` or ``.safetensors`` file, or "vit_micro" for the packaged ones.
 
     The model type is read off the weights' names and shapes; ``model_type`` only checks it. Files are unpickled
     with ``weights_only``: nothing in them is run. Raises ``CheckpointError`` for a missing, truncated or foreign file,
     and if any name or shape does not fit.
     """
     with _located(weights) as path:
-        state = read_state(path)
+        data = _read_file(path)
+        state = _parse(data, path)
         table = state.pop(STATE_KEY, None)
-        architecture = identify(_shapes(state), path, model_type)
-        with NothingDrawn():
-            sam = build_architecture(architecture)
-        sam.load_state_dict({name: value.float() for name, value in state.items()})
-        prompt = None if table is None else _task_prompt(table, architecture, path)
-        trained = tuple(read_header(path).get("trained_tasks", ()))
-        return LoadedSam(sam, architecture, file_sha256(path), prompt, trained)
+        architecture = identify({name: tuple(value.shape) for name, value in state.items()}, path, model_type)
+        trained = tuple(_header_of(data, path).get("trained_tasks", ()))
+        return SamWeights(path, state, architecture, hashlib.sha256(data).hexdigest(), table, trained)
+
+
+def load_sam(weights: str | SamWeights = PACKAGED, model_type: str | None = None) -> LoadedSam:
+    """Load ``weights``: a file, as ``read_weights`` takes it, or what that has read.
+
+    The model takes over the tensors of what was read, which is to be used for nothing else then. Raises
+    ``CheckpointError`` as ``read_weights``.
+    """
+    read = read_weights(weights, model_type) if isinstance(weights, str) else weights
+    with NothingDrawn():
+        sam = build_architecture(read.architecture)
+    sam.load_state_dict({name: value.float() for name, value in read.state.items()}, assign=True)
+    prompt = None if read.task_table is None else _task_prompt(read.task_table, read.architecture, read.path)
+    return LoadedSam(sam, read.architecture, read.sha256, prompt, read.trained_tasks)
 
 
 def identify_weights(weights: str = PACKAGED, model_type: str | None = None) -> dict[str, object]:
     """Return what a shard set records of ``weights``, without building the model. Raises as ``load_sam``."""
-    with _located(weights) as path:
-        shapes = read_shapes(path)
-        shapes.pop(STATE_KEY, None)
-        return _identity(identify(shapes, path, model_type), file_sha256(path))
+    return read_weights(weights, model_type).identity
 
 
 @contextmanager
@@ -101,10 +141,6 @@ def _located(weights: str) -> Iterator[Path]:
             raise CheckpointError(f"{weights}: its weights do not ship here; give the path of SAM's official .pth file")
         else:
             yield Path(weights)
-
-
-def _identity(architecture: SamArchitecture, sha256: str) -> dict[str, object]:
-    return {"model_type": architecture.name, "image_size": architecture.image_size, "sha256": sha256}
 
 
 def _task_prompt(table: Tensor, architecture: SamArchitecture, path: Path) -> TaskPrompt:
@@ -132,44 +168,40 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def _header_of(data: bytes, path: Path) -> dict[str, Any]:
+    """Return the same as ``read_header`` of the bytes of a file whose tensors could be read."""
+    if path.suffix != ".safetensors":
+        return {}
+    length = int.from_bytes(data[:8], "little")
+    told: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(HEADER, "{}"))
+    return told
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a ``.pth`` or ``.safetensors`` file. Raises ``CheckpointError``."""
-    with _refused_if_damaged(path):
-        return load_file(path) if path.suffix == ".safetensors" else _map_pickle(path)
+    return _parse(_read_file(path), path)
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a file's tensors by their names, without reading the tensors. Raises as ``read_state``."""
-    with _refused_if_damaged(path):
-        if path.suffix != ".safetensors":
-            return _shapes(_map_pickle(path))
-        with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in state.items()}
-
-
-def _map_pickle(path: Path) -> dict[str, Tensor]:
-    mmap = zipfile.is_zipfile(path)  # files of PyTorch before 1.6 are none, and cannot be mapped
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: expected a flat dictionary of named tensors, as SAM's official files are")
-    return dict(state)
-
-
-@contextmanager
-def _refused_if_damaged(path: Path) -> Iterator[None]:
+def _read_file(path: Path) -> bytes:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected SAM weights (.pth or .safetensors), or {PACKAGED!r}")
     try:
-        yield
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    READINGS.times, READINGS.bytes = READINGS.times + 1, READINGS.bytes + len(data)
+    return data
+
+
+def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load(data)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, SafetensorError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: damaged, cut short ({path.stat().st_size} bytes) or no file of weights ({reason}); "
-            "download it again"
+            f"{path}: damaged, cut short ({len(data)} bytes) or no file of weights ({reason}); download it again"
         ) from error
 
 

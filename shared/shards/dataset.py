@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sum_factory.shared.errors import SettingsDifferError, ShardError
+from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.store.canonical_json import content_id, to_json
 from sum_factory.shared.store.seal import is_sealed, require_seal, seal, with_room
 
 if TYPE_CHECKING:
     from sum_factory.shared.store.storage import Storage
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DATASET = "dataset.json"
+UNITS = "units"
+"""Folder of the plans of the units."""
 MASKS = "masks"
 """The layer of pseudo-labels."""
 SELECTION = "selection"
@@ -48,27 +51,15 @@ REMEDY_FOR_DATASET = (
 )
 REMEDY_FOR_DATA = "`labelgen repair` takes the unit back, so that the same command makes it again"
 REMEDY_FOR_UNIT = "restore it, or delete it and give the same `labelgen run` again, which plans it anew"
-
-
-@dataclass(frozen=True)
-class PlannedImage:
-    """One image of a unit: its key, the SHA-256 of its file, and where the run found it."""
-
-    key: str
-    digest: str
-    url: str
-    member: str = ""
-    offset: int = 0
-    size: int | None = None
-    stamp: str = ""
+_OF_PHOTO = tuple(each.name for each in fields(PhotoFile))
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A fixed list of images: the unit of scheduling, failure, commit and shuffling."""
+    """A fixed list of photos: the unit of scheduling, failure, commit and shuffling."""
 
     number: int
-    images: tuple[PlannedImage, ...]
+    images: tuple[PhotoFile, ...]
 
     @property
     def name(self) -> str:
@@ -77,13 +68,14 @@ class Unit:
 
     @property
     def id(self) -> str:
-        """Hash of the image keys and digests: where the images lie does not count."""
-        return content_id([[image.key, image.digest] for image in self.images])
+        """Hash of the keys of the photos and the sizes of their files: where these lie does not count."""
+        return content_id([[photo.key, photo.size] for photo in self.images])
 
     def to_json(self) -> bytes:
-        """Return the content of ``units/NNNNNN.json``."""
-        images = [asdict(image) for image in self.images]
-        return seal(to_json(with_room({"unit": self.number, "id": self.id, "images": images})))
+        """Return the content of ``units/NNNNNN.json``, with a line a photo."""
+        told = json.dumps(with_room({"unit": self.number, "id": self.id}))
+        photos = (json.dumps({name: getattr(photo, name) for name in _OF_PHOTO}) for photo in self.images)
+        return seal((f'{told[:-1]}, "images": [\n' + ",\n".join(photos) + "\n]}\n").encode())
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> Unit:
@@ -91,7 +83,7 @@ class Unit:
         try:
             require_seal(data)
             record = json.loads(data)
-            unit = cls(record["unit"], tuple(PlannedImage(**image) for image in record["images"]))
+            unit = cls(record["unit"], tuple(PhotoFile(**image) for image in record["images"]))
             if unit.id != record["id"]:
                 raise ValueError("its images do not match its id")
         except (ValueError, KeyError, TypeError) as error:
@@ -113,33 +105,65 @@ class Layer:
     weights: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def id(self, unit_ids: Iterable[str]) -> str:
-        """Hash of the units, the settings, the weights and the format version."""
-        return content_id([FORMAT_VERSION, list(unit_ids), self.name, self.encoding, self.settings, self.weights])
+    @property
+    def id(self) -> str:
+        """Hash of the settings, the weights and the format version: which units there are does not count."""
+        return content_id([FORMAT_VERSION, self.name, self.encoding, self.settings, self.weights])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The content of ``dataset.json``."""
+    """The content of ``dataset.json``.
+
+    ``unit_ids`` are the units that were there when a listing had come to its end, with ``image_count`` photos in all:
+    none while the first one is still going on. Those of the first listing all have ``unit_size`` photos, but for the
+    last of them. ``extended`` are the sizes of the units that were added since.
+    """
 
     unit_size: int
     unit_ids: tuple[str, ...]
     image_count: int
     layers: Mapping[str, Layer]
+    extended: tuple[int, ...] = ()
+
+    @property
+    def first_units(self) -> int:
+        """How many units the first listing gave."""
+        return len(self.unit_ids) - len(self.extended)
 
     @property
     def id(self) -> str:
-        """Hash of the units: of all that is fixed when a shard set is planned."""
-        return content_id([FORMAT_VERSION, self.unit_size, list(self.unit_ids)])
+        """Hash of the units of the first listing: it stays when a shard set is extended."""
+        return content_id([FORMAT_VERSION, self.unit_size, list(self.unit_ids[: self.first_units])])
+
+    def size_of(self, number: int) -> int:
+        """Return how many photos a unit has."""
+        if number >= self.first_units:
+            return self.extended[number - self.first_units]
+        return min(self.unit_size, self.image_count - sum(self.extended) - number * self.unit_size)
+
+    def with_units(self, units: Sequence[tuple[str, int]]) -> Dataset:
+        """Return the dataset with more units, given by id and size: extensions, but for those of the first listing."""
+        sizes = [size for _, size in units]
+        own = 0
+        if not self.unit_ids:
+            own = next((k + 1 for k, size in enumerate(sizes) if size != self.unit_size), len(sizes))
+        return replace(
+            self,
+            unit_ids=(*self.unit_ids, *(id for id, _ in units)),
+            image_count=self.image_count + sum(sizes),
+            extended=(*self.extended, *sizes[own:]),
+        )
 
     def to_json(self) -> bytes:
         """Return the content of ``dataset.json``."""
-        layers = {name: {"id": layer.id(self.unit_ids), **asdict(layer)} for name, layer in self.layers.items()}
+        layers = {name: {"id": layer.id, **asdict(layer)} for name, layer in self.layers.items()}
         record = {
             "format": FORMAT_VERSION,
             "unit_size": self.unit_size,
             "images": self.image_count,
             "units": list(self.unit_ids),
+            "extended": list(self.extended),
             "layers": layers,
         }
         return seal(to_json(with_room(record)))
@@ -159,13 +183,14 @@ class Dataset:
                     f"({sources}), or a new folder, and `labelgen merge` it with the selection"
                 )
             layers = {}
-            for layer_name, fields in record["layers"].items():
-                layers[layer_name] = Layer(**{key: value for key, value in fields.items() if key != "id"})
-            dataset = cls(record["unit_size"], tuple(record["units"]), record["images"], layers)
+            for layer_name, told in record["layers"].items():
+                layers[layer_name] = Layer(**{key: value for key, value in told.items() if key != "id"})
+            extended = tuple(record["extended"])
+            dataset = cls(record["unit_size"], tuple(record["units"]), record["images"], layers, extended)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ShardError(f"{name}: damaged or edited ({error}); {REMEDY_FOR_DATASET}") from error
         for layer_name, layer in dataset.layers.items():
-            if layer.id(dataset.unit_ids) != record["layers"][layer_name]["id"]:
+            if layer.id != record["layers"][layer_name]["id"]:
                 raise ShardError(f"{name}: layer {layer_name} does not match its id; {REMEDY_FOR_DATASET}")
         return dataset
 
@@ -195,7 +220,13 @@ def unit_name(number: int) -> str:
 
 def unit_path(number: int) -> str:
     """Return the path of a unit's plan inside the shard set."""
-    return f"units/{unit_name(number)}.json"
+    return f"{UNITS}/{unit_name(number)}.json"
+
+
+def number_of(name: str) -> int | None:
+    """Return of which unit a file of this name in ``UNITS`` is the plan; None for other names."""
+    matched = re.fullmatch(r"(\d{6,})\.json", name)
+    return None if matched is None else int(matched[1])
 
 
 def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:
@@ -217,6 +248,23 @@ def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:
                 require_same_layer(storage.url, dataset.layers[layer.name], layer, remedy)
                 return dataset
             storage.write(DATASET, replace(dataset, layers={**dataset.layers, layer.name: layer}).to_json())
+
+
+def add_units(storage: Storage, first: int, units: Sequence[tuple[str, int]]) -> Dataset:
+    """Have ``dataset.json`` name the units from number ``first`` on, each by id and size; return what then stands.
+
+    Those that it names already stay: units are never changed. What another run's copy of ``dataset.json`` leaves out is
+    no loss, since plans say the same: whoever comes next names them again.
+    """
+    with held(storage):
+        dataset = read_dataset(storage)
+        if dataset is None:
+            raise ShardError(f"{storage.path(DATASET)}: missing; {REMEDY_FOR_DATASET}")
+        new = units[max(0, len(dataset.unit_ids) - first) :] if len(dataset.unit_ids) >= first else ()
+        if new:
+            dataset = dataset.with_units(new)
+            storage.write(DATASET, dataset.to_json())
+        return dataset
 
 
 def read_dataset(storage: Storage) -> Dataset | None:

@@ -13,13 +13,17 @@ from sum_factory.shared.shards.manifest import rows_of_images
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image of the ``masks`` layer: its size in pixels, its rows of the manifest, or why it has none."""
+    """One image of the ``masks`` layer: its size in pixels, its rows of the manifest, or why it has none.
+
+    ``digest`` is the SHA-256 of the file that was labelled, None if it could not be read.
+    """
 
     key: str
     index: int
     height: int
     width: int
     error: str | None
+    digest: str | None
     masks: tuple[dict[str, Any], ...]
     first: int = 0
     """The number of its first mask in the unit."""
@@ -49,7 +53,7 @@ def labelled_images(table: pa.Table) -> list[LabelledImage]:
     labelled, first = [], 0
     for rows in rows_of_images(table):
         masks = tuple(row for row in rows if row["mask"] is not None)
-        told = {name: rows[0][name] for name in ("height", "width", "error")}
+        told = {name: rows[0][name] for name in ("height", "width", "error", "digest")}
         labelled.append(LabelledImage(rows[0]["image"], rows[0]["image_index"], masks=masks, first=first, **told))
         first += len(masks)
     return labelled

@@ -58,6 +58,8 @@ class UnitRecord:
     """For a layer of uncertainty, logits or embeddings, the ``data_sha256`` of the masks that these are of."""
     unknown: int = 0
     """For a layer of uncertainty or logits, the masks without a map or logits."""
+    photos_id: str = ""
+    """Hash of the SHA-256 of the files of all images: of which photos, to the byte, the data are."""
     files: tuple[tuple[int, str], ...] = ()
     """Size and SHA-256 of each data file, where there are several: then ``data_bytes`` and ``data_sha256`` are of all
     of them, one after the other."""

@@ -7,42 +7,42 @@ from dataclasses import replace
 
 from sum_factory.shared.errors import ImageError, SettingsError, SourceError
 from sum_factory.shared.images import digest
-from sum_factory.shared.photo_files import photo_name, read_bytes
+from sum_factory.shared.photo_files import PhotoFile, read_bytes
 from sum_factory.shared.places import links_of, parent_of
-from sum_factory.shared.shards.dataset import PlannedImage
 from sum_factory.shared.shards.shard_set import ShardSet
 
 
-def original_of(shards: ShardSet, image: PlannedImage) -> PlannedImage:
+def original_of(shards: ShardSet, image: PhotoFile) -> PhotoFile:
     """Return an image of a plan with the place where its photo lies now."""
     return replace(image, url=shards.photos_from.moved(image.url))
 
 
-def read_original(shards: ShardSet, image: PlannedImage) -> bytes:
+def read_original(shards: ShardSet, image: PhotoFile, labelled: str | None) -> bytes:
     """Read the file of an image of a plan, from where it lies now.
 
-    Raises ``SourceError`` if it is not there, which says how to tell where it is, ``ImageError`` if it is another file
-    than the one that was labelled, and ``UnreachableError`` if its store or disk fails.
+    ``labelled`` is the SHA-256 of the file that was labelled, as the manifest of the masks has it: None if there was
+    none to be read. Raises ``SourceError`` if it is not there, which says how to tell where it is, ``ImageError`` if it
+    is another file than the one that was labelled, and ``UnreachableError`` if its store or disk fails.
     """
     original = original_of(shards, image)
     try:
         data = read_bytes(original)
     except SourceError as error:
         raise SourceError(f"{error}; {_where(original, image)}") from error
-    if digest(data) != image.digest:
+    if digest(data) != labelled:
         raise ImageError(
-            f"{photo_name(original)}: changed since it was labelled, or another photo than image {image.key!r}; "
+            f"{original.name}: changed since it was labelled, or another photo than image {image.key!r}; "
             "restore it, or label the photos anew"
         )
     return data
 
 
-def _where(original: PlannedImage, image: PlannedImage) -> str:
+def _where(original: PhotoFile, image: PhotoFile) -> str:
     """Say where a photo is recorded, and how to tell where it is now."""
     folder = parent_of(links_of(image.url)[-1]) or "."
     recorded = f"image {image.key!r} is recorded there"
     if original.url != image.url:
-        recorded = f"image {image.key!r} is recorded at {photo_name(image)}"
+        recorded = f"image {image.key!r} is recorded at {image.name}"
     return f"{recorded}: if it lies elsewhere now, say where with --photos-from OLD=NEW, such as {folder}=NEW"
 
 
@@ -50,7 +50,7 @@ def require_old_places(shards: ShardSet) -> None:
     """Raise ``SettingsError`` if an old place of ``photos_from`` is that of no photo in the plans."""
     unseen = {old for old, _ in shards.photos_from.pairs}
     recorded = ""
-    for number in range(len(shards.dataset.unit_ids)):
+    for number in range(shards.unit_count):
         if not unseen:
             return
         for image in shards.unit(number).images:
@@ -63,15 +63,15 @@ def require_old_places(shards: ShardSet) -> None:
         )
 
 
-def require_originals(shards: ShardSet, images: Iterable[PlannedImage]) -> None:
-    """Raise ``SourceError`` if the photo of not a single one of these images can be found.
+def require_originals(shards: ShardSet, images: Iterable[tuple[PhotoFile, str | None]]) -> None:
+    """Raise ``SourceError`` if the photo of not a single one of these images, each with its digest, can be found.
 
     One that is found ends the search, and so does one that is another now: that is for whoever reads it to tell.
     """
     missing: list[SourceError] = []
-    for image in images:
+    for image, labelled in images:
         try:
-            read_original(shards, image)
+            read_original(shards, image, labelled)
         except ImageError:
             return
         except SourceError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 
@@ -19,9 +19,11 @@ from sum_factory.shared.shards.dataset import (
     REMEDY_FOR_DATA,
     REMEDY_FOR_UNIT,
     UNCERTAINTY,
+    UNITS,
     Dataset,
     Layer,
     Unit,
+    number_of,
     read_dataset,
     read_unit,
     uncertainty_layer,
@@ -75,13 +77,38 @@ class ShardSet:
 
     def layer_id(self, name: str = MASKS) -> str:
         """Return the id of a layer. Raises ``ShardError`` if there is no such layer."""
-        if name not in self._layer_ids:
-            self._layer_ids[name] = self.layer(name).id(self.dataset.unit_ids)
-        return self._layer_ids[name]
+        return self.layer(name).id
 
     @cached_property
-    def _layer_ids(self) -> dict[str, str]:
-        return {}
+    def unit_count(self) -> int:
+        """How many units are planned: those that ``dataset.json`` names, and those that a run has added since."""
+        numbers = (number_of(name) for name in self.storage.names(UNITS))
+        return max([len(self.dataset.unit_ids), *(number + 1 for number in numbers if number is not None)])
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the plan is whole: no run is adding to it, or was stopped when it did."""
+        return self.unit_count == len(self.dataset.unit_ids)
+
+    @property
+    def image_count(self) -> int:
+        """How many photos all planned units have."""
+        added = range(len(self.dataset.unit_ids), self.unit_count)
+        return self.dataset.image_count + sum(len(self.unit(number).images) for number in added)
+
+    def size_of(self, number: int) -> int:
+        """Return how many images a unit has. Raises ``ShardError`` as ``unit_id``."""
+        is_told = number < len(self.dataset.unit_ids)
+        return self.dataset.size_of(number) if is_told else len(self.unit(number).images)
+
+    def unit_id(self, number: int) -> str:
+        """Return the id of a unit. Raises ``ShardError`` if only its plan tells it, and is missing or damaged."""
+        ids = self.dataset.unit_ids
+        return ids[number] if number < len(ids) else self._read_id(number)
+
+    @cached_property
+    def _read_id(self) -> Callable[[int], str]:
+        return lru_cache(UNITS_KEPT)(lambda number: read_unit(self.storage, number).id)
 
     def identity(self, layers: Sequence[str]) -> dict[str, str]:
         """Return what somebody who reads these layers records, to know later what was read."""
@@ -101,10 +128,10 @@ class ShardSet:
         return None
 
     def sizes_fit(self, sizes: Sequence[int]) -> bool:
-        """Whether units of these sizes are what cutting all images into units of ``unit_size`` gives."""
-        largest, count = self.dataset.unit_size, self.dataset.image_count
-        full = all(size == largest for size in sizes[:-1])
-        return full and all(0 < size <= largest for size in sizes) and sum(sizes) == count
+        """Whether units of these sizes are those that ``dataset.json`` says there are."""
+        told = range(len(self.dataset.unit_ids))
+        expected = [self.dataset.size_of(number) for number in told]
+        return list(sizes[: len(told)]) == expected and all(0 < size <= self.dataset.unit_size for size in sizes)
 
     @property
     def uncertainty_layers(self) -> tuple[str, ...]:
@@ -119,7 +146,8 @@ class ShardSet:
     def unit(self, number: int) -> Unit:
         """Return the plan of a unit. Raises ``ShardError`` if it is missing, damaged or of another shard set."""
         unit = read_unit(self.storage, number)
-        if unit.id != self.dataset.unit_ids[number]:
+        ids = self.dataset.unit_ids
+        if number < len(ids) and unit.id != ids[number]:
             raise ShardError(f"{self.storage.path(unit_path(number))}: of another shard set; {REMEDY_FOR_UNIT}")
         return unit
 
@@ -127,7 +155,7 @@ class ShardSet:
         """Return the numbers of the units of ``layer`` that are committed, in order."""
         names = self.storage.names(f"manifest/{layer}")
         present = {name.removesuffix(".parquet") for name in names}
-        return [number for number in range(len(self.dataset.unit_ids)) if unit_name(number) in present]
+        return [number for number in range(self.unit_count) if unit_name(number) in present]
 
     def manifest(
         self, number: int, layer: str = MASKS, columns: Sequence[str] | None = None
@@ -142,7 +170,7 @@ class ShardSet:
         except FileNotFoundError:
             raise ShardError(f"{self.storage.path(name)}: missing; this unit is not in layer {layer} yet") from None
         data = self.data_files(number, layer)
-        expected = (number, self.dataset.unit_ids[number], self.layer_id(layer), len(data))
+        expected = (number, self.unit_id(number), self.layer_id(layer), len(data))
         if (record.unit, record.unit_id, record.layer_id, len(record.each_file)) != expected:
             raise ShardError(f"{self.storage.path(name)}: belongs to another shard set; {REMEDY_FOR_DATA}")
         for file, (size, sha256) in zip(data, record.each_file, strict=True):
@@ -156,6 +184,14 @@ class ShardSet:
     def images(self, number: int) -> list[LabelledImage]:
         """Return the images of a committed unit, with their manifest rows."""
         return labelled_images(self.manifest(number)[0])
+
+    def digests(self, number: int) -> dict[str, str | None]:
+        """Return the SHA-256 of the files that the masks of a committed unit are of, by the key of the image.
+
+        None stands for a file that could not be read.
+        """
+        table, _ = self.manifest(number, MASKS, ("image", "digest"))
+        return dict(zip(table["image"].to_pylist(), table["digest"].to_pylist(), strict=True))
 
     def reader(self, layer: str = MASKS) -> LayerReader:
         """Return what reads a layer. Raises ``ShardError`` if there is no such layer, or nothing reads its encoding."""

@@ -18,6 +18,7 @@ from sum_factory.shared.shards.manifest import (
     read_record,
     write_manifest,
 )
+from sum_factory.shared.store.canonical_json import content_id
 from sum_factory.shared.store.storage import Storage
 
 
@@ -28,6 +29,9 @@ class UnitWriter:
     dataset: Dataset
     layer: Layer
     unit: Unit
+    digests: Mapping[str, str | None] = field(default_factory=dict)
+    """The SHA-256 of the file of each image, by its key: none for one that could not be read. That of an image is to be
+    there when the image is added."""
     errors: list[str] = field(default_factory=list)
     """Why images have no data, or masks no map; one an image at most."""
     _rows: list[dict[str, Any]] = field(default_factory=list)
@@ -50,12 +54,14 @@ class UnitWriter:
         JSON. ``error`` says why the masks of an image have no maps.
         """
         image, (height, width) = self.unit.images[index], size
-        described = {"digest": image.digest, "height": height, "width": width, **meta}
+        digest = self.digests.get(image.key)
+        described = {"digest": digest, "height": height, "width": width, **meta}
         if error is not None:
             described["error"] = error
             self.errors.append(error)
         self._encoder.add(image.key, blobs, described)
         of_image = {"image": image.key, "image_index": index, "height": height, "width": width, "error": error}
+        of_image["digest"] = digest  # which only the manifests of masks have a column for
         own = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         rows = [{**of_image, "mask": k, **(own[k] if columns else {})} for k in range(len(blobs))]
         self._rows += rows or [of_image]
@@ -63,8 +69,9 @@ class UnitWriter:
     def add_failure(self, index: int, error: str) -> None:
         """Add image ``index`` of the unit as one that could not be labelled."""
         image = self.unit.images[index]
-        self._encoder.add(image.key, [], {"digest": image.digest, "error": error})
-        self._rows.append({"image": image.key, "image_index": index, "error": error})
+        digest = self.digests.get(image.key)
+        self._encoder.add(image.key, [], {"digest": digest, "error": error})
+        self._rows.append({"image": image.key, "image_index": index, "error": error, "digest": digest})
         self.errors.append(error)
 
     def commit(self, storage: Storage, masks_sha256: str = "") -> tuple[UnitRecord, bool]:
@@ -80,7 +87,7 @@ class UnitWriter:
         record = UnitRecord(
             unit=self.unit.number,
             unit_id=self.unit.id,
-            layer_id=self.layer.id(self.dataset.unit_ids),
+            layer_id=self.layer.id,
             images=len(self.unit.images),
             masks=sum("mask" in row for row in self._rows),
             errors=len(self.errors),
@@ -88,6 +95,7 @@ class UnitWriter:
             data_sha256=sha256_of(files.values()),
             masks_sha256=masks_sha256,
             unknown=sum(map(is_unknown, self._rows)),
+            photos_id=content_id([self.digests.get(image.key) for image in self.unit.images]),
             files=tuple((len(data), sha256_of([data])) for data in files.values()) if len(files) > 1 else (),
         )
         schema = pa.schema([*schema_of(self.layer.name), *(pa.field(*column) for column in self._encoder.columns)])

@@ -62,7 +62,7 @@ def _verify(shards: ShardSet, stage: Stage) -> Iterator[UnitCheck]:
     stray = [problem for layer in here for problem in _strays(shards, layer, committed[layer])]
     shared = [problem for layer in here for problem in _faults_of_shared_files(shards, layer)]
     sizes = []
-    for number in range(len(shards.dataset.unit_ids)):
+    for number in range(shards.unit_count):
         unit = None
         try:
             base, own = shards.origin(number)
@@ -74,7 +74,7 @@ def _verify(shards: ShardSet, stage: Stage) -> Iterator[UnitCheck]:
             if number in committed[layer]:
                 yield _check_unit(shards, number, layer, unit)
                 stage.advance()
-    if len(sizes) == len(shards.dataset.unit_ids) and not shards.sizes_fit(sizes):
+    if len(sizes) == shards.unit_count and not shards.sizes_fit(sizes):
         name = shards.storage.path(DATASET)
         yield UnitCheck(-1, None, (f"{name}: unit_size or images do not match the units; {REMEDY_FOR_DATASET}",))
     for problem in (*shared, *stray, *_unlisted(shards), *_unlisted_kept(shards), *_stale(shards)):
@@ -105,7 +105,7 @@ def _strays(shards: ShardSet, layer: str, committed: set[int]) -> Iterator[str]:
                 f"{shards.storage.path(name)}: data without a manifest; running the same command again "
                 "replaces it, or `labelgen gc` removes it when it is a day old"
             )
-    planned = {f"{unit_name(number)}.parquet" for number in range(len(shards.dataset.unit_ids))}
+    planned = {f"{unit_name(number)}.parquet" for number in range(shards.unit_count)}
     for name in shards.storage.names(f"manifest/{layer}"):
         if name not in planned:
             yield f"{shards.storage.path(f'manifest/{layer}/{name}')}: a manifest of no unit that is planned; delete it"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sum_factory.labelgen import labeler
 from sum_factory.labelgen.run import RunSummary, UncertaintyRunSettings, add_uncertainty
 from sum_factory.labelgen.settings import UncertaintySettings
-from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.checkpoint import SamWeights, load_sam
 from sum_factory.shared.sam.point_decoder import PointDecoder
 from sum_factory.shared.sam.refiner import Refiner, save_refiner
 from sum_factory.shared.sam.runtime import Runtime
@@ -89,12 +89,16 @@ def shared(compute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that loads the weights of a file again only if the file has changed."""
+    """Return a function that loads the weights of a file, or what was read of it, again only if they have changed."""
     loaded: dict[object, Any] = {}
 
-    def load_once(weights: str, *of: Any) -> Any:
-        status = os.stat(weights) if os.path.exists(weights) else None
-        key = (weights, status and (status.st_ino, status.st_size, status.st_mtime_ns), *map(str, of))
+    def load_once(weights: str | SamWeights, *of: Any) -> Any:
+        if isinstance(weights, SamWeights):
+            what: object = weights.sha256
+        else:
+            status = os.stat(weights) if os.path.exists(weights) else None
+            what = (weights, status and (status.st_ino, status.st_size, status.st_mtime_ns))
+        key = (what, *map(str, of))
         if key not in loaded:
             loaded[key] = load(weights, *of)
         return loaded[key]

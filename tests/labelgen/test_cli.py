@@ -161,8 +161,8 @@ def test_folder_that_is_no_shard_set_is_named(command: tuple[str, ...], two_phot
     ("content", "reason"),
     [
         (b"{", "damaged"),
-        (b'{"format": 1}', "format version 1, this software reads 2; read it with the software that made it"),
-        (b'{"format": 3}', "format version 3, this software reads 2; read it with the software that made it"),
+        (b'{"format": 2}', "format version 2, this software reads 3; read it with the software that made it"),
+        (b'{"format": 4}', "format version 4, this software reads 3; read it with the software that made it"),
     ],
 )
 def test_foreign_dataset_file_is_named(content: bytes, reason: str, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import pytest
 
 from sum_factory.labelgen import plan
 from sum_factory.labelgen.labeler import Labeler
+from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.settings import AutomaskSettings
-from sum_factory.labelgen.sources import list_images
 from sum_factory.shared.errors import SettingsDifferError
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
@@ -219,7 +219,7 @@ def interrupt_once(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(plan, "_hash_all"), (Storage, "create"), (Storage, "write"), (UnitWriter, "commit")],
+    [(plan, "cut"), (Storage, "create"), (Storage, "write"), (UnitWriter, "commit")],
     ids=["while planning", "before the plan is written", "while the plan is written", "before a unit is written"],
 )
 def test_run_overtaken_by_another_ends_bit_identical(
@@ -251,7 +251,7 @@ def test_units_that_another_run_commits_before_their_turn_are_reported_as_they_a
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(plan, "_hash_all"), (Storage, "create")],
+    [(plan, "cut"), (Storage, "create")],
     ids=["while planning", "before the plan is written"],
 )
 def test_run_overtaken_by_one_of_other_images_is_refused_and_does_no_harm(
@@ -277,8 +277,8 @@ def test_runs_that_read_an_image_differently_leave_a_sound_shard_set(
     folder: str, maps_too: bool,
 ) -> None:  # fmt: skip
     photo, elsewhere = three_photos / "photo2.jpg", tmp_path / "elsewhere.jpg"
-    refs = list_images([str(three_photos)])
-    monkeypatch.setattr("sum_factory.labelgen.run.list_images", lambda sources: refs)
+    listed = list(list_photos([str(three_photos)]))
+    monkeypatch.setattr("sum_factory.labelgen.run.list_photos", lambda sources, reserve: listed)
 
     def overtake() -> None:
         photo.rename(elsewhere)

@@ -29,9 +29,10 @@ from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.labelgen.settings import AutomaskSettings
 from sum_factory.shared.errors import SettingsDifferError, SettingsError, ShardError, SourceError
 from sum_factory.shared.images import decode_image
+from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import Refiner, load_refiner
-from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, OUTPUTS, Layer, PlannedImage
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, OUTPUTS, Layer
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.kinds import comparable
 from sum_factory.shared.shards.manifest import crop_of, manifest_path
@@ -194,7 +195,7 @@ def test_photo_that_is_gone_leaves_no_embedding_and_its_masks_unknown(
     own_shards: Path, photos: Path, label: Label, refiner: str, add_maps: Label, problems: Problems,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def gone(image: PlannedImage, side: int, read: Callable[[PlannedImage], bytes]) -> Photo:
+    def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> Photo:
         if image.key == "photo2":
             raise SourceError("photo2: gone")
         return load_photo(image, side, read)

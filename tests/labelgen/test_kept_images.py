@@ -16,14 +16,15 @@ from click.testing import CliRunner
 from PIL import Image
 
 from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.read_ahead import Photo, load_photo
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.labelgen.sources import list_images
 from sum_factory.shared.codecs.photo import encode_photo
 from sum_factory.shared.errors import SettingsDifferError, ShardError, SourceError
 from sum_factory.shared.images import decode_image
+from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.sam.runtime import resize
-from sum_factory.shared.shards.dataset import DATASET, IMAGES, Dataset, PlannedImage
+from sum_factory.shared.shards.dataset import DATASET, IMAGES, Dataset
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.photos import read_photo, require_photos
@@ -51,7 +52,7 @@ def own_kept(kept: Path, tmp_path: Path) -> Path:
 def expected_jpegs(photos: Path, side: int) -> dict[str, bytes]:
     """Return the JPEG of each photo at the input side, by key, made without the shard set."""
     jpegs = {}
-    for ref in list_images((str(photos),)):
+    for ref in list_photos((str(photos),)):
         jpegs[ref.key] = encode_photo(resize(decode_image(Path(ref.url).read_bytes(), ref.key), side))
     return jpegs
 
@@ -155,7 +156,7 @@ def test_photo_that_went_after_labelling_is_told_and_not_trained_without(
     shards = tmp_path / "shards"
     label(three_photos, shards)
 
-    def gone(image: PlannedImage, side: int, read: Callable[[PlannedImage], bytes]) -> Photo:
+    def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> Photo:
         if image.key == "photo2":
             raise SourceError("photo2: gone")
         return load_photo(image, side, read)

@@ -24,10 +24,11 @@ from sum_factory.shared.codecs.label import decode_label
 from sum_factory.shared.codecs.logits import encode_logits
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.images import decode_image
+from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Runtime, place
-from sum_factory.shared.shards.dataset import DATASET, LOGITS, PlannedImage
+from sum_factory.shared.shards.dataset import DATASET, LOGITS
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.manifest import manifest_path, write_manifest
 from sum_factory.shared.shards.sam_outputs import read_kept_logits
@@ -53,7 +54,7 @@ def own_kept(kept: Path, tmp_path: Path) -> Path:
     return shutil.copytree(kept, tmp_path / "own_kept")
 
 
-def labels_again(photos: Path, settings: AutomaskSettings, image: PlannedImage) -> ImageLabels:
+def labels_again(photos: Path, settings: AutomaskSettings, image: PhotoFile) -> ImageLabels:
     """Label an image as a run does, but for its file of the shard set."""
     generator = LabelGenerator(place(load_sam().sam, Runtime("cpu")), settings)
     return generator.label(decode_image(Path(image.url).read_bytes(), image.key))
@@ -252,7 +253,7 @@ def test_mask_that_does_not_come_out_again_has_no_logits_and_is_decoded_again(
 def test_photo_that_is_gone_leaves_its_logits_unknown(
     own_shards: Path, photos: Path, label: Label, problems: Problems, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sum_factory.labelgen.read_ahead.digest", lambda data: "changed")
+    monkeypatch.setattr("sum_factory.shared.shards.originals.digest", lambda data: "changed")
     assert len(label(photos, own_shards, keep_logits=True).errors) == 6
     assert problems(own_shards) == []
     records = [ShardSet.open(str(own_shards)).manifest(n, LOGITS)[1] for n in range(3)]

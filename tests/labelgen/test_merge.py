@@ -38,11 +38,11 @@ def seen(shards: ShardSet) -> Seen:
     """Return of every mask the photo's digest, the blob of its label and the mean of its map, unit by unit."""
     found: Seen = []
     for number in shards.committed():
-        planned, rows = shards.unit(number).images, shards.uncertainty(number)
+        rows = shards.uncertainty(number)
         for image in shards.images(number):
             blobs = shards.label_blobs(number, image)
             means = [row.mean_u for row in rows[image.index]]
-            found += [(planned[image.index].digest, *of) for of in zip(blobs, means, strict=True)]
+            found += [(image.digest, *of) for of in zip(blobs, means, strict=True)]
     return found
 
 

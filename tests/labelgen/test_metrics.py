@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from sum_factory.labelgen.engine.metrics import Metrics
-from sum_factory.labelgen.job import Begun, GivenUp, Lost, Progress, UnitReport
+from sum_factory.labelgen.job import Begun, GivenUp, Lost, PlannedUnits, Progress, UnitReport
 
 totals: Counter[str] = Counter()
 
@@ -32,7 +32,7 @@ class Recorder:
 def test_events_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.util.metrics.Counter", Recorder)
     monkeypatch.setattr("ray.util.metrics.Gauge", Recorder)
-    metrics = Metrics(5)
+    metrics = Metrics(PlannedUnits(range(5), lambda number: 4))
     for event in (
         Begun(0, 1, "here"),
         Progress(7),

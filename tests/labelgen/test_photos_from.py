@@ -22,6 +22,7 @@ from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.commands import FAILED
 from sum_factory.shared.errors import SourceError
+from sum_factory.shared.photo_files import read_listed
 from sum_factory.shared.relocation import Relocation
 from sum_factory.shared.shards.dataset import unit_path
 from sum_factory.shared.shards.selection.opened import open_shards
@@ -79,7 +80,7 @@ def moved(home: Path, tmp_path: Path) -> Iterator[Path]:
 def test_same_run_from_another_folder_has_nothing_to_do_and_reads_no_photo(
     home: Path, label: Label, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sum_factory.labelgen.plan.read_bytes", lambda ref: pytest.fail("a photo was read again"))
+    monkeypatch.setattr("sum_factory.labelgen.labeler.read_listed", lambda photo: pytest.fail("a photo was read"))
     for folder, spelling in ((tmp_path, home / "photos"), (home, "./photos/"), (home / "photos", ".")):
         monkeypatch.chdir(folder)
         summary = label(spelling, home / "shards")
@@ -210,9 +211,13 @@ def test_relative_places_of_earlier_versions_are_the_same_photos_to_a_run(
 ) -> None:
     (of_an_earlier_version / "manifest/masks/000001.parquet").unlink()
     monkeypatch.chdir(home)
-    monkeypatch.setattr("sum_factory.labelgen.plan.read_bytes", lambda ref: pytest.fail("a photo was read again"))
+    read: list[str] = []
+    monkeypatch.setattr(
+        "sum_factory.labelgen.labeler.read_listed", lambda photo: (read.append(photo.key), read_listed(photo))[1]
+    )
     summary = label("photos", of_an_earlier_version)
     assert (summary.units_before, summary.units_done, summary.errors) == (2, 1, ())
+    assert sorted(read) == sorted(image.key for image in ShardSet.open(str(of_an_earlier_version)).unit(1).images)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     (of_an_earlier_version / "manifest/masks/000001.parquet").unlink()

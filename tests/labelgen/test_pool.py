@@ -23,7 +23,8 @@ from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.engine.worker import Worker
 from sum_factory.labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, PlannedUnits, Progress, UnitReport
 from sum_factory.shared.errors import StorageError, WorkerError
-from sum_factory.shared.shards.dataset import PlannedImage, Unit
+from sum_factory.shared.photo_files import PhotoFile
+from sum_factory.shared.shards.dataset import Unit
 
 IMAGES = 4
 """Images a unit."""
@@ -50,7 +51,7 @@ class Pretender:
         (self.folder / f"worker-{os.getpid()}").touch()
 
     def unit(self, number: int) -> Unit:
-        return Unit(number, tuple(PlannedImage(f"{number}-{i}", "", f"/photos/{number}-{i}") for i in range(IMAGES)))
+        return Unit(number, tuple(PhotoFile(f"{number}-{i}", f"/photos/{number}-{i}") for i in range(IMAGES)))
 
     def label_unit(self, unit: Unit, refused: Mapping[str, str]) -> Iterator[Event]:
         self.write(f"begun {unit.number}")
@@ -64,7 +65,7 @@ class Pretender:
         for image in unit.images:
             self.look_at(image, refused)
 
-    def look_at(self, image: PlannedImage, refused: Mapping[str, str]) -> None:
+    def look_at(self, image: PhotoFile, refused: Mapping[str, str]) -> None:
         if image.key in refused:
             return
         what = self.folder / image.key
@@ -147,7 +148,7 @@ def work(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
         job = Job(str(tmp_path), "vit_micro", None, None, 1)  # type: ignore[arg-type]
         executor = RayExecutor(job, Resources(workers, cluster.address, **resources))
         events = []
-        for event in executor.run(PlannedUnits(range(units), IMAGES, units * IMAGES), stop or Stop()):
+        for event in executor.run(PlannedUnits(range(units), lambda number: IMAGES), stop or Stop()):
             events.append(event)
             see(event)
         return events

@@ -313,7 +313,7 @@ def test_lost_plan_is_not_made_of_other_images(
     own_shards: Path, own_photos: Path, label: Label, snapshot: Snapshot
 ) -> None:
     (own_shards / "units/000001.json").unlink()
-    (own_photos / "photo0.jpg").unlink()
+    (own_photos / "photo4.png").unlink()  # which is in it
     before = snapshot(own_shards)
     with pytest.raises(SettingsDifferError, match="made of other images"):
         label(own_photos, own_shards)

@@ -10,7 +10,7 @@ import pytest
 
 from sum_factory.labelgen import read_ahead
 from sum_factory.labelgen.threads import GeneratorPool
-from sum_factory.shared.shards.dataset import PlannedImage
+from sum_factory.shared.photo_files import PhotoFile
 
 
 def test_what_is_being_done_is_not_waited_for_and_the_rest_is_given_up() -> None:
@@ -56,5 +56,5 @@ def test_photos_that_are_asked_for_after_the_last_one_are_read_all_the_same(monk
     assert [photo() for photo in photos] == [f"photo{number}" for number in range(9)]
 
 
-def images() -> Iterator[PlannedImage]:
-    return (PlannedImage(f"photo{number}", "", "") for number in range(9))
+def images() -> Iterator[PhotoFile]:
+    return (PhotoFile(f"photo{number}", "") for number in range(9))

@@ -95,7 +95,7 @@ def test_frames_decode_to_the_valid_part_of_the_grid_and_their_mean(refined: Ref
         unit = next(n for n in shards.committed() if row["image"] in [i.key for i in shards.unit(n).images])
         data = (refined[0] / f"uncertainty/refinement/{unit:06d}.tar").read_bytes()
         u, logits = decode_uncertainty(data[row["offset"] : row["offset"] + row["length"]])
-        frame = LabelledImage("", 0, 0, 0, None, (mask,)).frame(0, 256)
+        frame = LabelledImage("", 0, 0, 0, None, None, (mask,)).frame(0, 256)
         assert logits is not None
         assert u.shape == logits.shape == frame.low_res_size
         height, width = frame.valid_size

@@ -16,6 +16,7 @@ from sum_factory.shared.codecs.label import encode_label
 from sum_factory.shared.codecs.logits import encode_logits
 from sum_factory.shared.codecs.photo import encode_photo
 from sum_factory.shared.codecs.uncertainty import encode_uncertainty
+from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import CELL, Frame
 from sum_factory.shared.shards.dataset import (
     DATASET,
@@ -25,7 +26,6 @@ from sum_factory.shared.shards.dataset import (
     MASKS,
     Dataset,
     Layer,
-    PlannedImage,
     Unit,
     uncertainty_layer,
     unit_path,
@@ -137,7 +137,7 @@ def write_known() -> Callable[[Path, str], KnownSet]:
 def write(folder: Path, encoding: str) -> KnownSet:
     """Make the known shard set in ``folder``."""
     planned = [
-        Unit(n, tuple(PlannedImage(f"unit{n}/photo.{i}", f"{n}{i}" * 32, "/nowhere") for i in range(len(counts))))
+        Unit(n, tuple(PhotoFile(f"unit{n}/photo.{i}", "/nowhere", size=10 * n + i) for i in range(len(counts))))
         for n, counts in enumerate(COUNTS)
     ]
     sam = {"model_type": "tiny", "image_size": SIDE, "sha256": "0" * 64}
@@ -167,7 +167,8 @@ def write(folder: Path, encoding: str) -> KnownSet:
 
 def write_unit(storage: Storage, dataset: Dataset, unit: Unit) -> tuple[list[KnownMask], list[bytes], list[bytes]]:
     """Commit a unit in every layer and return its masks, photos and embeddings."""
-    *writers, photo_writer = [UnitWriter(dataset, layer, unit) for layer in dataset.layers.values()]
+    digests = {image.key: f"{unit.number}{index}" * 32 for index, image in enumerate(unit.images)}
+    *writers, photo_writer = [UnitWriter(dataset, layer, unit, digests) for layer in dataset.layers.values()]
     masks: list[KnownMask] = []
     photos: list[bytes] = []
     embeddings: list[bytes] = []

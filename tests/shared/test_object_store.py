@@ -17,8 +17,7 @@ from botocore.exceptions import ClientError
 from s3fs.errors import translate_boto_error
 
 from sum_factory.shared.errors import StorageError, UnreachableError
-from sum_factory.shared.photo_files import read_bytes
-from sum_factory.shared.shards.dataset import PlannedImage
+from sum_factory.shared.photo_files import PhotoFile, read_bytes
 from sum_factory.shared.store.storage import Storage
 
 
@@ -180,7 +179,7 @@ def test_missing_credentials_are_named(bucket: str, fresh_clients: pytest.Monkey
         with pytest.raises(StorageError, match=rf"{bucket}/.*[Cc]redentials.*AWS_ACCESS_KEY_ID"):
             pytest.fail(f"{name} gave {work(storage)}")
     with pytest.raises(UnreachableError, match=rf"{bucket}/x: cannot be read .*AWS_ACCESS_KEY_ID"):
-        read_bytes(PlannedImage("x", "", f"{bucket}/x"))
+        read_bytes(PhotoFile("x", f"{bucket}/x"))
 
 
 def test_store_that_is_not_there_is_named(object_store: str, fresh_clients: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.dataset import Dataset, PlannedImage, Unit
+from sum_factory.shared.photo_files import PhotoFile
+from sum_factory.shared.shards.dataset import Dataset, Unit
 from sum_factory.shared.shards.kinds import schema_of
 from sum_factory.shared.shards.manifest import UnitRecord, read_manifest, read_record, write_manifest
 from sum_factory.shared.store.seal import SEAL, is_sealed, seal, with_room
@@ -65,7 +66,7 @@ def test_seal_is_the_hash_of_the_file_with_zeros_in_its_place(finished: tuple[Pa
 
 
 def test_file_without_a_seal_is_refused() -> None:
-    unit = Unit(0, (PlannedImage("a", "0" * 64, "a.jpg"),))
+    unit = Unit(0, (PhotoFile("a", "a.jpg"),))
     record = json.loads(unit.to_json())
     del record[SEAL]
     with pytest.raises(ShardError, match="does not name its SHA-256"):

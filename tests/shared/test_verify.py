@@ -228,7 +228,7 @@ def test_edited_plan_of_a_unit_is_found(own_shards: Path, change: Callable[[dict
 def test_plan_that_was_edited_with_its_id_is_found(own_shards: Path) -> None:
     def rename(unit: dict[str, Any]) -> None:
         unit["images"][0]["key"] = "another"
-        pairs = [[image["key"], image["digest"]] for image in unit["images"]]
+        pairs = [[image["key"], image["size"]] for image in unit["images"]]
         unit["id"] = hashlib.sha256(json.dumps(pairs, separators=(",", ":")).encode()).hexdigest()[:32]
 
     edit(own_shards / UNIT, rename)

@@ -16,10 +16,11 @@ from segment_anything.modeling import Sam
 from sum_factory.shared.codecs.label import encode_label
 from sum_factory.shared.codecs.uncertainty import encode_uncertainty
 from sum_factory.shared.images import digest
+from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture
 from sum_factory.shared.sam.checkpoint import to_safetensors
-from sum_factory.shared.shards.dataset import DATASET, Dataset, Layer, PlannedImage, Unit, uncertainty_layer, unit_path
+from sum_factory.shared.shards.dataset import DATASET, Dataset, Layer, Unit, uncertainty_layer, unit_path
 from sum_factory.shared.shards.encoding import write_shared_files
 from sum_factory.shared.shards.shard_set import MASKS
 from sum_factory.shared.shards.unit_writer import UnitWriter
@@ -190,7 +191,7 @@ def make_known(folder: Path, encoding: str) -> KnownShards:
         full = [(mask.frame.upsample(_tensor(mask.logits)[None])[0] > 0).numpy() for mask in masks if whole(mask)]
         path = photos / f"shot{number}.png"
         Image.fromarray(paint(number, height, width, np.array(full, bool).reshape(-1, height, width))).save(path)
-        images.append(PlannedImage(path.stem, digest(path.read_bytes()), str(path)))
+        images.append(PhotoFile(path.stem, str(path), size=path.stat().st_size))
         truth.append(masks)
     starts = np.cumsum([0, *UNIT_SIZES])
     units = [Unit(n, tuple(images[starts[n] : starts[n + 1]])) for n in range(len(UNIT_SIZES))]
@@ -229,7 +230,8 @@ def write_shards(folder: Path, units: list[Unit], truth: list[list[KnownMask]], 
         write_shared_files(storage, dataset, layer)
     for unit in units:
         storage.write(unit_path(unit.number), unit.to_json())
-        writers = [UnitWriter(dataset, layer, unit) for layer in layers.values()]
+        digests = {image.key: digest(Path(image.url).read_bytes()) for image in unit.images}
+        writers = [UnitWriter(dataset, layer, unit, digests) for layer in layers.values()]
         for index in range(len(unit.images)):
             number = int(unit.images[index].key.removeprefix("shot"))
             size, masks = PSEUDO_SIZES[number], truth[number]

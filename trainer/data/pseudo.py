@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.images import decode_image
-from sum_factory.shared.photo_files import photo_name
+from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.settings import TASKS
-from sum_factory.shared.shards.dataset import IMAGES, PlannedImage, uncertainty_layer
+from sum_factory.shared.shards.dataset import IMAGES, uncertainty_layer
 from sum_factory.shared.shards.manifest import CROP_BOX
 from sum_factory.shared.shards.originals import original_of, read_original
 from sum_factory.shared.shards.photos import read_photo
@@ -35,12 +35,13 @@ UNSPECIFIED = TASKS.index("unspecified")
 
 @dataclass(frozen=True)
 class _Unit:
-    """A unit's plan and manifests: its images, all masks, and which of them can be used.
+    """A unit's plan and manifests: its images, the SHA-256 of their files, all masks, and which of them can be used.
 
     A mask whose map is missing cannot: its doubt is unknown, which does not mean that there is none.
     """
 
-    planned: tuple[PlannedImage, ...]
+    planned: tuple[PhotoFile, ...]
+    digests: Mapping[str, str | None]
     masks: Rows
     usable: npt.NDArray[np.bool_]
 
@@ -120,7 +121,7 @@ class PseudoSet:
         if IMAGES in self.layer_ids:
             image = torch.from_numpy(read_photo(self.shards, number, index))
         else:
-            image = self._read_original(planned)
+            image = self._read_original(planned, unit.digests[planned.key])
         first, end = unit.masks.first[index : index + 2].tolist()
         whole = Frame.whole(self.grid.side, int(unit.masks["height"][first]), int(unit.masks["width"][first]))
         usable = first + np.flatnonzero(unit.usable[first:end])
@@ -154,18 +155,20 @@ class PseudoSet:
         usable = np.ones(len(masks), np.bool_)
         if self.layer is not None:
             usable = known(rows[uncertainty_layer(self.layer)], np.arange(len(masks)))
-        return _Unit(self.shards.unit(surveyed.number).images, masks, usable)
+        number = surveyed.number
+        return _Unit(self.shards.unit(number).images, self.shards.digests(number), masks, usable)
 
     def _find_originals(self) -> None:
         """Read a photo of the first, the middle and the last unit: a run should not find out later that all moved."""
         for group in sorted({0, len(self._units) // 2, len(self._units) - 1}):
             surveyed = self._units[group]
-            read_original(self.shards, self.shards.unit(surveyed.number).images[surveyed.images[0]])
+            photo = self.shards.unit(surveyed.number).images[surveyed.images[0]]
+            read_original(self.shards, photo, self.shards.digests(surveyed.number)[photo.key])
 
-    def _read_original(self, planned: PlannedImage) -> Tensor:
+    def _read_original(self, planned: PhotoFile, digest: str | None) -> Tensor:
         """Read the photo that was labelled, scaled for SAM: uint8 (3, h, w)."""
-        name = photo_name(original_of(self.shards, planned))
-        return scale_image(decode_image(read_original(self.shards, planned), name), self.grid.side)
+        name = original_of(self.shards, planned).name
+        return scale_image(decode_image(read_original(self.shards, planned, digest), name), self.grid.side)
 
     @property
     def _maps(self) -> LayerReader:

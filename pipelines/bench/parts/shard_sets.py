@@ -18,6 +18,7 @@ from sum_factory.shared.codecs.label import encode_label
 from sum_factory.shared.codecs.photo import encode_photo
 from sum_factory.shared.codecs.uncertainty import encode_refined, encode_uncertainty
 from sum_factory.shared.images import RgbImage, decode_image, digest
+from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.shards.dataset import (
     DATASET,
     IMAGES,
@@ -26,7 +27,6 @@ from sum_factory.shared.shards.dataset import (
     TAR,
     Dataset,
     Layer,
-    PlannedImage,
     Unit,
     uncertainty_layer,
     unit_path,
@@ -58,7 +58,7 @@ def plan_set(folder: Path, photos: Sequence[LabelledPhoto], encoding: str) -> Pl
     """Plan a shard set of one unit of all photos, with the layers masks, uncertainty/refinement and images."""
     side = photos[0].frame.side
     sam = {"model_type": "benchmark", "image_size": side, "sha256": NOWHERE}
-    unit = Unit(0, tuple(PlannedImage(p.key, digest(p.original), f"/photos/{p.key}.jpg") for p in photos))
+    unit = Unit(0, tuple(PhotoFile(p.key, f"/photos/{p.key}.jpg", size=len(p.original)) for p in photos))
     layers = [
         Layer(MASKS, encoding, {}, {"sam": sam}),
         Layer(MAPS, encoding, {}, {"sam": sam, "refiner": {"sha256": NOWHERE}}),
@@ -97,7 +97,7 @@ def write_labels(plan: Plan, photos: Sequence[LabelledPhoto]) -> None:
 
 def write_blobs(plan: Plan, photos: Sequence[LabelledPhoto], encoded: Sequence[Blobs]) -> None:
     """Commit the masks and maps of photos, which are ``encoded``."""
-    masks, maps = (UnitWriter(plan.dataset, plan.dataset.layers[name], plan.unit) for name in (MASKS, MAPS))
+    masks, maps = (_writer(plan, name, photos) for name in (MASKS, MAPS))
     for index, (photo, blobs) in enumerate(zip(photos, encoded, strict=True)):
         masks.add_image(index, photo.frame.crop_size, blobs.masks, _columns(photo), {})
         known: dict[str, Sequence[float]] = {"mean_u": blobs.means, "u_valid": [True] * len(photo)}
@@ -106,9 +106,14 @@ def write_blobs(plan: Plan, photos: Sequence[LabelledPhoto], encoded: Sequence[B
     maps.commit(plan.storage, record.data_sha256)
 
 
+def _writer(plan: Plan, layer: str, photos: Sequence[LabelledPhoto]) -> UnitWriter:
+    digests = {photo.key: digest(photo.original) for photo in photos}
+    return UnitWriter(plan.dataset, plan.dataset.layers[layer], plan.unit, digests)
+
+
 def write_photos(plan: Plan, photos: Sequence[LabelledPhoto], side: int) -> None:
     """Keep the photos, their longer side scaled to ``side``."""
-    writer = UnitWriter(plan.dataset, plan.dataset.layers[IMAGES], plan.unit)
+    writer = _writer(plan, IMAGES, photos)
     for index, photo in enumerate(photos):
         resized = ResizeLongestSide(side).apply_image(decode_image(photo.original, photo.key))
         writer.add_image(index, photo.frame.crop_size, [encode_photo(resized)], {}, {})

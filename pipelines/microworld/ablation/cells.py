@@ -147,4 +147,4 @@ def _layers_of(plan: Plan, recipe: Recipe) -> dict[str, str]:
         return {}
     shards = ShardSet.open(str(plan.shards))
     names = [MASKS] if recipe.layer is None else [MASKS, uncertainty_layer(recipe.layer)]
-    return {name: shards.layer(name).id(shards.dataset.unit_ids) for name in names}
+    return {name: shards.layer_id(name) for name in names}

@@ -67,7 +67,7 @@ def is_prepared(plan: Plan, refiner: Path) -> bool:
     if not (refiner.is_file() and (plan.shards / DATASET).is_file()):
         return False
     shards = ShardSet.open(str(plan.shards))
-    units = len(shards.dataset.unit_ids)
+    units = shards.unit_count
     return set(SOURCES) <= set(shards.uncertainty_layers) and all(
         len(shards.committed(uncertainty_layer(source))) == units for source in SOURCES
     )

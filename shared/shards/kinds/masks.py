@@ -1,4 +1,5 @@
-"""``masks``: the pseudo-labels. A blob is a label (``codecs.label``)."""
+"""``masks``: the pseudo-labels. A blob is a label (``codecs.label``). ``digest`` is the SHA-256 of the file that was
+labelled, which nothing else records; null if it could not be read."""
 
 from __future__ import annotations
 
@@ -64,6 +65,7 @@ KIND = LayerKind(
         ("predicted_iou", pa.float32()),
         ("stability", pa.float32()),
         *CROP_COLUMNS,
+        ("digest", pa.string()),
     ),
     form=form,
     member="labels",

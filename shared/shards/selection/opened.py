@@ -103,6 +103,15 @@ class Selection(ShardSet):
         sha256 = self.plan.units[number].rows
         return None if sha256 is None else read_rows_file(self.storage, number, sha256)
 
+    @cached_property
+    def unit_count(self) -> int:
+        """How many units the view takes."""
+        return len(self.plan.units)
+
+    def unit_id(self, number: int) -> str:
+        """Return the id of a unit: of the images that are taken of it."""
+        return self.plan.units[number].id
+
     def sizes_fit(self, sizes: Sequence[int]) -> bool:
         """A selection has units of all sizes, which the hash of its ``dataset.json`` vouches for."""
         return True

@@ -274,7 +274,7 @@ def test_data_that_are_missing_or_cut_are_refused_at_once(
 
 def test_layers_that_are_read_are_recorded(known_shards: Any) -> None:
     shards = ShardSet.open(known_shards.url)
-    ids = {name: layer.id(shards.dataset.unit_ids) for name, layer in shards.dataset.layers.items()}
+    ids = {name: layer.id for name, layer in shards.dataset.layers.items()}
     assert open_pseudo(known_shards.url, "vanilla").layer_ids == {"masks": ids["masks"]}
     assert open_pseudo(known_shards.url, "sum").layer_ids == ids
     assert open_pseudo(known_shards.url, "vanilla").identity != open_pseudo(known_shards.url, "sum").identity

@@ -9,6 +9,7 @@ import tarfile
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import fsspec
@@ -17,9 +18,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from sum_factory.labelgen.sources import ImageRef, list_images
+from sum_factory.labelgen.listing import Keys, list_photos
 from sum_factory.shared.errors import SourceError
-from sum_factory.shared.photo_files import read_bytes
+from sum_factory.shared.photo_files import PhotoFile, read_bytes
 
 
 def picture(seed: int) -> bytes:
@@ -43,7 +44,13 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
-def contents(refs: list[ImageRef]) -> dict[str, bytes]:
+def list_images(sources: list[str]) -> list[PhotoFile]:
+    """List the photos of all sources with the keys that they get."""
+    keys = Keys()
+    return [replace(photo, key=keys.take(photo.key)) for photo in list_photos(sources, keys.reserve)]
+
+
+def contents(refs: list[PhotoFile]) -> dict[str, bytes]:
     """Return the bytes of every image by its key."""
     assert len({ref.key for ref in refs}) == len(refs)
     return {ref.key: read_bytes(ref) for ref in refs}
@@ -338,4 +345,4 @@ def test_remote_sources_are_read_like_local_ones(bucket: str, tmp_path: Path) ->
 def test_listing_survives_json(tmp_path: Path) -> None:
     write_tar(tmp_path / "sa.tar", SA1B)
     for ref in list_images([f"{tmp_path}/sa.tar"]):
-        assert ImageRef(**json.loads(json.dumps(vars(ref)))) == ref
+        assert PhotoFile(**json.loads(json.dumps(asdict(ref)))) == ref

@@ -9,10 +9,11 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from sum_factory.labelgen.job import Begun, Event, GivenUp, Lost, Notice, Progress, UnitReport
+from sum_factory.labelgen.job import Begun, Event, GivenUp, Lost, Notice, Progress, UnitReport, WeightsRead
 from sum_factory.shared.errors import SettingsError
 
 NAMES: dict[type, str] = {
+    WeightsRead: "weights read",
     Begun: "unit begun",
     Progress: "image failed",
     UnitReport: "unit done",
@@ -23,7 +24,7 @@ NAMES: dict[type, str] = {
 """What each event is called. Of images, only those that fail are told of."""
 
 
-class RunLog:
+class EventLog:
     """Writes lines to ``file``, or nowhere if there is none."""
 
     def __init__(self, file: TextIO | None = None) -> None:
@@ -43,14 +44,14 @@ class RunLog:
 
 
 @contextmanager
-def open_log(path: str | None) -> Iterator[RunLog]:
+def open_log(path: str | None) -> Iterator[EventLog]:
     """Append to the log at ``path``; None logs nowhere. Raises ``SettingsError`` if it cannot be written."""
     if path is None:
-        yield RunLog()
+        yield EventLog()
         return
     try:
         file = open(path, "a", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise SettingsError(f"{path}: cannot be written ({error.strerror}); give --log another path") from error
     with file:
-        yield RunLog(file)
+        yield EventLog(file)

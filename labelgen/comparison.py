@@ -1,0 +1,159 @@
+"""Compare a listing of photos with a plan that is there: which are new, which have moved or changed, which are gone."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from types import TracebackType
+from typing import Self
+
+from sum_factory.labelgen.known_photos import KnownPhotos
+from sum_factory.labelgen.listing import Keys, Reserve
+from sum_factory.shared.errors import SettingsDifferError
+from sum_factory.shared.photo_files import PhotoFile
+from sum_factory.shared.shards.dataset import Unit
+
+BATCH = 4096
+"""Photos of a listing that are compared, or cut into units, at once."""
+
+ListPhotos = Callable[[Reserve], Iterable[PhotoFile]]
+"""Lists photos, as ``list_photos`` does."""
+
+
+def batches(photos: Iterable[PhotoFile]) -> Iterator[list[PhotoFile]]:
+    """Cut photos into lists of ``BATCH``."""
+    iterator = iter(photos)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch
+
+
+def with_key(photo: PhotoFile, key: str) -> PhotoFile:
+    """Return a photo with the key that it has in the shard set."""
+    return photo if photo.key == key else replace(photo, key=key)
+
+
+class Spool:
+    """Photos that wait on this machine's disk, to be read again in their order, once or more often."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._batches = self.length = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, photos: Sequence[PhotoFile]) -> None:
+        """Add photos to those that wait."""
+        if photos:
+            pickle.dump(list(photos), self._file, pickle.HIGHEST_PROTOCOL)
+            self._batches += 1
+            self.length += len(photos)
+
+    def __iter__(self) -> Iterator[PhotoFile]:
+        self._file.seek(0)
+        for _ in range(self._batches):
+            yield from pickle.load(self._file)
+
+
+@dataclass
+class Comparison:
+    """What a listing says of the photos of a plan at ``url``. One that has another size than planned is refused.
+
+    With ``extend`` one that is neither where it was nor as large is another photo, though its key is the same.
+    """
+
+    url: str
+    known: KnownPhotos
+    extend: bool
+    restamped: int = 0
+    """How many photos have another time stamp than when they were planned."""
+    first_restamped: str = ""
+    on_whole: Callable[[int], object] = lambda number: None
+    """Told of a unit, by number, of which all photos have been found where they were."""
+    _moved: dict[int, dict[int, PhotoFile]] = field(default_factory=dict)
+    _left: dict[int, int] = field(default_factory=dict)
+
+    def new(self, list_photos: ListPhotos) -> Iterator[list[PhotoFile]]:
+        """Yield the photos that the plan does not have, with the keys that they get, a list for each ``BATCH`` listed.
+
+        Those that have perhaps moved are looked at last: by then it is known which planned ones were found.
+        Raises ``SettingsDifferError``, naming it, for a photo that has changed.
+        """
+        keys = Keys(self.known.has_key)
+        with Spool() as aside:
+            for listed in batches(list_photos(keys.reserve)):
+                new, perhaps = [], []
+                for photo, place in zip(listed, self.known.find(listed), strict=True):
+                    if place is not None:
+                        self._found(photo, place)
+                    elif self.known.has_key(photo.key):
+                        perhaps.append(photo)
+                    else:
+                        new.append(with_key(photo, keys.take(photo.key)))
+                aside.add(perhaps)
+                yield new
+            yield from self._look_again(aside, keys)
+
+    def _look_again(self, aside: Iterable[PhotoFile], keys: Keys) -> Iterator[list[PhotoFile]]:
+        """Find photos by their keys, first by their own; yield those that are new all the same."""
+        with Spool() as numbered:
+            for listed in batches(aside):
+                numbered.add([photo for photo in listed if not self._is_at(photo, photo.key)])
+            last: dict[str, int] = {}
+            for listed in batches(numbered):
+                others = (photo for photo in listed if not self._has_numbered_key(photo, last))
+                yield [with_key(photo, keys.take(photo.key)) for photo in others]
+
+    def _is_at(self, photo: PhotoFile, key: str) -> bool:
+        """Whether this photo is the one that was planned under a key, unless that was found elsewhere."""
+        place = self.known.unseen_with_key(key)
+        if place is None or (self.extend and self.known.photo(place).size != photo.size):
+            return False
+        self.known.seen[place] = True
+        self._found(photo, place)
+        return True
+
+    def _has_numbered_key(self, photo: PhotoFile, last: dict[str, int]) -> bool:
+        """Whether this photo was planned under its own key with a number; ``last`` are the numbers that were found."""
+        ordinal = last.get(photo.key, 1) + 1
+        while self.known.has_key(key := f"{photo.key}~{ordinal}"):
+            if self._is_at(photo, key):
+                last[photo.key] = ordinal
+                return True
+            ordinal += 1
+        return False
+
+    def _found(self, photo: PhotoFile, place: int) -> None:
+        planned = self.known.photo(place)
+        if photo.size != planned.size:
+            raise SettingsDifferError(
+                f"{photo.name}: changed since the shard set at {self.url} was planned (image {planned.key!r}: "
+                f"{planned.size} bytes then, {photo.size} now); restore the file, or label into another --shards folder"
+            )
+        if photo.stamp != planned.stamp:
+            self.restamped += 1
+            self.first_restamped = self.first_restamped or photo.name
+        number, index = self.known.unit_of(place)
+        if (photo.url, photo.member, photo.offset) != (planned.url, planned.member, planned.offset):
+            self._moved.setdefault(number, {})[index] = with_key(photo, planned.key)
+        left = self._left[number] = self._left.get(number, self.known.size_of(number)) - 1
+        if not left:
+            del self._left[number]
+            self.on_whole(number)
+
+    def moved(self, number: int) -> Unit | None:
+        """Return a unit as it is to be read, if its photos lie elsewhere than its plan says."""
+        if number not in self._moved:
+            return None
+        images = list(self.known.shards.unit(number).images)
+        for index, photo in self._moved[number].items():
+            images[index] = photo
+        return Unit(number, tuple(images))

@@ -1,0 +1,142 @@
+"""The photos of a plan that is there, to be found again in a listing: by their place, or by their key if they moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from sum_factory.labelgen.threads import GeneratorPool
+from sum_factory.shared.photo_files import PhotoFile
+from sum_factory.shared.places import absolute
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.shards.dataset import UNITS, number_of
+from sum_factory.shared.shards.shard_set import ShardSet
+
+READERS = 8
+"""Plans that are read at once."""
+UNITS_KEPT = 64
+"""Units whose photos are held: a listing comes in the order of the plan, or of several plans in turn."""
+
+Hashes = npt.NDArray[np.int64]
+
+
+class KnownPhotos:
+    """What the plans of a shard set hold. A photo takes some forty bytes: hashes of its place and of its key.
+
+    Photos are numbered through, in the order of the units. ``missing`` are the numbers of the units whose plan is not
+    there. Raises ``ShardError`` if one is damaged or of another shard set.
+    """
+
+    def __init__(self, shards: ShardSet) -> None:
+        self.shards = shards
+        there = {number_of(name) for name in shards.storage.names(UNITS)}
+        self.missing = [number for number in range(shards.unit_count) if number not in there]
+        self.numbers = [number for number in range(shards.unit_count) if number in there]
+        self.ids: dict[int, str] = {}
+        places: list[int] = []
+        keys: list[int] = []
+        first = [0]
+        for photos in self._read():
+            places += map(_place, photos)
+            keys += (hash(photo.key) for photo in photos)
+            first.append(len(places))
+        self._first = np.array(first, np.int64)
+        self._places, self._keys = _Sorted(places), _Sorted(keys)
+        self.seen = np.zeros(len(places), np.bool_)
+        self.is_in_order = True
+        """Whether what was found by its place has come in the order of the plan."""
+        self._last = -1
+        self._photos = lru_cache(UNITS_KEPT)(self._photos_of)
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+    def size_of(self, number: int) -> int:
+        """Return how many photos a unit has whose plan is there."""
+        place = int(np.searchsorted(self.numbers, number))
+        return int(self._first[place + 1] - self._first[place])
+
+    def _read(self) -> Iterator[tuple[PhotoFile, ...]]:
+        with GeneratorPool(READERS) as pool, Stage("reading plans", len(self.numbers), "unit") as stage:
+            for start in range(0, len(self.numbers), 8 * READERS):
+                for unit in pool.map(self.shards.unit, self.numbers[start : start + 8 * READERS]):
+                    self.ids[unit.number] = unit.id
+                    yield unit.images
+                    stage.advance()
+
+    def _photos_of(self, number: int) -> tuple[PhotoFile, ...]:
+        return self.shards.unit(number).images
+
+    def unit_of(self, photo: int) -> tuple[int, int]:
+        """Return the number of the unit that a photo is in, and its number there."""
+        place = int(np.searchsorted(self._first, photo, "right")) - 1
+        return self.numbers[place], photo - int(self._first[place])
+
+    def photo(self, photo: int) -> PhotoFile:
+        """Return what the plan says of a photo."""
+        number, index = self.unit_of(photo)
+        return self._photos(number)[index]
+
+    def find(self, listed: Sequence[PhotoFile]) -> list[int | None]:
+        """Return which photos lie where each of the ``listed`` does, None where there is none, and note them as seen.
+
+        Where a place was listed several times, it is found as often.
+        """
+        found = self._places.find(np.array([_place(photo) for photo in listed], np.int64))
+        return [self._take(self._places, int(start), _place(photo)) for photo, start in zip(listed, found, strict=True)]
+
+    def _take(self, among: _Sorted, start: int, wanted: int) -> int | None:
+        for photo in among.equal(start, wanted):
+            if not self.seen[photo]:
+                self.seen[photo] = True
+                self.is_in_order &= photo > self._last
+                self._last = photo
+                return photo
+        return None
+
+    def has_key(self, key: str) -> bool:
+        """Whether a photo has this key."""
+        wanted = hash(key)
+        return any(True for _ in self._keys.equal(self._keys.find_one(wanted), wanted))
+
+    def unseen_with_key(self, key: str) -> int | None:
+        """Return the photo of this key if it has not been seen."""
+        wanted = hash(key)
+        return next((p for p in self._keys.equal(self._keys.find_one(wanted), wanted) if not self.seen[p]), None)
+
+    def gone(self) -> Iterator[str]:
+        """Yield the keys of the photos that were not seen, in the order of the plan."""
+        for photo in np.flatnonzero(~self.seen).tolist():
+            yield self.photo(photo).key
+
+
+class _Sorted:
+    """Hashes in order, and whose each is."""
+
+    def __init__(self, hashes: list[int]) -> None:
+        values = np.array(hashes, np.int64)
+        self._whose = np.argsort(values, kind="stable")
+        self._values = values[self._whose]
+
+    def find(self, wanted: Hashes) -> npt.NDArray[np.int64]:
+        """Return where each would be first."""
+        return np.searchsorted(self._values, wanted).astype(np.int64)
+
+    def find_one(self, wanted: int) -> int:
+        """Return where it would be first."""
+        return int(np.searchsorted(self._values, wanted))
+
+    def equal(self, start: int, wanted: int) -> Iterator[int]:
+        """Yield whose those are from ``start`` on that are ``wanted``."""
+        while start < len(self._values) and self._values[start] == wanted:
+            yield int(self._whose[start])
+            start += 1
+
+
+def _place(photo: PhotoFile) -> int:
+    """Return the hash of where a photo lies; not every version recorded absolute places."""
+    url = photo.url if photo.url.startswith("/") or "://" in photo.url else absolute(photo.url)
+    return hash((url, photo.member))
