@@ -499,10 +499,10 @@ def test_log_tells_of_units_and_attempts(own_photos: Path, tmp_path: Path, label
     label(own_photos, tmp_path / "shards", log=str(log), unit_size=4)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["event"] for line in lines] == [
-        "run begun", "unit begun", "image failed", "unit done", "unit begun", "unit done", "run ended"
+        "run begun", "weights read", "unit begun", "image failed", "unit done", "unit begun", "unit done", "run ended"
     ]  # fmt: skip
-    assert {(line["unit"], line["attempt"]) for line in lines[1:-1]} == {(0, 1), (1, 1)}
-    assert "bad.jpg" in lines[2]["error"]
+    assert {(line["unit"], line["attempt"]) for line in lines[2:-1]} == {(0, 1), (1, 1)}
+    assert "bad.jpg" in lines[3]["error"]
     assert (lines[-1]["units_done"], lines[-1]["retries"], len(lines[-1]["errors"])) == (2, 0, 1)
     assert all(datetime.fromisoformat(line["time"]).tzinfo == UTC for line in lines)
     with pytest.raises(SumError, match=r"none/log\.jsonl: cannot be written .*--log"):

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
+from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.errors import SettingsDifferError, StorageError
 from sum_factory.shared.shards.shard_set import ShardSet
@@ -190,6 +192,31 @@ def test_photos_are_read_from_there(
     capsys.readouterr()
     assert label(f"{bucket}/photos/*.jpg", tmp_path / "shards").units_done == 0
     assert "4 planned images are gone, or not in --images: 'photo4', 'sub/photo1', " in capsys.readouterr().out
+
+
+def test_listing_of_many_pages_is_that_of_a_folder(
+    photos: Path, bucket: str, upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(photos, f"{bucket}/all/photos")
+    filesystem = fsspec.filesystem("s3")
+    filesystem.touch(f"{bucket}/all/photos/sub/")  # which stands for a folder
+    asked: list[str] = []
+    call_s3 = type(filesystem).call_s3
+
+    def of_two(self: object, method: str, **options: Any) -> Any:
+        asked.append(options["Prefix"])
+        return call_s3(self, method, MaxKeys=2, **options)
+
+    monkeypatch.setattr(type(filesystem), "call_s3", of_two)
+    monkeypatch.setattr(type(filesystem), "find", lambda *arguments, **options: pytest.fail("all at once"))
+    here, there = (list(list_photos([str(url)])) for url in (photos, f"{bucket}/all/photos"))
+    assert [(photo.key, photo.size) for photo in there] == [(photo.key, photo.size) for photo in here]
+    assert [photo.url.removeprefix(f"{bucket}/all") for photo in there] == [
+        photo.url.removeprefix(str(photos.parent)).replace(f"/{photos.name}/", "/photos/") for photo in here
+    ]
+    assert asked == ["all/photos/"] * 4
+    (single,) = list_photos([there[0].url])
+    assert single.stamp == there[0].stamp  # whichever way it is listed
 
 
 def test_photos_are_read_from_a_tar_there(
