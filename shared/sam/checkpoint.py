@@ -203,6 +203,9 @@ def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: damaged, cut short ({len(data)} bytes) or no file of weights ({reason}); download it again"
         ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: expected a flat dictionary of named tensors, as SAM's official files are")
+    return dict(state)
 
 
 def identify(shapes: Mapping[str, tuple[int, ...]], path: Path, model_type: str | None = None) -> SamArchitecture:

@@ -256,7 +256,7 @@ def add_units(storage: Storage, first: int, units: Sequence[tuple[str, int]]) ->
     Those that it names already stay: units are never changed. What another run's copy of ``dataset.json`` leaves out is
     no loss, since plans say the same: whoever comes next names them again.
     """
-    with held(storage):
+    with storage.held():
         dataset = read_dataset(storage)
         if dataset is None:
             raise ShardError(f"{storage.path(DATASET)}: missing; {REMEDY_FOR_DATASET}")
