@@ -71,35 +71,35 @@ class Keys:
         return key
 
 
-def list_photos(sources: Iterable[str], reserve: Reserve = lambda key: None) -> Iterator[PhotoFile]:
-    """Yield the photos of all sources, in order, each with its own key: ``Keys`` tells equal ones apart.
+def list_photos(places: Iterable[str], reserve: Reserve = lambda key: None) -> Iterator[PhotoFile]:
+    """Yield the photos of all places, in order, each with its own key: ``Keys`` tells equal ones apart.
 
-    A source is a folder (searched to any depth), a tar, a text file with one path or URL a line, an image, or a
+    A place is a folder (searched to any depth), a tar, a text file with one path or URL a line, an image, or a
     pattern with ``*`` of these. Names that start with a dot are skipped in folders and tars. ``reserve`` is called with
     keys that look as if ``Keys`` had made them, before any photo of their folder is given.
-    Raises ``SourceError`` for a source that is missing, which is known before the first photo, or holds no image.
+    Raises ``SourceError`` for a place that is missing, which is known before the first photo, or holds no image.
     """
-    expanded = [(source, _expand(absolute(source))) for source in sources]
-    for source, places in expanded:
+    expanded = [(place, _expand(absolute(place))) for place in places]
+    for place, matching in expanded:
         is_empty = True
-        for photo in _list_places(places, reserve):
+        for photo in _list_places(matching, reserve):
             is_empty = False
             yield photo
         if is_empty:
-            raise SourceError(f"{source}: no images there; expected {', '.join(IMAGE_SUFFIXES)}, or tars of such files")
+            raise SourceError(f"{place}: no images there; expected {', '.join(IMAGE_SUFFIXES)}, or tars of such files")
 
 
-def _expand(source: str) -> list[str]:
-    with explained(source, source, SourceError):
-        filesystem, path = fsspec.core.url_to_fs(source)
+def _expand(place: str) -> list[str]:
+    with explained(place, place, SourceError):
+        filesystem, path = fsspec.core.url_to_fs(place)
         if any(c in path for c in "*?[") and not filesystem.exists(path):
             matches = sorted(filesystem.glob(path))
             if not matches:
-                raise SourceError(f"{source}: no file matches this pattern")
-            return [renamed(source, path, match) for match in matches]
+                raise SourceError(f"{place}: no file matches this pattern")
+            return [renamed(place, path, match) for match in matches]
         if not filesystem.exists(path):
-            raise SourceError(f"{source}: no such file or folder; check --images")
-        return [source]
+            raise SourceError(f"{place}: no such file or folder; check --images")
+        return [place]
 
 
 class _Tar(NamedTuple):
@@ -130,23 +130,23 @@ def _photos_of(found: PhotoFile | _Tar | Future[list[PhotoFile]]) -> Iterable[Ph
     return _list_tar(found) if isinstance(found, _Tar) else (found,)
 
 
-def _list_one(source: str, reserve: Reserve) -> Iterator[PhotoFile | _Tar]:
-    with explained(source, source, SourceError):
-        filesystem, path = fsspec.core.url_to_fs(source)
+def _list_one(place: str, reserve: Reserve) -> Iterator[PhotoFile | _Tar]:
+    with explained(place, place, SourceError):
+        filesystem, path = fsspec.core.url_to_fs(place)
         if filesystem.isdir(path):
-            yield from _list_folder(source, filesystem, path, reserve)
+            yield from _list_folder(place, filesystem, path, reserve)
         elif path.endswith(".tar"):
-            yield _Tar(source)
+            yield _Tar(place)
         elif path.endswith(LIST_SUFFIXES):
-            yield from _list_file(source, filesystem, path)
+            yield from _list_file(place, filesystem, path)
         elif _is_image(path):
-            yield _file(source, PurePosixPath(path).stem, filesystem.info(path))
+            yield _file(place, PurePosixPath(path).stem, filesystem.info(path))
         else:
-            raise SourceError(f"{source}: expected a folder, a .tar, a list ({', '.join(LIST_SUFFIXES)}) or an image")
+            raise SourceError(f"{place}: expected a folder, a .tar, a list ({', '.join(LIST_SUFFIXES)}) or an image")
 
 
-def _list_folder(source: str, filesystem: Any, path: str, reserve: Reserve) -> Iterator[PhotoFile | _Tar]:
-    before, _, after = joined(source, "\0").partition("\0")
+def _list_folder(place: str, filesystem: Any, path: str, reserve: Reserve) -> Iterator[PhotoFile | _Tar]:
+    before, _, after = joined(place, "\0").partition("\0")
     root = path.rstrip("/")
     is_local = isinstance(filesystem, LocalFileSystem)
     entries = _walk(root or "/", "", reserve) if is_local else listed_by_store(filesystem, root)
@@ -218,8 +218,8 @@ def _list_tar(tar: _Tar) -> Iterator[PhotoFile]:
             raise SourceError(f"{tar.url}: not a whole, uncompressed tar ({error}); fetch it again") from error
 
 
-def _list_file(source: str, filesystem: Any, path: str) -> Iterator[PhotoFile | _Tar]:
-    folder = parent_of(source)
+def _list_file(place: str, filesystem: Any, path: str) -> Iterator[PhotoFile | _Tar]:
+    folder = parent_of(place)
     text = filesystem.cat_file(path).decode("utf-8", "replace")
     for number, line in enumerate(text.splitlines(), 1):
         entry = line.strip()
@@ -229,7 +229,7 @@ def _list_file(source: str, filesystem: Any, path: str) -> Iterator[PhotoFile | 
         url = absolute(entry if stands_alone else joined(folder, entry))
         entry_filesystem, entry_path = fsspec.core.url_to_fs(url)
         if not entry_filesystem.exists(entry_path):
-            raise SourceError(f"{source}, line {number}: {entry}: no such file")
+            raise SourceError(f"{place}, line {number}: {entry}: no such file")
         if entry_path.endswith(".tar"):
             yield _Tar(url)
         else:

@@ -31,7 +31,7 @@ from sum_factory.trainer.batch import Sums, backpropagate, collate
 from sum_factory.trainer.checkpoint import WEIGHTS, Checkpoints
 from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.pseudo import UNSPECIFIED, PseudoSet
-from sum_factory.trainer.data.samples import GridSettings
+from sum_factory.trainer.data.samples import SampleSettings
 from sum_factory.trainer.data.sets import open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
 from sum_factory.trainer.distributed import Ranks, join_ranks, run_on_ranks
@@ -191,9 +191,9 @@ def make_model(recipe: Recipe, device: torch.device) -> Model:
 
 def open_stream(recipe: Recipe, side: int, ranks: Ranks) -> MixedStream:
     """Open the data that the method reads: human sets, and shards unless it uses none."""
-    grid = GridSettings(side, recipe.stride, recipe.masks, recipe.seed)
+    sampled = SampleSettings(side, recipe.stride, recipe.masks, recipe.seed)
     streams: dict[str, HumanStream | PseudoStream] = {
-        "human": HumanStream([open_set(each) for each in recipe.human], grid)
+        "human": HumanStream([open_set(each) for each in recipe.human], sampled)
     }
     method = recipe.chosen_method
     if method.pseudo_labels != "none":
@@ -202,7 +202,7 @@ def open_stream(recipe: Recipe, side: int, ranks: Ranks) -> MixedStream:
                 f"the method {recipe.method} trains on pseudo-labels: give --shards, made by `labelgen run`"
             )
         shards = open_shards(recipe.shards, recipe.cache.make(), recipe.relocation)
-        streams["pseudo"] = PseudoStream(PseudoSet(shards, recipe.layer, method, grid))
+        streams["pseudo"] = PseudoStream(PseudoSet(shards, recipe.layer, method, sampled))
     return MixedStream(streams, recipe.streams, recipe.batch, ranks.rank, ranks.count, threads=recipe.data_threads)
 
 

@@ -32,7 +32,7 @@ from sum_factory.trainer.batch import Batch, collate
 from sum_factory.trainer.checkpoint import Checkpoints
 from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.order import Mix
-from sum_factory.trainer.data.samples import GridSettings, TrainingSample
+from sum_factory.trainer.data.samples import SampleSettings, TrainingSample
 from sum_factory.trainer.data.sets import SetSettings, open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream
 from sum_factory.trainer.interactive import to_grid
@@ -228,8 +228,8 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
     optimizer = make_optimizer(refiner, None, recipe.optimizer)
     quality = recipe.quality(loaded.architecture.name)
     training = RefinerTraining(recipe, loaded, refiner, optimizer, quality)
-    grid = GridSettings(int(loaded.sam.image_encoder.img_size), recipe.stride, recipe.masks, recipe.seed)
-    human = HumanStream([open_set(each) for each in recipe.human], grid)
+    sampled = SampleSettings(int(loaded.sam.image_encoder.img_size), recipe.stride, recipe.masks, recipe.seed)
+    human = HumanStream([open_set(each) for each in recipe.human], sampled)
     identity = {
         **recipe.identity(),
         "quality": asdict(quality),

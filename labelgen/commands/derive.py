@@ -48,7 +48,7 @@ def select_command(shards: str, out: str, **conditions: Any) -> None:
 
 
 @click.command("merge")
-@click.argument("sources", nargs=-1, metavar="SHARDS SHARDS...")
+@click.argument("urls", nargs=-1, metavar="SHARDS SHARDS...")
 @out_option
 @click.option(
     "--keep",
@@ -62,14 +62,14 @@ def select_command(shards: str, out: str, **conditions: Any) -> None:
     multiple=True,
     help="Layer to offer, as `labelgen status` names it; repeatable  [default: those that all have]",
 )
-def merge_command(sources: tuple[str, ...], out: str, keep: Keep | None, layers: tuple[str, ...]) -> None:
+def merge_command(urls: tuple[str, ...], out: str, keep: Keep | None, layers: tuple[str, ...]) -> None:
     """Join shard sets that were made apart, with the same settings, as a selection of all. No data are copied.
 
     SHARDS are the folders or URLs of two shard sets or selections, or more.
     """
     from sum_factory.labelgen.sets.merge import merge
 
-    click.echo(merge(sources, out, keep, layers).lines())
+    click.echo(merge(urls, out, keep, layers).lines())
 
 
 @click.command("convert")

@@ -54,16 +54,16 @@ class ConversionSummary:
         )
 
 
-def convert(source: str, out: str, encoding: str, say: Callable[[str], None] = click.echo) -> ConversionSummary:
-    """Bring the shard set at ``source`` to ``out``, in ``encoding``; safe to repeat.
+def convert(url: str, out: str, encoding: str, say: Callable[[str], None] = click.echo) -> ConversionSummary:
+    """Bring the shard set at ``url`` to ``out``, in ``encoding``; safe to repeat.
 
-    ``source`` is not touched. A unit that is damaged is left out and named, and the others go on. Raises
+    ``url`` is not touched. A unit that is damaged is left out and named, and the others go on. Raises
     ``ShardError`` if there is no such shard set, or nothing to be done; ``SettingsDifferError`` if ``out`` holds
     another one.
     """
-    old = ShardSet.open(source)
+    old = ShardSet.open(url)
     if all(layer.encoding == encoding for layer in old.dataset.layers.values()):
-        raise ShardError(f"{source}: is in the encoding {encoding} already")
+        raise ShardError(f"{url}: is in the encoding {encoding} already")
     shards = _prepare(old, Storage(out), encoding)
     layers = (MASKS, *sorted(name for name in old.dataset.layers if name != MASKS))
     planned = [(layer, number) for layer in layers for number in old.committed(layer)]

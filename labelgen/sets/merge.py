@@ -36,27 +36,27 @@ REMEDY_FOR_PHOTOS = "give --keep first, which leaves a photo out of all but the 
 
 
 def merge(
-    sources: Sequence[str],
+    urls: Sequence[str],
     out: str,
     keep: Keep | None = None,
     layers: Sequence[str] = (),
     say: Callable[[str], None] = click.echo,
 ) -> SelectionSummary:
-    """Write a selection at ``out`` of all that is committed in ``sources``, shard sets or selections, in this order.
+    """Write a selection at ``out`` of all that is committed at ``urls``, shard sets or selections, in this order.
 
-    It offers ``layers``, by default those that all sources have. A photo, told by its digest, that several sources have
+    It offers ``layers``, by default those that all of these have. A photo, told by its digest, that several have
     is refused, or with ``keep`` "first" taken of the first one alone. Raises ``SettingsDifferError`` if a layer was
-    made with other settings or weights in one source than in another, ``ShardError`` for a photo in several, and if a
-    source lacks a layer or has no unit yet; then nothing is written.
+    made with other settings or weights in one than in another, ``ShardError`` for a photo in several, and if a
+    shard set lacks a layer or has no unit yet; then nothing is written.
     """
-    if len(sources) < 2:
+    if len(urls) < 2:
         raise SettingsError("give two shard sets or more to merge")
     if selectable(layers) != tuple(layers):
         raise SettingsError(f"a selection cannot offer {' or '.join(OUTPUTS)}: leave that --layer out")
-    opened = [open_shards(url) for url in sources]
+    opened = [open_shards(url) for url in urls]
     offered = tuple(dict.fromkeys([MASKS, *layers])) if layers else _layers_of_all(opened)
     _require_alike(opened, offered)
-    described = {"merged": [stored_url(url, out) for url in sources], "keep": keep}
+    described = {"merged": [stored_url(url, out) for url in urls], "keep": keep}
     return write_selection(out, _choices(opened, offered, keep, say), offered, described)
 
 
@@ -122,7 +122,7 @@ def _of_images(shards: ShardSet, number: int, taken: Sequence[bool]) -> npt.NDAr
 
 
 def _told(shards: ShardSet, units: int, left_out: int) -> str:
-    """Return what is taken of a source, for people."""
+    """Return what is taken of a shard set, for people."""
     planned = shards.unit_count
     missing = f", {planned - units} that are not labelled yet are not in the selection" if units < planned else ""
     again = f", without {left_out} photos of earlier ones" if left_out else ""

@@ -83,13 +83,13 @@ class Filter:
         return {name: value for name, value in numbers.items() if value is not None}
 
 
-def select(source: str, out: str, filter: Filter) -> SelectionSummary:
-    """Write a selection of the masks at ``source`` that pass a filter, at ``out``.
+def select(url: str, out: str, filter: Filter) -> SelectionSummary:
+    """Write a selection of the masks at ``url`` that pass a filter, at ``out``.
 
     Raises ``ShardError`` if none do, or if the layer that is asked lacks units; ``SourceError`` if keys of the list are
     not in the shard set.
     """
-    shards = open_shards(source)
+    shards = open_shards(url)
     layers = selectable(shards.dataset.layers)
     listed = None if filter.image_list is None else _keys_of(filter.image_list)
     return write_selection(out, _choices(shards, layers, filter, listed), layers, filter.described())

@@ -16,8 +16,8 @@ from sum_factory.shared.shards.dataset import DATASET, Unit
 from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.selection.plan import (
     ROWS_SCHEMA,
+    Base,
     SelectionPlan,
-    Source,
     ViewUnit,
     rows_file,
     rows_path,
@@ -73,7 +73,7 @@ def write_selection(
     """Write the selection of what is chosen, of ``layers``; units of which nothing is chosen are left out.
 
     The rows are written first and ``dataset.json`` last: without it there is no selection. Raises ``ShardError`` if
-    nothing is chosen, if a source is damaged, or if ``out`` holds something else.
+    nothing is chosen, if a base is damaged, or if ``out`` holds something else.
     """
     storage = Storage(out)
     plan, files = _plan(storage.url, choices, layers, filter)
@@ -94,7 +94,7 @@ def _plan(
     out: str, choices: Iterable[Choice], layers: Sequence[str], filter: Mapping[str, Any] | None
 ) -> tuple[SelectionPlan, dict[int, bytes]]:
     """Return the selection, and the rows file of each unit of which some rows are left out."""
-    sources: dict[str, Source] = {}
+    bases: dict[str, Base] = {}
     units: list[ViewUnit] = []
     files: dict[int, bytes] = {}
     for choice in choices:
@@ -102,15 +102,15 @@ def _plan(
             continue
         base, own = choice.shards.origin(choice.number)
         url = stored_url(base.storage.url, out)
-        sources.setdefault(url, Source(url, base.dataset.id, {name: base.layer_id(name) for name in layers}))
+        bases.setdefault(url, Base(url, base.dataset.id, {name: base.layer_id(name) for name in layers}))
         rows = _rows_of(choice)
         sha256 = None
         if rows is not None:
             files[len(units)], sha256 = rows_file(rows)
-        units.append(_unit(choice, list(sources).index(url), own, rows, sha256))
+        units.append(_unit(choice, list(bases).index(url), own, rows, sha256))
     if not units:
         raise ShardError(f"{out}: nothing passes the filter, so no selection is written; widen it")
-    return SelectionPlan(tuple(sources.values()), tuple(units), filter), files
+    return SelectionPlan(tuple(bases.values()), tuple(units), filter), files
 
 
 def _rows_of(choice: Choice) -> pa.Table | None:
@@ -123,7 +123,7 @@ def _rows_of(choice: Choice) -> pa.Table | None:
     return rows.filter(pa.array(choice.keep))
 
 
-def _unit(choice: Choice, source: int, own: int, rows: pa.Table | None, sha256: str | None) -> ViewUnit:
+def _unit(choice: Choice, described: int, own: int, rows: pa.Table | None, sha256: str | None) -> ViewUnit:
     shards, number = choice.shards, choice.number
     images = shards.origin(number)[0].unit(own).images
     table, _ = shards.manifest(number)
@@ -137,7 +137,7 @@ def _unit(choice: Choice, source: int, own: int, rows: pa.Table | None, sha256: 
             shards.require_own_masks(number, layer, record)
         data[layer] = record.data_sha256
     unit_id = Unit(number, images).id
-    return ViewUnit(source, own, unit_id, len(images), len(mask) - mask.null_count, sha256, data)
+    return ViewUnit(described, own, unit_id, len(images), len(mask) - mask.null_count, sha256, data)
 
 
 def _is_there(storage: Storage, plan: SelectionPlan) -> bool:

@@ -33,14 +33,14 @@ from sum_factory.shared.progress import track
 from sum_factory.trainer.data.grid import masks_on_grid
 from sum_factory.trainer.data.human import CocoInstances, FolderPairs, HumanSet, Masks
 from sum_factory.trainer.data.order import Mix
-from sum_factory.trainer.data.samples import GridSettings, TrainingSample, pick
+from sum_factory.trainer.data.samples import SampleSettings, TrainingSample, pick
 from sum_factory.trainer.data.stream import HumanStream, MixedStream
 
 SMALL, LARGE = 1_000, 100_000
 DRAWN, FEW, MANY = 30, 30, 300
 HEIGHT, WIDTH = 240, 320
 FILES = 16
-GRID = GridSettings(side=256, stride=4, masks=DRAWN, seed=0)
+SETTINGS = SampleSettings(side=256, stride=4, masks=DRAWN, seed=0)
 TASK = 2
 
 
@@ -89,7 +89,7 @@ def pairs_set(photos: Path, folder: Path, count: int, mask: np.ndarray[Any, Any]
 
 def open_stream(human: HumanSet) -> MixedStream:
     """Return a stream of one set, which is listed by then."""
-    stream = MixedStream({"human": HumanStream([human], GRID)}, Mix(1, 0), batch=1)
+    stream = MixedStream({"human": HumanStream([human], SETTINGS)}, Mix(1, 0), batch=1)
     stream.load(0)
     return stream
 
@@ -111,11 +111,11 @@ def compared(one: MixedStream, other: MixedStream, count: int, repeats: int) -> 
 
 def agrees(stream: MixedStream, masks: Masks) -> bool:
     """Whether the first samples of a COCO set have the masks that were written into it."""
-    frame = Frame.whole(GRID.side, HEIGHT, WIDTH)
+    frame = Frame.whole(SETTINGS.side, HEIGHT, WIDTH)
     for slot in range(5):
         sample = stream.load(slot)
         assert isinstance(sample, TrainingSample), "its stream has human masks alone"
-        expected = masks_on_grid(masks[pick(len(masks), GRID, sample.id)], frame, GRID.stride)
+        expected = masks_on_grid(masks[pick(len(masks), SETTINGS, sample.id)], frame, SETTINGS.stride)
         if not torch.equal(sample.masks, expected[expected.flatten(1).any(1)]):
             return False
     return True

@@ -177,10 +177,10 @@ class Dataset:
             require_version(record["format"], name)
             require_seal(data)
             if record.get("kind") == SELECTION:
-                sources = ", ".join(source["url"] for source in record["sources"])
+                bases = ", ".join(base["url"] for base in record["bases"])
                 raise ShardError(
                     f"{name}: of a selection, which nothing is written into; give a shard set that it is of "
-                    f"({sources}), or a new folder, and `labelgen merge` it with the selection"
+                    f"({bases}), or a new folder, and `labelgen merge` it with the selection"
                 )
             layers = {}
             for layer_name, told in record["layers"].items():

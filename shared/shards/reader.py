@@ -65,7 +65,7 @@ def _as_numbers(column: pa.ChunkedArray, kind: pa.DataType) -> npt.NDArray[np.ge
     return np.asarray(column.fill_null(missing).to_numpy())
 
 
-class Source(Protocol):
+class DataStore(Protocol):
     """Where data files are read: a ``Storage``, or what stands in for one."""
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -77,7 +77,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class HeldFiles:
-    """The data files of a unit, read as a whole: a ``Source`` of what a reader asks for bit by bit."""
+    """The data files of a unit, read as a whole: a ``DataStore`` of what a reader asks for bit by bit."""
 
     storage: Storage
     files: Mapping[str, bytes]
@@ -132,7 +132,9 @@ def known(rows: Rows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     return np.ones(len(picked), np.bool_)
 
 
-def read_blobs(storage: Source, name: str, rows: Rows, picked: npt.NDArray[np.int64], prefix: str = "") -> list[bytes]:
+def read_blobs(
+    storage: DataStore, name: str, rows: Rows, picked: npt.NDArray[np.int64], prefix: str = ""
+) -> list[bytes]:
     """Read blobs, or chunks, of a data file, at once if they lie near each other, and check their CRC-32.
 
     The columns ``offset``, ``length`` and ``crc32``, behind ``prefix``, place them. Raises ``ShardError``.

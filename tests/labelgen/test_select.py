@@ -313,7 +313,7 @@ def test_source_of_other_settings_is_refused_by_name(
 ) -> None:
     select(str(own_shards), str(out), Filter(images=("sub/*",)))
     shutil.rmtree(own_shards)
-    with pytest.raises(ShardError, match=r"(?s)cannot open a source of this selection: .*own_shards.*missing"):
+    with pytest.raises(ShardError, match=r"(?s)cannot open a base of this selection: .*own_shards.*missing"):
         open_shards(str(out))
     label(photos, own_shards, unit_size=3)
     with pytest.raises(ShardError, match=r"own_shards: its units changed since the selection .*select"):

@@ -23,7 +23,7 @@ from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, POSITIVE
 from sum_factory.shared.sam.refiner import Refiner, load_refiner
 from sum_factory.trainer import refiner as training_module
 from sum_factory.trainer.checkpoint import Checkpoints
-from sum_factory.trainer.data.samples import GridSettings, SampleId
+from sum_factory.trainer.data.samples import SampleId, SampleSettings
 from sum_factory.trainer.data.sets import SetSettings, open_set
 from sum_factory.trainer.data.stream import HumanStream
 from sum_factory.trainer.log import read_log
@@ -84,7 +84,7 @@ def training(make_refiner_recipe: MakeRecipe) -> RefinerTraining:
 
 
 def samples_of(recipe: RefinerRecipe, count: int = 3) -> list[Any]:
-    stream = HumanStream([open_set(each) for each in recipe.human], GridSettings(128, recipe.stride, 2, 0))
+    stream = HumanStream([open_set(each) for each in recipe.human], SampleSettings(128, recipe.stride, 2, 0))
     return [stream.load(index, SampleId("human", 0, index)) for index in range(4, 4 + count)]
 
 

@@ -26,7 +26,7 @@ from sum_factory.shared.store.cache import stored_size
 from sum_factory.shared.store.canonical_json import content_id
 from sum_factory.trainer.data.coded import CodedSample
 from sum_factory.trainer.data.grid import valid_cells
-from sum_factory.trainer.data.samples import GridSettings, SampleId, pick, scale_image
+from sum_factory.trainer.data.samples import SampleId, SampleSettings, pick, scale_image
 from sum_factory.trainer.data.survey import survey
 from sum_factory.trainer.methods import Method
 
@@ -57,15 +57,15 @@ class PseudoSet:
     raises ``SourceError`` or ``ImageError`` as ``load`` does.
     """
 
-    def __init__(self, shards: ShardSet, layer: str | None, method: Method, grid: GridSettings) -> None:
+    def __init__(self, shards: ShardSet, layer: str | None, method: Method, settings: SampleSettings) -> None:
         if method.needs_uncertainty and layer is None:
             raise ShardError(f"{shards.storage.url}: this method reads an uncertainty layer, and none is named")
-        if shards.input_side != grid.side:
+        if shards.input_side != settings.side:
             raise ShardError(
                 f"{shards.storage.url}: its masks were made at an input of {shards.input_side} pixels, and the model "
-                f"to be trained takes {grid.side}; label the photos with a SAM of that size"
+                f"to be trained takes {settings.side}; label the photos with a SAM of that size"
             )
-        self.shards, self.method, self.grid = shards, method, grid
+        self.shards, self.method, self.settings = shards, method, settings
         self.layer = layer if method.needs_uncertainty else None
         layers = [MASKS] if self.layer is None else [MASKS, uncertainty_layer(self.layer)]
         if IMAGES in shards.dataset.layers:
@@ -123,9 +123,9 @@ class PseudoSet:
         else:
             image = self._read_original(planned, unit.digests[planned.key])
         first, end = unit.masks.first[index : index + 2].tolist()
-        whole = Frame.whole(self.grid.side, int(unit.masks["height"][first]), int(unit.masks["width"][first]))
+        whole = Frame.whole(self.settings.side, int(unit.masks["height"][first]), int(unit.masks["width"][first]))
         usable = first + np.flatnonzero(unit.usable[first:end])
-        picked = usable[pick(len(usable), self.grid, id)]
+        picked = usable[pick(len(usable), self.settings, id)]
         if self.method.pseudo_labels == "refined":
             labels = self._maps.read(number, picked, "refined")
         else:
@@ -138,10 +138,10 @@ class PseudoSet:
             maps=None if self.layer is None else self._maps.read(number, picked, "u"),
             crops=np.stack([unit.masks[name][picked] for name in CROP_BOX], 1).astype(np.int64),
             whole=whole,
-            stride=self.grid.stride,
+            stride=self.settings.stride,
             certain_loss=self.method.certain_loss,
             certain_sampling=self.method.certain_sampling,
-            valid=valid_cells(whole, self.grid.stride),
+            valid=valid_cells(whole, self.settings.stride),
             task=UNSPECIFIED,
             skipped=end - first - len(usable),
         )
@@ -168,7 +168,7 @@ class PseudoSet:
     def _read_original(self, planned: PhotoFile, digest: str | None) -> Tensor:
         """Read the photo that was labelled, scaled for SAM: uint8 (3, h, w)."""
         name = original_of(self.shards, planned).name
-        return scale_image(decode_image(read_original(self.shards, planned, digest), name), self.grid.side)
+        return scale_image(decode_image(read_original(self.shards, planned, digest), name), self.settings.side)
 
     @property
     def _maps(self) -> LayerReader:

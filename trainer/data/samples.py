@@ -28,9 +28,9 @@ class SampleId:
 
 
 @dataclass(frozen=True)
-class GridSettings:
-    """``side``: pixels of SAM's square input; ``stride``: input pixels a cell of the loss grid; ``masks``: how many
-    random masks of a photo are used at most."""
+class SampleSettings:
+    """How photos become samples. ``side``: pixels of SAM's square input; ``stride``: input pixels a cell of the loss
+    grid; ``masks``: how many random masks of a photo are used at most; ``seed``: what is drawn follows from it."""
 
     side: int
     stride: int
@@ -72,33 +72,33 @@ class TrainingSample:
         )
 
 
-def load_human(human: HumanSet, index: int, id: SampleId, grid: GridSettings) -> TrainingSample:
+def load_human(human: HumanSet, index: int, id: SampleId, settings: SampleSettings) -> TrainingSample:
     """Load a sample with human masks: certain everywhere. Raises ``SourceError`` or ``ImageError``."""
     sample = human.load(index)
     height, width = sample.image.shape[:2]
-    frame = Frame.whole(grid.side, height, width)
+    frame = Frame.whole(settings.side, height, width)
     if 0 in frame.input_size:
         raise ImageError(f"{sample.key}: {width} x {height} is too thin for SAM; cut it up or leave it out")
-    picked = pick(sample.count, grid, id)
-    masks = masks_on_grid(sample.masks_at(picked.tolist()), frame, grid.stride)
+    picked = pick(sample.count, settings, id)
+    masks = masks_on_grid(sample.masks_at(picked.tolist()), frame, settings.stride)
     seen = masks.flatten(1).any(1)
     return TrainingSample(
         id=id,
         key=sample.key,
-        image=scale_image(sample.image, grid.side),
+        image=scale_image(sample.image, settings.side),
         masks=masks[seen],
         certainty=None,
         sampling=None,
-        valid=valid_cells(frame, grid.stride),
+        valid=valid_cells(frame, settings.stride),
         task=sample.task,
         skipped=int((~seen).sum()),
     )
 
 
-def pick(count: int, grid: GridSettings, id: SampleId) -> npt.NDArray[np.int64]:
-    """Return which of ``count`` masks this pass uses, in ascending order: at most ``grid.masks``, drawn at random."""
-    generator = generator_of(grid.seed, "pick", id.stream, id.epoch, id.index)
-    chosen = torch.randperm(count, generator=generator)[: grid.masks]
+def pick(count: int, settings: SampleSettings, id: SampleId) -> npt.NDArray[np.int64]:
+    """Return which of ``count`` masks this pass uses, in ascending order: at most ``settings.masks``, drawn at random."""
+    generator = generator_of(settings.seed, "pick", id.stream, id.epoch, id.index)
+    chosen = torch.randperm(count, generator=generator)[: settings.masks]
     return np.asarray(chosen.sort().values.numpy(), np.int64)
 
 

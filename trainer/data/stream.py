@@ -17,7 +17,7 @@ from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.order import Mix, Order, slots_of
 from sum_factory.trainer.data.prefetch import Prefetcher
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample, load_human
+from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample, load_human
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class HumanStream:
     """All human sets as one stream: photos are drawn from the sets in proportion to their sizes."""
 
     sets: Sequence[HumanSet]
-    grid: GridSettings
+    settings: SampleSettings
 
     @property
     def order(self) -> Order:
         """The order of its samples."""
         content = [[human.task, human.keys] for human in self.sets]
-        return Order(content_id(content), (self._ends[-1],), self.grid.seed)
+        return Order(content_id(content), (self._ends[-1],), self.settings.seed)
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -42,7 +42,7 @@ class HumanStream:
         """Load a sample by its index over all sets."""
         number = bisect_right(self._ends, index)
         before = self._ends[number - 1] if number else 0
-        return load_human(self.sets[number], index - before, id, self.grid)
+        return load_human(self.sets[number], index - before, id, self.settings)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PseudoStream:
     @property
     def order(self) -> Order:
         """The order of its samples."""
-        return Order(self.shards.identity, self.shards.groups, self.shards.grid.seed)
+        return Order(self.shards.identity, self.shards.groups, self.shards.settings.seed)
 
     def load(self, index: int, id: SampleId) -> CodedSample:
         """Load a sample by its index."""

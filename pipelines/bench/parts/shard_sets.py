@@ -38,7 +38,7 @@ from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.coded import CodedSample
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId
+from sum_factory.trainer.data.samples import SampleId, SampleSettings
 from sum_factory.trainer.methods import METHODS
 
 MAPS = uncertainty_layer(REFINEMENT)
@@ -154,8 +154,8 @@ class Loader:
 
     def __init__(self, folder: Path, stride: int = 4, masks: int = 30) -> None:
         self.shards = ShardSet.open(str(folder))
-        grid = GridSettings(self.shards.input_side, stride, masks, 0)
-        self.set = PseudoSet(self.shards, REFINEMENT, METHODS["sum"], grid)
+        settings = SampleSettings(self.shards.input_side, stride, masks, 0)
+        self.set = PseudoSet(self.shards, REFINEMENT, METHODS["sum"], settings)
         self.first = self.shards.reader(MASKS).rows(0).first
 
     def labels(self, index: int, picked: npt.NDArray[np.int64]) -> Labels:
@@ -165,7 +165,7 @@ class Loader:
         return Labels(masks.grid, maps.grid, lambda: (masks.all_values(), maps.all_values()))
 
     def sample(self, index: int, epoch: int) -> CodedSample:
-        """Load a photo with as many of its masks as the grid says, drawn at random: the work of a loading thread."""
+        """Load a photo with as many of its masks as its settings say, drawn at random: the work of a loading thread."""
         return self.set.load(index, SampleId("benchmark", epoch, index))
 
 

@@ -13,14 +13,14 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.kinds.kind import Part
-from sum_factory.shared.shards.reader import Picked, Rows, Source, read_blobs, require_part
+from sum_factory.shared.shards.reader import DataStore, Picked, Rows, read_blobs, require_part
 
 
 @dataclass(frozen=True)
 class TarReader:
     """A ``LayerReader`` of tars; ``rows`` gives the masks of a unit."""
 
-    storage: Source
+    storage: DataStore
     layer: Layer
     rows: Callable[[int], Rows]
 

@@ -21,7 +21,7 @@ from sum_factory.shared.shards.encodings.zarr_array import Array
 from sum_factory.shared.shards.encodings.zarr_forms import Form
 from sum_factory.shared.shards.encodings.zarr_layer import column_prefix, shard_path
 from sum_factory.shared.shards.kinds.kind import Part
-from sum_factory.shared.shards.reader import Picked, Rows, Source, known, read_blobs, require_part
+from sum_factory.shared.shards.reader import DataStore, Picked, Rows, known, read_blobs, require_part
 
 BATCH = 16 << 20
 """Bytes of cells of an array that ``blobs`` holds at once, but for a row that has more."""
@@ -33,7 +33,7 @@ Cells = npt.NDArray[Any]
 class ZarrReader:
     """A ``LayerReader`` of the Zarr shards of a layer's ``form``; ``rows`` gives the masks of a unit."""
 
-    storage: Source
+    storage: DataStore
     layer: Layer
     form: Form
     rows: Callable[[int], Rows]

@@ -22,11 +22,11 @@ from sum_factory.shared.shards.originals import require_old_places
 from sum_factory.shared.shards.reader import WHICH, LayerReader, Picked, Rows
 from sum_factory.shared.shards.selection.plan import (
     REMEDY_FOR_SELECTION,
+    Base,
     SelectionPlan,
-    Source,
+    base_url,
     read_rows_file,
     rows_path,
-    source_url,
     take_images,
     take_rows,
 )
@@ -41,7 +41,7 @@ REMAKE = "delete the selection and make it anew with `labelgen select` or `merge
 def open_shards(url: str, cache: Cache | None = None, photos_from: Relocation = UNMOVED) -> ShardSet:
     """Open what is at ``url`` for reading: a shard set, or a selection. Remote files are read through ``cache``.
 
-    Raises ``ShardError`` if there is neither, or if a source of the selection is not what it was when the selection was
+    Raises ``ShardError`` if there is neither, or if a base of the selection is not what it was when the selection was
     made; ``SettingsError`` if an old place of ``photos_from`` is that of no photo.
     """
     shards = _open(url, cache, photos_from)
@@ -89,7 +89,7 @@ class Selection(ShardSet):
     def origin(self, number: int) -> tuple[ShardSet, int]:
         """Return the shard set that holds the data of a unit, and the unit's number there."""
         unit = self.plan.units[number]
-        return self.bases[unit.source], unit.unit
+        return self.bases[unit.base], unit.unit
 
     def chosen(self, number: int) -> pa.Table | None:
         """Return which rows of the manifests there this unit has, ``image_index`` and ``mask``; None for all."""
@@ -198,7 +198,7 @@ class Selection(ShardSet):
 
     @property
     def cache(self) -> Cache | None:
-        """What data are read through; None if those of all sources are on local disks, or read from where they are."""
+        """What data are read through; None if those of all bases are on local disks, or read from where they are."""
         return next((base.cache for base in self.bases if base.cache is not None), None)
 
     def fetch(self, number: int, layer: str = MASKS) -> None:
@@ -260,32 +260,32 @@ class SelectionReader:
 
 
 def _open_selection(storage: Storage, plan: SelectionPlan, photos_from: Relocation) -> Selection:
-    bases = tuple(_open_source(storage, source) for source in plan.sources)
+    bases = tuple(_open_base(storage, base) for base in plan.bases)
     dataset = Dataset(
         unit_size=max(unit.images for unit in plan.units),
         unit_ids=tuple(unit.id for unit in plan.units),
         image_count=sum(unit.images for unit in plan.units),
-        layers={name: _shared_layer([base.layer(name) for base in bases]) for name in plan.sources[0].layers},
+        layers={name: _shared_layer([base.layer(name) for base in bases]) for name in plan.bases[0].layers},
     )
     return Selection(storage, dataset, plan, bases, photos_from=photos_from)
 
 
-def _open_source(storage: Storage, source: Source) -> ShardSet:
-    """Open a source of the selection at ``storage``. Raises ``ShardError``, naming it, if it is not what it was."""
-    url = source_url(source.url, storage.url)
+def _open_base(storage: Storage, described: Base) -> ShardSet:
+    """Open a base of the selection at ``storage``. Raises ``ShardError``, naming it, if it is not what it was."""
+    url = base_url(described.url, storage.url)
     try:
         base = ShardSet.open(url, storage.cache)
     except ShardError as error:
-        raise ShardError(f"{storage.url}: cannot open a source of this selection: {error}") from error
-    for what in _changed(base, source):
+        raise ShardError(f"{storage.url}: cannot open a base of this selection: {error}") from error
+    for what in _changed(base, described):
         raise ShardError(f"{url}: {what} since the selection {storage.url} was made of it; restore it, or {REMAKE}")
     return base
 
 
-def _changed(base: ShardSet, source: Source) -> Iterator[str]:
-    if base.dataset.id != source.id:
+def _changed(base: ShardSet, described: Base) -> Iterator[str]:
+    if base.dataset.id != described.id:
         yield "its units changed"
-    for name, layer_id in source.layers.items():
+    for name, layer_id in described.layers.items():
         if name not in base.dataset.layers:
             yield f"layer {name} is gone"
         elif base.layer_id(name) != layer_id:

@@ -1,7 +1,7 @@
 """What a selection is: the units that it takes of other shard sets, and their rows (``dataset.json``, ``rows/``).
 
 No data are copied. A unit of a selection is one unit of a shard set, all of it or some rows of its manifests.
-``sources`` are always shard sets that hold data, never selections.
+``bases`` are always shard sets that hold data, never selections.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from sum_factory.shared.store.storage import Storage
 ROWS = "rows"
 """Folder of the files that name the rows of a selection's units."""
 ROWS_SCHEMA = pa.schema([("image_index", pa.int32()), ("mask", pa.int32())])
-"""Columns of a rows file: they name rows of the source's manifests, in their order; ``mask`` is null as there. Of the
+"""Columns of a rows file: they name rows of the base's manifests, in their order; ``mask`` is null as there. Of the
 layer of photos, which has a row an image, they name those of their images."""
 REMEDY_FOR_SELECTION = "restore it, or delete the selection and give the same `labelgen select` or `merge` again"
 _BESIDE = "../"
 
 
 @dataclass(frozen=True)
-class Source:
+class Base:
     """A shard set that a selection takes units of: where it is, the id of its units, and those of the layers taken."""
 
     url: str
@@ -46,13 +46,13 @@ class Source:
 
 @dataclass(frozen=True)
 class ViewUnit:
-    """Unit ``unit`` of source ``source``, or some rows of it.
+    """Unit ``unit`` of base ``base``, or some rows of it.
 
     ``id`` is that of its images, as ``Unit.id``; ``rows`` the SHA-256 of its rows file, or None if all rows are taken;
     ``data`` names for each layer that has the unit the SHA-256 of the data that the rows were chosen from.
     """
 
-    source: int
+    base: int
     unit: int
     id: str
     images: int
@@ -65,15 +65,15 @@ class ViewUnit:
 class SelectionPlan:
     """The content of a selection's ``dataset.json``. ``filter`` says how the rows were chosen, for people."""
 
-    sources: tuple[Source, ...]
+    bases: tuple[Base, ...]
     units: tuple[ViewUnit, ...]
     filter: Mapping[str, Any] | None
 
     @property
     def id(self) -> str:
         """Hash of which masks of which data there are: where these lie, and why they were chosen, does not count."""
-        sources = [[source.id, source.layers] for source in self.sources]
-        return content_id([SELECTION, FORMAT_VERSION, sources, [asdict(unit) for unit in self.units]])
+        bases = [[base.id, base.layers] for base in self.bases]
+        return content_id([SELECTION, FORMAT_VERSION, bases, [asdict(unit) for unit in self.units]])
 
     def to_json(self) -> bytes:
         """Return the content of ``dataset.json``."""
@@ -90,8 +90,8 @@ class SelectionPlan:
                 return None
             require_version(record["format"], name)
             require_seal(data)
-            sources = tuple(Source(**source) for source in record["sources"])
-            plan = cls(sources, tuple(ViewUnit(**unit) for unit in record["units"]), record["filter"])
+            bases = tuple(Base(**base) for base in record["bases"])
+            plan = cls(bases, tuple(ViewUnit(**unit) for unit in record["units"]), record["filter"])
             if plan.id != record["id"]:
                 raise ValueError("its units do not match its id")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -160,15 +160,15 @@ def _keys(rows: pa.Table) -> npt.NDArray[np.int64]:
     return np.asarray((image.astype(np.int64) << 32) + mask + 1)
 
 
-def stored_url(source: str, selection: str) -> str:
-    """Return how a selection names a source: beside itself if both are in one folder, so that both can move."""
-    source, selection = (absolute(url).rstrip("/") for url in (source, selection))
-    (folder, _, name), (own, _, _) = source.rpartition("/"), selection.rpartition("/")
-    return f"{_BESIDE}{name}" if folder == own else source
+def stored_url(base: str, selection: str) -> str:
+    """Return how a selection names a base: beside itself if both are in one folder, so that both can move."""
+    base, selection = (absolute(url).rstrip("/") for url in (base, selection))
+    (folder, _, name), (own, _, _) = base.rpartition("/"), selection.rpartition("/")
+    return f"{_BESIDE}{name}" if folder == own else base
 
 
-def source_url(stored: str, selection: str) -> str:
-    """Undo ``stored_url``: return where a source is, for the selection at ``selection``."""
+def base_url(stored: str, selection: str) -> str:
+    """Undo ``stored_url``: return where a base is, for the selection at ``selection``."""
     if not stored.startswith(_BESIDE):
         return stored
     return f"{absolute(selection).rstrip('/').rpartition('/')[0]}/{stored.removeprefix(_BESIDE)}"

@@ -23,7 +23,7 @@ from sum_factory.trainer.batch import collate
 from sum_factory.trainer.data.coded import CodedSample, look_up
 from sum_factory.trainer.data.grid import BEYOND, valid_cells
 from sum_factory.trainer.data.pseudo import UNSPECIFIED, PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
 from sum_factory.trainer.methods import METHODS
 
 CPU = torch.device("cpu")
@@ -91,7 +91,7 @@ def naive_samples(url: str, method: str, stride: int) -> list[tuple[CodedSample,
     """Load all samples of a shard set, and make each of the blobs as they are stored besides."""
     layer = "refinement" if METHODS[method].needs_uncertainty else None
     shards = ShardSet.open(url)
-    pseudo = PseudoSet(shards, layer, METHODS[method], GridSettings(128, stride, 30, 0))
+    pseudo = PseudoSet(shards, layer, METHODS[method], SampleSettings(128, stride, 30, 0))
     loaded = [pseudo.load(index, SampleId("pseudo", 0, index)) for index in range(len(pseudo))]
     made = []
     images = [(number, image) for number, image in shards.walk() if image.masks]
@@ -205,7 +205,7 @@ def test_sample_carries_one_byte_a_cell(known_shards: Any) -> None:
     sizes = set()
     for stride in (1, 4):
         pseudo = PseudoSet(
-            ShardSet.open(known_shards.url), "refinement", METHODS["sum"], GridSettings(128, stride, 30, 0)
+            ShardSet.open(known_shards.url), "refinement", METHODS["sum"], SampleSettings(128, stride, 30, 0)
         )
         coded = pseudo.load(0, SampleId("pseudo", 0, 0))
         assert coded.maps is not None

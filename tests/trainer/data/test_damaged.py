@@ -18,10 +18,10 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
 from sum_factory.trainer.methods import METHODS
 
-GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
+SETTINGS = SampleSettings(side=128, stride=4, masks=30, seed=0)
 CPU = torch.device("cpu")
 TARS = ("masks/000000.tar", "uncertainty/refinement/000000.tar")
 SHARDS = ("masks.zarr/label/c.0.0.0", "uncertainty/refinement.zarr/u/c.0.0.0",
@@ -33,7 +33,7 @@ SEALED = ("dataset.json", "units/000000.json", "manifest/masks/000000.parquet",
 def train(shards: Path, method: str = "sum", units: int = 1) -> list[TrainingSample]:
     """Open a shard set for training and load the samples of its first units."""
     chosen = METHODS[method]
-    pseudo = PseudoSet(ShardSet.open(str(shards)), "refinement" if chosen.needs_uncertainty else None, chosen, GRID)
+    pseudo = PseudoSet(ShardSet.open(str(shards)), "refinement" if chosen.needs_uncertainty else None, chosen, SETTINGS)
     return [pseudo.load(index, SampleId("pseudo", 0, index)).on(CPU) for index in range(sum(pseudo.groups[:units]))]
 
 
@@ -120,7 +120,7 @@ def test_data_cut_anywhere_are_refused(shards: Path, name: str) -> None:
 @pytest.mark.parametrize("name", TARS)
 def test_data_cut_while_they_are_read_are_refused_or_were_not_needed(shards: Path, name: str) -> None:
     sound, whole = train(shards), (shards / name).read_bytes()
-    pseudo = PseudoSet(ShardSet.open(str(shards)), "refinement", METHODS["sum"], GRID)
+    pseudo = PseudoSet(ShardSet.open(str(shards)), "refinement", METHODS["sum"], SETTINGS)
     refused = []
     for length in sorted({*boundaries(whole), *range(0, len(whole), 509)}, reverse=True):
         os.truncate(shards / name, length)

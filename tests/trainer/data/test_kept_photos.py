@@ -24,16 +24,16 @@ from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId
+from sum_factory.trainer.data.samples import SampleId, SampleSettings
 from sum_factory.trainer.methods import METHODS
 
-GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
+SETTINGS = SampleSettings(side=128, stride=4, masks=30, seed=0)
 FAILED = "shot4"
 CPU = torch.device("cpu")
 
 
 def open_pseudo(folder: Path) -> PseudoSet:
-    return PseudoSet(ShardSet.open(str(folder)), None, METHODS["vanilla"], GRID)
+    return PseudoSet(ShardSet.open(str(folder)), None, METHODS["vanilla"], SETTINGS)
 
 
 def data_path(folder: Path, unit: int) -> Path:
@@ -42,7 +42,7 @@ def data_path(folder: Path, unit: int) -> Path:
 
 
 def scaled(path: Path) -> RgbImage:
-    return resize(decode_image(path.read_bytes(), path.name), GRID.side)
+    return resize(decode_image(path.read_bytes(), path.name), SETTINGS.side)
 
 
 @pytest.fixture(params=["tar", "zarr"])
@@ -50,7 +50,7 @@ def with_photos(request: pytest.FixtureRequest, known_shards: Any, tmp_path: Pat
     """A copy of the known shards with their photos in each encoding, and without a way to the originals."""
     folder = shutil.copytree(known_shards.folder, tmp_path / "with_photos")
     shards = ShardSet.open(str(folder))
-    layer = Layer(IMAGES, request.param, {"side": GRID.side}, {})
+    layer = Layer(IMAGES, request.param, {"side": SETTINGS.side}, {})
     dataset = replace(shards.dataset, layers={**shards.dataset.layers, IMAGES: layer})
     shards.storage.write(DATASET, dataset.to_json())
     for number in range(len(dataset.unit_ids)):
@@ -61,7 +61,7 @@ def with_photos(request: pytest.FixtureRequest, known_shards: Any, tmp_path: Pat
                 writer.add_failure(index, "a photo that nobody could read")
                 continue
             pixels = decode_image(Path(image.url).read_bytes(), image.key)
-            jpeg = encode_photo(resize(pixels, GRID.side))
+            jpeg = encode_photo(resize(pixels, SETTINGS.side))
             writer.add_image(index, (pixels.shape[0], pixels.shape[1]), [jpeg], {}, {})
         writer.commit(shards.storage)
     return folder
@@ -97,7 +97,7 @@ def test_all_but_the_photo_is_as_without_the_layer(with_photos: Path, known_shar
 def test_photos_of_a_selection_are_those_of_its_images(with_photos: Path, tmp_path: Path) -> None:
     select(str(with_photos), str(tmp_path / "selection"), Filter(images=("shot[1357]",)))
     whole = open_pseudo(with_photos)
-    selection = PseudoSet(open_shards(str(tmp_path / "selection")), None, whole.method, whole.grid)
+    selection = PseudoSet(open_shards(str(tmp_path / "selection")), None, whole.method, whole.settings)
     samples = [
         [each.load(index, SampleId("pseudo", 0, 0)) for index in range(len(each))] for each in (selection, whole)
     ]

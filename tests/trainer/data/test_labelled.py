@@ -14,10 +14,10 @@ from sum_factory.shared.sam.refiner import Refiner, save_refiner
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
 from sum_factory.trainer.methods import METHODS
 
-GRID = GridSettings(side=256, stride=4, masks=100, seed=0)
+SETTINGS = SampleSettings(side=256, stride=4, masks=100, seed=0)
 
 
 @pytest.fixture(scope="module", params=["tar", "zarr"])
@@ -45,7 +45,7 @@ def shards(
 
 
 def load_all(shards: ShardSet, method: str) -> list[TrainingSample]:
-    pseudo = PseudoSet(shards, "refinement", METHODS[method], GRID)
+    pseudo = PseudoSet(shards, "refinement", METHODS[method], SETTINGS)
     return [pseudo.load(index, SampleId("pseudo", 0, index)).on(torch.device("cpu")) for index in range(len(pseudo))]
 
 

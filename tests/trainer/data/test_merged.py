@@ -21,7 +21,7 @@ from sum_factory.shared.store.cache import Cache
 from sum_factory.trainer.checkpoint import WEIGHTS
 from sum_factory.trainer.data.order import Order
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
 from sum_factory.trainer.data.stream import PseudoStream
 from sum_factory.trainer.distributed import Ranks
 from sum_factory.trainer.log import read_log
@@ -29,7 +29,7 @@ from sum_factory.trainer.loop import fit, open_stream
 from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.recipe import CheckpointSettings, Recipe
 
-GRID = GridSettings(side=128, stride=4, masks=2, seed=0)
+SETTINGS = SampleSettings(side=128, stride=4, masks=2, seed=0)
 MakeRecipe = Callable[..., Recipe]
 
 
@@ -39,7 +39,7 @@ def quiet(line: str) -> None:
 
 def open_pseudo(url: str, method: str = "sum") -> PseudoSet:
     chosen = METHODS[method]
-    return PseudoSet(open_shards(url), "refinement" if chosen.needs_uncertainty else None, chosen, GRID)
+    return PseudoSet(open_shards(url), "refinement" if chosen.needs_uncertainty else None, chosen, SETTINGS)
 
 
 def load_all(pseudo: PseudoSet) -> list[TrainingSample]:
@@ -94,7 +94,7 @@ def test_samples_of_a_selection_on_an_object_store_come_through_the_cache(
         upload(Path(folder), f"{bucket}/{name}")
     merge([f"{bucket}/tars", f"{bucket}/arrays"], f"{bucket}/selection", say=quiet)
     cache = Cache(tmp_path / "cache", 1 << 24)
-    pseudo = PseudoSet(open_shards(f"{bucket}/selection", cache), "refinement", METHODS["sum"], GRID)
+    pseudo = PseudoSet(open_shards(f"{bucket}/selection", cache), "refinement", METHODS["sum"], SETTINGS)
     for group in range(len(pseudo.groups)):
         pseudo.bring(group, data=True)
     held = {path for path in (tmp_path / "cache").rglob("*") if path.is_file()}

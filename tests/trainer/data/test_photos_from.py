@@ -23,20 +23,20 @@ from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId
+from sum_factory.trainer.data.samples import SampleId, SampleSettings
 from sum_factory.trainer.log import read_log
 from sum_factory.trainer.loop import fit
 from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.recipe import CheckpointSettings, Recipe
 from sum_factory.trainer.settings import read_settings
 
-GRID = GridSettings(side=128, stride=4, masks=2, seed=0)
+SETTINGS = SampleSettings(side=128, stride=4, masks=2, seed=0)
 OLD = "/gone/photos"
 MakeRecipe = Callable[..., Recipe]
 
 
 def open_pseudo(url: Path | str, photos_from: Relocation = UNMOVED) -> PseudoSet:
-    return PseudoSet(open_shards(str(url), photos_from=photos_from), None, METHODS["vanilla"], GRID)
+    return PseudoSet(open_shards(str(url), photos_from=photos_from), None, METHODS["vanilla"], SETTINGS)
 
 
 def images_of(pseudo: PseudoSet) -> list[torch.Tensor]:

@@ -20,12 +20,12 @@ from sum_factory.trainer.data import order as order_module
 from sum_factory.trainer.data.order import Mix, Order
 from sum_factory.trainer.data.prefetch import Prefetcher
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId
+from sum_factory.trainer.data.samples import SampleId, SampleSettings
 from sum_factory.trainer.data.sets import open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
 from sum_factory.trainer.methods import METHODS
 
-GRID = GridSettings(side=128, stride=4, masks=2, seed=0)
+SETTINGS = SampleSettings(side=128, stride=4, masks=2, seed=0)
 PLENTY = 1 << 24
 CPU = torch.device("cpu")
 
@@ -60,7 +60,7 @@ def data_reads(monkeypatch: pytest.MonkeyPatch, object_store: str) -> list[str]:
 
 def open_pseudo(url: str, cache: Cache | None, method: str = "vanilla") -> PseudoSet:
     layer = "refinement" if METHODS[method].needs_uncertainty else None
-    return PseudoSet(ShardSet.open(url, cache), layer, METHODS[method], GRID)
+    return PseudoSet(ShardSet.open(url, cache), layer, METHODS[method], SETTINGS)
 
 
 def order_of(pseudo: PseudoSet) -> Order:
@@ -121,7 +121,7 @@ def test_batches_without_a_sample_of_the_shards_do_not_end_it(
     remote: str, human_sets: Any, tmp_path: Path, data_reads: list[str]
 ) -> None:
     pseudo = open_pseudo(remote, Cache(tmp_path / "cache", PLENTY))
-    human = HumanStream([open_set(settings) for settings in human_sets], GRID)
+    human = HumanStream([open_set(settings) for settings in human_sets], SETTINGS)
     mix, order = Mix(1, 1), order_of(pseudo)
     steps = 2 * len(order) + 1  # the last one, of one sample, is human
     stream = MixedStream({"human": human, "pseudo": PseudoStream(pseudo)}, mix, 1, threads=1, steps_ahead=0)

@@ -17,15 +17,15 @@ from torch import Tensor
 from sum_factory.shared.errors import ImageError, ShardError, SourceError
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
 from sum_factory.trainer.methods import METHODS
 
-GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
+SETTINGS = SampleSettings(side=128, stride=4, masks=30, seed=0)
 CELLS = 32
 CPU = torch.device("cpu")
 
 
-def open_pseudo(url: str, method: str, grid: GridSettings = GRID) -> PseudoSet:
+def open_pseudo(url: str, method: str, grid: SampleSettings = SETTINGS) -> PseudoSet:
     chosen = METHODS[method]
     layer = "refinement" if chosen.needs_uncertainty else None
     return PseudoSet(ShardSet.open(url), layer, chosen, grid)
@@ -162,7 +162,7 @@ def test_images_without_masks_and_unreadable_ones_are_no_samples(known_shards: A
 
 
 def test_few_masks_are_picked_by_the_sample_alone(known_shards: Any) -> None:
-    two = GridSettings(side=128, stride=4, masks=2, seed=0)
+    two = SampleSettings(side=128, stride=4, masks=2, seed=0)
     everything = load_all(open_pseudo(known_shards.url, "vanilla"))
     first = load_all(open_pseudo(known_shards.url, "vanilla", two))
     again = load_all(open_pseudo(known_shards.url, "vanilla", two))
@@ -176,7 +176,7 @@ def test_few_masks_are_picked_by_the_sample_alone(known_shards: Any) -> None:
 
 
 def test_certainty_goes_with_the_mask_that_is_picked(known_shards: Any) -> None:
-    one = GridSettings(side=128, stride=4, masks=1, seed=3)
+    one = SampleSettings(side=128, stride=4, masks=1, seed=3)
     everything = load_all(open_pseudo(known_shards.url, "sum"))
     for key, sample in load_all(open_pseudo(known_shards.url, "sum", one)).items():
         if len(sample) == 0:
@@ -191,7 +191,7 @@ def test_certainty_goes_with_the_mask_that_is_picked(known_shards: Any) -> None:
 def test_samples_at_a_finer_grid_keep_their_shape(known_shards: Any) -> None:
     coarse = load_all(open_pseudo(known_shards.url, "sum"))
     for stride in (1, 2):
-        fine = load_all(open_pseudo(known_shards.url, "sum", GridSettings(128, stride, 30, 0)))
+        fine = load_all(open_pseudo(known_shards.url, "sum", SampleSettings(128, stride, 30, 0)))
         for key, sample in fine.items():
             height, width = sample.image.shape[1:]
             assert sample.valid == (-(-height // stride), -(-width // stride))
@@ -225,9 +225,9 @@ def test_changed_photo_is_refused(known_shards: Any) -> None:
 def test_missing_layer_is_refused_and_those_there_are_listed(known_shards: Any) -> None:
     shards = ShardSet.open(known_shards.url)
     with pytest.raises(ShardError, match=r"no layer 'uncertainty/other'; there are .*uncertainty/refinement"):
-        PseudoSet(shards, "other", METHODS["sum"], GRID)
+        PseudoSet(shards, "other", METHODS["sum"], SETTINGS)
     with pytest.raises(ShardError, match="reads an uncertainty layer, and none is named"):
-        PseudoSet(shards, None, METHODS["sum"], GRID)
+        PseudoSet(shards, None, METHODS["sum"], SETTINGS)
 
 
 def test_unit_that_the_layer_lacks_is_refused(known_shards: Any, tmp_path: Path) -> None:
@@ -292,4 +292,4 @@ def test_other_units_make_another_set(known_shards: Any, tmp_path: Path) -> None
 
 def test_masks_of_another_input_size_are_refused(known_shards: Any) -> None:
     with pytest.raises(ShardError, match=r"input of 128 pixels.* 64"):
-        open_pseudo(known_shards.url, "vanilla", GridSettings(side=64, stride=4, masks=3, seed=0))
+        open_pseudo(known_shards.url, "vanilla", SampleSettings(side=64, stride=4, masks=3, seed=0))

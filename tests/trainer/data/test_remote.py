@@ -16,20 +16,20 @@ from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.store.cache import COPY, Cache
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
 from sum_factory.trainer.distributed import Ranks
 from sum_factory.trainer.loop import open_stream
 from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.recipe import CacheSettings, Recipe
 from sum_factory.trainer.settings import read_settings
 
-GRID = GridSettings(side=128, stride=4, masks=2, seed=0)
+SETTINGS = SampleSettings(side=128, stride=4, masks=2, seed=0)
 CPU = torch.device("cpu")
 
 
 def open_pseudo(url: str, cache: Cache | None, method: str = "sum") -> PseudoSet:
     layer = "refinement" if METHODS[method].needs_uncertainty else None
-    return PseudoSet(ShardSet.open(url, cache), layer, METHODS[method], GRID)
+    return PseudoSet(ShardSet.open(url, cache), layer, METHODS[method], SETTINGS)
 
 
 def load_all(pseudo: PseudoSet, epoch: int = 0) -> list[TrainingSample]:

@@ -14,19 +14,19 @@ from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.selection.opened import Selection, open_shards
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample
+from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
 from sum_factory.trainer.distributed import Ranks
 from sum_factory.trainer.loop import open_stream
 from sum_factory.trainer.methods import METHODS
 
-GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
+SETTINGS = SampleSettings(side=128, stride=4, masks=30, seed=0)
 MOST = 0.5
 """Maps of random levels have means on both sides of it."""
 
 
 def open_pseudo(url: str, method: str) -> PseudoSet:
     chosen = METHODS[method]
-    return PseudoSet(open_shards(url), "refinement" if chosen.needs_uncertainty else None, chosen, GRID)
+    return PseudoSet(open_shards(url), "refinement" if chosen.needs_uncertainty else None, chosen, SETTINGS)
 
 
 def load_all(pseudo: PseudoSet) -> dict[str, TrainingSample]:

@@ -23,12 +23,12 @@ from sum_factory.trainer.data.grid import masks_on_grid, valid_cells
 from sum_factory.trainer.data.human import FolderPairs, HumanSample
 from sum_factory.trainer.data.order import Mix
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId, TrainingSample, load_human, pick
+from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample, load_human, pick
 from sum_factory.trainer.data.sets import SetSettings, open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
 from sum_factory.trainer.methods import METHODS
 
-GRID = GridSettings(side=128, stride=4, masks=2, seed=5)
+SETTINGS = SampleSettings(side=128, stride=4, masks=2, seed=5)
 CPU = torch.device("cpu")
 
 
@@ -61,7 +61,7 @@ def stripes() -> MadeUp:
 def test_at_most_so_many_masks_are_picked_in_their_order(stripes: MadeUp) -> None:
     sizes = []
     for masks in (1, 3, 10, 30):
-        grid = dataclasses.replace(GRID, masks=masks)
+        grid = dataclasses.replace(SETTINGS, masks=masks)
         picked = pick(10, grid, id_of())
         assert len(set(picked.tolist())) == len(picked) == min(masks, 10)
         assert picked.tolist() == sorted(picked.tolist())
@@ -70,11 +70,11 @@ def test_at_most_so_many_masks_are_picked_in_their_order(stripes: MadeUp) -> Non
         assert torch.equal(sample.masks, expected)
         sizes.append(len(sample))
     assert sizes == [1, 3, 10, 10]
-    assert pick(0, GRID, id_of()).shape == (0,)
+    assert pick(0, SETTINGS, id_of()).shape == (0,)
 
 
 def test_pick_depends_on_seed_stream_epoch_and_sample_alone() -> None:
-    grid = dataclasses.replace(GRID, masks=5)
+    grid = dataclasses.replace(SETTINGS, masks=5)
     picked = pick(40, grid, id_of()).tolist()
     assert pick(40, dataclasses.replace(grid, stride=1), id_of()).tolist() == picked
     others = [
@@ -87,13 +87,13 @@ def test_pick_depends_on_seed_stream_epoch_and_sample_alone() -> None:
 
 
 def test_each_mask_is_as_likely_as_any_other() -> None:
-    grid = dataclasses.replace(GRID, masks=3)
+    grid = dataclasses.replace(SETTINGS, masks=3)
     counts = np.bincount(np.concatenate([pick(10, grid, id_of(index)) for index in range(2000)]), minlength=10)
     assert np.abs(counts - 600).max() < 6 * np.sqrt(2000 * 0.3 * 0.7)
 
 
 def test_human_sample_is_trusted_everywhere_and_knows_its_task_and_valid_cells(stripes: MadeUp) -> None:
-    sample = load_human(stripes, 0, id_of(), GRID)
+    sample = load_human(stripes, 0, id_of(), SETTINGS)
     assert (sample.certainty, sample.sampling, sample.task, sample.skipped) == (None, None, 2, 0)
     assert sample.image.shape == (3, 102, 128)
     assert sample.valid == valid_cells(Frame.whole(128, 80, 100), 4) == (26, 32)
@@ -105,26 +105,26 @@ def test_mask_without_a_cell_is_left_out_and_counted(stripes: MadeUp) -> None:
     masks[0] = False
     masks[1] = False
     masks[1, 40, 50] = True  # one pixel of 80 x 100 is no half of a cell
-    sample = load_human(dataclasses.replace(stripes, masks=masks), 0, id_of(), dataclasses.replace(GRID, masks=9))
+    sample = load_human(dataclasses.replace(stripes, masks=masks), 0, id_of(), dataclasses.replace(SETTINGS, masks=9))
     assert (len(sample), sample.skipped) == (1, 2)
-    none = load_human(dataclasses.replace(stripes, masks=masks[:2]), 0, id_of(), GRID)
+    none = load_human(dataclasses.replace(stripes, masks=masks[:2]), 0, id_of(), SETTINGS)
     assert (len(none), none.skipped) == (0, 2)
 
 
 def test_photo_too_thin_for_sam_is_named() -> None:
     thin = MadeUp(np.ones((1, 1, 600), bool), np.zeros((1, 600, 3), np.uint8))
     with pytest.raises(ImageError, match="made up: 600 x 1 is too thin for SAM"):
-        load_human(thin, 0, id_of(), GRID)
+        load_human(thin, 0, id_of(), SETTINGS)
 
 
 @pytest.fixture
 def human(human_sets: tuple[SetSettings, ...]) -> HumanStream:
-    return HumanStream([open_set(each) for each in human_sets], GRID)
+    return HumanStream([open_set(each) for each in human_sets], SETTINGS)
 
 
 @pytest.fixture
 def pseudo(known_shards: Any) -> PseudoStream:
-    return PseudoStream(PseudoSet(ShardSet.open(known_shards.url), "refinement", METHODS["sum"], GRID))
+    return PseudoStream(PseudoSet(ShardSet.open(known_shards.url), "refinement", METHODS["sum"], SETTINGS))
 
 
 def test_sets_follow_one_another_in_the_stream(human: HumanStream) -> None:
@@ -140,8 +140,8 @@ def test_orders_name_what_is_in_the_stream(human: HumanStream, pseudo: PseudoStr
     assert pseudo.order.groups == (2, 1, 3, 1)
     assert human.order.seed == pseudo.order.seed == 5
     assert human.sets[0].keys is human.sets[0].keys, "a list of all keys for every sample would be slow"
-    fewer = HumanStream([*human.sets[:1]], GRID)
-    swapped = HumanStream([*human.sets[::-1]], GRID)
+    fewer = HumanStream([*human.sets[:1]], SETTINGS)
+    swapped = HumanStream([*human.sets[::-1]], SETTINGS)
     assert len({human.order.identity, fewer.order.identity, swapped.order.identity}) == 3
 
 
@@ -196,7 +196,7 @@ def test_photo_without_usable_masks_is_a_sample_without_masks(human: HumanStream
 def test_sample_that_cannot_be_read_stops_the_stream_and_is_named(human_folder: Path, tmp_path: Path) -> None:
     """It is not replaced by another, which would pair one photo with the masks of the next."""
     folder = shutil.copytree(human_folder, tmp_path / "human")
-    stream = HumanStream([FolderPairs(folder / "images", folder / "salient", 1)], GRID)
+    stream = HumanStream([FolderPairs(folder / "images", folder / "salient", 1)], SETTINGS)
     for name, content, message in (
         ("images/photo3.png", b"no image", r"photo3\.png: not an image"),
         ("salient/photo3.png", b"", r"salient/photo3\.png: the file is empty"),
@@ -242,6 +242,6 @@ def test_label_map_without_masks_is_a_sample_without_masks(tmp_path: Path) -> No
         )
     from sum_factory.trainer.data.human import LabelMaps
 
-    sample = load_human(LabelMaps(tmp_path / "images", tmp_path / "labels", 3), 0, id_of(), GRID)
+    sample = load_human(LabelMaps(tmp_path / "images", tmp_path / "labels", 3), 0, id_of(), SETTINGS)
     assert len(sample) == 0
     assert sample.masks.shape == (0, 32, 32)

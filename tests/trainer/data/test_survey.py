@@ -18,17 +18,17 @@ from sum_factory.shared.shards.reader import WHICH
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.samples import GridSettings, SampleId
+from sum_factory.trainer.data.samples import SampleId, SampleSettings
 from sum_factory.trainer.data.survey import survey
 from sum_factory.trainer.methods import METHODS
 
-GRID = GridSettings(side=128, stride=4, masks=30, seed=0)
+SETTINGS = SampleSettings(side=128, stride=4, masks=30, seed=0)
 MAPS = "uncertainty/refinement"
 
 
 def open_pseudo(url: str, method: str) -> PseudoSet:
     layer = "refinement" if METHODS[method].needs_uncertainty else None
-    return PseudoSet(ShardSet.open(url), layer, METHODS[method], GRID)
+    return PseudoSet(ShardSet.open(url), layer, METHODS[method], SETTINGS)
 
 
 @pytest.fixture
