@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from sum_factory.shared.placement import Frame
@@ -57,6 +58,13 @@ def labelled_images(table: pa.Table) -> list[LabelledImage]:
         labelled.append(LabelledImage(rows[0]["image"], rows[0]["image_index"], masks=masks, first=first, **told))
         first += len(masks)
     return labelled
+
+
+def digests_of(table: pa.Table) -> dict[str, str | None]:
+    """Return the SHA-256 of each image's file, by its key, from the manifest of masks; None where none was read."""
+    _, first = np.unique(table["image_index"].to_numpy(), return_index=True)
+    images = table.select(["image", "digest"]).take(pa.array(first))
+    return dict(zip(images["image"].to_pylist(), images["digest"].to_pylist(), strict=True))
 
 
 def uncertainty_rows(table: pa.Table, images: int) -> tuple[tuple[UncertaintyRow, ...], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
 from sum_factory.shared.shards.kinds import kinds, parts_of
 from sum_factory.shared.shards.kinds.kind import Part
+from sum_factory.shared.shards.labelled import digests_of
 from sum_factory.shared.shards.manifest import UnitRecord
 from sum_factory.shared.store.storage import Storage
 
@@ -38,6 +39,8 @@ class Rows:
     record: UnitRecord
     first: npt.NDArray[np.int64]
     columns: Mapping[str, npt.NDArray[np.generic]]
+    digests: Mapping[str, str | None] = field(default_factory=dict)
+    """The SHA-256 of the file of each image, by its key, if they are those of a whole manifest of masks."""
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -57,7 +60,8 @@ class Rows:
         index = np.asarray(columns["image_index"], np.int64)
         if (np.diff(index) < 0).any() or (index < 0).any() or (index >= record.images).any():
             raise ShardError(f"{name}: its rows are not in the order of the images; delete it and run again")
-        return cls(record, np.searchsorted(index, np.arange(record.images + 1)), columns)
+        digests = digests_of(table) if {"image", "digest"} <= {*table.column_names} else {}
+        return cls(record, np.searchsorted(index, np.arange(record.images + 1)), columns, digests)
 
 
 def _as_numbers(column: pa.ChunkedArray, kind: pa.DataType) -> npt.NDArray[np.generic]:

@@ -35,7 +35,7 @@ from sum_factory.shared.shards.encoding import data_files, open_reader
 from sum_factory.shared.shards.kinds import kind_of, parts_of
 from sum_factory.shared.shards.labelled import LabelledImage as LabelledImage
 from sum_factory.shared.shards.labelled import UncertaintyRow as UncertaintyRow
-from sum_factory.shared.shards.labelled import labelled_images, uncertainty_rows
+from sum_factory.shared.shards.labelled import digests_of, labelled_images, uncertainty_rows
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path, read_manifest, read_record
 from sum_factory.shared.shards.reader import LayerReader, Rows
 from sum_factory.shared.store.cache import Cache
@@ -190,8 +190,7 @@ class ShardSet:
 
         None stands for a file that could not be read.
         """
-        table, _ = self.manifest(number, MASKS, ("image", "digest"))
-        return dict(zip(table["image"].to_pylist(), table["digest"].to_pylist(), strict=True))
+        return digests_of(self.manifest(number, MASKS, ("image_index", "image", "digest"))[0])
 
     def reader(self, layer: str = MASKS) -> LayerReader:
         """Return what reads a layer. Raises ``ShardError`` if there is no such layer, or nothing reads its encoding."""

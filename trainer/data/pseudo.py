@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -35,13 +35,12 @@ UNSPECIFIED = TASKS.index("unspecified")
 
 @dataclass(frozen=True)
 class _Unit:
-    """A unit's plan and manifests: its images, the SHA-256 of their files, all masks, and which of them can be used.
+    """A unit's plan and manifests: its images, all masks, and which of them can be used.
 
     A mask whose map is missing cannot: its doubt is unknown, which does not mean that there is none.
     """
 
     planned: tuple[PhotoFile, ...]
-    digests: Mapping[str, str | None]
     masks: Rows
     usable: npt.NDArray[np.bool_]
 
@@ -121,7 +120,7 @@ class PseudoSet:
         if IMAGES in self.layer_ids:
             image = torch.from_numpy(read_photo(self.shards, number, index))
         else:
-            image = self._read_original(planned, unit.digests[planned.key])
+            image = self._read_original(planned, unit.masks.digests[planned.key])
         first, end = unit.masks.first[index : index + 2].tolist()
         whole = Frame.whole(self.settings.side, int(unit.masks["height"][first]), int(unit.masks["width"][first]))
         usable = first + np.flatnonzero(unit.usable[first:end])
@@ -155,8 +154,7 @@ class PseudoSet:
         usable = np.ones(len(masks), np.bool_)
         if self.layer is not None:
             usable = known(rows[uncertainty_layer(self.layer)], np.arange(len(masks)))
-        number = surveyed.number
-        return _Unit(self.shards.unit(number).images, self.shards.digests(number), masks, usable)
+        return _Unit(self.shards.unit(surveyed.number).images, masks, usable)
 
     def _find_originals(self) -> None:
         """Read a photo of the first, the middle and the last unit: a run should not find out later that all moved."""

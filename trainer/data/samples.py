@@ -96,7 +96,7 @@ def load_human(human: HumanSet, index: int, id: SampleId, settings: SampleSettin
 
 
 def pick(count: int, settings: SampleSettings, id: SampleId) -> npt.NDArray[np.int64]:
-    """Return which of ``count`` masks this pass uses, in ascending order: at most ``settings.masks``, drawn at random."""
+    """Return which of ``count`` masks this pass uses, in ascending order: at most ``settings.masks``, at random."""
     generator = generator_of(settings.seed, "pick", id.stream, id.epoch, id.index)
     chosen = torch.randperm(count, generator=generator)[: settings.masks]
     return np.asarray(chosen.sort().values.numpy(), np.int64)
