@@ -56,7 +56,7 @@ def masks_of(shards: str | Path) -> dict[str, list[tuple[Any, ...]]]:
     found = {}
     for number, image in opened.walk():
         rows = [{**row, "offset": 0, "image_index": 0} for row in image.masks]
-        found[image.key] = list(zip(rows, opened.label_frames(number, image), strict=True))
+        found[image.key] = list(zip(rows, opened.label_blobs(number, image), strict=True))
     return found
 
 
