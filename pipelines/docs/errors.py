@@ -47,7 +47,9 @@ def errors_page() -> str:
 
 def error_classes() -> dict[str, type[errors.SumError]]:
     """Return the classes of errors in the order in which they are defined."""
-    return {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
+    return {
+        name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, errors.SumError)
+    }
 
 
 def messages_by_error() -> Mapping[str, list[str]]:
