@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -78,13 +78,13 @@ def markdown_table(rows: pa.Table, rounds: Sequence[int] | None = None) -> str:
     last = int(pc.max(rows["round"]).as_py())
     shown = sorted({*SHOWN, last}) if rounds is None else rounds
     keys = [f"{metric}@{number}" for metric in METRICS for number in shown if number <= last]
-    lines = [_line(["task", "set", *keys]), _line(["---", "---", *["---:"] * len(keys)])]
+    lines = [table_row(["task", "set", *keys]), table_row(["---", "---", *["---:"] * len(keys)])]
     for group, values in groups.items():
         inside = [name for name in means if tasks[name] == group] if group != ALL else []
-        lines += [_line([group, name, *_percent(means[name], keys)]) for name in inside]
+        lines += [table_row([group, name, *_percent(means[name], keys)]) for name in inside]
         count = len(inside) or len(means)
         title = f"mean of {count} set{'s' * (count > 1)}"
-        lines.append(_line([f"**{group}**", f"**{title}**", *[f"**{cell}**" for cell in _percent(values, keys)]]))
+        lines.append(table_row([f"**{group}**", f"**{title}**", *[f"**{cell}**" for cell in _percent(values, keys)]]))
     return "\n".join(lines)
 
 
@@ -92,8 +92,9 @@ def _percent(values: Mapping[str, float], keys: Sequence[str]) -> list[str]:
     return [f"{100 * values[key]:.2f}" for key in keys]
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def table_row(cells: Iterable[object]) -> str:
+    """Return a row of a table in Markdown."""
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def report_text(results: Sequence[SetScores], rounds: Sequence[int] | None = None) -> str:

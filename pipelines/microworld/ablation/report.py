@@ -19,7 +19,7 @@ from sum_factory.pipelines.microworld.ablation.studies import STUDIES, study_cha
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
 from sum_factory.shared.errors import SourceError
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.evaluate.report import ALL
+from sum_factory.trainer.evaluate.report import ALL, table_row
 
 GROUPS = (*SCENE_TASKS, ALL)
 IMAGES_FOLDER, CALIBRATION, PICTURES = "images", "ablation_calibration.svg", "ablation.jpg"
@@ -284,8 +284,7 @@ def fill(page: str, blocks: dict[str, str], name: str) -> str:
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """Return a table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(map(table_row, [header, ["---"] * len(header), *rows]))
 
 
 def percent(share: float) -> str:
