@@ -65,6 +65,10 @@ class Ranks:
             distributed.barrier()
 
 
+ALONE = Ranks(0, 1, torch.device("cpu"))
+"""One process that shares its steps with no other."""
+
+
 @contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
     """Join the processes that ``torchrun`` started; ``device`` "auto" gives each process a GPU of its own, if any."""

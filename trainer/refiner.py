@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +28,6 @@ from sum_factory.shared.sam.runtime import pick_device
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.batch import Batch, collate
-from sum_factory.trainer.checkpoint import Checkpoints
 from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.order import Mix
 from sum_factory.trainer.data.samples import SampleSettings, TrainingSample
@@ -40,7 +38,8 @@ from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer, set_learning_rate, take_step
 from sum_factory.trainer.prompts import boxes_of, cells_to_input, sample_cells
 from sum_factory.trainer.recipe import CHECKED, CheckpointSettings
-from sum_factory.trainer.run import Run
+from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.loop import Run, software
 
 REFINER = "refiner.safetensors"
 
@@ -250,12 +249,7 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
     say(f"{what}: {len(human.order)} photos, {recipe.steps} steps, from step {first}")
     stream = MixedStream({"human": human}, Mix(1, 0), recipe.batch, threads=recipe.data_threads)
     run.go_on(first, stream, training.step)
-    provenance = {
-        "run": identity,
-        "steps": recipe.steps,
-        "software": f"sum-factory {version('sum-factory')}, torch {version('torch')}",
-    }
-    save_refiner(out / REFINER, refiner, loaded, provenance)
+    save_refiner(out / REFINER, refiner, loaded, {"run": identity, "steps": recipe.steps, "software": software()})
     return out / REFINER
 
 

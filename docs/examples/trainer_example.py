@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from sum_factory.trainer.loop import fit
+from sum_factory.trainer.fit import fit
 from sum_factory.trainer.recipe import Recipe
 
 masks = {"kind": "folder-pairs", "images": "human/photos", "masks": "human/masks", "task": "salient"}

@@ -34,7 +34,7 @@ from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluate.report import summarise
 from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
 from sum_factory.trainer.evaluate.settings import Protocol
-from sum_factory.trainer.loop import fit_on_ranks
+from sum_factory.trainer.fit import fit_on_ranks
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import RefinerRecipe, train_refiner
 from sum_factory.trainer.settings import read_settings

@@ -58,7 +58,7 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
     "trainer": {
         "trainer.settings": ("read_settings", "built_in_names"),
         "trainer.recipe": ("Recipe",),
-        "trainer.loop": ("fit", "fit_on_ranks", "FitSummary"),
+        "trainer.fit": ("fit", "fit_on_ranks", "FitSummary"),
         "trainer.refiner": ("train_refiner", "RefinerRecipe"),
         "trainer.methods": ("Method",),
         "trainer.losses": ("focal_loss", "dice_loss", "mask_loss", "LossSettings"),

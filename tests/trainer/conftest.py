@@ -25,7 +25,7 @@ from sum_factory.shared.shards.encoding import write_shared_files
 from sum_factory.shared.shards.shard_set import MASKS
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer import loop
+from sum_factory.trainer import fit as module
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import CheckpointSettings, Recipe
@@ -40,7 +40,7 @@ Map = npt.NDArray[np.float32]
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have runs train in the process of the tests, whose ``tiny`` no other knows."""
-    monkeypatch.setattr(loop, "usable_cores", lambda: 1)
+    monkeypatch.setattr(module, "usable_cores", lambda: 1)
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from sum_factory.shared.errors import CheckpointError, DivergedError
 from sum_factory.shared.sam.checkpoint import LoadedSam, read_header
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
-from sum_factory.trainer import loop
-from sum_factory.trainer.checkpoint import Checkpoints
-from sum_factory.trainer.loop import fit
+from sum_factory.trainer import fit as module
+from sum_factory.trainer.fit import fit
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer, take_step
 from sum_factory.trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.trainer.run.checkpoints import Checkpoints
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -38,7 +38,7 @@ def test_gradient_that_is_no_number_changes_nothing(value: float) -> None:
 def test_run_stops_at_a_loss_that_is_no_number_and_keeps_its_checkpoint(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collate = loop.collate
+    collate = module.collate
     calls = []
 
     def spoiled(samples: Any, *rest: Any) -> Any:
@@ -48,7 +48,7 @@ def test_run_stops_at_a_loss_that_is_no_number_and_keeps_its_checkpoint(
             batch.images[:] = float("nan")
         return batch
 
-    monkeypatch.setattr(loop, "collate", spoiled)
+    monkeypatch.setattr(module, "collate", spoiled)
     recipe = make_recipe(steps=4, method="human-only", checkpoint=CheckpointSettings(every=1, keep=9), micro_batch=8)
     with pytest.raises(DivergedError, match=r"step 3: "):
         fit(recipe, tmp_path, say=lambda _: None)
@@ -60,7 +60,7 @@ def test_run_stops_at_a_loss_that_is_no_number_and_keeps_its_checkpoint(
 @pytest.fixture
 def sum_weights(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
     """Makes every run start from a model with a task prompt that was trained for parts; the table."""
-    load_sam = loop.load_sam
+    load_sam = module.load_sam
     table = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
 
     def load(*arguments: Any) -> LoadedSam:
@@ -69,7 +69,7 @@ def sum_weights(monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
         prompt.load_state_dict({"weight": table})
         return LoadedSam(plain.sam, plain.architecture, plain.sha256, prompt, ("part",))
 
-    monkeypatch.setattr(loop, "load_sam", load)
+    monkeypatch.setattr(module, "load_sam", load)
     return table
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sum_factory.trainer.log import LOG, RunLog, read_log
+from sum_factory.trainer.run.log import LOG, RunLog, read_log
 
 VALUES = {"loss": 0.5, "masks": 3, "iou": [0.25, 0.75]}
 

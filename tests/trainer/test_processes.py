@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sum_factory.trainer import loop
-from sum_factory.trainer.checkpoint import Checkpoints
+from sum_factory.trainer import fit as module
 from sum_factory.trainer.distributed import run_on_ranks
-from sum_factory.trainer.loop import PROCESS_BYTES, FitSummary, choose_processes, fit_on_ranks
+from sum_factory.trainer.fit import PROCESS_BYTES, FitSummary, choose_processes, fit_on_ranks
 from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.run.checkpoints import Checkpoints
 
 Calls = list[tuple[int, int]]
 
@@ -32,9 +32,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         return FitSummary(0, 1, 1.0, 0.0)
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setattr(loop, "run_on_ranks", run)
-    monkeypatch.setattr(loop, "fit", fit)
-    monkeypatch.setattr(loop, "usable_cores", lambda: 4)
+    monkeypatch.setattr(module, "run_on_ranks", run)
+    monkeypatch.setattr(module, "fit", fit)
+    monkeypatch.setattr(module, "usable_cores", lambda: 4)
     return calls
 
 
@@ -51,9 +51,9 @@ def test_a_core_each_as_far_as_micro_batches_go(
 
 
 def test_no_more_than_fit_into_the_memory(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "usable_memory", lambda: 3 * PROCESS_BYTES)
+    monkeypatch.setattr(module, "usable_memory", lambda: 3 * PROCESS_BYTES)
     assert choose_processes(recipe, tmp_path, 6) == 2  # the weights take some
-    monkeypatch.setattr(loop, "usable_memory", lambda: 1)
+    monkeypatch.setattr(module, "usable_memory", lambda: 1)
     assert choose_processes(recipe, tmp_path, 6) == 1
 
 

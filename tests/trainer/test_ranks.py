@@ -16,12 +16,12 @@ import yaml
 from pydantic import TypeAdapter
 
 from sum_factory.shared.sam.architecture import ARCHITECTURES
-from sum_factory.trainer.checkpoint import Checkpoints
 from sum_factory.trainer.distributed import Ranks, join_ranks
-from sum_factory.trainer.log import read_log
-from sum_factory.trainer.loop import fit
+from sum_factory.trainer.fit import fit
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.log import read_log
 
 ONE_OF_TWO = """
 import sys

@@ -22,15 +22,15 @@ from sum_factory.shared.sam.checkpoint import HEADER, LoadedSam, load_sam
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, POSITIVE
 from sum_factory.shared.sam.refiner import Refiner, load_refiner
 from sum_factory.trainer import refiner as training_module
-from sum_factory.trainer.checkpoint import Checkpoints
 from sum_factory.trainer.data.samples import SampleId, SampleSettings
 from sum_factory.trainer.data.sets import SetSettings, open_set
 from sum_factory.trainer.data.stream import HumanStream
-from sum_factory.trainer.log import read_log
 from sum_factory.trainer.losses import LossSettings, mask_loss
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer
 from sum_factory.trainer.recipe import CheckpointSettings
 from sum_factory.trainer.refiner import REFINER, RefinerRecipe, RefinerTraining, make_pairs, train_refiner
+from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.log import read_log
 
 MakeRecipe = Callable[..., RefinerRecipe]
 

@@ -22,17 +22,18 @@ from torch import Tensor
 
 from sum_factory.shared.errors import CheckpointError, SettingsDifferError
 from sum_factory.shared.sam.architecture import ARCHITECTURES
-from sum_factory.trainer import checkpoint as checkpoint_module
-from sum_factory.trainer.checkpoint import STATE, TRAINING, WEIGHTS, Checkpoints
-from sum_factory.trainer.log import LOG, read_log
-from sum_factory.trainer.loop import fit
+from sum_factory.trainer.fit import fit
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.trainer.run import checkpoints as checkpoint_module
+from sum_factory.trainer.run.checkpoints import STATE, TRAINING, WEIGHTS, Checkpoints
+from sum_factory.trainer.run.log import LOG, read_log
 
 DYING_RUN = """
 import os, signal, sys
 from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture
-from sum_factory.trainer import cli, log
+from sum_factory.trainer import cli
+from sum_factory.trainer.run import log
 
 ARCHITECTURES["tiny"] = {architecture!r}
 log_step = log.RunLog.step

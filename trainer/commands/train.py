@@ -93,7 +93,7 @@ def fit_command(
     **chosen: str | None,
 ) -> None:
     """Train on shards and human masks. Run it again after any interruption: it goes on from its last checkpoint."""
-    from sum_factory.trainer.loop import fit_on_ranks
+    from sum_factory.trainer.fit import fit_on_ranks
     from sum_factory.trainer.recipe import Recipe
     from sum_factory.trainer.settings import parse_variables, read_settings
 

@@ -20,13 +20,12 @@ from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam
 from sum_factory.shared.sam.runtime import Embedder, Runtime, place
 from sum_factory.shared.sam.settings import PACKAGED
-from sum_factory.trainer.checkpoint import WEIGHTS
 from sum_factory.trainer.data.human import HumanSample, HumanSet, Masks
 from sum_factory.trainer.data.sets import SetSettings, open_set
 from sum_factory.trainer.evaluate.protocol import evaluate_image
 from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.run.checkpoints import WEIGHTS
 
-"""Name of the weights in the folder of a training run's checkpoint."""
 MASKS_TOGETHER = 32
 """Masks of an image that are prompted together, at most; fewer if they hold more than this many pixels in all."""
 PIXELS_TOGETHER = 2**28

@@ -19,7 +19,7 @@ from sum_factory.pipelines.microworld.scene import World
 from sum_factory.pipelines.microworld.sets import write_sets
 from sum_factory.shared.precision import PrecisionSetting
 from sum_factory.shared.sam.settings import PACKAGED
-from sum_factory.trainer.loop import fit_on_ranks
+from sum_factory.trainer.fit import fit_on_ranks
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.settings import read_settings
 

@@ -31,7 +31,7 @@ from sum_factory.shared.shards.dataset import require_same
 from sum_factory.shared.store.locks import try_lock
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
-from sum_factory.trainer.loop import fit
+from sum_factory.trainer.fit import fit
 
 SCORES_FILE = "scores.parquet"
 IDENTITY = b"ablation"

@@ -38,7 +38,7 @@ from sum_factory.shared.shards.dataset import DATASET, uncertainty_layer
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluate.metrics import boundary_iou, iou
-from sum_factory.trainer.log import read_log
+from sum_factory.trainer.run.log import read_log
 
 WORLD_FILE = "world.json"
 BINS = 10

@@ -16,7 +16,7 @@ from sum_factory.shared.shards.selection.opened import Selection, open_shards
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
 from sum_factory.trainer.distributed import Ranks
-from sum_factory.trainer.loop import open_stream
+from sum_factory.trainer.fit import open_stream
 from sum_factory.trainer.methods import METHODS
 
 SETTINGS = SampleSettings(side=128, stride=4, masks=30, seed=0)

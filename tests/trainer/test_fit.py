@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from sum_factory.shared.errors import SourceError
 from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam, read_header
 from sum_factory.shared.sam.task_prompt import STATE_KEY
-from sum_factory.trainer import loop
-from sum_factory.trainer.checkpoint import WEIGHTS, Checkpoints
+from sum_factory.trainer import fit as module
 from sum_factory.trainer.data.sets import SetSettings
 from sum_factory.trainer.distributed import Ranks
-from sum_factory.trainer.log import read_log
-from sum_factory.trainer.loop import fit, make_model, open_stream
+from sum_factory.trainer.fit import fit, make_model, open_stream
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import CheckpointSettings, Recipe, ValidationSettings
+from sum_factory.trainer.run.checkpoints import WEIGHTS, Checkpoints
+from sum_factory.trainer.run.log import read_log
 
 MakeRecipe = Callable[..., Recipe]
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -66,7 +66,7 @@ def test_gradient_of_a_step_is_that_of_both_streams(make_recipe: MakeRecipe) -> 
     for chosen in (samples, samples[::2], samples[1::2]):
         model = make_model(recipe, torch.device("cpu"))
         model.optimizer.step = lambda: None  # type: ignore[method-assign]
-        loop.train_step(recipe, model, chosen, 1, ALONE)
+        module.train_step(recipe, model, chosen, 1, ALONE)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters if p.grad is not None]))
     mixed, human, pseudo = gradients
     assert torch.allclose(mixed, human + pseudo, atol=1e-6)
@@ -143,7 +143,7 @@ def test_decoder_variant_leaves_the_encoder_as_it_is(make_recipe: MakeRecipe, tm
     recipe = make_recipe(variant="decoder", steps=2)
     model = make_model(recipe, torch.device("cpu"))
     samples = next(open_stream(recipe, 128, ALONE).steps(1, 2))
-    loop.train_step(recipe, model, samples, 1, ALONE)
+    module.train_step(recipe, model, samples, 1, ALONE)
     assert all(p.grad is None for p in model.sam.image_encoder.parameters())
     assert any(p.grad is not None and p.grad.any() for p in model.sam.mask_decoder.parameters())
     run(recipe, tmp_path)
@@ -189,7 +189,7 @@ def test_best_checkpoint_by_validation_is_kept(
         score = next(scores)
         return score, {"all_mBIoU@3": score}
 
-    monkeypatch.setattr(loop, "validate", validate)
+    monkeypatch.setattr(module, "validate", validate)
     recipe = make_recipe(
         steps=4,
         batch=2,

@@ -24,18 +24,20 @@ class RunLog:
     out: Path
     first: int
     steps: int
+    what: str = "training"
     _writer: Any = None
     _file: Any = None
     _stage: Any = None
 
     def __enter__(self) -> Self:
+        self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / LOG
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= self.first]
             Storage(str(self.out)).write(LOG, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", buffering=1)
         self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.first + 1)
-        self._stage = Stage("training", self.steps, "step", self.first, seconds_each=True).__enter__()
+        self._stage = Stage(self.what, self.steps, "step", self.first, seconds_each=True).__enter__()
         return self
 
     def step(self, step: int, values: Mapping[str, Any], waited: float) -> None:

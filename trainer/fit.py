@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from sum_factory.shared.sam.upstream import Sam
 from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.batch import Sums, backpropagate, collate
-from sum_factory.trainer.checkpoint import WEIGHTS, Checkpoints
 from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.pseudo import UNSPECIFIED, PseudoSet
 from sum_factory.trainer.data.samples import SampleSettings
@@ -37,8 +35,9 @@ from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStre
 from sum_factory.trainer.distributed import Ranks, join_ranks, run_on_ranks
 from sum_factory.trainer.optimizer import make_optimizer, set_learning_rate, take_step
 from sum_factory.trainer.recipe import Recipe
-from sum_factory.trainer.run import Run, Scores
-from sum_factory.trainer.validation import validate
+from sum_factory.trainer.run.checkpoints import WEIGHTS, Checkpoints
+from sum_factory.trainer.run.loop import Run, Scores, software
+from sum_factory.trainer.run.validation import validate
 from sum_factory.trainer.variants import VARIANTS, apply_variant
 
 PROCESS_BYTES = 2 << 30
@@ -109,19 +108,17 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
         identity = identity_of(recipe, model, stream)
         header = header_of(recipe, model, identity)
         checkpoints, every = Checkpoints(out, recipe.checkpoint.keep, ranks.count), recipe.checkpoint.every
-        run = Run(checkpoints, recipe.steps, every, model.weights, model.optimizer, identity, header, ranks.leads)
+        run = Run(checkpoints, recipe.steps, every, model.weights, model.optimizer, identity, header, ranks)
         first = run.resume(precision)
         if ranks.leads:
             say(describe(recipe, model, stream, first))
         started = time.perf_counter()
-        if first < recipe.steps:
-            run.go_on(
-                first,
-                stream,
-                lambda samples, step: train_step(recipe, model, samples, step, ranks),
-                lambda step: validation_after(step, recipe, model, header),
-            )
-            ranks.wait()
+        run.go_on(
+            first,
+            stream,
+            lambda samples, step: train_step(recipe, model, samples, step, ranks),
+            lambda step: validation_after(step, recipe, model, header),
+        )
         if ranks.leads:
             with Stage("writing the weights"):
                 final = to_safetensors(model.weights, {**header, "step": recipe.steps})
@@ -227,7 +224,7 @@ def header_of(recipe: Recipe, model: Model, identity: dict[str, Any]) -> dict[st
         "kind": "sum",
         "model_type": model.loaded.architecture.name,
         "trained_tasks": sorted(trained, key=TASKS.index) if model.task_prompt is not None else [],
-        "software": f"sum-factory {version('sum-factory')}, torch {version('torch')}",
+        "software": software(),
         "run": identity,
     }
 

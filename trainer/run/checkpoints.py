@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -30,7 +30,17 @@ from sum_factory.shared.store.canonical_json import to_json
 from sum_factory.shared.store.storage import TEMPORARY_PREFIX
 
 WEIGHTS, TRAINING, STATE = "weights.safetensors", "training.pt", "state.json"
-OPTION_FOR_PRECISION = "--precision {0} (or --set precision={0})"
+REMEDY = "Give the same settings and data to go on with this run, or another --out folder for another."
+
+
+class Stateful(Protocol):
+    """What has a state that can be taken out and put back, as optimizers have."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Take the state on."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,8 @@ class Checkpoints:
     keep: int = 2
     processes: int = 1
     """How many processes share each step: sums in another order differ in the last bits."""
+    precision_option: str = "--precision {0} (or --set precision={0})"
+    """How the command is asked for a precision, which its refusal of another one tells."""
 
     @property
     def folder(self) -> Path:
@@ -61,7 +73,7 @@ class Checkpoints:
         self,
         step: int,
         weights: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Stateful,
         identity: Mapping[str, Any],
         header: Mapping[str, Any],
         score: float | None = None,
@@ -103,7 +115,7 @@ class Checkpoints:
         self._prune()
         return target
 
-    def load(self, step: int, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def load(self, step: int, weights: Mapping[str, Tensor], optimizer: Stateful) -> None:
         """Bring ``weights`` (in place) and optimizer to the state of ``step``.
 
         Raises ``CheckpointError`` if a file is damaged.
@@ -127,19 +139,12 @@ class Checkpoints:
         present = [step for step in self.steps() if step <= steps]
         return self._state(present[-1]).get("processes") if present else None
 
-    def resume(
-        self,
-        steps: int,
-        weights: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
-        identity: Mapping[str, Any],
-        precision: Resolved | None = None,
-    ) -> int:
-        """Load the last checkpoint of a run of ``steps``, if there is one; return how many steps are done.
+    def find(self, steps: int, identity: Mapping[str, Any], precision: Resolved | None = None) -> int:
+        """Return the step of the checkpoint that a run of ``steps`` goes on from; 0 if there is none.
 
-        Raises ``SettingsDifferError`` if it is of a run with another ``identity``, of which it explains the
-        ``precision`` if that is given and differs, and ``CheckpointError`` if it is
-        damaged or if all that are there lie beyond ``steps``.
+        Raises ``SettingsDifferError`` if it is of a run with another ``identity``, naming what differs; if that is the
+        ``precision``, and it is given, also the reason for it. Raises ``CheckpointError`` if it is damaged or if all
+        that are there lie beyond ``steps``.
         """
         there = self.steps()
         present = [step for step in there if step <= steps]
@@ -150,18 +155,25 @@ class Checkpoints:
             )
         if not present:
             return 0
+        recorded = self._state(present[-1])["identity"]
         if precision is not None:
-            recorded = self._state(present[-1])["identity"].get("precision")
-            precision.require_recorded(str(self.out), recorded, OPTION_FOR_PRECISION)
-        self.require_same_run(present[-1], identity)
-        self.load(present[-1], weights, optimizer)
+            precision.require_recorded(str(self.out), recorded.get("precision"), self.precision_option)
+        require_same("settings or data", str(self.out), recorded, json.loads(json.dumps(identity)), REMEDY)
         return present[-1]
 
-    def require_same_run(self, step: int, identity: Mapping[str, Any]) -> None:
-        """Refuse to go on with other settings or data. Raises ``SettingsDifferError``, naming what differs."""
-        wanted = json.loads(json.dumps(identity))
-        remedy = "Give the same settings and data to go on with this run, or another --out folder for another."
-        require_same("settings or data", str(self.out), self._state(step)["identity"], wanted, remedy)
+    def resume(
+        self,
+        steps: int,
+        weights: Mapping[str, Tensor],
+        optimizer: Stateful,
+        identity: Mapping[str, Any],
+        precision: Resolved | None = None,
+    ) -> int:
+        """Load the checkpoint that ``find`` finds, if any; return how many steps are done. Raises as it does."""
+        step = self.find(steps, identity, precision)
+        if step:
+            self.load(step, weights, optimizer)
+        return step
 
     def best(self) -> int | None:
         """Return the step of the checkpoint of the highest score, the first of equals; None if none has a score."""
@@ -190,7 +202,7 @@ class Checkpoints:
                 shutil.rmtree(aside)
 
 
-def _load(folder: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+def _load(folder: Path, weights: Mapping[str, Tensor], optimizer: Stateful) -> None:
     """Bring ``weights`` (in place) and optimizer to the state in ``folder``."""
     stored = load_file(folder / WEIGHTS)
     if stored.keys() != weights.keys():
