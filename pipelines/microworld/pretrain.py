@@ -13,9 +13,9 @@ process of two threads. The result depends on the number of processes, and on ho
 
 from __future__ import annotations
 
-import json
 import os
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sum_factory.pipelines.microworld.corpus import TARGET_SIDE, Corpus, open_corpus
@@ -45,18 +44,18 @@ from sum_factory.pipelines.microworld.picture import PictureHead
 from sum_factory.pipelines.microworld.pretrain_settings import PretrainSettings
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, precision_option, resolve, settle
-from sum_factory.shared.progress import Stage, hushed
 from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.decode import BOX_MIN, Prompts, decode_prompts, dense_positions
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.shared.shards.dataset import require_same
-from sum_factory.shared.store.storage import Storage
+from sum_factory.trainer.distributed import Ranks, join_ranks, run_on_ranks
 from sum_factory.trainer.prompts import first_prompts
+from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.loop import Run
 
 BETAS = (0.9, 0.95)
 DEVICE = torch.device("cpu")
-REMEDY = "Give the settings that the run began with, or name another folder."
+WEIGHTS = "vit_micro.safetensors"
 
 
 @dataclass(frozen=True)
@@ -72,22 +71,14 @@ class Batch:
     empty: Tensor
 
 
-@dataclass(frozen=True)
-class Rank:
-    """One of the ``count`` processes that share a batch."""
-
-    number: int = 0
-    count: int = 1
-
-
-def load_batch(corpus: Corpus, settings: PretrainSettings, step: int, rank: Rank) -> Batch:
-    """Load a rank's images of the batch of ``step``: a pure function of its arguments."""
+def load_batch(corpus: Corpus, settings: PretrainSettings, step: int, ranks: Ranks) -> Batch:
+    """Load a rank's images of the batch of ``step``, from 0: a pure function of its arguments."""
     images, index, targets, empty = [], [], [], []
     steps_per_epoch = len(corpus.images) // settings.images
     epoch, position = divmod(step, steps_per_epoch)
     order = np.random.default_rng([settings.seed, 1_000_003 + epoch]).permutation(len(corpus.images))
     scenes = order[position * settings.images : (position + 1) * settings.images]
-    for b, scene in enumerate(scenes[rank.number :: rank.count]):
+    for b, scene in enumerate(scenes[ranks.rank :: ranks.count]):
         rng = np.random.default_rng([settings.seed, step, int(scene)])
         image, masks = corpus.images[scene], corpus.masks(int(scene))
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
@@ -119,92 +110,113 @@ def _jitter(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArr
     return np.clip((image - 128.0) * gain + 128.0 + offset, 0, 255).astype(np.float32)
 
 
-class Pretraining:
-    """The model, its optimizer and the step count; saved and resumed as one file."""
+@dataclass
+class BatchStream:
+    """Gives a rank's batch of each step, loaded when it is asked for. ``waited`` sums the seconds that this took."""
 
-    def __init__(self, settings: PretrainSettings, corpus: Corpus, out: Path, rank: Rank | None = None) -> None:
-        self.settings, self.corpus, self.out = settings, corpus, out
-        self.rank = rank or Rank()
+    corpus: Corpus
+    settings: PretrainSettings
+    ranks: Ranks
+    waited: float = 0.0
+
+    def steps(self, first: int, last: int) -> Iterator[Batch]:
+        """Yield the batches of the steps ``first`` to ``last`` - 1."""
+        for step in range(first, last):
+            started = time.perf_counter()
+            batch = load_batch(self.corpus, self.settings, step, self.ranks)
+            self.waited += time.perf_counter() - started
+            yield batch
+
+
+class Optimizers:
+    """Optimizers that take their steps together, and whose states are saved as one."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The groups of parameters of all."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self, rate: float) -> None:
+        """Take a step at a learning rate, and forget the gradients."""
+        for group in self.groups:
+            group["lr"] = rate
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of all."""
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Bring all to the states that ``state_dict`` holds."""
+        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+
+
+class Pretraining:
+    """The model, its optimizers, and the steps that they take."""
+
+    def __init__(self, settings: PretrainSettings, ranks: Ranks) -> None:
+        self.settings, self.ranks = settings, ranks
         self.precision = resolve(settings.precision, DEVICE).name
         torch.manual_seed(settings.seed)
         if settings.weights is None:
             self.sam = initialise(build_architecture(ARCHITECTURES["vit_micro"]))
         else:
             self.sam = load_sam(settings.weights).sam
-        self.optimizers = make_optimizers(self.sam, settings, self.precision)
         self.head = PictureHead(ARCHITECTURES["vit_micro"].prompt_dim) if settings.picture_weight else None
-        if self.head is not None:
-            self.optimizers.append(torch.optim.AdamW(self.head.parameters(), settings.learning_rate, BETAS))
-        self.step = 0
+        self.optimizers = make_optimizers(self.sam, self.head, settings, self.precision)
 
     @property
-    def parts(self) -> torch.nn.ModuleDict:
-        """What is trained, by its name in the checkpoint."""
-        parts: dict[str, torch.nn.Module] = {"sam": self.sam}
-        return torch.nn.ModuleDict(parts if self.head is None else {**parts, "head": self.head})
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [*self.sam.parameters(), *(self.head.parameters() if self.head is not None else ())]
 
     @property
-    def checkpoint(self) -> Path:
-        return self.out / "checkpoint.pt"
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint: SAM's under their own names, and those of the head that draws pictures."""
+        return {**self.sam.state_dict(), **(self.head.state_dict(prefix="head.") if self.head is not None else {})}
 
-    def save(self) -> None:
-        """Write the checkpoint aside and rename it into place."""
-        aside = self.checkpoint.with_suffix(".partial")
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        parts = {name: part.state_dict() for name, part in self.parts.items()}
-        state = {"step": self.step, **parts, "optimizers": optimizers}
-        torch.save(state, aside)
-        os.replace(aside, self.checkpoint)
-
-    def resume(self) -> None:
-        """Continue from the checkpoint, if there is one."""
-        if self.checkpoint.exists():
-            state = torch.load(self.checkpoint, weights_only=True)
-            self.step = state["step"]
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-
-    def learning_rate(self) -> float:
-        """Return the learning rate of this step: warm-up, constant, linear decay."""
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, from 0: warm-up, constant, linear decay."""
         s = self.settings
-        left = (s.steps - self.step) / max(1.0, s.decay * s.steps)
-        return s.learning_rate * min(1.0, (self.step + 1) / s.warmup, left)
+        left = (s.steps - step) / max(1.0, s.decay * s.steps)
+        return s.learning_rate * min(1.0, (step + 1) / s.warmup, left)
 
-    def train_step(self) -> dict[str, float]:
-        """Take one optimizer step on all rounds of one batch; return what to log."""
-        s = self.settings
-        batch = load_batch(self.corpus, s, self.step, self.rank)
-        seed = (s.seed * 1_000_003 + self.step) * self.rank.count + self.rank.number
+    def train_step(self, batch: Batch, number: int) -> dict[str, float]:
+        """Take an optimizer step, the first of which is number 1, on all rounds of a batch; return what to log."""
+        s, step = self.settings, number - 1
+        seed = (s.seed * 1_000_003 + step) * self.ranks.count + self.ranks.rank
         generator = torch.Generator().manual_seed(seed)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate()
-        rounds = 1 if self.step < s.single_round_steps else s.rounds
+        rounds = 1 if step < s.single_round_steps else s.rounds
         self.sam.train()
         images = (batch.images - self.sam.pixel_mean) / self.sam.pixel_std
         with autocast(DEVICE.type, self.precision):
             embedding = self.sam.image_encoder(images)
         leaf = embedding.detach().float().requires_grad_()
-        log = self.interact(batch, leaf, rounds, generator)
+        log = self.interact(batch, leaf, rounds, max(0.0, 1 - step / s.balanced_steps), generator)
         if self.head is not None:
             error = self.head(leaf, images)
             (s.picture_weight * error).backward()
             log["picture"] = float(error.detach())
         embedding.backward(leaf.grad.to(embedding.dtype))
-        average_gradients(self.parts, self.rank)
-        log["norm"] = float(torch.nn.utils.clip_grad_norm_(self.parts.parameters(), 1.0))
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return log
+        average_gradients(self.parameters, self.ranks)
+        log["norm"] = float(nn.utils.clip_grad_norm_(self.parameters, 1.0))
+        self.optimizers.step(self.learning_rate(step))
+        return {**log, "lr": self.learning_rate(number)}
 
-    def interact(self, batch: Batch, leaf: Tensor, rounds: int, generator: torch.Generator) -> dict[str, float]:
-        """Play the rounds on ``leaf`` (B, C, g, g), accumulating gradients; return the IoU of every round."""
+    def interact(
+        self, batch: Batch, leaf: Tensor, rounds: int, balance: float, generator: torch.Generator
+    ) -> dict[str, float]:
+        """Play the rounds on ``leaf`` (B, C, g, g), accumulating gradients; return loss and IoU of every round.
+
+        ``balance`` is how far classes are balanced in the cross-entropy, 0 to 1.
+        """
         s = self.settings
-        balance = max(0.0, 1 - self.step / s.balanced_steps)
         shares = torch.where(batch.empty, 0.0, s.box_share)
         prompts = first_prompts(batch.targets, ANYWHERE, shares, STRIDE, TARGET_SIDE * STRIDE, generator)
         targets, empty, image_index = batch.targets, batch.empty, batch.image_index
@@ -245,23 +257,22 @@ class Pretraining:
                 fed = logits.detach()[:, :1]
             if number + 1 < rounds:
                 prompts = correct(prompts, upsample(fed)[:, 0], targets, generator).with_mask(fed)
-        return log
+        return {"loss": sum(log[f"loss_{number + 1}"] for number in range(rounds)) / rounds, **log}
 
 
-def average_gradients(model: torch.nn.Module, rank: Rank) -> None:
-    """Replace every gradient by its mean over the processes."""
-    if rank.count == 1:
+def average_gradients(parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
+    """Replace every gradient by its mean over the processes; one that a process lacks is 0 there."""
+    if ranks.count == 1:
         return
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    flat /= rank.count
-    for parameter, mean in zip(parameters, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-        parameter.grad = mean.view_as(parameter)
+    gradients = []
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        gradients.append(parameter.grad)
+    ranks.sum_gradients(parameters)
+    torch._foreach_div_(gradients, ranks.count)
 
 
-def make_optimizers(sam: Sam, settings: PretrainSettings, precision: Precision) -> list[torch.optim.Optimizer]:
+def make_optimizers(sam: Sam, head: PictureHead | None, settings: PretrainSettings, precision: Precision) -> Optimizers:
     """Return Muon for the matrices of the transformers and AdamW for everything else.
 
     In the first 250 steps Muon gets from 0 to an IoU of 0.34 where AdamW alone gets to 0.24.
@@ -278,10 +289,11 @@ def make_optimizers(sam: Sam, settings: PretrainSettings, precision: Precision) 
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
     rate, decay = settings.learning_rate, settings.weight_decay
-    return [
+    return Optimizers(
         torch.optim.AdamW(groups, rate, BETAS, weight_decay=decay),
         Muon(matrices.values(), rate, decay, precision),
-    ]
+        *([] if head is None else [torch.optim.AdamW(head.parameters(), rate, BETAS)]),
+    )
 
 
 def initialise(sam: Sam) -> Sam:
@@ -302,33 +314,36 @@ def export_weights(sam: Sam, path: Path) -> None:
 
 
 def pretrain(
-    settings: PretrainSettings, out: Path, ranks: int, corpus_folder: Path | None = None, save_every: int = 100
+    settings: PretrainSettings, out: Path, processes: int, corpus_folder: Path | None = None, save_every: int = 100
 ) -> Path:
-    """Train into ``out`` in so many processes, from the checkpoint there on if there is one; return the weights.
+    """Train into ``out`` in so many processes, from the last checkpoint there on if there is one; return the weights.
 
     Scenes are drawn into ``corpus_folder`` first, by default a folder of ``out``. What has been trained to its end is
     left as it is. Raises ``SettingsDifferError`` if ``out`` was trained with other settings, or in another precision.
     """
     precision = settle(settings.precision, DEVICE)
-    settings = replace(settings, precision=precision.name)
-    out.mkdir(parents=True, exist_ok=True)
-    weights, record = out / "vit_micro.safetensors", out / "settings.json"
-    described = json.loads(json.dumps({**asdict(settings), "ranks": ranks}))
-    if record.exists():
-        recorded = json.loads(record.read_text())
-        precision.require_recorded(str(record), recorded.get("precision"))
-        require_same("settings", str(record), recorded, described, REMEDY)
-    if weights.exists():
+    settings, weights = replace(settings, precision=precision.name), out / WEIGHTS
+    done = checkpoints_of(out, processes).find(settings.steps, identity_of(settings, processes), precision)
+    if done == settings.steps and weights.exists():
         return weights
     folder = corpus_folder or out / "corpus"
-    draw_corpus(settings, folder, ranks)
-    Storage(str(out)).write(record.name, json.dumps(described, indent=1).encode())
-    (out / ".ranks").unlink(missing_ok=True)
-    if ranks == 1:
-        train(settings, folder, out, save_every, Rank())
+    draw_corpus(settings, folder, processes)
+    arguments = (settings, folder, out, save_every)
+    if processes == 1:
+        train(*arguments)
     else:
-        spawn(_train_rank, (settings, folder, out, save_every, ranks), ranks)  # type: ignore[no-untyped-call]
+        run_on_ranks(train, arguments, processes, cores=processes)
     return weights
+
+
+def checkpoints_of(out: Path, processes: int) -> Checkpoints:
+    """Return the checkpoints of a pre-training, of which the last is kept."""
+    return Checkpoints(out, 1, processes, precision_option="--precision {0}")
+
+
+def identity_of(settings: PretrainSettings, processes: int) -> dict[str, Any]:
+    """Return all that decides the result: a run is resumed with these unchanged."""
+    return {**asdict(settings), "ranks": processes}
 
 
 def draw_corpus(settings: PretrainSettings, folder: Path, workers: int) -> Corpus:
@@ -336,46 +351,24 @@ def draw_corpus(settings: PretrainSettings, folder: Path, workers: int) -> Corpu
     return open_corpus(folder, settings.world_seed, settings.scenes, settings.world, settings.coarseness, workers)
 
 
-def train(settings: PretrainSettings, corpus_folder: Path, out: Path, save_every: int, rank: Rank) -> None:
-    """Train to the last step, from the checkpoint if there is one; the first rank logs and saves."""
+def train(settings: PretrainSettings, corpus_folder: Path, out: Path, save_every: int) -> None:
+    """Train to the last step, from the last checkpoint on if there is one, and export the weights."""
     tune_malloc()
-    if rank.count > 1:
-        torch.set_num_threads(1)
-        torch.distributed.init_process_group("gloo", f"file://{out}/.ranks", None, rank.count, rank.number)
-    corpus = draw_corpus(settings, corpus_folder, 1)
-    run = Pretraining(settings, corpus, out, rank)
-    run.resume()
-    first = rank.number == 0
-    with (
-        (out / "log.jsonl").open("a") as log,
-        Stage("pre-training", settings.steps, "step", run.step, seconds_each=True) as stage,
-    ):
-        while run.step < settings.steps:
-            started = time.perf_counter()
-            row = run.train_step()
-            if not first:
-                continue
-            row |= {"step": run.step, "lr": run.learning_rate(), "seconds": time.perf_counter() - started}
-            log.write(json.dumps({k: round(v, 5) for k, v in row.items()}) + "\n")
-            stage.reach(run.step, f"loss {row['loss_1']:.3f}, IoU {row['iou_1']:.3f}")
-            if run.step % save_every == 0 or run.step == settings.steps:
-                log.flush()
-                run.save()
-    if first:
-        export_weights(run.sam, out / "vit_micro.safetensors")
-    if rank.count > 1:
-        torch.distributed.destroy_process_group()
-
-
-def _train_rank(
-    number: int, settings: PretrainSettings, corpus_folder: Path, out: Path, save_every: int, count: int
-) -> None:
-    with hushed(number > 0):
-        train(settings, corpus_folder, out, save_every, Rank(number, count))
+    with join_ranks(DEVICE.type) as ranks:
+        stream = BatchStream(draw_corpus(settings, corpus_folder, 1), settings, ranks)
+        model = Pretraining(settings, ranks)
+        identity, precision = identity_of(settings, ranks.count), resolve(settings.precision, DEVICE)
+        header = {"kind": "pre-training checkpoint", "run": identity}
+        checkpoints = checkpoints_of(out, ranks.count)
+        state = model.weights, model.optimizers
+        run = Run(checkpoints, settings.steps, save_every, *state, identity, header, ranks, "pre-training")
+        run.go_on(run.resume(precision), stream, model.train_step)
+        if ranks.leads:
+            export_weights(model.sam, out / WEIGHTS)
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for checkpoint, log and weights.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for checkpoints, log and weights.")
 @click.option("--corpus", "corpus_folder", type=click.Path(path_type=Path), help="Drawn scenes [default: OUT/corpus].")
 @click.option("--steps", type=int, default=PretrainSettings.steps, show_default=True)
 @click.option("--scenes", type=int, default=PretrainSettings.scenes, show_default=True)

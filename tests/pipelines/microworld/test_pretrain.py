@@ -11,13 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sum_factory.pipelines.microworld.corpus import Corpus
 from sum_factory.pipelines.microworld.pretrain import (
+    DEVICE,
+    Batch,
     Pretraining,
-    Rank,
+    checkpoints_of,
     export_weights,
+    identity_of,
     load_batch,
     make_optimizers,
     pretrain,
@@ -30,6 +34,9 @@ from sum_factory.shared.precision import Hardware
 from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.trainer.distributed import ALONE, Ranks
+from sum_factory.trainer.run.checkpoints import STATE, WEIGHTS
+from sum_factory.trainer.run.log import read_log
 
 SMALL = PretrainSettings(
     scenes=6,
@@ -77,32 +84,53 @@ def state_of(run: Pretraining) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in run.sam.state_dict().items()}
 
 
+def take_steps(run: Pretraining, corpus: Corpus, numbers: range) -> list[dict[str, float]]:
+    """Take these steps; return what they log."""
+    return [run.train_step(load_batch(corpus, run.settings, number - 1, ALONE), number) for number in numbers]
+
+
 @pytest.fixture(scope="module")
-def straight(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+def straight(corpus: Corpus) -> list[dict[str, Tensor]]:
     """The weights before the first step and after every second one of an undisturbed run."""
     with small_for_vit_micro():
-        run = Pretraining(SMALL, corpus, tmp_path_factory.mktemp("straight"))
+        run = Pretraining(SMALL, ALONE)
     states = [state_of(run)]
-    for _ in range(2):
-        run.train_step()
-        run.train_step()
+    for first in (1, 3):
+        take_steps(run, corpus, range(first, first + 2))
         states.append(state_of(run))
     return states
 
 
 @pytest.mark.usefixtures("small_model")
-def test_resumed_run_ends_bit_identical(straight: list[dict[str, Tensor]], corpus: Corpus, tmp_path: Path) -> None:
-    first = Pretraining(SMALL, corpus, tmp_path)
-    first.train_step()
-    first.train_step()
-    first.save()
-    second = Pretraining(replace(SMALL), corpus, tmp_path)
-    second.resume()
-    assert second.step == 2
-    second.train_step()
-    second.train_step()
-    differing = [name for name, value in second.sam.state_dict().items() if not torch.equal(value, straight[2][name])]
-    assert differing == []
+def test_run_that_died_and_goes_on_ends_bit_identical(
+    straight: list[dict[str, Tensor]],
+    corpus: Corpus,
+    corpus_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It dies in step 4: step 3 is logged, and in no checkpoint."""
+    taken: list[int] = []
+    step = Pretraining.train_step
+
+    def recorded(self: Pretraining, batch: Batch, number: int) -> dict[str, float]:
+        if number == 4 and 4 not in taken:
+            taken.append(4)
+            raise KeyboardInterrupt
+        taken.append(number)
+        return step(self, batch, number)
+
+    monkeypatch.setattr(Pretraining, "train_step", recorded)
+    with pytest.raises(KeyboardInterrupt):
+        train(SMALL, corpus_folder, tmp_path, save_every=2)
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3]
+    train(SMALL, corpus_folder, tmp_path, save_every=2)
+    assert taken == [1, 2, 3, 4, 3, 4]
+    ended = load_file(checkpoints_of(tmp_path, 1).path(4) / WEIGHTS)
+    assert [name for name, value in ended.items() if not torch.equal(value, straight[2][name])] == []
+    assert ended.keys() == straight[2].keys()
+    expected = take_steps(Pretraining(SMALL, ALONE), corpus, range(1, 5))
+    assert read_log(tmp_path) == [{"step": number, **values} for number, values in enumerate(expected, 1)]
 
 
 def test_steps_change_every_weight_but_the_random_frequencies(straight: list[dict[str, Tensor]]) -> None:
@@ -118,24 +146,21 @@ def test_steps_change_every_weight_but_the_random_frequencies(straight: list[dic
     assert all(value.isfinite().all() for value in after.values())
 
 
-@pytest.mark.usefixtures("small_model")
-def test_without_a_checkpoint_a_run_starts_at_the_first_step(corpus: Corpus, tmp_path: Path) -> None:
-    run = Pretraining(SMALL, corpus, tmp_path)
-    run.resume()
-    assert run.step == 0
+def test_without_a_checkpoint_a_run_starts_at_the_first_step(tmp_path: Path) -> None:
+    assert checkpoints_of(tmp_path, 1).find(SMALL.steps, identity_of(SMALL, 1)) == 0
 
 
 def test_batches_depend_on_the_step_and_on_nothing_else(corpus: Corpus) -> None:
-    batches = [load_batch(corpus, SMALL, step, Rank()) for step in (1, 1, 2)]
+    batches = [load_batch(corpus, SMALL, step, ALONE) for step in (1, 1, 2)]
     assert torch.equal(batches[0].images, batches[1].images)
     assert torch.equal(batches[0].targets, batches[1].targets)
     assert not torch.equal(batches[0].images, batches[2].images)
 
 
 def test_ranks_share_the_batch_of_one_process(corpus: Corpus) -> None:
-    whole = load_batch(corpus, SMALL, 0, Rank())
+    whole = load_batch(corpus, SMALL, 0, ALONE)
     for number in range(2):
-        own = load_batch(corpus, SMALL, 0, Rank(number, 2))
+        own = load_batch(corpus, SMALL, 0, Ranks(number, 2, DEVICE))
         assert torch.equal(own.images[0], whole.images[number])
         assert torch.equal(own.targets, whole.targets[whole.image_index == number])
         assert torch.equal(own.empty, whole.empty[whole.image_index == number])
@@ -144,7 +169,7 @@ def test_ranks_share_the_batch_of_one_process(corpus: Corpus) -> None:
 def test_every_scene_is_shown_once_an_epoch_in_another_order(corpus: Corpus) -> None:
     def free_pixels(epoch: int) -> list[int]:
         """Return how many pixels are free of objects in each image of an epoch: turning does not change that."""
-        batches = [load_batch(corpus, SMALL, 3 * epoch + step, Rank()) for step in range(3)]
+        batches = [load_batch(corpus, SMALL, 3 * epoch + step, ALONE) for step in range(3)]
         return [int(target.sum()) for batch in batches for target in batch.targets[batch.empty]]
 
     everything = sorted(int(corpus.empty_pixels(scene).sum()) for scene in range(6))
@@ -156,7 +181,7 @@ def test_every_scene_is_shown_once_an_epoch_in_another_order(corpus: Corpus) -> 
 def test_targets_are_turned_as_their_image_is(corpus: Corpus) -> None:
     symmetries = set()
     for step in range(6):
-        batch = load_batch(corpus, replace(SMALL, masks=8), step, Rank())
+        batch = load_batch(corpus, replace(SMALL, masks=8), step, ALONE)
         for b, image in enumerate(batch.images):
             targets = batch.targets[(batch.image_index == b) & ~batch.empty].numpy()
             matches = []
@@ -180,7 +205,7 @@ def test_targets_are_turned_as_their_image_is(corpus: Corpus) -> None:
 
 def test_every_weight_is_in_one_optimizer_and_only_matrices_decay() -> None:
     sam = build_architecture(ARCHITECTURES["vit_micro"])
-    groups = [group for optimizer in make_optimizers(sam, SMALL, "fp32") for group in optimizer.param_groups]
+    groups = make_optimizers(sam, None, SMALL, "fp32").groups
     optimized = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(optimized) == len(set(optimized))
     assert set(optimized) == {id(parameter) for parameter in sam.parameters()}
@@ -189,12 +214,9 @@ def test_every_weight_is_in_one_optimizer_and_only_matrices_decay() -> None:
 
 
 @pytest.mark.usefixtures("small_model")
-def test_learning_rate_warms_up_stays_and_falls_to_zero(corpus: Corpus, tmp_path: Path) -> None:
-    run = Pretraining(replace(SMALL, steps=100, warmup=10, decay=0.4, learning_rate=1.0), corpus, tmp_path)
-    rates = []
-    for step in range(101):
-        run.step = step
-        rates.append(run.learning_rate())
+def test_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
+    run = Pretraining(replace(SMALL, steps=100, warmup=10, decay=0.4, learning_rate=1.0), ALONE)
+    rates = [run.learning_rate(step) for step in range(101)]
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
     np.testing.assert_allclose(rates[10:61], 1)
     np.testing.assert_allclose(rates[60:], np.linspace(1, 0, 41), atol=1e-12)
@@ -211,17 +233,18 @@ def test_exported_weights_load_as_vit_micro(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_model")
 def test_training_logs_saves_and_exports(corpus_folder: Path, tmp_path: Path) -> None:
     settings = replace(SMALL, steps=2)
-    train(settings, corpus_folder, tmp_path, save_every=1, rank=Rank())
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2]
+    train(settings, corpus_folder, tmp_path, save_every=1)
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2]
     exported = load_sam(str(tmp_path / "vit_micro.safetensors")).sam.state_dict()
-    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert saved["step"] == 2
-    assert all(torch.equal(exported[name], value.half().float()) for name, value in saved["sam"].items())
+    checkpoints = checkpoints_of(tmp_path, 1)
+    assert checkpoints.steps() == [2]
+    saved = load_file(checkpoints.path(2) / WEIGHTS)
+    assert exported.keys() == saved.keys()
+    assert all(torch.equal(exported[name], value.half().float()) for name, value in saved.items())
 
 
-def test_training_goes_on_from_given_weights(corpus: Corpus, tmp_path: Path) -> None:
-    run = Pretraining(replace(SMALL, weights=PACKAGED), corpus, tmp_path)
+def test_training_goes_on_from_given_weights() -> None:
+    run = Pretraining(replace(SMALL, weights=PACKAGED), ALONE)
     packaged = load_sam(PACKAGED).sam.state_dict()
     assert all(torch.equal(value, packaged[name]) for name, value in run.sam.state_dict().items())
 
@@ -229,28 +252,27 @@ def test_training_goes_on_from_given_weights(corpus: Corpus, tmp_path: Path) -> 
 @pytest.mark.usefixtures("small_model")
 def test_embeddings_come_to_hold_the_picture_and_the_run_resumes_with_its_head(corpus: Corpus, tmp_path: Path) -> None:
     settings = replace(SMALL, steps=12, warmup=1, picture_weight=5.0, scenes=2)
-    run = Pretraining(settings, corpus, tmp_path)
-    errors = [run.train_step()["picture"] for _ in range(10)]
+    run = Pretraining(settings, ALONE)
+    errors = [line["picture"] for line in take_steps(run, corpus, range(1, 11))]
     assert sum(errors[-3:]) < 0.8 * sum(errors[:3])
-    run.save()
-    resumed = Pretraining(settings, corpus, tmp_path)
-    resumed.resume()
-    assert run.train_step() == resumed.train_step()
-    assert all(torch.equal(value, resumed.parts.state_dict()[name]) for name, value in run.parts.state_dict().items())
+    checkpoints, resumed = checkpoints_of(tmp_path, 1), Pretraining(settings, ALONE)
+    checkpoints.save(10, run.weights, run.optimizers, {}, {})
+    assert checkpoints.resume(12, resumed.weights, resumed.optimizers, {}) == 10
+    assert take_steps(run, corpus, range(11, 12)) == take_steps(resumed, corpus, range(11, 12))
+    assert any(name.startswith("head.") for name in run.weights)
+    assert all(torch.equal(value, resumed.weights[name]) for name, value in run.weights.items())
 
 
-def test_corrections_go_on_from_damaged_targets_which_are_better_than_first_guesses(
-    corpus: Corpus, tmp_path: Path
-) -> None:
+def test_corrections_go_on_from_damaged_targets_which_are_better_than_first_guesses(corpus: Corpus) -> None:
     settings = replace(SMALL, weights=PACKAGED, scenes=2, masks=4)
-    batch = load_batch(corpus, settings, 0, Rank())
+    batch = load_batch(corpus, settings, 0, ALONE)
     ious = []
     for share in (0.0, 1.0):
-        run = Pretraining(replace(settings, damaged_share=share), corpus, tmp_path)
+        run = Pretraining(replace(settings, damaged_share=share), ALONE)
         with torch.no_grad():
             embedding = run.sam.image_encoder((batch.images - run.sam.pixel_mean) / run.sam.pixel_std)
         played = [
-            run.interact(batch, embedding.clone().requires_grad_(), 2, torch.Generator().manual_seed(seed))
+            run.interact(batch, embedding.clone().requires_grad_(), 2, 1.0, torch.Generator().manual_seed(seed))
             for seed in range(3)
         ]
         ious.append([[log[f"iou_{number}"] for log in played] for number in (1, 2)])
@@ -275,7 +297,8 @@ def test_precision_is_recorded_as_what_it_came_to_and_another_refused_with_the_o
     settings = replace(SMALL, steps=1)
     monkeypatch.setattr(precision, "hardware_of", lambda device: Hardware(False, "a slow machine"))
     pretrain(settings, tmp_path, 1, corpus_folder)
-    assert json.loads((tmp_path / "settings.json").read_text())["precision"] == "fp32"
+    state = json.loads((checkpoints_of(tmp_path, 1).path(1) / STATE).read_text())
+    assert state["identity"]["precision"] == "fp32"
     monkeypatch.setattr(precision, "hardware_of", lambda device: Hardware(True, "a fast machine"))
     named = r"there fp32, here it would be bf16 \(auto is bf16 on a fast machine\)\. Give --precision fp32 to go on"
     with pytest.raises(SettingsDifferError, match=named):
@@ -284,9 +307,10 @@ def test_precision_is_recorded_as_what_it_came_to_and_another_refused_with_the_o
 
 
 @pytest.mark.usefixtures("small_model")
-def test_a_step_in_bf16_is_near_that_in_fp32_and_another(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_step_in_bf16_is_near_that_in_fp32_and_another(corpus: Corpus) -> None:
     settings = replace(SMALL, images=1, masks=1)
     exact, rough = (
-        Pretraining(replace(settings, precision=name), corpus, tmp_path).train_step() for name in ("fp32", "bf16")
+        take_steps(Pretraining(replace(settings, precision=name), ALONE), corpus, range(1, 2))[0]
+        for name in ("fp32", "bf16")
     )
     assert exact["loss_1"] != rough["loss_1"] == pytest.approx(exact["loss_1"], rel=0.05)
