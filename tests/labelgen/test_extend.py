@@ -21,7 +21,7 @@ from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.labelgen.settings import AutomaskSettings
 from sum_factory.shared.commands import FAILED
 from sum_factory.shared.errors import SettingsDifferError, SettingsError
-from sum_factory.shared.shards.selection.view import open_shards
+from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.verify import verify
 from sum_factory.shared.store.storage import Storage
