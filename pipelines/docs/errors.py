@@ -15,7 +15,7 @@ from sum_factory.shared import errors
 
 HOME = Path(__file__).resolve().parents[2]
 PACKAGES = ("labelgen", "trainer", "shared")
-CALLED = {"len": "count", "path": "file", "photo_name": "photo", "reason_of": "reason", "remedy_of": "remedy"}
+CALLED = {"len": "count", "path": "file", "reason_of": "reason", "remedy_of": "remedy"}
 """What a message calls that which a function returns."""
 WORDS = """# Errors
 
