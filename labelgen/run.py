@@ -95,7 +95,7 @@ class RunSettings:
     keep_images: bool = False
     """Keep the photos, scaled to SAM's input side: training then needs no access to the originals."""
     keep_logits: bool = False
-    """Keep SAM's logits of each mask: maps of confidence or entropy then need neither photos nor SAM."""
+    """Keep SAM's logits of each mask: maps of confidence or entropy then need neither photos nor the encoder."""
     keep_embeddings: bool = False
     """Keep what the image encoder made of each photo: a later refiner then needs neither photos nor the encoder."""
     runtime: Runtime = field(default_factory=Runtime)
