@@ -57,7 +57,7 @@ class Sums:
         return cls(rounds, counts, list(values[rest : rest + rounds]), list(values[rest + rounds :]))
 
     def means(self) -> dict[str, Any]:
-        """Return what to log: the loss, counts, and means over the masks, by round where there are several."""
+        """Return what to log: the loss, the counts, and means over the masks, those of mask loss and IoU by round."""
         masks = max(1.0, self.counts["masks"])
         return {
             "loss": self.counts["loss"],
@@ -115,7 +115,7 @@ def backpropagate(
     sums: Sums,
     precision: Precision = "fp32",
 ) -> None:
-    """Add the gradients of a batch to those of the parameters, and what to log to ``sums``.
+    """Add the gradients of a batch to those of the parameters, and what is logged of it to ``sums``.
 
     The loss is the mean over the rounds and a photo's masks, summed over the photos and divided by ``photos``, the
     number in the whole step. The image embedding and the task vectors are leaves: each round goes backwards at once,

@@ -1,4 +1,4 @@
-"""Several processes that share each step, one a device: started by ``torchrun``, or here on one machine."""
+"""Several processes share each step, each on a device of its own: started by ``torchrun``, or here on one machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sum_factory.shared.progress import hushed
 from sum_factory.shared.sam.runtime import pick_device
 
 LONGEST_WAIT = timedelta(hours=4)
-"""How long processes wait for one another: the first one validates and saves alone."""
+"""How long processes wait for one another: the others wait while the first one validates and saves."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Ranks:
 
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
-"""One process that shares its steps with no other."""
+"""A process that shares its steps with no other."""
 
 
 @contextmanager

@@ -41,14 +41,15 @@ from sum_factory.trainer.run.validation import validate
 from sum_factory.trainer.variants import VARIANTS, apply_variant
 
 PROCESS_BYTES = 2 << 30
-"""Memory that a training process takes beside its weights."""
+"""Memory of a training process beside its weights, in bytes."""
 STATE_COPIES = 4
-"""Numbers a weight: itself, its gradient, two moments."""
+"""Numbers that are kept for each weight: itself, its gradient, and two moments of the optimizer."""
 
 
 @dataclass(frozen=True)
 class FitSummary:
-    """What a run did: the steps before it and after it, its speed, and the share of the time it waited for data."""
+    """What a run did: the steps that were done when it began and when it ended, its seconds, and their share that it
+    waited for data."""
 
     first_step: int
     steps: int
@@ -130,8 +131,8 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
 def fit_on_ranks(recipe: Recipe, out: Path, processes: int | None = None, threads: int | None = None) -> FitSummary:
     """Train as ``fit`` in so many processes of this machine, each on a device or on a share of ``threads`` cores.
 
-    By default all cores that this process may use are, by as many processes as ``choose_processes`` says. Processes
-    that ``torchrun`` started stay as they are.
+    By default it takes all cores that this process may use, and as many processes as ``choose_processes`` returns. A
+    process that ``torchrun`` started starts no others.
     """
     cores = threads or usable_cores()
     started_by_torchrun = "WORLD_SIZE" in os.environ
@@ -147,10 +148,10 @@ def fit_on_ranks(recipe: Recipe, out: Path, processes: int | None = None, thread
 
 
 def choose_processes(recipe: Recipe, out: Path, cores: int) -> int:
-    """Return how many processes share each step if nobody says: one a core on a CPU, else one.
+    """Return how many processes share each step by default: one for each core on a CPU, else one.
 
-    Not more than there are micro-batches in a step, nor than fit into the memory. A run that is gone on with keeps the
-    number that it has: sums in another order differ in the last bits.
+    There are never more than the micro-batches of a step, nor more than fit into memory. A resumed run keeps its number
+    of processes, because sums in another order differ in the last bits.
     """
     recorded = Checkpoints(out).processes_of(recipe.steps)
     if recorded is not None:
@@ -163,7 +164,7 @@ def choose_processes(recipe: Recipe, out: Path, cores: int) -> int:
 
 
 def agree_on_precision(asked: PrecisionSetting, ranks: Ranks) -> Resolved:
-    """Return what ``asked`` is for all processes: "auto" is bf16 only if it is on the device of each."""
+    """Return the precision of all processes: "auto" is bf16 only where it is bf16 on the device of each of them."""
     own = resolve(asked, ranks.device)
     if asked != "auto" or ranks.sum_numbers([own.name == "bf16"])[0] in (0, ranks.count):
         return own
@@ -171,7 +172,7 @@ def agree_on_precision(asked: PrecisionSetting, ranks: Ranks) -> Resolved:
 
 
 def make_model(recipe: Recipe, device: torch.device) -> Model:
-    """Load the SAM that is to be trained; only what the variant trains will get gradients."""
+    """Load the SAM that is to be trained; only the weights that the variant trains get gradients."""
     loaded = load_sam(recipe.sam)
     sam = loaded.sam.to(device)
     apply_variant(sam, VARIANTS[recipe.variant])
@@ -204,7 +205,7 @@ def open_stream(recipe: Recipe, side: int, ranks: Ranks) -> MixedStream:
 
 
 def identity_of(recipe: Recipe, model: Model, stream: MixedStream) -> dict[str, Any]:
-    """Return all that decides the result, for a resumed run to be held to."""
+    """Return all that decides the result; a run can only be resumed with the same."""
     data = {f"{name}_data": each.order.identity for name, each in stream.streams.items()}
     shards = {
         name: recorded
@@ -242,7 +243,7 @@ def describe(recipe: Recipe, model: Model, stream: MixedStream, first: int) -> s
 
 
 def validation_after(step: int, recipe: Recipe, model: Model, header: Mapping[str, Any]) -> Scores | None:
-    """Return the score and what to log if the recipe wants a validation after this step."""
+    """Return the score and what to log of it, or None if no validation is due after this step."""
     if recipe.validation is None or step % recipe.validation.every:
         return None
     return validate(model.trained(header), recipe.validation, recipe.computed_in)

@@ -24,8 +24,9 @@ from sum_factory.trainer.prompts import Randomness, click_errors, first_prompts
 SEVERAL = slice(1, None)
 """The mask tokens for an ambiguous prompt; token 0 is the one for prompts that leave no doubt."""
 FedOutput = Literal["predicted", "best"]
-"""The output of an ambiguous prompt that is the next round's mask prompt: that of highest *predicted* IoU, which is
-what inference without a user takes, or the one that is trained, the best, which a user would go on from."""
+"""Which output of an ambiguous prompt is the mask prompt of the next round: "predicted", the one of highest predicted
+IoU, which inference without a user takes; or "best", the one of least mask loss, which is trained and which a user
+would go on from."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class RoundResult:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The prompt tokens of P masks, which need not be equally many: ``count`` of each row are given, the first ones."""
+    """The prompt tokens of P masks. The first ``count`` tokens of each row are given, the others fill it up."""
 
     coords: Tensor
     labels: Tensor
@@ -100,7 +101,7 @@ class _Tokens:
         )
 
     def groups(self, mask_logits: Tensor | None) -> Iterator[tuple[Tensor, Prompts]]:
-        """Yield rows of equal token count with their prompts: a padding token would not be without effect."""
+        """Yield rows of equal token count with their prompts: one more padding token would change the result."""
         for count in torch.unique(self.count).tolist():
             rows = (self.count == count).nonzero()[:, 0]
             masks = None if mask_logits is None else mask_logits[rows]

@@ -58,7 +58,8 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
 def make_optimizer(model: nn.Module, task_prompt: TaskPrompt | None, settings: OptimizerSettings) -> torch.optim.AdamW:
     """Make AdamW over the parameters of a SAM or a refiner that need gradients, and give each a gradient of 0.
 
-    So a parameter that a step does not reach has gradient 0, not none, however many processes share the step.
+    A parameter that a step does not reach then has a gradient of 0 instead of None, in every process that shares the
+    step.
 
     Vectors (biases, norms) and the task prompt have no weight decay. Each group holds, beside what AdamW needs, its
     ``scale``, the factor of the learning rate.

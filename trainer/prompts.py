@@ -3,8 +3,8 @@
 Masks live on a grid of ``stride`` input pixels a cell, (P, H, W). Cell x covers the input pixels whose centre is
 (x + 0.5) * stride - 0.5 on average; prompts are in input pixels, x before y.
 
-Every function takes the random numbers it needs from generators on the CPU, one for all masks or one for each sample's,
-so that a run does not depend on the device.
+Every function draws its random numbers on the CPU, from one generator for all masks or from one for the masks of each
+sample, so that a run does not depend on the device.
 """
 
 from __future__ import annotations

@@ -177,8 +177,8 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result: a run is resumed with these unchanged.
 
-        Paths are no part of it, the data's own identity is recorded beside it; nor is the number of steps if the
-        learning rate does not depend on it. Of the precision, what it is on the device counts.
+        Paths are left out: what the data are is recorded beside it. The number of steps is left out if the learning
+        rate does not depend on it. The precision is the one that is computed in, never "auto".
         """
         left_out = {
             "human",

@@ -151,7 +151,7 @@ def make_pairs(sam: Sam, embeddings: Tensor, batch: Batch, least_iou: float, qua
 
 @dataclass
 class RefinerTraining:
-    """The frozen SAM, the refiner, and what drives it."""
+    """The frozen SAM, the refiner that is trained, and the embeddings that are kept, by photo."""
 
     recipe: RefinerRecipe
     loaded: LoadedSam
@@ -199,7 +199,8 @@ class RefinerTraining:
     def _embed(self, samples: Sequence[TrainingSample], batch: Batch) -> Tensor:
         """Return the embeddings of the batch's photos, float32 (B, C, g, g); those that are kept are not made again.
 
-        Each is made alone: the last bits depend on what is encoded together, and a resumed run keeps other ones.
+        Each photo is encoded alone: the last bits depend on what is encoded together, and a resumed run has other
+        photos to encode.
         """
         found = []
         for image, sample in zip(batch.images, samples, strict=True):

@@ -1,4 +1,4 @@
-"""The commands of ``trainer``, one file for those that belong together: options, and what is said of the outcome.
+"""The commands of ``trainer``: their options, and what they print. Commands that belong together share a file.
 
-What works is imported inside a command: whoever asks for help, or for the version, does not wait for torch.
+Modules that need torch are imported inside the commands, so that ``--help`` and ``--version`` do not wait for it.
 """

@@ -1,7 +1,8 @@
-"""Samples whose masks are still codes: they are made into masks on the device that trains.
+"""Samples whose masks are still codes, which the device that trains makes into masks.
 
-A code is one byte a low-resolution cell (``codecs/codes.py``); a mask on the loss grid is up to sixteen cells for one,
-and its certainty four bytes each. So codes are what is decoded ahead, kept in queues and copied to the device.
+A code is one byte for each low-resolution cell (``codecs/codes.py``). On the loss grid the mask has up to sixteen cells
+for each of these, and its certainty takes four bytes a cell. So codes are what is decoded ahead, queued and copied to
+the device.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class CodedSample:
 
 
 Sample = TrainingSample | CodedSample
-"""What a stream gives: a sample as it is, or one to be made on the device (``on``)."""
+"""What a stream gives: a sample that is complete, or one that ``on`` completes on the device."""
 
 
 def look_up(codes: Codes, rows: npt.NDArray[np.int64], device: torch.device) -> Tensor:

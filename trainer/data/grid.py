@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from sum_factory.shared.placement import CELL, Frame, paste
 
 BEYOND = -20.0
-"""Logit of what lies outside the crop that a mask was found in: the crop's filter dropped masks that go on there."""
+"""Logit outside the crop that a mask was found in. No mask goes on there: those that reach the crop's edge were
+dropped."""
 
 
 def valid_cells(frame: Frame, stride: int) -> tuple[int, int]:
@@ -39,9 +40,9 @@ def masks_on_grid(masks: npt.NDArray[np.bool_], frame: Frame, stride: int) -> Te
 def logits_on_grid(logits: Tensor, frame: Frame, whole: Frame, stride: int) -> Tensor:
     """Bring label logits (K, h, w) of masks in ``frame`` to the grid of the whole photo, float32 (K, G, G).
 
-    They may be cut to the frame's ``low_res_size``; padding of the photo is 0. Masks of a crop are resampled by way of
-    the photo's own size, one at a time, since that takes its memory; outside their crop they are far below 0. All is
-    done where the logits are.
+    The logits may be cut to the frame's ``low_res_size``. The result is 0 in the padding, and far below 0 outside the
+    crop. Masks of a crop are first brought to the photo's own size, one at a time to save memory. It is computed on the
+    device of the logits.
     """
     return _on_grid(logits, frame, whole, stride, BEYOND)
 

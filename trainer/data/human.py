@@ -39,7 +39,7 @@ class HumanSample:
     count: int
     """K, how many masks there are."""
     masks_at: Callable[[Sequence[int]], Masks]
-    """Gives the masks of the numbers that it gets, bool (N, H, W). Raises ``SourceError``, naming the file."""
+    """Returns the masks of these numbers, bool (N, H, W). Raises ``SourceError``, naming the file."""
 
     @classmethod
     def of_masks(cls, key: str, image: RgbImage, task: int, masks: Masks) -> HumanSample:
@@ -157,7 +157,7 @@ class LabelMaps:
 class CocoInstances:
     """A COCO-style JSON with RLE (compressed or not) or polygons; ``file_name`` is relative to ``images``.
 
-    Crowd annotations are left out; so are images without any other.
+    Crowd annotations are left out, and so are images that have no other annotation.
     """
 
     annotations: Path

@@ -1,7 +1,7 @@
 """In which order samples come: a pure function of what the data are, the seed, and the epoch.
 
-A stream's whole state is one integer, the number of samples consumed. Slots of the mixed stream are numbered through
-from the first step on; which stream a slot belongs to, and which of its samples it is, follows from the number alone.
+A stream's whole state is one integer, the number of samples consumed. The slots of the mixed stream are counted from
+the first step on; the number of a slot says which stream it belongs to, and which sample of that stream it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sum_factory.trainer.randomness import seed_of
 WINDOW = 8
 """Units among which samples are shuffled: a reader has so many open at a time."""
 EPOCHS_KEPT = 2
-"""Of a stream: that of the sample that is asked for, and the one before or after it."""
+"""Epochs of a stream whose order is kept: that of the latest sample, and the one before or after it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Order:
 
     @cached_property
     def _permutation(self) -> Callable[[int], _Permutation]:
-        """Give the permutation of an epoch; the last ones are kept here, as to hash the groups takes time."""
+        """Return the permutation of an epoch; this object keeps the latest, as hashing all of it would take time."""
         return lru_cache(maxsize=EPOCHS_KEPT)(self._shuffled)
 
     def sample(self, position: int) -> tuple[int, int]:
@@ -54,13 +54,13 @@ class Order:
         return epoch, int(self._permutation(epoch).samples[place])
 
     def window(self, position: int) -> int:
-        """Return the window that the sample at ``position`` is in; they are numbered through over all epochs."""
+        """Return the window that the sample at ``position`` is in; windows are counted over all epochs."""
         epoch, place = divmod(position, len(self))
         ends = self._permutation(epoch).ends
         return epoch * len(ends) + int(np.searchsorted(ends, place, "right"))
 
     def groups_of(self, window: int) -> tuple[int, ...]:
-        """Return the numbers of the groups whose samples a window has."""
+        """Return the numbers of the groups whose samples are in a window."""
         epoch, number = divmod(window, -(-len(self.groups) // WINDOW))
         groups = self._permutation(epoch).groups
         return tuple(groups[number * WINDOW : (number + 1) * WINDOW].tolist())
@@ -106,5 +106,5 @@ class Mix:
 
 
 def slots_of(step: int, batch: int, rank: int, ranks: int) -> Sequence[int]:
-    """Return the slots of a step (counted from 0) that a rank works on: all of them, over all ranks."""
+    """Return the slots of a step (counted from 0) that a rank works on; all ranks together work on all slots."""
     return range(step * batch + rank, (step + 1) * batch, ranks)

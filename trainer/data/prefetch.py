@@ -1,4 +1,4 @@
-"""Bring the units near whose samples come next: one window of the order ahead of what is being loaded."""
+"""Read units ahead of their samples: one window of the order ahead of what is being loaded."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from sum_factory.trainer.data.pseudo import PseudoSet
 
 
 class Prefetcher:
-    """One thread that reads the rows of units and, if they are remote, has their data in the cache, before samples ask.
+    """One thread that reads the rows of units, and brings the data of remote ones into the cache, before samples need
+    them.
 
-    When loading reaches a window, the units of the window after it are brought near, unless that begins behind
-    ``last``, the last position that is needed. Data are fetched as long as both windows fit into the cache: more would
-    push out what is still to be read. What is missing or damaged is left to the sample that needs it, which names it
-    and ends the run.
+    When loading reaches a window, the units of the window after it are read, unless that window begins behind ``last``,
+    the last position that is needed. Data are fetched as long as both windows fit into the cache: more would push out
+    what is still to be read. A file that is missing or damaged is no error here: the sample that needs it names it and
+    ends the run.
     """
 
     def __init__(self, pseudo: PseudoSet, order: Order, last: int) -> None:
@@ -41,7 +42,7 @@ class Prefetcher:
         self._reached = window
 
     def wait(self) -> None:
-        """Wait until all is near that is to be brought there by now."""
+        """Wait until all units that were asked for so far are read."""
         wait(self._pending)
         self._settle()
 
@@ -50,7 +51,7 @@ class Prefetcher:
         self._pool.shutdown(cancel_futures=True)
 
     def _submit(self, groups: Sequence[int], used: int) -> None:
-        """Bring units near in this order, their data if they fit into the cache beside ``used`` bytes."""
+        """Have units read in this order, with their data as long as these fit into the cache beside ``used`` bytes."""
         for group in groups:
             used += self._pseudo.bytes_of(group)
             fits = self._pseudo.room is not None and used <= self._pseudo.room
@@ -59,11 +60,11 @@ class Prefetcher:
     def _bring(self, group: int, data: bool) -> None:
         try:
             self._pseudo.bring(group, data)
-        except (SumError, FileNotFoundError):  # the sample that needs the unit meets it too, and says what it is
+        except (SumError, FileNotFoundError):  # the sample that needs the unit raises it again
             return
 
     def _settle(self) -> None:
-        """Raise what went wrong in the thread, other than with the data."""
+        """Raise what went wrong in the thread, if that was not the data."""
         done = [future for future in self._pending if future.done()]
         self._pending = [future for future in self._pending if not future.done()]
         for future in done:

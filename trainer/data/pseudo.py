@@ -37,7 +37,7 @@ UNSPECIFIED = TASKS.index("unspecified")
 class _Unit:
     """A unit's plan and manifests: its images, all masks, and which of them can be used.
 
-    A mask whose map is missing cannot: its doubt is unknown, which does not mean that there is none.
+    A mask without a map cannot be used: its uncertainty is unknown, which does not mean 0.
     """
 
     planned: tuple[PhotoFile, ...]
@@ -92,7 +92,7 @@ class PseudoSet:
 
     @property
     def room(self) -> int | None:
-        """How many bytes of data can be brought near; None if they all are, or never can be."""
+        """How many bytes of data the cache can hold; None without a cache, where data are read from where they lie."""
         return None if self.shards.cache is None else self.shards.cache.limit_bytes
 
     def bytes_of(self, group: int) -> int:
@@ -102,7 +102,7 @@ class PseudoSet:
         return sum(stored_size(size) for record in records for size, _ in record.each_file)
 
     def bring(self, group: int, data: bool) -> None:
-        """Read the rows of a unit, which are kept a while, and with ``data`` have its data in the cache."""
+        """Read the rows of a unit, which are kept for a while; with ``data``, also bring its data into the cache."""
         for layer in self.layer_ids if data else ():
             self.shards.fetch(self._units[group].number, layer)
         self._unit(group)
@@ -157,7 +157,8 @@ class PseudoSet:
         return _Unit(self.shards.unit(surveyed.number).images, masks, usable)
 
     def _find_originals(self) -> None:
-        """Read a photo of the first, the middle and the last unit: a run should not find out later that all moved."""
+        """Read a photo of the first, the middle and the last unit, so that a run whose photos have moved fails at
+        once."""
         for group in sorted({0, len(self._units) // 2, len(self._units) - 1}):
             surveyed = self._units[group]
             photo = self.shards.unit(surveyed.number).images[surveyed.images[0]]

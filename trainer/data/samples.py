@@ -20,7 +20,7 @@ from sum_factory.trainer.randomness import generator_of
 
 @dataclass(frozen=True)
 class SampleId:
-    """Which sample of which pass over its stream: the seed of all that is drawn for it."""
+    """A sample in one pass over its stream, the epoch. All that is drawn for the sample is seeded by this."""
 
     stream: str
     epoch: int
@@ -73,7 +73,7 @@ class TrainingSample:
 
 
 def load_human(human: HumanSet, index: int, id: SampleId, settings: SampleSettings) -> TrainingSample:
-    """Load a sample with human masks: certain everywhere. Raises ``SourceError`` or ``ImageError``."""
+    """Load a sample with human masks, which are certain everywhere. Raises ``SourceError`` or ``ImageError``."""
     sample = human.load(index)
     height, width = sample.image.shape[:2]
     frame = Frame.whole(settings.side, height, width)

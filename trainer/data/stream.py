@@ -110,11 +110,11 @@ class MixedStream:
             pool.shutdown(cancel_futures=True)
 
     def _prefetchers(self, last: int) -> dict[str, Prefetcher]:
-        """Return what brings the units of each stream of shards near, as far as steps before ``last`` need them."""
+        """Return the prefetcher of each stream of shards, which reads as far as steps before ``last`` need."""
         made = {}
         for name, stream in self.streams.items():
             if isinstance(stream, PseudoStream) and len(self._orders[name]):
-                cycle = self.mix.human + self.mix.pseudo  # a batch may be smaller, and have none of a stream's samples
+                cycle = self.mix.human + self.mix.pseudo  # a batch may be smaller, and lack a stream
                 slots = range(max(0, last * self.batch - cycle), last * self.batch)
                 end = max((position for each, position in map(self.mix.place, slots) if each == name), default=-1)
                 made[name] = Prefetcher(stream.shards, self._orders[name], end)

@@ -24,7 +24,8 @@ from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.store.canonical_json import content_id
 
 THREADS = 4
-"""Units that are looked at at once: hashing and Parquet leave the interpreter to others, and a store takes its time."""
+"""Units that are checked at once: hashing and reading Parquet release the interpreter's lock, and stores answer
+slowly."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class SurveyedUnit:
         return content_id([self.number, {layer: asdict(record) for layer, record in self.records.items()}])
 
     def require_unchanged(self, record: UnitRecord, layer: str, shards: ShardSet) -> None:
-        """Raise ``ShardError`` if a manifest that was read since says something else."""
+        """Raise ``ShardError`` if ``record``, read later from the same manifest, differs from the surveyed one."""
         if record != self.records[layer]:
             raise ShardError(
                 f"{shards.storage.path(manifest_path(layer, self.number))}: changed since training began; start again "

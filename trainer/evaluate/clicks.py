@@ -29,8 +29,8 @@ class Click:
 def depth(region: Mask) -> npt.NDArray[np.float32]:
     """Return each pixel's Euclidean distance to the outside of ``region``, float32 (H, W); beyond the image is outside.
 
-    Squared distances are whole numbers. OpenCV's are off by rounding errors that depend on where a pixel lies, so they
-    are rounded: equal depths are equal, and which of them a click goes to does not depend on the processor.
+    Squared distances are whole numbers, but OpenCV's have rounding errors that depend on where a pixel lies. So they
+    are rounded: pixels of equal depth get equal values, and the choice among them does not depend on the processor.
     """
     distance = np.zeros(region.shape, np.float32)
     rows, columns = support(region)

@@ -42,7 +42,7 @@ def boundary_band(mask: Mask) -> Mask:
 def support(mask: Mask) -> tuple[slice, slice]:
     """Return the rows and columns that a mask spans; empty slices for an empty mask.
 
-    Distances to the outside of a mask may be taken there, with one pixel of padding: every way out crosses it.
+    Distances to the outside of a mask are the same if they are taken in there alone, with one pixel of padding.
     """
     x, y, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
     return slice(y, y + height), slice(x, x + width)

@@ -1,7 +1,7 @@
 """Average scores as Sec. 4.1 of the paper does, and write them down: Parquet, JSON and a Markdown table.
 
-Over the masks of a set first, then over the sets of a task, and over *all sets* for "all": a task with many sets weighs
-more there than one with few, which a mean of the task means would hide.
+Scores are averaged over the masks of each set, then over the sets of each task. "all" is the mean over all sets, not
+over the tasks: a task with many sets weighs more in it than one with few.
 """
 
 from __future__ import annotations

@@ -27,10 +27,11 @@ from sum_factory.trainer.evaluate.settings import Protocol
 from sum_factory.trainer.run.checkpoints import WEIGHTS
 
 MASKS_TOGETHER = 32
-"""Masks of an image that are prompted together, at most; fewer if they hold more than this many pixels in all."""
+"""Masks of an image that are prompted together, at most."""
 PIXELS_TOGETHER = 2**28
+"""Pixels of the masks that are prompted together, at most: large masks go through in smaller groups."""
 KEPT_BYTES = 2**30
-"""Memory, not the device's, for embeddings of photos that may come again in another set, at most."""
+"""Bytes of main memory, at most, for embeddings of photos that may come again in another set."""
 
 SCORES = pa.schema(
     [
@@ -92,8 +93,8 @@ def prompted_task(weights: LoadedSam, task: str) -> str | None:
 
 
 class _KeptEmbeddings:
-    """Embeds photos, and keeps the first ``limit`` bytes of embeddings: sets of several tasks often are masks of the
-    same photos in the same order, so that the latest ones would be gone when they come again."""
+    """Embeds photos, and keeps the first ``limit`` bytes of embeddings. Sets of several tasks often have the same
+    photos in the same order: if the latest embeddings were kept, each would be gone when its photo comes again."""
 
     def __init__(self, embedder: Embedder, limit: int) -> None:
         self.embedder, self.limit = embedder, limit
@@ -124,7 +125,7 @@ def evaluate_sets(
     ``ImageError`` for a set or file that cannot be used; whether all sets are there is checked first.
     """
     for settings in sets:
-        open_set(settings)  # and let go: the JSON files of a suite would not fit into memory together
+        open_set(settings)  # and not kept: the JSON files of a suite would not fit into memory together
     embedder = _KeptEmbeddings(Embedder(weights.sam, precision), KEPT_BYTES if len(sets) > 1 else 0)
     for settings in sets:
         yield _evaluate_set(embedder, weights, settings, protocols, max_masks, seed)

@@ -34,13 +34,13 @@ REMEDY = "Give the same settings and data to go on with this run, or another --o
 
 
 class Stateful(Protocol):
-    """What has a state that can be taken out and put back, as optimizers have."""
+    """What can give its state and be set to it again, as optimizers can."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state."""
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Take the state on."""
+        """Go back to a state that ``state_dict`` gave."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Checkpoints:
     out: Path
     keep: int = 2
     processes: int = 1
-    """How many processes share each step: sums in another order differ in the last bits."""
+    """How many processes share each step. It is recorded because sums in another order differ in the last bits."""
     precision_option: str = "--precision {0} (or --set precision={0})"
-    """How the command is asked for a precision, which its refusal of another one tells."""
+    """The option that asks for the precision ``{0}``, for the message that refuses another one."""
 
     @property
     def folder(self) -> Path:
@@ -98,7 +98,7 @@ class Checkpoints:
         aside = self.folder / f"{TEMPORARY_PREFIX}{step:06d}"
         target = self.path(step)
         try:
-            for left in self.folder.glob(f"{TEMPORARY_PREFIX}*"):  # by a run that died in here
+            for left in self.folder.glob(f"{TEMPORARY_PREFIX}*"):  # by a run that died while it wrote
                 shutil.rmtree(left)
             aside.mkdir(parents=True)
             for name, data in files.items():
@@ -125,7 +125,7 @@ class Checkpoints:
             with Stage(f"reading the checkpoint of step {step}"):
                 _load(folder, weights, optimizer)
         except Exception as error:  # on damaged bytes the decoders raise whatever they run into
-            silent = isinstance(error, pickle.UnpicklingError) or not str(error)  # PyTorch's advice would do harm
+            silent = isinstance(error, pickle.UnpicklingError) or not str(error)  # PyTorch advises to load it unsafely
             reason = type(error).__name__ if silent else str(error).splitlines()[0]
             raise CheckpointError(
                 f"{folder}: damaged ({reason}); delete this folder, and the run goes on from the one before"
@@ -142,9 +142,9 @@ class Checkpoints:
     def find(self, steps: int, identity: Mapping[str, Any], precision: Resolved | None = None) -> int:
         """Return the step of the checkpoint that a run of ``steps`` goes on from; 0 if there is none.
 
-        Raises ``SettingsDifferError`` if it is of a run with another ``identity``, naming what differs; if that is the
-        ``precision``, and it is given, also the reason for it. Raises ``CheckpointError`` if it is damaged or if all
-        that are there lie beyond ``steps``.
+        Raises ``SettingsDifferError`` if its run has another ``identity``; the message names what differs, and gives
+        the reason for the ``precision`` if that is given and differs. Raises ``CheckpointError`` if the checkpoint is
+        damaged, or if there are only checkpoints beyond ``steps``.
         """
         there = self.steps()
         present = [step for step in there if step <= steps]
@@ -169,14 +169,14 @@ class Checkpoints:
         identity: Mapping[str, Any],
         precision: Resolved | None = None,
     ) -> int:
-        """Load the checkpoint that ``find`` finds, if any; return how many steps are done. Raises as it does."""
+        """Load the checkpoint that ``find`` returns, if any; return its step. Raises as ``find`` and ``load``."""
         step = self.find(steps, identity, precision)
         if step:
             self.load(step, weights, optimizer)
         return step
 
     def best(self) -> int | None:
-        """Return the step of the checkpoint of the highest score, the first of equals; None if none has a score."""
+        """Return the step with the highest score, the first if several have it; None if no checkpoint has a score."""
         scores = {step: self._state(step)["score"] for step in self.steps()}
         scored = {step: score for step, score in scores.items() if score is not None}
         return max(scored, key=lambda step: (scored[step], -step)) if scored else None
@@ -197,7 +197,7 @@ class Checkpoints:
         kept = {*self.steps()[-self.keep :], self.best()}
         for step in self.steps():
             if step not in kept:
-                aside = self.folder / f"{TEMPORARY_PREFIX}{step:06d}"  # what has a checkpoint's name is whole
+                aside = self.folder / f"{TEMPORARY_PREFIX}{step:06d}"  # none that is in part there keeps its name
                 os.rename(self.path(step), aside)
                 shutil.rmtree(aside)
 

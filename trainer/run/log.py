@@ -1,4 +1,4 @@
-"""What a run says while it goes: a JSON line a step, TensorBoard, and how it is getting on."""
+"""The log of a run: a line of JSON for each step, the same numbers for TensorBoard, and the progress for people."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOG = "log.jsonl"
 
 @dataclass
 class RunLog:
-    """The log of the run in ``out``. Lines of steps after ``first`` are those of a run that died, and are dropped."""
+    """The log of the run in ``out``. Lines of steps after ``first``, left by a run that died, are dropped."""
 
     out: Path
     first: int
@@ -72,7 +72,7 @@ def read_log(out: Path) -> list[dict[str, Any]]:
 
 
 def _step_of(line: str) -> float:
-    """Return the step of a line; a line that was cut short belongs to none that is kept."""
+    """Return the step of a line; infinity for a line that was cut short, so that it is dropped."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

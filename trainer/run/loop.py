@@ -1,4 +1,4 @@
-"""A training run, as every one goes: from the last checkpoint on, a line a step, a checkpoint now and then."""
+"""How every training goes: resume from the last checkpoint, take the steps, log each, validate and save."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Scores = tuple[float, Mapping[str, float]]
 
 
 class Stream(Protocol[Samples]):
-    """The samples of each step, which depend on the number of the step alone."""
+    """The samples of each step; they depend on the number of the step alone."""
 
     waited: float
-    """Seconds in which a step waited for its samples, in all."""
+    """Seconds that steps have waited for their samples so far."""
 
     def steps(self, first: int, last: int) -> Iterator[Samples]:
         """Yield the samples of the steps ``first`` to ``last`` - 1, counted from 0."""
@@ -34,11 +34,12 @@ class Stream(Protocol[Samples]):
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained, for how long, and what decides the result.
+    """What is trained, for how many steps, and where it is saved.
 
-    ``weights`` are those that a checkpoint holds, as ``state_dict`` gives them: changed in place by the optimizer.
-    ``identity`` is what a resumed run is held to, ``header`` goes with the weights. Of several processes that share
-    each step (``ranks``), the one that leads logs, validates and saves. ``what`` is what people are told is going on.
+    ``weights`` and ``optimizer`` are the state that a checkpoint holds; resuming changes both in place. ``identity`` is
+    all that decides the result: a run can only be resumed with the same. ``header`` is written into the files of
+    weights. If several processes share each step (``ranks``), the one that leads logs, validates and saves. ``what``
+    names the work in messages of progress.
     """
 
     checkpoints: Checkpoints
@@ -64,9 +65,9 @@ class Run:
     ) -> None:
         """Take the steps ``first`` + 1 to the last, if any are left.
 
-        ``take_step(samples, step)`` returns what to log by name, ``loss`` among it; ``validate(step)``, called after
-        each step, the score and what to log of a validation, if one is due. A checkpoint is saved with every score,
-        too.
+        ``take_step(samples, step)`` returns the values to log by name, among them ``loss``. ``validate(step)`` is
+        called after each step; it returns the score and the values to log, or None if no validation is due. Each
+        validation saves a checkpoint, too.
         """
         if first == self.steps:
             return
@@ -88,5 +89,5 @@ class Run:
 
 
 def software() -> str:
-    """Return what trains, and its version, as the header of weights says it."""
+    """Return the versions of this package and of PyTorch, for the header of weights."""
     return f"sum-factory {version('sum-factory')}, torch {version('torch')}"

@@ -13,7 +13,7 @@ from sum_factory.trainer.recipe import ValidationSettings
 
 
 def validate(model: LoadedSam, settings: ValidationSettings, precision: Precision) -> tuple[float, dict[str, float]]:
-    """Return the score, mBIoU over all sets after the last round, and what to log by task."""
+    """Return the score, which is mBIoU over all sets after the last round, and the values to log, by task."""
     protocol = Protocol(rounds=settings.rounds)
     results = evaluate_sets(model, settings.sets, [protocol], settings.max_masks, precision=precision)
     means = summarise(pa.concat_tables([result.rows for result in results]))
