@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from sum_factory.labelgen.settings import UncertaintySettings
 from sum_factory.shared.codecs.label import decode_label
 from sum_factory.shared.codecs.uncertainty import encode_refined, encode_uncertainty
+from sum_factory.shared.masks import ious
 from sum_factory.shared.memory import BatchSize
 from sum_factory.shared.placement import CELL, CropBox, Frame
 from sum_factory.shared.sam.decode import PAD, POSITIVE, Prompts, embed_prompts
@@ -220,10 +221,7 @@ class UncertaintyMaker:
             ]
         )
         outputs = torch.unflatten(outputs, 0, (count, POINT_OUTPUTS))
-        signs = outputs[..., :rows, :columns] > 0
-        common = (signs & labels[:, None]).flatten(2).sum(2)
-        union = (signs | labels[:, None]).flatten(2).sum(2)
-        agreement, best = (common / union.clamp(min=1)).max(1)
+        agreement, best = ious(outputs[..., :rows, :columns] > 0, labels[:, None], empty=0.0).max(1)
         s = outputs[torch.arange(count, device=points.device), best].clone()
         part = s[:, :rows, :columns]
         part.copy_(torch.where(labels, part.abs(), -part.abs()))

@@ -13,6 +13,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from sum_factory.shared.masks import ious
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LossSettings:
@@ -80,14 +82,9 @@ def mask_loss(
     return settings.focal_weight * focal + settings.dice_weight * dice
 
 
-@torch.no_grad()
 def true_iou(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """IoU of [logits > 0] with the target on valid pixels, float; empty with empty is 1. No gradient."""
-    predicted = ((logits > 0) & valid).flatten(1)
-    wanted = (targets & valid).flatten(1)
-    union = (predicted | wanted).sum(1)
-    overlap = (predicted & wanted).sum(1)
-    return torch.where(union == 0, torch.ones_like(union, dtype=logits.dtype), overlap / union.clamp(min=1))
+    """IoU of [logits > 0] with the target on valid pixels, float32; empty with empty is 1. No gradient."""
+    return ious((logits > 0) & valid, targets & valid)
 
 
 @torch.no_grad()

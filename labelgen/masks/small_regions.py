@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,12 +20,6 @@ def clean_mask(mask: Mask, least_area: int) -> tuple[Mask, bool]:
     filled, had_holes = amg.remove_small_regions(mask, least_area, "holes")
     cleaned, had_islands = amg.remove_small_regions(filled, least_area, "islands")
     return cleaned, had_holes or had_islands
-
-
-def box_of(mask: Mask) -> tuple[int, int, int, int]:
-    """Return the box of a mask, x0, y0, x1, y1, x1 and y1 being the largest index; zeros for an empty mask."""
-    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
-    return left, top, max(0, left + width - 1), max(0, top + height - 1)
 
 
 def follow_mask(logits: Tensor, frame: Frame, before: Mask, after: Mask) -> Tensor:

@@ -25,12 +25,12 @@ from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.pipelines.microworld.textures import photo_paths
 from sum_factory.shared.images import RgbImage, decode_image
+from sum_factory.shared.masks import iou
 from sum_factory.shared.photo_files import read_bytes
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.runtime import Runtime, place
 from sum_factory.shared.sam.settings import PACKAGED
-from sum_factory.trainer.evaluate.metrics import iou
 
 FINEST = 32
 SIDES = (12, 16, 20, 24, 28, FINEST)

@@ -50,10 +50,10 @@ from sum_factory.pipelines.bench.parts.shard_sets import (
     write_labels,
     write_photos,
 )
+from sum_factory.shared.masks import iou
 from sum_factory.shared.placement import CELL
 from sum_factory.shared.progress import Stage, track
 from sum_factory.shared.shards.dataset import ENCODINGS
-from sum_factory.trainer.evaluate.metrics import iou
 
 PICKED = 30
 UNIT = 256

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from sum_factory.pipelines.microworld.sets import describe_set
 from sum_factory.shared.images import RgbImage
+from sum_factory.shared.masks import Mask
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.runtime import Embedder
 from sum_factory.trainer.data.human import HumanSample
 from sum_factory.trainer.data.sets import Task, open_set
-from sum_factory.trainer.evaluate.metrics import Mask
 from sum_factory.trainer.evaluate.protocol import Played, play_image
 from sum_factory.trainer.evaluate.settings import Protocol
 from sum_factory.trainer.predict import UserPrompt, draw_prediction

@@ -66,7 +66,7 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
         "trainer.evaluate.suites": ("read_suite", "Suite"),
         "trainer.evaluate.run": ("load_weights", "evaluate_sets"),
         "trainer.evaluate.settings": ("Protocol",),
-        "trainer.evaluate.metrics": ("iou", "boundary_iou"),
+        "trainer.evaluate.metrics": ("boundary_iou",),
         "trainer.predict": ("predict_mask", "UserPrompt", "Prediction"),
         "trainer.export": ("export_plain_sam",),
     },
@@ -78,6 +78,7 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
         "shared.sam.runtime": ("Runtime",),
         "shared.sam.refiner": ("load_refiner", "Refiner"),
         "shared.placement": ("Frame",),
+        "shared.masks": ("iou", "ious", "box_of"),
         "shared.errors": ("SumError",),
     },
     "pipelines": {

@@ -23,9 +23,9 @@ from PIL import Image
 from scipy.stats import mannwhitneyu
 
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
+from sum_factory.shared.masks import iou
 from sum_factory.shared.progress import Stage, track
 from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
-from sum_factory.trainer.evaluate.metrics import iou
 
 LEAST_IOU = 0.5
 THRESHOLD = 0.6

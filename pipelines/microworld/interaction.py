@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.pipelines.microworld.corpus import TARGET_SIDE
+from sum_factory.shared.masks import ious
 from sum_factory.shared.sam.decode import PAD, Prompts
 from sum_factory.trainer.prompts import click_errors
 
@@ -29,10 +30,7 @@ def upsample(logits: Tensor) -> Tensor:
 
 def output_iou(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the IoU (P, K) of ``logits`` (P, K, T, T) > 0 with ``targets`` (P, T, T)."""
-    predicted = (logits > 0).flatten(2)
-    wanted = targets[:, None].flatten(2)
-    union = (predicted | wanted).sum(2)
-    return (predicted & wanted).sum(2) / union.clamp(min=1)
+    return ious(logits > 0, targets[:, None], empty=0.0)
 
 
 def best_iou(logits: Tensor, targets: Tensor, image_index: Tensor, empty: Tensor) -> Tensor:

@@ -21,18 +21,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
-from sum_factory.labelgen.masks.small_regions import box_of
 from sum_factory.labelgen.settings import AutomaskSettings, settings_for
 from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
 from sum_factory.pipelines.microworld.scene import Scene, make_scenes
 from sum_factory.shared.allocator import tune_malloc
+from sum_factory.shared.masks import box_of, iou
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Prompts, decode_prompts
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.evaluate.clicks import first_click
-from sum_factory.trainer.evaluate.metrics import iou
 
 Masks = npt.NDArray[np.bool_]
 

@@ -1,21 +1,14 @@
-"""IoU and boundary IoU of two masks at the photo's own size (SUM, Sec. 4.1)."""
+"""Boundary IoU of two masks at the photo's own size (SUM, Sec. 4.1)."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-Mask = npt.NDArray[np.bool_]
+from sum_factory.shared.masks import Mask, iou
 
 BOUNDARY_SHARE = 0.02
 """Width of the boundary band as a share of the image diagonal."""
-
-
-def iou(predicted: Mask, target: Mask) -> float:
-    """Return the IoU of two masks, bool (H, W); empty with empty is 1."""
-    union = int(np.count_nonzero(predicted | target))
-    return 1.0 if union == 0 else int(np.count_nonzero(predicted & target)) / union
 
 
 def boundary_iou(predicted: Mask, target: Mask) -> float:

@@ -16,11 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sum_factory.shared.masks import iou
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts, decode_prompts
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.evaluate.clicks import Click, click_near_boundary, first_click, next_click
-from sum_factory.trainer.evaluate.metrics import boundary_iou, iou
+from sum_factory.trainer.evaluate.metrics import boundary_iou
 from sum_factory.trainer.evaluate.settings import Output, Protocol
 
 Masks = npt.NDArray[np.bool_]

@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 
 from sum_factory.pipelines.bench.parts.shard_material import Floats, LabelledPhoto
+from sum_factory.shared.masks import iou
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.trainer.evaluate.metrics import boundary_iou, iou
+from sum_factory.trainer.evaluate.metrics import boundary_iou
 
 DEAD_ZONE = 2 / 255
 """Doubt up to here may be stored as none."""

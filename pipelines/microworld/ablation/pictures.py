@@ -13,11 +13,11 @@ from sum_factory.pipelines.microworld.ablation.cells import FROZEN, SAM, Cell
 from sum_factory.pipelines.microworld.ablation.results import Results
 from sum_factory.pipelines.microworld.ablation.settings import Plan
 from sum_factory.shared.images import RgbImage
+from sum_factory.shared.masks import Mask
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.human import HumanSample
 from sum_factory.trainer.data.sets import Task
-from sum_factory.trainer.evaluate.metrics import Mask
 from sum_factory.trainer.evaluate.run import load_weights
 from sum_factory.trainer.predict import UserPrompt, draw_prediction
 

@@ -30,6 +30,7 @@ from sum_factory.pipelines.microworld.certainty import (
 from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
 from sum_factory.pipelines.microworld.scene import Scene, make_scenes
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
+from sum_factory.shared.masks import iou
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.progress import Stage, track
 from sum_factory.shared.sam.checkpoint import file_sha256, load_sam
@@ -37,7 +38,7 @@ from sum_factory.shared.sam.refiner import Refiner, load_refiner
 from sum_factory.shared.shards.dataset import DATASET, uncertainty_layer
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.evaluate.metrics import boundary_iou, iou
+from sum_factory.trainer.evaluate.metrics import boundary_iou
 from sum_factory.trainer.run.log import read_log
 
 WORLD_FILE = "world.json"

@@ -7,8 +7,9 @@ import numpy.typing as npt
 import pytest
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
+from sum_factory.shared.masks import iou
 from sum_factory.trainer.evaluate.clicks import click_near_boundary, depth, first_click, next_click
-from sum_factory.trainer.evaluate.metrics import boundary_band, boundary_iou, iou
+from sum_factory.trainer.evaluate.metrics import boundary_band, boundary_iou
 
 Mask = npt.NDArray[np.bool_]
 
