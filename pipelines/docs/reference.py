@@ -112,6 +112,8 @@ def pages() -> dict[str, str]:
 def as_page(text: str, source: str) -> str:
     """Return a page of the project's folder as one of the site: its links start from ``docs/``."""
     text = text.replace("](docs/", "](")
+    for page, name in FRONT.items():
+        text = text.replace(f"]({name})", f"]({page})")
     return re.sub(r"\[([^]]+)\]\((?!https?:|#|[\w/]+\.(?:md|jpg|svg))[^)]+\)", r"\1", text)
 
 
