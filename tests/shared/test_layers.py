@@ -127,4 +127,4 @@ def test_dataset_file_tells_all_of_a_layer(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "shards/dataset.json").read_text())["layers"]["uncertainty/one"]
     assert told["settings"] == {"source": "entropy", "min_refine_area": 5}
     assert told["weights"] == {"sam": {"sha256": "a"}}
-    assert told["id"] == layer("one", min_refine_area=5).id(["u0", "u1"])
+    assert told["id"] == layer("one", min_refine_area=5).id
