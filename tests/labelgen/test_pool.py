@@ -286,7 +286,13 @@ def test_stop_within_its_grace_finishes_what_is_begun_and_nothing_else(work: Wor
 def test_stop_without_grace_abandons_what_is_begun(work: Work, tmp_path: Path) -> None:
     stop = Stop(grace=0)
     (tmp_path / "hold").touch()
-    events = work(4, workers=2, stop=stop, see=lambda event: stop.request("by a test"))
+
+    def see(event: Event) -> None:
+        if isinstance(event, Begun):
+            wait_until((tmp_path / "journal").exists)
+            stop.request("by a test")
+
+    events = work(4, workers=2, stop=stop, see=see)
     assert reported(events) == []
     assert not any(line.startswith("done") for line in journal(tmp_path))
 
