@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,22 +17,33 @@ from sum_factory.shared.shards.verify import verify
 REMEDIES = ("restore it", "`labelgen repair` takes the unit back", "running the same command again replaces it",
             "running the same command again writes it anew")  # fmt: skip
 LAYERS = ("masks", "uncertainty/refinement", "images")
-TARS = [f"{layer}/00000{unit}.tar" for layer in LAYERS for unit in range(3)]
+UNITS = range(3)
 ARRAYS = {
     "masks.zarr/label": "0.0",
     "uncertainty/refinement.zarr/u": "0.0",
     "uncertainty/refinement.zarr/refined": "0.0",
     "images.zarr/jpeg": "0",
 }
-DESCRIPTIONS = [f"{folder}/zarr.json" for folder in (*ARRAYS, *(f"{layer}.zarr" for layer in LAYERS))]
-SHARDS = [f"{array}/c.{unit}.{zeros}" for array, zeros in ARRAYS.items() for unit in range(3)]
-COMMON = [
-    "dataset.json",
-    *(f"units/00000{unit}.json" for unit in range(3)),
-    *(f"manifest/{layer}/00000{unit}.parquet" for layer in LAYERS for unit in range(3)),
+DESCRIPTIONS = tuple(f"{folder}/zarr.json" for folder in (*ARRAYS, *(f"{layer}.zarr" for layer in LAYERS)))
+
+
+def of_units(name: str) -> tuple[str, ...]:
+    """Return the files that a name with ``{}`` stands for, one of each unit."""
+    return tuple(name.format(unit) for unit in UNITS)
+
+
+PLANS = of_units("units/00000{}.json")
+MANIFESTS = {layer: of_units(f"manifest/{layer}/00000{{}}.parquet") for layer in LAYERS}
+TARS = {layer: of_units(f"{layer}/00000{{}}.tar") for layer in LAYERS}
+SHARDS = {array: of_units(f"{array}/c.{{}}.{zeros}") for array, zeros in ARRAYS.items()}
+KINDS = {
+    "tar": (("dataset.json",), PLANS, *MANIFESTS.values(), *TARS.values()),
+    "zarr": (("dataset.json",), PLANS, DESCRIPTIONS, *MANIFESTS.values(), *SHARDS.values()),
+}
+"""The files of a shard set in each encoding, those of a kind together: what is wrong with one hides no other."""
+EVERY_KIND = [
+    pytest.param(encoding, names, id=f"{encoding}-{names[0]}") for encoding in KINDS for names in KINDS[encoding]
 ]
-FILES = {"tar": (*COMMON, *TARS), "zarr": (*COMMON, *DESCRIPTIONS, *SHARDS)}
-EVERY_FILE = [(encoding, name) for encoding, names in FILES.items() for name in names]
 
 
 def found(shards: Path) -> list[str]:
@@ -43,9 +54,29 @@ def found(shards: Path) -> list[str]:
         return [str(error)]
 
 
-def require_named(shards: Path, name: str) -> None:
-    (problem, *_) = [problem for problem in found(shards) if problem.startswith(f"{shards}/{name}: ")]
-    assert any(remedy in problem for remedy in REMEDIES), problem
+def named(shards: Path, problems: list[str]) -> set[str]:
+    """Return the files that problems name first."""
+    return {problem.removeprefix(f"{shards}/").partition(": ")[0] for problem in problems}
+
+
+def require_named(shards: Path, problems: list[str], names: Iterable[str]) -> None:
+    """Check that these files and no others are named, each with what to do."""
+    assert named(shards, problems) == {*names}, problems
+    assert all(any(remedy in problem for remedy in REMEDIES) for problem in problems), problems
+
+
+@contextmanager
+def changed(shards: Path, change: Mapping[str, bytes | None]) -> Iterator[None]:
+    """Give files other bytes, or take them away, meanwhile."""
+    whole = {name: (shards / name).read_bytes() for name in change}
+    for name, data in change.items():
+        assert data != whole[name]
+        (shards / name).unlink() if data is None else (shards / name).write_bytes(data)
+    try:
+        yield
+    finally:
+        for name, data in whole.items():
+            (shards / name).write_bytes(data)
 
 
 @pytest.fixture(scope="module")
@@ -56,76 +87,61 @@ def damaged(
     return shutil.copytree(whole_in(request.param), tmp_path_factory.mktemp("damaged") / "shards")
 
 
-@pytest.mark.parametrize(("damaged", "names"), FILES.items(), indirect=["damaged"], ids=FILES.keys())
-def test_these_are_all_files(damaged: Path, names: tuple[str, ...]) -> None:
-    assert {str(path.relative_to(damaged)) for path in damaged.rglob("*") if path.is_file()} == set(names)
+@pytest.mark.parametrize(("damaged", "kinds"), KINDS.items(), indirect=["damaged"], ids=KINDS.keys())
+def test_these_are_all_files(damaged: Path, kinds: tuple[tuple[str, ...], ...]) -> None:
+    files = [str(path.relative_to(damaged)) for path in damaged.rglob("*") if path.is_file()]
+    assert sorted(files) == sorted(name for names in kinds for name in names)
     assert found(damaged) == []
 
 
-@pytest.mark.parametrize(("damaged", "name"), EVERY_FILE, indirect=["damaged"])
+@pytest.mark.parametrize(("damaged", "names"), EVERY_KIND, indirect=["damaged"])
 @pytest.mark.parametrize("cut", [True, False], ids=["cut", "flipped"])
-def test_any_cut_and_any_flipped_bit_is_found(damaged: Path, name: str, cut: bool) -> None:
+def test_any_cut_and_any_flipped_bit_is_found(damaged: Path, names: tuple[str, ...], cut: bool) -> None:
     """At a place that differs from file to file."""
-    whole = (damaged / name).read_bytes()
+    with changed(damaged, {name: cut_or_flipped((damaged / name).read_bytes(), name, cut) for name in names}):
+        require_named(damaged, found(damaged), names)
+
+
+def cut_or_flipped(whole: bytes, name: str, cut: bool) -> bytes:
     chance = random.Random(f"{name} {cut}")
     place = chance.randrange(len(whole))
     flipped = bytearray(whole)
     flipped[place] ^= 1 << chance.randrange(8)
-    (damaged / name).write_bytes(whole[:place] if cut else flipped)
-    try:
-        require_named(damaged, name)
-    finally:
-        (damaged / name).write_bytes(whole)
+    return whole[:place] if cut else bytes(flipped)
 
 
-def data_of(manifest: str, names: tuple[str, ...]) -> list[str]:
-    """Return the data files that a manifest commits."""
-    layer, unit = manifest.removeprefix("manifest/").removesuffix(".parquet").rsplit("/", 1)
-    return [
-        name
-        for name in names
-        if name == f"{layer}/{unit}.tar" or re.match(rf"{layer}\.zarr/\w+/c\.{int(unit)}\.", name)
-    ]
-
-
-@pytest.mark.parametrize(("damaged", "name"), EVERY_FILE, indirect=["damaged"])
-def test_any_lost_file_is_found(damaged: Path, name: str) -> None:
-    """Of a manifest there is nothing left to name but its data."""
-    names = FILES["zarr" if (damaged / "masks.zarr").exists() else "tar"]
-    whole = (damaged / name).read_bytes()
-    (damaged / name).unlink()
-    try:
-        if name == "dataset.json":
-            assert found(damaged)[0].startswith(f"{damaged}/dataset.json: missing")
-        elif name.startswith("manifest/"):
-            assert data_of(name, names)
-            for data in data_of(name, names):
-                require_named(damaged, data)
+@pytest.mark.parametrize(("damaged", "names"), EVERY_KIND, indirect=["damaged"])
+def test_any_lost_file_is_found(damaged: Path, names: tuple[str, ...]) -> None:
+    """Of a manifest there is nothing left to name but its data; maps miss the manifests of their masks, too."""
+    with changed(damaged, dict.fromkeys(names)):
+        problems = found(damaged)
+        if names == ("dataset.json",):
+            assert problems[0].startswith(f"{damaged}/dataset.json: missing")
+        elif names in MANIFESTS.values():
+            of_data = [problem for problem in problems if "this unit is not in layer masks yet" not in problem]
+            require_named(damaged, of_data, data_of(damaged, names))
         else:
-            require_named(damaged, name)
-    finally:
-        (damaged / name).write_bytes(whole)
+            require_named(damaged, problems, names)
 
 
-def of_unit(name: str, unit: int) -> str:
-    """Return the name that a file has for another unit, which is its own if it is not of a unit."""
-    return re.sub(r"/c\.\d\.", f"/c.{unit}.", re.sub(r"00000\d", f"00000{unit}", name))
+def data_of(shards: Path, manifests: tuple[str, ...]) -> set[str]:
+    """Return the data files that manifests commit."""
+    layer = manifests[0].removeprefix("manifest/").removesuffix("/000000.parquet")
+    of_arrays = {name for names in SHARDS.values() for name in names if name.startswith(f"{layer}.zarr/")}
+    return of_arrays if (shards / "masks.zarr").exists() else {*TARS[layer]}
 
 
 EVERY_EXCHANGE = [
-    (encoding, name, of_unit(name, unit))
-    for encoding, name in EVERY_FILE
-    for unit in range(3)
-    if of_unit(name, unit) != name
+    pytest.param(encoding, names, turn, id=f"{encoding}-{names[0]}-{turn}")
+    for encoding in KINDS
+    for names in KINDS[encoding]
+    if len(names) == len(UNITS)
+    for turn in (1, 2)
 ]
 
 
-@pytest.mark.parametrize(("damaged", "name", "other"), EVERY_EXCHANGE, indirect=["damaged"])
-def test_any_file_in_the_place_of_another_units_is_found(damaged: Path, name: str, other: str) -> None:
-    whole = (damaged / name).read_bytes()
-    assert (damaged / other).read_bytes() != whole
-    shutil.copyfile(damaged / other, damaged / name)
-    try:
-        require_named(damaged, name)
-    finally:
-        (damaged / name).write_bytes(whole)
+@pytest.mark.parametrize(("damaged", "names", "turn"), EVERY_EXCHANGE, indirect=["damaged"])
+def test_any_file_in_the_place_of_another_units_is_found(damaged: Path, names: tuple[str, ...], turn: int) -> None:
+    others = names[turn:] + names[:turn]
+    with changed(damaged, {name: (damaged / other).read_bytes() for name, other in zip(names, others, strict=True)}):
+        require_named(damaged, found(damaged), names)
