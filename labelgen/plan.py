@@ -376,7 +376,7 @@ class _Again:
 
     def _finish_first(self, new: Iterator[list[PhotoFile]]) -> Iterator[None]:
         """Go on with a first listing that was not finished: a unit can be labelled once all its photos are found."""
-        units = cut(new, self.dataset.unit_size, self._free_numbers())
+        units = cut(self._of_same_images(new), self.dataset.unit_size, self._free_numbers())
         waiting = set(self.told)
 
         def found(number: int) -> None:
@@ -385,6 +385,17 @@ class _Again:
 
         self.comparison.on_whole = found
         yield from _write_all(self.result, chain(units, self._rest(waiting)), self.told)
+
+    def _of_same_images(self, new: Iterator[list[PhotoFile]]) -> Iterator[list[PhotoFile]]:
+        """Pass new photos on. Raises ``SettingsDifferError`` if any come before a planned one: it is another folder.
+
+        "Before" is by batches: within one, new photos may be first.
+        """
+        for photos in new:
+            if photos and self.told and not self.known.seen.any():
+                self._take_stock()
+                self._refuse_other_images(len(photos), photos[0].key)
+            yield photos
 
     def _rest(self, waiting: set[int]) -> Iterator[Unit | None]:
         """Have the units labelled of which photos have moved or are gone, when the listing is at its end."""

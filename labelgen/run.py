@@ -211,9 +211,14 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
     layers = [(masks, REMEDY_FOR_SETTINGS), *((layer, _remedy_for(layer)) for layer in job.added_layers)]
     storage, photos = Storage(settings.shards), partial(list_photos, settings.images)
     with prepare(storage, photos, layers, settings.unit_size, settings.extend, precision) as plan:
-        for note in plan.notes():
+        told = [*plan.notes()]
+        for note in told:
             say(note)
-        return _work(settings, job, plan, weights, before, say, stop or Stop())
+        summary = _work(settings, job, plan, weights, before, say, stop or Stop())
+        for note in plan.notes():  # a listing that went on meanwhile has more to tell at its end
+            if note not in told:
+                say(note)
+        return summary
 
 
 def add_uncertainty(

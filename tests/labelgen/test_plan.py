@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from sum_factory.labelgen import plan
 from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.plan import Plan, prepare
-from sum_factory.labelgen.run import RunSummary
+from sum_factory.labelgen.run import RunSettings, RunSummary, run
 from sum_factory.shared.errors import SettingsDifferError, ShardError
+from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.shards.dataset import MASKS, Layer
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.store.storage import Storage
@@ -376,6 +377,41 @@ def test_first_listing_that_was_not_finished_takes_what_is_new(tmp_path: Path, s
     assert keys_in(tmp_path / "set") == [["b", "c"], ["a", "d"], ["e", "f"]]
     assert going_on.gone == ["b"]
     assert ShardSet.open(str(tmp_path / "set")).is_planned
+
+
+def test_first_listing_that_was_not_finished_is_not_gone_on_with_in_another_folder(
+    tmp_path: Path, streamed: None
+) -> None:
+    write_photos(tmp_path / "photos", "a.jpg", "b.jpg", "c.jpg")
+    write_photos(tmp_path / "others", "x.jpg", "y.jpg")
+    whole = planned(tmp_path / "set", tmp_path / "photos")
+    list(whole.numbers())
+    layers = ShardSet.open(str(tmp_path / "set")).dataset.layers
+    Storage(str(tmp_path / "set")).write("dataset.json", plan.Dataset(2, (), 0, layers).to_json())
+    before = keys_in(tmp_path / "set")
+    with (
+        pytest.raises(SettingsDifferError, match=r"3 planned images are gone, the first is 'a'; 2 images are new.*'x'"),
+        planned(tmp_path / "set", tmp_path / "others") as going_on,
+    ):
+        list(going_on.numbers())
+    assert keys_in(tmp_path / "set") == before
+
+
+def test_what_is_gone_is_told_at_the_end_of_a_listing_that_went_on_meanwhile(
+    photos: Path, own_photos: Path, tmp_path: Path, label: Label, loose: Any, streamed: None
+) -> None:
+    label(own_photos, tmp_path / "shards")
+    layers = ShardSet.open(str(tmp_path / "shards")).dataset.layers
+    Storage(str(tmp_path / "shards")).write("dataset.json", plan.Dataset(2, (), 0, layers).to_json())
+    (own_photos / "photo0.jpg").unlink()
+    said: list[str] = []
+    settings = RunSettings(
+        images=(str(own_photos),), shards=str(tmp_path / "shards"), automask=loose, unit_size=2, runtime=Runtime("cpu")
+    )
+    run(settings, said.append)
+    assert [line for line in said if "gone" in line] == [
+        "1 planned images are gone, or not in --images: 'photo0'; their labels stay"
+    ]
 
 
 # Whatever comes and goes
