@@ -207,7 +207,7 @@ class Pretraining:
         average_gradients(self.parameters, self.ranks)
         log["norm"] = float(nn.utils.clip_grad_norm_(self.parameters, 1.0))
         self.optimizers.step(self.learning_rate(step))
-        return {**log, "lr": self.learning_rate(number)}
+        return {**log, "lr": self.learning_rate(step)}
 
     def interact(
         self, batch: Batch, leaf: Tensor, rounds: int, balance: float, generator: torch.Generator
