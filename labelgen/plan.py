@@ -325,9 +325,8 @@ def _append(plan: Plan, unit: Unit) -> None:
 
 def _name_units(plan: Plan, first: int, told: dict[int, Named]) -> None:
     """Have ``dataset.json`` name all units from number ``first`` on, and what follows from it say the same."""
-    dataset = add_units(plan.storage, first, [told[number] for number in range(first, len(plan.sizes))])
-    for layer in dataset.layers.values():
-        write_shared_files(plan.storage, dataset, layer)
+    add_units(plan.storage, first, [told[number] for number in range(first, len(plan.sizes))])
+    write_shared_files(plan.storage)
     plan.is_whole = True
 
 

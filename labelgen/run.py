@@ -41,7 +41,6 @@ from sum_factory.shared.shards.dataset import (
     REFINEMENT,
     REMEDY_FOR_SETTINGS,
     TAR,
-    Dataset,
     Layer,
     add_layer,
     require_same,
@@ -218,7 +217,8 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         for note in plan.notes():  # a listing that went on meanwhile has more to tell at its end
             if note not in told:
                 say(note)
-        return summary
+    write_shared_files(storage)  # in a store that cannot be locked planning and labelling may have written at once
+    return summary
 
 
 def add_uncertainty(
@@ -302,10 +302,8 @@ def _work(
 ) -> RunSummary:
     """Make what ``units`` lack of the job's layers. ``readings`` is what was counted of ``READINGS`` before the run."""
     storage = Storage(settings.shards)
-    dataset = _described(storage, job)
-    for layer in dataset.layers.values():
-        write_shared_files(storage, dataset, layer)
-    shards = ShardSet(storage, dataset)
+    _describe(storage, job)
+    shards = ShardSet(storage, write_shared_files(storage))
     done = set.intersection(*(set(shards.committed(layer)) for layer in job.layers))
     pending = PendingUnits(units, done.intersection(units.known))
     total, before = len(units.known), len(pending.done)
@@ -328,15 +326,14 @@ def _work(
         with_maps = job.uncertainty is not None
         summary = progress.summary(len(units.known), before, stop.reason, with_maps, units.is_whole)
         log.tell("run ended", **asdict(summary))
-    _described(storage, job)  # another run's copy of dataset.json may have come without the layers
+    _describe(storage, job)  # another run's copy of dataset.json may have come without the layers
     return summary
 
 
-def _described(storage: Storage, job: Job) -> Dataset:
-    """Have ``dataset.json`` describe all layers of a job, and return what then stands."""
+def _describe(storage: Storage, job: Job) -> None:
+    """Have ``dataset.json`` describe all layers of a job."""
     for layer in job.added_layers:
         add_layer(storage, layer, _remedy_for(layer))
-    return ShardSet.open(storage.url).dataset
 
 
 def _images_of(units: Units) -> int:

@@ -98,9 +98,8 @@ def _prepare(old: ShardSet, storage: Storage, encoding: str) -> ShardSet:
     if added := old.dataset.unit_ids[known:]:  # since the last conversion
         add_units(storage, known, [(id, old.dataset.size_of(known + k)) for k, id in enumerate(added)])
     for layer in layers.values():
-        dataset = add_layer(storage, layer, REMEDY)
-        write_shared_files(storage, dataset, layer)
-    return ShardSet(storage, dataset)
+        add_layer(storage, layer, REMEDY)
+    return ShardSet(storage, write_shared_files(storage))
 
 
 def _write_plans(old: ShardSet, shards: ShardSet) -> list[str]:

@@ -241,9 +241,7 @@ def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:
     """
     with storage.held():
         while True:
-            dataset = read_dataset(storage)
-            if dataset is None:
-                raise ShardError(f"{storage.path(DATASET)}: missing; {REMEDY_FOR_DATASET}")
+            dataset = require_dataset(storage)
             if layer.name in dataset.layers:
                 require_same_layer(storage.url, dataset.layers[layer.name], layer, remedy)
                 return dataset
@@ -257,9 +255,7 @@ def add_units(storage: Storage, first: int, units: Sequence[tuple[str, int]]) ->
     no loss, since plans say the same: whoever comes next names them again.
     """
     with storage.held():
-        dataset = read_dataset(storage)
-        if dataset is None:
-            raise ShardError(f"{storage.path(DATASET)}: missing; {REMEDY_FOR_DATASET}")
+        dataset = require_dataset(storage)
         new = units[max(0, len(dataset.unit_ids) - first) :] if len(dataset.unit_ids) >= first else ()
         if new:
             dataset = dataset.with_units(new)
@@ -273,6 +269,14 @@ def read_dataset(storage: Storage) -> Dataset | None:
         return Dataset.from_json(storage.read(DATASET), storage.path(DATASET))
     except FileNotFoundError:
         return None
+
+
+def require_dataset(storage: Storage) -> Dataset:
+    """Read ``dataset.json``. Raises ``ShardError`` if there is none."""
+    dataset = read_dataset(storage)
+    if dataset is None:
+        raise ShardError(f"{storage.path(DATASET)}: missing; {REMEDY_FOR_DATASET}")
+    return dataset
 
 
 def read_unit(storage: Storage, number: int) -> Unit:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.dataset import ENCODINGS, ZARR, Dataset, Layer
+from sum_factory.shared.shards.dataset import ENCODINGS, ZARR, Dataset, Layer, require_dataset
 from sum_factory.shared.shards.encodings.tar_layer import TarEncoder, faults_of_tar, tar_path, tar_unit
 from sum_factory.shared.shards.encodings.tar_reader import TarReader
 from sum_factory.shared.shards.encodings.zarr_layer import (
@@ -71,11 +71,19 @@ def shared_files(dataset: Dataset, layer: Layer) -> dict[str, bytes]:
     return metadata_files(dataset, layer) if layer.encoding == ZARR else {}
 
 
-def write_shared_files(storage: Storage, dataset: Dataset, layer: Layer) -> None:
-    """Write the files of a layer that belong to no unit: those that are missing or damaged."""
-    for name, content in shared_files(dataset, layer).items():
-        if not storage.create(name, content) and not is_sound(content, storage.read(name)):
-            storage.write(name, content)
+def write_shared_files(storage: Storage) -> Dataset:
+    """Have the files of layers that belong to no unit say what follows from ``dataset.json``; return that.
+
+    They tell how many units there are. So whoever changes ``dataset.json`` calls this, and on a disk what is read and
+    written belongs together: nobody puts an older count over a newer one. Raises ``ShardError`` if it is missing.
+    """
+    with storage.held():
+        dataset = require_dataset(storage)
+        for layer in dataset.layers.values():
+            for name, content in shared_files(dataset, layer).items():
+                if not storage.create(name, content) and not is_sound(content, storage.read(name)):
+                    storage.write(name, content)
+        return dataset
 
 
 def is_sound(content: bytes, found: bytes) -> bool:

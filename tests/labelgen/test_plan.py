@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import tarfile
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import zarr
 from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +27,8 @@ from sum_factory.labelgen.plan import Plan, prepare
 from sum_factory.labelgen.run import RunSettings, RunSummary, run
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.sam.runtime import Runtime
-from sum_factory.shared.shards.dataset import MASKS, Layer
+from sum_factory.shared.shards import encoding
+from sum_factory.shared.shards.dataset import MASKS, Dataset, Layer
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.store.storage import Storage
 
@@ -312,6 +316,33 @@ def test_photos_that_are_labelled_while_others_are_listed_give_the_same_bytes(
     assert (summary.units, summary.units_done, summary.is_whole) == (3, 3, True)
     assert snapshot(tmp_path / "shards") == snapshot(whole_in(encoding))
     assert problems(tmp_path / "shards") == []
+
+
+def test_arrays_tell_of_all_units_though_planning_ends_while_they_are_described(
+    photos: Path, tmp_path: Path, label: Label, streamed: None, problems: Problems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described, add_units = encoding.shared_files, plan.add_units
+    is_described = threading.Event()
+
+    def described_slowly(dataset: Dataset, layer: Layer) -> dict[str, bytes]:
+        files = described(dataset, layer)
+        if not is_described.is_set():
+            is_described.set()
+            time.sleep(0.5)  # planning comes to its end, unless it has to wait
+        return files
+
+    def add_units_later(*of: Any) -> Dataset:
+        is_described.wait()
+        return add_units(*of)
+
+    monkeypatch.setattr(encoding, "shared_files", described_slowly)
+    monkeypatch.setattr(plan, "add_units", add_units_later)
+    label(photos, tmp_path / "shards", encoding="zarr")
+    assert problems(tmp_path / "shards") == []
+    shards = ShardSet.open(str(tmp_path / "shards"))
+    assert zarr.open_array(tmp_path / "shards/masks.zarr/label", mode="r").shape[0] >= sum(
+        shards.manifest(number)[1].masks for number in range(3)
+    )
 
 
 def test_unit_is_there_to_be_labelled_before_the_listing_is_at_its_end(tmp_path: Path, streamed: None) -> None:

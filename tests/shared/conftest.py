@@ -153,8 +153,7 @@ def write(folder: Path, encoding: str) -> KnownSet:
     dataset = Dataset(3, tuple(unit.id for unit in planned), total, {layer.name: layer for layer in layers})
     storage = Storage(str(folder))
     storage.write(DATASET, dataset.to_json())
-    for layer in layers:
-        write_shared_files(storage, dataset, layer)
+    write_shared_files(storage)
     known = KnownSet(folder, [], [], [])
     for unit in planned:
         storage.write(unit_path(unit.number), unit.to_json())

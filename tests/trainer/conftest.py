@@ -226,8 +226,7 @@ def write_shards(folder: Path, units: list[Unit], truth: list[list[KnownMask]], 
     }
     dataset = Dataset(3, tuple(unit.id for unit in units), sum(len(unit.images) for unit in units), layers)
     storage.write(DATASET, dataset.to_json())
-    for layer in layers.values():
-        write_shared_files(storage, dataset, layer)
+    write_shared_files(storage)
     for unit in units:
         storage.write(unit_path(unit.number), unit.to_json())
         digests = {image.key: digest(Path(image.url).read_bytes()) for image in unit.images}

@@ -69,8 +69,7 @@ def plan_set(folder: Path, photos: Sequence[LabelledPhoto], encoding: str) -> Pl
     )
     plan.storage.write(DATASET, plan.dataset.to_json())
     plan.storage.write(unit_path(0), unit.to_json())
-    for layer in layers:
-        write_shared_files(plan.storage, plan.dataset, layer)
+    write_shared_files(plan.storage)
     return plan
 
 
