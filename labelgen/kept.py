@@ -14,7 +14,7 @@ from sum_factory.shared.codecs.logits import encode_logits
 from sum_factory.shared.codecs.photo import encode_photo
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.placement import CropBox
-from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Dataset, Layer, Unit
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, PHOTOS, Dataset, Layer, Unit
 from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.manifest import CROP_BOX
 from sum_factory.shared.shards.shard_set import LabelledImage
@@ -49,7 +49,7 @@ def encode_labels(labels: ImageLabels) -> list[bytes]:
 def encode(labels: ImageLabels, resized: RgbImage, layers: Collection[str]) -> Encoded:
     """Encode an image for the layer of masks and for the kept ``layers``."""
     keep = {
-        IMAGES: lambda: keep_photo(resized),
+        PHOTOS: lambda: keep_photo(resized),
         LOGITS: lambda: keep_logits([encode_logits(logits) for logits in labels.logits]),
         EMBEDDINGS: lambda: keep_embeddings(
             labels.size, [frame.crop_box for frame in labels.frames], labels.embeddings.__getitem__
@@ -59,7 +59,7 @@ def encode(labels: ImageLabels, resized: RgbImage, layers: Collection[str]) -> E
 
 
 def keep_photo(resized: RgbImage) -> KeptBlobs:
-    """Return what the layer ``images`` gets of a photo."""
+    """Return what the layer ``photos`` gets of a photo."""
     return KeptBlobs([encode_photo(resized)], {}, {})
 
 

@@ -37,7 +37,7 @@ from sum_factory.shared.placement import CropBox
 from sum_factory.shared.sam.checkpoint import SamWeights, load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Embedder, place
-from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, Layer, Unit
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, PHOTOS, Layer, Unit
 from sum_factory.shared.shards.manifest import UnitRecord, crop_of, manifest_path
 from sum_factory.shared.shards.originals import read_original
 from sum_factory.shared.shards.reader import WHICH
@@ -310,7 +310,7 @@ class _Keeping(_OfCommitted):
             embed = partial(labeler.embedder.embed_crop, photo.pixels, resized=photo.resized)
             return keep_embeddings((image.height, image.width), map(crop_of, image.masks), embed)
 
-        keep = {IMAGES: lambda: keep_photo(photo.resized), LOGITS: logits, EMBEDDINGS: embeddings}
+        keep = {PHOTOS: lambda: keep_photo(photo.resized), LOGITS: logits, EMBEDDINGS: embeddings}
         return {layer: keep[layer]() for layer in self.kept.writers}
 
 

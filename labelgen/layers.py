@@ -14,7 +14,7 @@ from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, PATCH
 from sum_factory.shared.sam.refiner import identify_refiner
 from sum_factory.shared.sam.runtime import Runtime
-from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS, MASKS_OF_MAPS, TAR, Layer, uncertainty_layer
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, MASKS_OF_MAPS, PHOTOS, TAR, Layer, uncertainty_layer
 from sum_factory.shared.shards.encoding import libraries
 from sum_factory.shared.shards.shard_set import MASKS
 
@@ -30,11 +30,11 @@ def masks_layer(automask: AutomaskSettings, runtime: Runtime, sam: dict[str, obj
     )
 
 
-def images_layer(sam: dict[str, object], encoding: str = TAR) -> Layer:
+def photos_layer(sam: dict[str, object], encoding: str = TAR) -> Layer:
     """Describe the layer of photos at the input side of the SAM which ``identify_weights`` describes."""
     side = int(str(sam["image_size"]))
     return Layer(
-        name=IMAGES,
+        name=PHOTOS,
         encoding=encoding,
         settings={"side": side, "format": "jpeg", "quality": QUALITY, "chroma": chroma_of(side)},
         weights={},

@@ -23,7 +23,7 @@ from sum_factory.labelgen.job import (
     Units,
     WeightsRead,
 )
-from sum_factory.labelgen.layers import embeddings_layer, images_layer, logits_layer, maps_layer, masks_layer
+from sum_factory.labelgen.layers import embeddings_layer, logits_layer, maps_layer, masks_layer, photos_layer
 from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.plan import prepare
 from sum_factory.labelgen.progress import ProgressReporter, RunSummary
@@ -69,7 +69,7 @@ class RunSettings:
     ``automask`` may name some settings alone: the others are the defaults of the model. With ``extend``, photos that a
     shard set does not have are added to it.
 
-    With the path of a ``refiner``, the run adds the uncertainty layer ``layer_name`` in the same pass; ``keep_images``
+    With the path of a ``refiner``, the run adds the uncertainty layer ``layer_name`` in the same pass; ``keep_photos``
     adds the photos at SAM's input side, ``keep_logits`` the masks' full logits, ``keep_embeddings`` what the image
     encoder made of them.
     """
@@ -91,7 +91,7 @@ class RunSettings:
     min_refine_area: int = 0
     """Masks of fewer pixels, in a photo whose longer side is 1024, are not refined but taken as certain. 0 refines
     all."""
-    keep_images: bool = False
+    keep_photos: bool = False
     """Keep the photos, scaled to SAM's input side: training then needs no access to the originals."""
     keep_logits: bool = False
     """Keep SAM's logits of each mask: maps of confidence or entropy then need neither photos nor the encoder."""
@@ -191,7 +191,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
     masks = masks_layer(automask, runtime, sam, settings.encoding)
     if settings.refiner is None and settings.min_refine_area:
         raise SettingsError("--min-refine-area is about refining: give --refiner too")
-    kept = [images_layer(sam, settings.encoding)] if settings.keep_images else []
+    kept = [photos_layer(sam, settings.encoding)] if settings.keep_photos else []
     kept += [logits_layer(masks, settings.encoding)] if settings.keep_logits else []
     kept += [embeddings_layer(masks, settings.encoding)] if settings.keep_embeddings else []
     job = Job(

@@ -31,7 +31,7 @@ FINISHED_WITH_IMAGE_ERRORS = 3
 @refiner_options
 @click.option("--layer-name", default=REFINEMENT, help="Name of the uncertainty layer that --refiner makes.")
 @click.option(
-    "--keep-images", is_flag=True, help="Keep the photos too, at SAM's input side: training then reads no originals."
+    "--keep-photos", is_flag=True, help="Keep the photos too, at SAM's input side: training then reads no originals."
 )
 @click.option("--keep-logits", is_flag=True, help="Keep SAM's logits of each mask, to make other maps from later.")
 @click.option(

@@ -10,7 +10,7 @@ decodes only what is picked (``smart``). A second table is of a SAM of 1024 pixe
 no pretrained one here, so its logits are made from these (``enlarge``).
 
 End to end a sample is the photo and 30 labels: the reference decodes the original and scales it to 1024; here the
-trainer loads the sample as ever, the photo from the layer ``images`` at 1024. What both sides load must agree.
+trainer loads the sample as ever, the photo from the layer ``photos`` at 1024. What both sides load must agree.
 
 What it costs to write a unit of 256 photos whose masks and maps are encoded, processor time alone, is compared with the
 time that a GPU labels it for, at four photos a second.

@@ -1,4 +1,4 @@
-"""Photos at a SAM's input side as JPEG: what the layer ``images`` of a shard set keeps of them.
+"""Photos at a SAM's input side as JPEG: what the layer ``photos`` of a shard set keeps of them.
 
 Pillow encodes. OpenCV decodes, in two thirds of Pillow's time and to the same pixels (torchvision's decoder, as fast,
 is deprecated).

@@ -201,7 +201,7 @@ def whole_in(
     @cache
     def whole_in(encoding: str) -> Path:
         shards = tmp_path_factory.mktemp(encoding) / "shards"
-        label(photos, shards, refiner=refiner, keep_images=True, encoding=encoding)
+        label(photos, shards, refiner=refiner, keep_photos=True, encoding=encoding)
         return shards
 
     return whole_in

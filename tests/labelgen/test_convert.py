@@ -17,7 +17,7 @@ from sum_factory.labelgen.sets.convert import convert
 from sum_factory.labelgen.sets.merge import merge
 from sum_factory.shared.commands import FAILED
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.dataset import DATASET, IMAGES
+from sum_factory.shared.shards.dataset import DATASET, PHOTOS
 from sum_factory.shared.shards.photos import read_photo
 from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
@@ -27,7 +27,7 @@ from sum_factory.shared.store.storage import Storage
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, str]]
 Both = dict[str, Path]
-LAYERS = (MASKS, IMAGES, "uncertainty/refinement")
+LAYERS = (MASKS, PHOTOS, "uncertainty/refinement")
 
 
 def labelgen(*arguments: object) -> Result:
@@ -45,7 +45,7 @@ def labelled(photos: Path, label: Label, refiner: str, tmp_path_factory: pytest.
     shutil.copytree(photos, folder / "photos")
     (folder / "photos" / "sub" / "photo3.png").write_bytes(b"no photo")
     for encoding in ("tar", "zarr"):
-        label(folder / "photos", folder / encoding, refiner=refiner, keep_images=True, encoding=encoding)
+        label(folder / "photos", folder / encoding, refiner=refiner, keep_photos=True, encoding=encoding)
     return {encoding: folder / encoding for encoding in ("tar", "zarr")}
 
 
@@ -73,7 +73,7 @@ COLUMNS = {
         "crop_x0", "crop_y0", "crop_x1", "crop_y1",
     ),
     "uncertainty/refinement": (*PLACE, "mean_u", "u_valid"),
-    IMAGES: PLACE,
+    PHOTOS: PLACE,
 }  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def test_run_goes_on_where_the_shard_set_was_brought_to(
         (part / "manifest" / layer / "000001.parquet").unlink()
     convert(str(part), str(tmp_path / "new"), "zarr", quiet)
     photos = labelled["tar"].parent / "photos"
-    assert label(photos, tmp_path / "new", refiner=refiner, keep_images=True, encoding="zarr").units_done == 1
+    assert label(photos, tmp_path / "new", refiner=refiner, keep_photos=True, encoding="zarr").units_done == 1
     assert all_but_dataset(snapshot(tmp_path / "new")) == all_but_dataset(snapshot(labelled["zarr"]))
 
 
@@ -166,14 +166,14 @@ def test_what_is_not_there_is_left_out_and_comes_with_the_same_command(
 ) -> None:
     """A lost plan is named once, whatever its layers; a unit that a layer does not have yet is no problem."""
     own = Path(shutil.copytree(labelled["tar"], tmp_path / "own"))
-    plan, photos = own / "units" / "000001.json", own / "manifest" / "images" / "000002.parquet"
+    plan, photos = own / "units" / "000001.json", own / "manifest" / "photos" / "000002.parquet"
     kept = {path: path.read_bytes() for path in (plan, photos)}
     for path in kept:
         path.unlink()
     summary = convert(str(own), str(tmp_path / "new"), "zarr", quiet)
     assert [problem.startswith(f"{plan}: missing") for problem in summary.problems] == [True]
     assert (summary.units, summary.units_done) == (8, 5)
-    assert ShardSet.open(str(tmp_path / "new")).committed("images") == [0]
+    assert ShardSet.open(str(tmp_path / "new")).committed("photos") == [0]
     for path, data in kept.items():
         path.write_bytes(data)
     assert convert(str(own), str(tmp_path / "new"), "zarr", quiet).problems == ()
@@ -181,9 +181,9 @@ def test_what_is_not_there_is_left_out_and_comes_with_the_same_command(
 
 
 def test_shard_sets_of_both_encodings_are_merged(photos: Path, label: Label, refiner: str, tmp_path: Path) -> None:
-    label(photos / "sub", tmp_path / "tars", refiner=refiner, keep_images=True)
+    label(photos / "sub", tmp_path / "tars", refiner=refiner, keep_photos=True)
     shutil.copytree(photos, tmp_path / "photos", ignore=shutil.ignore_patterns("sub"))
-    label(tmp_path / "photos", tmp_path / "arrays", refiner=refiner, keep_images=True, encoding="zarr")
+    label(tmp_path / "photos", tmp_path / "arrays", refiner=refiner, keep_photos=True, encoding="zarr")
     sources = [str(tmp_path / name) for name in ("tars", "arrays")]
     merge(sources, str(tmp_path / "selection"), say=quiet)
     selection = open_shards(str(tmp_path / "selection"))

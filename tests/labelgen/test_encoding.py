@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.errors import SettingsDifferError
-from sum_factory.shared.shards.dataset import IMAGES
+from sum_factory.shared.shards.dataset import PHOTOS
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 
 Label = Callable[..., RunSummary]
@@ -44,7 +44,7 @@ def test_run_into_zarr_is_sound_and_holds_what_tars_hold(
     in_zarr: Path, in_tars: Path, problems: Callable[[Path], list[str]]
 ) -> None:
     assert problems(in_zarr) == []
-    for layer in (MASKS, REFINEMENT, IMAGES):
+    for layer in (MASKS, REFINEMENT, PHOTOS):
         assert blobs(in_zarr, layer) == blobs(in_tars, layer) != []
     assert not list(in_zarr.rglob("*.tar"))
 
@@ -53,7 +53,7 @@ def test_same_command_again_finds_nothing_to_do_and_another_encoding_is_refused(
     in_zarr: Path, photos: Path, label: Label, refiner: str, snapshot: Callable[[Path], dict[str, str]]
 ) -> None:
     before = snapshot(in_zarr)
-    assert label(photos, in_zarr, refiner=refiner, keep_images=True, encoding="zarr").units_done == 0
+    assert label(photos, in_zarr, refiner=refiner, keep_photos=True, encoding="zarr").units_done == 0
     with pytest.raises(SettingsDifferError, match="encoding: there zarr, asked for tar"):
         label(photos, in_zarr, refiner=refiner)
     assert snapshot(in_zarr) == before
@@ -74,7 +74,7 @@ def test_unit_that_is_made_anew_has_the_same_bytes(
     photos: Path, label: Label, refiner: str, in_zarr: Path, tmp_path: Path, snapshot: Callable[[Path], dict[str, str]]
 ) -> None:
     label(photos, tmp_path / "shards", refiner=refiner, encoding="zarr")
-    label(photos, tmp_path / "shards", refiner=refiner, encoding="zarr", keep_images=True)
+    label(photos, tmp_path / "shards", refiner=refiner, encoding="zarr", keep_photos=True)
     for name in (
         f"manifest/{MASKS}/000001.parquet",
         f"manifest/{REFINEMENT}/000001.parquet",
@@ -82,7 +82,7 @@ def test_unit_that_is_made_anew_has_the_same_bytes(
     ):
         (tmp_path / "shards" / name).unlink()
     (tmp_path / "shards/masks.zarr/label/zarr.json").unlink()
-    label(photos, tmp_path / "shards", refiner=refiner, keep_images=True, encoding="zarr")
+    label(photos, tmp_path / "shards", refiner=refiner, keep_photos=True, encoding="zarr")
     assert snapshot(tmp_path / "shards") == snapshot(in_zarr)
 
 
@@ -91,11 +91,11 @@ def test_unreadable_photo_has_no_row_and_no_problem(
 ) -> None:
     (own_photos / "photo2.jpg").write_bytes(b"no photo")
     shards = tmp_path / "shards"
-    assert len(label(own_photos, shards, refiner=refiner, keep_images=True, encoding="zarr").errors) == 1
+    assert len(label(own_photos, shards, refiner=refiner, keep_photos=True, encoding="zarr").errors) == 1
     assert problems(shards) == []
     opened = ShardSet.open(str(shards))
-    photos = zarr.open(shards / "images.zarr", mode="r")["jpeg"]
-    for unit in opened.committed(IMAGES):
+    photos = zarr.open(shards / "photos.zarr", mode="r")["jpeg"]
+    for unit in opened.committed(PHOTOS):
         for index, image in enumerate(opened.unit(unit).images):
             assert photos[unit * photos.shards[0] + index].any() == (image.key != "photo2")
 

@@ -64,10 +64,10 @@ LITTER = {
     ),
     "zarr": Litter(
         (*TEMPORARIES, "masks.zarr/.partial-zarr.json-00ff", "masks.zarr/label/.partial-c.1.0.0-00ff",
-         "uncertainty/gone.zarr/u/.partial-c.1.0.0-00ff", "images.zarr/jpeg/.partial-c.1.0-00ff"),
+         "uncertainty/gone.zarr/u/.partial-c.1.0.0-00ff", "photos.zarr/jpeg/.partial-c.1.0-00ff"),
         ("masks.zarr/label/c.1.0.0",),
         ("uncertainty/refinement.zarr/u/c.2.0.0", "uncertainty/refinement.zarr/refined/c.2.0.0"),
-        ("uncertainty/gone.zarr/u/c.0.0.0", "images.zarr/jpeg/c.1.0"),
+        ("uncertainty/gone.zarr/u/c.0.0.0", "photos.zarr/jpeg/c.1.0"),
     ),
 }  # fmt: skip
 

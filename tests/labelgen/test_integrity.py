@@ -16,13 +16,13 @@ from sum_factory.shared.shards.verify import verify
 
 REMEDIES = ("restore it", "`labelgen repair` takes the unit back", "running the same command again replaces it",
             "running the same command again writes it anew")  # fmt: skip
-LAYERS = ("masks", "uncertainty/refinement", "images")
+LAYERS = ("masks", "uncertainty/refinement", "photos")
 UNITS = range(3)
 ARRAYS = {
     "masks.zarr/label": "0.0",
     "uncertainty/refinement.zarr/u": "0.0",
     "uncertainty/refinement.zarr/refined": "0.0",
-    "images.zarr/jpeg": "0",
+    "photos.zarr/jpeg": "0",
 }
 DESCRIPTIONS = tuple(f"{folder}/zarr.json" for folder in (*ARRAYS, *(f"{layer}.zarr" for layer in LAYERS)))
 

@@ -150,14 +150,14 @@ def test_run_into_zarr_killed_anywhere_ends_bit_identical(
     loose_options: list[str], refiner: str,
 ) -> None:  # fmt: skip
     options = [f"--images={two_photos}", *loose_options, "--unit-size=1", "--points-per-side=1", "--encoding=zarr"]
-    run_killed(tmp_path / "killed", IN_ZARR, ["run", *options, f"--refiner={refiner}", "--keep-images"])
+    run_killed(tmp_path / "killed", IN_ZARR, ["run", *options, f"--refiner={refiner}", "--keep-photos"])
     again = {"automask": replace(loose, points_per_side=1), "unit_size": 1, "refiner": refiner}
-    label(two_photos, tmp_path / "undisturbed", **again, encoding="zarr", keep_images=True)
+    label(two_photos, tmp_path / "undisturbed", **again, encoding="zarr", keep_photos=True)
     whole = snapshot(tmp_path / "undisturbed")
     for point in IN_ZARR:
         shards = tmp_path / "killed" / point
         require_part_of(whole, shards, point, snapshot)
-        label(two_photos, shards, **again, encoding="zarr", keep_images=True)
+        label(two_photos, shards, **again, encoding="zarr", keep_photos=True)
         assert without_temporaries(snapshot(shards)) == whole, point
         assert problems(shards) == [], point
 

@@ -288,7 +288,7 @@ def test_maps_of_kept_layers_compare_across_shard_sets() -> None:
 
 
 def test_command_keeps_and_uses_all(photos: Path, loose_options: list[str], refiner: str, tmp_path: Path) -> None:
-    keep = ["--keep-images", "--keep-logits", "--keep-embeddings"]
+    keep = ["--keep-photos", "--keep-logits", "--keep-embeddings"]
     arguments = ["--shards", str(tmp_path / "s")]
     run = CliRunner().invoke(main, ["run", "--images", str(photos), *arguments, *keep, *loose_options])
     assert run.exit_code == 0, run.output

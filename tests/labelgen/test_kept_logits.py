@@ -369,7 +369,7 @@ def test_damage_is_found(own_kept: Path, problems: Problems) -> None:
 
 
 def test_command_keeps_logits_and_photos(photos: Path, loose_options: list[str], tmp_path: Path, kept: Path) -> None:
-    arguments = ["run", "--images", str(photos), "--shards", str(tmp_path / "s"), "--keep-images", "--keep-logits"]
+    arguments = ["run", "--images", str(photos), "--shards", str(tmp_path / "s"), "--keep-photos", "--keep-logits"]
     result = CliRunner().invoke(main, [*arguments, *loose_options])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "s" / tar_path(LOGITS, 2)).read_bytes() == (kept / tar_path(LOGITS, 2)).read_bytes()

@@ -19,7 +19,7 @@ from sum_factory.labelgen.sets.merge import merge
 from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.commands import FAILED
 from sum_factory.shared.errors import SettingsDifferError, ShardError
-from sum_factory.shared.shards.dataset import DATASET, IMAGES
+from sum_factory.shared.shards.dataset import DATASET, PHOTOS
 from sum_factory.shared.shards.photos import read_photo
 from sum_factory.shared.shards.selection.opened import Selection, open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
@@ -62,8 +62,8 @@ def halves(photos: Path, label: Label, refiner: str, tmp_path_factory: pytest.Te
     top.mkdir()
     for path in photos.glob("photo*"):
         shutil.copy(path, top)
-    label(top, folder / "a", refiner=refiner, keep_images=True)
-    label(photos / "sub", folder / "b", refiner=refiner, keep_images=True)
+    label(top, folder / "a", refiner=refiner, keep_photos=True)
+    label(photos / "sub", folder / "b", refiner=refiner, keep_photos=True)
     return str(folder / "a"), str(folder / "b")
 
 
@@ -78,7 +78,7 @@ def test_merged_selection_has_the_masks_of_all_in_one_numbering(halves: tuple[st
     assert seen(selection) == seen(parts[0]) + seen(parts[1])
     assert (summary.units, summary.images, summary.masks) == (4, 6, len(seen(selection)))
     assert selection.committed() == [0, 1, 2, 3]
-    assert set(selection.dataset.layers) == {MASKS, MAPS, IMAGES}
+    assert set(selection.dataset.layers) == {MASKS, MAPS, PHOTOS}
     assert {path.name for path in Path(out).rglob("*") if path.is_file()} == {DATASET}
     for number, image in selection.walk():
         base, own = selection.origin(number)

@@ -54,7 +54,7 @@ def test_run_into_zarr_writes_and_reads_there_what_it_does_here(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     shards, here = f"{bucket}/shards", ShardSet.open(str(whole_in("zarr")))
-    settings: dict[str, Any] = {"refiner": refiner, "keep_images": True, "encoding": "zarr"}
+    settings: dict[str, Any] = {"refiner": refiner, "keep_photos": True, "encoding": "zarr"}
     label(photos, shards, **settings)
     assert download(shards) == local_files(whole_in("zarr"))
     assert problems(shards) == []

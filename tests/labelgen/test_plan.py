@@ -312,7 +312,7 @@ def test_photos_that_are_labelled_while_others_are_listed_give_the_same_bytes(
     photos: Path, tmp_path: Path, label: Label, streamed: None, snapshot: Snapshot, problems: Problems, refiner: str,
     whole_in: Callable[[str], Path], encoding: str,
 ) -> None:  # fmt: skip
-    summary = label(photos, tmp_path / "shards", refiner=refiner, keep_images=True, encoding=encoding)
+    summary = label(photos, tmp_path / "shards", refiner=refiner, keep_photos=True, encoding=encoding)
     assert (summary.units, summary.units_done, summary.is_whole) == (3, 3, True)
     assert snapshot(tmp_path / "shards") == snapshot(whole_in(encoding))
     assert problems(tmp_path / "shards") == []

@@ -246,7 +246,7 @@ def test_photos_of_a_selection_are_those_of_its_images(
     """The layer of photos has a row an image, not one a mask."""
     (own_photos / "sub" / "photo5.png").write_bytes(b"no photo")
     shards = tmp_path / "shards"
-    label(own_photos, shards, keep_images=True)
+    label(own_photos, shards, keep_photos=True)
     least = sorted({row["stability"] for row in rows_of(shards) if row["image"] == "photo4"})[1]
     select(str(shards), str(out), Filter(images=("photo[24]", "sub/*"), min_stability=least))
     selection, whole = open_shards(str(out)), ShardSet.open(str(shards))

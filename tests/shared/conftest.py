@@ -21,9 +21,9 @@ from sum_factory.shared.placement import CELL, Frame
 from sum_factory.shared.shards.dataset import (
     DATASET,
     EMBEDDINGS,
-    IMAGES,
     LOGITS,
     MASKS,
+    PHOTOS,
     Dataset,
     Layer,
     Unit,
@@ -58,7 +58,7 @@ class KnownMask:
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A shard set with the layers ``masks``, two of ``uncertainty``, ``logits``, ``embeddings`` and ``images``.
+    """A shard set with the layers ``masks``, two of ``uncertainty``, ``logits``, ``embeddings`` and ``photos``.
 
     ``units`` are the masks of each unit, ``photos`` the JPEGs of each, one for every image that could be read,
     ``embeddings`` one for every crop that masks of an image were found in.
@@ -75,7 +75,7 @@ class KnownSet:
 
     def blobs(self, layer: str, unit: int) -> list[bytes]:
         """Return the blobs of a layer as they were given."""
-        if layer == IMAGES:
+        if layer == PHOTOS:
             return self.photos[unit]
         if layer == EMBEDDINGS:
             return self.embeddings[unit]
@@ -147,7 +147,7 @@ def write(folder: Path, encoding: str) -> KnownSet:
         Layer(uncertainty_layer("entropy"), encoding, {}, {"sam": sam}),
         Layer(LOGITS, encoding, {}, {"sam": sam}),
         Layer(EMBEDDINGS, encoding, {"shape": SHAPE}, {"sam": sam}),
-        Layer(IMAGES, encoding, {}, {}),
+        Layer(PHOTOS, encoding, {}, {}),
     ]
     total = sum(len(unit.images) for unit in planned)
     dataset = Dataset(3, tuple(unit.id for unit in planned), total, {layer.name: layer for layer in layers})

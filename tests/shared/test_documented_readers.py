@@ -16,8 +16,8 @@ import pytest
 from sum_factory.shared.codecs.label import encode_label
 
 DOCS = Path(__file__).parents[2] / "docs" / "shards.md"
-MASKS_IN_TAR, PHOTOS_IN_TAR = 'WebDataset("labels/masks/', 'WebDataset("labels/images/'
-MASKS_IN_ZARR, PHOTOS_IN_ZARR = 'zarr.open("labels/masks.zarr"', 'zarr.open("labels/images.zarr"'
+MASKS_IN_TAR, PHOTOS_IN_TAR = 'WebDataset("labels/masks/', 'WebDataset("labels/photos/'
+MASKS_IN_ZARR, PHOTOS_IN_ZARR = 'zarr.open("labels/masks.zarr"', 'zarr.open("labels/photos.zarr"'
 SEAL = "file_sha256"
 READERS = (MASKS_IN_TAR, PHOTOS_IN_TAR, MASKS_IN_ZARR, PHOTOS_IN_ZARR)
 

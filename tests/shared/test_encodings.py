@@ -19,7 +19,7 @@ from sum_factory.shared.codecs.label import decode_label
 from sum_factory.shared.codecs.logits import decode_logits
 from sum_factory.shared.codecs.uncertainty import decode_u, refined_label
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.dataset import EMBEDDINGS, IMAGES, LOGITS
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, PHOTOS
 from sum_factory.shared.shards.kinds.kind import Part
 from sum_factory.shared.shards.manifest import crop_of, manifest_path
 from sum_factory.shared.shards.photos import read_photo
@@ -36,7 +36,7 @@ from sum_factory.shared.shards.verify import verify
 from sum_factory.shared.store.storage import Storage
 
 REFINEMENT, ENTROPY = "uncertainty/refinement", "uncertainty/entropy"
-LAYERS = (MASKS, REFINEMENT, ENTROPY, LOGITS, EMBEDDINGS, IMAGES)
+LAYERS = (MASKS, REFINEMENT, ENTROPY, LOGITS, EMBEDDINGS, PHOTOS)
 PARTS: tuple[tuple[str, Part], ...] = ((MASKS, "label"), (REFINEMENT, "u"), (REFINEMENT, "refined"), (ENTROPY, "u"))
 DECODE: dict[Part, Callable[[bytes], npt.NDArray[np.float32]]] = {
     "label": decode_label,
@@ -131,7 +131,7 @@ def test_photos_are_read_by_image(known_set: Any) -> None:
     with pytest.raises(ShardError, match="could not be read when the layer was made"):
         read_photo(shards, 1, 1)
     with pytest.raises(ShardError, match="layer images has no label"):
-        shards.reader(IMAGES).read(0, [0], "label")
+        shards.reader(PHOTOS).read(0, [0], "label")
 
 
 def test_rows_say_which_masks_are_whose(known_set: Any) -> None:

@@ -22,7 +22,7 @@ KIND = LayerKind(name="depths", per="image", columns=(), form=None, member="exr"
 
 
 def test_every_kind_has_a_name_and_a_member_of_its_own() -> None:
-    assert set(kinds()) == {"masks", "uncertainty", "images", "logits", "embeddings"}
+    assert set(kinds()) == {"masks", "uncertainty", "photos", "logits", "embeddings"}
     assert len({kind.member for kind in kinds().values()}) == len(kinds())
     assert all(kind_of(f"{name}/any" if kind.is_family else name) is kind for name, kind in kinds().items())
 
@@ -54,7 +54,7 @@ def test_a_new_kind_is_a_new_file(another: None) -> None:
 
 
 def test_columns_follow_those_that_place_a_blob() -> None:
-    place = schema_of("images")
+    place = schema_of("photos")
     for name in ("masks", "uncertainty/any", "logits", "embeddings"):
         assert schema_of(name).names[: len(place)] == place.names
     assert schema_of("uncertainty/any").field("mean_u").type == pa.float32()
@@ -71,7 +71,7 @@ def test_parts_follow_from_what_made_the_layer() -> None:
     assert parts_of(Layer("masks", "tar", {}, {})) == ("label",)
     assert parts_of(Layer("uncertainty/a", "tar", {}, {"refiner": {}})) == ("u", "refined")
     assert parts_of(Layer("uncertainty/a", "tar", {}, {})) == ("u",)
-    assert parts_of(Layer("images", "tar", {}, {})) == ()
+    assert parts_of(Layer("photos", "tar", {}, {})) == ()
 
 
 def test_ids_of_masks_and_of_kept_layers_do_not_count_where_sets_are_compared() -> None:

@@ -100,7 +100,7 @@ def test_codes_mean_what_the_arrays_say_they_mean(known_zarr: Any) -> None:
 
 
 def test_zarr_python_reads_the_photos_and_zeros_where_there_is_none(known_zarr: Any) -> None:
-    photos = zarr.open(known_zarr.folder / "images.zarr", mode="r")["jpeg"]
+    photos = zarr.open(known_zarr.folder / "photos.zarr", mode="r")["jpeg"]
     assert (photos.shape, photos.shards) == ((3 * 64, 1 << 16), (64, 1 << 16))
     for unit, images in enumerate(((0, 1, 2), (0, 2), (0, 1))):
         rows = photos[unit * 64 : (unit + 1) * 64]
@@ -112,7 +112,7 @@ def test_zarr_python_reads_the_photos_and_zeros_where_there_is_none(known_zarr: 
 
 @pytest.mark.parametrize("selection", [slice(0, 5), slice(60, 70), slice(3 * 1024 - 2, 3 * 1024 + 3), slice(1, 200, 7)])
 @pytest.mark.parametrize(
-    ("name", "absent"), [("masks.zarr/label", 0), ("uncertainty/entropy.zarr/u", 255), ("images.zarr/jpeg", 0)]
+    ("name", "absent"), [("masks.zarr/label", 0), ("uncertainty/entropy.zarr/u", 255), ("photos.zarr/jpeg", 0)]
 )
 def test_zarr_python_writes_arrays_that_read_the_same(
     known_zarr: Any, tmp_path: Path, name: str, absent: int, selection: slice
@@ -165,7 +165,7 @@ def test_index_that_exchanges_two_masks_is_found(write_known: Callable[[Path, st
 
 @pytest.mark.parametrize(
     "name",
-    ["masks.zarr/label", "uncertainty/refinement.zarr/u", "uncertainty/refinement.zarr/refined", "images.zarr/jpeg",
+    ["masks.zarr/label", "uncertainty/refinement.zarr/u", "uncertainty/refinement.zarr/refined", "photos.zarr/jpeg",
      "logits.zarr/logits", "embeddings.zarr/embeddings"],
 )  # fmt: skip
 def test_shards_are_those_that_zarr_writes(known_zarr: Any, tmp_path: Path, name: str) -> None:
@@ -241,7 +241,7 @@ def test_every_photo_fits(side: int, known_zarr: Any) -> None:
     dataset = known_zarr.open().dataset
     sam = replace(dataset.layers["masks"], weights={"sam": {"image_size": side}})
     dataset = replace(dataset, layers={**dataset.layers, "masks": sam})
-    encoder = zarr_layer.ZarrEncoder(dataset, dataset.layers["images"])
+    encoder = zarr_layer.ZarrEncoder(dataset, dataset.layers["photos"])
     noise = np.random.default_rng(0).integers(0, 2, (side, side, 3)) * 255
     encoder.add("noise", [encode_photo(noise.astype(np.uint8))], {})
     (row,) = encoder.finish()[1]
@@ -256,7 +256,7 @@ def test_lost_or_changed_description_of_an_array_is_found(
     write_known: Callable[[Path, str], Any], tmp_path: Path, content: bytes | None
 ) -> None:
     known = write_known(tmp_path / "shards", "zarr")
-    for name in ("masks.zarr", "masks.zarr/label", "uncertainty/refinement.zarr/refined", "images.zarr/jpeg"):
+    for name in ("masks.zarr", "masks.zarr/label", "uncertainty/refinement.zarr/refined", "photos.zarr/jpeg"):
         path = known.folder / name / "zarr.json"
         before = path.read_bytes()
         path.unlink()

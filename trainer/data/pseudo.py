@@ -16,7 +16,7 @@ from sum_factory.shared.images import decode_image
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.settings import TASKS
-from sum_factory.shared.shards.dataset import IMAGES, uncertainty_layer
+from sum_factory.shared.shards.dataset import PHOTOS, uncertainty_layer
 from sum_factory.shared.shards.manifest import CROP_BOX
 from sum_factory.shared.shards.originals import original_of, read_original
 from sum_factory.shared.shards.photos import read_photo
@@ -49,10 +49,10 @@ class PseudoSet:
     """The images of a shard set that have masks, in the order of the units.
 
     ``layer`` names the uncertainty layer that ``method`` reads, or is None; ``layer_ids`` are the ids of all layers
-    that are read, ``recorded`` is what a run records of them. Photos are read from the layer ``images`` if there is
+    that are read, ``recorded`` is what a run records of them. Photos are read from the layer ``photos`` if there is
     one, else from where they lie now. Opening it checks every committed unit (``trainer/data/survey.py``) and keeps
-    little: raises ``ShardError`` if one is damaged, if there is no such layer, if the layer ``images`` lacks a photo,
-    or if the masks are on another grid than the model's. Without the layer ``images`` it looks for a few photos and
+    little: raises ``ShardError`` if one is damaged, if there is no such layer, if the layer ``photos`` lacks a photo,
+    or if the masks are on another grid than the model's. Without the layer ``photos`` it looks for a few photos and
     raises ``SourceError`` or ``ImageError`` as ``load`` does.
     """
 
@@ -67,8 +67,8 @@ class PseudoSet:
         self.shards, self.method, self.settings = shards, method, settings
         self.layer = layer if method.needs_uncertainty else None
         layers = [MASKS] if self.layer is None else [MASKS, uncertainty_layer(self.layer)]
-        if IMAGES in shards.dataset.layers:
-            layers.append(IMAGES)
+        if PHOTOS in shards.dataset.layers:
+            layers.append(PHOTOS)
         self.layer_ids = {name: shards.layer_id(name) for name in layers}
         self.recorded = shards.identity(layers)
         surveyed = survey(shards, layers)
@@ -79,7 +79,7 @@ class PseudoSet:
         if not len(self):
             raise ShardError(f"{shards.storage.url}: no masks to train from; finish `labelgen run` first")
         self._unit: Callable[[int], _Unit] = lru_cache(UNITS_KEPT)(self._read_unit)
-        if IMAGES not in self.layer_ids:
+        if PHOTOS not in self.layer_ids:
             self._find_originals()
 
     def __len__(self) -> int:
@@ -117,7 +117,7 @@ class PseudoSet:
         unit, number = self._unit(group), self._units[group].number
         index = int(self._units[group].images[index - self._first[group]])
         planned = unit.planned[index]
-        if IMAGES in self.layer_ids:
+        if PHOTOS in self.layer_ids:
             image = torch.from_numpy(read_photo(self.shards, number, index))
         else:
             image = self._read_original(planned, unit.masks.digests[planned.key])

@@ -55,7 +55,7 @@ def survey(shards: ShardSet, layers: Sequence[str]) -> list[SurveyedUnit]:
     """Check the committed units of a shard set in ``layers``, and return them in order; ``masks`` is one of these.
 
     Raises ``ShardError`` for the first unit of which a plan or a manifest is missing or damaged, data are missing or
-    cut short, maps are of other masks, or the layer ``images`` lacks a photo.
+    cut short, maps are of other masks, or the layer ``photos`` lacks a photo.
     """
     numbers = shards.committed()
     with ThreadPoolExecutor(THREADS, "survey") as pool:

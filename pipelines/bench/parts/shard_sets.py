@@ -21,8 +21,8 @@ from sum_factory.shared.images import RgbImage, decode_image, digest
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.shards.dataset import (
     DATASET,
-    IMAGES,
     MASKS,
+    PHOTOS,
     REFINEMENT,
     TAR,
     Dataset,
@@ -62,7 +62,7 @@ def plan_set(folder: Path, photos: Sequence[LabelledPhoto], encoding: str) -> Pl
     layers = [
         Layer(MASKS, encoding, {}, {"sam": sam}),
         Layer(MAPS, encoding, {}, {"sam": sam, "refiner": {"sha256": NOWHERE}}),
-        Layer(IMAGES, TAR, {}, {}),
+        Layer(PHOTOS, TAR, {}, {}),
     ]
     plan = Plan(
         Storage(str(folder)), Dataset(len(photos), (unit.id,), len(photos), {one.name: one for one in layers}), unit
@@ -112,7 +112,7 @@ def _writer(plan: Plan, layer: str, photos: Sequence[LabelledPhoto]) -> UnitWrit
 
 def write_photos(plan: Plan, photos: Sequence[LabelledPhoto], side: int) -> None:
     """Keep the photos, their longer side scaled to ``side``."""
-    writer = _writer(plan, IMAGES, photos)
+    writer = _writer(plan, PHOTOS, photos)
     for index, photo in enumerate(photos):
         resized = ResizeLongestSide(side).apply_image(decode_image(photo.original, photo.key))
         writer.add_image(index, photo.frame.crop_size, [encode_photo(resized)], {}, {})
@@ -133,7 +133,7 @@ def _columns(photo: LabelledPhoto) -> dict[str, list[float]]:
 
 def bytes_of_labels(folder: Path) -> int:
     """Return the bytes of a shard set, all files but the photos and their manifest."""
-    photos = (f"{IMAGES}/", f"manifest/{IMAGES}/")
+    photos = (f"{PHOTOS}/", f"manifest/{PHOTOS}/")
     files = (path for path in folder.rglob("*") if path.is_file())
     return sum(path.stat().st_size for path in files if not str(path.relative_to(folder)).startswith(photos))
 

@@ -30,7 +30,7 @@ def prepare(plan: Plan, processes: int, say: Callable[[str], None]) -> Path:
         str(plan.shards),
         sam=plan.sam,
         automask=automask_of(plan),
-        keep_images=True,
+        keep_photos=True,
         keep_logits=True,
         keep_embeddings=True,
         unit_size=UNIT_SIZE,

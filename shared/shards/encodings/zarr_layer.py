@@ -1,6 +1,6 @@
 """A unit of a layer as one shard of each of the layer's Zarr v3 arrays (``shared.shards.encodings.zarr_forms``).
 
-``masks.zarr`` holds the array ``label``, ``uncertainty/NAME.zarr`` the arrays ``u`` and ``refined``, ``images.zarr``
+``masks.zarr`` holds the array ``label``, ``uncertainty/NAME.zarr`` the arrays ``u`` and ``refined``, ``photos.zarr``
 the array ``jpeg``. Unit w owns rows w R to (w + 1) R of each, which are its shard, so that no two writers share a file.
 The manifest says where each chunk lies. A row without a chunk has the fill value: it is of no mask, of one of which
 nothing is known, or of one without a positive cell.

@@ -18,7 +18,7 @@ from sum_factory.shared.codecs.photo import encode_photo
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.images import RgbImage, decode_image
 from sum_factory.shared.sam.runtime import resize
-from sum_factory.shared.shards.dataset import DATASET, IMAGES, Layer
+from sum_factory.shared.shards.dataset import DATASET, PHOTOS, Layer
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
@@ -37,7 +37,7 @@ def open_pseudo(folder: Path) -> PseudoSet:
 
 
 def data_path(folder: Path, unit: int) -> Path:
-    (name,) = ShardSet.open(str(folder)).data_files(unit, IMAGES)
+    (name,) = ShardSet.open(str(folder)).data_files(unit, PHOTOS)
     return folder / name
 
 
@@ -50,8 +50,8 @@ def with_photos(request: pytest.FixtureRequest, known_shards: Any, tmp_path: Pat
     """A copy of the known shards with their photos in each encoding, and without a way to the originals."""
     folder = shutil.copytree(known_shards.folder, tmp_path / "with_photos")
     shards = ShardSet.open(str(folder))
-    layer = Layer(IMAGES, request.param, {"side": SETTINGS.side}, {})
-    dataset = replace(shards.dataset, layers={**shards.dataset.layers, IMAGES: layer})
+    layer = Layer(PHOTOS, request.param, {"side": SETTINGS.side}, {})
+    dataset = replace(shards.dataset, layers={**shards.dataset.layers, PHOTOS: layer})
     shards.storage.write(DATASET, dataset.to_json())
     for number in range(len(dataset.unit_ids)):
         unit = shards.unit(number)
@@ -110,14 +110,14 @@ def test_layer_is_recorded_and_decides_the_identity(with_photos: Path, known_sha
     kept, plain = open_pseudo(with_photos), open_pseudo(known_shards.folder)
     assert kept.layer_ids == {
         **plain.layer_ids,
-        IMAGES: ShardSet.open(str(with_photos)).layer(IMAGES).id,
+        PHOTOS: ShardSet.open(str(with_photos)).layer(PHOTOS).id,
     }
     assert kept.identity != plain.identity
 
 
 def test_unit_that_lacks_the_layer_is_refused_with_what_to_do(with_photos: Path) -> None:
-    (with_photos / manifest_path(IMAGES, 2)).unlink()
-    with pytest.raises(ShardError, match=r"images/000002.parquet: missing.*--keep-images"):
+    (with_photos / manifest_path(PHOTOS, 2)).unlink()
+    with pytest.raises(ShardError, match=r"photos/000002.parquet: missing.*--keep-photos"):
         open_pseudo(with_photos)
 
 
@@ -130,7 +130,7 @@ def test_data_that_are_cut_short_are_refused(with_photos: Path) -> None:
 
 def test_flipped_bit_is_refused_and_not_trained_on(with_photos: Path) -> None:
     kept = open_pseudo(with_photos)
-    row = kept.shards.manifest(0, IMAGES)[0].to_pylist()[0]
+    row = kept.shards.manifest(0, PHOTOS)[0].to_pylist()[0]
     path = data_path(with_photos, 0)
     data = bytearray(path.read_bytes())
     data[row["offset"] + row["length"] // 2] ^= 1
@@ -142,10 +142,10 @@ def test_flipped_bit_is_refused_and_not_trained_on(with_photos: Path) -> None:
 def test_masks_without_a_photo_are_refused(with_photos: Path) -> None:
     shards = ShardSet.open(str(with_photos))
     unit = shards.unit(0)
-    writer = UnitWriter(shards.dataset, shards.layer(IMAGES), unit)
+    writer = UnitWriter(shards.dataset, shards.layer(PHOTOS), unit)
     for index in range(len(unit.images)):
         writer.add_failure(index, "gone")
-    (with_photos / manifest_path(IMAGES, 0)).unlink()
+    (with_photos / manifest_path(PHOTOS, 0)).unlink()
     writer.commit(shards.storage)
     lacking = int((np.diff(shards.reader(MASKS).rows(0).first) > 0).sum())
     with pytest.raises(ShardError, match=f"unit 0 lacks {lacking} photos whose masks are there, the first is 'shot0'"):

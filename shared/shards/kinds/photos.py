@@ -1,4 +1,4 @@
-"""``images``: the photos at the input side of the SAM that labels them. A photo, a JPEG, is the one blob of its image,
+"""``photos``: the photos at the input side of the SAM that labels them. A photo, a JPEG, is the one blob of its image,
 ``mask`` 0. Where ``mask`` is null, ``error`` says why the photo could not be read."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sum_factory.shared.errors import ImageError
 from sum_factory.shared.placement import resized_size
-from sum_factory.shared.shards.dataset import IMAGES, Dataset, Layer
+from sum_factory.shared.shards.dataset import PHOTOS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_array import Array
 from sum_factory.shared.shards.encodings.zarr_forms import PHOTO_BYTES, Cells, Columns, Form, Rows
 from sum_factory.shared.shards.kinds.kind import Held, LayerKind, input_side_of
@@ -52,13 +52,13 @@ def faults(held: Held) -> Iterator[str]:
 
 
 KIND = LayerKind(
-    name=IMAGES,
+    name=PHOTOS,
     per="image",
     columns=(),
     form=form,
     member="jpg",
     faults=faults,
-    contents=IMAGES,
+    contents=PHOTOS,
     counted="photos",
     lacking="photo",
     is_kept=True,

@@ -1,4 +1,4 @@
-"""``labelgen run --keep-images`` stores the photos at SAM's input side, in the same pass or later."""
+"""``labelgen run --keep-photos`` stores the photos at SAM's input side, in the same pass or later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sum_factory.shared.errors import SettingsDifferError, ShardError, SourceErr
 from sum_factory.shared.images import decode_image
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.sam.runtime import resize
-from sum_factory.shared.shards.dataset import DATASET, IMAGES, Dataset
+from sum_factory.shared.shards.dataset import DATASET, PHOTOS, Dataset
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.photos import read_photo, require_photos
@@ -39,7 +39,7 @@ Snapshot = Callable[[Path], dict[str, str]]
 def kept(photos: Path, label: Label, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shard set of a run that kept the photos, which no test may change."""
     shards = tmp_path_factory.mktemp("kept") / "shards"
-    label(photos, shards, keep_images=True)
+    label(photos, shards, keep_photos=True)
     return shards
 
 
@@ -60,18 +60,18 @@ def expected_jpegs(photos: Path, side: int) -> dict[str, bytes]:
 def test_every_photo_is_kept_at_the_input_side(kept: Path, photos: Path) -> None:
     shards = ShardSet.open(str(kept))
     expected = expected_jpegs(photos, shards.input_side)
-    for number in shards.committed(IMAGES):
+    for number in shards.committed(PHOTOS):
         for index, image in enumerate(shards.unit(number).images):
             pixels = read_photo(shards, number, index).transpose(1, 2, 0)
             assert max(pixels.shape) == shards.input_side
             np.testing.assert_array_equal(pixels, np.asarray(Image.open(io.BytesIO(expected[image.key]))))
-    assert shards.committed(IMAGES) == shards.committed(MASKS) == [0, 1, 2]
+    assert shards.committed(PHOTOS) == shards.committed(MASKS) == [0, 1, 2]
 
 
 def test_plain_webdataset_reads_the_photos(kept: Path, photos: Path) -> None:
     found = {}
     for number in range(3):
-        for sample in webdataset.WebDataset(str(kept / tar_path(IMAGES, number)), shardshuffle=False):
+        for sample in webdataset.WebDataset(str(kept / tar_path(PHOTOS, number)), shardshuffle=False):
             described = json.loads(sample["json"])
             found[described["key"]] = sample["jpg"]
             size = decode_image(next(photos.glob(f"{described['key']}.*")).read_bytes(), "").shape[:2]
@@ -83,7 +83,7 @@ def test_masks_are_those_of_a_run_without_photos(
     kept: Path, finished: tuple[Path, RunSummary], snapshot: Snapshot
 ) -> None:
     with_photos, without = snapshot(kept), snapshot(finished[0])
-    own = {name for name in with_photos if IMAGES in Path(name).parts[:2]}
+    own = {name for name in with_photos if PHOTOS in Path(name).parts[:2]}
     assert len(own) == 6
     differing = {name for name in without if with_photos[name] != without[name]}
     assert differing == {"dataset.json"}
@@ -93,40 +93,40 @@ def test_masks_are_those_of_a_run_without_photos(
 def test_photos_kept_later_are_those_of_one_pass(
     own_shards: Path, photos: Path, kept: Path, label: Label, snapshot: Snapshot, encoder_calls: list[int]
 ) -> None:
-    summary = label(photos, own_shards, keep_images=True)
+    summary = label(photos, own_shards, keep_photos=True)
     assert summary.units_done == 3
     assert encoder_calls == []
     assert snapshot(own_shards) == snapshot(kept)
-    assert label(photos, own_shards, keep_images=True).units_done == 0
+    assert label(photos, own_shards, keep_photos=True).units_done == 0
 
 
 def test_photos_and_maps_are_made_in_one_pass(
     refined: tuple[Path, RunSummary], photos: Path, label: Label, refiner: str, tmp_path: Path, snapshot: Snapshot
 ) -> None:
     both = tmp_path / "shards"
-    label(photos, both, refiner=refiner, keep_images=True)
+    label(photos, both, refiner=refiner, keep_photos=True)
     maps, alone = snapshot(both), snapshot(refined[0])
     assert all(maps[name] == content for name, content in alone.items() if name != "dataset.json")
-    assert sum(IMAGES in Path(name).parts[:2] for name in maps) == 6
+    assert sum(PHOTOS in Path(name).parts[:2] for name in maps) == 6
 
 
 def test_unit_whose_maps_alone_are_lost_is_completed(
     photos: Path, label: Label, refiner: str, tmp_path: Path, snapshot: Snapshot
 ) -> None:
     shards = tmp_path / "shards"
-    label(photos, shards, refiner=refiner, keep_images=True)
+    label(photos, shards, refiner=refiner, keep_photos=True)
     whole = snapshot(shards)
-    (shards / manifest_path(IMAGES, 0)).unlink()
+    (shards / manifest_path(PHOTOS, 0)).unlink()
     (shards / manifest_path("uncertainty/refinement", 0)).unlink()
-    (shards / manifest_path(IMAGES, 1)).unlink()
-    assert label(photos, shards, refiner=refiner, keep_images=True).units_done == 2
+    (shards / manifest_path(PHOTOS, 1)).unlink()
+    assert label(photos, shards, refiner=refiner, keep_photos=True).units_done == 2
     assert snapshot(shards) == whole
 
 
 def test_other_quality_is_refused(own_kept: Path, photos: Path, label: Label, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sum_factory.labelgen.layers.QUALITY", 80)
     with pytest.raises(SettingsDifferError, match=r"(?s)layer images.*quality: there 90, asked for 80.*--shards"):
-        label(photos, own_kept, keep_images=True)
+        label(photos, own_kept, keep_photos=True)
 
 
 def test_unreadable_photo_is_an_error_row_and_no_empty_jpeg(
@@ -134,14 +134,14 @@ def test_unreadable_photo_is_an_error_row_and_no_empty_jpeg(
 ) -> None:
     (own_photos / "photo2.jpg").write_bytes(b"no photo")
     shards = tmp_path / "shards"
-    summary = label(own_photos, shards, keep_images=True)
+    summary = label(own_photos, shards, keep_photos=True)
     assert len(summary.errors) == 1
     assert problems(shards) == []
     opened = ShardSet.open(str(shards))
-    rows = [row for number in range(3) for row in opened.manifest(number, IMAGES)[0].to_pylist()]
+    rows = [row for number in range(3) for row in opened.manifest(number, PHOTOS)[0].to_pylist()]
     (failed,) = [row for row in rows if row["error"] is not None]
     assert (failed["image"], failed["mask"]) == ("photo2", None)
-    samples = webdataset.WebDataset([str(shards / tar_path(IMAGES, n)) for n in range(3)], shardshuffle=False)
+    samples = webdataset.WebDataset([str(shards / tar_path(PHOTOS, n)) for n in range(3)], shardshuffle=False)
     assert {sample["__key__"] for sample in samples if "jpg" not in sample} == {"photo2"}
     number = next(n for n in range(3) if any(image.key == "photo2" for image in opened.unit(n).images))
     index = [image.key for image in opened.unit(number).images].index("photo2")
@@ -162,7 +162,7 @@ def test_photo_that_went_after_labelling_is_told_and_not_trained_without(
         return load_photo(image, side, read)
 
     monkeypatch.setattr("sum_factory.labelgen.read_ahead.load_photo", gone)
-    assert label(three_photos, shards, keep_images=True).errors == ("photo2: gone",)
+    assert label(three_photos, shards, keep_photos=True).errors == ("photo2: gone",)
     status = CliRunner().invoke(main, ["status", "--shards", str(shards)])
     assert "no photo of photo2: photo2: gone" in status.output
     opened = ShardSet.open(str(shards))
@@ -172,14 +172,14 @@ def test_photo_that_went_after_labelling_is_told_and_not_trained_without(
 
 
 def test_unit_without_photos_is_told_what_to_do(own_kept: Path) -> None:
-    (own_kept / manifest_path(IMAGES, 1)).unlink()
-    with pytest.raises(ShardError, match=r"images/000001.parquet: missing.*with --keep-images"):
+    (own_kept / manifest_path(PHOTOS, 1)).unlink()
+    with pytest.raises(ShardError, match=r"photos/000001.parquet: missing.*with --keep-photos"):
         require_photos(ShardSet.open(str(own_kept)), 1)
 
 
 @pytest.mark.parametrize("flip", [600, 1500, -700])
 def test_damage_is_found_and_named_and_never_read(own_kept: Path, problems: Problems, flip: int) -> None:
-    path = own_kept / tar_path(IMAGES, 1)
+    path = own_kept / tar_path(PHOTOS, 1)
     data = bytearray(path.read_bytes())
     data[flip] ^= 4
     path.write_bytes(data)
@@ -188,8 +188,8 @@ def test_damage_is_found_and_named_and_never_read(own_kept: Path, problems: Prob
 
 def test_flipped_bit_of_a_photo_is_refused(own_kept: Path) -> None:
     shards = ShardSet.open(str(own_kept))
-    row = shards.manifest(1, IMAGES)[0].to_pylist()[1]
-    path = own_kept / tar_path(IMAGES, 1)
+    row = shards.manifest(1, PHOTOS)[0].to_pylist()[1]
+    path = own_kept / tar_path(PHOTOS, 1)
     data = bytearray(path.read_bytes())
     data[row["offset"] + row["length"] // 2] ^= 1
     path.write_bytes(data)
@@ -199,8 +199,8 @@ def test_flipped_bit_of_a_photo_is_refused(own_kept: Path) -> None:
 
 
 def test_missing_and_unlisted_photos_are_named(own_kept: Path, problems: Problems) -> None:
-    (own_kept / tar_path(IMAGES, 0)).unlink()
-    assert any(f"{own_kept}/{tar_path(IMAGES, 0)}: missing" in problem for problem in problems(own_kept))
+    (own_kept / tar_path(PHOTOS, 0)).unlink()
+    assert any(f"{own_kept}/{tar_path(PHOTOS, 0)}: missing" in problem for problem in problems(own_kept))
     dataset = ShardSet.open(str(own_kept)).dataset
     without = Dataset(dataset.unit_size, dataset.unit_ids, dataset.image_count, {MASKS: dataset.layers[MASKS]})
     (own_kept / DATASET).write_bytes(without.to_json())
@@ -216,7 +216,7 @@ def test_status_and_verify_count_photos(kept: Path) -> None:
 
 
 def test_command_keeps_photos(photos: Path, loose_options: list[str], tmp_path: Path, kept: Path) -> None:
-    arguments: list[Any] = ["run", "--images", str(photos), "--shards", str(tmp_path / "s"), "--keep-images"]
+    arguments: list[Any] = ["run", "--images", str(photos), "--shards", str(tmp_path / "s"), "--keep-photos"]
     result = CliRunner().invoke(main, [*arguments, *loose_options])
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "s" / tar_path(IMAGES, 2)).read_bytes() == (kept / tar_path(IMAGES, 2)).read_bytes()
+    assert (tmp_path / "s" / tar_path(PHOTOS, 2)).read_bytes() == (kept / tar_path(PHOTOS, 2)).read_bytes()
