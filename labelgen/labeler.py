@@ -30,7 +30,7 @@ from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
 from sum_factory.labelgen.read_ahead import Photo, read_ahead
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
-from sum_factory.shared.errors import ImageError, SourceError
+from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.images import digest
 from sum_factory.shared.photo_files import PhotoFile, read_listed
 from sum_factory.shared.placement import CropBox
@@ -221,7 +221,7 @@ class _Labelling:
             try:
                 pixels, resized = photo()
                 labels = labeler.generator.label(pixels, resized)
-            except (ImageError, SourceError) as error:
+            except (ImageError, InputError) as error:
                 return str(error)
             return _Begun(labels, _columns(labels), encoder.submit(encode, labels, resized, layers))
 
@@ -276,7 +276,7 @@ class _Keeping(_OfCommitted):
         ) -> tuple[tuple[int, int], dict[str, KeptBlobs]] | str:
             try:
                 photo = work[1]()
-            except (ImageError, SourceError) as error:
+            except (ImageError, InputError) as error:
                 return str(error)
             size = (photo.pixels.shape[0], photo.pixels.shape[1])
             return size, self._keep_again(work[0], photo)
@@ -372,7 +372,7 @@ class _MakingMaps(_OfCommitted):
         loaded, error = None, None
         try:
             loaded = None if photo is None else photo()
-        except (ImageError, SourceError) as caught:
+        except (ImageError, InputError) as caught:
             error = str(caught)
 
         def embed(crop_box: CropBox) -> Tensor | None:

@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sum_factory.labelgen.store_listing import listed_by_store
 from sum_factory.labelgen.threads import GeneratorPool
-from sum_factory.shared.errors import SourceError
+from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import IMAGE_SUFFIXES
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.places import absolute, joined, parent_of, renamed
@@ -77,7 +77,7 @@ def list_photos(places: Iterable[str], reserve: Reserve = lambda key: None) -> I
     A place is a folder (searched to any depth), a tar, a text file with one path or URL a line, an image, or a
     pattern with ``*`` of these. Names that start with a dot are skipped in folders and tars. ``reserve`` is called with
     keys that look as if ``Keys`` had made them, before any photo of their folder is given.
-    Raises ``SourceError`` for a place that is missing, which is known before the first photo, or holds no image.
+    Raises ``InputError`` for a place that is missing, which is known before the first photo, or holds no image.
     """
     expanded = [(place, _expand(absolute(place))) for place in places]
     for place, matching in expanded:
@@ -86,19 +86,19 @@ def list_photos(places: Iterable[str], reserve: Reserve = lambda key: None) -> I
             is_empty = False
             yield photo
         if is_empty:
-            raise SourceError(f"{place}: no images there; expected {', '.join(IMAGE_SUFFIXES)}, or tars of such files")
+            raise InputError(f"{place}: no images there; expected {', '.join(IMAGE_SUFFIXES)}, or tars of such files")
 
 
 def _expand(place: str) -> list[str]:
-    with explained(place, place, SourceError):
+    with explained(place, place, InputError):
         filesystem, path = fsspec.core.url_to_fs(place)
         if any(c in path for c in "*?[") and not filesystem.exists(path):
             matches = sorted(filesystem.glob(path))
             if not matches:
-                raise SourceError(f"{place}: no file matches this pattern")
+                raise InputError(f"{place}: no file matches this pattern")
             return [renamed(place, path, match) for match in matches]
         if not filesystem.exists(path):
-            raise SourceError(f"{place}: no such file or folder; check --images")
+            raise InputError(f"{place}: no such file or folder; check --images")
         return [place]
 
 
@@ -131,7 +131,7 @@ def _photos_of(found: PhotoFile | _Tar | Future[list[PhotoFile]]) -> Iterable[Ph
 
 
 def _list_one(place: str, reserve: Reserve) -> Iterator[PhotoFile | _Tar]:
-    with explained(place, place, SourceError):
+    with explained(place, place, InputError):
         filesystem, path = fsspec.core.url_to_fs(place)
         if filesystem.isdir(path):
             yield from _list_folder(place, filesystem, path, reserve)
@@ -142,7 +142,7 @@ def _list_one(place: str, reserve: Reserve) -> Iterator[PhotoFile | _Tar]:
         elif _is_image(path):
             yield _file(place, PurePosixPath(path).stem, filesystem.info(path))
         else:
-            raise SourceError(f"{place}: expected a folder, a .tar, a list ({', '.join(LIST_SUFFIXES)}) or an image")
+            raise InputError(f"{place}: expected a folder, a .tar, a list ({', '.join(LIST_SUFFIXES)}) or an image")
 
 
 def _list_folder(place: str, filesystem: Any, path: str, reserve: Reserve) -> Iterator[PhotoFile | _Tar]:
@@ -200,7 +200,7 @@ def _told_by_disk(path: str) -> dict[str, Any]:
 
 def _list_tar(tar: _Tar) -> Iterator[PhotoFile]:
     """Yield the photos of a tar: only its headers are read, what lies between is passed over."""
-    with explained(tar.url, tar.url, SourceError):
+    with explained(tar.url, tar.url, InputError):
         filesystem, path = fsspec.core.url_to_fs(tar.url)
         stamp = _stamp(filesystem.info(path) if tar.info is None else tar.info)
         sparing = {"block_size": TAR_BLOCK, "cache_type": "readahead"} if is_remote(tar.url) else {}
@@ -215,7 +215,7 @@ def _list_tar(tar: _Tar) -> Iterator[PhotoFile]:
                 if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # cut or damaged: tarfile just stops
                     raise tarfile.ReadError(f"no end mark at byte {members.offset}")
         except tarfile.TarError as error:
-            raise SourceError(f"{tar.url}: not a whole, uncompressed tar ({error}); fetch it again") from error
+            raise InputError(f"{tar.url}: not a whole, uncompressed tar ({error}); fetch it again") from error
 
 
 def _list_file(place: str, filesystem: Any, path: str) -> Iterator[PhotoFile | _Tar]:
@@ -229,7 +229,7 @@ def _list_file(place: str, filesystem: Any, path: str) -> Iterator[PhotoFile | _
         url = absolute(entry if stands_alone else joined(folder, entry))
         entry_filesystem, entry_path = fsspec.core.url_to_fs(url)
         if not entry_filesystem.exists(entry_path):
-            raise SourceError(f"{place}, line {number}: {entry}: no such file")
+            raise InputError(f"{place}, line {number}: {entry}: no such file")
         if entry_path.endswith(".tar"):
             yield _Tar(url)
         else:

@@ -227,7 +227,7 @@ def add_uncertainty(
     """Make the uncertainty maps that a layer lacks, for all units that have masks; safe to repeat as ``run`` is.
 
     Raises ``SumError`` as ``run``. Masks of a photo that is gone or changed have no map, and the manifest says why; if
-    there is not one photo of the units that are looked at first, ``SourceError``: all of them lie elsewhere.
+    there is not one photo of the units that are looked at first, ``InputError``: all of them lie elsewhere.
     """
     shards = ShardSet.open(settings.shards, photos_from=settings.photos_from)
     require_old_places(shards)
@@ -271,7 +271,7 @@ def settle_precision(settings: RunSettings | UncertaintyRunSettings, asked: Prec
 
 
 def _find_photos(shards: ShardSet, pending: Sequence[int]) -> None:
-    """Raise ``SourceError`` if no photo that has masks is there, of the first, the middle and the last unit to be done:
+    """Raise ``InputError`` if no photo that has masks is there, of the first, the middle and the last unit to be done:
     their maps would all be unknown."""
     numbers = sorted({pending[0], pending[len(pending) // 2], pending[-1]}) if pending else []
     labelled = ((shards.unit(number).images, shards.images(number)) for number in numbers)

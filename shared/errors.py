@@ -21,7 +21,7 @@ class ImageError(SumError):
     """
 
 
-class SourceError(SumError):
+class InputError(SumError):
     """Photos or human masks are missing, there are none, or they contradict each other.
 
     Exit status 1, before anything is labelled or trained. Check the path; photos and masks are paired by stem.

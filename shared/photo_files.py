@@ -8,7 +8,7 @@ from __future__ import annotations
 import tarfile
 from dataclasses import dataclass
 
-from sum_factory.shared.errors import ImageError, SourceError, UnreachableError
+from sum_factory.shared.errors import ImageError, InputError, UnreachableError
 from sum_factory.shared.store.refusals import explained
 
 CHANGED = (
@@ -42,7 +42,7 @@ class PhotoFile:
 def read_bytes(photo: PhotoFile) -> bytes:
     """Read a photo's file.
 
-    Raises ``SourceError`` if it is gone or not to be read, ``UnreachableError`` if its store or disk fails.
+    Raises ``InputError`` if it is gone or not to be read, ``UnreachableError`` if its store or disk fails.
     """
     return _read(photo, 0)
 
@@ -69,7 +69,7 @@ def _read(photo: PhotoFile, before: int) -> bytes:
     """Read the bytes of a photo; of a member of a tar also as many right ``before`` it."""
     import fsspec
 
-    with explained(photo.url, photo.name, SourceError, UnreachableError):
+    with explained(photo.url, photo.name, InputError, UnreachableError):
         filesystem, path = fsspec.core.url_to_fs(photo.url)
         if not photo.member:
             return bytes(filesystem.cat_file(path))

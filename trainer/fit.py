@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.cores import usable_cores, usable_memory
-from sum_factory.shared.errors import CheckpointError, SourceError
+from sum_factory.shared.errors import CheckpointError, InputError
 from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, warn_if_emulated
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam, to_safetensors
@@ -196,7 +196,7 @@ def open_stream(recipe: Recipe, side: int, ranks: Ranks) -> MixedStream:
     method = recipe.chosen_method
     if method.pseudo_labels != "none":
         if recipe.shards is None:
-            raise SourceError(
+            raise InputError(
                 f"the method {recipe.method} trains on pseudo-labels: give --shards, made by `labelgen run`"
             )
         shards = open_shards(recipe.shards, recipe.cache.make(), recipe.relocation)

@@ -33,7 +33,7 @@ def write_page(shards: ShardSet, out: Path, limit: int, layer_name: str | None =
 
     Shows the uncertainty layer ``layer_name`` too; None takes "refinement", else the first, if there is any.
     Raises ``ShardError`` if there is no such layer. The photos are read again from where they lie now: raises
-    ``SourceError`` if one is gone, ``ImageError`` if it is another, ``StorageError`` if the page cannot be written.
+    ``InputError`` if one is gone, ``ImageError`` if it is another, ``StorageError`` if the page cannot be written.
     """
     images = track(shards.walk(), "reading manifests", "image")
     labelled = [(number, image) for number, image in images if image.error is None]

@@ -20,7 +20,7 @@ from sum_factory.labelgen.sets.write_selection import (
     selectable,
     write_selection,
 )
-from sum_factory.shared.errors import SettingsError, ShardError, SourceError
+from sum_factory.shared.errors import InputError, SettingsError, ShardError
 from sum_factory.shared.images import digest
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import REFINEMENT, uncertainty_layer
@@ -86,7 +86,7 @@ class Filter:
 def select(url: str, out: str, filter: Filter) -> SelectionSummary:
     """Write a selection of the masks at ``url`` that pass a filter, at ``out``.
 
-    Raises ``ShardError`` if none do, or if the layer that is asked lacks units; ``SourceError`` if keys of the list are
+    Raises ``ShardError`` if none do, or if the layer that is asked lacks units; ``InputError`` if keys of the list are
     not in the shard set.
     """
     shards = open_shards(url)
@@ -117,7 +117,7 @@ def _choices(
             missing.difference_update(keys)
         yield Choice(shards, number, held, keep)
     if missing:
-        raise SourceError(
+        raise InputError(
             f"{filter.image_list}: {len(missing)} of its keys are not in {shards.storage.url}, "
             f"the first is {min(missing)!r}"
         )
@@ -165,7 +165,7 @@ def _compared(column: pa.ChunkedArray, compare: Comparison, bound: float) -> npt
 
 
 def _keys_of(path: Path) -> frozenset[str]:
-    """Return the lines of a file that are not empty. Raises ``SourceError`` if it cannot be read."""
+    """Return the lines of a file that are not empty. Raises ``InputError`` if it cannot be read."""
     return frozenset(line for line in _read(path).decode(errors="replace").splitlines() if line)
 
 
@@ -173,4 +173,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error

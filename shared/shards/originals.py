@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from sum_factory.shared.errors import ImageError, SettingsError, SourceError
+from sum_factory.shared.errors import ImageError, InputError, SettingsError
 from sum_factory.shared.images import digest
 from sum_factory.shared.photo_files import PhotoFile, read_bytes
 from sum_factory.shared.places import links_of, parent_of
@@ -21,14 +21,14 @@ def read_original(shards: ShardSet, image: PhotoFile, labelled: str | None) -> b
     """Read the file of an image of a plan, from where it lies now.
 
     ``labelled`` is the SHA-256 of the file that was labelled, as the manifest of the masks has it: None if there was
-    none to be read. Raises ``SourceError`` if it is not there, which says how to tell where it is, ``ImageError`` if it
+    none to be read. Raises ``InputError`` if it is not there, which says how to tell where it is, ``ImageError`` if it
     is another file than the one that was labelled, and ``UnreachableError`` if its store or disk fails.
     """
     original = original_of(shards, image)
     try:
         data = read_bytes(original)
-    except SourceError as error:
-        raise SourceError(f"{error}; {_where(original, image)}") from error
+    except InputError as error:
+        raise InputError(f"{error}; {_where(original, image)}") from error
     if digest(data) != labelled:
         raise ImageError(
             f"{original.name}: changed since it was labelled, or another photo than image {image.key!r}; "
@@ -64,19 +64,19 @@ def require_old_places(shards: ShardSet) -> None:
 
 
 def require_originals(shards: ShardSet, images: Iterable[tuple[PhotoFile, str | None]]) -> None:
-    """Raise ``SourceError`` if the photo of not a single one of these images, each with its digest, can be found.
+    """Raise ``InputError`` if the photo of not a single one of these images, each with its digest, can be found.
 
     One that is found ends the search, and so does one that is another now: that is for whoever reads it to tell.
     """
-    missing: list[SourceError] = []
+    missing: list[InputError] = []
     for image, labelled in images:
         try:
             read_original(shards, image, labelled)
         except ImageError:
             return
-        except SourceError as error:
+        except InputError as error:
             missing.append(error)
         else:
             return
     if missing:
-        raise SourceError(f"none of the {len(missing)} photos that were looked for is there; the first: {missing[0]}")
+        raise InputError(f"none of the {len(missing)} photos that were looked for is there; the first: {missing[0]}")

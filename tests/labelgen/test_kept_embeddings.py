@@ -27,7 +27,7 @@ from sum_factory.labelgen.sets.merge import merge
 from sum_factory.labelgen.sets.repair import QUARANTINE, diagnose, take_back
 from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.labelgen.settings import AutomaskSettings
-from sum_factory.shared.errors import SettingsDifferError, SettingsError, ShardError, SourceError
+from sum_factory.shared.errors import InputError, SettingsDifferError, SettingsError, ShardError
 from sum_factory.shared.images import decode_image
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.sam.checkpoint import load_sam
@@ -197,7 +197,7 @@ def test_photo_that_is_gone_leaves_no_embedding_and_its_masks_unknown(
 ) -> None:  # fmt: skip
     def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> Photo:
         if image.key == "photo2":
-            raise SourceError("photo2: gone")
+            raise InputError("photo2: gone")
         return load_photo(image, side, read)
 
     monkeypatch.setattr("sum_factory.labelgen.read_ahead.load_photo", gone)

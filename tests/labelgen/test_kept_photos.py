@@ -20,7 +20,7 @@ from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.read_ahead import Photo, load_photo
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.codecs.photo import encode_photo
-from sum_factory.shared.errors import SettingsDifferError, ShardError, SourceError
+from sum_factory.shared.errors import InputError, SettingsDifferError, ShardError
 from sum_factory.shared.images import decode_image
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.sam.runtime import resize
@@ -158,7 +158,7 @@ def test_photo_that_went_after_labelling_is_told_and_not_trained_without(
 
     def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> Photo:
         if image.key == "photo2":
-            raise SourceError("photo2: gone")
+            raise InputError("photo2: gone")
         return load_photo(image, side, read)
 
     monkeypatch.setattr("sum_factory.labelgen.read_ahead.load_photo", gone)

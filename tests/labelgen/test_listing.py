@@ -19,7 +19,7 @@ import webdataset
 from PIL import Image
 
 from sum_factory.labelgen.listing import Keys, list_photos
-from sum_factory.shared.errors import SourceError
+from sum_factory.shared.errors import InputError
 from sum_factory.shared.photo_files import PhotoFile, read_bytes
 
 
@@ -176,7 +176,7 @@ def test_relative_list_file_is_read_from_here(tmp_path: Path, monkeypatch: pytes
 
 def test_missing_line_of_a_list_is_named(tmp_path: Path) -> None:
     lay_out(tmp_path, {"a.jpg": picture(1), "photos.txt": b"# two\na.jpg\ngone.jpg\n"})
-    with pytest.raises(SourceError, match=r"photos\.txt, line 3: gone\.jpg: no such file"):
+    with pytest.raises(InputError, match=r"photos\.txt, line 3: gone\.jpg: no such file"):
         list_images([f"{tmp_path}/photos.txt"])
 
 
@@ -217,7 +217,7 @@ def test_every_cut_of_a_tar_is_refused_by_name(tmp_path: Path) -> None:
         end = max(member.offset_data + -(-member.size // 512) * 512 for member in tar)
     for length in (*range(0, end, 100), *range(0, end + 1, 512)):
         (tmp_path / "cut.tar").write_bytes(whole[:length])
-        with pytest.raises(SourceError, match=r"cut\.tar: not a whole"):
+        with pytest.raises(InputError, match=r"cut\.tar: not a whole"):
             list_images([f"{tmp_path}/cut.tar"])
 
 
@@ -228,14 +228,14 @@ def test_tar_with_garbage_between_members_is_refused(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "sa.tar").read_bytes())
     data[second : second + 512] = b"\xaa" * 512
     (tmp_path / "sa.tar").write_bytes(data)
-    with pytest.raises(SourceError, match=r"sa\.tar: not a whole"):
+    with pytest.raises(InputError, match=r"sa\.tar: not a whole"):
         list_images([f"{tmp_path}/sa.tar"])
 
 
 def test_compressed_tar_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "sa.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"), io.BytesIO())
-    with pytest.raises(SourceError, match=r"sa\.tar: not a whole, uncompressed tar"):
+    with pytest.raises(InputError, match=r"sa\.tar: not a whole, uncompressed tar"):
         list_images([f"{tmp_path}/sa.tar"])
 
 
@@ -271,20 +271,20 @@ def test_source_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_tar(tmp_path / "none.tar", {"readme.md": b""})
     for name in ("empty", "notes", "list.txt", "none.tar"):
-        with pytest.raises(SourceError, match=rf"{name}: no images there"):
+        with pytest.raises(InputError, match=rf"{name}: no images there"):
             list_images([f"{tmp_path}/full", f"{tmp_path}/{name}"])
 
 
 def test_missing_source_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"gone: no such file or folder"):
+    with pytest.raises(InputError, match=r"gone: no such file or folder"):
         list_images([f"{tmp_path}/gone"])
-    with pytest.raises(SourceError, match=r"gone_\*\.tar: no file matches"):
+    with pytest.raises(InputError, match=r"gone_\*\.tar: no file matches"):
         list_images([f"{tmp_path}/gone_*.tar"])
 
 
 def test_other_file_is_refused(tmp_path: Path) -> None:
     lay_out(tmp_path, {"a.mp4": b"film"})
-    with pytest.raises(SourceError, match=r"a\.mp4: expected a folder"):
+    with pytest.raises(InputError, match=r"a\.mp4: expected a folder"):
         list_images([f"{tmp_path}/a.mp4"])
 
 
@@ -292,7 +292,7 @@ def test_image_that_vanished_is_named(tmp_path: Path) -> None:
     lay_out(tmp_path, {"a.jpg": picture(1)})
     (ref,) = list_images([str(tmp_path)])
     (tmp_path / "a.jpg").unlink()
-    with pytest.raises(SourceError, match=r"a\.jpg: cannot be read"):
+    with pytest.raises(InputError, match=r"a\.jpg: cannot be read"):
         read_bytes(ref)
 
 
@@ -338,7 +338,7 @@ def test_remote_sources_are_read_like_local_ones(bucket: str, tmp_path: Path) ->
     assert contents(list_images([f"{bucket}/*.tar"])) == {"sa_1": picture(1), "sa_2": picture(2)}
     assert contents(list_images([f"{bucket}/list.txt"])) == {"p/0": picture(2), "sa_1": picture(1), "sa_2": picture(2)}
     assert contents(list_images([f"{bucket}/p/0.png"])) == {"0": picture(2)}
-    with pytest.raises(SourceError, match=f"{bucket}/gone: no such file"):
+    with pytest.raises(InputError, match=f"{bucket}/gone: no such file"):
         list_images([f"{bucket}/gone"])
 
 

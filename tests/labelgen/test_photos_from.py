@@ -21,7 +21,7 @@ from sum_factory.labelgen.page.write import write_page
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.commands import FAILED
-from sum_factory.shared.errors import SourceError
+from sum_factory.shared.errors import InputError
 from sum_factory.shared.photo_files import read_listed
 from sum_factory.shared.relocation import Relocation
 from sum_factory.shared.shards.dataset import unit_path
@@ -245,7 +245,7 @@ def test_tar_moves_from_a_store_to_a_disk_and_back(
     label(tmp_path / "two.tar", tmp_path / "near")
     memory.mv(f"{store}/sa/two.tar", f"{store}/two.tar")
     to_disk, to_store = ((f"{store}/sa", str(tmp_path)), (str(tmp_path / "two.tar"), f"{store}/two.tar"))
-    with pytest.raises(SourceError, match=rf"{store}/sa/two\.tar::photo0\.jpg: cannot be read .*--photos-from"):
+    with pytest.raises(InputError, match=rf"{store}/sa/two\.tar::photo0\.jpg: cannot be read .*--photos-from"):
         add_maps(tmp_path / "far", source="entropy")
     assert add_maps(tmp_path / "far", source="entropy", photos_from=Relocation.of([to_disk])).errors == ()
     (tmp_path / "two.tar").unlink()
@@ -258,7 +258,7 @@ def test_photos_of_a_view_moved_with_those_of_its_sources(
     home: Path, shards: Path, moved: Path, tmp_path: Path
 ) -> None:
     select(str(shards), str(tmp_path / "some"), Filter(images=("photo[02]",)))
-    with pytest.raises(SourceError, match="--photos-from"):
+    with pytest.raises(InputError, match="--photos-from"):
         write_page(open_shards(str(tmp_path / "some")), tmp_path / "page.html", 9)
     relocation = Relocation.of([(f"{home}/photos", str(moved))])
     some = open_shards(str(tmp_path / "some"), photos_from=relocation)

@@ -27,10 +27,10 @@ from sum_factory.labelgen.settings import AutomaskSettings
 from sum_factory.shared import precision
 from sum_factory.shared.errors import (
     CheckpointError,
+    InputError,
     SettingsDifferError,
     SettingsError,
     ShardError,
-    SourceError,
     StorageError,
 )
 from sum_factory.shared.precision import Hardware
@@ -392,7 +392,7 @@ def test_image_that_changes_after_planning_is_left_out_by_name(
 
 
 def test_missing_images_leave_no_shard_set(tmp_path: Path, label: Label) -> None:
-    with pytest.raises(SourceError, match="gone"):
+    with pytest.raises(InputError, match="gone"):
         label(tmp_path / "gone", tmp_path / "shards")
     assert not (tmp_path / "shards").exists()
 

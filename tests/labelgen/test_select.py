@@ -19,7 +19,7 @@ from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.commands import FAILED
-from sum_factory.shared.errors import ShardError, SourceError
+from sum_factory.shared.errors import InputError, ShardError
 from sum_factory.shared.shards.dataset import DATASET
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.photos import read_photo, require_photos
@@ -135,7 +135,7 @@ def test_images_are_chosen_by_patterns_and_by_a_list(finished: Finished, out: Pa
 def test_key_that_no_image_has_is_named_and_nothing_is_written(finished: Finished, out: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("photo0\nphoto77\n")
-    with pytest.raises(SourceError, match=r"keys\.txt: 1 of its keys are not in .*'photo77'"):
+    with pytest.raises(InputError, match=r"keys\.txt: 1 of its keys are not in .*'photo77'"):
         select(str(finished[0]), str(out), Filter(image_list=keys))
     assert not out.exists()
 

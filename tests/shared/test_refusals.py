@@ -16,7 +16,7 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from sum_factory.shared.errors import ShardError, SourceError, SumError, UnreachableError
+from sum_factory.shared.errors import InputError, ShardError, SumError, UnreachableError
 from sum_factory.shared.store.refusals import (
     REMEDY_FOR_CONNECTION,
     REMEDY_FOR_CREDENTIALS,
@@ -78,17 +78,17 @@ def test_our_own_errors_and_bugs_on_a_disk_are_no_refusals() -> None:
     assert not is_refusal(TypeError("a bug"), "/data/x")
     assert not is_refusal(NoCredentialsError(), "file:///data/x")
     with pytest.raises(ShardError, match="damaged"):
-        raise_in(explained(URL, "a photo", SourceError), ShardError("damaged"))
+        raise_in(explained(URL, "a photo", InputError), ShardError("damaged"))
     with pytest.raises(TypeError):
-        raise_in(explained("/data/x", "a photo", SourceError), TypeError("a bug"))
+        raise_in(explained("/data/x", "a photo", InputError), TypeError("a bug"))
 
 
 def test_refusal_is_explained_of_what_was_read() -> None:
     denied, gone = PermissionError("Access Denied"), OSError(errno.ENODEV, "No such device")
-    with pytest.raises(SourceError, match=r"^a photo: cannot be read \(Access Denied\); check the credentials"):
-        raise_in(explained(URL, "a photo", SourceError), denied)
-    with pytest.raises(SourceError, match=r"^a photo: cannot be read \(No such device\)$"):
-        raise_in(explained("/data/x", "a photo", SourceError), gone)
+    with pytest.raises(InputError, match=r"^a photo: cannot be read \(Access Denied\); check the credentials"):
+        raise_in(explained(URL, "a photo", InputError), denied)
+    with pytest.raises(InputError, match=r"^a photo: cannot be read \(No such device\)$"):
+        raise_in(explained("/data/x", "a photo", InputError), gone)
 
 
 def raise_in(context: AbstractContextManager[None], error: Exception) -> None:
@@ -99,16 +99,16 @@ def raise_in(context: AbstractContextManager[None], error: Exception) -> None:
 @pytest.mark.parametrize(
     ("error", "url", "kind"),
     [
-        (FileNotFoundError(2, "No such file or directory"), "/photos/x", SourceError),
-        (PermissionError(13, "Permission denied"), "/photos/x", SourceError),
+        (FileNotFoundError(2, "No such file or directory"), "/photos/x", InputError),
+        (PermissionError(13, "Permission denied"), "/photos/x", InputError),
         (PermissionError(13, "Forbidden"), "s3://photos/x", UnreachableError),
-        (FileNotFoundError(2, "No such key"), "s3://photos/x", SourceError),
+        (FileNotFoundError(2, "No such key"), "s3://photos/x", InputError),
         (OSError(5, "Input/output error"), "/photos/x", UnreachableError),
         (OSError(116, "Stale file handle"), "/photos/x", UnreachableError),
         (TimeoutError("no answer"), "s3://photos/x", UnreachableError),
     ],
 )
 def test_outage_of_a_store_is_told_from_a_photo_that_is_gone(error: Exception, url: str, kind: type[SumError]) -> None:
-    with pytest.raises(SumError) as raised, explained(url, "a photo", SourceError, UnreachableError):
+    with pytest.raises(SumError) as raised, explained(url, "a photo", InputError, UnreachableError):
         raise error
     assert type(raised.value) is kind

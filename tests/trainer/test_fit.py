@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sum_factory.shared.errors import SourceError
+from sum_factory.shared.errors import InputError
 from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam, read_header
 from sum_factory.shared.sam.task_prompt import STATE_KEY
 from sum_factory.trainer import fit as module
@@ -135,7 +135,7 @@ def test_human_data_alone_needs_no_shards_and_others_say_so(make_recipe: MakeRec
     recipe = make_recipe(shards=None, steps=1)
     (line,) = run(dataclasses.replace(recipe, method="human-only"), tmp_path / "human")
     assert line["photos"] == recipe.batch
-    with pytest.raises(SourceError, match="method sum trains on pseudo-labels: give --shards"):
+    with pytest.raises(InputError, match="method sum trains on pseudo-labels: give --shards"):
         run(recipe, tmp_path / "sum")
 
 

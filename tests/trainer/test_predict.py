@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from segment_anything import SamPredictor
 
-from sum_factory.shared.errors import ImageError, SettingsError, SourceError, SumError
+from sum_factory.shared.errors import ImageError, InputError, SettingsError, SumError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture
 from sum_factory.shared.sam.checkpoint import LoadedSam, to_safetensors
 from sum_factory.shared.sam.settings import TASKS
@@ -258,7 +258,7 @@ def test_command_refuses_what_cannot_be(photo: Path, plain_file: Path, tmp_path:
     assert "no task prompt" in str(task.exception)
     assert isinstance(predict(photo, "--point=120,40", *common).exception, SettingsError)
     missing = predict(tmp_path / "none.png", "--point=1,1", *common)
-    assert isinstance(missing.exception, SourceError)
+    assert isinstance(missing.exception, InputError)
     assert "none.png: cannot be read (No such file" in str(missing.exception)
     (tmp_path / "text.png").write_text("no photo")
     assert isinstance(predict(tmp_path / "text.png", "--point=1,1", *common).exception, ImageError)

@@ -10,7 +10,7 @@ import click
 
 from sum_factory.shared.commands import threads_option
 from sum_factory.shared.cores import usable_cores
-from sum_factory.shared.errors import ImageError, SourceError
+from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.precision import PrecisionSetting, precision_option
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.settings import PACKAGED, TASKS
@@ -222,7 +222,7 @@ def _read_photo(path: Path) -> RgbImage:
     try:
         return decode_image(path.read_bytes(), str(path))
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _describe(prediction: Prediction, task: str, trained_tasks: tuple[str, ...]) -> str:

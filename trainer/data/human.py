@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
-from sum_factory.shared.errors import ImageError, SourceError
+from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.images import IMAGE_SUFFIXES, RgbImage, decode_image
 
 Masks = npt.NDArray[np.bool_]
@@ -39,7 +39,7 @@ class HumanSample:
     count: int
     """K, how many masks there are."""
     masks_at: Callable[[Sequence[int]], Masks]
-    """Returns the masks of these numbers, bool (N, H, W). Raises ``SourceError``, naming the file."""
+    """Returns the masks of these numbers, bool (N, H, W). Raises ``InputError``, naming the file."""
 
     @classmethod
     def of_masks(cls, key: str, image: RgbImage, task: int, masks: Masks) -> HumanSample:
@@ -66,7 +66,7 @@ class HumanSet(Protocol):
         ...
 
     def load(self, index: int) -> HumanSample:
-        """Read one sample. Raises ``SourceError`` or ``ImageError``, naming the file."""
+        """Read one sample. Raises ``InputError`` or ``ImageError``, naming the file."""
         ...
 
 
@@ -173,14 +173,14 @@ class CocoInstances:
             by_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
             for annotation in content["annotations"]:
                 if annotation["image_id"] not in entries:
-                    raise SourceError(
+                    raise InputError(
                         f"{self.annotations}: annotation {annotation.get('id')} is of image {annotation['image_id']}, "
                         "which the file does not list"
                     )
                 if not annotation.get("iscrowd", 0):
                     by_image[annotation["image_id"]].append(annotation)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SourceError(f"{self.annotations}: expected COCO instances JSON ({error!r})") from error
+            raise InputError(f"{self.annotations}: expected COCO instances JSON ({error!r})") from error
         return [(entry, by_image[number]) for number, entry in entries.items() if by_image[number]]
 
     @cached_property
@@ -193,11 +193,11 @@ class CocoInstances:
         entry, annotations = self.samples[index]
         path = self.images / entry["file_name"]
         if not path.is_file():
-            raise SourceError(f"{path}: missing, but {self.annotations} lists it")
+            raise InputError(f"{path}: missing, but {self.annotations} lists it")
         image = decode_image(_read(path), str(path))
         height, width = image.shape[:2]
         if (entry.get("height", height), entry.get("width", width)) != (height, width):
-            raise SourceError(
+            raise InputError(
                 f"{path}: {width} x {height}, but {self.annotations} says {entry['width']} x {entry['height']}"
             )
 
@@ -217,11 +217,11 @@ class CocoInstances:
                 rle = segmentation
             mask = np.asarray(coco_mask.decode(rle)).astype(bool)
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise SourceError(
+            raise InputError(
                 f"{self.annotations}: annotation {annotation.get('id')} does not decode ({error})"
             ) from error
         if mask.shape != (height, width):
-            raise SourceError(
+            raise InputError(
                 f"{self.annotations}: annotation {annotation.get('id')} is {mask.shape[1]} x {mask.shape[0]}, "
                 f"its image {width} x {height}"
             )
@@ -230,14 +230,14 @@ class CocoInstances:
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise SourceError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: no such folder")
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
-        raise SourceError(f"{folder}: no images there; expected {', '.join(IMAGE_SUFFIXES)}")
+        raise InputError(f"{folder}: no images there; expected {', '.join(IMAGE_SUFFIXES)}")
     stems: dict[str, Path] = {}
     for path in files:
         if path.stem in stems:
-            raise SourceError(f"{path}: has the stem of {stems[path.stem].name}; one of them has to go")
+            raise InputError(f"{path}: has the stem of {stems[path.stem].name}; one of them has to go")
         stems[path.stem] = path
     return stems
 
@@ -248,7 +248,7 @@ def _pair(images: Path, others: Path) -> list[tuple[Path, Path]]:
     for these, those, folder in ((left, right, others), (right, left, images)):
         alone = sorted(set(these) - set(those))
         if alone:
-            raise SourceError(
+            raise InputError(
                 f"{folder}: {len(alone)} files have no partner there, the first is {these[alone[0]]}; "
                 "photos and masks are paired by stem"
             )
@@ -257,7 +257,7 @@ def _pair(images: Path, others: Path) -> list[tuple[Path, Path]]:
 
 def _require_same_size(image: RgbImage, other: npt.NDArray[Any], photo: Path, path: Path) -> None:
     if image.shape[:2] != other.shape[:2]:
-        raise SourceError(
+        raise InputError(
             f"{path}: {other.shape[1]} x {other.shape[0]}, "
             f"but its photo {photo.name} is {image.shape[1]} x {image.shape[0]}"
         )
@@ -267,7 +267,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _read_label_map(path: Path) -> npt.NDArray[np.int64]:

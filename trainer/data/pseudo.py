@@ -53,7 +53,7 @@ class PseudoSet:
     one, else from where they lie now. Opening it checks every committed unit (``trainer/data/survey.py``) and keeps
     little: raises ``ShardError`` if one is damaged, if there is no such layer, if the layer ``photos`` lacks a photo,
     or if the masks are on another grid than the model's. Without the layer ``photos`` it looks for a few photos and
-    raises ``SourceError`` or ``ImageError`` as ``load`` does.
+    raises ``InputError`` or ``ImageError`` as ``load`` does.
     """
 
     def __init__(self, shards: ShardSet, layer: str | None, method: Method, settings: SampleSettings) -> None:
@@ -110,7 +110,7 @@ class PseudoSet:
     def load(self, index: int, id: SampleId) -> CodedSample:
         """Load one sample: only the masks that are picked are read and decoded, to codes.
 
-        Raises ``SourceError`` or ``ImageError`` if the original photo is read, and gone or changed; ``ShardError`` for
+        Raises ``InputError`` or ``ImageError`` if the original photo is read, and gone or changed; ``ShardError`` for
         damaged shards.
         """
         group = int(np.searchsorted(self._first, index, "right")) - 1

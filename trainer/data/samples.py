@@ -73,7 +73,7 @@ class TrainingSample:
 
 
 def load_human(human: HumanSet, index: int, id: SampleId, settings: SampleSettings) -> TrainingSample:
-    """Load a sample with human masks, which are certain everywhere. Raises ``SourceError`` or ``ImageError``."""
+    """Load a sample with human masks, which are certain everywhere. Raises ``InputError`` or ``ImageError``."""
     sample = human.load(index)
     height, width = sample.image.shape[:2]
     frame = Frame.whole(settings.side, height, width)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from sum_factory.shared.errors import SourceError
+from sum_factory.shared.errors import InputError
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.task_prompt import task_id
 from sum_factory.trainer.data.human import CocoInstances, FolderPairs, HumanSet, LabelMaps, Subset
@@ -85,7 +85,7 @@ SetSettings = Annotated[FolderPairsSettings | CocoSettings | LabelMapsSettings, 
 
 
 def open_set(settings: SetSettings) -> HumanSet:
-    """Open a set, which checks that its files are there. Raises ``SourceError``, naming the folder or file."""
+    """Open a set, which checks that its files are there. Raises ``InputError``, naming the folder or file."""
     with Stage(f"opening {settings.name or settings.images}"):
         whole = _open_whole(settings)
     indices: Sequence[int] = range(len(whole.keys))
@@ -94,7 +94,7 @@ def open_set(settings: SetSettings) -> HumanSet:
     if settings.limit is not None:
         indices = indices[: settings.limit]
     if len(indices) == 0:
-        raise SourceError(f"{settings.name or settings.images}: no samples; check list and limit")
+        raise InputError(f"{settings.name or settings.images}: no samples; check list and limit")
     return whole if len(indices) == len(whole.keys) else Subset(whole, tuple(indices))
 
 
@@ -114,8 +114,8 @@ def _listed(path: Path, keys: list[str]) -> list[int]:
     try:
         wanted = {line.strip() for line in path.read_text().splitlines() if line.strip()}
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     missing = sorted(wanted - set(keys))
     if missing:
-        raise SourceError(f"{path}: {len(missing)} of its stems are not in the set, the first is {missing[0]!r}")
+        raise InputError(f"{path}: {len(missing)} of its stems are not in the set, the first is {missing[0]!r}")
     return [index for index, key in enumerate(keys) if key in wanted]

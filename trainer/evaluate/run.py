@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from sum_factory.shared.errors import CheckpointError, ImageError, SourceError
+from sum_factory.shared.errors import CheckpointError, ImageError, InputError
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.precision import Precision
@@ -121,7 +121,7 @@ def evaluate_sets(
 ) -> Iterator[SetScores]:
     """Evaluate sets one after the other, each with all ``protocols``; yield each when it is done.
 
-    At most ``max_masks`` of an image, drawn by the hash of ``seed`` and the image's key. Raises ``SourceError`` or
+    At most ``max_masks`` of an image, drawn by the hash of ``seed`` and the image's key. Raises ``InputError`` or
     ``ImageError`` for a set or file that cannot be used; whether all sets are there is checked first.
     """
     for settings in sets:
@@ -152,7 +152,7 @@ def _evaluate_set(
             rows = _evaluate_sample(embedder, weights, settings, sample, numbers, protocols)
             batches.append(pa.Table.from_pylist(rows, SCORES))
     if masks == 0:
-        raise SourceError(f"{settings.name}: no masks in {count} images ({empty} are empty); nothing to evaluate")
+        raise InputError(f"{settings.name}: no masks in {count} images ({empty} are empty); nothing to evaluate")
     task = prompted_task(weights, settings.task)
     return SetScores(settings, task, count, masks, empty, pa.concat_tables(batches).combine_chunks())
 
@@ -161,7 +161,7 @@ def _load(opened: HumanSet, index: int) -> HumanSample:
     try:
         return opened.load(index)
     except OSError as error:
-        raise SourceError(f"{error.filename or opened.keys[index]}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{error.filename or opened.keys[index]}: cannot be read ({error.strerror})") from error
 
 
 def _numbers(sample: HumanSample, max_masks: int | None, seed: int) -> list[int]:

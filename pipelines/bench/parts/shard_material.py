@@ -26,7 +26,7 @@ from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.settings import settings_for
 from sum_factory.labelgen.uncertainty import photo_to_input, refinement
 from sum_factory.pipelines.microworld.scene import make_scenes
-from sum_factory.shared.errors import SourceError
+from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import IMAGE_SUFFIXES, RgbImage, decode_image
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.progress import track
@@ -89,7 +89,7 @@ def find_photos(folder: Path | None, count: int) -> Iterator[tuple[str, RgbImage
         return
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if len(paths) < count:
-        raise SourceError(f"{folder}: {len(paths)} photos, and {count} are needed; give another --photos")
+        raise InputError(f"{folder}: {len(paths)} photos, and {count} are needed; give another --photos")
     for path in paths[:count]:
         yield path.stem, decode_image(path.read_bytes(), str(path))
 

@@ -17,7 +17,7 @@ from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measur
 from sum_factory.pipelines.microworld.ablation.settings import Plan
 from sum_factory.pipelines.microworld.ablation.studies import STUDIES, study_charts, study_rows
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
-from sum_factory.shared.errors import SourceError
+from sum_factory.shared.errors import InputError
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluate.report import ALL, table_row
 
@@ -271,13 +271,13 @@ def calibration_chart(world: dict[str, Any]) -> str:
 
 
 def fill(page: str, blocks: dict[str, str], name: str) -> str:
-    """Put ``blocks`` between their marks in a page. Raises ``SourceError`` if a mark of one is missing."""
+    """Put ``blocks`` between their marks in a page. Raises ``InputError`` if a mark of one is missing."""
     for block, text in blocks.items():
         begin, end = BEGIN.format(block), END.format(block)
         before, found, rest = page.partition(begin)
         _, closed, after = rest.partition(end)
         if not (found and closed):
-            raise SourceError(f"{name}: expected the lines {begin!r} and {end!r}; put them where {block} belongs")
+            raise InputError(f"{name}: expected the lines {begin!r} and {end!r}; put them where {block} belongs")
         page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
     return page
 

@@ -29,7 +29,7 @@ from sum_factory.pipelines.bench.parts.shard_material import (
 )
 from sum_factory.pipelines.bench.parts.shard_sets import Loader, bytes_of_labels, plan_set, write_labels, write_photos
 from sum_factory.pipelines.bench.shards import Bench, compare, compare_between_cells, interleave, probabilities, ratio
-from sum_factory.shared.errors import SourceError
+from sum_factory.shared.errors import InputError
 from sum_factory.shared.shards.dataset import ENCODINGS
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.verify import verify
@@ -76,7 +76,7 @@ def test_masks_are_of_the_photos_and_of_their_points(photos: Sequence[LabelledPh
 
 
 def test_too_few_photos_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="0 photos, and 3 are needed"):
+    with pytest.raises(InputError, match="0 photos, and 3 are needed"):
         next(find_photos(tmp_path, 3))
 
 

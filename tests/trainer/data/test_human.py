@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from sum_factory.shared.errors import ImageError, SourceError
+from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.trainer.data.human import CocoInstances, FolderPairs, LabelMaps
 
 HEIGHT, WIDTH = 30, 40
@@ -49,14 +49,14 @@ def test_photo_without_a_mask_is_named(tmp_path: Path) -> None:
     photo(tmp_path / "images" / "a.png")
     photo(tmp_path / "images" / "lonely.png")
     photo(tmp_path / "masks" / "a.png")
-    with pytest.raises(SourceError, match=r"lonely\.png"):
+    with pytest.raises(InputError, match=r"lonely\.png"):
         _ = FolderPairs(tmp_path / "images", tmp_path / "masks", task=1).keys
 
 
 def test_mask_of_another_size_is_named(tmp_path: Path) -> None:
     photo(tmp_path / "images" / "a.png")
     photo(tmp_path / "masks" / "a.png", (10, 10))
-    with pytest.raises(SourceError, match=r"a\.png: 10 x 10"):
+    with pytest.raises(InputError, match=r"a\.png: 10 x 10"):
         FolderPairs(tmp_path / "images", tmp_path / "masks", task=1).load(0)
 
 
@@ -152,25 +152,25 @@ def test_annotation_of_an_unlisted_image_is_named(tmp_path: Path) -> None:
     content = json.loads(samples.annotations.read_text())
     content["annotations"][0]["image_id"] = 99
     samples.annotations.write_text(json.dumps(content))
-    with pytest.raises(SourceError, match="image 99"):
+    with pytest.raises(InputError, match="image 99"):
         len(samples.keys)
 
 
 def test_photo_of_another_size_than_the_file_says_is_named(tmp_path: Path) -> None:
     samples = coco(tmp_path, [{"segmentation": [[0, 0, 5, 0, 5, 5]]}], width=WIDTH + 1)
-    with pytest.raises(SourceError, match=r"a\.png: 40 x 30"):
+    with pytest.raises(InputError, match=r"a\.png: 40 x 30"):
         samples.load(0)
 
 
 def test_missing_photo_is_named(tmp_path: Path) -> None:
     samples = coco(tmp_path, [{"segmentation": [[0, 0, 5, 0, 5, 5]]}])
     (tmp_path / "images" / "a.png").unlink()
-    with pytest.raises(SourceError, match=r"a\.png: missing"):
+    with pytest.raises(InputError, match=r"a\.png: missing"):
         samples.load(0)
 
 
 def test_broken_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "instances.json"
     path.write_text('{"images": [')
-    with pytest.raises(SourceError, match=r"instances\.json"):
+    with pytest.raises(InputError, match=r"instances\.json"):
         _ = CocoInstances(path, tmp_path, task=2).keys

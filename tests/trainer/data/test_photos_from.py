@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from sum_factory.labelgen.sets.merge import merge
 from sum_factory.labelgen.sets.select import Filter, select
-from sum_factory.shared.errors import ImageError, SettingsError, SourceError
+from sum_factory.shared.errors import ImageError, InputError, SettingsError
 from sum_factory.shared.relocation import UNMOVED, Relocation
 from sum_factory.shared.shards.dataset import unit_path
 from sum_factory.shared.shards.selection.opened import open_shards
@@ -74,10 +74,10 @@ def test_samples_are_those_of_photos_that_never_moved(known_shards: Any, moved: 
 
 
 def test_photos_that_moved_are_missed_when_the_set_is_opened(moved: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=rf"{OLD}/shot0\.png: cannot be read .*--photos-from OLD=NEW, such as {OLD}="):
+    with pytest.raises(InputError, match=rf"{OLD}/shot0\.png: cannot be read .*--photos-from OLD=NEW, such as {OLD}="):
         open_pseudo(moved)
     new = Relocation.of([(OLD, str(tmp_path / "empty"))])
-    with pytest.raises(SourceError, match=rf"{tmp_path}/empty/shot0\.png: cannot .* recorded at {OLD}/shot0\.png"):
+    with pytest.raises(InputError, match=rf"{tmp_path}/empty/shot0\.png: cannot .* recorded at {OLD}/shot0\.png"):
         open_pseudo(moved, new)
 
 
@@ -89,7 +89,7 @@ def test_photo_of_the_first_the_middle_and_the_last_unit_is_looked_for(
     relocation = Relocation.of([(OLD, str(photos))])
     data = (photos / f"{shot}.png").read_bytes()
     (photos / f"{shot}.png").unlink()
-    with pytest.raises(SourceError, match=rf"{shot}\.png"):
+    with pytest.raises(InputError, match=rf"{shot}\.png"):
         open_pseudo(moved, relocation)
     (photos / f"{shot}.png").write_bytes(data + b"\0")
     with pytest.raises(ImageError, match=rf"{shot}\.png: changed since it was labelled, or another photo"):
@@ -108,7 +108,7 @@ def test_photos_of_merged_and_of_chosen_shards_are_found(
     halves = [str(record_elsewhere(half, tmp_path / f"half{n}", f"/gone/{n}")) for n, half in enumerate(known_halves)]
     merge(halves, str(tmp_path / "all"), say=lambda line: None)
     relocation = Relocation.of([(f"/gone/{n}", str(known_shards.photos)) for n in range(2)])
-    with pytest.raises(SourceError, match=r"/gone/1/.*--photos-from"):
+    with pytest.raises(InputError, match=r"/gone/1/.*--photos-from"):
         open_pseudo(tmp_path / "all", Relocation.of(relocation.pairs[:1]))
     found, expected = (images_of(pseudo) for pseudo in (open_pseudo(tmp_path / "all", relocation),
                                                         open_pseudo(known_shards.url)))  # fmt: skip

@@ -14,7 +14,7 @@ from PIL import Image
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
-from sum_factory.shared.errors import ImageError, ShardError, SourceError
+from sum_factory.shared.errors import ImageError, InputError, ShardError
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
@@ -216,7 +216,7 @@ def test_changed_photo_is_refused(known_shards: Any) -> None:
         with pytest.raises(ImageError, match=r"shot3\.png: changed since it was labelled"):
             pseudo.load(2, SampleId("pseudo", 0, 2))
         path.unlink()
-        with pytest.raises(SourceError, match=r"shot3\.png: cannot be read"):
+        with pytest.raises(InputError, match=r"shot3\.png: cannot be read"):
             pseudo.load(2, SampleId("pseudo", 0, 2))
     finally:
         path.write_bytes(before)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sum_factory.shared.errors import SourceError
+from sum_factory.shared.errors import InputError
 from sum_factory.trainer.data.human import CocoInstances, FolderPairs, LabelMaps, Subset
 from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, LabelMapsSettings, SetSettings, open_set
 
@@ -65,15 +65,15 @@ def test_list_and_limit_choose_samples_in_the_sets_order(salient: FolderPairsSet
 def test_stem_that_is_not_in_the_set_is_named(salient: FolderPairsSettings, tmp_path: Path) -> None:
     chosen = tmp_path / "list.txt"
     chosen.write_text("photo1\nphoto9\nphoto8\n")
-    with pytest.raises(SourceError, match=r"list\.txt: 2 of its stems are not in the set, the first is 'photo8'"):
+    with pytest.raises(InputError, match=r"list\.txt: 2 of its stems are not in the set, the first is 'photo8'"):
         open_set(replace(salient, list=chosen))
-    with pytest.raises(SourceError, match=r"none\.txt: cannot be read"):
+    with pytest.raises(InputError, match=r"none\.txt: cannot be read"):
         open_set(replace(salient, list=tmp_path / "none.txt"))
 
 
 def test_set_without_samples_is_refused(salient: FolderPairsSettings, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n")
-    with pytest.raises(SourceError, match="salient: no samples; check list and limit"):
+    with pytest.raises(InputError, match="salient: no samples; check list and limit"):
         open_set(replace(salient, list=tmp_path / "list.txt"))
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sum_factory.shared.errors import ImageError, SourceError
+from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.trainer.data.coded import Sample
@@ -207,7 +207,7 @@ def test_sample_that_cannot_be_read_stops_the_stream_and_is_named(human_folder: 
             list(MixedStream({"human": stream}, Mix(1, 0), 5).steps(0, 1))
         (folder / name).write_bytes(before)
     (folder / "images" / "photo1.png").unlink()
-    with pytest.raises(SourceError, match=r"photo1\.png: cannot be read"):
+    with pytest.raises(InputError, match=r"photo1\.png: cannot be read"):
         list(MixedStream({"human": stream}, Mix(1, 0), 5).steps(0, 1))
 
 

@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from scipy.ndimage import distance_transform_edt
 from segment_anything import SamPredictor
 
-from sum_factory.shared.errors import CheckpointError, ImageError, SettingsError, SourceError, SumError
+from sum_factory.shared.errors import CheckpointError, ImageError, InputError, SettingsError, SumError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture
 from sum_factory.shared.sam.checkpoint import LoadedSam, to_safetensors
 from sum_factory.shared.sam.runtime import Runtime
@@ -195,7 +195,7 @@ def test_empty_masks_are_left_out_and_counted(plain: LoadedSam, world: Path) -> 
 def test_set_of_nothing_but_empty_masks_is_refused(plain: LoadedSam, world: Path, tmp_path: Path) -> None:
     for key, size in SIZES.items():
         Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / f"{key}.png")
-    with pytest.raises(SourceError, match="pairs: no masks in 3 images"):
+    with pytest.raises(InputError, match="pairs: no masks in 3 images"):
         evaluated(plain, pairs(world, masks=tmp_path))
 
 
@@ -274,7 +274,7 @@ def test_unreadable_photo_stops_the_run_by_name(plain: LoadedSam, world: Path, t
         evaluated(plain, labels(tmp_path))
     (tmp_path / "images" / "y.png").unlink()
     (tmp_path / "images" / "y.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(SourceError, match=r"y\.png: cannot be read \(No such file"):
+    with pytest.raises(InputError, match=r"y\.png: cannot be read \(No such file"):
         evaluated(plain, labels(tmp_path))
 
 
@@ -287,7 +287,7 @@ def test_too_thin_photo_is_refused_by_name(plain: LoadedSam, tmp_path: Path) -> 
 
 
 def test_missing_set_is_noticed_before_anything_is_embedded(plain: LoadedSam, world: Path, tmp_path: Path) -> None:
-    with counted_embeddings(plain) as seen, pytest.raises(SourceError, match="none: no such folder"):
+    with counted_embeddings(plain) as seen, pytest.raises(InputError, match="none: no such folder"):
         evaluated(plain, labels(world), pairs(world, masks=tmp_path / "none"))
     assert seen == []
 

@@ -29,7 +29,7 @@ from sum_factory.pipelines.microworld.ablation.work import SCORES_FILE, is_done,
 from sum_factory.pipelines.microworld.ablation.world import exact_labels
 from sum_factory.pipelines.microworld.coarse import coarsen
 from sum_factory.pipelines.microworld.scene import make_scenes
-from sum_factory.shared.errors import SettingsDifferError, SourceError
+from sum_factory.shared.errors import InputError, SettingsDifferError
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.trainer.evaluate.metrics import boundary_iou
@@ -273,7 +273,7 @@ def test_settings_are_chosen_on_scenes_and_seeds_that_are_not_reported() -> None
 def test_page_without_a_mark_is_refused() -> None:
     page = f"{BEGIN.format('a')}\nold\n{END.format('a')}\nafter\n"
     assert fill(page, {"a": "new"}, "page.md") == f"{BEGIN.format('a')}\n\nnew\n\n{END.format('a')}\nafter\n"
-    with pytest.raises(SourceError, match=r"page.md: expected the lines .*b"):
+    with pytest.raises(InputError, match=r"page.md: expected the lines .*b"):
         fill(page, {"b": "new"}, "page.md")
 
 
