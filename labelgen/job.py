@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 from sum_factory.shared.relocation import UNMOVED, Relocation
 
 if TYPE_CHECKING:
-    from sum_factory.labelgen.settings import AutomaskSettings, UncertaintySettings
+    from sum_factory.labelgen.masks.settings import AutomaskSettings
+    from sum_factory.labelgen.settings import UncertaintySettings
     from sum_factory.shared.sam.runtime import Runtime
     from sum_factory.shared.shards.dataset import Layer, Unit
 

@@ -25,8 +25,8 @@ from sum_factory.labelgen.kept import (
     keep_logits_again,
     keep_photo,
 )
-from sum_factory.labelgen.lanes import take_cores
 from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.masks.lanes import take_cores
 from sum_factory.labelgen.read_ahead import Photo, read_ahead
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
@@ -69,7 +69,7 @@ class _Labelled(NamedTuple):
 
 
 class Labeler:
-    """Holds the models and works on units; on a CPU, on as many images at once as ``cores`` (``labelgen.lanes``)."""
+    """Holds the models and works on units; on a CPU, on as many images at once as ``cores`` (see ``masks.lanes``)."""
 
     def __init__(self, job: Job, cores: int = 1, weights: SamWeights | None = None) -> None:
         """``weights`` are those of the job, if this process has read them already; the labeler takes them over."""

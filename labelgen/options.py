@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import click
 
-from sum_factory.labelgen.settings import DEFAULTS_OF_MODELS, AutomaskSettings
+from sum_factory.labelgen.masks.settings import DEFAULTS_OF_MODELS, AutomaskSettings
 from sum_factory.shared.commands import threads_option
 from sum_factory.shared.field_docs import docs_of
 from sum_factory.shared.sam.settings import PACKAGED

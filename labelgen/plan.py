@@ -23,6 +23,7 @@ from sum_factory.shared.errors import SettingsDifferError, SettingsError, ShardE
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.precision import Resolved
 from sum_factory.shared.progress import Stage, track
+from sum_factory.shared.settings_differ import require_same
 from sum_factory.shared.shards.dataset import (
     DATASET,
     Dataset,
@@ -31,7 +32,6 @@ from sum_factory.shared.shards.dataset import (
     add_units,
     read_dataset,
     read_unit,
-    require_same,
     require_same_layer,
     unit_path,
 )

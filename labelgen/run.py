@@ -25,9 +25,10 @@ from sum_factory.labelgen.job import (
 )
 from sum_factory.labelgen.layers import embeddings_layer, logits_layer, maps_layer, masks_layer, photos_layer
 from sum_factory.labelgen.listing import list_photos
+from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
 from sum_factory.labelgen.plan import prepare
 from sum_factory.labelgen.progress import ProgressReporter, RunSummary
-from sum_factory.labelgen.settings import UNIT_SIZE, AutomaskSettings, UncertaintySettings, settings_for
+from sum_factory.labelgen.settings import UNIT_SIZE, UncertaintySettings
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import SettingsError, ShardError
 from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, settle
@@ -35,16 +36,8 @@ from sum_factory.shared.relocation import UNMOVED, Relocation
 from sum_factory.shared.sam.checkpoint import READINGS, SamWeights, read_weights
 from sum_factory.shared.sam.runtime import Runtime, pick_device
 from sum_factory.shared.sam.settings import PACKAGED
-from sum_factory.shared.shards.dataset import (
-    EMBEDDINGS,
-    LOGITS,
-    REFINEMENT,
-    REMEDY_FOR_SETTINGS,
-    TAR,
-    Layer,
-    add_layer,
-    require_same,
-)
+from sum_factory.shared.settings_differ import REMEDY_FOR_SETTINGS, require_same
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, REFINEMENT, TAR, Layer, add_layer
 from sum_factory.shared.shards.encoding import write_shared_files
 from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.manifest import manifest_path

@@ -19,7 +19,7 @@ from sum_factory.shared.cores import usable_cores, usable_memory
 from sum_factory.shared.errors import CheckpointError, InputError
 from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, warn_if_emulated
 from sum_factory.shared.progress import Stage
-from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam, to_safetensors
+from sum_factory.shared.sam.checkpoint import WEIGHTS, LoadedSam, load_sam, to_safetensors
 from sum_factory.shared.sam.runtime import pick_device
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
@@ -32,10 +32,10 @@ from sum_factory.trainer.data.pseudo import UNSPECIFIED, PseudoSet
 from sum_factory.trainer.data.samples import SampleSettings
 from sum_factory.trainer.data.sets import open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
-from sum_factory.trainer.distributed import Ranks, join_ranks, run_on_ranks
 from sum_factory.trainer.optimizer import make_optimizer, set_learning_rate, take_step
 from sum_factory.trainer.recipe import Recipe
-from sum_factory.trainer.run.checkpoints import WEIGHTS, Checkpoints
+from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.distributed import Ranks, join_ranks, run_on_ranks
 from sum_factory.trainer.run.loop import Run, Scores, software
 from sum_factory.trainer.run.validation import validate
 from sum_factory.trainer.variants import VARIANTS, apply_variant

@@ -6,7 +6,7 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from sum_factory.shared.precision import Precision, PrecisionSetting, resolve
@@ -20,34 +20,9 @@ from sum_factory.trainer.interactive import FedOutput, InteractiveSettings
 from sum_factory.trainer.losses import LossSettings
 from sum_factory.trainer.methods import METHODS, Method
 from sum_factory.trainer.optimizer import OptimizerSettings
+from sum_factory.trainer.run.settings import CHECKED, CheckpointSettings, ValidationSettings
 
-CHECKED = ConfigDict(extra="forbid")
 _Place = Annotated[str, Field(min_length=1)]
-
-
-@dataclass(frozen=True, config=CHECKED)
-class CheckpointSettings:
-    """A checkpoint every so many steps; the last ``keep`` are kept, and the best."""
-
-    every: int = Field(default=500, ge=1)
-    """Steps from one checkpoint to the next. The last step leaves one, too, and so does every evaluation."""
-    keep: int = Field(default=2, ge=1)
-    """Latest checkpoints that stay on disk, beside the best. Each has the weights and the moments of the optimizer."""
-
-
-@dataclass(frozen=True, config=CHECKED)
-class ValidationSettings:
-    """Evaluation while training, which decides which checkpoint is the best: mean boundary IoU over the sets after
-    ``rounds`` prompts from a first point."""
-
-    sets: tuple[SetSettings, ...] = Field(min_length=1)
-    """Sets of photos with human masks to evaluate on. Give others than those that are trained on."""
-    every: int = Field(default=500, ge=1)
-    """Steps from one evaluation to the next. Evaluation takes time from training: on large sets give more steps."""
-    rounds: int = Field(default=3, ge=1, le=9)
-    """Prompts a mask: a first point, then clicks where the mask is wrong. The masks of the last round are scored."""
-    max_masks: int = Field(default=10, ge=1)
-    """Masks of a photo, at most; of more, so many are drawn, always the same."""
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -37,9 +37,9 @@ from sum_factory.trainer.interactive import to_grid
 from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer, set_learning_rate, take_step
 from sum_factory.trainer.prompts import boxes_of, cells_to_input, sample_cells
-from sum_factory.trainer.recipe import CHECKED, CheckpointSettings
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.loop import Run, software
+from sum_factory.trainer.run.settings import CHECKED, CheckpointSettings
 
 REFINER = "refiner.safetensors"
 

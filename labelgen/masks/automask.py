@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sum_factory.labelgen.lanes import Lanes
+from sum_factory.labelgen.masks.lanes import Lanes
 from sum_factory.labelgen.masks.regions import draw, measure
 from sum_factory.labelgen.masks.rle import Mask, Rle, decode_rle, encode_rle
+from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.masks.small_regions import clean_mask, follow_mask
-from sum_factory.labelgen.settings import AutomaskSettings
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.masks import box_of
 from sum_factory.shared.memory import BatchSize

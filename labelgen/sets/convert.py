@@ -10,6 +10,7 @@ import click
 
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.progress import track
+from sum_factory.shared.settings_differ import require_same
 from sum_factory.shared.shards.dataset import (
     DATASET,
     UNITS,
@@ -18,7 +19,6 @@ from sum_factory.shared.shards.dataset import (
     add_layer,
     add_units,
     read_dataset,
-    require_same,
     unit_name,
     unit_path,
 )

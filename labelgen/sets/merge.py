@@ -19,7 +19,8 @@ from sum_factory.labelgen.sets.write_selection import (
 )
 from sum_factory.shared.errors import SettingsError, ShardError
 from sum_factory.shared.progress import track
-from sum_factory.shared.shards.dataset import OUTPUTS, require_same
+from sum_factory.shared.settings_differ import require_same
+from sum_factory.shared.shards.dataset import OUTPUTS
 from sum_factory.shared.shards.kinds import comparable
 from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.selection.plan import stored_url

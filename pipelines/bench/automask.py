@@ -41,7 +41,7 @@ from torch import Tensor
 
 from sum_factory.labelgen.masks import automask
 from sum_factory.labelgen.masks.automask import LabelGenerator
-from sum_factory.labelgen.settings import AutomaskSettings, settings_for
+from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
 from sum_factory.pipelines.bench.parts.agreement import compare
 from sum_factory.pipelines.bench.parts.candidates import Candidates, Replacing, ReplacingDecoder, replace_upstream
 from sum_factory.pipelines.bench.parts.last_line import last_line

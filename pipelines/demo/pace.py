@@ -6,7 +6,7 @@ import statistics
 import time
 
 from sum_factory.labelgen.masks.automask import LabelGenerator
-from sum_factory.labelgen.settings import settings_for
+from sum_factory.labelgen.masks.settings import settings_for
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.runtime import Runtime, place

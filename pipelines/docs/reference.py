@@ -44,7 +44,8 @@ LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 API: Mapping[str, Mapping[str, Sequence[str]]] = {
     "labelgen": {
         "labelgen.run": ("run", "RunSettings", "add_uncertainty", "UncertaintyRunSettings"),
-        "labelgen.settings": ("AutomaskSettings", "UncertaintySettings", "settings_for"),
+        "labelgen.masks.settings": ("AutomaskSettings", "settings_for"),
+        "labelgen.settings": ("UncertaintySettings",),
         "labelgen.progress": ("RunSummary",),
         "labelgen.masks.automask": ("LabelGenerator", "ImageLabels"),
         "labelgen.sets.status": ("status_of",),

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
-from sum_factory.labelgen.settings import AutomaskSettings, settings_for
+from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
 from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
 from sum_factory.pipelines.microworld.scene import Scene, make_scenes
 from sum_factory.shared.allocator import tune_malloc

@@ -48,9 +48,9 @@ from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architectur
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.decode import BOX_MIN, Prompts, decode_prompts, dense_positions
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.trainer.distributed import Ranks, join_ranks, run_on_ranks
 from sum_factory.trainer.prompts import first_prompts
 from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.distributed import Ranks, join_ranks, run_on_ranks
 from sum_factory.trainer.run.loop import Run
 
 BETAS = (0.9, 0.95)

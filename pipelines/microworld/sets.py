@@ -21,7 +21,7 @@ from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
 from sum_factory.pipelines.microworld.scene import Scene, World, make_scene
 from sum_factory.shared.errors import SettingsDifferError
 from sum_factory.shared.progress import track
-from sum_factory.shared.shards.dataset import require_same
+from sum_factory.shared.settings_differ import require_same
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings, Task
 

@@ -35,6 +35,8 @@ from sum_factory.shared.sam.settings import PACKAGED, TASKS
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
 
+WEIGHTS = "weights.safetensors"
+"""The weights in a folder that training leaves: that of a checkpoint, or of a run."""
 HEADER = "sum_factory"
 """Key of the JSON object that says, in the header of a safetensors file, how its weights were made."""
 

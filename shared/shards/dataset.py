@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sum_factory.shared.errors import SettingsDifferError, ShardError
+from sum_factory.shared.errors import ShardError
 from sum_factory.shared.photo_files import PhotoFile
+from sum_factory.shared.settings_differ import require_same
 from sum_factory.shared.store.canonical_json import content_id, to_json
 from sum_factory.shared.store.seal import is_sealed, require_seal, seal, with_room
 
@@ -44,7 +45,6 @@ ENCODINGS = (TAR, ZARR)
 """How a layer's data may lie on disk (``shared/shards/encoding.py``)."""
 LEAST_AGE = timedelta(hours=24)
 """Files that were written later may belong to a run that is still at work: it commits what it writes in much less."""
-REMEDY_FOR_SETTINGS = "Give the settings of the existing shard set, or another --shards folder."
 REMEDY_FOR_DATASET = (
     "restore it, or move it away and give the same commands again, which write it anew and keep every sound unit: "
     "`labelgen run`, then `labelgen uncertainty` for each layer that it added"
@@ -300,21 +300,3 @@ def require_same_layer(place: str, stored: Layer, wanted: Layer, remedy: str) ->
 
 def _with_encoding(layer: Layer) -> Mapping[str, Any]:
     return {**layer.settings, "encoding": layer.encoding}
-
-
-def require_same(
-    kind: str,
-    place: str,
-    stored: Mapping[str, Any],
-    wanted: Mapping[str, Any],
-    remedy: str = REMEDY_FOR_SETTINGS,
-    wanted_by: str = "asked for",
-) -> None:
-    """Raise ``SettingsDifferError``, naming every setting in which ``wanted`` differs from what is ``stored``."""
-    differences = [
-        f"  {key}: there {stored.get(key, '(not set)')}, {wanted_by} {wanted.get(key, '(not set)')}"
-        for key in sorted({*stored, *wanted})
-        if stored.get(key) != wanted.get(key)
-    ]
-    if differences:
-        raise SettingsDifferError(f"{place}: was made with other {kind}:\n" + "\n".join(differences) + f"\n{remedy}")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sum_factory.labelgen.masks import regions
 from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
-from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.pipelines.bench.parts.agreement import compare
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.placement import paste

@@ -18,10 +18,10 @@ from pycocotools.coco import COCO
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from sum_factory.labelgen.masks.automask import LabelGenerator
+from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets import export
 from sum_factory.labelgen.sets.export import export_coco
-from sum_factory.labelgen.settings import AutomaskSettings
 from sum_factory.shared.errors import ShardError, StorageError
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.shards.shard_set import ShardSet

@@ -18,7 +18,7 @@ from sum_factory.labelgen.engine.serial import SerialExecutor
 from sum_factory.labelgen.engine.worker import Worker
 from sum_factory.labelgen.job import Job
 from sum_factory.labelgen.labeler import Labeler
-from sum_factory.labelgen.lanes import BEHIND, LANE_BYTES, Lanes, take_cores
+from sum_factory.labelgen.masks.lanes import BEHIND, LANE_BYTES, Lanes, take_cores
 from sum_factory.labelgen.progress import RunSummary
 from sum_factory.labelgen.run import RunSettings, make_executor
 from sum_factory.shared.errors import SettingsError

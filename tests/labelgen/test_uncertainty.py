@@ -21,7 +21,8 @@ from torch import Tensor
 
 from sum_factory.labelgen import uncertainty as uncertainty_module
 from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
-from sum_factory.labelgen.settings import AutomaskSettings, UncertaintySettings
+from sum_factory.labelgen.masks.settings import AutomaskSettings
+from sum_factory.labelgen.settings import UncertaintySettings
 from sum_factory.labelgen.uncertainty import CropBox, Embed, LabelledMask, UncertaintyMaker, UncertaintyMap
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.codecs.label import decode_label, encode_label

@@ -28,7 +28,8 @@ from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer import fit as module
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
 from sum_factory.trainer.optimizer import OptimizerSettings
-from sum_factory.trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.run.settings import CheckpointSettings
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (1,), 128, window_size=3, prompt_dim=32, decoder_mlp_dim=64)
 """That of ``tiny_sam``."""

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from sum_factory.shared.errors import CheckpointError, SettingsDifferError, StorageError
-from sum_factory.shared.sam.checkpoint import read_header
+from sum_factory.shared.sam.checkpoint import WEIGHTS, read_header
 from sum_factory.trainer.run import checkpoints as module
-from sum_factory.trainer.run.checkpoints import STATE, TRAINING, WEIGHTS, Checkpoints
+from sum_factory.trainer.run.checkpoints import STATE, TRAINING, Checkpoints
 
 IDENTITY = {"seed": 0, "loss": {"theta": 0.6}, "betas": (0.9, 0.999)}
 

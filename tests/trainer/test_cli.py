@@ -12,12 +12,11 @@ import yaml
 from click.testing import CliRunner, Result
 from pydantic import TypeAdapter
 
-from sum_factory.shared.sam.checkpoint import load_sam, read_header
+from sum_factory.shared.sam.checkpoint import WEIGHTS, load_sam, read_header
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.sets import SetSettings
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import REFINER
-from sum_factory.trainer.run.checkpoints import WEIGHTS
 from sum_factory.trainer.run.log import read_log
 
 

@@ -17,8 +17,9 @@ from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from sum_factory.trainer import fit as module
 from sum_factory.trainer.fit import fit
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer, take_step
-from sum_factory.trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.settings import CheckpointSettings
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -10,11 +10,10 @@ import torch
 from segment_anything import SamPredictor, sam_model_registry
 
 from sum_factory.shared.errors import CheckpointError
-from sum_factory.shared.sam.checkpoint import load_sam, to_safetensors
+from sum_factory.shared.sam.checkpoint import WEIGHTS, load_sam, to_safetensors
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.sam.task_prompt import STATE_KEY
 from sum_factory.trainer.export import export_plain_sam
-from sum_factory.trainer.run.checkpoints import WEIGHTS
 
 
 @pytest.fixture(scope="module")

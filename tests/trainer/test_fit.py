@@ -13,16 +13,17 @@ import torch
 from safetensors.torch import load_file
 
 from sum_factory.shared.errors import InputError
-from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam, read_header
+from sum_factory.shared.sam.checkpoint import WEIGHTS, LoadedSam, load_sam, read_header
 from sum_factory.shared.sam.task_prompt import STATE_KEY
 from sum_factory.trainer import fit as module
 from sum_factory.trainer.data.sets import SetSettings
-from sum_factory.trainer.distributed import Ranks
 from sum_factory.trainer.fit import fit, make_model, open_stream
 from sum_factory.trainer.optimizer import OptimizerSettings
-from sum_factory.trainer.recipe import CheckpointSettings, Recipe, ValidationSettings
-from sum_factory.trainer.run.checkpoints import WEIGHTS, Checkpoints
+from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.distributed import Ranks
 from sum_factory.trainer.run.log import read_log
+from sum_factory.trainer.run.settings import CheckpointSettings, ValidationSettings
 
 MakeRecipe = Callable[..., Recipe]
 ALONE = Ranks(0, 1, torch.device("cpu"))

@@ -18,14 +18,15 @@ from pydantic import TypeAdapter
 from sum_factory.shared import precision
 from sum_factory.shared.errors import SettingsDifferError
 from sum_factory.shared.precision import Hardware
-from sum_factory.shared.sam.checkpoint import read_header
+from sum_factory.shared.sam.checkpoint import WEIGHTS, read_header
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.sets import SetSettings
-from sum_factory.trainer.distributed import Ranks
 from sum_factory.trainer.fit import agree_on_precision, fit
-from sum_factory.trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import REFINER, RefinerRecipe, train_refiner
-from sum_factory.trainer.run.checkpoints import WEIGHTS, Checkpoints
+from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.distributed import Ranks
+from sum_factory.trainer.run.settings import CheckpointSettings
 
 MakeRecipe = Callable[..., Recipe]
 

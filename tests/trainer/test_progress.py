@@ -17,7 +17,8 @@ from pydantic import TypeAdapter
 from sum_factory.shared.progress import Speaker
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.sets import SetSettings
-from sum_factory.trainer.recipe import Recipe, ValidationSettings
+from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.run.settings import ValidationSettings
 
 STEP = r"loss \d+\.\d{3}, \d+ % of the time waiting for data, \d+\.\d\d s/step"
 

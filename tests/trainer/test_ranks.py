@@ -16,12 +16,13 @@ import yaml
 from pydantic import TypeAdapter
 
 from sum_factory.shared.sam.architecture import ARCHITECTURES
-from sum_factory.trainer.distributed import Ranks, join_ranks
 from sum_factory.trainer.fit import fit
 from sum_factory.trainer.optimizer import OptimizerSettings
-from sum_factory.trainer.recipe import CheckpointSettings, Recipe
+from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.distributed import Ranks, join_ranks
 from sum_factory.trainer.run.log import read_log
+from sum_factory.trainer.run.settings import CheckpointSettings
 
 ONE_OF_TWO = """
 import sys

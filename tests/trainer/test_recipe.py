@@ -15,8 +15,9 @@ from sum_factory.trainer.data.order import Mix
 from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, SetSettings
 from sum_factory.trainer.interactive import InteractiveSettings
 from sum_factory.trainer.optimizer import OptimizerSettings
-from sum_factory.trainer.recipe import CacheSettings, CheckpointSettings, Recipe, ValidationSettings
+from sum_factory.trainer.recipe import CacheSettings, Recipe
 from sum_factory.trainer.refiner import RefinerRecipe
+from sum_factory.trainer.run.settings import CheckpointSettings, ValidationSettings
 
 HUMAN: tuple[SetSettings, ...] = (FolderPairsSettings("folder-pairs", Path("a"), Path("b"), "salient"),)
 PLAIN = Recipe(human=HUMAN, precision="fp32")

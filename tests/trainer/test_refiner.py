@@ -27,10 +27,10 @@ from sum_factory.trainer.data.sets import SetSettings, open_set
 from sum_factory.trainer.data.stream import HumanStream
 from sum_factory.trainer.losses import LossSettings, mask_loss
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer
-from sum_factory.trainer.recipe import CheckpointSettings
 from sum_factory.trainer.refiner import REFINER, RefinerRecipe, RefinerTraining, make_pairs, train_refiner
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.log import read_log
+from sum_factory.trainer.run.settings import CheckpointSettings
 
 MakeRecipe = Callable[..., RefinerRecipe]
 

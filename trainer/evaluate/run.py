@@ -17,14 +17,13 @@ from sum_factory.shared.images import RgbImage
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.precision import Precision
 from sum_factory.shared.progress import track
-from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam
+from sum_factory.shared.sam.checkpoint import WEIGHTS, LoadedSam, load_sam
 from sum_factory.shared.sam.runtime import Embedder, Runtime, place
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.trainer.data.human import HumanSample, HumanSet, Masks
 from sum_factory.trainer.data.sets import SetSettings, open_set
 from sum_factory.trainer.evaluate.protocol import evaluate_image
 from sum_factory.trainer.evaluate.settings import Protocol
-from sum_factory.trainer.run.checkpoints import WEIGHTS
 
 MASKS_TOGETHER = 32
 """Masks of an image that are prompted together, at most."""

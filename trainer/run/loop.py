@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from sum_factory.shared.precision import Resolved
-from sum_factory.trainer.distributed import ALONE, Ranks
 from sum_factory.trainer.run.checkpoints import Checkpoints, Stateful
+from sum_factory.trainer.run.distributed import ALONE, Ranks
 from sum_factory.trainer.run.log import RunLog
 
 Samples = TypeVar("Samples", covariant=True)

@@ -9,7 +9,7 @@ from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.trainer.evaluate.report import ALL, summarise
 from sum_factory.trainer.evaluate.run import evaluate_sets
 from sum_factory.trainer.evaluate.settings import Protocol
-from sum_factory.trainer.recipe import ValidationSettings
+from sum_factory.trainer.run.settings import ValidationSettings
 
 
 def validate(model: LoadedSam, settings: ValidationSettings, precision: Precision) -> tuple[float, dict[str, float]]:

@@ -18,7 +18,7 @@ from torchvision.ops import box_iou
 
 from sum_factory.labelgen.masks.automask import ImageLabels
 from sum_factory.labelgen.masks.rle import Rle, decode_rle
-from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.labelgen.masks.settings import AutomaskSettings
 
 TOLERANCE = 1e-5
 """Largest difference of predicted IoU, and of logits relative to the largest logit of a mask if that is above 1."""

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
 from sum_factory.labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
-from sum_factory.labelgen.settings import SOURCES, AutomaskSettings, UncertaintySettings, settings_for
+from sum_factory.labelgen.settings import SOURCES, UncertaintySettings
 from sum_factory.pipelines.microworld.ablation.frozen import make_frozen_model
 from sum_factory.pipelines.microworld.ablation.settings import SEEDS, Plan
 from sum_factory.pipelines.microworld.sets import write_sets

@@ -12,7 +12,7 @@ from typing import Any
 from sum_factory.pipelines.microworld.ablation.cells import SAM, Cell
 from sum_factory.pipelines.microworld.ablation.results import Results
 from sum_factory.pipelines.microworld.ablation.settings import SETTINGS
-from sum_factory.shared.shards.dataset import require_same
+from sum_factory.shared.settings_differ import require_same
 
 CSV, IDENTITY = "ablation.csv", "ablation_world.json"
 """Beside the page: every run's means, and which world they are of."""

@@ -27,7 +27,7 @@ from sum_factory.shared.cores import divide_cores, usable_cores
 from sum_factory.shared.precision import resolve
 from sum_factory.shared.progress import SPEAKER, Stage
 from sum_factory.shared.sam.runtime import Runtime, pick_device
-from sum_factory.shared.shards.dataset import require_same
+from sum_factory.shared.settings_differ import require_same
 from sum_factory.shared.store.locks import try_lock
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights

@@ -32,10 +32,10 @@ from sum_factory.shared import precision
 from sum_factory.shared.errors import SettingsDifferError
 from sum_factory.shared.precision import Hardware
 from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
-from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.checkpoint import WEIGHTS, load_sam
 from sum_factory.shared.sam.settings import PACKAGED
-from sum_factory.trainer.distributed import ALONE, Ranks
-from sum_factory.trainer.run.checkpoints import STATE, WEIGHTS
+from sum_factory.trainer.run.checkpoints import STATE
+from sum_factory.trainer.run.distributed import ALONE, Ranks
 from sum_factory.trainer.run.log import read_log
 
 SMALL = PretrainSettings(

@@ -16,18 +16,19 @@ from sum_factory.labelgen.sets.convert import convert
 from sum_factory.labelgen.sets.merge import merge
 from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.errors import SettingsDifferError
+from sum_factory.shared.sam.checkpoint import WEIGHTS
 from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.store.cache import Cache
 from sum_factory.trainer.data.order import Order
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
 from sum_factory.trainer.data.stream import PseudoStream
-from sum_factory.trainer.distributed import Ranks
 from sum_factory.trainer.fit import fit, open_stream
 from sum_factory.trainer.methods import METHODS
-from sum_factory.trainer.recipe import CheckpointSettings, Recipe
-from sum_factory.trainer.run.checkpoints import WEIGHTS
+from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.run.distributed import Ranks
 from sum_factory.trainer.run.log import read_log
+from sum_factory.trainer.run.settings import CheckpointSettings
 
 SETTINGS = SampleSettings(side=128, stride=4, masks=2, seed=0)
 MakeRecipe = Callable[..., Recipe]

@@ -10,7 +10,7 @@ import pytest
 
 from sum_factory.labelgen.masks.automask import ImageLabels
 from sum_factory.labelgen.masks.rle import encode_rle
-from sum_factory.labelgen.settings import AutomaskSettings
+from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.pipelines.bench.parts.agreement import compare
 from sum_factory.shared.placement import Frame
 
