@@ -92,6 +92,16 @@ def write_manifest(rows: pa.Table, record: UnitRecord) -> bytes:
     return seal(sink.getvalue())
 
 
+def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some columns of it, on this thread alone.
+
+    Arrow's own threads cost more than they save on files of this size, and one that still lets go of a Python object
+    when the process ends brings it down ("terminate called without an active exception").
+    """
+    with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
+        return file.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
 def read_manifest(data: bytes, name: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, UnitRecord]:
     """Parse a manifest, or only some ``columns`` of it.
 
@@ -99,7 +109,7 @@ def read_manifest(data: bytes, name: str, columns: Sequence[str] | None = None) 
     """
     try:
         require_seal(data)
-        table = pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
+        table = read_table(data, columns)
         record = _parse_metadata(table.schema.metadata)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{name}: damaged ({error}); {REMEDY_FOR_DATA}") from error

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.places import absolute
 from sum_factory.shared.shards.dataset import FORMAT_VERSION, SELECTION, require_version, unit_name
+from sum_factory.shared.shards.manifest import read_table
 from sum_factory.shared.store.canonical_json import content_id, to_json
 from sum_factory.shared.store.seal import is_sealed, require_seal, seal, with_room
 from sum_factory.shared.store.storage import Storage
@@ -123,7 +124,7 @@ def read_rows_file(storage: Storage, number: int, sha256: str) -> pa.Table:
         raise ShardError(
             f"{storage.path(name)}: damaged or edited (not the SHA-256 of the selection); {REMEDY_FOR_SELECTION}"
         )
-    return pq.read_table(pa.BufferReader(data))
+    return read_table(data)
 
 
 def take_rows(table: pa.Table, rows: pa.Table, name: str) -> pa.Table:
