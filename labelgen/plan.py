@@ -218,7 +218,7 @@ def _require_alike(
 
 
 def _recovered(storage: Storage, layer: Layer, unit_size: int) -> Dataset | None:
-    """Return what a ``dataset.json`` said that is lost, by the plans of the units; None if there are none.
+    """Return what a ``dataset.json`` said that is lost, by the plans of the units; None if there are none of them.
 
     Raises ``ShardError`` if plans are missing too.
     """
@@ -226,6 +226,8 @@ def _recovered(storage: Storage, layer: Layer, unit_size: int) -> Dataset | None
     known = KnownPhotos(ShardSet(storage, empty))
     if not known.numbers:
         return None
+    if (written := read_dataset(storage)) is not None:
+        return written  # by another run, which has begun since: it is the first that a run writes
     if known.missing:
         name = storage.path(unit_path(known.missing[0]))
         raise ShardError(f"{storage.path(DATASET)}: missing, and so is {name}; restore one of them")

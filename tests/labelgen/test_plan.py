@@ -479,3 +479,27 @@ def test_every_photo_that_was_ever_listed_is_in_one_unit_and_stays_there(
         assert [opened.size_of(number) for number in range(opened.unit_count)] == list(map(len, units_in(home / "set")))
         again = planned(home / "set", shown, unit_size=unit_size)
         assert (again.gone, again.moved) == (plan_now.gone, {})
+
+
+def test_dataset_that_another_run_writes_while_its_plans_are_looked_for_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plans are listed twice, and between the two it has written one more."""
+    write_photos(tmp_path / "photos", "a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    list(planned(tmp_path / "set", tmp_path / "photos").numbers())
+    keys, files = keys_in(tmp_path / "set"), ("dataset.json", "units/000001.json")
+    written = {name: (tmp_path / "set" / name).read_bytes() for name in files}
+    for name in files:
+        (tmp_path / "set" / name).unlink()
+    names = Storage.names
+
+    def names_and_then_more(self: Storage, folder: str) -> Any:
+        found = [*names(self, folder)]
+        for name, data in written.items():
+            (tmp_path / "set" / name).write_bytes(data)
+        return found
+
+    monkeypatch.setattr(Storage, "names", names_and_then_more)
+    with planned(tmp_path / "set", tmp_path / "photos") as going_on:
+        assert [*going_on.numbers()] == [0, 1]
+    assert keys_in(tmp_path / "set") == keys
