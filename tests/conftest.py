@@ -9,8 +9,10 @@ import hashlib
 import logging
 import shutil
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,13 +84,23 @@ def object_store() -> Iterator[str]:
     """
     if sys.flags.dev_mode:
         pytest.skip("aiohttp in development mode refuses the server's doubled header")
-    from moto.server import ThreadedMotoServer
+    import moto.server
+
+    one_put = threading.Lock()
+
+    class Application(moto.server.DomainDispatcherApplication):  # type: ignore[misc]
+        """Moto's server, whose threads would look whether an object is there, and then all put it."""
+
+        def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+            with one_put if "HTTP_IF_NONE_MATCH" in environ else nullcontext():
+                return super().__call__(environ, start_response)
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as environment:
+        environment.setattr(moto.server, "DomainDispatcherApplication", Application)
+        server = moto.server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
         settings = {
             "AWS_ENDPOINT_URL": f"http://{host}:{port}",
             "AWS_ACCESS_KEY_ID": "key",
