@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MasksTask:
+class MasksWork:
     """The pseudo-labels that a job makes; what ``dataset.json`` says of their layer counts."""
 
     settings: AutomaskSettings
 
 
 @dataclass(frozen=True)
-class UncertaintyTask:
+class MapsWork:
     """The uncertainty maps that a job makes, and their layer. ``refiner`` is the path of its file."""
 
     settings: UncertaintySettings
@@ -44,8 +44,8 @@ class Job:
     model_type: str | None
     runtime: Runtime
     points_per_batch: int
-    masks: MasksTask | None = None
-    uncertainty: UncertaintyTask | None = None
+    masks: MasksWork | None = None
+    uncertainty: MapsWork | None = None
     kept: tuple[Layer, ...] = ()
     """Layers of what labelling has at hand anyway, such as the photos."""
     photos_from: Relocation = UNMOVED

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sum_factory.labelgen.job import Event, Job, Progress, UncertaintyTask, UnitReport
+from sum_factory.labelgen.job import Event, Job, MapsWork, Progress, UnitReport
 from sum_factory.labelgen.kept import (
     Encoded,
     KeptBlobs,
@@ -138,8 +138,8 @@ class Labeler:
 
     def _report_of_committed(self, unit: Unit) -> UnitReport:
         """Return what whoever made a unit has reported of it."""
-        task = self.job.uncertainty
-        layer = MASKS if task is None else task.layer.name
+        work = self.job.uncertainty
+        layer = MASKS if work is None else work.layer.name
         table, record = self.shards.manifest(unit.number, layer, ("image_index", "error"))
         errors = dict(zip(table["image_index"].to_pylist(), table["error"].to_pylist(), strict=True))
         told = tuple(error for error in errors.values() if error is not None)
@@ -169,8 +169,8 @@ class _Labelling:
         self.digests: dict[str, str | None] = {}
         self.masks = UnitWriter(dataset, labeler.shards.layer(MASKS), unit, self.digests)
         self.kept = KeptWriter(dataset, job.kept, unit, self.digests)
-        task = job.uncertainty
-        self.maps = None if task is None else UnitWriter(dataset, task.layer, unit, self.digests)
+        work = job.uncertainty
+        self.maps = None if work is None else UnitWriter(dataset, work.layer, unit, self.digests)
 
     def make(self) -> Iterator[Progress]:
         """Label image by image."""
@@ -191,17 +191,17 @@ class _Labelling:
 
     def commit(self) -> UnitReport:
         """Commit the masks, then what belongs to them: made anew, where another run was first with other masks."""
-        labeler, task = self.labeler, self.labeler.job.uncertainty
+        labeler, work = self.labeler, self.labeler.job.uncertainty
         record, ours = self.masks.commit(labeler.shards.storage)
         if ours:
             self.kept.commit(labeler.shards.storage, record.data_sha256)
         elif labeler.job.kept:
             _all_of(_Keeping(labeler, self.unit, self.refused, labeler.job.kept))
-        if self.maps is None or task is None:
+        if self.maps is None or work is None:
             return UnitReport(self.unit.number, record.images, record.masks, tuple(self.masks.errors))
         if ours:
             return _commit_maps(labeler, self.maps, record)
-        return _all_of(_MakingMaps(labeler, self.unit, self.refused, task))
+        return _all_of(_MakingMaps(labeler, self.unit, self.refused, work))
 
     def _read(self, photo: PhotoFile) -> bytes:
         """Read a photo, once: the manifest tells of which bytes its masks are."""
@@ -272,14 +272,14 @@ class _Keeping(_OfCommitted):
         """Make them image by image."""
 
         def keep(
-            work: tuple[LabelledImage, Callable[[], Photo]],
+            item: tuple[LabelledImage, Callable[[], Photo]],
         ) -> tuple[tuple[int, int], dict[str, KeptBlobs]] | str:
             try:
-                photo = work[1]()
+                photo = item[1]()
             except (ImageError, InputError) as error:
                 return str(error)
             size = (photo.pixels.shape[0], photo.pixels.shape[1])
-            return size, self._keep_again(work[0], photo)
+            return size, self._keep_again(item[0], photo)
 
         images = zip(self.labelled, self.photos(self.unit.images), strict=True)
         for index, made in enumerate(self.labeler.lanes.in_order(keep, images)):
@@ -317,18 +317,18 @@ class _Keeping(_OfCommitted):
 class _MakingMaps(_OfCommitted):
     """Makes the maps of masks that are committed, from their photos as far as kept layers do not do."""
 
-    def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str], task: UncertaintyTask) -> None:
+    def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str], work: MapsWork) -> None:
         super().__init__(labeler, unit, refused)
-        self.task = task
-        self.maps = UnitWriter(labeler.shards.dataset, task.layer, unit, self.digests)
+        self.work = work
+        self.maps = UnitWriter(labeler.shards.dataset, work.layer, unit, self.digests)
 
     def make(self) -> Iterator[Progress]:
         """Make them image by image."""
         needing = {image.index for image in self.labelled if self._needs_photo(image)}
         photos = self.photos(self.unit.images[index] for index in sorted(needing))
 
-        def make(work: tuple[LabelledImage, Callable[[], Photo] | None]) -> tuple[Sequence[UncertaintyMap], str | None]:
-            return self._maps_of(*work)
+        def make(item: tuple[LabelledImage, Callable[[], Photo] | None]) -> tuple[Sequence[UncertaintyMap], str | None]:
+            return self._maps_of(*item)
 
         works = ((image, next(photos) if image.index in needing else None) for image in self.labelled)
         for image, (made, error) in zip(self.labelled, self.labeler.lanes.in_order(make, works), strict=True):
@@ -344,12 +344,12 @@ class _MakingMaps(_OfCommitted):
 
     def _needs_photo(self, image: LabelledImage) -> bool:
         """Whether the maps of a committed image cannot be made from kept layers alone."""
-        shards, number, task = self.labeler.shards, self.unit.number, self.task
+        shards, number, work = self.labeler.shards, self.unit.number, self.work
         masks: Iterable[Mapping[str, Any]] = image.masks
-        if task.refiner is None and LOGITS in task.use_kept:
+        if work.refiner is None and LOGITS in work.use_kept:
             masks = compress(masks, ~are_logits_known(shards, number, image))
         crops = set(map(crop_of, masks))
-        if EMBEDDINGS in task.use_kept:
+        if EMBEDDINGS in work.use_kept:
             crops -= kept_crops(shards, number, image.index).keys()
         return len(crops) > 0
 
@@ -366,7 +366,7 @@ class _MakingMaps(_OfCommitted):
             return [UNKNOWN] * len(image.masks), self.refused[image.key]
         labeler, number = self.labeler, self.unit.number
         masks = labeler.masks_of(image.masks, labeler.shards.label_blobs(number, image))
-        if LOGITS in self.task.use_kept:
+        if LOGITS in self.work.use_kept:
             pairs = zip(masks, read_kept_logits(labeler.shards, number, image), strict=True)
             masks = [replace(mask, logits=logits) for mask, logits in pairs]
         loaded, error = None, None
@@ -376,7 +376,7 @@ class _MakingMaps(_OfCommitted):
             error = str(caught)
 
         def embed(crop_box: CropBox) -> Tensor | None:
-            if EMBEDDINGS in self.task.use_kept:
+            if EMBEDDINGS in self.work.use_kept:
                 embedding = read_embedding(labeler.shards, number, image.index, crop_box)
                 if embedding is not None:
                     return torch.from_numpy(embedding)[None].to(labeler.embedder.sam.device)

@@ -16,10 +16,10 @@ from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.event_log import open_log
 from sum_factory.labelgen.job import (
     Job,
-    MasksTask,
+    MapsWork,
+    MasksWork,
     PendingUnits,
     PlannedUnits,
-    UncertaintyTask,
     Units,
     WeightsRead,
 )
@@ -200,13 +200,13 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         model_type=settings.model_type,
         runtime=runtime,
         points_per_batch=settings.points_per_batch,
-        masks=MasksTask(automask),
+        masks=MasksWork(automask),
         kept=tuple(kept),
     )
     if settings.refiner is not None:
         uncertainty = UncertaintySettings(min_refine_area=settings.min_refine_area)
         maps = maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, settings.encoding)
-        job = replace(job, uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps))
+        job = replace(job, uncertainty=MapsWork(uncertainty, settings.refiner, maps))
     layers = [(masks, REMEDY_FOR_SETTINGS), *((layer, _remedy_for(layer)) for layer in job.added_layers)]
     storage, photos = Storage(settings.shards), partial(list_photos, settings.images)
     with prepare(storage, photos, layers, settings.unit_size, settings.extend, precision) as plan:
@@ -247,7 +247,7 @@ def add_uncertainty(
         model_type=settings.model_type,
         runtime=replace(settings.runtime, precision=precision.name),
         points_per_batch=settings.points_per_batch,
-        uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps, settings.use_kept),
+        uncertainty=MapsWork(uncertainty, settings.refiner, maps, settings.use_kept),
         photos_from=settings.photos_from,
     )
     if EMBEDDINGS not in settings.use_kept and (uncertainty.needs_refiner or LOGITS not in settings.use_kept):
