@@ -107,16 +107,16 @@ class DiesAtStart(Worker):
 class DiesOfUnit1(Light):
     """A worker that unit 1 kills as a whole, but none of its images."""
 
-    def work(self, task: Any, moved: Any) -> Any:
-        if task.unit == 1 and task.probe is None:
+    def work(self, assignment: Any, moved: Any) -> Any:
+        if assignment.unit == 1 and assignment.probe is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().work(task, moved)
+        return super().work(assignment, moved)
 
 
 class DiesOfEverything(Light):
     """A worker that whatever it is given kills."""
 
-    def work(self, task: Any, moved: Any) -> Any:
+    def work(self, assignment: Any, moved: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
