@@ -173,14 +173,14 @@ class Begun:
 class Lost:
     """A worker died, of ``why``, while it worked on a unit, which is queued again.
 
-    ``quarantined`` is the number of the image that is left out from now on, if this was one death too many over it.
+    ``left_out`` is the number of the image that is left out from now on, if this was one death too many over it.
     """
 
     unit: int
     attempt: int
     worker: str
     why: str
-    quarantined: int | None = None
+    left_out: int | None = None
     probed: int = 0
 
 

@@ -177,5 +177,5 @@ class ProgressReporter:
 
 def _describe(lost: Lost) -> str:
     what = f"{lost.probed} images of unit {lost.unit:06d}" if lost.probed else f"unit {lost.unit:06d}"
-    left_out = "" if lost.quarantined is None else f"; its image {lost.quarantined} is left out from now on"
+    left_out = "" if lost.left_out is None else f"; its image {lost.left_out} is left out from now on"
     return f"lost: the worker at {what}, attempt {lost.attempt} ({lost.worker}: {lost.why}){left_out}"

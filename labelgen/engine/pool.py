@@ -227,12 +227,12 @@ class _Pool:
         if loss is None:
             return
         lost = loss.assignment
-        if loss.quarantined is not None and not self.scheduler.has_succeeded:
+        if loss.left_out is not None and not self.scheduler.has_succeeded:
             raise WorkerError(
                 f"workers die of whatever they are given: the last one at {lost.unit:06d} ({_why(error)}); try a few "
                 "images with --workers 0, which shows more"
             ) from error
-        yield Lost(lost.unit, lost.attempt, name, _why(error), loss.quarantined, len(lost.probe or ()))
+        yield Lost(lost.unit, lost.attempt, name, _why(error), loss.left_out, len(lost.probe or ()))
 
     def _remove(self, worker: WorkerId) -> None:
         """Forget a worker; if its process is alive, or out of reach and perhaps alive, it is killed."""

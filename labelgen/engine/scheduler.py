@@ -3,7 +3,7 @@
 A worker may die of anything: a machine that is taken away, memory, an image that makes a library crash. So a death
 counts against the unit that was worked on, and the unit is queued again. A unit that has lost ``MAX_DEATHS`` workers is
 searched: halves of it are labelled for nothing but to see whether they kill, until single images are left. An image
-that has killed ``MAX_DEATHS`` workers alone is quarantined, and the unit is labelled without it. A unit that kills
+that has killed ``MAX_DEATHS`` workers alone is left out, and the unit is labelled without it. A unit that kills
 though none of its images does is given up, and the others go on.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 MAX_DEATHS = 3
-"""Workers that a unit may lose before it is searched, and an image alone before it is quarantined."""
+"""Workers that a unit may lose before it is searched, and an image alone before it is left out."""
 IN_FLIGHT = 2
 """Units that a worker has at a time while many wait: one to work on, one so that it never waits for the driver."""
 
@@ -27,21 +27,21 @@ END = -1
 class Assignment:
     """What a worker is given: a unit to label, or with ``probe`` those images of it to be tried for nothing.
 
-    ``attempt`` counts from 1 what was begun of the unit, probes too. ``quarantined`` images are left out.
+    ``attempt`` counts from 1 what was begun of the unit, probes too. ``left_out`` names images that are not even read.
     """
 
     unit: int
     attempt: int = 1
-    quarantined: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
     probe: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A worker died while it worked on an assignment. ``quarantined`` is the image that this was once too often for."""
+    """A worker died while it worked on an assignment. ``left_out`` is the image that this was once too often for."""
 
     assignment: Assignment
-    quarantined: int | None = None
+    left_out: int | None = None
 
 
 @dataclass
@@ -56,9 +56,9 @@ class _Suspect:
     probes: int = 0
     """Probes that are waiting or being worked on."""
     found: bool = False
-    """Whether the search that is going on has found an image to quarantine."""
+    """Whether the search that is going on has found an image to leave out."""
     searched_in_vain: bool = False
-    quarantined: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
 
 
 class Scheduler:
@@ -184,11 +184,11 @@ class Scheduler:
             self.given_up.append(assignment.unit)
             return
         suspect.found = False
-        images = tuple(i for i in range(self._size_of(assignment.unit)) if i not in suspect.quarantined)
+        images = tuple(i for i in range(self._size_of(assignment.unit)) if i not in suspect.left_out)
         self._queue_halves(assignment.unit, images, suspect)
 
     def _blame_probe(self, assignment: Assignment, suspect: _Suspect) -> int | None:
-        """Count a death against some images; return the image that is to be quarantined, if it is one too many."""
+        """Count a death against some images; return the image that is to be left out, if it is one too many."""
         assert assignment.probe is not None, "only of probes"
         if len(assignment.probe) > 1:
             self._queue_halves(assignment.unit, assignment.probe, suspect)
@@ -201,7 +201,7 @@ class Scheduler:
             self._end_probe(assignment.unit)
             return None
         suspect.found = True
-        suspect.quarantined = tuple(sorted((*suspect.quarantined, image)))
+        suspect.left_out = tuple(sorted((*suspect.left_out, image)))
         self._end_probe(assignment.unit)
         return image
 
@@ -211,7 +211,7 @@ class Scheduler:
             self._again.appendleft(assignment)
 
     def _queue_unit(self, unit: int, suspect: _Suspect) -> None:
-        self._queue(Assignment(unit, suspect.attempts, suspect.quarantined))
+        self._queue(Assignment(unit, suspect.attempts, suspect.left_out))
 
     def _queue_halves(self, unit: int, images: tuple[int, ...], suspect: _Suspect) -> None:
         middle = len(images) // 2
@@ -221,7 +221,7 @@ class Scheduler:
 
     def _queue_probe(self, unit: int, images: tuple[int, ...], suspect: _Suspect) -> None:
         suspect.probes += 1
-        self._queue(Assignment(unit, suspect.attempts, suspect.quarantined, images))
+        self._queue(Assignment(unit, suspect.attempts, suspect.left_out, images))
 
     def _end_probe(self, unit: int) -> None:
         suspect = self._suspects[unit]
@@ -230,7 +230,7 @@ class Scheduler:
             self._end_search(unit, suspect)
 
     def _end_search(self, unit: int, suspect: _Suspect) -> None:
-        """Queue a unit again of which every image is either quarantined or has been labelled without a death."""
+        """Queue a unit again of which every image is either left out or has been labelled without a death."""
         suspect.deaths, suspect.searched_in_vain = 0, not suspect.found
         suspect.alone.clear()
         self._queue_unit(unit, suspect)

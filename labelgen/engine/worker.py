@@ -110,8 +110,8 @@ class Worker:
 
 
 def _left_out(unit: Unit, assignment: Assignment) -> dict[str, str]:
-    """Say of each quarantined image why it has no labels: words that do not depend on where and when it killed."""
-    images = [unit.images[index] for index in assignment.quarantined]
+    """Say of each image that is left out why it has no labels: words that do not depend on where and when it killed."""
+    images = [unit.images[index] for index in assignment.left_out]
     why = f"killed its worker {MAX_DEATHS} times, alone; look at it, or leave it out"
     return {image.key: f"{image.name}: {why}" for image in images}
 

@@ -202,7 +202,7 @@ def test_image_that_workers_do_not_survive_is_left_out(
                       3: ()}  # fmt: skip
     lost = losses(events)
     assert [(loss.unit, loss.attempt, loss.probed) for loss in lost] == [(2, 1, 0), (2, 2, 2), (2, 3, 1)]
-    assert [loss.quarantined for loss in lost] == [None, None, 1]
+    assert [loss.left_out for loss in lost] == [None, None, 1]
     assert ("ZeroDivisionError: division by zero" in lost[0].why) == (how == "fail")
 
 

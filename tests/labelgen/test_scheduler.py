@@ -25,7 +25,7 @@ def run(units: int, cluster: Cluster, size: int = SIZE) -> tuple[Scheduler, Outc
 
 def images_of(assignment: Assignment, size: int = SIZE) -> set[int]:
     """The images that an assignment labels."""
-    return set(range(size) if assignment.probe is None else assignment.probe) - set(assignment.quarantined)
+    return set(range(size) if assignment.probe is None else assignment.probe) - set(assignment.left_out)
 
 
 def killed_by(poison: set[tuple[int, int]], size: int = SIZE) -> Callable[[Assignment], float | None]:

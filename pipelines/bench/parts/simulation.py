@@ -87,7 +87,7 @@ def simulate(scheduler: Scheduler, cluster: Cluster, keep_attempts: bool = False
         if assignment.probe is None:
             outcome.done[assignment.unit] += 1
             outcome.busy_seconds += seconds
-            outcome.left_out[assignment.unit] = assignment.quarantined
+            outcome.left_out[assignment.unit] = assignment.left_out
 
     def die(worker: int) -> None:
         if worker not in alive:
