@@ -157,7 +157,7 @@ class _Pool:
 
         worker = self.starting.pop(reference)
         try:
-            place = ray.get(reference)
+            address = ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, SumError):
                 raise error.cause from None
@@ -166,10 +166,10 @@ class _Pool:
             self._bury_at_start(worker, error)
         else:
             self.deaths_at_start = 0
-            self.actors[worker].node = place.node
-            self.actors[worker].name = f"{place.host}, process {place.process}"
+            self.actors[worker].node = address.node
+            self.actors[worker].name = f"{address.host}, process {address.process}"
             self.scheduler.add_worker(worker)
-            yield WeightsRead(self.actors[worker].name, *place.weights)
+            yield WeightsRead(self.actors[worker].name, *address.weights)
 
     def _bury_at_start(self, worker: WorkerId, error: Exception) -> None:
         self._remove(worker)

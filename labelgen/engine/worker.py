@@ -23,7 +23,7 @@ TELL_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
+class WorkerAddress(NamedTuple):
     """Where a worker is: the id of its Ray node, the host and the process."""
 
     node: str
@@ -64,7 +64,7 @@ class Worker:
         self.board = board
         self.cpus = cpus
 
-    def start(self) -> Place:
+    def start(self) -> WorkerAddress:
         """Load the models: not in the constructor, whose errors Ray does not hand on as they are."""
         import ray
 
@@ -72,7 +72,7 @@ class Worker:
 
         self.labeler = self.load()
         node = ray.get_runtime_context().get_node_id()
-        return Place(node, socket.gethostname(), os.getpid(), READINGS.since())
+        return WorkerAddress(node, socket.gethostname(), os.getpid(), READINGS.since())
 
     def load(self) -> Labeler:
         """Return a labeler that uses as many cores as there are CPUs for it."""
