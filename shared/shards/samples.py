@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.encoding import open_reader
 from sum_factory.shared.shards.kinds import schema_of
-from sum_factory.shared.shards.manifest import CROP_BOX, PLACE_COLUMNS, manifest_path, rows_of_images
+from sum_factory.shared.shards.manifest import COMMON_NAMES, CROP_BOX, manifest_path, rows_of_images
 from sum_factory.shared.shards.reader import HeldFiles, Rows
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter, sha256_of
@@ -56,7 +56,7 @@ def add_sample(writer: UnitWriter, index: int, sample: Sample) -> None:
     if first["mask"] is None and first["error"] is not None:
         writer.add_failure(index, first["error"])
         return
-    own = [name for name in schema_of(writer.layer.name).names if name not in PLACE_COLUMNS]
+    own = [name for name in schema_of(writer.layer.name).names if name not in COMMON_NAMES]
     masks = [row for row in sample.rows if row["mask"] is not None]
     size = first["height"], first["width"]
     crops = [[row[name] for name in CROP_BOX] for row in masks if CROP_BOX[0] in own]

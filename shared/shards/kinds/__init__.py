@@ -14,7 +14,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import MASKS_OF_MAPS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_forms import Form
 from sum_factory.shared.shards.kinds.kind import LayerKind, Part
-from sum_factory.shared.shards.manifest import PLACE
+from sum_factory.shared.shards.manifest import COMMON_COLUMNS
 
 
 @cache
@@ -36,7 +36,7 @@ def kind_of(layer: str) -> LayerKind:
 
 def schema_of(layer: str) -> pa.Schema:
     """Return the columns of a layer's manifests; an encoding may add some."""
-    return pa.schema([*PLACE, *kind_of(layer).columns])
+    return pa.schema([*COMMON_COLUMNS, *kind_of(layer).columns])
 
 
 def form_of(dataset: Dataset, layer: Layer) -> Form:
