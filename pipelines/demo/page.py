@@ -96,8 +96,8 @@ def _labels(shards: ShardSet, layer: str) -> Iterator[dict[str, Any]]:
                 row = max(known, key=lambda each: each.mean_u or 0.0)
                 candidates.append((row.mean_u or 0.0, number, image, row))
     candidates.sort(key=lambda each: (-each[0], each[1], each[2].index))
-    places = np.linspace(0, len(candidates) // 2, min(LABELS_SHOWN, len(candidates)), dtype=int)
-    for mean_u, number, image, row in (candidates[place] for place in np.unique(places)):
+    positions = np.linspace(0, len(candidates) // 2, min(LABELS_SHOWN, len(candidates)), dtype=int)
+    for mean_u, number, image, row in (candidates[position] for position in np.unique(positions)):
         yield _label(shards, layer, number, image, row) | {"mean_u": mean_u}
 
 
