@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sum_factory.labelgen.masks.automask import ImageLabels
+from sum_factory.labelgen.masks.automask import GeneratedMasks
 from sum_factory.shared.codecs.embedding import encode_embedding
 from sum_factory.shared.codecs.label import encode_label
 from sum_factory.shared.codecs.logits import encode_logits
@@ -37,25 +37,25 @@ class Encoded(NamedTuple):
     kept: Mapping[str, KeptBlobs]
 
 
-def encode_labels(labels: ImageLabels) -> list[bytes]:
+def encode_labels(generated: GeneratedMasks) -> list[bytes]:
     """Return the blob of each mask in the layer of masks."""
     blobs = []
-    for logits, frame in zip(labels.logits, labels.frames, strict=True):
+    for logits, frame in zip(generated.logits, generated.frames, strict=True):
         rows, columns = frame.low_res_size
         blobs.append(encode_label(logits[:rows, :columns]))
     return blobs
 
 
-def encode(labels: ImageLabels, resized: RgbImage, layers: Collection[str]) -> Encoded:
+def encode(generated: GeneratedMasks, resized: RgbImage, layers: Collection[str]) -> Encoded:
     """Encode an image for the layer of masks and for the kept ``layers``."""
     keep = {
         PHOTOS: lambda: keep_photo(resized),
-        LOGITS: lambda: keep_logits([encode_logits(logits) for logits in labels.logits]),
+        LOGITS: lambda: keep_logits([encode_logits(logits) for logits in generated.logits]),
         EMBEDDINGS: lambda: keep_embeddings(
-            labels.size, [frame.crop_box for frame in labels.frames], labels.embeddings.__getitem__
+            generated.size, [frame.crop_box for frame in generated.frames], generated.embeddings.__getitem__
         ),
     }
-    return Encoded(encode_labels(labels), {layer: keep[layer]() for layer in layers})
+    return Encoded(encode_labels(generated), {layer: keep[layer]() for layer in layers})
 
 
 def keep_photo(resized: RgbImage) -> KeptBlobs:
@@ -68,14 +68,14 @@ def keep_logits(blobs: Sequence[bytes]) -> KeptBlobs:
     return KeptBlobs(blobs, {"valid": [len(blob) > 0 for blob in blobs]}, {})
 
 
-def keep_logits_again(labels: ImageLabels, committed: Sequence[bytes]) -> KeptBlobs:
+def keep_logits_again(generated: GeneratedMasks, committed: Sequence[bytes]) -> KeptBlobs:
     """Return what the layer ``logits`` gets of masks that are ``committed``, from an image that was labelled again.
 
     Where a mask did not come out as it is there, its logits are not known.
     """
-    again = encode_labels(labels)
+    again = encode_labels(generated)
     same = [k < len(again) and again[k] == blob for k, blob in enumerate(committed)]
-    return keep_logits([encode_logits(labels.logits[k]) if one else b"" for k, one in enumerate(same)])
+    return keep_logits([encode_logits(generated.logits[k]) if one else b"" for k, one in enumerate(same)])
 
 
 def keep_embeddings(size: tuple[int, int], crops: Iterable[CropBox], embed: Callable[[CropBox], Tensor]) -> KeptBlobs:

@@ -26,7 +26,7 @@ from sum_factory.labelgen.kept import (
     keep_photo,
 )
 from sum_factory.labelgen.lanes import take_cores
-from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.read_ahead import Photo, read_ahead
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
@@ -54,7 +54,7 @@ from sum_factory.shared.shards.unit_writer import UnitWriter
 class _Begun(NamedTuple):
     """The masks of a photo, with the columns of their manifest, while another thread encodes them."""
 
-    labels: ImageLabels
+    generated: GeneratedMasks
     columns: Mapping[str, Sequence[Any]]
     encoded: Future[Encoded]
 
@@ -62,7 +62,7 @@ class _Begun(NamedTuple):
 class _Labelled(NamedTuple):
     """The masks of a photo, encoded, and their maps if the job is to make them."""
 
-    labels: ImageLabels
+    generated: GeneratedMasks
     columns: Mapping[str, Sequence[Any]]
     encoded: Encoded
     maps: Sequence[UncertaintyMap]
@@ -182,12 +182,12 @@ class _Labelling:
                     self.maps.add_failure(index, made)
                 yield Progress(0, made)
                 continue
-            labels = made.labels
-            self.masks.add_image(index, labels.size, made.encoded.labels, made.columns, _meta(labels))
-            self.kept.add(index, labels.size, made.encoded.kept)
+            generated = made.generated
+            self.masks.add_image(index, generated.size, made.encoded.labels, made.columns, _meta(generated))
+            self.kept.add(index, generated.size, made.encoded.kept)
             if self.maps is not None:
-                _add_maps_of(self.maps, index, labels.size, made.maps)
-            yield Progress(len(labels))
+                _add_maps_of(self.maps, index, generated.size, made.maps)
+            yield Progress(len(generated))
 
     def commit(self) -> UnitReport:
         """Commit the masks, then what belongs to them: made anew, where another run was first with other masks."""
@@ -220,20 +220,20 @@ class _Labelling:
         def begin(photo: Callable[[], Photo]) -> _Begun | str:
             try:
                 pixels, resized = photo()
-                labels = labeler.generator.label(pixels, resized)
+                generated = labeler.generator.label(pixels, resized)
             except (ImageError, InputError) as error:
                 return str(error)
-            return _Begun(labels, _columns(labels), encoder.submit(encode, labels, resized, layers))
+            return _Begun(generated, _columns(generated), encoder.submit(encode, generated, resized, layers))
 
         def finish(begun: _Begun | str) -> _Labelled | str:
             if isinstance(begun, str):
                 return begun
-            labels, columns, encoded = begun.labels, begun.columns, begun.encoded.result()
+            generated, columns, encoded = begun.generated, begun.columns, begun.encoded.result()
             if labeler.job.uncertainty is None:
-                return _Labelled(labels, columns, encoded, ())
+                return _Labelled(generated, columns, encoded, ())
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            maps = labeler.maker.make(labeler.masks_of(rows, encoded.labels), labels.embeddings.__getitem__)
-            return _Labelled(labels, columns, encoded, maps)
+            maps = labeler.maker.make(labeler.masks_of(rows, encoded.labels), generated.embeddings.__getitem__)
+            return _Labelled(generated, columns, encoded, maps)
 
         photos = read_ahead(self.unit.images, labeler.side, self._read, self.refused)
         with GeneratorPool(labeler.lanes.count) as encoder:
@@ -396,26 +396,26 @@ def _commit_maps(labeler: Labeler, maps: UnitWriter, masks: UnitRecord) -> UnitR
     return UnitReport(record.unit, record.images, record.masks, tuple(maps.errors), record.unknown)
 
 
-def _columns(labels: ImageLabels) -> dict[str, list[Any]]:
+def _columns(generated: GeneratedMasks) -> dict[str, list[Any]]:
     """Return the columns of the manifest that are the masks layer's own."""
-    crops = np.array([frame.crop_box for frame in labels.frames], np.int64).reshape(-1, 4)
+    crops = np.array([frame.crop_box for frame in generated.frames], np.int64).reshape(-1, 4)
     return {
-        **dict(zip(("box_x", "box_y", "box_w", "box_h"), labels.boxes.T.tolist(), strict=True)),
-        "area": labels.areas.tolist(),
-        **dict(zip(("point_x", "point_y"), labels.points.T.tolist(), strict=True)),
-        "predicted_iou": labels.predicted_iou.tolist(),
-        "stability": labels.stability.tolist(),
+        **dict(zip(("box_x", "box_y", "box_w", "box_h"), generated.boxes.T.tolist(), strict=True)),
+        "area": generated.areas.tolist(),
+        **dict(zip(("point_x", "point_y"), generated.points.T.tolist(), strict=True)),
+        "predicted_iou": generated.predicted_iou.tolist(),
+        "stability": generated.stability.tolist(),
         **dict(zip(("crop_x0", "crop_y0", "crop_x1", "crop_y1"), crops.T.tolist(), strict=True)),
     }
 
 
-def _meta(labels: ImageLabels) -> dict[str, Any]:
+def _meta(generated: GeneratedMasks) -> dict[str, Any]:
     """Return what the sample of an image says of its masks: the crop of each, unless all are of the whole photo.
 
     It is what their blobs do not tell, and a reader needs to place them; the manifest knows the rest.
     """
-    height, width = labels.size
-    boxes = [frame.crop_box for frame in labels.frames]
+    height, width = generated.size
+    boxes = [frame.crop_box for frame in generated.frames]
     return {} if all(box == (0, 0, width, height) for box in boxes) else {"crop_box": boxes}
 
 

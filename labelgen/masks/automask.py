@@ -32,7 +32,7 @@ from sum_factory.shared.sam.upstream import Sam, amg, nms
 
 
 @dataclass(frozen=True)
-class ImageLabels:
+class GeneratedMasks:
     """The K masks kept for one image of ``size`` height, width, in the order of the generator.
 
     ``logits``: float32 (K, h, w), SAM's low-resolution logits on its square frame, padding included.
@@ -135,14 +135,14 @@ class LabelGenerator:
         )
 
     @torch.no_grad()
-    def label(self, image: RgbImage, resized: RgbImage | None = None) -> ImageLabels:
+    def label(self, image: RgbImage, resized: RgbImage | None = None) -> GeneratedMasks:
         """Label one RGB uint8 (H, W, 3) image; ``resized``, if at hand, is what ``resize`` makes of it.
 
         Raises ``torch.OutOfMemoryError`` if a GPU's memory is not enough for one point at a time.
         """
         return self.batch.fit(lambda: self._label(image, resized))
 
-    def _label(self, image: RgbImage, resized: RgbImage | None) -> ImageLabels:
+    def _label(self, image: RgbImage, resized: RgbImage | None) -> GeneratedMasks:
         settings, size = self.settings, (image.shape[0], image.shape[1])
         boxes, layers = amg.generate_crop_boxes(size, settings.crop_n_layers, settings.crop_overlap_ratio)
         embeddings: dict[CropBox, Tensor] = {}
@@ -159,7 +159,7 @@ class LabelGenerator:
         if settings.min_mask_region_area > 0:
             found, cleaned = self._clean(found, size)
         corners = found.boxes.cpu().numpy()
-        return ImageLabels(
+        return GeneratedMasks(
             size=size,
             logits=found.logits.cpu().numpy(),
             frames=tuple(Frame.crop(self.side, crop) for crop in found.crops.tolist()),

@@ -46,7 +46,7 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
         "labelgen.run": ("run", "RunSettings", "add_uncertainty", "UncertaintyRunSettings"),
         "labelgen.settings": ("AutomaskSettings", "UncertaintySettings", "settings_for"),
         "labelgen.progress": ("RunSummary",),
-        "labelgen.masks.automask": ("LabelGenerator", "ImageLabels"),
+        "labelgen.masks.automask": ("LabelGenerator", "GeneratedMasks"),
         "labelgen.sets.status": ("status_of",),
         "labelgen.sets.select": ("select", "Filter"),
         "labelgen.sets.merge": ("merge",),

@@ -16,7 +16,7 @@ from scipy.special import entr, expit
 from segment_anything import SamPredictor
 
 from sum_factory.labelgen.cli import main
-from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets.repair import QUARANTINE, diagnose, take_back
 from sum_factory.labelgen.settings import AutomaskSettings
@@ -54,7 +54,7 @@ def own_kept(kept: Path, tmp_path: Path) -> Path:
     return shutil.copytree(kept, tmp_path / "own_kept")
 
 
-def labels_again(photos: Path, settings: AutomaskSettings, image: PhotoFile) -> ImageLabels:
+def labels_again(photos: Path, settings: AutomaskSettings, image: PhotoFile) -> GeneratedMasks:
     """Label an image as a run does, but for its file of the shard set."""
     generator = LabelGenerator(place(load_sam().sam, Runtime("cpu")), settings)
     return generator.label(decode_image(Path(image.url).read_bytes(), image.key))

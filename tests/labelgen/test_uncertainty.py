@@ -20,7 +20,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sum_factory.labelgen import uncertainty as uncertainty_module
-from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.settings import AutomaskSettings, UncertaintySettings
 from sum_factory.labelgen.uncertainty import CropBox, Embed, LabelledMask, UncertaintyMaker, UncertaintyMap
 from sum_factory.pipelines.microworld.scene import make_scene
@@ -65,7 +65,7 @@ def photo(size: tuple[int, int]) -> Image:
     return np.ascontiguousarray(cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def stored(labels: ImageLabels) -> list[LabelledMask]:
+def stored(labels: GeneratedMasks) -> list[LabelledMask]:
     """Return the masks as a shard set would give them back."""
     masks = []
     for k, frame in enumerate(labels.frames):
