@@ -59,7 +59,7 @@ class _Begun(NamedTuple):
     encoded: Future[Encoded]
 
 
-class _Labelled(NamedTuple):
+class _EncodedImage(NamedTuple):
     """The masks of a photo, encoded, and their maps if the job is to make them."""
 
     generated: GeneratedMasks
@@ -117,7 +117,7 @@ class Labeler:
         """
         masks, uncertainty = self.job.masks, self.job.uncertainty
         if masks is not None and not self._has(unit, MASKS):
-            yield _Labelling(self, unit, refused)
+            yield _UnitLabelling(self, unit, refused)
             return
         kept = [layer for layer in self.job.kept if not self._has(unit, layer.name)]
         if kept:
@@ -160,7 +160,7 @@ class _Makes(Protocol):
         """Write the data, then the manifests, once all is made."""
 
 
-class _Labelling:
+class _UnitLabelling:
     """Labels the images of a unit, keeps what is to be kept, and makes maps with the same embeddings if asked to."""
 
     def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str]) -> None:
@@ -209,7 +209,7 @@ class _Labelling:
         self.digests[photo.key] = digest(data)
         return data
 
-    def _label_photos(self) -> Iterator[_Labelled | str]:
+    def _label_photos(self) -> Iterator[_EncodedImage | str]:
         """Yield what comes of the images of the unit, in order, or why they cannot be labelled.
 
         The blobs of an image are encoded by another thread, while the next one is labelled if that is in turn.
@@ -225,15 +225,15 @@ class _Labelling:
                 return str(error)
             return _Begun(generated, _columns(generated), encoder.submit(encode, generated, resized, layers))
 
-        def finish(begun: _Begun | str) -> _Labelled | str:
+        def finish(begun: _Begun | str) -> _EncodedImage | str:
             if isinstance(begun, str):
                 return begun
             generated, columns, encoded = begun.generated, begun.columns, begun.encoded.result()
             if labeler.job.uncertainty is None:
-                return _Labelled(generated, columns, encoded, ())
+                return _EncodedImage(generated, columns, encoded, ())
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             maps = labeler.maker.make(labeler.masks_of(rows, encoded.labels), generated.embeddings.__getitem__)
-            return _Labelled(generated, columns, encoded, maps)
+            return _EncodedImage(generated, columns, encoded, maps)
 
         photos = read_ahead(self.unit.images, labeler.side, self._read, self.refused)
         with GeneratorPool(labeler.lanes.count) as encoder:
