@@ -29,7 +29,7 @@ from sum_factory.labelgen.lanes import take_cores
 from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.read_ahead import Photo, read_ahead
 from sum_factory.labelgen.threads import GeneratorPool
-from sum_factory.labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
+from sum_factory.labelgen.uncertainty import UNKNOWN, MaskToRefine, UncertaintyMaker, UncertaintyMap
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.images import digest
 from sum_factory.shared.photo_files import PhotoFile, read_listed
@@ -145,9 +145,9 @@ class Labeler:
         told = tuple(error for error in errors.values() if error is not None)
         return UnitReport(unit.number, record.images, record.masks, told, record.unknown)
 
-    def masks_of(self, rows: Sequence[Mapping[str, Any]], blobs: Sequence[bytes]) -> list[LabelledMask]:
+    def masks_of(self, rows: Sequence[Mapping[str, Any]], blobs: Sequence[bytes]) -> list[MaskToRefine]:
         """Return the masks of an image, given their rows of the manifest, as the maker of maps takes them."""
-        return [LabelledMask.from_row(row, blob, self.side) for row, blob in zip(rows, blobs, strict=True)]
+        return [MaskToRefine.from_row(row, blob, self.side) for row, blob in zip(rows, blobs, strict=True)]
 
 
 class _Makes(Protocol):

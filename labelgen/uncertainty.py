@@ -59,7 +59,7 @@ FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, 
 
 
 @dataclass(frozen=True)
-class LabelledMask:
+class MaskToRefine:
     """One mask as the ``masks`` layer holds it: its row of the manifest, and its blob of the label codec.
 
     ``point`` is x, y and ``box`` x0, y0, x1, y1 in pixels of the photo; ``area`` is in its pixels too.
@@ -74,7 +74,7 @@ class LabelledMask:
     """Its logits s on the whole square, (S, S), if they were kept: then they are not decoded again."""
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], label: bytes, side: int) -> LabelledMask:
+    def from_row(cls, row: Mapping[str, Any], label: bytes, side: int) -> MaskToRefine:
         """Return the mask of a manifest row, whose values may not have been rounded to the manifest's types yet."""
         return cls(
             frame=Frame(side, (row["crop_x0"], row["crop_y0"], row["crop_x1"], row["crop_y1"])),
@@ -116,7 +116,7 @@ class UncertaintyMaker:
         self.decoder = PointDecoder(sam)
 
     @torch.no_grad()
-    def make(self, masks: Sequence[LabelledMask], embed: Embed) -> list[UncertaintyMap]:
+    def make(self, masks: Sequence[MaskToRefine], embed: Embed) -> list[UncertaintyMap]:
         """Make the maps of the masks of one image, in order; ``embed`` is called at most once a crop.
 
         Masks that need an embedding which is not to be had are unknown. When a GPU's memory runs out, fewer are made
@@ -125,7 +125,7 @@ class UncertaintyMaker:
         """
         return self.batch.fit(lambda: self._make(masks, embed))
 
-    def _make(self, masks: Sequence[LabelledMask], embed: Embed) -> list[UncertaintyMap]:
+    def _make(self, masks: Sequence[MaskToRefine], embed: Embed) -> list[UncertaintyMap]:
         maps = [self._by_decree(mask) for mask in masks]
         crops: dict[CropBox, list[int]] = {}
         for k, mask in enumerate(masks):
@@ -144,14 +144,14 @@ class UncertaintyMaker:
                     maps[k] = made
         return [made or UNKNOWN for made in maps]
 
-    def _by_decree(self, mask: LabelledMask) -> UncertaintyMap | None:
+    def _by_decree(self, mask: MaskToRefine) -> UncertaintyMap | None:
         """Return the all-zero map of a mask that is too small to be refined, else None."""
         if mask.area_at_reference >= self.settings.min_refine_area:
             return None
         return UncertaintyMap(encode_uncertainty(np.zeros(mask.frame.low_res_size, np.float32), mask.label), 0.0)
 
     def _make_chunk(
-        self, masks: Sequence[LabelledMask], embedding: Tensor | None, image: PointImage | None
+        self, masks: Sequence[MaskToRefine], embedding: Tensor | None, image: PointImage | None
     ) -> list[UncertaintyMap]:
         """Make the maps of masks of one crop, whose ``embedding`` is (1, C, g, g), prepared for points as ``image``.
 
@@ -185,7 +185,7 @@ class UncertaintyMaker:
         ]
 
     def _logits_of(
-        self, masks: Sequence[LabelledMask], points: Tensor, image: PointImage | None
+        self, masks: Sequence[MaskToRefine], points: Tensor, image: PointImage | None
     ) -> tuple[Tensor, Tensor]:
         """Return the logits s (P, H, W) of masks on the whole square, and how far they are those of the labels, (P,).
 
