@@ -17,7 +17,7 @@ from sum_factory.shared.placement import CropBox
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, PHOTOS, Dataset, Layer, Unit
 from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.manifest import CROP_BOX
-from sum_factory.shared.shards.shard_set import LabelledImage
+from sum_factory.shared.shards.shard_set import ImageRows
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.store.storage import Storage
 
@@ -104,7 +104,7 @@ class KeptWriter:
         for name, writer in self.writers.items():
             writer.add_image(index, size, *kept[name])
 
-    def add_failure(self, index: int, error: str, labelled: LabelledImage | None = None) -> None:
+    def add_failure(self, index: int, error: str, labelled: ImageRows | None = None) -> None:
         """Add image ``index`` of the unit as one that could not be read: ``labelled``, if it was when it got masks."""
         for name, writer in self.writers.items():
             known = kind_of(name).known

@@ -47,7 +47,7 @@ from sum_factory.shared.shards.sam_outputs import (
     read_embedding,
     read_kept_logits,
 )
-from sum_factory.shared.shards.shard_set import MASKS, LabelledImage, ShardSet
+from sum_factory.shared.shards.shard_set import MASKS, ImageRows, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 
 
@@ -272,7 +272,7 @@ class _Keeping(_OfCommitted):
         """Make them image by image."""
 
         def keep(
-            item: tuple[LabelledImage, Callable[[], Photo]],
+            item: tuple[ImageRows, Callable[[], Photo]],
         ) -> tuple[tuple[int, int], dict[str, KeptBlobs]] | str:
             try:
                 photo = item[1]()
@@ -298,7 +298,7 @@ class _Keeping(_OfCommitted):
         masks = sum(len(image.masks) for image in self.labelled)
         return UnitReport(self.unit.number, len(self.labelled), masks, tuple(self.failed))
 
-    def _keep_again(self, image: LabelledImage, photo: Photo) -> dict[str, KeptBlobs]:
+    def _keep_again(self, image: ImageRows, photo: Photo) -> dict[str, KeptBlobs]:
         """Return what the layers get of a committed image, from its photo."""
         labeler = self.labeler
 
@@ -327,7 +327,7 @@ class _MakingMaps(_OfCommitted):
         needing = {image.index for image in self.labelled if self._needs_photo(image)}
         photos = self.photos(self.unit.images[index] for index in sorted(needing))
 
-        def make(item: tuple[LabelledImage, Callable[[], Photo] | None]) -> tuple[Sequence[UncertaintyMap], str | None]:
+        def make(item: tuple[ImageRows, Callable[[], Photo] | None]) -> tuple[Sequence[UncertaintyMap], str | None]:
             return self._maps_of(*item)
 
         works = ((image, next(photos) if image.index in needing else None) for image in self.labelled)
@@ -342,7 +342,7 @@ class _MakingMaps(_OfCommitted):
         """Commit the maps, as those of the masks that are there."""
         return _commit_maps(self.labeler, self.maps, self.labeler.shards.manifest(self.unit.number)[1])
 
-    def _needs_photo(self, image: LabelledImage) -> bool:
+    def _needs_photo(self, image: ImageRows) -> bool:
         """Whether the maps of a committed image cannot be made from kept layers alone."""
         shards, number, work = self.labeler.shards, self.unit.number, self.work
         masks: Iterable[Mapping[str, Any]] = image.masks
@@ -353,9 +353,7 @@ class _MakingMaps(_OfCommitted):
             crops -= kept_crops(shards, number, image.index).keys()
         return len(crops) > 0
 
-    def _maps_of(
-        self, image: LabelledImage, photo: Callable[[], Photo] | None
-    ) -> tuple[list[UncertaintyMap], str | None]:
+    def _maps_of(self, image: ImageRows, photo: Callable[[], Photo] | None) -> tuple[list[UncertaintyMap], str | None]:
         """Make the maps of a committed image, of ``photo`` if that is needed.
 
         Where it is and cannot be read, or the image is refused, they are unknown: also return why.

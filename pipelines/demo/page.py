@@ -20,7 +20,7 @@ from sum_factory.shared.images import RgbImage, decode_image
 from sum_factory.shared.photo_files import read_bytes
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import LoadedSam
-from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
+from sum_factory.shared.shards.shard_set import ImageRows, ShardSet, UncertaintyRow
 from sum_factory.trainer.data.sets import Task
 from sum_factory.trainer.evaluate.protocol import Played
 from sum_factory.trainer.predict import UserPrompt, draw_prediction
@@ -87,7 +87,7 @@ def _table(compared: Compared) -> Iterator[tuple[str, list[tuple[str, list[tuple
 
 def _labels(shards: ShardSet, layer: str) -> Iterator[dict[str, Any]]:
     """Yield labels from the most doubtful one to the median by mean u, in even steps; at most one a photo."""
-    candidates: list[tuple[float, int, LabelledImage, UncertaintyRow]] = []
+    candidates: list[tuple[float, int, ImageRows, UncertaintyRow]] = []
     for number in shards.committed():
         rows = shards.uncertainty(number, layer)
         for image in shards.images(number):
@@ -101,11 +101,11 @@ def _labels(shards: ShardSet, layer: str) -> Iterator[dict[str, Any]]:
         yield _label(shards, layer, number, image, row) | {"mean_u": mean_u}
 
 
-def _is_large(image: LabelledImage, mask: int) -> bool:
+def _is_large(image: ImageRows, mask: int) -> bool:
     return bool(image.masks[mask]["area"] >= SMALLEST_SHOWN * image.height * image.width)
 
 
-def _label(shards: ShardSet, layer: str, number: int, image: LabelledImage, row: UncertaintyRow) -> dict[str, Any]:
+def _label(shards: ShardSet, layer: str, number: int, image: ImageRows, row: UncertaintyRow) -> dict[str, Any]:
     planned = shards.unit(number).images[image.index]
     photo = decode_image(read_bytes(planned), planned.name)
     frame = image.frame(row.mask, shards.input_side)

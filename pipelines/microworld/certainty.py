@@ -25,7 +25,7 @@ from scipy.stats import mannwhitneyu
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
 from sum_factory.shared.masks import iou
 from sum_factory.shared.progress import Stage, track
-from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
+from sum_factory.shared.shards.shard_set import ImageRows, ShardSet, UncertaintyRow
 
 LEAST_IOU = 0.5
 THRESHOLD = 0.6
@@ -75,7 +75,7 @@ def judge_labels(shards: ShardSet, layer: str, scenes: Path, units: int | None =
 
 
 def _judge_image(
-    shards: ShardSet, number: int, image: LabelledImage, rows: Sequence[UncertaintyRow], layer: str, scenes: Path
+    shards: ShardSet, number: int, image: ImageRows, rows: Sequence[UncertaintyRow], layer: str, scenes: Path
 ) -> Iterator[Judged]:
     truth = exact_masks(scenes, image.key)
     chosen = list(range(len(image.masks)))

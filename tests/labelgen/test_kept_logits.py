@@ -32,7 +32,7 @@ from sum_factory.shared.shards.dataset import DATASET, LOGITS
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.manifest import manifest_path, write_manifest
 from sum_factory.shared.shards.sam_outputs import read_kept_logits
-from sum_factory.shared.shards.shard_set import MASKS, LabelledImage, ShardSet
+from sum_factory.shared.shards.shard_set import MASKS, ImageRows, ShardSet
 from sum_factory.shared.store.storage import Storage
 
 Label = Callable[..., RunSummary]
@@ -127,7 +127,7 @@ def test_maps_of_one_pass_do_not_depend_on_what_is_kept(
 
 
 def naive_maps(
-    shards: ShardSet, number: int, image: LabelledImage, refiner: str, logits: npt.NDArray[np.float32]
+    shards: ShardSet, number: int, image: ImageRows, refiner: str, logits: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
     """Return |sigmoid(s) - sigmoid(r)| of an image's masks from s (K, S, S), (K, S, S), with upstream's modules."""
     loaded = load_sam()

@@ -26,7 +26,7 @@ from sum_factory.shared.shards.photos import read_photo, require_photos
 from sum_factory.shared.shards.samples import Sample, add_sample, read_samples
 from sum_factory.shared.shards.selection.opened import Selection, open_shards
 from sum_factory.shared.shards.selection.plan import SelectionPlan
-from sum_factory.shared.shards.shard_set import MASKS, LabelledImage, ShardSet
+from sum_factory.shared.shards.shard_set import MASKS, ImageRows, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.shards.verify import verify
 from sum_factory.shared.store.cache import Cache
@@ -58,7 +58,7 @@ def seen(shards: ShardSet) -> list[tuple[str, float, float, bytes]]:
     return found
 
 
-def image_of(shards: ShardSet, key: str) -> tuple[int, LabelledImage]:
+def image_of(shards: ShardSet, key: str) -> tuple[int, ImageRows]:
     return next((number, image) for number, image in shards.walk() if image.key == key)
 
 
