@@ -211,8 +211,8 @@ class UncertaintyMaker:
         """
         count, rows, columns = labels.shape
         coords = torch.stack([points, torch.zeros_like(points)], 1)
-        kinds = torch.tensor([[POSITIVE, PAD]], device=points.device).expand(count, -1)
-        sparse, _ = embed_prompts(self.sam, Prompts(coords, kinds))
+        token_types = torch.tensor([[POSITIVE, PAD]], device=points.device).expand(count, -1)
+        sparse, _ = embed_prompts(self.sam, Prompts(coords, token_types))
         everything = torch.ones(count, POINT_OUTPUTS, dtype=torch.bool, device=points.device)
         outputs = torch.cat(
             [

@@ -78,10 +78,10 @@ def prompt_scene(sam: Sam, scene: Scene) -> list[Outcome]:
     outcomes = []
     for prompt in ("point", "box"):
         tokens = [_tokens(coarse, prompt) for _, coarse, _ in targets]
-        labels = (POSITIVE, PAD) if prompt == "point" else (BOX_MIN, BOX_MAX)
+        token_types = (POSITIVE, PAD) if prompt == "point" else (BOX_MIN, BOX_MAX)
         prompts = Prompts(
             torch.tensor(np.array(tokens), dtype=torch.float32, device=sam.device),
-            torch.tensor([labels] * len(targets), device=sam.device),
+            torch.tensor([token_types] * len(targets), device=sam.device),
         )
         index = torch.zeros(len(targets), dtype=torch.long, device=sam.device)
         logits, predicted = decode_prompts(sam, embedding, index, prompts)
