@@ -45,7 +45,7 @@ from sum_factory.shared.shards.sam_outputs import (
     are_logits_known,
     kept_crops,
     read_embedding,
-    read_kept_logits,
+    read_full_logits,
 )
 from sum_factory.shared.shards.shard_set import MASKS, ImageRows, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
@@ -365,7 +365,7 @@ class _MakingMaps(_OfCommitted):
         labeler, number = self.labeler, self.unit.number
         masks = labeler.masks_of(image.masks, labeler.shards.label_blobs(number, image))
         if LOGITS in self.work.use_kept:
-            pairs = zip(masks, read_kept_logits(labeler.shards, number, image), strict=True)
+            pairs = zip(masks, read_full_logits(labeler.shards, number, image), strict=True)
             masks = [replace(mask, logits=logits) for mask, logits in pairs]
         loaded, error = None, None
         try:

@@ -31,7 +31,7 @@ def at_full_size(grid: npt.NDArray[np.float32], frame: Frame, height: int, width
 
 def full_size_masks(shards: ShardSet, unit: int, image: ImageRows) -> Iterator[npt.NDArray[np.bool_]]:
     """Yield the masks of an image at the photo's own size, bool (H, W), one at a time."""
-    for k, logits in enumerate(shards.read_logits(unit, image, list(range(len(image.masks))))):
+    for k, logits in enumerate(shards.read_label_logits(unit, image, list(range(len(image.masks))))):
         yield at_full_size(logits, image.frame(k, shards.input_side), image.height, image.width) > 0
 
 

@@ -109,7 +109,7 @@ def _label(shards: ShardSet, layer: str, number: int, image: ImageRows, row: Unc
     planned = shards.unit(number).images[image.index]
     photo = decode_image(read_bytes(planned), planned.name)
     frame = image.frame(row.mask, shards.input_side)
-    (logits,) = shards.read_logits(number, image, [row.mask])
+    (logits,) = shards.read_label_logits(number, image, [row.mask])
     (doubt,) = shards.read_uncertainty(number, [row], layer)
     assert doubt is not None, "only known labels are shown"
     assert doubt.refined is not None, "the demo's layer has a refiner"

@@ -79,7 +79,7 @@ def _judge_image(
 ) -> Iterator[Judged]:
     truth = exact_masks(scenes, image.key)
     chosen = list(range(len(image.masks)))
-    labels = shards.read_logits(number, image, chosen)
+    labels = shards.read_label_logits(number, image, chosen)
     maps = shards.read_uncertainty(number, rows, layer, refined=False)
     for k, (label, doubt) in enumerate(zip(labels, maps, strict=True)):
         frame = image.frame(k, shards.input_side)

@@ -14,7 +14,7 @@ from sum_factory.shared.shards.manifest import CROP_BOX
 from sum_factory.shared.shards.shard_set import ImageRows, ShardSet
 
 
-def read_kept_logits(shards: ShardSet, unit: int, image: ImageRows) -> list[npt.NDArray[np.float32] | None]:
+def read_full_logits(shards: ShardSet, unit: int, image: ImageRows) -> list[npt.NDArray[np.float32] | None]:
     """Read the logits of an image's masks on the whole square, float32 (S, S) each, or None where they are not known.
 
     Raises ``ShardError`` if the unit is not in the layer, is of other masks, or if its data are missing, fail their
@@ -43,7 +43,7 @@ def kept_crops(shards: ShardSet, unit: int, index: int) -> dict[CropBox, int]:
 def read_embedding(shards: ShardSet, unit: int, index: int, crop: CropBox) -> npt.NDArray[np.float32] | None:
     """Read the embedding of a crop of image ``index`` of a unit, float32 (C, g, g), or None if it was not kept.
 
-    Raises ``ShardError`` as ``read_kept_logits``.
+    Raises ``ShardError`` as ``read_full_logits``.
     """
     row = kept_crops(shards, unit, index).get(crop)
     if row is None:

@@ -246,7 +246,7 @@ class ShardSet:
                     "run `labelgen verify`, which says how to mend it"
                 )
 
-    def read_logits(self, number: int, image: ImageRows, masks: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+    def read_label_logits(self, number: int, image: ImageRows, masks: Sequence[int]) -> list[npt.NDArray[np.float32]]:
         """Read and decode the chosen masks of an image: label logits, float32 (h, w) each."""
         codes = self.reader(MASKS).read(number, [image.first + mask for mask in masks], "label")
         return [codes.values(k) for k in range(len(codes))]

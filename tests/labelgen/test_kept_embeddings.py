@@ -36,7 +36,7 @@ from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, OUTPUTS, Layer
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.kinds import comparable
 from sum_factory.shared.shards.manifest import crop_of, manifest_path
-from sum_factory.shared.shards.sam_outputs import kept_crops, read_embedding, read_kept_logits
+from sum_factory.shared.shards.sam_outputs import kept_crops, read_embedding, read_full_logits
 from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 
@@ -164,7 +164,7 @@ def test_maps_differ_from_those_of_the_run_by_what_rounding_does(
     bounds = []
     for number, image in shards.walk():
         predictor.set_image(decode_image(Path(shards.unit(number).images[image.index].url).read_bytes(), ""))
-        s = torch.from_numpy(np.stack([one for one in read_kept_logits(shards, number, image) if one is not None]))
+        s = torch.from_numpy(np.stack([one for one in read_full_logits(shards, number, image) if one is not None]))
         prompts = [
             (row["point_x"], row["point_y"], row["box_x"], row["box_y"], row["box_x"] + row["box_w"],
              row["box_y"] + row["box_h"])

@@ -31,7 +31,7 @@ from sum_factory.shared.sam.runtime import Runtime, place
 from sum_factory.shared.shards.dataset import DATASET, LOGITS
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.manifest import manifest_path, write_manifest
-from sum_factory.shared.shards.sam_outputs import read_kept_logits
+from sum_factory.shared.shards.sam_outputs import read_full_logits
 from sum_factory.shared.shards.shard_set import MASKS, ImageRows, ShardSet
 from sum_factory.shared.store.storage import Storage
 
@@ -66,7 +66,7 @@ def test_logits_are_those_of_the_masks_as_half_floats_padding_included(
     shards = ShardSet.open(str(kept))
     for number, image in shards.walk():
         labels = labels_again(photos, loose, shards.unit(number).images[image.index])
-        found = read_kept_logits(shards, number, image)
+        found = read_full_logits(shards, number, image)
         assert len(found) == len(labels) > 0
         for k, logits in enumerate(found):
             assert logits is not None
@@ -98,7 +98,7 @@ def test_logits_of_cleaned_masks_agree_with_their_labels(
     for number, image in shards.walk():
         edited += len(labels_again(photos, cleaning, shards.unit(number).images[image.index]).cleaned)
         for logits, data in zip(
-            read_kept_logits(shards, number, image), shards.label_blobs(number, image), strict=True
+            read_full_logits(shards, number, image), shards.label_blobs(number, image), strict=True
         ):
             expected = decode_label(data)
             assert logits is not None
@@ -161,7 +161,7 @@ def test_refined_maps_are_those_of_the_kept_logits(own_kept: Path, refiner: str,
     assert add_maps(own_kept, refiner, use_kept=(LOGITS,)).unknown == 0
     shards = ShardSet.open(str(own_kept))
     for number, image in shards.walk():
-        logits = np.stack([one for one in read_kept_logits(shards, number, image) if one is not None])
+        logits = np.stack([one for one in read_full_logits(shards, number, image) if one is not None])
         expected = naive_maps(shards, number, image, refiner, logits)
         rows = shards.uncertainty(number)[image.index]
         for k, (row, found) in enumerate(zip(rows, shards.read_uncertainty(number, rows), strict=True)):

@@ -112,8 +112,8 @@ def test_maps_and_masks_of_a_selection_stay_together(refined: Finished, out: Pat
             np.testing.assert_array_equal(ours.refined, theirs.refined)
         picked = [row.mask for row in wanted]
         for ours, theirs in zip(
-            selection.read_logits(number, image, range(len(rows))),
-            whole.read_logits(there, original, picked),
+            selection.read_label_logits(number, image, range(len(rows))),
+            whole.read_label_logits(there, original, picked),
             strict=True,
         ):
             np.testing.assert_array_equal(ours, theirs)
@@ -352,7 +352,7 @@ def test_data_that_were_made_anew_after_the_rows_were_read_are_refused(
         (own_refined / manifest_path(name, own)).unlink()
     record, _ = writers[MASKS].commit(base.storage)
     writers[MAPS].commit(base.storage, record.data_sha256)
-    for read in (selection.label_blobs, lambda unit, image: selection.read_logits(unit, image, [0])):
+    for read in (selection.label_blobs, lambda unit, image: selection.read_label_logits(unit, image, [0])):
         with pytest.raises(ShardError, match=r"manifest/masks/00000\d\.parquet: of other data than when the selection"):
             read(unit, image)
     with pytest.raises(ShardError, match=r"refinement/00000\d\.parquet: of other data than when the selection"):

@@ -27,7 +27,7 @@ from sum_factory.shared.shards.sam_outputs import (
     are_logits_known,
     kept_crops,
     read_embedding,
-    read_kept_logits,
+    read_full_logits,
 )
 from sum_factory.shared.shards.samples import Sample, add_sample, read_samples
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
@@ -95,7 +95,7 @@ def test_logits_are_read_by_image(known_set: Any) -> None:
         expected = iter(known_set.blobs(LOGITS, unit))
         for image in shards.images(unit):
             known = are_logits_known(shards, unit, image)
-            found = read_kept_logits(shards, unit, image)
+            found = read_full_logits(shards, unit, image)
             assert len(known) == len(found) == len(image.masks)
             for one, is_known in zip(found, known, strict=True):
                 blob = next(expected)
@@ -148,7 +148,7 @@ def test_images_and_maps_read_one_by_one_are_the_same(known_set: Any) -> None:
     for unit in range(3):
         taken = iter(known_set.units[unit])
         for image, rows in zip(shards.images(unit), shards.uncertainty(unit), strict=True):
-            labels = shards.read_logits(unit, image, range(len(image.masks)))
+            labels = shards.read_label_logits(unit, image, range(len(image.masks)))
             maps = shards.read_uncertainty(unit, rows)
             assert (
                 shards.label_blobs(unit, image)
