@@ -27,7 +27,7 @@ from sum_factory.labelgen.kept import (
 )
 from sum_factory.labelgen.lanes import take_cores
 from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
-from sum_factory.labelgen.read_ahead import Photo, read_ahead
+from sum_factory.labelgen.read_ahead import LoadedPhoto, read_ahead
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.labelgen.uncertainty import UNKNOWN, MaskToRefine, UncertaintyMaker, UncertaintyMap
 from sum_factory.shared.errors import ImageError, InputError
@@ -217,9 +217,9 @@ class _UnitLabelling:
         labeler = self.labeler
         layers = {layer.name for layer in labeler.job.kept}
 
-        def begin(photo: Callable[[], Photo]) -> _Begun | str:
+        def begin(load: Callable[[], LoadedPhoto]) -> _Begun | str:
             try:
-                pixels, resized = photo()
+                pixels, resized = load()
                 generated = labeler.generator.label(pixels, resized)
             except (ImageError, InputError) as error:
                 return str(error)
@@ -255,7 +255,7 @@ class _OfCommitted:
             raise ImageError(str(self.errors[photo.key]))
         return read_original(self.labeler.shards, photo, self.digests[photo.key])
 
-    def photos(self, images: Iterable[PhotoFile]) -> Iterator[Callable[[], Photo]]:
+    def photos(self, images: Iterable[PhotoFile]) -> Iterator[Callable[[], LoadedPhoto]]:
         """Yield what gives each photo."""
         return read_ahead(images, self.labeler.side, self.read, self.refused)
 
@@ -272,14 +272,15 @@ class _Keeping(_OfCommitted):
         """Make them image by image."""
 
         def keep(
-            item: tuple[ImageRows, Callable[[], Photo]],
+            item: tuple[ImageRows, Callable[[], LoadedPhoto]],
         ) -> tuple[tuple[int, int], dict[str, KeptBlobs]] | str:
+            image, load = item
             try:
-                photo = item[1]()
+                photo = load()
             except (ImageError, InputError) as error:
                 return str(error)
             size = (photo.pixels.shape[0], photo.pixels.shape[1])
-            return size, self._keep_again(item[0], photo)
+            return size, self._keep_again(image, photo)
 
         images = zip(self.labelled, self.photos(self.unit.images), strict=True)
         for index, made in enumerate(self.labeler.lanes.in_order(keep, images)):
@@ -298,7 +299,7 @@ class _Keeping(_OfCommitted):
         masks = sum(len(image.masks) for image in self.labelled)
         return UnitReport(self.unit.number, len(self.labelled), masks, tuple(self.failed))
 
-    def _keep_again(self, image: ImageRows, photo: Photo) -> dict[str, KeptBlobs]:
+    def _keep_again(self, image: ImageRows, photo: LoadedPhoto) -> dict[str, KeptBlobs]:
         """Return what the layers get of a committed image, from its photo."""
         labeler = self.labeler
 
@@ -327,7 +328,9 @@ class _MakingMaps(_OfCommitted):
         needing = {image.index for image in self.labelled if self._needs_photo(image)}
         photos = self.photos(self.unit.images[index] for index in sorted(needing))
 
-        def make(item: tuple[ImageRows, Callable[[], Photo] | None]) -> tuple[Sequence[UncertaintyMap], str | None]:
+        def make(
+            item: tuple[ImageRows, Callable[[], LoadedPhoto] | None],
+        ) -> tuple[Sequence[UncertaintyMap], str | None]:
             return self._maps_of(*item)
 
         works = ((image, next(photos) if image.index in needing else None) for image in self.labelled)
@@ -353,8 +356,10 @@ class _MakingMaps(_OfCommitted):
             crops -= kept_crops(shards, number, image.index).keys()
         return len(crops) > 0
 
-    def _maps_of(self, image: ImageRows, photo: Callable[[], Photo] | None) -> tuple[list[UncertaintyMap], str | None]:
-        """Make the maps of a committed image, of ``photo`` if that is needed.
+    def _maps_of(
+        self, image: ImageRows, load: Callable[[], LoadedPhoto] | None
+    ) -> tuple[list[UncertaintyMap], str | None]:
+        """Make the maps of a committed image, of the photo that ``load`` gives if that is needed.
 
         Where it is and cannot be read, or the image is refused, they are unknown: also return why.
         """
@@ -367,9 +372,9 @@ class _MakingMaps(_OfCommitted):
         if LOGITS in self.work.use_kept:
             pairs = zip(masks, read_full_logits(labeler.shards, number, image), strict=True)
             masks = [replace(mask, logits=logits) for mask, logits in pairs]
-        loaded, error = None, None
+        photo, error = None, None
         try:
-            loaded = None if photo is None else photo()
+            photo = None if load is None else load()
         except (ImageError, InputError) as caught:
             error = str(caught)
 
@@ -378,7 +383,7 @@ class _MakingMaps(_OfCommitted):
                 embedding = read_embedding(labeler.shards, number, image.index, crop_box)
                 if embedding is not None:
                     return torch.from_numpy(embedding)[None].to(labeler.embedder.sam.device)
-            return None if loaded is None else labeler.embedder.embed_crop(loaded.pixels, crop_box, loaded.resized)
+            return None if photo is None else labeler.embedder.embed_crop(photo.pixels, crop_box, photo.resized)
 
         return labeler.maker.make(masks, embed), error
 

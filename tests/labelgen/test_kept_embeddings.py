@@ -20,7 +20,7 @@ from segment_anything import SamPredictor
 
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.kept import keep_embeddings
-from sum_factory.labelgen.read_ahead import Photo, load_photo
+from sum_factory.labelgen.read_ahead import LoadedPhoto, load_photo
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets.convert import convert
 from sum_factory.labelgen.sets.merge import merge
@@ -195,7 +195,7 @@ def test_photo_that_is_gone_leaves_no_embedding_and_its_masks_unknown(
     own_shards: Path, photos: Path, label: Label, refiner: str, add_maps: Label, problems: Problems,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> Photo:
+    def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> LoadedPhoto:
         if image.key == "photo2":
             raise InputError("photo2: gone")
         return load_photo(image, side, read)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.listing import list_photos
-from sum_factory.labelgen.read_ahead import Photo, load_photo
+from sum_factory.labelgen.read_ahead import LoadedPhoto, load_photo
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.codecs.photo import encode_photo
 from sum_factory.shared.errors import InputError, SettingsDifferError, ShardError
@@ -156,7 +156,7 @@ def test_photo_that_went_after_labelling_is_told_and_not_trained_without(
     shards = tmp_path / "shards"
     label(three_photos, shards)
 
-    def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> Photo:
+    def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> LoadedPhoto:
         if image.key == "photo2":
             raise InputError("photo2: gone")
         return load_photo(image, side, read)
