@@ -223,7 +223,7 @@ class _UnitLabelling:
                 generated = labeler.generator.label(pixels, resized)
             except (ImageError, InputError) as error:
                 return str(error)
-            return _Begun(generated, _columns(generated), encoder.submit(encode, generated, resized, layers))
+            return _Begun(generated, _columns(generated), codec_pool.submit(encode, generated, resized, layers))
 
         def finish(begun: _Begun | str) -> _EncodedImage | str:
             if isinstance(begun, str):
@@ -236,7 +236,7 @@ class _UnitLabelling:
             return _EncodedImage(generated, columns, encoded, maps)
 
         photos = read_ahead(self.unit.images, labeler.side, self._read, self.refused)
-        with GeneratorPool(labeler.lanes.count) as encoder:
+        with GeneratorPool(labeler.lanes.count) as codec_pool:
             yield from labeler.lanes.in_order(begin, photos, finish)
 
 
