@@ -17,10 +17,10 @@ from sum_factory.shared.shards.encodings.zarr_forms import (
     MASK_AXES,
     MASK_MEANING,
     STEP_COLUMNS,
+    ArrayRows,
     Cells,
     Columns,
     Form,
-    Rows,
     label_blob,
     size_columns,
     step_columns,
@@ -34,7 +34,7 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     side = input_side_of(dataset) // CELL
     label = Array("label", (side, side), MASK_AXES, MASK_MEANING)
 
-    def split(blobs: Sequence[bytes]) -> tuple[Rows, Columns]:
+    def split(blobs: Sequence[bytes]) -> tuple[ArrayRows, Columns]:
         labels = decode_labels(blobs)
         return [labels.grid], {**size_columns(labels.sizes), **step_columns(labels, "")}
 

@@ -12,7 +12,7 @@ from sum_factory.shared.errors import ImageError
 from sum_factory.shared.placement import resized_size
 from sum_factory.shared.shards.dataset import PHOTOS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_array import Array
-from sum_factory.shared.shards.encodings.zarr_forms import PHOTO_BYTES, Cells, Columns, Form, Rows
+from sum_factory.shared.shards.encodings.zarr_forms import PHOTO_BYTES, ArrayRows, Cells, Columns, Form
 from sum_factory.shared.shards.kinds.kind import Held, LayerKind, input_side_of
 
 
@@ -23,7 +23,7 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     meaning = "a JPEG, and zeros behind it; a row of zeros: the photo could not be read"
     jpeg = Array("jpeg", (length,), ("image", "byte"), meaning, length=PHOTO_BYTES)
 
-    def split(blobs: Sequence[bytes]) -> tuple[Rows, Columns]:
+    def split(blobs: Sequence[bytes]) -> tuple[ArrayRows, Columns]:
         return [[np.frombuffer(blob, np.uint8) for blob in blobs]], {PHOTO_BYTES: [*map(len, blobs)]}
 
     def join(cells: Cells, row: Columns) -> bytes:

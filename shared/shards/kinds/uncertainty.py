@@ -22,10 +22,10 @@ from sum_factory.shared.shards.encodings.zarr_forms import (
     MASK_MEANING,
     STEP_COLUMNS,
     UNKNOWN,
+    ArrayRows,
     Cells,
     Columns,
     Form,
-    Rows,
     cut,
     label_blob,
     size_columns,
@@ -47,7 +47,7 @@ def form(dataset: Dataset, layer: Layer) -> Form:
 
 
 def _maps(side: int) -> Form:
-    def split(blobs: Sequence[bytes]) -> tuple[Rows, Columns]:
+    def split(blobs: Sequence[bytes]) -> tuple[ArrayRows, Columns]:
         if any(map(refined_label, blobs)):
             raise ShardError("a map of a layer without a refiner has a refined label")
         maps = decode_maps(blobs)
@@ -62,7 +62,7 @@ def _maps(side: int) -> Form:
 def _refined_maps(side: int) -> Form:
     refined = Array("refined", (side, side), MASK_AXES, MASK_MEANING.replace("the mask", "the refined mask"))
 
-    def split(blobs: Sequence[bytes]) -> tuple[Rows, Columns]:
+    def split(blobs: Sequence[bytes]) -> tuple[ArrayRows, Columns]:
         maps, labels = decode_maps(blobs), decode_refined(blobs)
         if not np.array_equal(maps.sizes, labels.sizes):
             raise ShardError("a map and its refined label are of two sizes")
