@@ -87,17 +87,17 @@ def _table(compared: Compared) -> Iterator[tuple[str, list[tuple[str, list[tuple
 
 def _labels(shards: ShardSet, layer: str) -> Iterator[dict[str, Any]]:
     """Yield labels from the most doubtful one to the median by mean u, in even steps; at most one a photo."""
-    candidates: list[tuple[float, int, ImageRows, UncertaintyRow]] = []
+    ranked: list[tuple[float, int, ImageRows, UncertaintyRow]] = []
     for number in shards.committed():
         rows = shards.uncertainty(number, layer)
         for image in shards.images(number):
             known = [row for row in rows[image.index] if row.mean_u is not None and _is_large(image, row.mask)]
             if known:
                 row = max(known, key=lambda each: each.mean_u or 0.0)
-                candidates.append((row.mean_u or 0.0, number, image, row))
-    candidates.sort(key=lambda each: (-each[0], each[1], each[2].index))
-    positions = np.linspace(0, len(candidates) // 2, min(LABELS_SHOWN, len(candidates)), dtype=int)
-    for mean_u, number, image, row in (candidates[position] for position in np.unique(positions)):
+                ranked.append((row.mean_u or 0.0, number, image, row))
+    ranked.sort(key=lambda each: (-each[0], each[1], each[2].index))
+    positions = np.linspace(0, len(ranked) // 2, min(LABELS_SHOWN, len(ranked)), dtype=int)
+    for mean_u, number, image, row in (ranked[position] for position in np.unique(positions)):
         yield _label(shards, layer, number, image, row) | {"mean_u": mean_u}
 
 
