@@ -23,7 +23,7 @@ from sum_factory.shared.shards.encodings.zarr_layer import (
 )
 from sum_factory.shared.shards.encodings.zarr_reader import ZarrReader
 from sum_factory.shared.shards.kinds import form_of
-from sum_factory.shared.shards.reader import DataStore, LayerReader, Rows
+from sum_factory.shared.shards.reader import DataStore, LayerReader, UnitRows
 from sum_factory.shared.store.storage import Storage
 
 
@@ -111,7 +111,7 @@ def new_encoder(dataset: Dataset, layer: Layer) -> LayerEncoder:
     return TarEncoder(layer.name)
 
 
-def open_reader(storage: DataStore, dataset: Dataset, layer: Layer, rows: Callable[[int], Rows]) -> LayerReader:
+def open_reader(storage: DataStore, dataset: Dataset, layer: Layer, rows: Callable[[int], UnitRows]) -> LayerReader:
     """Return what reads a layer; ``rows`` gives the masks of a unit. Raises ``ShardError`` for an unknown encoding."""
     if layer.encoding == ZARR:
         return ZarrReader(storage, layer, form_of(dataset, layer), rows)

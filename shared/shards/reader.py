@@ -29,7 +29,7 @@ LARGEST_SPAN = 1 << 20
 
 
 @dataclass(frozen=True)
-class Rows:
+class UnitRows:
     """The M masks of a committed unit, in the order of the manifest: its columns of numbers, (M,) each.
 
     Those of image i are ``first[i]`` to ``first[i + 1]``; ``first`` is int64 (I + 1,). A number that is null in the
@@ -49,7 +49,7 @@ class Rows:
         return self.columns[column]
 
     @classmethod
-    def from_manifest(cls, table: pa.Table, record: UnitRecord, name: str) -> Rows:
+    def from_manifest(cls, table: pa.Table, record: UnitRecord, name: str) -> UnitRows:
         """Return the masks of a manifest. Raises ``ShardError`` if they do not come image by image."""
         masks = table.filter(pc.is_valid(table["mask"]))
         columns = {
@@ -96,13 +96,13 @@ class HeldFiles:
 
 
 class LayerReader(Protocol):
-    """Reads masks of a layer at random, by their numbers in the unit: 0 to M - 1, as ``Rows`` has them.
+    """Reads masks of a layer at random, by their numbers in the unit: 0 to M - 1, as ``UnitRows`` has them.
 
     It keeps what it read of the manifests, which do not change once they are written. All of it may be used by several
     threads at once.
     """
 
-    def rows(self, unit: int) -> Rows:
+    def rows(self, unit: int) -> UnitRows:
         """Return the masks of a unit. Raises ``ShardError`` if it is not committed, damaged, or of other masks."""
 
     def read(self, unit: int, rows: Picked, part: Part) -> Codes:
@@ -119,7 +119,7 @@ class LayerReader(Protocol):
         """
 
 
-def require_part(layer: Layer, part: Part, rows: Rows, picked: npt.NDArray[np.int64], place: str) -> None:
+def require_part(layer: Layer, part: Part, rows: UnitRows, picked: npt.NDArray[np.int64], place: str) -> None:
     """Raise ``ShardError`` if a layer has no such part, or nothing is known of one of the masks ``picked``."""
     if part not in parts_of(layer):
         raise ShardError(f"{place}: layer {layer.name} has no {part}, but {' and '.join(parts_of(layer))}")
@@ -128,7 +128,7 @@ def require_part(layer: Layer, part: Part, rows: Rows, picked: npt.NDArray[np.in
         raise ShardError(f"{place}: nothing is known of mask {picked[unknown[0]]} of unit {rows.record.unit}")
 
 
-def known(rows: Rows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def known(rows: UnitRows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Return which of the masks ``picked`` have data: all but those whose map is unknown, bool (K,)."""
     for kind in kinds().values():
         if kind.known and kind.known in rows.columns:
@@ -137,7 +137,7 @@ def known(rows: Rows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
 
 
 def read_blobs(
-    storage: DataStore, name: str, rows: Rows, picked: npt.NDArray[np.int64], prefix: str = ""
+    storage: DataStore, name: str, rows: UnitRows, picked: npt.NDArray[np.int64], prefix: str = ""
 ) -> list[bytes]:
     """Read blobs, or chunks, of a data file, at once if they lie near each other, and check their CRC-32.
 

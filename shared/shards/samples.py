@@ -9,7 +9,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.encoding import open_reader
 from sum_factory.shared.shards.kinds import schema_of
 from sum_factory.shared.shards.manifest import COMMON_NAMES, CROP_BOX, manifest_path, rows_of_images
-from sum_factory.shared.shards.reader import HeldFiles, Rows
+from sum_factory.shared.shards.reader import HeldFiles, UnitRows
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter, sha256_of
 from sum_factory.shared.store.storage import Storage
@@ -33,7 +33,7 @@ def read_samples(shards: ShardSet, number: int, layer: str) -> list[Sample]:
         files[file] = _read(shards.storage, file)
         if sha256_of([files[file]]) != sha256:
             raise ShardError(f"{shards.storage.path(file)}: its bytes are not those that were committed; {REMEDY}")
-    rows = Rows.from_manifest(table, record, name)
+    rows = UnitRows.from_manifest(table, record, name)
     held = HeldFiles(shards.storage, files)
     reader = open_reader(held, shards.dataset, shards.layer(layer), lambda number: rows)
     blobs = iter(reader.blobs(number, range(len(rows))))

@@ -37,7 +37,7 @@ from sum_factory.shared.shards.labelled import ImageRows as ImageRows
 from sum_factory.shared.shards.labelled import UncertaintyRow as UncertaintyRow
 from sum_factory.shared.shards.labelled import digests_of, image_rows, uncertainty_rows
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path, read_manifest, read_record
-from sum_factory.shared.shards.reader import LayerReader, Rows
+from sum_factory.shared.shards.reader import LayerReader, UnitRows
 from sum_factory.shared.store.cache import Cache
 from sum_factory.shared.store.storage import Storage
 
@@ -209,7 +209,7 @@ class ShardSet:
         layer: str = MASKS,
         columns: Sequence[str] | None = None,
         masks: UnitRecord | None = None,
-    ) -> Rows:
+    ) -> UnitRows:
         """Read the manifest's rows of a unit's masks, or only some ``columns`` of them, ``WHICH`` included.
 
         ``masks`` is what the manifest of the unit's masks says, if the caller has read it. Raises ``ShardError`` if the
@@ -218,7 +218,7 @@ class ShardSet:
         table, record = self.manifest(number, layer, columns)
         if kind_of(layer).of_masks:
             self.require_own_masks(number, layer, record, masks)
-        return Rows.from_manifest(table, record, self.storage.path(manifest_path(layer, number)))
+        return UnitRows.from_manifest(table, record, self.storage.path(manifest_path(layer, number)))
 
     @property
     def cache(self) -> Cache | None:

@@ -13,7 +13,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.kinds.kind import Part
-from sum_factory.shared.shards.reader import DataStore, Picked, Rows, read_blobs, require_part
+from sum_factory.shared.shards.reader import DataStore, Picked, UnitRows, read_blobs, require_part
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TarReader:
 
     storage: DataStore
     layer: Layer
-    rows: Callable[[int], Rows]
+    rows: Callable[[int], UnitRows]
 
     def read(self, unit: int, rows: Picked, part: Part) -> Codes:
         """Read and decode masks: see ``LayerReader``."""

@@ -21,7 +21,7 @@ from sum_factory.shared.shards.encodings.zarr_array import Array
 from sum_factory.shared.shards.encodings.zarr_forms import Form
 from sum_factory.shared.shards.encodings.zarr_layer import column_prefix, shard_path
 from sum_factory.shared.shards.kinds.kind import Part
-from sum_factory.shared.shards.reader import DataStore, Picked, Rows, known, read_blobs, require_part
+from sum_factory.shared.shards.reader import DataStore, Picked, UnitRows, known, read_blobs, require_part
 
 BATCH = 16 << 20
 """Bytes of cells of an array that ``blobs`` holds at once, but for a row that has more."""
@@ -36,7 +36,7 @@ class ZarrReader:
     storage: DataStore
     layer: Layer
     form: Form
-    rows: Callable[[int], Rows]
+    rows: Callable[[int], UnitRows]
 
     def read(self, unit: int, rows: Picked, part: Part) -> Codes:
         """Read and decode masks: see ``LayerReader``."""
@@ -65,7 +65,7 @@ class ZarrReader:
             blobs += self._make_blobs(unit, of_unit, picked[start : start + count])
         return blobs
 
-    def _make_blobs(self, unit: int, rows: Rows, picked: npt.NDArray[np.int64]) -> list[bytes]:
+    def _make_blobs(self, unit: int, rows: UnitRows, picked: npt.NDArray[np.int64]) -> list[bytes]:
         blobs, of_arrays = [], [self._cells(unit, rows, picked, array) for array in self.form.arrays]
         for k, (number, is_known) in enumerate(zip(picked.tolist(), known(rows, picked), strict=True)):
             columns = {name: rows[name][number].item() for name, _ in self.form.columns}
@@ -81,7 +81,7 @@ class ZarrReader:
                 ) from error
         return blobs
 
-    def _cells(self, unit: int, rows: Rows, picked: npt.NDArray[np.int64], array: Array) -> Cells:
+    def _cells(self, unit: int, rows: UnitRows, picked: npt.NDArray[np.int64], array: Array) -> Cells:
         """Read rows of an array, checked: (K, *cells), the fill value where there is no chunk."""
         name = shard_path(self.layer.name, array, unit)
         chunks = read_blobs(self.storage, name, rows, picked, column_prefix(self.form, array))

@@ -19,7 +19,7 @@ from sum_factory.shared.shards.kinds import comparable, kind_of
 from sum_factory.shared.shards.kinds.kind import Part
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
 from sum_factory.shared.shards.originals import require_old_places
-from sum_factory.shared.shards.reader import WHICH, LayerReader, Picked, Rows
+from sum_factory.shared.shards.reader import WHICH, LayerReader, Picked, UnitRows
 from sum_factory.shared.shards.selection.plan import (
     REMEDY_FOR_SELECTION,
     Base,
@@ -223,7 +223,7 @@ class SelectionReader:
 
     selection: Selection
     layer: str
-    rows: Callable[[int], Rows]
+    rows: Callable[[int], UnitRows]
 
     def read(self, unit: int, rows: Picked, part: Part) -> Codes:
         """Read and decode masks: see ``LayerReader``."""
