@@ -123,12 +123,12 @@ def require_part(layer: Layer, part: Part, rows: UnitRows, picked: npt.NDArray[n
     """Raise ``ShardError`` if a layer has no such part, or nothing is known of one of the masks ``picked``."""
     if part not in parts_of(layer):
         raise ShardError(f"{place}: layer {layer.name} has no {part}, but {' and '.join(parts_of(layer))}")
-    unknown = np.flatnonzero(~known(rows, picked))
+    unknown = np.flatnonzero(~are_known(rows, picked))
     if unknown.size:
         raise ShardError(f"{place}: nothing is known of mask {picked[unknown[0]]} of unit {rows.record.unit}")
 
 
-def known(rows: UnitRows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def are_known(rows: UnitRows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Return which of the masks ``picked`` have data: all but those whose map is unknown, bool (K,)."""
     for kind in kinds().values():
         if kind.known and kind.known in rows.columns:

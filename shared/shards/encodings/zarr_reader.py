@@ -21,7 +21,7 @@ from sum_factory.shared.shards.encodings.zarr_array import Array
 from sum_factory.shared.shards.encodings.zarr_forms import Form
 from sum_factory.shared.shards.encodings.zarr_layer import column_prefix, shard_path
 from sum_factory.shared.shards.kinds.kind import Part
-from sum_factory.shared.shards.reader import DataStore, Picked, UnitRows, known, read_blobs, require_part
+from sum_factory.shared.shards.reader import DataStore, Picked, UnitRows, are_known, read_blobs, require_part
 
 BATCH = 16 << 20
 """Bytes of cells of an array that ``blobs`` holds at once, but for a row that has more."""
@@ -67,7 +67,7 @@ class ZarrReader:
 
     def _make_blobs(self, unit: int, rows: UnitRows, picked: npt.NDArray[np.int64]) -> list[bytes]:
         blobs, of_arrays = [], [self._cells(unit, rows, picked, array) for array in self.form.arrays]
-        for k, (number, is_known) in enumerate(zip(picked.tolist(), known(rows, picked), strict=True)):
+        for k, (number, is_known) in enumerate(zip(picked.tolist(), are_known(rows, picked), strict=True)):
             columns = {name: rows[name][number].item() for name, _ in self.form.columns}
             cells = [
                 of_array[k] if array.length is None else of_array[k, : columns[array.length]]
