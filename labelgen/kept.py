@@ -107,11 +107,11 @@ class KeptWriter:
     def add_failure(self, index: int, error: str, labelled: ImageRows | None = None) -> None:
         """Add image ``index`` of the unit as one that could not be read: ``labelled``, if it was when it got masks."""
         for name, writer in self.writers.items():
-            known = kind_of(name).known
-            if known and labelled is not None and labelled.masks:
+            known_column = kind_of(name).known_column
+            if known_column and labelled is not None and labelled.masks:
                 count = len(labelled.masks)
                 size = labelled.height, labelled.width
-                writer.add_image(index, size, [b""] * count, {known: [False] * count}, {}, error)
+                writer.add_image(index, size, [b""] * count, {known_column: [False] * count}, {}, error)
             else:
                 writer.add_failure(index, error)
 

@@ -131,8 +131,8 @@ def require_part(layer: Layer, part: Part, rows: UnitRows, picked: npt.NDArray[n
 def are_known(rows: UnitRows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Return which of the masks ``picked`` have data: all but those whose map is unknown, bool (K,)."""
     for kind in kinds().values():
-        if kind.known and kind.known in rows.columns:
-            return np.asarray(rows[kind.known][picked], np.bool_)
+        if kind.known_column and kind.known_column in rows.columns:
+            return np.asarray(rows[kind.known_column][picked], np.bool_)
     return np.ones(len(picked), np.bool_)
 
 

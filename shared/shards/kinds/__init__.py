@@ -51,7 +51,7 @@ def parts_of(layer: Layer) -> tuple[Part, ...]:
 
 def is_unknown(row: Mapping[str, Any]) -> bool:
     """Whether a row of a manifest is of a mask of which its layer knows nothing."""
-    return any(row.get(kind.known) is False for kind in kinds().values() if kind.known)
+    return any(row.get(kind.known_column) is False for kind in kinds().values() if kind.known_column)
 
 
 def comparable(layer: Layer) -> Mapping[str, Any]:

@@ -70,7 +70,7 @@ class LayerKind:
     """Whether it is of what labelling has at hand anyway: ``labelgen run --keep-NAME`` makes it."""
     is_output: bool = False
     """Whether it is of what SAM put out, from which maps of uncertainty can be made where the data lie."""
-    known: str = ""
+    known_column: str = ""
     """The column, if there is one, that is False where nothing is known of a mask."""
     parts: Callable[[Layer], tuple[Part, ...]] = _no_parts
     """What a layer holds of a mask as grids of codes; nothing, where blobs are read as they are."""

@@ -59,5 +59,5 @@ KIND = LayerKind(
     of_masks=True,
     is_kept=True,
     is_output=True,
-    known="valid",
+    known_column="valid",
 )

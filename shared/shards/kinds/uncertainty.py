@@ -116,6 +116,6 @@ KIND = LayerKind(
     lacking="maps",
     is_family=True,
     of_masks=True,
-    known="u_valid",
+    known_column="u_valid",
     parts=parts,
 )

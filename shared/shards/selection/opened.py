@@ -143,7 +143,7 @@ class Selection(ShardSet):
         base, own = self.origin(number)
         name = base.storage.path(manifest_path(layer, own))
         kind = kind_of(layer)
-        counted = (*WHICH, "error", *([kind.known] if kind.known else []))
+        counted = (*WHICH, "error", *([kind.known_column] if kind.known_column else []))
         table, record = base.manifest(own, layer, None if columns is None else sorted({*columns, *counted}))
         self.require_same_data(number, layer, record)
         if (rows := self.chosen(number)) is not None:
