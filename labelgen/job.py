@@ -68,12 +68,12 @@ class Job:
 class Units(Protocol):
     """The units that a run is to make, as they are planned. Their plans lie in the shard set, only numbers are held.
 
-    ``known`` are the numbers of those that are planned by now, all of them if ``is_whole``. ``moved`` are the plans of
-    those whose photos lie elsewhere now.
+    ``planned`` are the numbers of those that have a plan by now, all of them if ``is_whole``. ``moved`` are the plans
+    of those whose photos lie elsewhere now.
     """
 
     @property
-    def known(self) -> Collection[int]: ...
+    def planned(self) -> Collection[int]: ...
 
     @property
     def moved(self) -> Mapping[int, Unit]: ...
@@ -90,16 +90,16 @@ class Units(Protocol):
 
 @dataclass(frozen=True)
 class PlannedUnits:
-    """``Units`` that are all known. ``size`` gives how many images one has."""
+    """``Units`` that are all planned already. ``size`` gives how many images one has."""
 
-    known: Sequence[int]
+    planned: Sequence[int]
     size: Callable[[int], int]
     moved: Mapping[int, Unit] = field(default_factory=dict)
     is_whole: bool = True
 
     def numbers(self) -> Iterator[int | None]:
         """Yield their numbers."""
-        yield from self.known
+        yield from self.planned
 
     def size_of(self, number: int) -> int:
         """Return how many images a unit has."""
@@ -114,9 +114,9 @@ class PendingUnits:
     done: Collection[int]
 
     @property
-    def known(self) -> Collection[int]:
+    def planned(self) -> Collection[int]:
         """The numbers of those that are planned by now."""
-        return [number for number in tuple(self.every.known) if number not in self.done]
+        return [number for number in tuple(self.every.planned) if number not in self.done]
 
     @property
     def moved(self) -> Mapping[int, Unit]:

@@ -81,7 +81,7 @@ class Plan:
     _closed: bool = False
 
     @property
-    def known(self) -> Collection[int]:
+    def planned(self) -> Collection[int]:
         """The numbers of the units that there are by now."""
         return range(len(self.sizes))
 

@@ -305,9 +305,9 @@ def _work(
     _describe(storage, job)
     shards = ShardSet(storage, write_shared_files(storage))
     done = set.intersection(*(set(shards.committed(layer)) for layer in job.layers))
-    pending = PendingUnits(units, done.intersection(units.known))
-    total, before = len(units.known), len(pending.done)
-    if before and pending.known:
+    pending = PendingUnits(units, done.intersection(units.planned))
+    total, before = len(units.planned), len(pending.done)
+    if before and pending.planned:
         say(f"{before} of {total} units present, labelling the other {total - before}")
 
     executor = make_executor(settings, job, weights, readings)
@@ -315,16 +315,16 @@ def _work(
         log.tell("run begun", shards=settings.shards, layers=job.layers, units=total, units_before=before)
         if weights is None:
             log.take(WeightsRead(f"driver, process {os.getpid()}", *READINGS.since(*readings)))
-        for event in executor.run(pending, stop) if pending.known or not units.is_whole else ():
+        for event in executor.run(pending, stop) if pending.planned or not units.is_whole else ():
             log.take(event)
             progress.take(event)
-            if len(units.known) != total:
-                total = len(units.known)
+            if len(units.planned) != total:
+                total = len(units.planned)
                 progress.expect(_images_of(pending))
             if settings.max_errors is not None and len(progress.errors) > settings.max_errors:
                 stop.request(f"after {len(progress.errors)} image errors, more than --max-errors {settings.max_errors}")
         with_maps = job.uncertainty is not None
-        summary = progress.summary(len(units.known), before, stop.reason, with_maps, units.is_whole)
+        summary = progress.summary(len(units.planned), before, stop.reason, with_maps, units.is_whole)
         log.tell("run ended", **asdict(summary))
     _describe(storage, job)  # another run's copy of dataset.json may have come without the layers
     return summary
@@ -337,7 +337,7 @@ def _describe(storage: Storage, job: Job) -> None:
 
 
 def _images_of(units: Units) -> int:
-    return sum(map(units.size_of, units.known))
+    return sum(map(units.size_of, units.planned))
 
 
 def _read_weights(settings: RunSettings | UncertaintyRunSettings) -> tuple[SamWeights | None, dict[str, object]]:
