@@ -426,7 +426,7 @@ def _add_maps_of(
     maps: UnitWriter, index: int, size: tuple[int, int], made: Sequence[UncertaintyMap], error: str | None = None
 ) -> None:
     """Add the maps of one image; ``error`` says why they are unknown."""
-    mean_u, u_valid = [one.mean_u for one in made], [one.valid for one in made]
+    mean_u, u_valid = [one.mean_u for one in made], [one.is_known for one in made]
     columns: dict[str, Sequence[Any]] = {"mean_u": mean_u, "u_valid": u_valid}
     blobs = [one.blob for one in made]
     maps.add_image(index, size, blobs, columns, {}, error)

@@ -98,7 +98,7 @@ class UncertaintyMap:
     mean_u: float | None = None
 
     @property
-    def valid(self) -> bool:
+    def is_known(self) -> bool:
         """Whether the map is known."""
         return self.mean_u is not None
 

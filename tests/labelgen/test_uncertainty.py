@@ -237,14 +237,14 @@ def test_label_that_no_output_has_is_unknown(
 ) -> None:
     strange = [replace(masks[0], label=encode_label(-decode_label(masks[0].label))), *masks[1:3]]
     made = make(sam, refiner, embed, strange)
-    assert [one.valid for one in made] == [False, True, True]
+    assert [one.is_known for one in made] == [False, True, True]
     assert made[0].blob == b""
     assert made[0].mean_u is None
 
 
 def test_empty_label_is_unknown(sam: Sam, refiner: Refiner, embed: Embed, masks: list[MaskToRefine]) -> None:
     empty = encode_label(np.full(masks[0].frame.low_res_size, -1, np.float32))
-    assert not make(sam, refiner, embed, [replace(masks[0], label=empty)])[0].valid
+    assert not make(sam, refiner, embed, [replace(masks[0], label=empty)])[0].is_known
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -255,7 +255,7 @@ def test_refined_logits_that_are_not_finite_are_unknown(
     with torch.no_grad():
         broken.mask_decoder.output_hypernetworks_mlps[0].layers[-1].bias.fill_(value)
     made = make(sam, broken, embed, masks)
-    assert {one.valid for one in made} == {False}
+    assert {one.is_known for one in made} == {False}
     assert {one.blob for one in made} == {b""}
 
 
@@ -276,7 +276,7 @@ def test_one_broken_mask_does_not_spoil_its_batch(
 
     monkeypatch.setattr(Refiner, "refine", break_one)
     made = make(sam, refiner, embed, masks)
-    assert [k for k, one in enumerate(made) if not one.valid] == [1]
+    assert [k for k, one in enumerate(made) if not one.is_known] == [1]
     assert [one for k, one in enumerate(made) if k != 1] == [one for k, one in enumerate(expected) if k != 1]
 
 
@@ -291,7 +291,7 @@ def test_small_masks_are_certain_by_decree_and_their_own_refined_label(
     assert 0 < sum(small) < len(masks)
     for mask, is_small, one, before in zip(masks, small, made, plain, strict=True):
         if is_small:
-            assert (one.valid, one.mean_u) == (True, 0.0)
+            assert (one.is_known, one.mean_u) == (True, 0.0)
             assert refined_label(one.blob) == mask.label
             assert not decode_uncertainty(one.blob).u.any()
         else:
