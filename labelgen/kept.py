@@ -41,7 +41,7 @@ def encode_labels(generated: GeneratedMasks) -> list[bytes]:
     """Return the blob of each mask in the layer of masks."""
     blobs = []
     for logits, frame in zip(generated.logits, generated.frames, strict=True):
-        rows, columns = frame.low_res_size
+        rows, columns = frame.interpolation_cells
         blobs.append(encode_label(logits[:rows, :columns]))
     return blobs
 

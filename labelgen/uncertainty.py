@@ -92,7 +92,7 @@ class MaskToRefine:
 
 @dataclass(frozen=True)
 class UncertaintyMap:
-    """The encoded map of a mask and its mean over ``Frame.valid_size``, or neither: then the map is unknown."""
+    """The encoded map of a mask and its mean over ``Frame.photo_cells``, or neither: then the map is unknown."""
 
     blob: bytes = b""
     mean_u: float | None = None
@@ -148,7 +148,7 @@ class UncertaintyMaker:
         """Return the all-zero map of a mask that is too small to be refined, else None."""
         if mask.area_at_reference >= self.settings.min_refine_area:
             return None
-        return UncertaintyMap(encode_uncertainty(np.zeros(mask.frame.low_res_size, np.float32), mask.label), 0.0)
+        return UncertaintyMap(encode_uncertainty(np.zeros(mask.frame.interpolation_cells, np.float32), mask.label), 0.0)
 
     def _make_chunk(
         self, masks: Sequence[MaskToRefine], embedding: Tensor | None, image: PointImage | None
@@ -158,7 +158,7 @@ class UncertaintyMaker:
         Without a refiner, and if the logits of all masks were kept, neither is needed.
         """
         frame = masks[0].frame
-        rows, columns = frame.low_res_size
+        rows, columns = frame.interpolation_cells
         device = self.sam.device
         points = photo_to_input([mask.point for mask in masks], frame).to(device)
         s, agreement = self._logits_of(masks, points, image)
@@ -176,7 +176,7 @@ class UncertaintyMaker:
             u = refinement(s, r)
             r_cut = r[:, :rows, :columns].cpu().numpy()
             refined = [encode_refined(r_cut[k]) if usable[k] else b"" for k in range(len(masks))]
-        height, width = frame.valid_size
+        height, width = frame.photo_cells
         means = u[:, :height, :width].double().mean((1, 2)).tolist()
         u_cut = u[:, :rows, :columns].cpu().numpy()
         return [
@@ -204,7 +204,7 @@ class UncertaintyMaker:
         return s, agreement
 
     def _decode_again(self, points: Tensor, labels: Tensor, image: PointImage) -> tuple[Tensor, Tensor]:
-        """Decode the points (P, 2) that gave the ``labels``, bool (P, h, w), of ``Frame.low_res_size``.
+        """Decode the points (P, 2) that gave the ``labels``, bool (P, h, w), of ``Frame.interpolation_cells``.
 
         Returns the logits s (P, H, W) on the whole square, of the output that agrees best with the label and with
         the label's signs where that is known, and the IoU (P,) of that output with the label.

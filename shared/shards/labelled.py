@@ -40,7 +40,8 @@ class UncertaintyRow:
     """What the manifest of an uncertainty layer says of one mask, the ``mask``-th of its image.
 
     Where ``u_valid`` is False nothing is known of the mask: there is no map, and ``mean_u`` is None. Else ``mean_u``
-    is the mean of the map over ``Frame.valid_size``, before it was quantised. ``row`` is the mask's number in the unit.
+    is the mean of the map over ``Frame.photo_cells``, before it was quantised. ``row`` is the mask's number in the
+    unit.
     """
 
     row: int

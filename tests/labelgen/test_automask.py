@@ -456,7 +456,7 @@ def test_removing_a_small_island_flips_only_the_cells_under_it(sam: Sam) -> None
     for logits, frame, iou in zip(after.logits, after.frames, after.predicted_iou, strict=True):
         row = int(np.flatnonzero(before.predicted_iou == iou)[0])
         np.testing.assert_array_equal(np.abs(logits), np.abs(before.logits[row]))
-        flipped = (logits != before.logits[row])[: frame.valid_size[0], : frame.valid_size[1]]
+        flipped = (logits != before.logits[row])[: frame.photo_cells[0], : frame.photo_cells[1]]
         was = paste(frame.upsample(torch.from_numpy(before.logits[row])[None]) > 0, frame, *SIZES["landscape"])[0]
         cleaned = remove_small_regions(was.numpy(), 150, "holes")[0]
         cleaned = remove_small_regions(cleaned, 150, "islands")[0]

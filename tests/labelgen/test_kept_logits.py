@@ -168,7 +168,7 @@ def test_refined_maps_are_those_of_the_kept_logits(own_kept: Path, refiner: str,
             assert found is not None
             height, width = found.u.shape
             np.testing.assert_allclose(found.u, expected[k, :height, :width], atol=0.02 + 1e-4)
-            height, width = image.frame(k, shards.input_side).valid_size
+            height, width = image.frame(k, shards.input_side).photo_cells
             assert row.mean_u == pytest.approx(expected[k, :height, :width].mean(), abs=1e-5)
 
 
@@ -194,7 +194,7 @@ def test_maps_of_kept_logits_are_those_of_logits_in_full_but_for_the_rounding(
     for number, image in shards.walk():
         labels = labels_again(photos, loose, shards.unit(number).images[image.index])
         for logits, frame in zip(labels.logits.astype(np.float64), labels.frames, strict=True):
-            height, width = frame.valid_size
+            height, width = frame.photo_cells
             p, q = expit(logits[:height, :width]), expit(-logits[:height, :width])
             bits = (entr(p) + entr(q)) / np.log(2)
             expected.append((1 - np.abs(2 * p - 1) if source == "confidence" else bits).mean())

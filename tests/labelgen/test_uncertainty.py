@@ -69,7 +69,7 @@ def stored(labels: GeneratedMasks) -> list[MaskToRefine]:
     """Return the masks as a shard set would give them back."""
     masks = []
     for k, frame in enumerate(labels.frames):
-        rows, columns = frame.low_res_size
+        rows, columns = frame.interpolation_cells
         x, y, width, height = labels.boxes[k].tolist()
         point = (float(np.float32(labels.points[k, 0])), float(np.float32(labels.points[k, 1])))
         label = encode_label(labels.logits[k, :rows, :columns])
@@ -153,9 +153,9 @@ def assert_maps_are_naive(
     doubt = 0.0
     for mask, one in zip(masks, made, strict=True):
         s, r = naive(sam, refiner, embed, mask)
-        rows, columns = mask.frame.low_res_size
+        rows, columns = mask.frame.interpolation_cells
         expected = np.abs(expit(s.astype(np.float64)) - expit(r.astype(np.float64)))
-        height, width = mask.frame.valid_size
+        height, width = mask.frame.photo_cells
         assert one.mean_u == pytest.approx(expected[:height, :width].mean(), abs=1e-4)
         nearest = min(float(np.abs(u - expected[:rows, :columns]).max()) for u in maps if u.shape == (rows, columns))
         assert nearest < 1e-3
@@ -201,7 +201,7 @@ def test_labels_that_a_clean_up_edited_turn_the_logits(sam: Sam, refiner: Refine
 
 def test_mean_is_over_the_cells_that_show_the_photo(sam: Sam, refiner: Refiner) -> None:
     mask = stored(LabelGenerator(sam, MASKS).label(photo((200, 256))))[0]
-    assert mask.frame.valid_size != mask.frame.low_res_size  # else the others tests could not tell them apart
+    assert mask.frame.photo_cells != mask.frame.interpolation_cells  # else the others tests could not tell them apart
 
 
 def make(
@@ -243,7 +243,7 @@ def test_label_that_no_output_has_is_unknown(
 
 
 def test_empty_label_is_unknown(sam: Sam, refiner: Refiner, embed: Embed, masks: list[MaskToRefine]) -> None:
-    empty = encode_label(np.full(masks[0].frame.low_res_size, -1, np.float32))
+    empty = encode_label(np.full(masks[0].frame.interpolation_cells, -1, np.float32))
     assert not make(sam, refiner, embed, [replace(masks[0], label=empty)])[0].is_known
 
 
@@ -339,10 +339,10 @@ def test_sources_without_a_refiner_read_sams_own_logits(
 ) -> None:
     for mask, one in zip(masks, make(sam, None, embed, masks, source=source), strict=True):
         s, _ = naive(sam, refiner, embed, mask)
-        rows, columns = mask.frame.low_res_size
+        rows, columns = mask.frame.interpolation_cells
         expected = FORMULAS[source](expit(s[:rows, :columns].astype(np.float64)))
         decoded = decode_uncertainty(one.blob)
         assert decoded.refined is None
         assert np.abs(decoded.u - expected).max() < 0.021
-        height, width = mask.frame.valid_size
+        height, width = mask.frame.photo_cells
         assert one.mean_u == pytest.approx(expected[:height, :width].mean(), abs=1e-4)

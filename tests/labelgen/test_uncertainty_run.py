@@ -97,8 +97,8 @@ def test_frames_decode_to_the_valid_part_of_the_grid_and_their_mean(refined: Ref
         u, logits = decode_uncertainty(data[row["offset"] : row["offset"] + row["length"]])
         frame = ImageRows("", 0, 0, 0, None, None, (mask,)).frame(0, 256)
         assert logits is not None
-        assert u.shape == logits.shape == frame.low_res_size
-        height, width = frame.valid_size
+        assert u.shape == logits.shape == frame.interpolation_cells
+        height, width = frame.photo_cells
         assert abs(u[:height, :width].mean() - row["mean_u"]) < 0.02
 
 

@@ -76,7 +76,7 @@ class LabelledPhoto:
     @cached_property
     def grids(self) -> tuple[Floats, Floats, Floats]:
         """s, r and the uncertainty u, (K, h, w), cut to the rows and columns that show the photo."""
-        rows, columns = self.frame.low_res_size
+        rows, columns = self.frame.interpolation_cells
         s, r = (np.ascontiguousarray(values[:, :rows, :columns]) for values in (self.s, self.r))
         return s, r, np.asarray(refinement(torch.from_numpy(s), torch.from_numpy(r)).numpy(), np.float32)
 

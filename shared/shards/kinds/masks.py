@@ -48,7 +48,7 @@ def faults(held: Held) -> Iterator[str]:
     """Yield which labels do not decode, or are of another size than their crop."""
 
     def fault_of(row: Row, blob: bytes, mask: Row, number: int) -> str | None:
-        expected = Frame(held.shards.input_side, crop_of(mask)).low_res_size
+        expected = Frame(held.shards.input_side, crop_of(mask)).interpolation_cells
         return None if decode_label(blob).shape == expected else "it is of another size"
 
     return faults_by_mask(held, fault_of)

@@ -95,11 +95,11 @@ def _fault_of_map(row: Row, data: bytes, frame: Frame, refined: bool) -> str | N
     if not row["u_valid"]:
         return "it is unknown, but has a map" if data or row["mean_u"] is not None else None
     decoded = decode_uncertainty(data)
-    if decoded.u.shape != frame.low_res_size:
+    if decoded.u.shape != frame.interpolation_cells:
         return "its map is of another size"
     if (decoded.refined is not None) != refined:
         return "it has no refined label" if refined else "it has a refined label that no refiner made"
-    rows, columns = frame.valid_size
+    rows, columns = frame.photo_cells
     if row["mean_u"] is None or abs(float(np.mean(decoded.u[:rows, :columns])) - row["mean_u"]) > 1 / STEPS:
         return "its mean is not that of its map"
     return None
