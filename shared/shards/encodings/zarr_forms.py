@@ -29,7 +29,7 @@ STEP_COLUMNS = (("typical", pa.float32()), ("steps", pa.uint8()))
 
 ArrayRows = Sequence[Iterable[npt.NDArray[Any]]]
 """For each of a form's arrays the cells of each row, which may end before the row does: zeros follow."""
-Cells = Sequence[npt.NDArray[Any]]
+RowCells = Sequence[npt.NDArray[Any]]
 """For each of a form's arrays the cells of one row as a reader has them, cut only where the array has a ``length``."""
 Columns = Mapping[str, Any]
 
@@ -47,7 +47,7 @@ class Form:
     arrays: tuple[Array, ...]
     columns: tuple[tuple[str, pa.DataType], ...]
     split: Callable[[Sequence[bytes]], tuple[ArrayRows, Columns]]
-    join: Callable[[Cells, Columns], bytes]
+    join: Callable[[RowCells, Columns], bytes]
     per_image: bool = False
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from sum_factory.shared.codecs.codes import Codes, Labels, map_tables
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
-from sum_factory.shared.shards.encodings.zarr_array import Array
+from sum_factory.shared.shards.encodings.zarr_array import Array, Cells
 from sum_factory.shared.shards.encodings.zarr_forms import Form
 from sum_factory.shared.shards.encodings.zarr_layer import column_prefix, shard_path
 from sum_factory.shared.shards.kinds.kind import Part
@@ -25,8 +24,6 @@ from sum_factory.shared.shards.reader import DataStore, Picked, UnitRows, are_kn
 
 BATCH = 16 << 20
 """Bytes of cells of an array that ``blobs`` holds at once, but for a row that has more."""
-
-Cells = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

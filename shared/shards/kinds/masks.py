@@ -18,9 +18,9 @@ from sum_factory.shared.shards.encodings.zarr_forms import (
     MASK_MEANING,
     STEP_COLUMNS,
     ArrayRows,
-    Cells,
     Columns,
     Form,
+    RowCells,
     label_blob,
     size_columns,
     step_columns,
@@ -38,7 +38,7 @@ def form(dataset: Dataset, layer: Layer) -> Form:
         labels = decode_labels(blobs)
         return [labels.grid], {**size_columns(labels.sizes), **step_columns(labels, "")}
 
-    def join(cells: Cells, row: Columns) -> bytes:
+    def join(cells: RowCells, row: Columns) -> bytes:
         return label_blob(cells[0], row, "")
 
     return Form((label,), (*GRID_COLUMNS, *STEP_COLUMNS), split, join)

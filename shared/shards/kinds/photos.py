@@ -12,7 +12,7 @@ from sum_factory.shared.errors import ImageError
 from sum_factory.shared.placement import resized_size
 from sum_factory.shared.shards.dataset import PHOTOS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_array import Array
-from sum_factory.shared.shards.encodings.zarr_forms import PHOTO_BYTES, ArrayRows, Cells, Columns, Form
+from sum_factory.shared.shards.encodings.zarr_forms import PHOTO_BYTES, ArrayRows, Columns, Form, RowCells
 from sum_factory.shared.shards.kinds.kind import Held, LayerKind, input_side_of
 
 
@@ -26,7 +26,7 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     def split(blobs: Sequence[bytes]) -> tuple[ArrayRows, Columns]:
         return [[np.frombuffer(blob, np.uint8) for blob in blobs]], {PHOTO_BYTES: [*map(len, blobs)]}
 
-    def join(cells: Cells, row: Columns) -> bytes:
+    def join(cells: RowCells, row: Columns) -> bytes:
         return cells[0].tobytes()
 
     return Form((jpeg,), ((PHOTO_BYTES, pa.int32()),), split, join, per_image=True)

@@ -23,9 +23,9 @@ from sum_factory.shared.shards.encodings.zarr_forms import (
     STEP_COLUMNS,
     UNKNOWN,
     ArrayRows,
-    Cells,
     Columns,
     Form,
+    RowCells,
     cut,
     label_blob,
     size_columns,
@@ -53,7 +53,7 @@ def _maps(side: int) -> Form:
         maps = decode_maps(blobs)
         return [maps.grid], size_columns(maps.sizes)
 
-    def join(cells: Cells, row: Columns) -> bytes:
+    def join(cells: RowCells, row: Columns) -> bytes:
         return map_blob(cut(cells[0], row))
 
     return Form((_u(side),), GRID_COLUMNS, split, join)
@@ -68,7 +68,7 @@ def _refined_maps(side: int) -> Form:
             raise ShardError("a map and its refined label are of two sizes")
         return [maps.grid, labels.grid], {**size_columns(maps.sizes), **step_columns(labels, "refined_")}
 
-    def join(cells: Cells, row: Columns) -> bytes:
+    def join(cells: RowCells, row: Columns) -> bytes:
         return map_blob(cut(cells[0], row), label_blob(cells[1], row, "refined_"))
 
     columns = (*GRID_COLUMNS, *((f"refined_{name}", kind) for name, kind in STEP_COLUMNS))
