@@ -105,14 +105,14 @@ class LayerReader(Protocol):
     def rows(self, unit: int) -> UnitRows:
         """Return the masks of a unit. Raises ``ShardError`` if it is not committed, damaged, or of other masks."""
 
-    def read(self, unit: int, rows: Picked, part: Part) -> Codes:
-        """Read and decode the masks ``rows`` of a unit, in that order, and nothing else.
+    def read(self, unit: int, picked: Picked, part: Part) -> Codes:
+        """Read and decode what is ``picked`` of a unit, in that order, and nothing else.
 
         Raises ``ShardError`` if the layer has no such part, if nothing is known of one of them, and for data that are
         missing, fail their CRC-32, or do not decode.
         """
 
-    def blobs(self, unit: int, rows: Picked) -> list[bytes]:
+    def blobs(self, unit: int, picked: Picked) -> list[bytes]:
         """Return masks as ``encode_label`` or ``encode_uncertainty`` made them, whatever the encoding.
 
         The blob of a mask of which nothing is known is empty. Raises ``ShardError`` as ``read``.

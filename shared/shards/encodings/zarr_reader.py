@@ -35,31 +35,31 @@ class ZarrReader:
     form: Form
     rows: Callable[[int], UnitRows]
 
-    def read(self, unit: int, rows: Picked, part: Part) -> Codes:
+    def read(self, unit: int, picked: Picked, part: Part) -> Codes:
         """Read and decode masks: see ``LayerReader``."""
-        picked, of_unit = np.asarray(rows, np.int64), self.rows(unit)
+        numbers, of_unit = np.asarray(picked, np.int64), self.rows(unit)
         place = self.storage.path(f"{self.layer.name}.zarr")
-        require_part(self.layer, part, of_unit, picked, place)
+        require_part(self.layer, part, of_unit, numbers, place)
         (array,) = (array for array in self.form.arrays if array.name == part)
         prefix = column_prefix(self.form, array)
-        if array.fill and not of_unit[f"{prefix}length"][picked].all():
+        if array.fill and not of_unit[f"{prefix}length"][numbers].all():
             raise ShardError(f"{place}, unit {unit}: a mask that is known has no {part}; run `labelgen verify`")
-        grid = self._cells(unit, of_unit, picked, array)
-        sizes = np.stack([of_unit["grid_height"][picked], of_unit["grid_width"][picked]], 1).astype(np.int64)
+        grid = self._cells(unit, of_unit, numbers, array)
+        sizes = np.stack([of_unit["grid_height"][numbers], of_unit["grid_width"][numbers]], 1).astype(np.int64)
         height, width = sizes.max(0, initial=0)
         grid = grid[:, :height, :width]
         if part == "u":
             return Codes(grid, map_tables(len(grid)), sizes)
-        typical = of_unit[f"{prefix}typical"][picked].astype(np.float32)
-        return Labels(grid, typical, of_unit[f"{prefix}steps"][picked].astype(np.uint8), sizes).codes()
+        typical = of_unit[f"{prefix}typical"][numbers].astype(np.float32)
+        return Labels(grid, typical, of_unit[f"{prefix}steps"][numbers].astype(np.uint8), sizes).codes()
 
-    def blobs(self, unit: int, rows: Picked) -> list[bytes]:
+    def blobs(self, unit: int, picked: Picked) -> list[bytes]:
         """Return the blobs of masks: see ``LayerReader``."""
-        picked, of_unit = np.asarray(rows, np.int64), self.rows(unit)
+        numbers, of_unit = np.asarray(picked, np.int64), self.rows(unit)
         blobs: list[bytes] = []
         count = max(1, BATCH // max(array.row_bytes for array in self.form.arrays))
-        for start in range(0, len(picked), count):
-            blobs += self._make_blobs(unit, of_unit, picked[start : start + count])
+        for start in range(0, len(numbers), count):
+            blobs += self._make_blobs(unit, of_unit, numbers[start : start + count])
         return blobs
 
     def _make_blobs(self, unit: int, rows: UnitRows, picked: npt.NDArray[np.int64]) -> list[bytes]:

@@ -225,15 +225,15 @@ class SelectionReader:
     layer: str
     rows: Callable[[int], UnitRows]
 
-    def read(self, unit: int, rows: Picked, part: Part) -> Codes:
+    def read(self, unit: int, picked: Picked, part: Part) -> Codes:
         """Read and decode masks: see ``LayerReader``."""
         reader, own = self._of(unit)
-        return reader.read(own, self._there(unit)[np.asarray(rows, np.int64)], part)
+        return reader.read(own, self._there(unit)[np.asarray(picked, np.int64)], part)
 
-    def blobs(self, unit: int, rows: Picked) -> list[bytes]:
+    def blobs(self, unit: int, picked: Picked) -> list[bytes]:
         """Return the blobs of masks: see ``LayerReader``."""
         reader, own = self._of(unit)
-        return reader.blobs(own, self._there(unit)[np.asarray(rows, np.int64)])
+        return reader.blobs(own, self._there(unit)[np.asarray(picked, np.int64)])
 
     def _of(self, unit: int) -> tuple[LayerReader, int]:
         """Return what reads the data of a unit, and its number there, if they are those that the selection is of."""
