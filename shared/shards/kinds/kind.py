@@ -22,7 +22,7 @@ Per = Literal["mask", "image", "crop"]
 
 
 @dataclass(frozen=True)
-class Held:
+class UnitUnderCheck:
     """What a committed unit holds in a layer, to be checked.
 
     ``rows`` are the rows of its manifest, each with its blob, which is empty where there is none; ``masks`` are the
@@ -55,7 +55,7 @@ class LayerKind:
     columns: tuple[tuple[str, pa.DataType], ...]
     form: Callable[[Dataset, Layer], Form]
     member: str
-    faults: Callable[[Held], Iterator[str]]
+    faults: Callable[[UnitUnderCheck], Iterator[str]]
     contents: str
     """What it holds, in words: "its CONTENTS are of other masks"."""
     counted: str = "masks"
@@ -78,9 +78,9 @@ class LayerKind:
     """Whether a tar has a member, which is empty, for an image without blobs."""
 
 
-def faults_by_mask(held: Held, fault_of: Callable[[Row, bytes, Row, int], str | None]) -> Iterator[str]:
+def faults_by_mask(checked: UnitUnderCheck, fault_of: Callable[[Row, bytes, Row, int], str | None]) -> Iterator[str]:
     """Yield what ``fault_of`` finds wrong with each mask, given its row, blob, row of the masks, and number."""
-    pairs = ((*one, mask) for one, mask in zip(held.rows, held.masks, strict=True) if mask["mask"] is not None)
+    pairs = ((*one, mask) for one, mask in zip(checked.rows, checked.masks, strict=True) if mask["mask"] is not None)
     for number, (row, blob, mask) in enumerate(pairs):
         try:
             fault = fault_of(row, blob, mask, number)

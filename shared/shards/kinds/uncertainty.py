@@ -31,7 +31,7 @@ from sum_factory.shared.shards.encodings.zarr_forms import (
     size_columns,
     step_columns,
 )
-from sum_factory.shared.shards.kinds.kind import Held, LayerKind, Part, Row, faults_by_mask, input_side_of
+from sum_factory.shared.shards.kinds.kind import LayerKind, Part, Row, UnitUnderCheck, faults_by_mask, input_side_of
 from sum_factory.shared.shards.manifest import crop_of
 
 
@@ -80,14 +80,14 @@ def _u(side: int) -> Array:
     return Array("u", (side, side), MASK_AXES, meaning, fill=UNKNOWN)
 
 
-def faults(held: Held) -> Iterator[str]:
+def faults(checked: UnitUnderCheck) -> Iterator[str]:
     """Yield which maps do not decode, are of another size than their mask, or do not have the mean of their row."""
-    has_refined = "refined" in parts(held.layer)
+    has_refined = "refined" in parts(checked.layer)
 
     def fault_of(row: Row, blob: bytes, mask: Row, number: int) -> str | None:
-        return _fault_of_map(row, blob, Frame(held.shards.input_side, crop_of(mask)), has_refined)
+        return _fault_of_map(row, blob, Frame(checked.shards.input_side, crop_of(mask)), has_refined)
 
-    return faults_by_mask(held, fault_of)
+    return faults_by_mask(checked, fault_of)
 
 
 def _fault_of_map(row: Row, data: bytes, frame: Frame, refined: bool) -> str | None:
