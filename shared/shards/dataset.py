@@ -239,7 +239,7 @@ def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:
     another has read its own back: the files of that layer stay, and adding it again, as every run does at its end,
     restores it.
     """
-    with storage.held():
+    with storage.locked():
         while True:
             dataset = require_dataset(storage)
             if layer.name in dataset.layers:
@@ -254,7 +254,7 @@ def add_units(storage: Storage, first: int, units: Sequence[tuple[str, int]]) ->
     Those that it names already stay: units are never changed. What another run's copy of ``dataset.json`` leaves out is
     no loss, since plans say the same: whoever comes next names them again.
     """
-    with storage.held():
+    with storage.locked():
         dataset = require_dataset(storage)
         new = units[max(0, len(dataset.unit_ids) - first) :] if len(dataset.unit_ids) >= first else ()
         if new:

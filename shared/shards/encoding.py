@@ -77,7 +77,7 @@ def write_shared_files(storage: Storage) -> Dataset:
     They tell how many units there are. So whoever changes ``dataset.json`` calls this, and on a disk what is read and
     written belongs together: nobody puts an older count over a newer one. Raises ``ShardError`` if it is missing.
     """
-    with storage.held():
+    with storage.locked():
         dataset = require_dataset(storage)
         for layer in dataset.layers.values():
             for name, content in shared_files(dataset, layer).items():
