@@ -23,7 +23,7 @@ from sum_factory.shared.errors import InputError, ShardError
 from sum_factory.shared.shards.dataset import DATASET
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.photos import read_photo, require_photos
-from sum_factory.shared.shards.samples import Sample, add_sample, read_samples
+from sum_factory.shared.shards.samples import UnitImage, add_unit_image, read_unit_images
 from sum_factory.shared.shards.selection.opened import Selection, open_shards
 from sum_factory.shared.shards.selection.plan import SelectionPlan
 from sum_factory.shared.shards.shard_set import MASKS, ImageRows, ShardSet
@@ -347,8 +347,8 @@ def test_data_that_were_made_anew_after_the_rows_were_read_are_refused(
     (rows, *_) = (rows for rows in selection.uncertainty(unit) if rows)
     writers = {name: UnitWriter(base.dataset, base.layer(name), base.unit(own)) for name in (MASKS, MAPS)}
     for name, writer in writers.items():
-        for index, sample in enumerate(read_samples(base, own, name)):
-            add_sample(writer, index, Sample(sample.rows[::-1], sample.blobs[::-1]))
+        for index, sample in enumerate(read_unit_images(base, own, name)):
+            add_unit_image(writer, index, UnitImage(sample.rows[::-1], sample.blobs[::-1]))
         (own_refined / manifest_path(name, own)).unlink()
     record, _ = writers[MASKS].commit(base.storage)
     writers[MAPS].commit(base.storage, record.data_sha256)

@@ -29,7 +29,7 @@ from sum_factory.shared.shards.sam_outputs import (
     read_embedding,
     read_full_logits,
 )
-from sum_factory.shared.shards.samples import Sample, add_sample, read_samples
+from sum_factory.shared.shards.samples import UnitImage, add_unit_image, read_unit_images
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.shards.verify import verify
@@ -294,12 +294,12 @@ def test_of_two_runs_that_write_other_maps_at_once_one_stands_whole(
 ) -> None:
     """A unit of several files is never left with some of one run and some of the other."""
     shards = write_known(tmp_path / "labels", "zarr").open()
-    samples, (_, masks) = read_samples(shards, 0, REFINEMENT), shards.manifest(0)
+    samples, (_, masks) = read_unit_images(shards, 0, REFINEMENT), shards.manifest(0)
     shards.storage.delete(manifest_path(REFINEMENT, 0))
     one, other = (UnitWriter(shards.dataset, shards.layer(REFINEMENT), shards.unit(0)) for _ in range(2))
     for index, (rows, blobs) in enumerate(samples):
-        add_sample(one, index, Sample(rows, blobs))
-        add_sample(other, index, Sample(rows[::-1], blobs[::-1]))
+        add_unit_image(one, index, UnitImage(rows, blobs))
+        add_unit_image(other, index, UnitImage(rows[::-1], blobs[::-1]))
     write, create, calls = Storage.write, Storage.create, list[int]()
 
     def meet() -> None:
@@ -322,4 +322,4 @@ def test_of_two_runs_that_write_other_maps_at_once_one_stands_whole(
     monkeypatch.setattr(Storage, "create", slow_create)
     record, _ = one.commit(shards.storage, masks.data_sha256)
     assert shards.manifest(0, REFINEMENT)[1] == record
-    assert len(read_samples(shards, 0, REFINEMENT)) == len(samples)
+    assert len(read_unit_images(shards, 0, REFINEMENT)) == len(samples)
