@@ -210,12 +210,12 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
     layers = [(masks, REMEDY_FOR_SETTINGS), *((layer, _remedy_for(layer)) for layer in job.added_layers)]
     storage, photos = Storage(settings.shards), partial(list_photos, settings.images)
     with prepare(storage, photos, layers, settings.unit_size, settings.extend, precision) as plan:
-        told = [*plan.notes()]
-        for note in told:
+        notes_said = [*plan.notes()]
+        for note in notes_said:
             say(note)
         summary = _work(settings, job, plan, weights, before, say, stop or Stop())
         for note in plan.notes():  # a listing that went on meanwhile has more to tell at its end
-            if note not in told:
+            if note not in notes_said:
                 say(note)
     write_shared_files(storage)  # in a store that cannot be locked planning and labelling may have written at once
     return summary

@@ -95,7 +95,7 @@ class Worker:
             return Answer(None)
         untold: list[Progress] = []
         on_board: list[Any] = []
-        told = time.monotonic()
+        last_told = time.monotonic()
         for event in self.labeler.label_unit(unit, _left_out(unit, assignment)):
             if isinstance(event, UnitReport):
                 log.info("unit %06d, attempt %d: done", assignment.unit, assignment.attempt)
@@ -103,9 +103,9 @@ class Worker:
                 return Answer(replace(event, attempt=assignment.attempt), untold)
             assert isinstance(event, Progress), "a labeler tells nothing else"
             untold.append(replace(event, unit=assignment.unit, attempt=assignment.attempt))
-            if time.monotonic() - told >= TELL_SECONDS:
+            if time.monotonic() - last_told >= TELL_SECONDS:
                 on_board = [self.board.put.remote(untold)]  # after all that it was told before
-                untold, told = [], time.monotonic()
+                untold, last_told = [], time.monotonic()
         raise AssertionError("a labeler ends with its report")
 
 
