@@ -138,7 +138,7 @@ class PendingUnits:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ImageDone:
     """One image is done: how many masks it has, or why it has none, or why these have no maps."""
 
     masks: int
@@ -208,4 +208,4 @@ class WeightsRead:
     bytes: int
 
 
-Event = WeightsRead | Progress | UnitReport | Begun | Lost | GivenUp | Notice
+Event = WeightsRead | ImageDone | UnitReport | Begun | Lost | GivenUp | Notice

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sum_factory.labelgen.job import Event, Job, MapsWork, Progress, UnitReport
+from sum_factory.labelgen.job import Event, ImageDone, Job, MapsWork, UnitReport
 from sum_factory.labelgen.kept import (
     Encoded,
     KeptBlobs,
@@ -153,7 +153,7 @@ class Labeler:
 class _Makes(Protocol):
     """Makes layers of a unit, image by image; nothing of it is to be seen until it commits them."""
 
-    def make(self) -> Iterator[Progress]:
+    def make(self) -> Iterator[ImageDone]:
         """Make them, and yield the progress of each image."""
 
     def commit(self) -> UnitReport:
@@ -172,7 +172,7 @@ class _UnitLabelling:
         work = job.uncertainty
         self.maps = None if work is None else UnitWriter(dataset, work.layer, unit, self.digests)
 
-    def make(self) -> Iterator[Progress]:
+    def make(self) -> Iterator[ImageDone]:
         """Label image by image."""
         for index, made in enumerate(self._label_photos()):
             if isinstance(made, str):
@@ -180,14 +180,14 @@ class _UnitLabelling:
                 self.kept.add_failure(index, made)
                 if self.maps is not None:
                     self.maps.add_failure(index, made)
-                yield Progress(0, made)
+                yield ImageDone(0, made)
                 continue
             generated = made.generated
             self.masks.add_image(index, generated.size, made.encoded.labels, made.columns, _meta(generated))
             self.kept.add(index, generated.size, made.encoded.kept)
             if self.maps is not None:
                 _add_maps_of(self.maps, index, generated.size, made.maps)
-            yield Progress(len(generated))
+            yield ImageDone(len(generated))
 
     def commit(self) -> UnitReport:
         """Commit the masks, then what belongs to them: made anew, where another run was first with other masks."""
@@ -268,7 +268,7 @@ class _Keeping(_OfCommitted):
         self.kept = KeptWriter(labeler.shards.dataset, layers, unit, self.digests)
         self.failed: list[str] = []
 
-    def make(self) -> Iterator[Progress]:
+    def make(self) -> Iterator[ImageDone]:
         """Make them image by image."""
 
         def keep(
@@ -287,10 +287,10 @@ class _Keeping(_OfCommitted):
             if isinstance(made, str):
                 self.kept.add_failure(index, made, self.labelled[index])
                 self.failed.append(made)
-                yield Progress(0, made)
+                yield ImageDone(0, made)
             else:
                 self.kept.add(index, *made)
-                yield Progress(0)
+                yield ImageDone(0)
 
     def commit(self) -> UnitReport:
         """Commit each layer."""
@@ -323,7 +323,7 @@ class _MakingMaps(_OfCommitted):
         self.work = work
         self.maps = UnitWriter(labeler.shards.dataset, work.layer, unit, self.digests)
 
-    def make(self) -> Iterator[Progress]:
+    def make(self) -> Iterator[ImageDone]:
         """Make them image by image."""
         needing = {image.index for image in self.labelled if self._needs_photo(image)}
         photos = self.photos(self.unit.images[index] for index in sorted(needing))
@@ -339,7 +339,7 @@ class _MakingMaps(_OfCommitted):
                 self.maps.add_failure(image.index, image.error)
             else:
                 _add_maps_of(self.maps, image.index, (image.height, image.width), made, error)
-            yield Progress(len(image.masks), image.error or error)
+            yield ImageDone(len(image.masks), image.error or error)
 
     def commit(self) -> UnitReport:
         """Commit the maps, as those of the masks that are there."""

@@ -15,7 +15,7 @@ from sum_factory.labelgen.engine.metrics import Metrics
 from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Assignment, Scheduler, WorkerId
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.engine.worker import Answer, Board, Worker
-from sum_factory.labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, Progress, Units, WeightsRead
+from sum_factory.labelgen.job import Begun, Event, GivenUp, ImageDone, Job, Lost, Notice, Units, WeightsRead
 from sum_factory.shared.errors import SumError, WorkerError
 from sum_factory.shared.places import absolute
 from sum_factory.shared.sam.settings import PACKAGED
@@ -267,7 +267,7 @@ class _Pool:
         self.scheduler.retire(worker)
         self._dismiss(worker)
 
-    def _progress(self) -> Iterator[Progress]:
+    def _progress(self) -> Iterator[ImageDone]:
         """Yield the progress of units that are being worked on, as far as the driver knows of it."""
         import ray
         from ray.exceptions import RayError
@@ -283,7 +283,7 @@ class _Pool:
             except RayError:  # the board is started anew; reports alone tell what is done
                 return
 
-    def _rest_of_progress(self) -> Iterator[Progress]:
+    def _rest_of_progress(self) -> Iterator[ImageDone]:
         """Yield what the board still holds when all is done: no photo that failed may be missing from the log."""
         import ray
         from ray.exceptions import RayError

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Assignment
-from sum_factory.labelgen.job import Job, Progress, UnitReport
+from sum_factory.labelgen.job import ImageDone, Job, UnitReport
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.shards.dataset import Unit
 
@@ -37,20 +37,20 @@ class Answer(NamedTuple):
     """What a worker returns of an assignment: the report, if it was no probe, and the progress not told of before."""
 
     report: UnitReport | None
-    progress: Sequence[Progress] = ()
+    progress: Sequence[ImageDone] = ()
 
 
 class Board:
     """Collects the progress of all workers for the driver, which takes it once in a while."""
 
     def __init__(self) -> None:
-        self.events: list[Progress] = []
+        self.events: list[ImageDone] = []
 
-    def put(self, events: Sequence[Progress]) -> None:
+    def put(self, events: Sequence[ImageDone]) -> None:
         """Add what a worker tells."""
         self.events += events
 
-    def take(self) -> list[Progress]:
+    def take(self) -> list[ImageDone]:
         """Return what was added since the last time."""
         events, self.events = self.events, []
         return events
@@ -93,7 +93,7 @@ class Worker:
         if assignment.probe is not None:
             self.labeler.try_unit(unit, {**_left_out(unit, assignment), **_not_probed(unit, assignment.probe)})
             return Answer(None)
-        untold: list[Progress] = []
+        untold: list[ImageDone] = []
         on_board: list[Any] = []
         last_told = time.monotonic()
         for event in self.labeler.label_unit(unit, _left_out(unit, assignment)):
@@ -101,7 +101,7 @@ class Worker:
                 log.info("unit %06d, attempt %d: done", assignment.unit, assignment.attempt)
                 ray.wait(on_board, num_returns=len(on_board))
                 return Answer(replace(event, attempt=assignment.attempt), untold)
-            assert isinstance(event, Progress), "a labeler tells nothing else"
+            assert isinstance(event, ImageDone), "a labeler tells nothing else"
             untold.append(replace(event, unit=assignment.unit, attempt=assignment.attempt))
             if time.monotonic() - last_told >= TELL_SECONDS:
                 on_board = [self.board.put.remote(untold)]  # after all that it was told before
