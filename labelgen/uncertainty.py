@@ -7,7 +7,6 @@ pass does the same on the embeddings that it has, so that both ways give equal b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from sum_factory.labelgen.formulas import FORMULAS, refinement
 from sum_factory.labelgen.settings import UncertaintySettings
 from sum_factory.shared.codecs.label import decode_label
 from sum_factory.shared.codecs.uncertainty import encode_refined, encode_uncertainty
@@ -36,26 +35,6 @@ REFERENCE_SIDE = 1024
 
 Embed = Callable[[CropBox], Tensor | None]
 """Gives the embedding (1, C, g, g) of a crop of the image at hand, or None if it is not to be had."""
-
-
-def refinement(s: Tensor, r: Tensor) -> Tensor:
-    """Return u = |sigmoid(s) - sigmoid(r)| of logits s and refined logits r (Eq. 3), in [0, 1]."""
-    return (s.sigmoid() - r.sigmoid()).abs()
-
-
-def confidence(s: Tensor) -> Tensor:
-    """Return u = 1 - |2 sigmoid(s) - 1| of logits s: 1 where SAM is undecided, 0 where it is sure."""
-    return 1 - (2 * s.sigmoid() - 1).abs()
-
-
-def entropy(s: Tensor) -> Tensor:
-    """Return the entropy of sigmoid(s) in bits: 1 where SAM is undecided, 0 where it is sure."""
-    nats = s.sigmoid() * F.softplus(-s) + (-s).sigmoid() * F.softplus(s)
-    return (nats / math.log(2)).clamp(max=1)
-
-
-FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": entropy}
-"""How u follows from SAM's own logits, for each of ``SOURCES_WITHOUT_REFINER``."""
 
 
 @dataclass(frozen=True)

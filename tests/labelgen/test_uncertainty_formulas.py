@@ -11,8 +11,9 @@ from scipy.special import expit
 from scipy.stats import entropy as scipy_entropy
 from segment_anything.utils.transforms import ResizeLongestSide
 
+from sum_factory.labelgen.formulas import confidence, entropy, refinement
 from sum_factory.labelgen.settings import UncertaintySettings
-from sum_factory.labelgen.uncertainty import MaskToRefine, confidence, entropy, photo_to_input, refinement
+from sum_factory.labelgen.uncertainty import MaskToRefine, photo_to_input
 from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.placement import Frame
 
