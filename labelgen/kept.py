@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from sum_factory.shared.images import RgbImage
 from sum_factory.shared.placement import CropBox
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, PHOTOS, Dataset, Layer, Unit
 from sum_factory.shared.shards.kinds import kind_of
-from sum_factory.shared.shards.manifest import CROP_BOX
+from sum_factory.shared.shards.manifest import CROP_BOX, crop_of
 from sum_factory.shared.shards.shard_set import ImageRows
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.store.storage import Storage
@@ -48,14 +49,7 @@ def encode_labels(generated: GeneratedMasks) -> list[bytes]:
 
 def encode(generated: GeneratedMasks, resized: RgbImage, layers: Collection[str]) -> Encoded:
     """Encode an image for the layer of masks and for the kept ``layers``."""
-    keep = {
-        PHOTOS: lambda: keep_photo(resized),
-        LOGITS: lambda: keep_logits([encode_logits(logits) for logits in generated.logits]),
-        EMBEDDINGS: lambda: keep_embeddings(
-            generated.size, [frame.crop_box for frame in generated.frames], generated.embeddings.__getitem__
-        ),
-    }
-    return Encoded(encode_labels(generated), {layer: keep[layer]() for layer in layers})
+    return Encoded(encode_labels(generated), {layer: KEPT[layer].in_passing(generated, resized) for layer in layers})
 
 
 def keep_photo(resized: RgbImage) -> KeptBlobs:
@@ -89,6 +83,55 @@ def keep_embeddings(size: tuple[int, int], crops: Iterable[CropBox], embed: Call
     blobs = [encode_embedding(embed(box)[0].cpu().numpy()) for box in boxes]
     whole = boxes in ([], [(0, 0, size[1], size[0])])
     return KeptBlobs(blobs, columns, {} if whole else {"crop_box": [list(box) for box in boxes]})
+
+
+@dataclass(frozen=True)
+class CommittedImage:
+    """An image whose masks are committed: its ``rows``, what ``resize`` makes of its photo, and how to get the rest.
+
+    ``label_blobs`` reads its labels, ``generate`` generates its masks again, ``embed`` gives the embedding of a crop,
+    (1, C, g, g).
+    """
+
+    rows: ImageRows
+    resized: RgbImage
+    label_blobs: Callable[[], Sequence[bytes]]
+    generate: Callable[[], GeneratedMasks]
+    embed: Callable[[CropBox], Tensor]
+
+
+class Keeping(NamedTuple):
+    """How a kept layer gets its blobs of an image: while that is labelled, or again, when its masks are committed."""
+
+    in_passing: Callable[[GeneratedMasks, RgbImage], KeptBlobs]
+    again: Callable[[CommittedImage], KeptBlobs]
+
+
+def _logits_in_passing(generated: GeneratedMasks, resized: RgbImage) -> KeptBlobs:
+    return keep_logits([encode_logits(logits) for logits in generated.logits])
+
+
+def _logits_again(image: CommittedImage) -> KeptBlobs:
+    committed = image.label_blobs()
+    return keep_logits_again(image.generate(), committed) if committed else keep_logits([])
+
+
+def _embeddings_in_passing(generated: GeneratedMasks, resized: RgbImage) -> KeptBlobs:
+    crops = [frame.crop_box for frame in generated.frames]
+    return keep_embeddings(generated.size, crops, generated.embeddings.__getitem__)
+
+
+def _embeddings_again(image: CommittedImage) -> KeptBlobs:
+    rows = image.rows
+    return keep_embeddings((rows.height, rows.width), map(crop_of, rows.masks), image.embed)
+
+
+KEPT: Mapping[str, Keeping] = {
+    PHOTOS: Keeping(lambda generated, resized: keep_photo(resized), lambda image: keep_photo(image.resized)),
+    LOGITS: Keeping(_logits_in_passing, _logits_again),
+    EMBEDDINGS: Keeping(_embeddings_in_passing, _embeddings_again),
+}
+"""Every kept layer, by name."""
 
 
 class KeptWriter:

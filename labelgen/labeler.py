@@ -15,16 +15,7 @@ import torch
 from torch import Tensor
 
 from sum_factory.labelgen.job import Event, ImageDone, Job, MapsWork, UnitReport
-from sum_factory.labelgen.kept import (
-    Encoded,
-    KeptBlobs,
-    KeptWriter,
-    encode,
-    keep_embeddings,
-    keep_logits,
-    keep_logits_again,
-    keep_photo,
-)
+from sum_factory.labelgen.kept import KEPT, CommittedImage, Encoded, KeptBlobs, KeptWriter, encode
 from sum_factory.labelgen.lanes import take_cores
 from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.read_ahead import LoadedPhoto, read_ahead
@@ -37,7 +28,7 @@ from sum_factory.shared.placement import CropBox
 from sum_factory.shared.sam.checkpoint import SamWeights, load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Embedder, place
-from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, PHOTOS, Layer, Unit
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, Layer, Unit
 from sum_factory.shared.shards.manifest import UnitRecord, crop_of, manifest_path
 from sum_factory.shared.shards.originals import read_original
 from sum_factory.shared.shards.reader import WHICH
@@ -302,17 +293,14 @@ class _Keeping(_OfCommitted):
     def _keep_again(self, image: ImageRows, photo: LoadedPhoto) -> dict[str, KeptBlobs]:
         """Return what the layers get of a committed image, from its photo."""
         labeler = self.labeler
-
-        def logits() -> KeptBlobs:
-            committed = labeler.shards.label_blobs(self.unit.number, image)
-            return keep_logits_again(labeler.generator.label(*photo), committed) if committed else keep_logits([])
-
-        def embeddings() -> KeptBlobs:
-            embed = partial(labeler.embedder.embed_crop, photo.pixels, resized=photo.resized)
-            return keep_embeddings((image.height, image.width), map(crop_of, image.masks), embed)
-
-        keep = {PHOTOS: lambda: keep_photo(photo.resized), LOGITS: logits, EMBEDDINGS: embeddings}
-        return {layer: keep[layer]() for layer in self.kept.writers}
+        committed = CommittedImage(
+            rows=image,
+            resized=photo.resized,
+            label_blobs=partial(labeler.shards.label_blobs, self.unit.number, image),
+            generate=lambda: labeler.generator.label(*photo),
+            embed=partial(labeler.embedder.embed_crop, photo.pixels, resized=photo.resized),
+        )
+        return {layer: KEPT[layer].again(committed) for layer in self.kept.writers}
 
 
 class _MakingMaps(_OfCommitted):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -30,9 +30,9 @@ def masks_layer(automask: AutomaskSettings, runtime: Runtime, sam: dict[str, obj
     )
 
 
-def photos_layer(sam: dict[str, object], encoding: str = TAR) -> Layer:
-    """Describe the layer of photos at the input side of the SAM which ``identify_weights`` describes."""
-    side = int(str(sam["image_size"]))
+def photos_layer(masks: Layer, encoding: str = TAR) -> Layer:
+    """Describe the layer of photos at the input side of the SAM that makes ``masks``."""
+    side = int(masks.weights["sam"]["image_size"])
     return Layer(
         name=PHOTOS,
         encoding=encoding,
@@ -59,6 +59,14 @@ def embeddings_layer(masks: Layer, encoding: str = TAR) -> Layer:
         "masks": masks.id,
     }
     return Layer(EMBEDDINGS, encoding, settings, {"sam": sam}, _provenance(encoding))
+
+
+KEPT_LAYERS: Mapping[str, Callable[[Layer, str], Layer]] = {
+    PHOTOS: photos_layer,
+    LOGITS: logits_layer,
+    EMBEDDINGS: embeddings_layer,
+}
+"""What describes each kept layer, given that of the masks and the encoding, in the order in which they are kept."""
 
 
 def maps_layer(

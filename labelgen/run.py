@@ -23,7 +23,7 @@ from sum_factory.labelgen.job import (
     Units,
     WeightsRead,
 )
-from sum_factory.labelgen.layers import embeddings_layer, logits_layer, maps_layer, masks_layer, photos_layer
+from sum_factory.labelgen.layers import KEPT_LAYERS, maps_layer, masks_layer
 from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.plan import prepare
 from sum_factory.labelgen.progress import ProgressReporter, RunSummary
@@ -124,6 +124,10 @@ class RunSettings:
     log: str | None = None
     """File to which one JSON line is appended for everything that happens. By default there is none."""
 
+    def keeps(self, layer: str) -> bool:
+        """Whether a kept layer is to be made: ``keep_`` and its name is a setting."""
+        return bool(getattr(self, f"keep_{layer}"))
+
 
 @dataclass(frozen=True)
 class UncertaintyRunSettings:
@@ -191,9 +195,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
     masks = masks_layer(automask, runtime, sam, settings.encoding)
     if settings.refiner is None and settings.min_refine_area:
         raise SettingsError("--min-refine-area is about refining: give --refiner too")
-    kept = [photos_layer(sam, settings.encoding)] if settings.keep_photos else []
-    kept += [logits_layer(masks, settings.encoding)] if settings.keep_logits else []
-    kept += [embeddings_layer(masks, settings.encoding)] if settings.keep_embeddings else []
+    kept = [describe(masks, settings.encoding) for name, describe in KEPT_LAYERS.items() if settings.keeps(name)]
     job = Job(
         shards=settings.shards,
         sam=settings.sam,
