@@ -125,7 +125,7 @@ def test_unit_whose_maps_alone_are_lost_is_completed(
 
 def test_other_quality_is_refused(own_kept: Path, photos: Path, label: Label, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sum_factory.labelgen.layers.QUALITY", 80)
-    with pytest.raises(SettingsDifferError, match=r"(?s)layer images.*quality: there 90, asked for 80.*--shards"):
+    with pytest.raises(SettingsDifferError, match=r"(?s)layer photos.*quality: there 90, asked for 80.*--shards"):
         label(photos, own_kept, keep_photos=True)
 
 
