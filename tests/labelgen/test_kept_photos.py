@@ -209,10 +209,10 @@ def test_missing_and_unlisted_photos_are_named(own_kept: Path, problems: Problem
 
 def test_status_and_verify_count_photos(kept: Path) -> None:
     status = CliRunner().invoke(main, ["status", "--shards", str(kept)])
-    assert "layer images (tar): 3 of 3 units, 6 images, 6 photos, 0 errors" in status.output
+    assert "layer photos (tar): 3 of 3 units, 6 images, 6 photos, 0 errors" in status.output
     verified = CliRunner().invoke(main, ["verify", "--shards", str(kept)])
     assert verified.exit_code == 0
-    assert "layer images: 3 units sound with 6 photos, 0 units not made yet" in verified.output
+    assert "layer photos: 3 units sound with 6 photos, 0 units not made yet" in verified.output
 
 
 def test_command_keeps_photos(photos: Path, loose_options: list[str], tmp_path: Path, kept: Path) -> None:

@@ -130,7 +130,7 @@ def test_photos_are_read_by_image(known_set: Any) -> None:
             np.testing.assert_array_equal(read_photo(shards, unit, index).transpose(1, 2, 0), expected)
     with pytest.raises(ShardError, match="could not be read when the layer was made"):
         read_photo(shards, 1, 1)
-    with pytest.raises(ShardError, match="layer images has no label"):
+    with pytest.raises(ShardError, match="layer photos has no label"):
         shards.reader(PHOTOS).read(0, [0], "label")
 
 
