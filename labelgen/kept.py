@@ -148,7 +148,11 @@ class KeptWriter:
             writer.add_image(index, size, *kept[name])
 
     def add_failure(self, index: int, error: str, labelled: ImageRows | None = None) -> None:
-        """Add image ``index`` of the unit as one that could not be read: ``labelled``, if it was when it got masks."""
+        """Add image ``index`` of the unit as one that could not be read.
+
+        If the image has masks, ``labelled`` is what the masks layer says of it; each mask then gets a row marked
+        unknown.
+        """
         for name, writer in self.writers.items():
             known_column = kind_of(name).known_column
             if known_column and labelled is not None and labelled.masks:

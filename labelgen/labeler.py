@@ -103,8 +103,8 @@ class Labeler:
     def _lacking(self, unit: Unit, refused: Mapping[str, str]) -> Iterator[_Makes]:
         """Yield what makes the layers that a unit lacks, in the order in which they are to be committed.
 
-        Masks are made with all that belongs to them in one pass. Nothing comes of it where another run has made the
-        unit, or a worker that died before it could tell.
+        Masks are made with all that belongs to them in one pass. Yields nothing if the unit is complete: another run,
+        or a worker that died before reporting, made it.
         """
         masks, uncertainty = self.job.masks, self.job.uncertainty
         if masks is not None and not self._has(unit, MASKS):
@@ -203,7 +203,7 @@ class _UnitLabelling:
     def _label_photos(self) -> Iterator[_EncodedImage | str]:
         """Yield what comes of the images of the unit, in order, or why they cannot be labelled.
 
-        The blobs of an image are encoded by another thread, while the next one is labelled if that is in turn.
+        Another thread encodes the blobs. With a single lane, the next image is labelled meanwhile.
         """
         labeler = self.labeler
         layers = {layer.name for layer in labeler.job.kept}

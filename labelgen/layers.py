@@ -79,8 +79,8 @@ def maps_layer(
 ) -> Layer:
     """Describe the layer of uncertainty maps called ``name``, of ``masks``, by the refiner at a path.
 
-    ``use_kept`` are the layers that the maps are made from, as far as they go. Since halves are rounded, it changes
-    the maps which are: each is among the settings, by its id.
+    ``use_kept`` are the layers that the maps are made from, as far as they go. Kept layers are rounded to half floats,
+    so the choice changes the maps; each layer's id is therefore a setting.
 
     Raises ``CheckpointError`` for a refiner that is none, or another SAM's, and ``SettingsError`` if there is one where
     the source needs none, or none where it needs one.

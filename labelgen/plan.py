@@ -236,7 +236,10 @@ def _recovered(storage: Storage, layer: Layer, unit_size: int) -> Dataset | None
 
 
 def cut(listed: Iterable[Sequence[PhotoFile]], unit_size: int, numbers: Iterable[int]) -> Iterator[Unit | None]:
-    """Cut lists of photos into units with these numbers, the last of what is left. Yields None after each list."""
+    """Cut lists of photos into units with these numbers.
+
+    The last unit takes the remainder. Yields None after each input list, so the caller can pause.
+    """
     left: list[PhotoFile] = []
     following = iter(numbers)
     for photos in listed:

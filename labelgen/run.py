@@ -135,8 +135,7 @@ class UncertaintyRunSettings:
 
     ``layer_name`` is by default the name of the source. ``use_kept`` names the kept layers that maps are made from, as
     far as they go. ``photos_from`` says where photos lie now that have moved since they were labelled. ``precision``
-    must come to that of the masks, of which the maps are; it is that if it is None, and that of ``runtime`` does not
-    count.
+    must equal the masks' precision; None takes it. ``runtime.precision`` is ignored.
     """
 
     shards: str

@@ -1,7 +1,7 @@
 """Draw prompts from masks: noisy boxes, first points, and clicks at errors (SUM, Sec. 3.2.2, App. B.1).
 
-Masks live on a grid of ``stride`` input pixels a cell, (P, H, W). Cell x covers the input pixels whose centre is
-(x + 0.5) * stride - 0.5 on average; prompts are in input pixels, x before y.
+Masks live on a grid of ``stride`` input pixels a cell, (P, H, W). The centre of cell x is input coordinate
+(x + 0.5) * stride - 0.5. Prompts are in input pixels, x before y.
 
 Every function draws its random numbers on the CPU, from one generator for all masks or from one for the masks of each
 sample, so that a run does not depend on the device.

@@ -107,7 +107,7 @@ class Layer:
 
     @property
     def id(self) -> str:
-        """Hash of the settings, the weights and the format version: which units there are does not count."""
+        """Hash of format version, name, encoding, settings and weights: which units there are does not count."""
         return content_id([FORMAT_VERSION, self.name, self.encoding, self.settings, self.weights])
 
 
@@ -133,7 +133,7 @@ class Dataset:
 
     @property
     def id(self) -> str:
-        """Hash of the units of the first listing: it stays when a shard set is extended."""
+        """Hash of format version, unit size and the ids of the units of the first listing: an extension keeps it."""
         return content_id([FORMAT_VERSION, self.unit_size, list(self.unit_ids[: self.first_units])])
 
     def size_of(self, number: int) -> int:
@@ -143,7 +143,10 @@ class Dataset:
         return min(self.unit_size, self.image_count - sum(self.extended) - number * self.unit_size)
 
     def with_units(self, units: Sequence[tuple[str, int]]) -> Dataset:
-        """Return the dataset with more units, given by id and size: extensions, but for those of the first listing."""
+        """Return the dataset with more units, given by id and size.
+
+        Units count as extensions once the first listing has ended: with a unit of another size than ``unit_size``.
+        """
         sizes = [size for _, size in units]
         own = 0
         if not self.unit_ids:

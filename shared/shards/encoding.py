@@ -74,8 +74,8 @@ def shared_files(dataset: Dataset, layer: Layer) -> dict[str, bytes]:
 def write_shared_files(storage: Storage) -> Dataset:
     """Have the files of layers that belong to no unit say what follows from ``dataset.json``; return that.
 
-    They tell how many units there are. So whoever changes ``dataset.json`` calls this, and on a disk what is read and
-    written belongs together: nobody puts an older count over a newer one. Raises ``ShardError`` if it is missing.
+    They tell how many units there are, so whoever changes ``dataset.json`` calls this. On a disk, a lock covers reading
+    and writing, so an older unit count cannot overwrite a newer one. Raises ``ShardError`` if it is missing.
     """
     with storage.locked():
         dataset = require_dataset(storage)

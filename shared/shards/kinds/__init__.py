@@ -55,7 +55,7 @@ def is_unknown(row: Mapping[str, Any]) -> bool:
 
 
 def comparable(layer: Layer) -> Mapping[str, Any]:
-    """Return the settings without what no two shard sets share: ids of the masks that a layer is of, of kept layers.
+    """Return the settings without layer ids, which differ between shard sets.
 
     Whether maps were made from a kept layer does count.
     """
