@@ -1,4 +1,4 @@
-"""Reading a layer of a shard set, however it is encoded: which masks there are, and the codes of those picked."""
+"""Reading a layer of a shard set, however it is encoded: which blobs there are, and the codes of those picked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ LARGEST_SPAN = 1 << 20
 
 @dataclass(frozen=True)
 class UnitRows:
-    """The M masks of a committed unit, in the order of the manifest: its columns of numbers, (M,) each.
+    """The M rows of a unit's manifest that have a blob, in its order: the columns of numbers, (M,) each.
+
+    A row is of a mask, of a photo or of a crop, as the kind of the layer says (``LayerKind.per``).
 
     Those of image i are ``first[i]`` to ``first[i + 1]``; ``first`` is int64 (I + 1,). A number that is null in the
     manifest is 0 here; a fraction that is null is NaN.
@@ -50,7 +52,7 @@ class UnitRows:
 
     @classmethod
     def from_manifest(cls, table: pa.Table, record: UnitRecord, name: str) -> UnitRows:
-        """Return the masks of a manifest. Raises ``ShardError`` if they do not come image by image."""
+        """Return the rows of a manifest. Raises ``ShardError`` if they do not come image by image."""
         masks = table.filter(pc.is_valid(table["mask"]))
         columns = {
             field.name: _as_numbers(masks[field.name], field.type)
@@ -96,14 +98,14 @@ class HeldFiles:
 
 
 class LayerReader(Protocol):
-    """Reads masks of a layer at random, by their numbers in the unit: 0 to M - 1, as ``UnitRows`` has them.
+    """Reads blobs of a layer at random, by the numbers of their rows in the unit: 0 to M - 1, as ``UnitRows`` has them.
 
     It keeps what it read of the manifests, which do not change once they are written. All of it may be used by several
     threads at once.
     """
 
     def rows(self, unit: int) -> UnitRows:
-        """Return the masks of a unit. Raises ``ShardError`` if it is not committed, damaged, or of other masks."""
+        """Return the rows of a unit. Raises ``ShardError`` if it is not committed, damaged, or of other masks."""
 
     def read(self, unit: int, picked: Picked, part: Part) -> Codes:
         """Read and decode what is ``picked`` of a unit, in that order, and nothing else.
@@ -113,9 +115,9 @@ class LayerReader(Protocol):
         """
 
     def blobs(self, unit: int, picked: Picked) -> list[bytes]:
-        """Return masks as ``encode_label`` or ``encode_uncertainty`` made them, whatever the encoding.
+        """Return blobs as the codecs of the layer's kind made them, whatever the encoding.
 
-        The blob of a mask of which nothing is known is empty. Raises ``ShardError`` as ``read``.
+        The blob of a row of which nothing is known is empty. Raises ``ShardError`` as ``read``.
         """
 
 

@@ -1,4 +1,8 @@
-"""Kinds of layers, one a module: a new kind is a new module with a ``KIND``, and nothing elsewhere."""
+"""Kinds of layers, one a module: a new kind is a new module with a ``KIND``.
+
+What reads, writes, checks, chooses and converts layers needs nothing else. What makes the data of a kind is
+labelling's: for one that is kept in passing (``is_kept``), entries in ``KEPT`` and ``KEPT_LAYERS``, and an option.
+"""
 
 from __future__ import annotations
 
