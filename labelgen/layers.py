@@ -14,7 +14,7 @@ from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, PATCH
 from sum_factory.shared.sam.refiner import identify_refiner
 from sum_factory.shared.sam.runtime import Runtime
-from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, MASKS_OF_MAPS, PHOTOS, TAR, Layer, uncertainty_layer
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, OF_MASKS, PHOTOS, TAR, Layer, uncertainty_layer
 from sum_factory.shared.shards.encoding import libraries
 from sum_factory.shared.shards.shard_set import MASKS
 
@@ -44,7 +44,7 @@ def photos_layer(masks: Layer, encoding: str = TAR) -> Layer:
 
 def logits_layer(masks: Layer, encoding: str = TAR) -> Layer:
     """Describe the layer of the full logits of ``masks``."""
-    settings = {"format": "float16", "precision": masks.settings["precision"], "masks": masks.id}
+    settings = {"format": "float16", "precision": masks.settings["precision"], OF_MASKS: masks.id}
     return Layer(LOGITS, encoding, settings, {"sam": masks.weights["sam"]}, _provenance(encoding))
 
 
@@ -56,7 +56,7 @@ def embeddings_layer(masks: Layer, encoding: str = TAR) -> Layer:
         "format": "float16",
         "shape": [ARCHITECTURES[sam["model_type"]].prompt_dim, cells, cells],
         "precision": masks.settings["precision"],
-        "masks": masks.id,
+        OF_MASKS: masks.id,
     }
     return Layer(EMBEDDINGS, encoding, settings, {"sam": sam}, _provenance(encoding))
 
@@ -99,7 +99,7 @@ def maps_layer(
         settings={
             **asdict(settings),
             "precision": masks.settings["precision"],
-            MASKS_OF_MAPS: masks.id,
+            OF_MASKS: masks.id,
             **made_from,
         },
         weights=weights,

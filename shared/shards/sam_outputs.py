@@ -11,6 +11,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.placement import CropBox
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS
 from sum_factory.shared.shards.manifest import CROP_BOX
+from sum_factory.shared.shards.reader import are_known
 from sum_factory.shared.shards.shard_set import ImageRows, ShardSet
 
 
@@ -29,7 +30,7 @@ def read_full_logits(shards: ShardSet, unit: int, image: ImageRows) -> list[npt.
 
 def are_logits_known(shards: ShardSet, unit: int, image: ImageRows) -> npt.NDArray[np.bool_]:
     """Return of which of an image's masks there are logits, bool (K,), from the manifest alone."""
-    return np.asarray(shards.reader(LOGITS).rows(unit)["valid"][list(_masks_of(image))], np.bool_)
+    return are_known(shards.reader(LOGITS).rows(unit), np.array(_masks_of(image), np.int64))
 
 
 def kept_crops(shards: ShardSet, unit: int, index: int) -> dict[CropBox, int]:

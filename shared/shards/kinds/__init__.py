@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.dataset import MASKS_OF_MAPS, Dataset, Layer
+from sum_factory.shared.shards.dataset import OF_MASKS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_forms import Form
 from sum_factory.shared.shards.kinds.kind import LayerKind, Part
 from sum_factory.shared.shards.manifest import COMMON_COLUMNS
@@ -65,5 +65,5 @@ def comparable(layer: Layer) -> Mapping[str, Any]:
     """
     outputs = {kind.name for kind in kinds().values() if kind.is_output}
     settings = {name: "kept" if name in outputs else value for name, value in layer.settings.items()}
-    settings.pop(MASKS_OF_MAPS, None)
+    settings.pop(OF_MASKS, None)
     return settings

@@ -170,7 +170,8 @@ class Selection(ShardSet):
 
     def _counted(self, number: int, layer: str, table: pa.Table, record: UnitRecord) -> UnitRecord:
         failed = table.filter(pc.is_valid(table["error"]))
-        unknown = pc.sum(pc.invert(table["u_valid"])).as_py() if "u_valid" in table.column_names else None
+        known_column = kind_of(layer).known_column
+        unknown = pc.sum(pc.invert(table[known_column])).as_py() if known_column else None
         return replace(
             record,
             unit=number,
