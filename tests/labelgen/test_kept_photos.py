@@ -204,7 +204,7 @@ def test_missing_and_unlisted_photos_are_named(own_kept: Path, problems: Problem
     dataset = ShardSet.open(str(own_kept)).dataset
     without = Dataset(dataset.unit_size, dataset.unit_ids, dataset.image_count, {MASKS: dataset.layers[MASKS]})
     (own_kept / DATASET).write_bytes(without.to_json())
-    assert any(f"{own_kept}/manifest/images: a layer that" in problem for problem in problems(own_kept))
+    assert any(f"{own_kept}/manifest/photos: a layer that" in problem for problem in problems(own_kept))
 
 
 def test_status_and_verify_count_photos(kept: Path) -> None:

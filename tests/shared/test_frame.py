@@ -52,7 +52,7 @@ def test_upsampling_equals_upstreams_postprocessing(tiny_sam: Sam, size: tuple[i
 
 
 @every_size
-def test_upsampling_reads_nothing_beyond_the_low_res_size(size: tuple[int, int]) -> None:
+def test_upsampling_reads_nothing_beyond_the_interpolation_cells(size: tuple[int, int]) -> None:
     frame = Frame.whole(128, *size)
     rows, columns = frame.interpolation_cells
     logits = random_logits(2, 32, 32)
@@ -60,7 +60,7 @@ def test_upsampling_reads_nothing_beyond_the_low_res_size(size: tuple[int, int])
 
 
 @every_size
-def test_upsampling_reads_every_cell_of_the_low_res_size(size: tuple[int, int]) -> None:
+def test_upsampling_reads_every_one_of_the_interpolation_cells(size: tuple[int, int]) -> None:
     frame = Frame.whole(128, *size)
     height, width = frame.input_size
     rows, columns = frame.interpolation_cells
@@ -71,7 +71,7 @@ def test_upsampling_reads_every_cell_of_the_low_res_size(size: tuple[int, int]) 
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([64, 256, 1024]))
-def test_valid_size_counts_the_cells_that_show_photo(height: int, width: int, side: int) -> None:
+def test_photo_cells_are_those_that_show_photo(height: int, width: int, side: int) -> None:
     assume(0 not in resized_size(height, width, side))
     frame = Frame.whole(side, height, width)
     shown = np.zeros((side, side), bool)
@@ -81,7 +81,7 @@ def test_valid_size_counts_the_cells_that_show_photo(height: int, width: int, si
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000))
-def test_low_res_size_is_valid_size_or_one_more(height: int, width: int) -> None:
+def test_interpolation_cells_are_photo_cells_or_one_more(height: int, width: int) -> None:
     assume(0 not in resized_size(height, width, 256))
     frame = Frame.whole(256, height, width)
     for low_res, valid in zip(frame.interpolation_cells, frame.photo_cells, strict=True):
