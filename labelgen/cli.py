@@ -8,7 +8,7 @@ import click
 
 from sum_factory.shared.commands import Commands
 
-PLACES = {
+MODULES = {
     "run": "sum_factory.labelgen.commands.label:run_command",
     "uncertainty": "sum_factory.labelgen.commands.label:uncertainty_command",
     "status": "sum_factory.labelgen.commands.check:status_command",
@@ -23,7 +23,7 @@ PLACES = {
 }
 
 
-@click.group(cls=Commands, places=PLACES, context_settings={"show_default": True})
+@click.group(cls=Commands, modules=MODULES, context_settings={"show_default": True})
 @click.version_option(package_name="sum-factory")
 def main() -> None:
     """Label photos with a frozen SAM, once; train from the labels as often as you like."""

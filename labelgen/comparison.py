@@ -91,9 +91,9 @@ class Comparison:
         with Spool() as aside:
             for listed in batches(list_photos(keys.reserve)):
                 new, perhaps = [], []
-                for photo, place in zip(listed, self.known.find(listed), strict=True):
-                    if place is not None:
-                        self._found(photo, place)
+                for photo, photo_number in zip(listed, self.known.find(listed), strict=True):
+                    if photo_number is not None:
+                        self._found(photo, photo_number)
                     elif self.known.has_key(photo.key):
                         perhaps.append(photo)
                     else:
@@ -114,11 +114,11 @@ class Comparison:
 
     def _is_at(self, photo: PhotoFile, key: str) -> bool:
         """Whether this photo is the one that was planned under a key, unless that was found elsewhere."""
-        place = self.known.unseen_with_key(key)
-        if place is None or (self.extend and self.known.photo(place).size != photo.size):
+        photo_number = self.known.unseen_with_key(key)
+        if photo_number is None or (self.extend and self.known.photo(photo_number).size != photo.size):
             return False
-        self.known.seen[place] = True
-        self._found(photo, place)
+        self.known.seen[photo_number] = True
+        self._found(photo, photo_number)
         return True
 
     def _has_numbered_key(self, photo: PhotoFile, last: dict[str, int]) -> bool:
@@ -131,8 +131,8 @@ class Comparison:
             ordinal += 1
         return False
 
-    def _found(self, photo: PhotoFile, place: int) -> None:
-        planned = self.known.photo(place)
+    def _found(self, photo: PhotoFile, photo_number: int) -> None:
+        planned = self.known.photo(photo_number)
         if photo.size != planned.size:
             raise SettingsDifferError(
                 f"{photo.name}: changed since the shard set at {self.url} was planned (image {planned.key!r}: "
@@ -141,7 +141,7 @@ class Comparison:
         if photo.stamp != planned.stamp:
             self.restamped += 1
             self.first_restamped = self.first_restamped or photo.name
-        number, index = self.known.unit_of(place)
+        number, index = self.known.unit_of(photo_number)
         if (photo.url, photo.member, photo.offset) != (planned.url, planned.member, planned.offset):
             self._moved.setdefault(number, {})[index] = with_key(photo, planned.key)
         left = self._left[number] = self._left.get(number, self.known.size_of(number)) - 1

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from sum_factory.labelgen.job import Begun, Event, GivenUp, Lost, Notice, Progress, UnitReport, WeightsRead
+from sum_factory.labelgen.job import Begun, Event, GivenUp, ImageDone, Lost, Notice, UnitReport, WeightsRead
 from sum_factory.shared.errors import SettingsError
 
 NAMES: dict[type, str] = {
     WeightsRead: "weights read",
     Begun: "unit begun",
-    Progress: "image failed",
+    ImageDone: "image failed",
     UnitReport: "unit done",
     Lost: "worker lost",
     GivenUp: "unit given up",
@@ -39,7 +39,7 @@ class EventLog:
 
     def take(self, event: Event) -> None:
         """Write what happened, unless it is that an image was labelled."""
-        if not isinstance(event, Progress) or event.error is not None:
+        if not isinstance(event, ImageDone) or event.error is not None:
             self.tell(NAMES[type(event)], **asdict(event))
 
 

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MasksTask:
+class MasksWork:
     """The pseudo-labels that a job makes; what ``dataset.json`` says of their layer counts."""
 
     settings: AutomaskSettings
 
 
 @dataclass(frozen=True)
-class UncertaintyTask:
+class MapsWork:
     """The uncertainty maps that a job makes, and their layer. ``refiner`` is the path of its file."""
 
     settings: UncertaintySettings
@@ -45,8 +45,8 @@ class Job:
     model_type: str | None
     runtime: Runtime
     points_per_batch: int
-    masks: MasksTask | None = None
-    uncertainty: UncertaintyTask | None = None
+    masks: MasksWork | None = None
+    uncertainty: MapsWork | None = None
     kept: tuple[Layer, ...] = ()
     """Layers of what labelling has at hand anyway, such as the photos."""
     photos_from: Relocation = UNMOVED
@@ -69,12 +69,12 @@ class Job:
 class Units(Protocol):
     """The units that a run is to make, as they are planned. Their plans lie in the shard set, only numbers are held.
 
-    ``known`` are the numbers of those that are planned by now, all of them if ``is_whole``. ``moved`` are the plans of
-    those whose photos lie elsewhere now.
+    ``planned`` are the numbers of those that have a plan by now, all of them if ``is_whole``. ``moved`` are the plans
+    of those whose photos lie elsewhere now.
     """
 
     @property
-    def known(self) -> Collection[int]: ...
+    def planned(self) -> Collection[int]: ...
 
     @property
     def moved(self) -> Mapping[int, Unit]: ...
@@ -91,16 +91,16 @@ class Units(Protocol):
 
 @dataclass(frozen=True)
 class PlannedUnits:
-    """``Units`` that are all known. ``size`` gives how many images one has."""
+    """``Units`` that are all planned already. ``size`` gives how many images one has."""
 
-    known: Sequence[int]
+    planned: Sequence[int]
     size: Callable[[int], int]
     moved: Mapping[int, Unit] = field(default_factory=dict)
     is_whole: bool = True
 
     def numbers(self) -> Iterator[int | None]:
         """Yield their numbers."""
-        yield from self.known
+        yield from self.planned
 
     def size_of(self, number: int) -> int:
         """Return how many images a unit has."""
@@ -115,9 +115,9 @@ class PendingUnits:
     done: Collection[int]
 
     @property
-    def known(self) -> Collection[int]:
+    def planned(self) -> Collection[int]:
         """The numbers of those that are planned by now."""
-        return [number for number in tuple(self.every.known) if number not in self.done]
+        return [number for number in tuple(self.every.planned) if number not in self.done]
 
     @property
     def moved(self) -> Mapping[int, Unit]:
@@ -139,7 +139,7 @@ class PendingUnits:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ImageDone:
     """One image is done: how many masks it has, or why it has none, or why these have no maps."""
 
     masks: int
@@ -174,14 +174,14 @@ class Begun:
 class Lost:
     """A worker died, of ``why``, while it worked on a unit, which is queued again.
 
-    ``quarantined`` is the number of the image that is left out from now on, if this was one death too many over it.
+    ``left_out`` is the number of the image that is left out from now on, if this was one death too many over it.
     """
 
     unit: int
     attempt: int
     worker: str
     why: str
-    quarantined: int | None = None
+    left_out: int | None = None
     probed: int = 0
 
 
@@ -209,4 +209,4 @@ class WeightsRead:
     bytes: int
 
 
-Event = WeightsRead | Progress | UnitReport | Begun | Lost | GivenUp | Notice
+Event = WeightsRead | ImageDone | UnitReport | Begun | Lost | GivenUp | Notice

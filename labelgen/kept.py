@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sum_factory.labelgen.masks.automask import ImageLabels
+from sum_factory.labelgen.masks.automask import GeneratedMasks
 from sum_factory.shared.codecs.embedding import encode_embedding
 from sum_factory.shared.codecs.label import encode_label
 from sum_factory.shared.codecs.logits import encode_logits
@@ -16,8 +17,8 @@ from sum_factory.shared.images import RgbImage
 from sum_factory.shared.placement import CropBox
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, PHOTOS, Dataset, Layer, Unit
 from sum_factory.shared.shards.kinds import kind_of
-from sum_factory.shared.shards.manifest import CROP_BOX
-from sum_factory.shared.shards.shard_set import LabelledImage
+from sum_factory.shared.shards.manifest import CROP_BOX, crop_of
+from sum_factory.shared.shards.shard_set import ImageRows
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.store.storage import Storage
 
@@ -37,25 +38,18 @@ class Encoded(NamedTuple):
     kept: Mapping[str, KeptBlobs]
 
 
-def encode_labels(labels: ImageLabels) -> list[bytes]:
+def encode_labels(generated: GeneratedMasks) -> list[bytes]:
     """Return the blob of each mask in the layer of masks."""
     blobs = []
-    for logits, frame in zip(labels.logits, labels.frames, strict=True):
-        rows, columns = frame.low_res_size
+    for logits, frame in zip(generated.logits, generated.frames, strict=True):
+        rows, columns = frame.interpolation_cells
         blobs.append(encode_label(logits[:rows, :columns]))
     return blobs
 
 
-def encode(labels: ImageLabels, resized: RgbImage, layers: Collection[str]) -> Encoded:
+def encode(generated: GeneratedMasks, resized: RgbImage, layers: Collection[str]) -> Encoded:
     """Encode an image for the layer of masks and for the kept ``layers``."""
-    keep = {
-        PHOTOS: lambda: keep_photo(resized),
-        LOGITS: lambda: keep_logits([encode_logits(logits) for logits in labels.logits]),
-        EMBEDDINGS: lambda: keep_embeddings(
-            labels.size, [frame.crop_box for frame in labels.frames], labels.embeddings.__getitem__
-        ),
-    }
-    return Encoded(encode_labels(labels), {layer: keep[layer]() for layer in layers})
+    return Encoded(encode_labels(generated), {layer: KEPT[layer].in_passing(generated, resized) for layer in layers})
 
 
 def keep_photo(resized: RgbImage) -> KeptBlobs:
@@ -68,14 +62,14 @@ def keep_logits(blobs: Sequence[bytes]) -> KeptBlobs:
     return KeptBlobs(blobs, {"valid": [len(blob) > 0 for blob in blobs]}, {})
 
 
-def keep_logits_again(labels: ImageLabels, committed: Sequence[bytes]) -> KeptBlobs:
+def keep_logits_again(generated: GeneratedMasks, committed: Sequence[bytes]) -> KeptBlobs:
     """Return what the layer ``logits`` gets of masks that are ``committed``, from an image that was labelled again.
 
     Where a mask did not come out as it is there, its logits are not known.
     """
-    again = encode_labels(labels)
+    again = encode_labels(generated)
     same = [k < len(again) and again[k] == blob for k, blob in enumerate(committed)]
-    return keep_logits([encode_logits(labels.logits[k]) if one else b"" for k, one in enumerate(same)])
+    return keep_logits([encode_logits(generated.logits[k]) if one else b"" for k, one in enumerate(same)])
 
 
 def keep_embeddings(size: tuple[int, int], crops: Iterable[CropBox], embed: Callable[[CropBox], Tensor]) -> KeptBlobs:
@@ -91,6 +85,55 @@ def keep_embeddings(size: tuple[int, int], crops: Iterable[CropBox], embed: Call
     return KeptBlobs(blobs, columns, {} if whole else {"crop_box": [list(box) for box in boxes]})
 
 
+@dataclass(frozen=True)
+class CommittedImage:
+    """An image whose masks are committed: its ``rows``, what ``resize`` makes of its photo, and how to get the rest.
+
+    ``label_blobs`` reads its labels, ``generate`` generates its masks again, ``embed`` gives the embedding of a crop,
+    (1, C, g, g).
+    """
+
+    rows: ImageRows
+    resized: RgbImage
+    label_blobs: Callable[[], Sequence[bytes]]
+    generate: Callable[[], GeneratedMasks]
+    embed: Callable[[CropBox], Tensor]
+
+
+class Keeping(NamedTuple):
+    """How a kept layer gets its blobs of an image: while that is labelled, or again, when its masks are committed."""
+
+    in_passing: Callable[[GeneratedMasks, RgbImage], KeptBlobs]
+    again: Callable[[CommittedImage], KeptBlobs]
+
+
+def _logits_in_passing(generated: GeneratedMasks, resized: RgbImage) -> KeptBlobs:
+    return keep_logits([encode_logits(logits) for logits in generated.logits])
+
+
+def _logits_again(image: CommittedImage) -> KeptBlobs:
+    committed = image.label_blobs()
+    return keep_logits_again(image.generate(), committed) if committed else keep_logits([])
+
+
+def _embeddings_in_passing(generated: GeneratedMasks, resized: RgbImage) -> KeptBlobs:
+    crops = [frame.crop_box for frame in generated.frames]
+    return keep_embeddings(generated.size, crops, generated.embeddings.__getitem__)
+
+
+def _embeddings_again(image: CommittedImage) -> KeptBlobs:
+    rows = image.rows
+    return keep_embeddings((rows.height, rows.width), map(crop_of, rows.masks), image.embed)
+
+
+KEPT: Mapping[str, Keeping] = {
+    PHOTOS: Keeping(lambda generated, resized: keep_photo(resized), lambda image: keep_photo(image.resized)),
+    LOGITS: Keeping(_logits_in_passing, _logits_again),
+    EMBEDDINGS: Keeping(_embeddings_in_passing, _embeddings_again),
+}
+"""Every kept layer, by name."""
+
+
 class KeptWriter:
     """Collects a unit's data of each kept layer, in memory, and commits them."""
 
@@ -104,14 +147,18 @@ class KeptWriter:
         for name, writer in self.writers.items():
             writer.add_image(index, size, *kept[name])
 
-    def add_failure(self, index: int, error: str, labelled: LabelledImage | None = None) -> None:
-        """Add image ``index`` of the unit as one that could not be read: ``labelled``, if it was when it got masks."""
+    def add_failure(self, index: int, error: str, labelled: ImageRows | None = None) -> None:
+        """Add image ``index`` of the unit as one that could not be read.
+
+        If the image has masks, ``labelled`` is what the masks layer says of it; each mask then gets a row marked
+        unknown.
+        """
         for name, writer in self.writers.items():
-            known = kind_of(name).known
-            if known and labelled is not None and labelled.masks:
+            known_column = kind_of(name).known_column
+            if known_column and labelled is not None and labelled.masks:
                 count = len(labelled.masks)
                 size = labelled.height, labelled.width
-                writer.add_image(index, size, [b""] * count, {known: [False] * count}, {}, error)
+                writer.add_image(index, size, [b""] * count, {known_column: [False] * count}, {}, error)
             else:
                 writer.add_failure(index, error)
 

@@ -56,8 +56,8 @@ class KnownPhotos:
 
     def size_of(self, number: int) -> int:
         """Return how many photos a unit has whose plan is there."""
-        place = int(np.searchsorted(self.numbers, number))
-        return int(self._first[place + 1] - self._first[place])
+        position = int(np.searchsorted(self.numbers, number))
+        return int(self._first[position + 1] - self._first[position])
 
     def _read(self) -> Iterator[tuple[PhotoFile, ...]]:
         with GeneratorPool(READERS) as pool, Stage("reading plans", len(self.numbers), "unit") as stage:
@@ -70,18 +70,18 @@ class KnownPhotos:
     def _photos_of(self, number: int) -> tuple[PhotoFile, ...]:
         return self.shards.unit(number).images
 
-    def unit_of(self, photo: int) -> tuple[int, int]:
+    def unit_of(self, photo_number: int) -> tuple[int, int]:
         """Return the number of the unit that a photo is in, and its number there."""
-        place = int(np.searchsorted(self._first, photo, "right")) - 1
-        return self.numbers[place], photo - int(self._first[place])
+        position = int(np.searchsorted(self._first, photo_number, "right")) - 1
+        return self.numbers[position], photo_number - int(self._first[position])
 
-    def photo(self, photo: int) -> PhotoFile:
+    def photo(self, photo_number: int) -> PhotoFile:
         """Return what the plan says of a photo."""
-        number, index = self.unit_of(photo)
+        number, index = self.unit_of(photo_number)
         return self._photos(number)[index]
 
     def find(self, listed: Sequence[PhotoFile]) -> list[int | None]:
-        """Return which photos lie where each of the ``listed`` does, None where there is none, and note them as seen.
+        """Return the number of the photo that lies where each of the ``listed`` does, or None, and note it as seen.
 
         Where a place was listed several times, it is found as often.
         """
@@ -89,12 +89,12 @@ class KnownPhotos:
         return [self._take(self._places, int(start), _place(photo)) for photo, start in zip(listed, found, strict=True)]
 
     def _take(self, among: _Sorted, start: int, wanted: int) -> int | None:
-        for photo in among.equal(start, wanted):
-            if not self.seen[photo]:
-                self.seen[photo] = True
-                self.is_in_order &= photo > self._last
-                self._last = photo
-                return photo
+        for photo_number in among.equal(start, wanted):
+            if not self.seen[photo_number]:
+                self.seen[photo_number] = True
+                self.is_in_order &= photo_number > self._last
+                self._last = photo_number
+                return photo_number
         return None
 
     def has_key(self, key: str) -> bool:
@@ -103,14 +103,15 @@ class KnownPhotos:
         return any(True for _ in self._keys.equal(self._keys.find_one(wanted), wanted))
 
     def unseen_with_key(self, key: str) -> int | None:
-        """Return the photo of this key if it has not been seen."""
+        """Return the number of the photo of this key if it has not been seen."""
         wanted = hash(key)
-        return next((p for p in self._keys.equal(self._keys.find_one(wanted), wanted) if not self.seen[p]), None)
+        start = self._keys.find_one(wanted)
+        return next((number for number in self._keys.equal(start, wanted) if not self.seen[number]), None)
 
     def gone(self) -> Iterator[str]:
         """Yield the keys of the photos that were not seen, in the order of the plan."""
-        for photo in np.flatnonzero(~self.seen).tolist():
-            yield self.photo(photo).key
+        for photo_number in np.flatnonzero(~self.seen).tolist():
+            yield self.photo(photo_number).key
 
 
 class _Sorted:

@@ -14,22 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sum_factory.labelgen.job import Event, Job, Progress, UncertaintyTask, UnitReport
-from sum_factory.labelgen.kept import (
-    Encoded,
-    KeptBlobs,
-    KeptWriter,
-    encode,
-    keep_embeddings,
-    keep_logits,
-    keep_logits_again,
-    keep_photo,
-)
-from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.job import Event, ImageDone, Job, MapsWork, UnitReport
+from sum_factory.labelgen.kept import KEPT, CommittedImage, Encoded, KeptBlobs, KeptWriter, encode
+from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.masks.lanes import take_cores
-from sum_factory.labelgen.read_ahead import Photo, read_ahead
+from sum_factory.labelgen.read_ahead import LoadedPhoto, read_ahead
 from sum_factory.labelgen.threads import GeneratorPool
-from sum_factory.labelgen.uncertainty import UNKNOWN, LabelledMask, UncertaintyMaker, UncertaintyMap
+from sum_factory.labelgen.uncertainty import UNKNOWN, MaskToRefine, UncertaintyMaker, UncertaintyMap
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.images import digest
 from sum_factory.shared.photo_files import PhotoFile, read_listed
@@ -37,7 +28,7 @@ from sum_factory.shared.placement import CropBox
 from sum_factory.shared.sam.checkpoint import SamWeights, load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Embedder, place
-from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, PHOTOS, Layer, Unit
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, Layer, Unit
 from sum_factory.shared.shards.manifest import UnitRecord, crop_of, manifest_path
 from sum_factory.shared.shards.originals import read_original
 from sum_factory.shared.shards.reader import WHICH
@@ -45,24 +36,24 @@ from sum_factory.shared.shards.sam_outputs import (
     are_logits_known,
     kept_crops,
     read_embedding,
-    read_kept_logits,
+    read_full_logits,
 )
-from sum_factory.shared.shards.shard_set import MASKS, LabelledImage, ShardSet
+from sum_factory.shared.shards.shard_set import MASKS, ImageRows, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 
 
 class _Begun(NamedTuple):
     """The masks of a photo, with the columns of their manifest, while another thread encodes them."""
 
-    labels: ImageLabels
+    generated: GeneratedMasks
     columns: Mapping[str, Sequence[Any]]
     encoded: Future[Encoded]
 
 
-class _Labelled(NamedTuple):
+class _EncodedImage(NamedTuple):
     """The masks of a photo, encoded, and their maps if the job is to make them."""
 
-    labels: ImageLabels
+    generated: GeneratedMasks
     columns: Mapping[str, Sequence[Any]]
     encoded: Encoded
     maps: Sequence[UncertaintyMap]
@@ -112,12 +103,12 @@ class Labeler:
     def _lacking(self, unit: Unit, refused: Mapping[str, str]) -> Iterator[_Makes]:
         """Yield what makes the layers that a unit lacks, in the order in which they are to be committed.
 
-        Masks are made with all that belongs to them in one pass. Nothing comes of it where another run has made the
-        unit, or a worker that died before it could tell.
+        Masks are made with all that belongs to them in one pass. Yields nothing if the unit is complete: another run,
+        or a worker that died before reporting, made it.
         """
         masks, uncertainty = self.job.masks, self.job.uncertainty
         if masks is not None and not self._has(unit, MASKS):
-            yield _Labelling(self, unit, refused)
+            yield _UnitLabelling(self, unit, refused)
             return
         kept = [layer for layer in self.job.kept if not self._has(unit, layer.name)]
         if kept:
@@ -138,29 +129,29 @@ class Labeler:
 
     def _report_of_committed(self, unit: Unit) -> UnitReport:
         """Return what whoever made a unit has reported of it."""
-        task = self.job.uncertainty
-        layer = MASKS if task is None else task.layer.name
+        work = self.job.uncertainty
+        layer = MASKS if work is None else work.layer.name
         table, record = self.shards.manifest(unit.number, layer, ("image_index", "error"))
         errors = dict(zip(table["image_index"].to_pylist(), table["error"].to_pylist(), strict=True))
         told = tuple(error for error in errors.values() if error is not None)
         return UnitReport(unit.number, record.images, record.masks, told, record.unknown)
 
-    def masks_of(self, rows: Sequence[Mapping[str, Any]], blobs: Sequence[bytes]) -> list[LabelledMask]:
+    def masks_of(self, rows: Sequence[Mapping[str, Any]], blobs: Sequence[bytes]) -> list[MaskToRefine]:
         """Return the masks of an image, given their rows of the manifest, as the maker of maps takes them."""
-        return [LabelledMask.from_row(row, blob, self.side) for row, blob in zip(rows, blobs, strict=True)]
+        return [MaskToRefine.from_row(row, blob, self.side) for row, blob in zip(rows, blobs, strict=True)]
 
 
 class _Makes(Protocol):
     """Makes layers of a unit, image by image; nothing of it is to be seen until it commits them."""
 
-    def make(self) -> Iterator[Progress]:
+    def make(self) -> Iterator[ImageDone]:
         """Make them, and yield the progress of each image."""
 
     def commit(self) -> UnitReport:
         """Write the data, then the manifests, once all is made."""
 
 
-class _Labelling:
+class _UnitLabelling:
     """Labels the images of a unit, keeps what is to be kept, and makes maps with the same embeddings if asked to."""
 
     def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str]) -> None:
@@ -169,10 +160,10 @@ class _Labelling:
         self.digests: dict[str, str | None] = {}
         self.masks = UnitWriter(dataset, labeler.shards.layer(MASKS), unit, self.digests)
         self.kept = KeptWriter(dataset, job.kept, unit, self.digests)
-        task = job.uncertainty
-        self.maps = None if task is None else UnitWriter(dataset, task.layer, unit, self.digests)
+        work = job.uncertainty
+        self.maps = None if work is None else UnitWriter(dataset, work.layer, unit, self.digests)
 
-    def make(self) -> Iterator[Progress]:
+    def make(self) -> Iterator[ImageDone]:
         """Label image by image."""
         for index, made in enumerate(self._label_photos()):
             if isinstance(made, str):
@@ -180,28 +171,28 @@ class _Labelling:
                 self.kept.add_failure(index, made)
                 if self.maps is not None:
                     self.maps.add_failure(index, made)
-                yield Progress(0, made)
+                yield ImageDone(0, made)
                 continue
-            labels = made.labels
-            self.masks.add_image(index, labels.size, made.encoded.labels, made.columns, _meta(labels))
-            self.kept.add(index, labels.size, made.encoded.kept)
+            generated = made.generated
+            self.masks.add_image(index, generated.size, made.encoded.labels, made.columns, _meta(generated))
+            self.kept.add(index, generated.size, made.encoded.kept)
             if self.maps is not None:
-                _add_maps_of(self.maps, index, labels.size, made.maps)
-            yield Progress(len(labels))
+                _add_maps_of(self.maps, index, generated.size, made.maps)
+            yield ImageDone(len(generated))
 
     def commit(self) -> UnitReport:
         """Commit the masks, then what belongs to them: made anew, where another run was first with other masks."""
-        labeler, task = self.labeler, self.labeler.job.uncertainty
+        labeler, work = self.labeler, self.labeler.job.uncertainty
         record, ours = self.masks.commit(labeler.shards.storage)
         if ours:
             self.kept.commit(labeler.shards.storage, record.data_sha256)
         elif labeler.job.kept:
             _all_of(_Keeping(labeler, self.unit, self.refused, labeler.job.kept))
-        if self.maps is None or task is None:
+        if self.maps is None or work is None:
             return UnitReport(self.unit.number, record.images, record.masks, tuple(self.masks.errors))
         if ours:
             return _commit_maps(labeler, self.maps, record)
-        return _all_of(_MakingMaps(labeler, self.unit, self.refused, task))
+        return _all_of(_MakingMaps(labeler, self.unit, self.refused, work))
 
     def _read(self, photo: PhotoFile) -> bytes:
         """Read a photo, once: the manifest tells of which bytes its masks are."""
@@ -209,34 +200,34 @@ class _Labelling:
         self.digests[photo.key] = digest(data)
         return data
 
-    def _label_photos(self) -> Iterator[_Labelled | str]:
+    def _label_photos(self) -> Iterator[_EncodedImage | str]:
         """Yield what comes of the images of the unit, in order, or why they cannot be labelled.
 
-        The blobs of an image are encoded by another thread, while the next one is labelled if that is in turn.
+        Another thread encodes the blobs. With a single lane, the next image is labelled meanwhile.
         """
         labeler = self.labeler
         layers = {layer.name for layer in labeler.job.kept}
 
-        def begin(photo: Callable[[], Photo]) -> _Begun | str:
+        def begin(load: Callable[[], LoadedPhoto]) -> _Begun | str:
             try:
-                pixels, resized = photo()
-                labels = labeler.generator.label(pixels, resized)
+                pixels, resized = load()
+                generated = labeler.generator.label(pixels, resized)
             except (ImageError, InputError) as error:
                 return str(error)
-            return _Begun(labels, _columns(labels), encoder.submit(encode, labels, resized, layers))
+            return _Begun(generated, _columns(generated), codec_pool.submit(encode, generated, resized, layers))
 
-        def finish(begun: _Begun | str) -> _Labelled | str:
+        def finish(begun: _Begun | str) -> _EncodedImage | str:
             if isinstance(begun, str):
                 return begun
-            labels, columns, encoded = begun.labels, begun.columns, begun.encoded.result()
+            generated, columns, encoded = begun.generated, begun.columns, begun.encoded.result()
             if labeler.job.uncertainty is None:
-                return _Labelled(labels, columns, encoded, ())
+                return _EncodedImage(generated, columns, encoded, ())
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            maps = labeler.maker.make(labeler.masks_of(rows, encoded.labels), labels.embeddings.__getitem__)
-            return _Labelled(labels, columns, encoded, maps)
+            maps = labeler.maker.make(labeler.masks_of(rows, encoded.labels), generated.embeddings.__getitem__)
+            return _EncodedImage(generated, columns, encoded, maps)
 
         photos = read_ahead(self.unit.images, labeler.side, self._read, self.refused)
-        with GeneratorPool(labeler.lanes.count) as encoder:
+        with GeneratorPool(labeler.lanes.count) as codec_pool:
             yield from labeler.lanes.in_order(begin, photos, finish)
 
 
@@ -255,7 +246,7 @@ class _OfCommitted:
             raise ImageError(str(self.errors[photo.key]))
         return read_original(self.labeler.shards, photo, self.digests[photo.key])
 
-    def photos(self, images: Iterable[PhotoFile]) -> Iterator[Callable[[], Photo]]:
+    def photos(self, images: Iterable[PhotoFile]) -> Iterator[Callable[[], LoadedPhoto]]:
         """Yield what gives each photo."""
         return read_ahead(images, self.labeler.side, self.read, self.refused)
 
@@ -268,28 +259,29 @@ class _Keeping(_OfCommitted):
         self.kept = KeptWriter(labeler.shards.dataset, layers, unit, self.digests)
         self.failed: list[str] = []
 
-    def make(self) -> Iterator[Progress]:
+    def make(self) -> Iterator[ImageDone]:
         """Make them image by image."""
 
         def keep(
-            work: tuple[LabelledImage, Callable[[], Photo]],
+            item: tuple[ImageRows, Callable[[], LoadedPhoto]],
         ) -> tuple[tuple[int, int], dict[str, KeptBlobs]] | str:
+            image, load = item
             try:
-                photo = work[1]()
+                photo = load()
             except (ImageError, InputError) as error:
                 return str(error)
             size = (photo.pixels.shape[0], photo.pixels.shape[1])
-            return size, self._keep_again(work[0], photo)
+            return size, self._keep_again(image, photo)
 
         images = zip(self.labelled, self.photos(self.unit.images), strict=True)
         for index, made in enumerate(self.labeler.lanes.in_order(keep, images)):
             if isinstance(made, str):
                 self.kept.add_failure(index, made, self.labelled[index])
                 self.failed.append(made)
-                yield Progress(0, made)
+                yield ImageDone(0, made)
             else:
                 self.kept.add(index, *made)
-                yield Progress(0)
+                yield ImageDone(0)
 
     def commit(self) -> UnitReport:
         """Commit each layer."""
@@ -298,37 +290,36 @@ class _Keeping(_OfCommitted):
         masks = sum(len(image.masks) for image in self.labelled)
         return UnitReport(self.unit.number, len(self.labelled), masks, tuple(self.failed))
 
-    def _keep_again(self, image: LabelledImage, photo: Photo) -> dict[str, KeptBlobs]:
+    def _keep_again(self, image: ImageRows, photo: LoadedPhoto) -> dict[str, KeptBlobs]:
         """Return what the layers get of a committed image, from its photo."""
         labeler = self.labeler
-
-        def logits() -> KeptBlobs:
-            committed = labeler.shards.label_blobs(self.unit.number, image)
-            return keep_logits_again(labeler.generator.label(*photo), committed) if committed else keep_logits([])
-
-        def embeddings() -> KeptBlobs:
-            embed = partial(labeler.embedder.embed_crop, photo.pixels, resized=photo.resized)
-            return keep_embeddings((image.height, image.width), map(crop_of, image.masks), embed)
-
-        keep = {PHOTOS: lambda: keep_photo(photo.resized), LOGITS: logits, EMBEDDINGS: embeddings}
-        return {layer: keep[layer]() for layer in self.kept.writers}
+        committed = CommittedImage(
+            rows=image,
+            resized=photo.resized,
+            label_blobs=partial(labeler.shards.label_blobs, self.unit.number, image),
+            generate=lambda: labeler.generator.label(*photo),
+            embed=partial(labeler.embedder.embed_crop, photo.pixels, resized=photo.resized),
+        )
+        return {layer: KEPT[layer].again(committed) for layer in self.kept.writers}
 
 
 class _MakingMaps(_OfCommitted):
     """Makes the maps of masks that are committed, from their photos as far as kept layers do not do."""
 
-    def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str], task: UncertaintyTask) -> None:
+    def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str], work: MapsWork) -> None:
         super().__init__(labeler, unit, refused)
-        self.task = task
-        self.maps = UnitWriter(labeler.shards.dataset, task.layer, unit, self.digests)
+        self.work = work
+        self.maps = UnitWriter(labeler.shards.dataset, work.layer, unit, self.digests)
 
-    def make(self) -> Iterator[Progress]:
+    def make(self) -> Iterator[ImageDone]:
         """Make them image by image."""
         needing = {image.index for image in self.labelled if self._needs_photo(image)}
         photos = self.photos(self.unit.images[index] for index in sorted(needing))
 
-        def make(work: tuple[LabelledImage, Callable[[], Photo] | None]) -> tuple[Sequence[UncertaintyMap], str | None]:
-            return self._maps_of(*work)
+        def make(
+            item: tuple[ImageRows, Callable[[], LoadedPhoto] | None],
+        ) -> tuple[Sequence[UncertaintyMap], str | None]:
+            return self._maps_of(*item)
 
         works = ((image, next(photos) if image.index in needing else None) for image in self.labelled)
         for image, (made, error) in zip(self.labelled, self.labeler.lanes.in_order(make, works), strict=True):
@@ -336,27 +327,27 @@ class _MakingMaps(_OfCommitted):
                 self.maps.add_failure(image.index, image.error)
             else:
                 _add_maps_of(self.maps, image.index, (image.height, image.width), made, error)
-            yield Progress(len(image.masks), image.error or error)
+            yield ImageDone(len(image.masks), image.error or error)
 
     def commit(self) -> UnitReport:
         """Commit the maps, as those of the masks that are there."""
         return _commit_maps(self.labeler, self.maps, self.labeler.shards.manifest(self.unit.number)[1])
 
-    def _needs_photo(self, image: LabelledImage) -> bool:
+    def _needs_photo(self, image: ImageRows) -> bool:
         """Whether the maps of a committed image cannot be made from kept layers alone."""
-        shards, number, task = self.labeler.shards, self.unit.number, self.task
+        shards, number, work = self.labeler.shards, self.unit.number, self.work
         masks: Iterable[Mapping[str, Any]] = image.masks
-        if task.refiner is None and LOGITS in task.use_kept:
+        if work.refiner is None and LOGITS in work.use_kept:
             masks = compress(masks, ~are_logits_known(shards, number, image))
         crops = set(map(crop_of, masks))
-        if EMBEDDINGS in task.use_kept:
+        if EMBEDDINGS in work.use_kept:
             crops -= kept_crops(shards, number, image.index).keys()
         return len(crops) > 0
 
     def _maps_of(
-        self, image: LabelledImage, photo: Callable[[], Photo] | None
+        self, image: ImageRows, load: Callable[[], LoadedPhoto] | None
     ) -> tuple[list[UncertaintyMap], str | None]:
-        """Make the maps of a committed image, of ``photo`` if that is needed.
+        """Make the maps of a committed image, of the photo that ``load`` gives if that is needed.
 
         Where it is and cannot be read, or the image is refused, they are unknown: also return why.
         """
@@ -366,21 +357,21 @@ class _MakingMaps(_OfCommitted):
             return [UNKNOWN] * len(image.masks), self.refused[image.key]
         labeler, number = self.labeler, self.unit.number
         masks = labeler.masks_of(image.masks, labeler.shards.label_blobs(number, image))
-        if LOGITS in self.task.use_kept:
-            pairs = zip(masks, read_kept_logits(labeler.shards, number, image), strict=True)
+        if LOGITS in self.work.use_kept:
+            pairs = zip(masks, read_full_logits(labeler.shards, number, image), strict=True)
             masks = [replace(mask, logits=logits) for mask, logits in pairs]
-        loaded, error = None, None
+        photo, error = None, None
         try:
-            loaded = None if photo is None else photo()
+            photo = None if load is None else load()
         except (ImageError, InputError) as caught:
             error = str(caught)
 
         def embed(crop_box: CropBox) -> Tensor | None:
-            if EMBEDDINGS in self.task.use_kept:
+            if EMBEDDINGS in self.work.use_kept:
                 embedding = read_embedding(labeler.shards, number, image.index, crop_box)
                 if embedding is not None:
                     return torch.from_numpy(embedding)[None].to(labeler.embedder.sam.device)
-            return None if loaded is None else labeler.embedder.embed_crop(loaded.pixels, crop_box, loaded.resized)
+            return None if photo is None else labeler.embedder.embed_crop(photo.pixels, crop_box, photo.resized)
 
         return labeler.maker.make(masks, embed), error
 
@@ -396,26 +387,26 @@ def _commit_maps(labeler: Labeler, maps: UnitWriter, masks: UnitRecord) -> UnitR
     return UnitReport(record.unit, record.images, record.masks, tuple(maps.errors), record.unknown)
 
 
-def _columns(labels: ImageLabels) -> dict[str, list[Any]]:
+def _columns(generated: GeneratedMasks) -> dict[str, list[Any]]:
     """Return the columns of the manifest that are the masks layer's own."""
-    crops = np.array([frame.crop_box for frame in labels.frames], np.int64).reshape(-1, 4)
+    crops = np.array([frame.crop_box for frame in generated.frames], np.int64).reshape(-1, 4)
     return {
-        **dict(zip(("box_x", "box_y", "box_w", "box_h"), labels.boxes.T.tolist(), strict=True)),
-        "area": labels.areas.tolist(),
-        **dict(zip(("point_x", "point_y"), labels.points.T.tolist(), strict=True)),
-        "predicted_iou": labels.predicted_iou.tolist(),
-        "stability": labels.stability.tolist(),
+        **dict(zip(("box_x", "box_y", "box_w", "box_h"), generated.boxes.T.tolist(), strict=True)),
+        "area": generated.areas.tolist(),
+        **dict(zip(("point_x", "point_y"), generated.points.T.tolist(), strict=True)),
+        "predicted_iou": generated.predicted_iou.tolist(),
+        "stability": generated.stability.tolist(),
         **dict(zip(("crop_x0", "crop_y0", "crop_x1", "crop_y1"), crops.T.tolist(), strict=True)),
     }
 
 
-def _meta(labels: ImageLabels) -> dict[str, Any]:
+def _meta(generated: GeneratedMasks) -> dict[str, Any]:
     """Return what the sample of an image says of its masks: the crop of each, unless all are of the whole photo.
 
     It is what their blobs do not tell, and a reader needs to place them; the manifest knows the rest.
     """
-    height, width = labels.size
-    boxes = [frame.crop_box for frame in labels.frames]
+    height, width = generated.size
+    boxes = [frame.crop_box for frame in generated.frames]
     return {} if all(box == (0, 0, width, height) for box in boxes) else {"crop_box": boxes}
 
 
@@ -423,7 +414,7 @@ def _add_maps_of(
     maps: UnitWriter, index: int, size: tuple[int, int], made: Sequence[UncertaintyMap], error: str | None = None
 ) -> None:
     """Add the maps of one image; ``error`` says why they are unknown."""
-    mean_u, u_valid = [one.mean_u for one in made], [one.valid for one in made]
+    mean_u, u_valid = [one.mean_u for one in made], [one.is_known for one in made]
     columns: dict[str, Sequence[Any]] = {"mean_u": mean_u, "u_valid": u_valid}
     blobs = [one.blob for one in made]
     maps.add_image(index, size, blobs, columns, {}, error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, PATCH
 from sum_factory.shared.sam.refiner import identify_refiner
 from sum_factory.shared.sam.runtime import Runtime
-from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, MASKS_OF_MAPS, PHOTOS, TAR, Layer, uncertainty_layer
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, OF_MASKS, PHOTOS, TAR, Layer, uncertainty_layer
 from sum_factory.shared.shards.encoding import libraries
 from sum_factory.shared.shards.shard_set import MASKS
 
@@ -31,9 +31,9 @@ def masks_layer(automask: AutomaskSettings, runtime: Runtime, sam: dict[str, obj
     )
 
 
-def photos_layer(sam: dict[str, object], encoding: str = TAR) -> Layer:
-    """Describe the layer of photos at the input side of the SAM which ``identify_weights`` describes."""
-    side = int(str(sam["image_size"]))
+def photos_layer(masks: Layer, encoding: str = TAR) -> Layer:
+    """Describe the layer of photos at the input side of the SAM that makes ``masks``."""
+    side = int(masks.weights["sam"]["image_size"])
     return Layer(
         name=PHOTOS,
         encoding=encoding,
@@ -45,7 +45,7 @@ def photos_layer(sam: dict[str, object], encoding: str = TAR) -> Layer:
 
 def logits_layer(masks: Layer, encoding: str = TAR) -> Layer:
     """Describe the layer of the full logits of ``masks``."""
-    settings = {"format": "float16", "precision": masks.settings["precision"], "masks": masks.id}
+    settings = {"format": "float16", "precision": masks.settings["precision"], OF_MASKS: masks.id}
     return Layer(LOGITS, encoding, settings, {"sam": masks.weights["sam"]}, _provenance(encoding))
 
 
@@ -57,9 +57,17 @@ def embeddings_layer(masks: Layer, encoding: str = TAR) -> Layer:
         "format": "float16",
         "shape": [ARCHITECTURES[sam["model_type"]].prompt_dim, cells, cells],
         "precision": masks.settings["precision"],
-        "masks": masks.id,
+        OF_MASKS: masks.id,
     }
     return Layer(EMBEDDINGS, encoding, settings, {"sam": sam}, _provenance(encoding))
+
+
+KEPT_LAYERS: Mapping[str, Callable[[Layer, str], Layer]] = {
+    PHOTOS: photos_layer,
+    LOGITS: logits_layer,
+    EMBEDDINGS: embeddings_layer,
+}
+"""What describes each kept layer, given that of the masks and the encoding, in the order in which they are kept."""
 
 
 def maps_layer(
@@ -72,8 +80,8 @@ def maps_layer(
 ) -> Layer:
     """Describe the layer of uncertainty maps called ``name``, of ``masks``, by the refiner at a path.
 
-    ``use_kept`` are the layers that the maps are made from, as far as they go. Since halves are rounded, it changes
-    the maps which are: each is among the settings, by its id.
+    ``use_kept`` are the layers that the maps are made from, as far as they go. Kept layers are rounded to half floats,
+    so the choice changes the maps; each layer's id is therefore a setting.
 
     Raises ``CheckpointError`` for a refiner that is none, or another SAM's, and ``SettingsError`` if there is one where
     the source needs none, or none where it needs one.
@@ -92,7 +100,7 @@ def maps_layer(
         settings={
             **asdict(settings),
             "precision": masks.settings["precision"],
-            MASKS_OF_MAPS: masks.id,
+            OF_MASKS: masks.id,
             **made_from,
         },
         weights=weights,

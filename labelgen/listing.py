@@ -1,9 +1,9 @@
 """List photos in folders, list files and tars (SA-1B's or WebDataset's), at local paths or fsspec URLs.
 
 Nothing of a photo is read: names, sizes and time stamps or ETags are those of the folder's or the store's listing, and
-of a tar only the headers are read. Photos are given one by one, as they are found, in a fixed order: memory does not
-grow with their number, but by the names in one local folder. Each is at an absolute path or a URL, however it was
-spelled. Its key is its path without the extension, relative to the folder, the list or the tar.
+of a tar only the headers are read. Photos are given one by one, as they are found, in a fixed order: what
+is kept is a hash a photo, to give it a key of its own, and the names in one local folder. Each is at an absolute path
+or a URL, however it was spelled. Its key is its path without the extension, relative to the folder, list or tar.
 """
 
 from __future__ import annotations

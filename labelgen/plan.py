@@ -41,14 +41,14 @@ from sum_factory.shared.store.storage import Storage
 
 UNITS_HELD, SECONDS_HELD = 256, 10.0
 """A listing of no more units, that takes no longer, is planned whole before anything is written."""
-NAMED = 20
+NAMES_SHOWN = 20
 """Photos that people are told of by name."""
 ATTEMPTS = 10
 """How often a plan is begun anew because another run has written one meanwhile."""
 GIVE_THE_SAME = "Give the same --images, or another --shards folder."
 GIVE_EXTEND = "Give --extend to label the new ones too, the same --images, or another --shards folder."
 
-Named = tuple[str, int]
+UnitIdAndSize = tuple[str, int]
 """What ``dataset.json`` says of a unit: its id and its size."""
 
 
@@ -81,7 +81,7 @@ class Plan:
     _closed: bool = False
 
     @property
-    def known(self) -> Collection[int]:
+    def planned(self) -> Collection[int]:
         """The numbers of the units that there are by now."""
         return range(len(self.sizes))
 
@@ -108,8 +108,8 @@ class Plan:
     def notes(self) -> Iterator[str]:
         """Yield what people should know of photos that are not what they were."""
         if self.gone:
-            named = ", ".join(map(repr, self.gone[:NAMED])) + (", ..." if len(self.gone) > NAMED else "")
-            yield f"{len(self.gone)} planned images are gone, or not in --images: {named}; their labels stay"
+            names = ", ".join(map(repr, self.gone[:NAMES_SHOWN])) + (", ..." if len(self.gone) > NAMES_SHOWN else "")
+            yield f"{len(self.gone)} planned images are gone, or not in --images: {names}; their labels stay"
         if self.restamped:
             yield (
                 f"{self.restamped} images have another time stamp than when they were planned, such as "
@@ -131,7 +131,7 @@ class Plan:
     def take(self, steps: Iterator[None], seconds: float) -> None:
         """Take steps of planning, as far as one gets in that time; the rest is left to a thread."""
         until = time.monotonic() + seconds
-        with _told_of(self) as stage:
+        with _listing_stage(self) as stage:
             for _ in steps:
                 stage.reach(self.listed)
                 if time.monotonic() > until:
@@ -161,7 +161,7 @@ class Plan:
             self._thread.join()
 
 
-def _told_of(plan: Plan) -> Stage:
+def _listing_stage(plan: Plan) -> Stage:
     return Stage("listing images", unit="image", done=plan.listed)
 
 
@@ -238,7 +238,10 @@ def _recovered(storage: Storage, layer: Layer, unit_size: int) -> Dataset | None
 
 
 def cut(listed: Iterable[Sequence[PhotoFile]], unit_size: int, numbers: Iterable[int]) -> Iterator[Unit | None]:
-    """Cut lists of photos into units with these numbers, the last of what is left. Yields None after each list."""
+    """Cut lists of photos into units with these numbers.
+
+    The last unit takes the remainder. Yields None after each input list, so the caller can pause.
+    """
     left: list[PhotoFile] = []
     following = iter(numbers)
     for photos in listed:
@@ -259,11 +262,11 @@ def _begin(storage: Storage, list_photos: ListPhotos, layer: Layer, unit_size: i
     a run did not live to write are made again.
     """
     plan, keys = Plan(storage), Keys()
-    named = (with_key(photo, keys.take(photo.key)) for photo in plan.counted(list_photos(keys.reserve)))
-    units = cut(batches(named), unit_size, count())
+    with_keys = (with_key(photo, keys.take(photo.key)) for photo in plan.counted(list_photos(keys.reserve)))
+    units = cut(batches(with_keys), unit_size, count())
     held, is_whole = _hold(plan, units)
-    told = [_named(unit) for unit in held] if is_whole else []
-    dataset = Dataset(unit_size, (), 0, {layer.name: layer}).with_units(told)
+    named_units = [_id_and_size(unit) for unit in held] if is_whole else []
+    dataset = Dataset(unit_size, (), 0, {layer.name: layer}).with_units(named_units)
     if not storage.create(DATASET, dataset.to_json()):
         return None
     if is_whole:
@@ -276,7 +279,7 @@ def _begin(storage: Storage, list_photos: ListPhotos, layer: Layer, unit_size: i
     return plan
 
 
-def _named(unit: Unit) -> Named:
+def _id_and_size(unit: Unit) -> UnitIdAndSize:
     return unit.id, len(unit.images)
 
 
@@ -284,7 +287,7 @@ def _hold(plan: Plan, units: Iterator[Unit | None]) -> tuple[list[Unit], bool]:
     """Return the units of a listing that ends soon, or its first ones, and whether these are all."""
     held: list[Unit] = []
     until = time.monotonic() + SECONDS_HELD
-    with _told_of(plan) as stage:
+    with _listing_stage(plan) as stage:
         for unit in units:
             if unit is None:
                 stage.reach(plan.listed)
@@ -296,10 +299,10 @@ def _hold(plan: Plan, units: Iterator[Unit | None]) -> tuple[list[Unit], bool]:
     return held, True
 
 
-def _write_all(plan: Plan, units: Iterator[Unit | None], told: dict[int, Named]) -> Iterator[None]:
+def _write_all(plan: Plan, units: Iterator[Unit | None], named_units: dict[int, UnitIdAndSize]) -> Iterator[None]:
     """Write the plans of a first listing as they come; at last have ``dataset.json`` name all of them.
 
-    ``told`` are those that are there, by number.
+    ``named_units`` are those that are there, by number.
     """
     for unit in units:
         if unit is not None:
@@ -309,9 +312,9 @@ def _write_all(plan: Plan, units: Iterator[Unit | None], told: dict[int, Named])
                 raise SettingsDifferError(
                     f"{plan.storage.url}: another run is planning other images into it. {GIVE_THE_SAME}"
                 ) from None
-            told[unit.number] = _named(unit)
+            named_units[unit.number] = _id_and_size(unit)
         yield
-    _name_units(plan, 0, told)
+    _name_units(plan, 0, named_units)
 
 
 def _append(plan: Plan, unit: Unit) -> None:
@@ -325,9 +328,9 @@ def _append(plan: Plan, unit: Unit) -> None:
     plan.add(unit.number, len(unit.images))
 
 
-def _name_units(plan: Plan, first: int, told: dict[int, Named]) -> None:
+def _name_units(plan: Plan, first: int, named_units: dict[int, UnitIdAndSize]) -> None:
     """Have ``dataset.json`` name all units from number ``first`` on, and what follows from it say the same."""
-    add_units(plan.storage, first, [told[number] for number in range(first, len(plan.sizes))])
+    add_units(plan.storage, first, [named_units[number] for number in range(first, len(plan.sizes))])
     write_shared_files(plan.storage)
     plan.is_whole = True
 
@@ -339,7 +342,7 @@ class _Again:
         self.storage, self.dataset, self.extend = storage, dataset, extend
         self.shards = ShardSet(storage, dataset)
         self.known = KnownPhotos(self.shards)
-        self.told = {number: (id, self.known.size_of(number)) for number, id in self.known.ids.items()}
+        self.named_units = {number: (id, self.known.size_of(number)) for number, id in self.known.ids.items()}
         self.result = Plan(storage)
         self.comparison = Comparison(storage.url, self.known, extend)
 
@@ -348,11 +351,11 @@ class _Again:
         plan = self.result
         new = self.comparison.new(lambda reserve: plan.counted(list_photos(reserve)))
         if not self.dataset.unit_ids and not self.extend:
-            plan.sizes |= {number: size for number, (_, size) in self.told.items()}
+            plan.sizes |= {number: size for number, (_, size) in self.named_units.items()}
             plan.take(self._finish_first(new), SECONDS_HELD)
             return plan
         with Spool() as spool:
-            with _told_of(plan) as stage:
+            with _listing_stage(plan) as stage:
                 for photos in new:
                     spool.add(photos)
                     stage.reach(plan.listed)
@@ -362,30 +365,30 @@ class _Again:
             self.storage.create(DATASET, self.dataset.to_json())  # if it was lost
             for unit in lost:
                 self.storage.write(unit_path(unit.number), unit.to_json())
-                self.told[unit.number] = _named(unit)
-            for number in sorted(self.told):
+                self.named_units[unit.number] = _id_and_size(unit)
+            for number in sorted(self.named_units):
                 self._add(number)
-            left = islice(spool, sum(size for _, size in map(_named, lost)), None)
+            left = islice(spool, sum(size for _, size in map(_id_and_size, lost)), None)
             for added in cut(batches(left), self.dataset.unit_size, self._free_numbers()):
                 if added is not None:
                     _append(plan, added)
-                    self.told[added.number] = _named(added)
+                    self.named_units[added.number] = _id_and_size(added)
         if len(plan.sizes) > len(self.dataset.unit_ids):
-            _name_units(plan, len(self.dataset.unit_ids), self.told)
+            _name_units(plan, len(self.dataset.unit_ids), self.named_units)
         plan.is_whole = True
         return plan
 
     def _finish_first(self, new: Iterator[list[PhotoFile]]) -> Iterator[None]:
         """Go on with a first listing that was not finished: a unit can be labelled once all its photos are found."""
         units = cut(self._of_same_images(new), self.dataset.unit_size, self._free_numbers())
-        waiting = set(self.told)
+        waiting = set(self.named_units)
 
         def found(number: int) -> None:
             waiting.discard(number)
             self._add(number)
 
         self.comparison.on_whole = found
-        yield from _write_all(self.result, chain(units, self._rest(waiting)), self.told)
+        yield from _write_all(self.result, chain(units, self._rest(waiting)), self.named_units)
 
     def _of_same_images(self, new: Iterator[list[PhotoFile]]) -> Iterator[list[PhotoFile]]:
         """Pass new photos on. Raises ``SettingsDifferError`` if any come before a planned one: it is another folder.
@@ -393,7 +396,7 @@ class _Again:
         "Before" is by batches: within one, new photos may be first.
         """
         for photos in new:
-            if photos and self.told and not self.known.seen.any():
+            if photos and self.named_units and not self.known.seen.any():
                 self._take_stock()
                 self._refuse_other_images(len(photos), photos[0].key)
             yield photos
@@ -413,7 +416,7 @@ class _Again:
     def _add(self, number: int) -> None:
         if (moved := self.comparison.moved(number)) is not None:
             self.result.moved[number] = moved
-        self.result.add(number, self.told[number][1])
+        self.result.add(number, self.named_units[number][1])
 
     def _take_stock(self) -> None:
         """Note what the listing said of planned photos, now that it is at its end."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
-from sum_factory.labelgen.job import Begun, Event, GivenUp, Lost, Notice, Progress, UnitReport
+from sum_factory.labelgen.job import Begun, Event, GivenUp, ImageDone, Lost, Notice, UnitReport
 from sum_factory.shared.progress import Stage
 
 BEFORE_THE_FIRST = "no unit begun yet, the models are being loaded"
@@ -109,7 +109,7 @@ class ProgressReporter:
         match event:
             case Begun():
                 self._has_begun = True
-            case Progress():
+            case ImageDone():
                 self._count(event)
             case UnitReport():
                 self._in_work.pop(event.unit, None)
@@ -128,7 +128,7 @@ class ProgressReporter:
         now = self._now()
         self._stage.reach(now.images, f"{now.masks} masks, {now.errors} errors" if self._has_begun else None)
 
-    def _count(self, event: Progress) -> None:
+    def _count(self, event: ImageDone) -> None:
         if event.error is not None:
             self._stage.speaker.say(f"skipped: {event.error}")
         attempt, tally = self._in_work.get(event.unit, (0, _Tally()))
@@ -177,5 +177,5 @@ class ProgressReporter:
 
 def _describe(lost: Lost) -> str:
     what = f"{lost.probed} images of unit {lost.unit:06d}" if lost.probed else f"unit {lost.unit:06d}"
-    left_out = "" if lost.quarantined is None else f"; its image {lost.quarantined} is left out from now on"
+    left_out = "" if lost.left_out is None else f"; its image {lost.left_out} is left out from now on"
     return f"lost: the worker at {what}, attempt {lost.attempt} ({lost.worker}: {lost.why}){left_out}"

@@ -17,7 +17,7 @@ READ_AHEAD = 2
 """Images that are read, decoded and scaled while another is being worked on."""
 
 
-class Photo(NamedTuple):
+class LoadedPhoto(NamedTuple):
     """The pixels of a photo, RGB uint8 (H, W, 3), and what ``resize`` makes of them for a SAM."""
 
     pixels: RgbImage
@@ -29,19 +29,19 @@ def read_ahead(
     side: int,
     read: Callable[[PhotoFile], bytes],
     refused: Mapping[str, str] | None = None,
-) -> Iterator[Callable[[], Photo]]:
+) -> Iterator[Callable[[], LoadedPhoto]]:
     """Yield for each image a function that returns the photo, whose file ``read`` gives, or raises as ``load_photo``.
 
     Those that ``refused`` has, by key, are not read: their function raises ``ImageError`` with what it says of them.
     """
 
-    def load(image: PhotoFile) -> Photo:
+    def load(image: PhotoFile) -> LoadedPhoto:
         if refused and image.key in refused:
             raise ImageError(refused[image.key])
         return load_photo(image, side, read)
 
     with GeneratorPool(READ_AHEAD) as pool:
-        pending: list[Future[Photo]] = []
+        pending: list[Future[LoadedPhoto]] = []
         for image in images:
             pending.append(pool.submit(load, image))
             if len(pending) > READ_AHEAD:
@@ -51,7 +51,7 @@ def read_ahead(
         wait(pending)  # the pool gives up what is not begun, and these may be asked for when there is no next one
 
 
-def load_photo(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> Photo:
+def load_photo(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> LoadedPhoto:
     """Return an image, whose file ``read`` gives, for a SAM of input ``side``.
 
     Raises what ``read`` does, and ``ImageError`` if the photo cannot be used.
@@ -61,4 +61,4 @@ def load_photo(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) 
     height, width = pixels.shape[:2]
     if 0 in resized_size(height, width, side):
         raise ImageError(f"{name}: {width} x {height} is too thin for SAM's square of {side} px; cut it up")
-    return Photo(pixels, resize(pixels, side))
+    return LoadedPhoto(pixels, resize(pixels, side))

@@ -16,14 +16,14 @@ from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.event_log import open_log
 from sum_factory.labelgen.job import (
     Job,
-    MasksTask,
+    MapsWork,
+    MasksWork,
     PendingUnits,
     PlannedUnits,
-    UncertaintyTask,
     Units,
     WeightsRead,
 )
-from sum_factory.labelgen.layers import embeddings_layer, logits_layer, maps_layer, masks_layer, photos_layer
+from sum_factory.labelgen.layers import KEPT_LAYERS, maps_layer, masks_layer
 from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
 from sum_factory.labelgen.plan import prepare
@@ -117,6 +117,10 @@ class RunSettings:
     log: str | None = None
     """File to which one JSON line is appended for everything that happens. By default there is none."""
 
+    def keeps(self, layer: str) -> bool:
+        """Whether a kept layer is to be made: ``keep_`` and its name is a setting."""
+        return bool(getattr(self, f"keep_{layer}"))
+
 
 @dataclass(frozen=True)
 class UncertaintyRunSettings:
@@ -124,8 +128,7 @@ class UncertaintyRunSettings:
 
     ``layer_name`` is by default the name of the source. ``use_kept`` names the kept layers that maps are made from, as
     far as they go. ``photos_from`` says where photos lie now that have moved since they were labelled. ``precision``
-    must come to that of the masks, of which the maps are; it is that if it is None, and that of ``runtime`` does not
-    count.
+    must equal the masks' precision; None takes it. ``runtime.precision`` is ignored.
     """
 
     shards: str
@@ -184,31 +187,29 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
     masks = masks_layer(automask, runtime, sam, settings.encoding)
     if settings.refiner is None and settings.min_refine_area:
         raise SettingsError("--min-refine-area is about refining: give --refiner too")
-    kept = [photos_layer(sam, settings.encoding)] if settings.keep_photos else []
-    kept += [logits_layer(masks, settings.encoding)] if settings.keep_logits else []
-    kept += [embeddings_layer(masks, settings.encoding)] if settings.keep_embeddings else []
+    kept = [describe(masks, settings.encoding) for name, describe in KEPT_LAYERS.items() if settings.keeps(name)]
     job = Job(
         shards=settings.shards,
         sam=settings.sam,
         model_type=settings.model_type,
         runtime=runtime,
         points_per_batch=settings.points_per_batch,
-        masks=MasksTask(automask),
+        masks=MasksWork(automask),
         kept=tuple(kept),
     )
     if settings.refiner is not None:
         uncertainty = UncertaintySettings(min_refine_area=settings.min_refine_area)
         maps = maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, settings.encoding)
-        job = replace(job, uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps))
+        job = replace(job, uncertainty=MapsWork(uncertainty, settings.refiner, maps))
     layers = [(masks, REMEDY_FOR_SETTINGS), *((layer, _remedy_for(layer)) for layer in job.added_layers)]
     storage, photos = Storage(settings.shards), partial(list_photos, settings.images)
     with prepare(storage, photos, layers, settings.unit_size, settings.extend, precision) as plan:
-        told = [*plan.notes()]
-        for note in told:
+        notes_said = [*plan.notes()]
+        for note in notes_said:
             say(note)
         summary = _work(settings, job, plan, weights, before, say, stop or Stop())
         for note in plan.notes():  # a listing that went on meanwhile has more to tell at its end
-            if note not in told:
+            if note not in notes_said:
                 say(note)
     write_shared_files(storage)  # in a store that cannot be locked planning and labelling may have written at once
     return summary
@@ -240,7 +241,7 @@ def add_uncertainty(
         model_type=settings.model_type,
         runtime=replace(settings.runtime, precision=precision.name),
         points_per_batch=settings.points_per_batch,
-        uncertainty=UncertaintyTask(uncertainty, settings.refiner, maps, settings.use_kept),
+        uncertainty=MapsWork(uncertainty, settings.refiner, maps, settings.use_kept),
         photos_from=settings.photos_from,
     )
     if EMBEDDINGS not in settings.use_kept and (uncertainty.needs_refiner or LOGITS not in settings.use_kept):
@@ -298,9 +299,9 @@ def _work(
     _describe(storage, job)
     shards = ShardSet(storage, write_shared_files(storage))
     done = set.intersection(*(set(shards.committed(layer)) for layer in job.layers))
-    pending = PendingUnits(units, done.intersection(units.known))
-    total, before = len(units.known), len(pending.done)
-    if before and pending.known:
+    pending = PendingUnits(units, done.intersection(units.planned))
+    total, before = len(units.planned), len(pending.done)
+    if before and pending.planned:
         say(f"{before} of {total} units present, labelling the other {total - before}")
 
     executor = make_executor(settings, job, weights, readings)
@@ -308,16 +309,16 @@ def _work(
         log.tell("run begun", shards=settings.shards, layers=job.layers, units=total, units_before=before)
         if weights is None:
             log.take(WeightsRead(f"driver, process {os.getpid()}", *READINGS.since(*readings)))
-        for event in executor.run(pending, stop) if pending.known or not units.is_whole else ():
+        for event in executor.run(pending, stop) if pending.planned or not units.is_whole else ():
             log.take(event)
             progress.take(event)
-            if len(units.known) != total:
-                total = len(units.known)
+            if len(units.planned) != total:
+                total = len(units.planned)
                 progress.expect(_images_of(pending))
             if settings.max_errors is not None and len(progress.errors) > settings.max_errors:
                 stop.request(f"after {len(progress.errors)} image errors, more than --max-errors {settings.max_errors}")
         with_maps = job.uncertainty is not None
-        summary = progress.summary(len(units.known), before, stop.reason, with_maps, units.is_whole)
+        summary = progress.summary(len(units.planned), before, stop.reason, with_maps, units.is_whole)
         log.tell("run ended", **asdict(summary))
     _describe(storage, job)  # another run's copy of dataset.json may have come without the layers
     return summary
@@ -330,7 +331,7 @@ def _describe(storage: Storage, job: Job) -> None:
 
 
 def _images_of(units: Units) -> int:
-    return sum(map(units.size_of, units.known))
+    return sum(map(units.size_of, units.planned))
 
 
 def _read_weights(settings: RunSettings | UncertaintyRunSettings) -> tuple[SamWeights | None, dict[str, object]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sum_factory.labelgen.formulas import FORMULAS
 from sum_factory.shared.errors import SettingsError
 
 UNIT_SIZE = 256
 """Images a unit."""
 REFINEMENT_SOURCE = "refinement"
-SOURCES_WITHOUT_REFINER = ("confidence", "entropy")
-SOURCES = (REFINEMENT_SOURCE, *SOURCES_WITHOUT_REFINER)
+SOURCES = (REFINEMENT_SOURCE, *FORMULAS)
 """Where uncertainty comes from: a refiner, or SAM's own confidence in one of two ways."""
 
 

@@ -7,7 +7,6 @@ pass does the same on the embeddings that it has, so that both ways give equal b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from sum_factory.labelgen.formulas import FORMULAS, refinement
 from sum_factory.labelgen.settings import UncertaintySettings
 from sum_factory.shared.codecs.label import decode_label
 from sum_factory.shared.codecs.uncertainty import encode_refined, encode_uncertainty
@@ -38,28 +37,8 @@ Embed = Callable[[CropBox], Tensor | None]
 """Gives the embedding (1, C, g, g) of a crop of the image at hand, or None if it is not to be had."""
 
 
-def refinement(s: Tensor, r: Tensor) -> Tensor:
-    """Return u = |sigmoid(s) - sigmoid(r)| of logits s and refined logits r (Eq. 3), in [0, 1]."""
-    return (s.sigmoid() - r.sigmoid()).abs()
-
-
-def confidence(s: Tensor) -> Tensor:
-    """Return u = 1 - |2 sigmoid(s) - 1| of logits s: 1 where SAM is undecided, 0 where it is sure."""
-    return 1 - (2 * s.sigmoid() - 1).abs()
-
-
-def entropy(s: Tensor) -> Tensor:
-    """Return the entropy of sigmoid(s) in bits: 1 where SAM is undecided, 0 where it is sure."""
-    nats = s.sigmoid() * F.softplus(-s) + (-s).sigmoid() * F.softplus(s)
-    return (nats / math.log(2)).clamp(max=1)
-
-
-FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": entropy}
-"""How u follows from SAM's own logits, for each of ``SOURCES_WITHOUT_REFINER``."""
-
-
 @dataclass(frozen=True)
-class LabelledMask:
+class MaskToRefine:
     """One mask as the ``masks`` layer holds it: its row of the manifest, and its blob of the label codec.
 
     ``point`` is x, y and ``box`` x0, y0, x1, y1 in pixels of the photo; ``area`` is in its pixels too.
@@ -74,7 +53,7 @@ class LabelledMask:
     """Its logits s on the whole square, (S, S), if they were kept: then they are not decoded again."""
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], label: bytes, side: int) -> LabelledMask:
+    def from_row(cls, row: Mapping[str, Any], label: bytes, side: int) -> MaskToRefine:
         """Return the mask of a manifest row, whose values may not have been rounded to the manifest's types yet."""
         return cls(
             frame=Frame(side, (row["crop_x0"], row["crop_y0"], row["crop_x1"], row["crop_y1"])),
@@ -92,13 +71,13 @@ class LabelledMask:
 
 @dataclass(frozen=True)
 class UncertaintyMap:
-    """The encoded map of a mask and its mean over ``Frame.valid_size``, or neither: then the map is unknown."""
+    """The encoded map of a mask and its mean over ``Frame.photo_cells``, or neither: then the map is unknown."""
 
     blob: bytes = b""
     mean_u: float | None = None
 
     @property
-    def valid(self) -> bool:
+    def is_known(self) -> bool:
         """Whether the map is known."""
         return self.mean_u is not None
 
@@ -116,7 +95,7 @@ class UncertaintyMaker:
         self.decoder = PointDecoder(sam)
 
     @torch.no_grad()
-    def make(self, masks: Sequence[LabelledMask], embed: Embed) -> list[UncertaintyMap]:
+    def make(self, masks: Sequence[MaskToRefine], embed: Embed) -> list[UncertaintyMap]:
         """Make the maps of the masks of one image, in order; ``embed`` is called at most once a crop.
 
         Masks that need an embedding which is not to be had are unknown. When a GPU's memory runs out, fewer are made
@@ -125,7 +104,7 @@ class UncertaintyMaker:
         """
         return self.batch.fit(lambda: self._make(masks, embed))
 
-    def _make(self, masks: Sequence[LabelledMask], embed: Embed) -> list[UncertaintyMap]:
+    def _make(self, masks: Sequence[MaskToRefine], embed: Embed) -> list[UncertaintyMap]:
         maps = [self._by_decree(mask) for mask in masks]
         crops: dict[CropBox, list[int]] = {}
         for k, mask in enumerate(masks):
@@ -144,21 +123,21 @@ class UncertaintyMaker:
                     maps[k] = made
         return [made or UNKNOWN for made in maps]
 
-    def _by_decree(self, mask: LabelledMask) -> UncertaintyMap | None:
+    def _by_decree(self, mask: MaskToRefine) -> UncertaintyMap | None:
         """Return the all-zero map of a mask that is too small to be refined, else None."""
         if mask.area_at_reference >= self.settings.min_refine_area:
             return None
-        return UncertaintyMap(encode_uncertainty(np.zeros(mask.frame.low_res_size, np.float32), mask.label), 0.0)
+        return UncertaintyMap(encode_uncertainty(np.zeros(mask.frame.interpolation_cells, np.float32), mask.label), 0.0)
 
     def _make_chunk(
-        self, masks: Sequence[LabelledMask], embedding: Tensor | None, image: PointImage | None
+        self, masks: Sequence[MaskToRefine], embedding: Tensor | None, image: PointImage | None
     ) -> list[UncertaintyMap]:
         """Make the maps of masks of one crop, whose ``embedding`` is (1, C, g, g), prepared for points as ``image``.
 
         Without a refiner, and if the logits of all masks were kept, neither is needed.
         """
         frame = masks[0].frame
-        rows, columns = frame.low_res_size
+        rows, columns = frame.interpolation_cells
         device = self.sam.device
         points = photo_to_input([mask.point for mask in masks], frame).to(device)
         s, agreement = self._logits_of(masks, points, image)
@@ -176,7 +155,7 @@ class UncertaintyMaker:
             u = refinement(s, r)
             r_cut = r[:, :rows, :columns].cpu().numpy()
             refined = [encode_refined(r_cut[k]) if usable[k] else b"" for k in range(len(masks))]
-        height, width = frame.valid_size
+        height, width = frame.photo_cells
         means = u[:, :height, :width].double().mean((1, 2)).tolist()
         u_cut = u[:, :rows, :columns].cpu().numpy()
         return [
@@ -185,7 +164,7 @@ class UncertaintyMaker:
         ]
 
     def _logits_of(
-        self, masks: Sequence[LabelledMask], points: Tensor, image: PointImage | None
+        self, masks: Sequence[MaskToRefine], points: Tensor, image: PointImage | None
     ) -> tuple[Tensor, Tensor]:
         """Return the logits s (P, H, W) of masks on the whole square, and how far they are those of the labels, (P,).
 
@@ -204,15 +183,15 @@ class UncertaintyMaker:
         return s, agreement
 
     def _decode_again(self, points: Tensor, labels: Tensor, image: PointImage) -> tuple[Tensor, Tensor]:
-        """Decode the points (P, 2) that gave the ``labels``, bool (P, h, w), of ``Frame.low_res_size``.
+        """Decode the points (P, 2) that gave the ``labels``, bool (P, h, w), of ``Frame.interpolation_cells``.
 
         Returns the logits s (P, H, W) on the whole square, of the output that agrees best with the label and with
         the label's signs where that is known, and the IoU (P,) of that output with the label.
         """
         count, rows, columns = labels.shape
         coords = torch.stack([points, torch.zeros_like(points)], 1)
-        kinds = torch.tensor([[POSITIVE, PAD]], device=points.device).expand(count, -1)
-        sparse, _ = embed_prompts(self.sam, Prompts(coords, kinds))
+        token_types = torch.tensor([[POSITIVE, PAD]], device=points.device).expand(count, -1)
+        sparse, _ = embed_prompts(self.sam, Prompts(coords, token_types))
         everything = torch.ones(count, POINT_OUTPUTS, dtype=torch.bool, device=points.device)
         outputs = torch.cat(
             [

@@ -42,23 +42,23 @@ threads_option = click.option(
 class Commands(click.Group):
     """A group whose commands print a ``SumError`` plainly and exit with status 1.
 
-    ``places`` says where each command is, as ``module:name``; the module is imported when the command is asked for. To
+    ``modules`` says where each command is, as ``module:name``; the module is imported when the command is asked for. To
     show a page of help these modules are all that is imported, so they import what works inside their commands.
     """
 
-    def __init__(self, *arguments: Any, places: Mapping[str, str], **options: Any) -> None:
+    def __init__(self, *arguments: Any, modules: Mapping[str, str], **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.places = places
+        self.modules = modules
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands."""
-        return sorted(self.places)
+        return sorted(self.modules)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command of this name, or None if there is none."""
-        if cmd_name not in self.places:
+        if cmd_name not in self.modules:
             return None
-        module, _, name = self.places[cmd_name].partition(":")
+        module, _, name = self.modules[cmd_name].partition(":")
         command: click.Command = getattr(import_module(module), name)
         return command
 

@@ -62,14 +62,14 @@ class Frame:
         return resized_size(*self.crop_size, self.side)
 
     @property
-    def valid_size(self) -> tuple[int, int]:
-        """Rows and columns of the low-resolution grid that show any of the photo: what losses may see."""
+    def photo_cells(self) -> tuple[int, int]:
+        """Rows and columns of the low-resolution grid that show any of the photo (the frame's crop)."""
         height, width = self.input_size
         return -(-height // CELL), -(-width // CELL)
 
     @property
-    def low_res_size(self) -> tuple[int, int]:
-        """Rows and columns from which the photo's pixels are interpolated: at most one more than ``valid_size``."""
+    def interpolation_cells(self) -> tuple[int, int]:
+        """Rows and columns that the photo's pixels are interpolated from: at most one more than ``photo_cells``."""
         limit = self.side // CELL
         height, width = (min(limit, (2 * size + CELL - 1) // (2 * CELL) + 1) for size in self.input_size)
         return height, width
@@ -82,7 +82,7 @@ class Frame:
     def upsample(self, logits: Tensor) -> Tensor:
         """Bring logits (K, h, w) of the low-resolution square to the crop's own size, as ``Sam.postprocess_masks``.
 
-        ``logits`` may be cut to ``low_res_size``: nothing beyond is read. Returns float (K, H, W).
+        ``logits`` may be cut to ``interpolation_cells``: nothing beyond is read. Returns float (K, H, W).
         """
         from torch.nn import functional as F
 

@@ -8,7 +8,7 @@ import click
 
 from sum_factory.shared.commands import Commands
 
-PLACES = {
+MODULES = {
     "refiner": "sum_factory.trainer.commands.train:refiner_command",
     "fit": "sum_factory.trainer.commands.train:fit_command",
     "export": "sum_factory.trainer.commands.train:export_command",
@@ -17,7 +17,7 @@ PLACES = {
 }
 
 
-@click.group(cls=Commands, places=PLACES, context_settings={"show_default": True})
+@click.group(cls=Commands, modules=MODULES, context_settings={"show_default": True})
 @click.version_option(package_name="sum-factory")
 def main() -> None:
     """Fine-tune SUM on shards of pseudo-labels and human masks."""

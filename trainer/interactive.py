@@ -80,23 +80,23 @@ class _Tokens:
     """The prompt tokens of P masks. The first ``count`` tokens of each row are given, the others fill it up."""
 
     coords: Tensor
-    labels: Tensor
+    token_types: Tensor
     count: Tensor
 
     @classmethod
     def of(cls, prompts: Prompts) -> _Tokens:
-        full = torch.full((len(prompts),), prompts.labels.shape[1], device=prompts.labels.device)
-        return cls(prompts.coords, prompts.labels, full)
+        full = torch.full((len(prompts),), prompts.token_types.shape[1], device=prompts.token_types.device)
+        return cls(prompts.coords, prompts.token_types, full)
 
-    def add(self, coords: Tensor, labels: Tensor, given: Tensor) -> _Tokens:
+    def add(self, coords: Tensor, token_types: Tensor, given: Tensor) -> _Tokens:
         """Put one click in front of the rows that ``given`` (P,) marks."""
         longer_coords = torch.cat([coords[:, None], self.coords], 1)
-        longer_labels = torch.cat([labels[:, None], self.labels], 1)
+        longer_types = torch.cat([token_types[:, None], self.token_types], 1)
         padded_coords = F.pad(self.coords, (0, 0, 0, 1))
-        padded_labels = F.pad(self.labels, (0, 1), value=PAD)
+        padded_types = F.pad(self.token_types, (0, 1), value=PAD)
         return _Tokens(
             torch.where(given[:, None, None], longer_coords, padded_coords),
-            torch.where(given[:, None], longer_labels, padded_labels),
+            torch.where(given[:, None], longer_types, padded_types),
             self.count + given.long(),
         )
 
@@ -105,12 +105,12 @@ class _Tokens:
         for count in torch.unique(self.count).tolist():
             rows = (self.count == count).nonzero()[:, 0]
             masks = None if mask_logits is None else mask_logits[rows]
-            yield rows, Prompts(self.coords[rows, :count], self.labels[rows, :count], masks)
+            yield rows, Prompts(self.coords[rows, :count], self.token_types[rows, :count], masks)
 
     @property
     def ambiguous(self) -> Tensor:
         """Which rows hold a single point and nothing else, bool (P,)."""
-        return (self.count == 2) & (self.labels != BOX_MIN).all(1)
+        return (self.count == 2) & (self.token_types != BOX_MIN).all(1)
 
 
 def play_rounds(

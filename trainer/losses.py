@@ -1,8 +1,9 @@
 """Losses on masks that are only partly to be trusted (SUM, Sec. 3.2.1, App. B.1).
 
 All take logits and targets of P masks on one grid, (P, H, W), with ``valid`` True where the photo is: the padding of
-SAM's square enters no sum and no mean. ``certainty`` is c = 1 - u in [0, 1], or None for human masks, which are certain
-everywhere; with c = 1 everywhere the uncertainty-aware losses are the plain ones. All return one value a mask, (P,).
+SAM's square enters no sum and no mean. ``certainty`` is c = 1 - u in [0, 1], or None for masks that count as certain
+everywhere: human masks, and labels where the method weighs no loss. With c = 1 everywhere the uncertainty-aware losses
+are the plain ones. All return one value a mask, (P,).
 """
 
 from __future__ import annotations

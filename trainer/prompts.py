@@ -1,7 +1,7 @@
 """Draw prompts from masks: noisy boxes, first points, and clicks at errors (SUM, Sec. 3.2.2, App. B.1).
 
-Masks live on a grid of ``stride`` input pixels a cell, (P, H, W). Cell x covers the input pixels whose centre is
-(x + 0.5) * stride - 0.5 on average; prompts are in input pixels, x before y.
+Masks live on a grid of ``stride`` input pixels a cell, (P, H, W). The centre of cell x is input coordinate
+(x + 0.5) * stride - 0.5. Prompts are in input pixels, x before y.
 
 Every function draws its random numbers on the CPU, from one generator for all masks or from one for the masks of each
 sample, so that a run does not depend on the device.
@@ -83,8 +83,8 @@ def first_prompts(
     points = cells_to_input(cells, stride)
     point_tokens = torch.stack([points, torch.zeros_like(points)], 1)
     coords = torch.where(chosen[:, None, None], boxes, point_tokens)
-    kinds = torch.tensor([[POSITIVE, PAD], [BOX_MIN, BOX_MAX]], device=masks.device)
-    return Prompts(coords, kinds[chosen.long()])
+    token_types = torch.tensor([[POSITIVE, PAD], [BOX_MIN, BOX_MAX]], device=masks.device)
+    return Prompts(coords, token_types[chosen.long()])
 
 
 def click_errors(
@@ -93,13 +93,14 @@ def click_errors(
     """Draw one click of each mask in the region where ``predicted`` and ``masks``, bool (P, H, W), differ.
 
     A cell i of the error region R is drawn with probability w_i / sum_R w_j (Sec. 3.2.2). A false negative gives a
-    positive point, a false positive a negative one. Returns coordinates float32 (P, 2), labels int64 (P,), and bool
-    (P,): False where R is empty or all its weights are zero; there is nothing to click, and the rest means nothing.
+    positive point, a false positive a negative one. Returns coordinates float32 (P, 2), token types int64 (P,), and
+    bool (P,): False where R is empty or all its weights are zero; then there is nothing to click, and the rest means
+    nothing.
     """
     cells, found = sample_cells(weights * (predicted ^ masks), generator)
     wanted = masks[torch.arange(len(masks), device=masks.device), cells[:, 1], cells[:, 0]]
-    labels = torch.where(wanted, POSITIVE, NEGATIVE)
-    return cells_to_input(cells, stride), labels, found
+    token_types = torch.where(wanted, POSITIVE, NEGATIVE)
+    return cells_to_input(cells, stride), token_types, found
 
 
 def _by_row(generator: Randomness, rows: int) -> RowGenerators:

@@ -21,6 +21,7 @@ from sum_factory.trainer.losses import LossSettings
 from sum_factory.trainer.methods import METHODS, Method
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.run.settings import CHECKED, CheckpointSettings, ValidationSettings
+from sum_factory.trainer.variants import VariantName
 
 _Place = Annotated[str, Field(min_length=1)]
 
@@ -60,7 +61,7 @@ class Recipe:
     method: str = "sum"
     """Which labels are trained on, and what their certainty weighs: human-only, vanilla, mask-refinement, sum,
     sum-no-task-prompt, sum-continuous-tp, sum-no-ua-sampling or sum-confidence-uncer."""
-    variant: Literal["full", "decoder"] = "full"
+    variant: VariantName = "full"
     """Which weights are trained: all of them (full), or those of the prompt encoder and the mask decoder (decoder),
     which takes less time and memory."""
     sam: str = PACKAGED

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -18,7 +20,12 @@ class Variant:
     mask_decoder: bool = True
 
 
-VARIANTS = {"full": Variant(image_encoder=True), "decoder": Variant(image_encoder=False)}
+VariantName = Literal["full", "decoder"]
+"""What recipes take: a name for each of ``VARIANTS``."""
+VARIANTS: Mapping[VariantName, Variant] = {
+    "full": Variant(image_encoder=True),
+    "decoder": Variant(image_encoder=False),
+}
 
 
 def apply_variant(sam: Sam, variant: Variant) -> None:

@@ -10,7 +10,7 @@ import click
 from sum_factory.labelgen.engine.stop import stop_on_signals
 from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.options import automask_options, encoding_option, refiner_options, shards_option, work_options
-from sum_factory.labelgen.settings import SOURCES, UNIT_SIZE, UncertaintySettings
+from sum_factory.labelgen.settings import REFINEMENT_SOURCE, SOURCES, UNIT_SIZE, UncertaintySettings
 from sum_factory.shared.commands import FAILED, photos_from_option
 from sum_factory.shared.precision import PrecisionSetting, precision_option
 from sum_factory.shared.shards.dataset import OUTPUTS, REFINEMENT
@@ -83,7 +83,7 @@ def run_command(
 @click.option(
     "--source",
     type=click.Choice(SOURCES),
-    default=REFINEMENT,
+    default=REFINEMENT_SOURCE,
     help="What makes the maps: a refiner, or SAM's own confidence or entropy.",
 )
 @click.option("--layer-name", default=None, help="Name of the layer  [default: that of the source]")

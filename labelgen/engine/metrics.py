@@ -11,10 +11,10 @@ from sum_factory.labelgen.job import Event, GivenUp, Lost, UnitReport, Units
 class Metrics:
     """Counts what happens, in the driver: every report passes there."""
 
-    def __init__(self, planned: Units) -> None:
+    def __init__(self, to_make: Units) -> None:
         from ray.util.metrics import Counter, Gauge
 
-        self.planned = planned
+        self.to_make = to_make
         self.ended = 0
         self.units = Counter("labelgen_units", "Units that are done.")
         self.images = Counter("labelgen_images", "Images of units that are done, those with errors too.")
@@ -22,7 +22,7 @@ class Metrics:
         self.errors = Counter("labelgen_image_errors", "Images that could not be labelled.")
         self.lost = Counter("labelgen_workers_lost", "Workers that died while they were working on a unit.")
         self.units_left = Gauge("labelgen_units_left", "Units that are neither done nor given up.")
-        self.units_left.set(len(planned.known))
+        self.units_left.set(len(to_make.planned))
 
     def take(self, event: Event) -> None:
         """Count what happened."""
@@ -40,4 +40,4 @@ class Metrics:
 
     def _one_less(self) -> None:
         self.ended += 1
-        self.units_left.set(len(self.planned.known) - self.ended)
+        self.units_left.set(len(self.to_make.planned) - self.ended)

@@ -1,4 +1,4 @@
-"""Drive Ray actors by the scheduler: start and replace them, hand out tasks, wait, and tell what happens."""
+"""Drive Ray actors by the scheduler: start and replace them, hand out assignments, wait, and tell what happens."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 from sum_factory.labelgen.engine.cluster import Resources, connected, draining_nodes
 from sum_factory.labelgen.engine.metrics import Metrics
-from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Scheduler, Task, WorkerId
+from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Assignment, Scheduler, WorkerId
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.engine.worker import Answer, Board, Worker
-from sum_factory.labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, Progress, Units, WeightsRead
+from sum_factory.labelgen.job import Begun, Event, GivenUp, ImageDone, Job, Lost, Notice, Units, WeightsRead
 from sum_factory.shared.errors import SumError, WorkerError
 from sum_factory.shared.places import absolute
 from sum_factory.shared.sam.settings import PACKAGED
@@ -33,7 +33,7 @@ SPARE_STARTS = 2
 
 @dataclass(frozen=True)
 class RayExecutor:
-    """Labels units on Ray actors, one model each. Only tasks, small reports and progress cross Ray's object store.
+    """Labels units on Ray actors, one model each. Ray's object store gets only assignments, small reports and progress.
 
     ``worker`` is the class of the actors, if it is to be another than ``Worker``.
     """
@@ -91,7 +91,7 @@ class _Pool:
         self.ids = count()
         self.actors: dict[WorkerId, _Actor] = {}
         self.starting: dict[Any, WorkerId] = {}
-        self.running: dict[Any, tuple[WorkerId, Task]] = {}
+        self.running: dict[Any, tuple[WorkerId, Assignment]] = {}
         self.retiring: set[WorkerId] = set()
         self.deaths_at_start = 0
         self.told = self.looked = self.waiting_since = time.monotonic()
@@ -127,13 +127,14 @@ class _Pool:
             self.starting[handle.start.remote()] = worker
 
     def _hand_out(self) -> Iterator[Event]:
-        for worker, task in self.scheduler.assign():
+        for worker, assignment in self.scheduler.assign():
             actor = self.actors[worker]
-            self.running[actor.handle.work.remote(task, self.units.moved.get(task.unit))] = (worker, task)
-            yield Begun(task.unit, task.attempt, actor.name, len(task.probe or ()))
+            answer = actor.handle.work.remote(assignment, self.units.moved.get(assignment.unit))
+            self.running[answer] = (worker, assignment)
+            yield Begun(assignment.unit, assignment.attempt, actor.name, len(assignment.probe or ()))
 
     def _ready(self) -> list[Any]:
-        """Wait a little for tasks that are done and workers that are ready to work."""
+        """Wait a little for assignments that are done and workers that are ready to work."""
         import ray
 
         references = [*self.running, *self.starting]
@@ -156,7 +157,7 @@ class _Pool:
 
         worker = self.starting.pop(reference)
         try:
-            place = ray.get(reference)
+            address = ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, SumError):
                 raise error.cause from None
@@ -165,10 +166,10 @@ class _Pool:
             self._bury_at_start(worker, error)
         else:
             self.deaths_at_start = 0
-            self.actors[worker].node = place.node
-            self.actors[worker].name = f"{place.host}, process {place.process}"
+            self.actors[worker].node = address.node
+            self.actors[worker].name = f"{address.host}, process {address.process}"
             self.scheduler.add_worker(worker)
-            yield WeightsRead(self.actors[worker].name, *place.weights)
+            yield WeightsRead(self.actors[worker].name, *address.weights)
 
     def _bury_at_start(self, worker: WorkerId, error: Exception) -> None:
         self._remove(worker)
@@ -180,7 +181,7 @@ class _Pool:
             ) from error
 
     def _settle(self, reference: Any) -> Iterator[Event]:
-        """Take the answer to a task, or what came instead."""
+        """Take the answer to an assignment, or what came instead."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -199,8 +200,8 @@ class _Pool:
             yield from self._take(reference, answer)
 
     def _take(self, reference: Any, answer: Answer) -> Iterator[Event]:
-        worker, task = self.running.pop(reference)
-        self.scheduler.done(worker, task)
+        worker, assignment = self.running.pop(reference)
+        self.scheduler.done(worker, assignment)
         self._dismiss(worker)
         yield from answer.progress
         if answer.report is not None:
@@ -225,13 +226,13 @@ class _Pool:
         loss = self.scheduler.died(worker)
         if loss is None:
             return
-        if loss.quarantined is not None and not self.scheduler.has_succeeded:
+        lost = loss.assignment
+        if loss.left_out is not None and not self.scheduler.has_succeeded:
             raise WorkerError(
-                f"workers die of whatever they are given: the last one at {loss.task.unit:06d} ({_why(error)}); try a "
-                "few images with --workers 0, which shows more"
+                f"workers die of whatever they are given: the last one at {lost.unit:06d} ({_why(error)}); try a few "
+                "images with --workers 0, which shows more"
             ) from error
-        task = loss.task
-        yield Lost(task.unit, task.attempt, name, _why(error), loss.quarantined, len(task.probe or ()))
+        yield Lost(lost.unit, lost.attempt, name, _why(error), loss.left_out, len(lost.probe or ()))
 
     def _remove(self, worker: WorkerId) -> None:
         """Forget a worker; if its process is alive, or out of reach and perhaps alive, it is killed."""
@@ -242,7 +243,7 @@ class _Pool:
 
     def _dismiss(self, worker: WorkerId) -> None:
         """Let a worker go that was to retire and has nothing left to do."""
-        if worker in self.retiring and not self.scheduler.tasks_of(worker):
+        if worker in self.retiring and not self.scheduler.assignments_of(worker):
             self.scheduler.remove_worker(worker)
             self._remove(worker)
 
@@ -266,7 +267,7 @@ class _Pool:
         self.scheduler.retire(worker)
         self._dismiss(worker)
 
-    def _progress(self) -> Iterator[Progress]:
+    def _progress(self) -> Iterator[ImageDone]:
         """Yield the progress of units that are being worked on, as far as the driver knows of it."""
         import ray
         from ray.exceptions import RayError
@@ -282,7 +283,7 @@ class _Pool:
             except RayError:  # the board is started anew; reports alone tell what is done
                 return
 
-    def _rest_of_progress(self) -> Iterator[Progress]:
+    def _rest_of_progress(self) -> Iterator[ImageDone]:
         """Yield what the board still holds when all is done: no photo that failed may be missing from the log."""
         import ray
         from ray.exceptions import RayError

@@ -3,7 +3,7 @@
 A worker may die of anything: a machine that is taken away, memory, an image that makes a library crash. So a death
 counts against the unit that was worked on, and the unit is queued again. A unit that has lost ``MAX_DEATHS`` workers is
 searched: halves of it are labelled for nothing but to see whether they kill, until single images are left. An image
-that has killed ``MAX_DEATHS`` workers alone is quarantined, and the unit is labelled without it. A unit that kills
+that has killed ``MAX_DEATHS`` workers alone is left out, and the unit is labelled without it. A unit that kills
 though none of its images does is given up, and the others go on.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 MAX_DEATHS = 3
-"""Workers that a unit may lose before it is searched, and an image alone before it is quarantined."""
+"""Workers that a unit may lose before it is searched, and an image alone before it is left out."""
 IN_FLIGHT = 2
 """Units that a worker has at a time while many wait: one to work on, one so that it never waits for the driver."""
 
@@ -24,24 +24,24 @@ END = -1
 
 
 @dataclass(frozen=True)
-class Task:
+class Assignment:
     """What a worker is given: a unit to label, or with ``probe`` those images of it to be tried for nothing.
 
-    ``attempt`` counts from 1 what was begun of the unit, probes too. ``quarantined`` images are left out.
+    ``attempt`` counts from 1 what was begun of the unit, probes too. ``left_out`` names images that are not even read.
     """
 
     unit: int
     attempt: int = 1
-    quarantined: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
     probe: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A worker died while it worked on a task. ``quarantined`` is the image that this was once too often for."""
+    """A worker died while it worked on an assignment. ``left_out`` is the image that this was once too often for."""
 
-    task: Task
-    quarantined: int | None = None
+    assignment: Assignment
+    left_out: int | None = None
 
 
 @dataclass
@@ -56,9 +56,9 @@ class _Suspect:
     probes: int = 0
     """Probes that are waiting or being worked on."""
     found: bool = False
-    """Whether the search that is going on has found an image to quarantine."""
+    """Whether the search that is going on has found an image to leave out."""
     searched_in_vain: bool = False
-    quarantined: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
 
 
 class Scheduler:
@@ -72,33 +72,33 @@ class Scheduler:
         self._fresh: Iterator[int | None] = iter(units)
         self._are_all_known = False
         self._ahead: deque[int] = deque()
-        self._again: deque[Task] = deque()
+        self._again: deque[Assignment] = deque()
         self._size_of = size_of
-        self._tasks: dict[WorkerId, deque[Task]] = {}
+        self._assignments: dict[WorkerId, deque[Assignment]] = {}
         self._retiring: set[WorkerId] = set()
         self._suspects: dict[int, _Suspect] = {}
         self._stopped = False
         self.has_succeeded = False
-        """Whether any task has ever been done: if not, the fault may well be with the workers themselves."""
+        """Whether any assignment has ever been done: if not, the fault may well be with the workers themselves."""
         self.given_up: list[int] = []
 
     @property
     def is_done(self) -> bool:
         """Whether nothing waits and nothing is being worked on."""
-        return not any(self._tasks.values()) and not self._waiting(1) and self._are_all_known
+        return not any(self._assignments.values()) and not self._waiting(1) and self._are_all_known
 
     @property
     def workers(self) -> int:
         """How many workers there are, but for those that are to get no more."""
-        return len(self._tasks) - len(self._retiring)
+        return len(self._assignments) - len(self._retiring)
 
     def has_work_for(self, workers: int) -> bool:
         """Whether ``workers`` workers would all have something to do now."""
-        in_work = sum(map(len, self._tasks.values()))
+        in_work = sum(map(len, self._assignments.values()))
         return in_work >= workers or self._waiting(workers - in_work)
 
     def _waiting(self, most: int) -> bool:
-        """Whether at least ``most`` tasks wait."""
+        """Whether at least ``most`` assignments wait."""
         while len(self._again) + len(self._ahead) < most:
             unit = next(self._fresh, END)
             if unit is None or unit == END:
@@ -109,7 +109,7 @@ class Scheduler:
 
     def add_worker(self, worker: WorkerId) -> None:
         """Count on a worker that is ready to work."""
-        self._tasks[worker] = deque()
+        self._assignments[worker] = deque()
 
     def retire(self, worker: WorkerId) -> None:
         """Give a worker no more than it has."""
@@ -117,35 +117,35 @@ class Scheduler:
 
     def remove_worker(self, worker: WorkerId) -> None:
         """Forget a worker that has nothing to do."""
-        assert not self._tasks[worker], "its tasks would be lost"
-        del self._tasks[worker]
+        assert not self._assignments[worker], "its assignments would be lost"
+        del self._assignments[worker]
         self._retiring.discard(worker)
 
-    def tasks_of(self, worker: WorkerId) -> tuple[Task, ...]:
+    def assignments_of(self, worker: WorkerId) -> tuple[Assignment, ...]:
         """Return what a worker was given and has not finished: the first it works on, the others wait there."""
-        return tuple(self._tasks[worker])
+        return tuple(self._assignments[worker])
 
-    def assign(self) -> Iterator[tuple[WorkerId, Task]]:
-        """Hand out tasks: one to every idle worker, then a second each as long as more wait than there are workers.
+    def assign(self) -> Iterator[tuple[WorkerId, Assignment]]:
+        """Hand out assignments: one to every idle worker, then a second each while more wait than there are workers.
 
-        Towards the end a task waits here for whoever is free first, and not behind one that may take long.
+        Towards the end an assignment waits here for whoever is free first, and not behind one that may take long.
         """
-        free = [worker for worker in self._tasks if worker not in self._retiring]
+        free = [worker for worker in self._assignments if worker not in self._retiring]
         for load in range(IN_FLIGHT):
             for worker in free:
-                if len(self._tasks[worker]) == load and self._waiting(1 if load == 0 else len(free) + 1):
-                    task = self._again.popleft() if self._again else Task(self._ahead.popleft())
-                    self._tasks[worker].append(task)
-                    yield worker, task
+                if len(self._assignments[worker]) == load and self._waiting(1 if load == 0 else len(free) + 1):
+                    assignment = self._again.popleft() if self._again else Assignment(self._ahead.popleft())
+                    self._assignments[worker].append(assignment)
+                    yield worker, assignment
 
-    def done(self, worker: WorkerId, task: Task) -> None:
-        """Note that a worker has finished a task."""
+    def done(self, worker: WorkerId, assignment: Assignment) -> None:
+        """Note that a worker has finished an assignment."""
         self.has_succeeded = True
-        self._tasks[worker].remove(task)
-        if task.probe is None:
-            self._suspects.pop(task.unit, None)
+        self._assignments[worker].remove(assignment)
+        if assignment.probe is None:
+            self._suspects.pop(assignment.unit, None)
         else:
-            self._end_probe(task.unit)
+            self._end_probe(assignment.unit)
 
     def stop(self) -> None:
         """Hand out nothing more."""
@@ -157,15 +157,15 @@ class Scheduler:
     def died(self, worker: WorkerId) -> Loss | None:
         """Forget a worker that died, and queue again what it had; return what it worked on, if anything.
 
-        A worker does its tasks in the order in which it got them, so it died during the first that it had not finished.
+        A worker does its assignments in the order in which it got them, so it died in the first that was not finished.
         """
-        tasks = self._tasks.pop(worker)
+        assignments = self._assignments.pop(worker)
         self._retiring.discard(worker)
-        if not tasks:
+        if not assignments:
             return None
-        first = tasks.popleft()
-        for task in reversed(tasks):
-            self._queue(task)
+        first = assignments.popleft()
+        for assignment in reversed(assignments):
+            self._queue(assignment)
         suspect = self._suspects.setdefault(first.unit, _Suspect())
         suspect.attempts += 1
         if first.probe is not None:
@@ -173,45 +173,45 @@ class Scheduler:
         self._blame(first, suspect)
         return Loss(first)
 
-    def _blame(self, task: Task, suspect: _Suspect) -> None:
+    def _blame(self, assignment: Assignment, suspect: _Suspect) -> None:
         """Count a death against a unit, and have it searched if that is one too many."""
         suspect.deaths += 1
         if suspect.deaths < MAX_DEATHS:
-            self._queue_unit(task.unit, suspect)
+            self._queue_unit(assignment.unit, suspect)
             return
         if suspect.searched_in_vain:
-            del self._suspects[task.unit]
-            self.given_up.append(task.unit)
+            del self._suspects[assignment.unit]
+            self.given_up.append(assignment.unit)
             return
         suspect.found = False
-        images = tuple(i for i in range(self._size_of(task.unit)) if i not in suspect.quarantined)
-        self._queue_halves(task.unit, images, suspect)
+        images = tuple(i for i in range(self._size_of(assignment.unit)) if i not in suspect.left_out)
+        self._queue_halves(assignment.unit, images, suspect)
 
-    def _blame_probe(self, task: Task, suspect: _Suspect) -> int | None:
-        """Count a death against some images; return the image that is to be quarantined, if it is one too many."""
-        assert task.probe is not None, "only of probes"
-        if len(task.probe) > 1:
-            self._queue_halves(task.unit, task.probe, suspect)
-            self._end_probe(task.unit)
+    def _blame_probe(self, assignment: Assignment, suspect: _Suspect) -> int | None:
+        """Count a death against some images; return the image that is to be left out, if it is one too many."""
+        assert assignment.probe is not None, "only of probes"
+        if len(assignment.probe) > 1:
+            self._queue_halves(assignment.unit, assignment.probe, suspect)
+            self._end_probe(assignment.unit)
             return None
-        (image,) = task.probe
+        (image,) = assignment.probe
         suspect.alone[image] += 1
         if suspect.alone[image] < MAX_DEATHS:
-            self._queue_probe(task.unit, task.probe, suspect)
-            self._end_probe(task.unit)
+            self._queue_probe(assignment.unit, assignment.probe, suspect)
+            self._end_probe(assignment.unit)
             return None
         suspect.found = True
-        suspect.quarantined = tuple(sorted((*suspect.quarantined, image)))
-        self._end_probe(task.unit)
+        suspect.left_out = tuple(sorted((*suspect.left_out, image)))
+        self._end_probe(assignment.unit)
         return image
 
-    def _queue(self, task: Task) -> None:
-        """Have a task be the next that is handed out."""
+    def _queue(self, assignment: Assignment) -> None:
+        """Have an assignment be the next that is handed out."""
         if not self._stopped:
-            self._again.appendleft(task)
+            self._again.appendleft(assignment)
 
     def _queue_unit(self, unit: int, suspect: _Suspect) -> None:
-        self._queue(Task(unit, suspect.attempts, suspect.quarantined))
+        self._queue(Assignment(unit, suspect.attempts, suspect.left_out))
 
     def _queue_halves(self, unit: int, images: tuple[int, ...], suspect: _Suspect) -> None:
         middle = len(images) // 2
@@ -221,7 +221,7 @@ class Scheduler:
 
     def _queue_probe(self, unit: int, images: tuple[int, ...], suspect: _Suspect) -> None:
         suspect.probes += 1
-        self._queue(Task(unit, suspect.attempts, suspect.quarantined, images))
+        self._queue(Assignment(unit, suspect.attempts, suspect.left_out, images))
 
     def _end_probe(self, unit: int) -> None:
         suspect = self._suspects[unit]
@@ -230,7 +230,7 @@ class Scheduler:
             self._end_search(unit, suspect)
 
     def _end_search(self, unit: int, suspect: _Suspect) -> None:
-        """Queue a unit again of which every image is either quarantined or has been labelled without a death."""
+        """Queue a unit again of which every image is either left out or has been labelled without a death."""
         suspect.deaths, suspect.searched_in_vain = 0, not suspect.found
         suspect.alone.clear()
         self._queue_unit(unit, suspect)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from sum_factory.labelgen.engine.stop import Stop
-from sum_factory.labelgen.job import Begun, Event, Job, Progress, Units, WeightsRead
+from sum_factory.labelgen.job import Begun, Event, ImageDone, Job, Units, WeightsRead
 from sum_factory.labelgen.labeler import Labeler
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.errors import WorkerError
@@ -54,7 +54,7 @@ class SerialExecutor:
             yield Begun(number, 1, f"process {os.getpid()}")
             try:
                 for event in labeler.label_unit(units.moved.get(number) or labeler.shards.unit(number)):
-                    yield replace(event, unit=number) if isinstance(event, Progress) else event
+                    yield replace(event, unit=number) if isinstance(event, ImageDone) else event
                     if stop.is_overdue:
                         return
             except OUT_OF_MEMORY as error:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Task
-from sum_factory.labelgen.job import Job, Progress, UnitReport
+from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Assignment
+from sum_factory.labelgen.job import ImageDone, Job, UnitReport
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.shards.dataset import Unit
 
@@ -23,7 +23,7 @@ TELL_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
+class WorkerAddress(NamedTuple):
     """Where a worker is: the id of its Ray node, the host and the process."""
 
     node: str
@@ -34,23 +34,23 @@ class Place(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a worker returns of a task: the report, if it was no probe, and the progress not told of before."""
+    """What a worker returns of an assignment: the report, if it was no probe, and the progress not told of before."""
 
     report: UnitReport | None
-    progress: Sequence[Progress] = ()
+    progress: Sequence[ImageDone] = ()
 
 
 class Board:
     """Collects the progress of all workers for the driver, which takes it once in a while."""
 
     def __init__(self) -> None:
-        self.events: list[Progress] = []
+        self.events: list[ImageDone] = []
 
-    def put(self, events: Sequence[Progress]) -> None:
+    def put(self, events: Sequence[ImageDone]) -> None:
         """Add what a worker tells."""
         self.events += events
 
-    def take(self) -> list[Progress]:
+    def take(self) -> list[ImageDone]:
         """Return what was added since the last time."""
         events, self.events = self.events, []
         return events
@@ -64,7 +64,7 @@ class Worker:
         self.board = board
         self.cpus = cpus
 
-    def start(self) -> Place:
+    def start(self) -> WorkerAddress:
         """Load the models: not in the constructor, whose errors Ray does not hand on as they are."""
         import ray
 
@@ -72,7 +72,7 @@ class Worker:
 
         self.labeler = self.load()
         node = ray.get_runtime_context().get_node_id()
-        return Place(node, socket.gethostname(), os.getpid(), READINGS.since())
+        return WorkerAddress(node, socket.gethostname(), os.getpid(), READINGS.since())
 
     def load(self) -> Labeler:
         """Return a labeler that uses as many cores as there are CPUs for it."""
@@ -81,37 +81,37 @@ class Worker:
         tune_malloc()
         return Labeler(self.job, max(1, int(self.cpus)))
 
-    def work(self, task: Task, moved: Unit | None) -> Answer:
+    def work(self, assignment: Assignment, moved: Unit | None) -> Answer:
         """Label a unit, or try some of its images. ``moved`` is its plan if that is not the one in the shard set.
 
         When it returns, the board has what was told before.
         """
         import ray
 
-        unit = moved or self.labeler.shards.unit(task.unit)
-        log.info("unit %06d, attempt %d: begun", task.unit, task.attempt)
-        if task.probe is not None:
-            self.labeler.try_unit(unit, {**_left_out(unit, task), **_not_probed(unit, task.probe)})
+        unit = moved or self.labeler.shards.unit(assignment.unit)
+        log.info("unit %06d, attempt %d: begun", assignment.unit, assignment.attempt)
+        if assignment.probe is not None:
+            self.labeler.try_unit(unit, {**_left_out(unit, assignment), **_not_probed(unit, assignment.probe)})
             return Answer(None)
-        untold: list[Progress] = []
+        untold: list[ImageDone] = []
         on_board: list[Any] = []
-        told = time.monotonic()
-        for event in self.labeler.label_unit(unit, _left_out(unit, task)):
+        last_told = time.monotonic()
+        for event in self.labeler.label_unit(unit, _left_out(unit, assignment)):
             if isinstance(event, UnitReport):
-                log.info("unit %06d, attempt %d: done", task.unit, task.attempt)
+                log.info("unit %06d, attempt %d: done", assignment.unit, assignment.attempt)
                 ray.wait(on_board, num_returns=len(on_board))
-                return Answer(replace(event, attempt=task.attempt), untold)
-            assert isinstance(event, Progress), "a labeler tells nothing else"
-            untold.append(replace(event, unit=task.unit, attempt=task.attempt))
-            if time.monotonic() - told >= TELL_SECONDS:
+                return Answer(replace(event, attempt=assignment.attempt), untold)
+            assert isinstance(event, ImageDone), "a labeler tells nothing else"
+            untold.append(replace(event, unit=assignment.unit, attempt=assignment.attempt))
+            if time.monotonic() - last_told >= TELL_SECONDS:
                 on_board = [self.board.put.remote(untold)]  # after all that it was told before
-                untold, told = [], time.monotonic()
+                untold, last_told = [], time.monotonic()
         raise AssertionError("a labeler ends with its report")
 
 
-def _left_out(unit: Unit, task: Task) -> dict[str, str]:
-    """Say of each quarantined image why it has no labels: words that do not depend on where and when it killed."""
-    images = [unit.images[index] for index in task.quarantined]
+def _left_out(unit: Unit, assignment: Assignment) -> dict[str, str]:
+    """Say of each image that is left out why it has no labels: words that do not depend on where and when it killed."""
+    images = [unit.images[index] for index in assignment.left_out]
     why = f"killed its worker {MAX_DEATHS} times, alone; look at it, or leave it out"
     return {image.key: f"{image.name}: {why}" for image in images}
 

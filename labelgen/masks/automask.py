@@ -32,7 +32,7 @@ from sum_factory.shared.sam.upstream import Sam, amg, nms
 
 
 @dataclass(frozen=True)
-class ImageLabels:
+class GeneratedMasks:
     """The K masks kept for one image of ``size`` height, width, in the order of the generator.
 
     ``logits``: float32 (K, h, w), SAM's low-resolution logits on its square frame, padding included.
@@ -69,7 +69,7 @@ class ImageLabels:
 
 
 @dataclass(frozen=True)
-class _Candidates:
+class _FoundMasks:
     """K masks of one or more crops, on the model's device.
 
     ``logits`` float32 (K, h, w), ``predicted_iou`` and ``stability`` float32 (K,), ``areas`` int64 (K,).
@@ -88,22 +88,22 @@ class _Candidates:
     def __len__(self) -> int:
         return len(self.logits)
 
-    def take(self, which: Tensor) -> _Candidates:
-        """Return the candidates that an index or a bool mask names."""
-        return _Candidates(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+    def take(self, which: Tensor) -> _FoundMasks:
+        """Return the masks that an index or a bool mask names."""
+        return _FoundMasks(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
     def nms(self, scores: Tensor, threshold: float) -> Tensor:
-        """Return the index of the candidates that box NMS leaves, best ``scores`` (K,) first."""
+        """Return the index of the masks that box NMS leaves, best ``scores`` (K,) first."""
         return nms(self.boxes.float(), scores, threshold)
 
-    def in_photo(self) -> _Candidates:
+    def in_photo(self) -> _FoundMasks:
         """Return them with boxes and points in the photo."""
         corner = self.crops[:, :2]
         return replace(self, boxes=self.boxes + corner.repeat(1, 2), points=self.points + corner)
 
 
-def _join(parts: Sequence[_Candidates]) -> _Candidates:
-    return _Candidates(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(_Candidates)})
+def _join(parts: Sequence[_FoundMasks]) -> _FoundMasks:
+    return _FoundMasks(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(_FoundMasks)})
 
 
 class LabelGenerator:
@@ -135,14 +135,14 @@ class LabelGenerator:
         )
 
     @torch.no_grad()
-    def label(self, image: RgbImage, resized: RgbImage | None = None) -> ImageLabels:
+    def label(self, image: RgbImage, resized: RgbImage | None = None) -> GeneratedMasks:
         """Label one RGB uint8 (H, W, 3) image; ``resized``, if at hand, is what ``resize`` makes of it.
 
         Raises ``torch.OutOfMemoryError`` if a GPU's memory is not enough for one point at a time.
         """
         return self.batch.fit(lambda: self._label(image, resized))
 
-    def _label(self, image: RgbImage, resized: RgbImage | None) -> ImageLabels:
+    def _label(self, image: RgbImage, resized: RgbImage | None) -> GeneratedMasks:
         settings, size = self.settings, (image.shape[0], image.shape[1])
         boxes, layers = amg.generate_crop_boxes(size, settings.crop_n_layers, settings.crop_overlap_ratio)
         embeddings: dict[CropBox, Tensor] = {}
@@ -159,7 +159,7 @@ class LabelGenerator:
         if settings.min_mask_region_area > 0:
             found, cleaned = self._clean(found, size)
         corners = found.boxes.cpu().numpy()
-        return ImageLabels(
+        return GeneratedMasks(
             size=size,
             logits=found.logits.cpu().numpy(),
             frames=tuple(Frame.crop(self.side, crop) for crop in found.crops.tolist()),
@@ -174,7 +174,7 @@ class LabelGenerator:
 
     def _label_crop(
         self, embedding: Tensor, frame: Frame, grid: npt.NDArray[np.float64], size: tuple[int, int]
-    ) -> _Candidates:
+    ) -> _FoundMasks:
         """Return the masks of a crop, whose ``embedding`` is (1, C, g, g), that all filters and its NMS leave."""
         height, width = frame.crop_size
         points = grid * np.array([width, height])
@@ -187,7 +187,7 @@ class LabelGenerator:
     @torch.no_grad()
     def _decode(
         self, points: npt.NDArray[np.float64], image: PointImage, frame: Frame, size: tuple[int, int]
-    ) -> _Candidates:
+    ) -> _FoundMasks:
         """Decode points of a crop, three masks each, and keep those that pass every filter but NMS."""
         settings, sam = self.settings, self.embedder.sam
         coords = torch.as_tensor(frame.to_input(points), device=sam.device)
@@ -200,7 +200,7 @@ class LabelGenerator:
         )
         logits = self.decoder.masks(decoded, wanted)
         regions = measure(logits, frame, self.threshold, settings.stability_score_offset)
-        candidates = _Candidates(
+        candidates = _FoundMasks(
             logits=logits,
             predicted_iou=iou[wanted],
             stability=regions.stability,
@@ -216,7 +216,7 @@ class LabelGenerator:
             keep &= regions.stability >= settings.stability_score_thresh
         return candidates.take(keep)
 
-    def _clean(self, found: _Candidates, size: tuple[int, int]) -> tuple[_Candidates, dict[int, Rle]]:
+    def _clean(self, found: _FoundMasks, size: tuple[int, int]) -> tuple[_FoundMasks, dict[int, Rle]]:
         """Remove small holes and islands; of masks that are duplicates then, prefer those that had none.
 
         Also returns the masks that changed, by their number among those that are left.

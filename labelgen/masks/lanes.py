@@ -62,8 +62,8 @@ class Lanes:
     ) -> Iterator[Any]:
         """Yield ``finish(begin(item))`` of each item, in order, whichever is ready first.
 
-        One at a time, an item is finished when the ``BEHIND`` after it are begun: what ``begin`` has left to other
-        threads is done by then. A generator that is closed gives up what is not begun; what is, ends at its next
+        With one lane, ``finish(item)`` is called after ``begin`` of the next ``BEHIND`` items, so background work of
+        ``begin`` has had time to end. Closing the generator drops items not begun; those begun stop at their next
         ``spread``.
         """
         if self.count == 1:

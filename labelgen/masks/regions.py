@@ -4,7 +4,7 @@ A mask is "upsample the logits to SAM's square, cut off the padding, resize to t
 bilinearly. An interpolated value is a convex combination of four neighbours, so a pixel is below a threshold if these
 are: only the box of cells above the lowest threshold, and one cell around it, can hold a pixel that counts. On a CPU a
 compiled kernel walks that box row by row and keeps two rows of each scale; elsewhere the same is done with torch, in
-bands of rows.
+strips of rows.
 
 The kernel takes products and sums in the order of ``torch.nn.functional.interpolate`` (its general kernel; for sums of
 height and width up to 128 px, and for three channels on one thread, torch has another, which rounds differently). The
@@ -33,8 +33,8 @@ Taps = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], Floats, Floats]
 
 walk: Callable[..., tuple[int, ...]] = region_kernel.walk
 
-BAND_ELEMENTS = 1 << 26
-"""Elements of a band of rows of all masks, where torch does the work."""
+STRIP_ELEMENTS = 1 << 26
+"""Elements of a strip of rows of all masks, where torch does the work."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ def _count_with_torch(logits: Tensor, frame: Frame, cuts: tuple[float, float, fl
     areas = torch.zeros(count, 3, dtype=torch.int64, device=logits.device)
     rows = torch.zeros(count, height, dtype=torch.bool, device=logits.device)
     columns = torch.zeros(count, width, dtype=torch.bool, device=logits.device)
-    for start, band in _bands(logits, frame):
+    for start, strip in _strips(logits, frame):
         for k, cut in enumerate(cuts):
-            above = band > cut
+            above = strip > cut
             areas[:, k] += above.flatten(1).sum(1)
             if k == 0:
-                rows[:, start : start + band.shape[1]] = above.any(2)
+                rows[:, start : start + strip.shape[1]] = above.any(2)
                 columns |= above.any(1)
     edges = [edge for hits in (columns, rows) for edge in (_first(hits), hits.shape[1] - 1 - _first(hits.flip(1)))]
     boxes = torch.stack([edges[0], edges[2], edges[1], edges[3]], 1)
@@ -115,14 +115,14 @@ def _first(hits: Tensor) -> Tensor:
     return hits.to(torch.uint8).argmax(1)
 
 
-def _bands(logits: Tensor, frame: Frame) -> Iterator[tuple[int, Tensor]]:
-    """Upsample logits (K, h, w) to the crop's size in bands of rows: yield the first row and the band, (K, rows, W)."""
+def _strips(logits: Tensor, frame: Frame) -> Iterator[tuple[int, Tensor]]:
+    """Upsample logits (K, h, w) to the crop's size in strips of rows: yield the first row and the strip, (K, n, W)."""
     square_rows, square_columns, crop_rows, crop_columns = (
         tuple(torch.from_numpy(part).to(logits.device) for part in tap) for tap in _by_axis(_taps(frame))
     )
     wide = _between(logits, square_columns, 2)
     height, width = frame.crop_size
-    step = max(1, BAND_ELEMENTS // max(1, len(logits) * max(width, frame.side)))
+    step = max(1, STRIP_ELEMENTS // max(1, len(logits) * max(width, frame.side)))
     for start in range(0, height, step):
         part = tuple(tap[start : start + step] for tap in crop_rows)
         first, last = int(part[0].min()), int(part[1].max())

@@ -30,7 +30,7 @@ def follow_mask(logits: Tensor, frame: Frame, before: Mask, after: Mask) -> Tens
     touched = _share_of_cells(before != after, frame) > 0
     sign = torch.where(_share_of_cells(after, frame) >= 0.5, 1.0, -1.0)
     edited = logits.clone()
-    height, width = frame.low_res_size
+    height, width = frame.interpolation_cells
     part = edited[:height, :width]
     edited[:height, :width] = torch.where(touched, sign * part.abs(), part)
     return edited
@@ -41,5 +41,5 @@ def _share_of_cells(mask: Mask, frame: Frame) -> Tensor:
     x0, y0, x1, y1 = frame.crop_box
     crop = torch.from_numpy(mask[None, None, y0:y1, x0:x1].astype(np.float32))
     pixels = F.adaptive_avg_pool2d(crop, frame.input_size)
-    rest = [CELL * cells - size for cells, size in zip(frame.low_res_size, frame.input_size, strict=True)]
+    rest = [CELL * cells - size for cells, size in zip(frame.interpolation_cells, frame.input_size, strict=True)]
     return F.avg_pool2d(F.pad(pixels, (0, rest[1], 0, rest[0]), mode="replicate"), CELL)[0, 0]

@@ -20,7 +20,7 @@ from sum_factory.shared.images import RgbImage, decode_image
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import REFINEMENT, uncertainty_layer
 from sum_factory.shared.shards.originals import original_of, read_original
-from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet
+from sum_factory.shared.shards.shard_set import ImageRows, ShardSet
 
 SHOWN_SIDE = 420
 """Longer side in pixels of a picture on the page."""
@@ -83,7 +83,7 @@ def _chosen_layer(shards: ShardSet, name: str | None) -> str | None:
     return name
 
 
-def _cards(shards: ShardSet, picked: list[tuple[int, LabelledImage]], maps: str | None) -> Iterator[dict[str, Any]]:
+def _cards(shards: ShardSet, picked: list[tuple[int, ImageRows]], maps: str | None) -> Iterator[dict[str, Any]]:
     plans = {number: shards.unit(number) for number, _ in picked}
     mapped = set() if maps is None else set(shards.committed(uncertainty_layer(maps)))
     for number, image in picked:
@@ -104,7 +104,7 @@ def _cards(shards: ShardSet, picked: list[tuple[int, LabelledImage]], maps: str 
 
 
 def _doubt(
-    shards: ShardSet, number: int, image: LabelledImage, layer: str, photo: RgbImage
+    shards: ShardSet, number: int, image: ImageRows, layer: str, photo: RgbImage
 ) -> tuple[list[tuple[str, RgbImage]], str]:
     """Return the pictures of an image's refined masks and of the largest u of any mask, and the mean u in words."""
     rows = shards.uncertainty(number, layer)[image.index]

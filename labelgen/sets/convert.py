@@ -24,7 +24,7 @@ from sum_factory.shared.shards.dataset import (
 )
 from sum_factory.shared.shards.encoding import libraries, write_shared_files
 from sum_factory.shared.shards.kinds import kind_of
-from sum_factory.shared.shards.samples import add_sample, read_samples
+from sum_factory.shared.shards.samples import add_unit_image, read_unit_images
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.store.storage import Storage
@@ -150,6 +150,6 @@ def _bring_over(old: ShardSet, shards: ShardSet, number: int, layer: str) -> Non
             raise ShardError(f"{old.storage.url}: layer {layer}, unit {number}: its data are of other masks")
         masks_sha256 = shards.manifest(number)[1].data_sha256
     writer = UnitWriter(shards.dataset, shards.layer(layer), old.unit(number), old.digests(number))
-    for index, sample in enumerate(read_samples(old, number, layer)):
-        add_sample(writer, index, sample)
+    for index, image in enumerate(read_unit_images(old, number, layer)):
+        add_unit_image(writer, index, image)
     writer.commit(shards.storage, masks_sha256)

@@ -20,7 +20,7 @@ from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import Frame, paste
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.originals import original_of
-from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet
+from sum_factory.shared.shards.shard_set import ImageRows, ShardSet
 
 
 def at_full_size(grid: npt.NDArray[np.float32], frame: Frame, height: int, width: int) -> npt.NDArray[np.float32]:
@@ -29,9 +29,9 @@ def at_full_size(grid: npt.NDArray[np.float32], frame: Frame, height: int, width
     return np.asarray(paste(crop, frame, height, width)[0].numpy())
 
 
-def full_size_masks(shards: ShardSet, unit: int, image: LabelledImage) -> Iterator[npt.NDArray[np.bool_]]:
+def full_size_masks(shards: ShardSet, unit: int, image: ImageRows) -> Iterator[npt.NDArray[np.bool_]]:
     """Yield the masks of an image at the photo's own size, bool (H, W), one at a time."""
-    for k, logits in enumerate(shards.read_logits(unit, image, list(range(len(image.masks))))):
+    for k, logits in enumerate(shards.read_label_logits(unit, image, list(range(len(image.masks))))):
         yield at_full_size(logits, image.frame(k, shards.input_side), image.height, image.width) > 0
 
 
@@ -69,7 +69,7 @@ def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:
     return len(images), count
 
 
-def _image_entry(image: LabelledImage, original: PhotoFile, number: int) -> dict[str, Any]:
+def _image_entry(image: ImageRows, original: PhotoFile, number: int) -> dict[str, Any]:
     name = original.member or original.url.rsplit("/", 1)[-1]
     return {
         "id": number,

@@ -56,7 +56,7 @@ def _status_of_layer(shards: ShardSet, layer: str, skipped: list[str]) -> Iterat
     )
     if has_maps:
         line += f", mean u {sum_of_means / known:.4f}" if known else ", no maps"
-    if kind.known:
+    if kind.known_column:
         line += f", {totals['unknown']} masks unknown"
     yield line
     if (pace := pace_of(shards, layer)) is not None:
@@ -81,6 +81,6 @@ def _counts(record: UnitRecord) -> dict[str, int]:
 def _faults(table: pa.Table, layer: str) -> dict[str, str]:
     """Return why images have nothing in a layer; where it is of masks, only those that have masks."""
     failed = table.filter(pc.is_valid(table["error"]))
-    if kind_of(layer).known:
+    if kind_of(layer).known_column:
         failed = failed.filter(pc.is_valid(failed["mask"]))
     return dict(zip(failed["image"].to_pylist(), failed["error"].to_pylist(), strict=True))

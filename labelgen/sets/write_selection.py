@@ -80,7 +80,7 @@ def write_selection(
     images, masks = sum(unit.images for unit in plan.units), sum(unit.masks for unit in plan.units)
     summary = SelectionSummary(len(plan.units), images, masks, written=True)
     storage.make()
-    with storage.held():  # or another run would write its rows over these
+    with storage.locked():  # or another run would write its rows over these
         if _is_there(storage, plan):
             return replace(summary, written=False)
         for number, data in track(files.items(), "writing rows", "unit"):

@@ -190,7 +190,7 @@ def work(
     settings = settings_for(model, points_per_side=points, max_area_share=2.0)
     image = make_photo(model, size)
     warm_up(side, *((load_sam().sam, make_photo("vit_micro", (64, 64))) if quick else (sam, image)), precision)
-    replacing = Replacing(Candidates(ARCHITECTURES[model].low_res_size), SAMPLE)
+    replacing = Replacing(Candidates(ARCHITECTURES[model].low_res_side), SAMPLE)
     if side == "theirs":
         if model != "vit_micro":
             replace_upstream(sam, replacing)

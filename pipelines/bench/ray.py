@@ -33,7 +33,7 @@ from PIL import Image
 
 from sum_factory.labelgen.engine.cluster import Resources
 from sum_factory.labelgen.engine.pool import RayExecutor
-from sum_factory.labelgen.engine.scheduler import Scheduler, Task
+from sum_factory.labelgen.engine.scheduler import Assignment, Scheduler
 from sum_factory.labelgen.engine.serial import SerialExecutor
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.engine.worker import Worker
@@ -214,13 +214,13 @@ def simulate_cluster(workers: int, units: int, unit_size: int, driver_seconds: f
     chance = random.Random(workers)
     started_late = [chance.gauss(0, 1) for _ in range(1000)]
 
-    def seconds(task: Task) -> float:
+    def seconds(assignment: Assignment) -> float:
         mean, deviation = unit_size * SECONDS_AN_IMAGE, SECONDS_AN_IMAGE * _deviation() * unit_size**0.5
-        images = unit_size if task.probe is None else len(task.probe)
+        images = unit_size if assignment.probe is None else len(assignment.probe)
         stall = min(LONGEST_STALL, chance.paretovariate(1.5) - 1) if chance.random() < STALL_SHARE else 0.0
         return max(1.0, (chance.gauss(mean, deviation) + stall * mean) * images / unit_size)
 
-    def dies(task: Task) -> float | None:
+    def dies(assignment: Assignment) -> float | None:
         length = unit_size * SECONDS_AN_IMAGE
         lost = chance.random() < length / (HOURS_A_MACHINE_LASTS * 3600)
         return chance.uniform(0, length) if lost else None

@@ -232,7 +232,7 @@ class Bench:
         """Fail if the sides do not load the same masks and maps."""
         for i, (photo, picked) in enumerate(zip(self.photos, self.picks, strict=True)):
             read = {encoding: loader.labels(i, picked) for encoding, loader in loaders.items()}
-            rows, columns = photo.frame.low_res_size
+            rows, columns = photo.frame.interpolation_cells
             masks, maps = (values[:, :rows, :columns] for values in read[ENCODINGS[0]].values())
             for other in read.values():
                 same = zip((masks, maps), other.values(), strict=True)

@@ -20,7 +20,7 @@ from sum_factory.shared.images import RgbImage, decode_image
 from sum_factory.shared.photo_files import read_bytes
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import LoadedSam
-from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
+from sum_factory.shared.shards.shard_set import ImageRows, ShardSet, UncertaintyRow
 from sum_factory.trainer.data.sets import Task
 from sum_factory.trainer.evaluate.protocol import Played
 from sum_factory.trainer.predict import UserPrompt, draw_prediction
@@ -87,29 +87,29 @@ def _table(compared: Compared) -> Iterator[tuple[str, list[tuple[str, list[tuple
 
 def _labels(shards: ShardSet, layer: str) -> Iterator[dict[str, Any]]:
     """Yield labels from the most doubtful one to the median by mean u, in even steps; at most one a photo."""
-    candidates: list[tuple[float, int, LabelledImage, UncertaintyRow]] = []
+    ranked: list[tuple[float, int, ImageRows, UncertaintyRow]] = []
     for number in shards.committed():
         rows = shards.uncertainty(number, layer)
         for image in shards.images(number):
             known = [row for row in rows[image.index] if row.mean_u is not None and _is_large(image, row.mask)]
             if known:
                 row = max(known, key=lambda each: each.mean_u or 0.0)
-                candidates.append((row.mean_u or 0.0, number, image, row))
-    candidates.sort(key=lambda each: (-each[0], each[1], each[2].index))
-    places = np.linspace(0, len(candidates) // 2, min(LABELS_SHOWN, len(candidates)), dtype=int)
-    for mean_u, number, image, row in (candidates[place] for place in np.unique(places)):
+                ranked.append((row.mean_u or 0.0, number, image, row))
+    ranked.sort(key=lambda each: (-each[0], each[1], each[2].index))
+    positions = np.linspace(0, len(ranked) // 2, min(LABELS_SHOWN, len(ranked)), dtype=int)
+    for mean_u, number, image, row in (ranked[position] for position in np.unique(positions)):
         yield _label(shards, layer, number, image, row) | {"mean_u": mean_u}
 
 
-def _is_large(image: LabelledImage, mask: int) -> bool:
+def _is_large(image: ImageRows, mask: int) -> bool:
     return bool(image.masks[mask]["area"] >= SMALLEST_SHOWN * image.height * image.width)
 
 
-def _label(shards: ShardSet, layer: str, number: int, image: LabelledImage, row: UncertaintyRow) -> dict[str, Any]:
+def _label(shards: ShardSet, layer: str, number: int, image: ImageRows, row: UncertaintyRow) -> dict[str, Any]:
     planned = shards.unit(number).images[image.index]
     photo = decode_image(read_bytes(planned), planned.name)
     frame = image.frame(row.mask, shards.input_side)
-    (logits,) = shards.read_logits(number, image, [row.mask])
+    (logits,) = shards.read_label_logits(number, image, [row.mask])
     (doubt,) = shards.read_uncertainty(number, [row], layer)
     assert doubt is not None, "only known labels are shown"
     assert doubt.refined is not None, "the demo's layer has a refiner"

@@ -47,7 +47,7 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
         "labelgen.masks.settings": ("AutomaskSettings", "settings_for"),
         "labelgen.settings": ("UncertaintySettings",),
         "labelgen.progress": ("RunSummary",),
-        "labelgen.masks.automask": ("LabelGenerator", "ImageLabels"),
+        "labelgen.masks.automask": ("LabelGenerator", "GeneratedMasks"),
         "labelgen.sets.status": ("status_of",),
         "labelgen.sets.select": ("select", "Filter"),
         "labelgen.sets.merge": ("merge",),

@@ -25,7 +25,7 @@ from scipy.stats import mannwhitneyu
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
 from sum_factory.shared.masks import iou
 from sum_factory.shared.progress import Stage, track
-from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet, UncertaintyRow
+from sum_factory.shared.shards.shard_set import ImageRows, ShardSet, UncertaintyRow
 
 LEAST_IOU = 0.5
 THRESHOLD = 0.6
@@ -75,11 +75,11 @@ def judge_labels(shards: ShardSet, layer: str, scenes: Path, units: int | None =
 
 
 def _judge_image(
-    shards: ShardSet, number: int, image: LabelledImage, rows: Sequence[UncertaintyRow], layer: str, scenes: Path
+    shards: ShardSet, number: int, image: ImageRows, rows: Sequence[UncertaintyRow], layer: str, scenes: Path
 ) -> Iterator[Judged]:
     truth = exact_masks(scenes, image.key)
     chosen = list(range(len(image.masks)))
-    labels = shards.read_logits(number, image, chosen)
+    labels = shards.read_label_logits(number, image, chosen)
     maps = shards.read_uncertainty(number, rows, layer, refined=False)
     for k, (label, doubt) in enumerate(zip(labels, maps, strict=True)):
         frame = image.frame(k, shards.input_side)

@@ -19,8 +19,8 @@ ANYWHERE = torch.ones(1, 1, 1)
 
 def correct(prompts: Prompts, logits: Tensor, targets: Tensor, generator: torch.Generator) -> Prompts:
     """Add one click in the error region of ``logits`` (P, T, T), and nothing where there is no error."""
-    coords, labels, found = click_errors(logits > 0, targets, ANYWHERE, STRIDE, generator)
-    return prompts.with_tokens(coords[:, None], labels.masked_fill(~found, PAD)[:, None])
+    coords, token_types, found = click_errors(logits > 0, targets, ANYWHERE, STRIDE, generator)
+    return prompts.with_tokens(coords[:, None], token_types.masked_fill(~found, PAD)[:, None])
 
 
 def upsample(logits: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
 from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
 from sum_factory.pipelines.microworld.scene import Scene, make_scenes
@@ -78,10 +78,10 @@ def prompt_scene(sam: Sam, scene: Scene) -> list[Outcome]:
     outcomes = []
     for prompt in ("point", "box"):
         tokens = [_tokens(coarse, prompt) for _, coarse, _ in targets]
-        labels = (POSITIVE, PAD) if prompt == "point" else (BOX_MIN, BOX_MAX)
+        token_types = (POSITIVE, PAD) if prompt == "point" else (BOX_MIN, BOX_MAX)
         prompts = Prompts(
             torch.tensor(np.array(tokens), dtype=torch.float32, device=sam.device),
-            torch.tensor([labels] * len(targets), device=sam.device),
+            torch.tensor([token_types] * len(targets), device=sam.device),
         )
         index = torch.zeros(len(targets), dtype=torch.long, device=sam.device)
         logits, predicted = decode_prompts(sam, embedding, index, prompts)
@@ -137,7 +137,7 @@ def ious(masks: Masks, target: Masks) -> npt.NDArray[np.float64]:
     return np.array([iou(mask, target) for mask in masks])
 
 
-def automatic(generator: LabelGenerator, scene: Scene) -> tuple[ImageLabels, dict[str, list[bool]], list[float]]:
+def automatic(generator: LabelGenerator, scene: Scene) -> tuple[GeneratedMasks, dict[str, list[bool]], list[float]]:
     """Label a scene automatically.
 
     Returns the labels; by task, for each coarse mask of at least 1 %, whether a kept mask has IoU >= 0.5 with it;

@@ -228,7 +228,7 @@ class Pretraining:
             with torch.no_grad():
                 large = upsample(logits)
                 iou = output_iou(large, targets)
-            boxed = (prompts.labels == BOX_MIN).any(1)
+            boxed = (prompts.token_types == BOX_MIN).any(1)
             several = number == 0
             quality = torch.where(boxed[:, None], iou, best_iou(large, targets, image_index, empty)) if several else iou
             best = 1 + iou[:, 1:].argmax(1) if several else torch.zeros_like(image_index)
@@ -249,7 +249,7 @@ class Pretraining:
                 keep = ~empty & (torch.rand(len(empty), generator=generator) < s.corrected_share)
                 fed = logits.detach()[row, seen][keep][:, None]
                 targets, image_index, empty = targets[keep], image_index[keep], empty[keep]
-                prompts = Prompts(prompts.coords[keep], prompts.labels[keep])
+                prompts = Prompts(prompts.coords[keep], prompts.token_types[keep])
                 if s.damaged_share:
                     replaced = torch.rand(len(fed), generator=generator) < s.damaged_share
                     fed[replaced] = damaged_logits(targets[replaced], fed.shape[-1], generator)

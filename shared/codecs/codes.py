@@ -47,8 +47,8 @@ MAP_TABLE = _map_table()
 class Codes:
     """K masks or maps: ``grid`` uint8 (K, h, w), and ``table`` float32 (K, 256), each mask's value of each code.
 
-    ``sizes``, int64 (K, 2), are the rows and columns of each mask's own grid (``Frame.low_res_size``), which fills the
-    upper left part; cells beyond are 0. They differ only where masks of several crops are read together.
+    ``sizes``, int64 (K, 2), are the rows and columns of each mask's own grid (``Frame.interpolation_cells``), which
+    fills the upper left part; cells beyond are 0. They differ only where masks of several crops are read together.
     """
 
     grid: Grid

@@ -31,9 +31,9 @@ from sum_factory.shared.errors import ShardError
 LARGEST_SIDE = 256
 """Cells a side of the largest grid: a quarter of SAM's 1024."""
 STEPS_PER_SHARE = 60
-"""Steps, times the share of the positive cells that the band is: keeps the IoU of the mask near 0.998."""
+"""steps = this * band cells / positive cells keeps the IoU of the mask near 0.998."""
 STEPS_PER_GRID = 1024
-"""Least steps, times the longer side of the grid: keeps the boundary IoU of the mask near 0.99."""
+"""Steps are at least this / longer side of the grid, which keeps the boundary IoU of the mask near 0.99."""
 LEAST_STEPS, MOST_STEPS = 4, 127
 """No more than 127, so that a cell's sign, its step and whether it is in the band fit one byte: ``codecs.codes``."""
 FAR = 3.0

@@ -39,7 +39,7 @@ class SamArchitecture:
         return self.image_size // PATCH
 
     @property
-    def low_res_size(self) -> int:
+    def low_res_side(self) -> int:
         """Side of the mask logits: a quarter of the input side."""
         return self.image_size // 4
 

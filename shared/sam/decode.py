@@ -17,7 +17,7 @@ from sum_factory.shared.precision import autocast
 from sum_factory.shared.sam.upstream import MaskDecoder, PromptEncoder
 
 PAD, NEGATIVE, POSITIVE, BOX_MIN, BOX_MAX = -1, 0, 1, 2, 3
-"""Labels of prompt tokens: padding, background point, foreground point, the two corners of a box."""
+"""Types of prompt tokens: padding, background point, foreground point, the two corners of a box."""
 
 
 class PromptedModel(Protocol):
@@ -35,25 +35,26 @@ class Prompts:
     """Prompts of P masks.
 
     ``coords`` is float32 (P, N, 2): x, y in pixels of the network's square input, pixel centres on whole numbers.
-    ``labels`` is int64 (P, N) of the labels above. ``mask_logits`` is float32 (P, 1, h, w), the previous
+    ``token_types`` is int64 (P, N) of the types above. ``mask_logits`` is float32 (P, 1, h, w), the previous
     low-resolution logits, or None. Upstream gives a prompt without a box exactly one ``PAD`` token: so should
     whoever builds these, for equal outputs.
     """
 
     coords: Tensor
-    labels: Tensor
+    token_types: Tensor
     mask_logits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.coords)
 
-    def with_tokens(self, coords: Tensor, labels: Tensor) -> Prompts:
-        """Return these prompts with the tokens ``coords`` (P, M, 2) and ``labels`` (P, M) put in front."""
-        return Prompts(torch.cat([coords, self.coords], 1), torch.cat([labels, self.labels], 1), self.mask_logits)
+    def with_tokens(self, coords: Tensor, token_types: Tensor) -> Prompts:
+        """Return these prompts with the tokens ``coords`` (P, M, 2) and ``token_types`` (P, M) put in front."""
+        longer = torch.cat([coords, self.coords], 1), torch.cat([token_types, self.token_types], 1)
+        return Prompts(*longer, self.mask_logits)
 
     def with_mask(self, mask_logits: Tensor) -> Prompts:
         """Return these prompts with ``mask_logits`` (P, 1, h, w) as mask prompt."""
-        return Prompts(self.coords, self.labels, mask_logits)
+        return Prompts(self.coords, self.token_types, mask_logits)
 
 
 def embed_prompts(sam: PromptedModel, prompts: Prompts) -> tuple[Tensor, Tensor]:
@@ -65,9 +66,9 @@ def embed_prompts(sam: PromptedModel, prompts: Prompts) -> tuple[Tensor, Tensor]
     encoder = sam.prompt_encoder
     with autocast(prompts.coords.device.type, "fp32"):
         sparse = encoder.pe_layer.forward_with_coords(prompts.coords.float() + 0.5, encoder.input_image_size)
-        kinds = torch.cat([encoder.not_a_point_embed.weight, *(e.weight for e in encoder.point_embeddings)])
-        padding = (prompts.labels == PAD)[..., None]
-        sparse = sparse.masked_fill(padding, 0.0) + kinds[prompts.labels + 1]
+        of_types = torch.cat([encoder.not_a_point_embed.weight, *(e.weight for e in encoder.point_embeddings)])
+        padding = (prompts.token_types == PAD)[..., None]
+        sparse = sparse.masked_fill(padding, 0.0) + of_types[prompts.token_types + 1]
     if prompts.mask_logits is not None:
         dense = encoder.mask_downscaling(prompts.mask_logits)
     else:

@@ -53,9 +53,9 @@ class Refiner(nn.Module):
         ``points_P2`` (x, y) and ``boxes_P4`` (x0, y0, x1, y1) are in pixels of the square input, ``logits_PHW`` are s.
         """
         corners = boxes_P4.view(-1, 2, 2)
-        labels = torch.tensor([[POSITIVE, BOX_MIN, BOX_MAX]], device=corners.device).expand(len(corners), -1)
+        token_types = torch.tensor([[POSITIVE, BOX_MIN, BOX_MAX]], device=corners.device).expand(len(corners), -1)
         coords = torch.cat([points_P2[:, None], corners], 1)
-        prompts = Prompts(coords, labels, logits_PHW[:, None])
+        prompts = Prompts(coords, token_types, logits_PHW[:, None])
         logits, _ = decode_prompts(self, embeddings_BCHW, image_index_P, prompts)
         return logits[:, 0]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import MASKS
 from sum_factory.shared.shards.kinds import kind_of
-from sum_factory.shared.shards.kinds.kind import Held, Row
+from sum_factory.shared.shards.kinds.kind import Row, UnitUnderCheck
 from sum_factory.shared.shards.manifest import UnitRecord
 from sum_factory.shared.shards.reader import LayerReader
 from sum_factory.shared.shards.shard_set import ShardSet
@@ -17,11 +17,11 @@ BATCH = 64
 
 
 def faults_of_blobs(
-    shards: ShardSet, held: LayerReader, rows: Sequence[Row], record: UnitRecord, layer: str
+    shards: ShardSet, reader: LayerReader, rows: Sequence[Row], record: UnitRecord, layer: str
 ) -> Iterator[str]:
     """Yield what is wrong with what the blobs of a unit decode to, and whether they are of the masks that are there.
 
-    ``held`` reads the unit's data, ``rows`` are those of its manifest, ``record`` is what that says as a whole.
+    ``reader`` reads the unit's data, ``rows`` are those of its manifest, ``record`` is what that says as a whole.
     """
     kind, masks = kind_of(layer), rows
     if kind.of_masks:
@@ -33,17 +33,17 @@ def faults_of_blobs(
             yield "its rows are not those of the masks"
             return
     try:
-        with_blobs = _with_blobs(held, rows, record.unit)
-        yield from kind.faults(Held(shards, record.unit, shards.layer(layer), with_blobs, masks))
+        with_blobs = _with_blobs(reader, rows, record.unit)
+        yield from kind.faults(UnitUnderCheck(shards, record.unit, shards.layer(layer), with_blobs, masks))
     except ShardError as error:
         yield str(error)
 
 
-def _with_blobs(held: LayerReader, rows: Sequence[Row], unit: int) -> Iterator[tuple[Row, bytes]]:
+def _with_blobs(reader: LayerReader, rows: Sequence[Row], unit: int) -> Iterator[tuple[Row, bytes]]:
     """Yield each row with its blob, which is empty for the row of an image without masks."""
     count = sum(row["mask"] is not None for row in rows)
     batches = (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
-    blobs = (blob for batch in batches for blob in held.blobs(unit, batch))
+    blobs = (blob for batch in batches for blob in reader.blobs(unit, batch))
     for row in rows:
         yield row, b"" if row["mask"] is None else next(blobs)
 

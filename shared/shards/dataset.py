@@ -30,8 +30,8 @@ UNCERTAINTY = "uncertainty"
 """Folder of the layers of uncertainty maps: ``uncertainty/<name>``, one for each refiner or source."""
 REFINEMENT = "refinement"
 """Name of the uncertainty layer that is read if no other is asked for."""
-MASKS_OF_MAPS = "masks"
-"""The setting of an uncertainty layer that is the id of the masks its maps are of."""
+OF_MASKS = "masks"
+"""The setting of a layer that is the id of the masks that its data are of."""
 PHOTOS = "photos"
 """The layer of the photos themselves, at the input side of the SAM that labels them."""
 LOGITS = "logits"
@@ -107,7 +107,7 @@ class Layer:
 
     @property
     def id(self) -> str:
-        """Hash of the settings, the weights and the format version: which units there are does not count."""
+        """Hash of format version, name, encoding, settings and weights: which units there are does not count."""
         return content_id([FORMAT_VERSION, self.name, self.encoding, self.settings, self.weights])
 
 
@@ -133,7 +133,7 @@ class Dataset:
 
     @property
     def id(self) -> str:
-        """Hash of the units of the first listing: it stays when a shard set is extended."""
+        """Hash of format version, unit size and the ids of the units of the first listing: an extension keeps it."""
         return content_id([FORMAT_VERSION, self.unit_size, list(self.unit_ids[: self.first_units])])
 
     def size_of(self, number: int) -> int:
@@ -143,7 +143,10 @@ class Dataset:
         return min(self.unit_size, self.image_count - sum(self.extended) - number * self.unit_size)
 
     def with_units(self, units: Sequence[tuple[str, int]]) -> Dataset:
-        """Return the dataset with more units, given by id and size: extensions, but for those of the first listing."""
+        """Return the dataset with more units, given by id and size.
+
+        Units count as extensions once the first listing has ended: with a unit of another size than ``unit_size``.
+        """
         sizes = [size for _, size in units]
         own = 0
         if not self.unit_ids:
@@ -239,7 +242,7 @@ def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:
     another has read its own back: the files of that layer stay, and adding it again, as every run does at its end,
     restores it.
     """
-    with storage.held():
+    with storage.locked():
         while True:
             dataset = require_dataset(storage)
             if layer.name in dataset.layers:
@@ -254,7 +257,7 @@ def add_units(storage: Storage, first: int, units: Sequence[tuple[str, int]]) ->
     Those that it names already stay: units are never changed. What another run's copy of ``dataset.json`` leaves out is
     no loss, since plans say the same: whoever comes next names them again.
     """
-    with storage.held():
+    with storage.locked():
         dataset = require_dataset(storage)
         new = units[max(0, len(dataset.unit_ids) - first) :] if len(dataset.unit_ids) >= first else ()
         if new:

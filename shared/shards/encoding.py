@@ -23,7 +23,7 @@ from sum_factory.shared.shards.encodings.zarr_layer import (
 )
 from sum_factory.shared.shards.encodings.zarr_reader import ZarrReader
 from sum_factory.shared.shards.kinds import form_of
-from sum_factory.shared.shards.reader import DataStore, LayerReader, Rows
+from sum_factory.shared.shards.reader import DataStore, LayerReader, UnitRows
 from sum_factory.shared.store.storage import Storage
 
 
@@ -74,10 +74,10 @@ def shared_files(dataset: Dataset, layer: Layer) -> dict[str, bytes]:
 def write_shared_files(storage: Storage) -> Dataset:
     """Have the files of layers that belong to no unit say what follows from ``dataset.json``; return that.
 
-    They tell how many units there are. So whoever changes ``dataset.json`` calls this, and on a disk what is read and
-    written belongs together: nobody puts an older count over a newer one. Raises ``ShardError`` if it is missing.
+    They tell how many units there are, so whoever changes ``dataset.json`` calls this. On a disk, a lock covers reading
+    and writing, so an older unit count cannot overwrite a newer one. Raises ``ShardError`` if it is missing.
     """
-    with storage.held():
+    with storage.locked():
         dataset = require_dataset(storage)
         for layer in dataset.layers.values():
             for name, content in shared_files(dataset, layer).items():
@@ -111,7 +111,7 @@ def new_encoder(dataset: Dataset, layer: Layer) -> LayerEncoder:
     return TarEncoder(layer.name)
 
 
-def open_reader(storage: DataStore, dataset: Dataset, layer: Layer, rows: Callable[[int], Rows]) -> LayerReader:
+def open_reader(storage: DataStore, dataset: Dataset, layer: Layer, rows: Callable[[int], UnitRows]) -> LayerReader:
     """Return what reads a layer; ``rows`` gives the masks of a unit. Raises ``ShardError`` for an unknown encoding."""
     if layer.encoding == ZARR:
         return ZarrReader(storage, layer, form_of(dataset, layer), rows)

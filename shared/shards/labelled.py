@@ -13,7 +13,7 @@ from sum_factory.shared.shards.manifest import rows_of_images
 
 
 @dataclass(frozen=True)
-class LabelledImage:
+class ImageRows:
     """One image of the ``masks`` layer: its size in pixels, its rows of the manifest, or why it has none.
 
     ``digest`` is the SHA-256 of the file that was labelled, None if it could not be read.
@@ -40,7 +40,8 @@ class UncertaintyRow:
     """What the manifest of an uncertainty layer says of one mask, the ``mask``-th of its image.
 
     Where ``u_valid`` is False nothing is known of the mask: there is no map, and ``mean_u`` is None. Else ``mean_u``
-    is the mean of the map over ``Frame.valid_size``, before it was quantised. ``row`` is the mask's number in the unit.
+    is the mean of the map over ``Frame.photo_cells``, before it was quantised. ``row`` is the mask's number in the
+    unit.
     """
 
     row: int
@@ -49,13 +50,13 @@ class UncertaintyRow:
     mean_u: float | None
 
 
-def labelled_images(table: pa.Table) -> list[LabelledImage]:
+def image_rows(table: pa.Table) -> list[ImageRows]:
     """Return the images of a unit, in order, from the manifest of its masks."""
     labelled, first = [], 0
     for rows in rows_of_images(table):
         masks = tuple(row for row in rows if row["mask"] is not None)
         told = {name: rows[0][name] for name in ("height", "width", "error", "digest")}
-        labelled.append(LabelledImage(rows[0]["image"], rows[0]["image_index"], masks=masks, first=first, **told))
+        labelled.append(ImageRows(rows[0]["image"], rows[0]["image_index"], masks=masks, first=first, **told))
         first += len(masks)
     return labelled
 

@@ -20,7 +20,7 @@ from sum_factory.shared.placement import CropBox
 from sum_factory.shared.shards.dataset import REMEDY_FOR_DATA, unit_name
 from sum_factory.shared.store.seal import SEAL, require_seal, seal, with_room
 
-PLACE = [
+COMMON_COLUMNS = [
     ("image", pa.string()),
     ("image_index", pa.int32()),
     ("height", pa.int32()),
@@ -34,7 +34,7 @@ PLACE = [
 """Columns of every layer. ``offset`` and ``length`` place the blob, or the chunk, in the data file. A row whose
 ``mask`` is null stands for an image without masks: ``error`` says why, or is null if SAM found none. An encoding may
 add columns of its own."""
-PLACE_COLUMNS = tuple(name for name, _ in PLACE)
+COMMON_NAMES = tuple(name for name, _ in COMMON_COLUMNS)
 CROP_BOX = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
 """Columns of the crop that a mask was found in: x0, y0, x1, y1 in the photo, x1 and y1 exclusive."""
 CROP_COLUMNS = tuple((name, pa.int32()) for name in CROP_BOX)

@@ -17,10 +17,10 @@ def original_of(shards: ShardSet, image: PhotoFile) -> PhotoFile:
     return replace(image, url=shards.photos_from.moved(image.url))
 
 
-def read_original(shards: ShardSet, image: PhotoFile, labelled: str | None) -> bytes:
+def read_original(shards: ShardSet, image: PhotoFile, expected_sha256: str | None) -> bytes:
     """Read the file of an image of a plan, from where it lies now.
 
-    ``labelled`` is the SHA-256 of the file that was labelled, as the manifest of the masks has it: None if there was
+    ``expected_sha256`` is that of the file that was labelled, as the manifest of the masks has it: None if there was
     none to be read. Raises ``InputError`` if it is not there, which says how to tell where it is, ``ImageError`` if it
     is another file than the one that was labelled, and ``UnreachableError`` if its store or disk fails.
     """
@@ -29,7 +29,7 @@ def read_original(shards: ShardSet, image: PhotoFile, labelled: str | None) -> b
         data = read_bytes(original)
     except InputError as error:
         raise InputError(f"{error}; {_where(original, image)}") from error
-    if digest(data) != labelled:
+    if digest(data) != expected_sha256:
         raise ImageError(
             f"{original.name}: changed since it was labelled, or another photo than image {image.key!r}; "
             "restore it, or label the photos anew"
@@ -69,9 +69,9 @@ def require_originals(shards: ShardSet, images: Iterable[tuple[PhotoFile, str | 
     One that is found ends the search, and so does one that is another now: that is for whoever reads it to tell.
     """
     missing: list[InputError] = []
-    for image, labelled in images:
+    for image, expected_sha256 in images:
         try:
-            read_original(shards, image, labelled)
+            read_original(shards, image, expected_sha256)
         except ImageError:
             return
         except InputError as error:

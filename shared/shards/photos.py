@@ -9,7 +9,7 @@ from sum_factory.shared.codecs.photo import decode_photo
 from sum_factory.shared.errors import ImageError, ShardError
 from sum_factory.shared.shards.dataset import PHOTOS
 from sum_factory.shared.shards.manifest import UnitRecord
-from sum_factory.shared.shards.reader import WHICH, Rows
+from sum_factory.shared.shards.reader import WHICH, UnitRows
 from sum_factory.shared.shards.shard_set import ShardSet
 
 
@@ -31,7 +31,7 @@ def read_photo(shards: ShardSet, unit: int, index: int) -> npt.NDArray[np.uint8]
         raise ShardError(str(error)) from error
 
 
-def require_photos(shards: ShardSet, unit: int, masks: Rows | None = None) -> UnitRecord:
+def require_photos(shards: ShardSet, unit: int, masks: UnitRows | None = None) -> UnitRecord:
     """Raise ``ShardError`` if an image of a unit that has masks has no photo in the layer ``photos``.
 
     ``masks`` are the rows of the unit's masks, if the caller has read them. Returns what the manifest of the photos

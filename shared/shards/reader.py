@@ -1,4 +1,4 @@
-"""Reading a layer of a shard set, however it is encoded: which masks there are, and the codes of those picked."""
+"""Reading a layer of a shard set, however it is encoded: which blobs there are, and the codes of those picked."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ LARGEST_SPAN = 1 << 20
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The M masks of a committed unit, in the order of the manifest: its columns of numbers, (M,) each.
+class UnitRows:
+    """The M rows of a unit's manifest that have a blob, in its order: the columns of numbers, (M,) each.
+
+    A row is of a mask, of a photo or of a crop, as the kind of the layer says (``LayerKind.per``).
 
     Those of image i are ``first[i]`` to ``first[i + 1]``; ``first`` is int64 (I + 1,). A number that is null in the
     manifest is 0 here; a fraction that is null is NaN.
@@ -49,8 +51,8 @@ class Rows:
         return self.columns[column]
 
     @classmethod
-    def from_manifest(cls, table: pa.Table, record: UnitRecord, name: str) -> Rows:
-        """Return the masks of a manifest. Raises ``ShardError`` if they do not come image by image."""
+    def from_manifest(cls, table: pa.Table, record: UnitRecord, name: str) -> UnitRows:
+        """Return the rows of a manifest. Raises ``ShardError`` if they do not come image by image."""
         masks = table.filter(pc.is_valid(table["mask"]))
         columns = {
             field.name: _as_numbers(masks[field.name], field.type)
@@ -96,48 +98,48 @@ class HeldFiles:
 
 
 class LayerReader(Protocol):
-    """Reads masks of a layer at random, by their numbers in the unit: 0 to M - 1, as ``Rows`` has them.
+    """Reads blobs of a layer at random, by the numbers of their rows in the unit: 0 to M - 1, as ``UnitRows`` has them.
 
     It keeps what it read of the manifests, which do not change once they are written. All of it may be used by several
     threads at once.
     """
 
-    def rows(self, unit: int) -> Rows:
-        """Return the masks of a unit. Raises ``ShardError`` if it is not committed, damaged, or of other masks."""
+    def rows(self, unit: int) -> UnitRows:
+        """Return the rows of a unit. Raises ``ShardError`` if it is not committed, damaged, or of other masks."""
 
-    def read(self, unit: int, rows: Picked, part: Part) -> Codes:
-        """Read and decode the masks ``rows`` of a unit, in that order, and nothing else.
+    def read(self, unit: int, picked: Picked, part: Part) -> Codes:
+        """Read and decode what is ``picked`` of a unit, in that order, and nothing else.
 
         Raises ``ShardError`` if the layer has no such part, if nothing is known of one of them, and for data that are
         missing, fail their CRC-32, or do not decode.
         """
 
-    def blobs(self, unit: int, rows: Picked) -> list[bytes]:
-        """Return masks as ``encode_label`` or ``encode_uncertainty`` made them, whatever the encoding.
+    def blobs(self, unit: int, picked: Picked) -> list[bytes]:
+        """Return blobs as the codecs of the layer's kind made them, whatever the encoding.
 
-        The blob of a mask of which nothing is known is empty. Raises ``ShardError`` as ``read``.
+        The blob of a row of which nothing is known is empty. Raises ``ShardError`` as ``read``.
         """
 
 
-def require_part(layer: Layer, part: Part, rows: Rows, picked: npt.NDArray[np.int64], place: str) -> None:
+def require_part(layer: Layer, part: Part, rows: UnitRows, picked: npt.NDArray[np.int64], place: str) -> None:
     """Raise ``ShardError`` if a layer has no such part, or nothing is known of one of the masks ``picked``."""
     if part not in parts_of(layer):
         raise ShardError(f"{place}: layer {layer.name} has no {part}, but {' and '.join(parts_of(layer))}")
-    unknown = np.flatnonzero(~known(rows, picked))
+    unknown = np.flatnonzero(~are_known(rows, picked))
     if unknown.size:
         raise ShardError(f"{place}: nothing is known of mask {picked[unknown[0]]} of unit {rows.record.unit}")
 
 
-def known(rows: Rows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def are_known(rows: UnitRows, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Return which of the masks ``picked`` have data: all but those whose map is unknown, bool (K,)."""
     for kind in kinds().values():
-        if kind.known and kind.known in rows.columns:
-            return np.asarray(rows[kind.known][picked], np.bool_)
+        if kind.known_column and kind.known_column in rows.columns:
+            return np.asarray(rows[kind.known_column][picked], np.bool_)
     return np.ones(len(picked), np.bool_)
 
 
 def read_blobs(
-    storage: DataStore, name: str, rows: Rows, picked: npt.NDArray[np.int64], prefix: str = ""
+    storage: DataStore, name: str, rows: UnitRows, picked: npt.NDArray[np.int64], prefix: str = ""
 ) -> list[bytes]:
     """Read blobs, or chunks, of a data file, at once if they lie near each other, and check their CRC-32.
 

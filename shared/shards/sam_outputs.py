@@ -11,10 +11,11 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.placement import CropBox
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS
 from sum_factory.shared.shards.manifest import CROP_BOX
-from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet
+from sum_factory.shared.shards.reader import are_known
+from sum_factory.shared.shards.shard_set import ImageRows, ShardSet
 
 
-def read_kept_logits(shards: ShardSet, unit: int, image: LabelledImage) -> list[npt.NDArray[np.float32] | None]:
+def read_full_logits(shards: ShardSet, unit: int, image: ImageRows) -> list[npt.NDArray[np.float32] | None]:
     """Read the logits of an image's masks on the whole square, float32 (S, S) each, or None where they are not known.
 
     Raises ``ShardError`` if the unit is not in the layer, is of other masks, or if its data are missing, fail their
@@ -27,9 +28,9 @@ def read_kept_logits(shards: ShardSet, unit: int, image: LabelledImage) -> list[
         raise ShardError(f"{shards.storage.url}, layer {LOGITS}, image {image.key}: {error}") from error
 
 
-def are_logits_known(shards: ShardSet, unit: int, image: LabelledImage) -> npt.NDArray[np.bool_]:
+def are_logits_known(shards: ShardSet, unit: int, image: ImageRows) -> npt.NDArray[np.bool_]:
     """Return of which of an image's masks there are logits, bool (K,), from the manifest alone."""
-    return np.asarray(shards.reader(LOGITS).rows(unit)["valid"][list(_masks_of(image))], np.bool_)
+    return are_known(shards.reader(LOGITS).rows(unit), np.array(_masks_of(image), np.int64))
 
 
 def kept_crops(shards: ShardSet, unit: int, index: int) -> dict[CropBox, int]:
@@ -43,7 +44,7 @@ def kept_crops(shards: ShardSet, unit: int, index: int) -> dict[CropBox, int]:
 def read_embedding(shards: ShardSet, unit: int, index: int, crop: CropBox) -> npt.NDArray[np.float32] | None:
     """Read the embedding of a crop of image ``index`` of a unit, float32 (C, g, g), or None if it was not kept.
 
-    Raises ``ShardError`` as ``read_kept_logits``.
+    Raises ``ShardError`` as ``read_full_logits``.
     """
     row = kept_crops(shards, unit, index).get(crop)
     if row is None:
@@ -55,6 +56,6 @@ def read_embedding(shards: ShardSet, unit: int, index: int, crop: CropBox) -> np
         raise ShardError(f"{shards.storage.url}, layer {EMBEDDINGS}, image {index} of unit {unit}: {error}") from error
 
 
-def _masks_of(image: LabelledImage) -> range:
+def _masks_of(image: ImageRows) -> range:
     """Return the numbers of an image's masks in the unit."""
     return range(image.first, image.first + len(image.masks))

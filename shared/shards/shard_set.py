@@ -33,11 +33,11 @@ from sum_factory.shared.shards.dataset import (
 from sum_factory.shared.shards.dataset import MASKS as MASKS
 from sum_factory.shared.shards.encoding import data_files, open_reader
 from sum_factory.shared.shards.kinds import kind_of, parts_of
-from sum_factory.shared.shards.labelled import LabelledImage as LabelledImage
+from sum_factory.shared.shards.labelled import ImageRows as ImageRows
 from sum_factory.shared.shards.labelled import UncertaintyRow as UncertaintyRow
-from sum_factory.shared.shards.labelled import digests_of, labelled_images, uncertainty_rows
+from sum_factory.shared.shards.labelled import digests_of, image_rows, uncertainty_rows
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path, read_manifest, read_record
-from sum_factory.shared.shards.reader import LayerReader, Rows
+from sum_factory.shared.shards.reader import LayerReader, UnitRows
 from sum_factory.shared.store.cache import Cache
 from sum_factory.shared.store.storage import Storage
 
@@ -181,9 +181,9 @@ class ShardSet:
         """Return the names of the files that hold a unit's data, whether they are there or not."""
         return data_files(self.dataset, self.layer(layer), number)
 
-    def images(self, number: int) -> list[LabelledImage]:
+    def images(self, number: int) -> list[ImageRows]:
         """Return the images of a committed unit, with their manifest rows."""
-        return labelled_images(self.manifest(number)[0])
+        return image_rows(self.manifest(number)[0])
 
     def digests(self, number: int) -> dict[str, str | None]:
         """Return the SHA-256 of the files that the masks of a committed unit are of, by the key of the image.
@@ -209,7 +209,7 @@ class ShardSet:
         layer: str = MASKS,
         columns: Sequence[str] | None = None,
         masks: UnitRecord | None = None,
-    ) -> Rows:
+    ) -> UnitRows:
         """Read the manifest's rows of a unit's masks, or only some ``columns`` of them, ``WHICH`` included.
 
         ``masks`` is what the manifest of the unit's masks says, if the caller has read it. Raises ``ShardError`` if the
@@ -218,7 +218,7 @@ class ShardSet:
         table, record = self.manifest(number, layer, columns)
         if kind_of(layer).of_masks:
             self.require_own_masks(number, layer, record, masks)
-        return Rows.from_manifest(table, record, self.storage.path(manifest_path(layer, number)))
+        return UnitRows.from_manifest(table, record, self.storage.path(manifest_path(layer, number)))
 
     @property
     def cache(self) -> Cache | None:
@@ -246,12 +246,12 @@ class ShardSet:
                     "run `labelgen verify`, which says how to mend it"
                 )
 
-    def read_logits(self, number: int, image: LabelledImage, masks: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+    def read_label_logits(self, number: int, image: ImageRows, masks: Sequence[int]) -> list[npt.NDArray[np.float32]]:
         """Read and decode the chosen masks of an image: label logits, float32 (h, w) each."""
         codes = self.reader(MASKS).read(number, [image.first + mask for mask in masks], "label")
         return [codes.values(k) for k in range(len(codes))]
 
-    def label_blobs(self, number: int, image: LabelledImage) -> list[bytes]:
+    def label_blobs(self, number: int, image: ImageRows) -> list[bytes]:
         """Read the masks of an image as ``encode_label`` made them."""
         return self.reader(MASKS).blobs(number, range(image.first, image.first + len(image.masks)))
 
@@ -300,7 +300,7 @@ class ShardSet:
         except FileNotFoundError:
             return None
 
-    def walk(self) -> Iterator[tuple[int, LabelledImage]]:
+    def walk(self) -> Iterator[tuple[int, ImageRows]]:
         """Yield every image of every committed unit with the unit's number, in order."""
         for number in self.committed():
             for image in self.images(number):

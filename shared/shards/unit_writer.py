@@ -30,8 +30,7 @@ class UnitWriter:
     layer: Layer
     unit: Unit
     digests: Mapping[str, str | None] = field(default_factory=dict)
-    """The SHA-256 of the file of each image, by its key: none for one that could not be read. That of an image is to be
-    there when the image is added."""
+    """SHA-256 of each file by key, None if unreadable. Fill it in before ``add_image``."""
     errors: list[str] = field(default_factory=list)
     """Why images have no data, or masks no map; one an image at most."""
     _rows: list[dict[str, Any]] = field(default_factory=list)
@@ -123,8 +122,8 @@ class UnitWriter:
     def _settle(self, storage: Storage, record: UnitRecord, files: Mapping[str, bytes], manifest: bytes) -> None:
         """Make data and manifest agree after another run committed the unit while this one wrote its data.
 
-        Both write equal bytes as a rule. Where they do not (two kinds of GPU, an image that only one could read), the
-        data of the other stand if they are whole; else, some files being of one and some of the other, these.
+        Both write equal bytes as a rule; two kinds of GPU, or an image that only one could read, make them differ. The
+        other run's data stay if they match its manifest; if files of both runs are mixed, ours replace everything.
         """
         name = manifest_path(self.layer.name, record.unit)
         theirs = read_record(storage.read(name), storage.path(name))

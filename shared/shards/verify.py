@@ -24,7 +24,7 @@ from sum_factory.shared.shards.encoding import faults_of_files, is_sound, open_r
 from sum_factory.shared.shards.kinds import is_unknown, kinds
 from sum_factory.shared.shards.kinds.kind import Row
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
-from sum_factory.shared.shards.reader import HeldFiles, Rows
+from sum_factory.shared.shards.reader import HeldFiles, UnitRows
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import sha256_of
 
@@ -169,13 +169,13 @@ def _verify_unit(shards: ShardSet, number: int, layer: str, unit: Unit | None) -
     for name, fault in _faults_of_data(shards, files, rows, record, layer):
         raise ShardError(f"{shards.storage.path(name)}: {fault}; {REMEDY_FOR_DATA}")
     planned = () if unit is None else _faults_of_images(rows, unit)
-    held = open_reader(
+    reader = open_reader(
         HeldFiles(shards.storage, files),
         shards.dataset,
         shards.layer(layer),
-        lambda number: Rows.from_manifest(table, record, manifest),
+        lambda number: UnitRows.from_manifest(table, record, manifest),
     )
-    counts, blobs = _faults_of_counts(rows, record), faults_of_blobs(shards, held, rows, record, layer)
+    counts, blobs = _faults_of_counts(rows, record), faults_of_blobs(shards, reader, rows, record, layer)
     for fault in (*planned, *counts, *blobs):
         raise ShardError(f"{manifest}: {fault}; {REMEDY_FOR_DATA}")
     return record

@@ -26,7 +26,7 @@ from sum_factory.shared.store.refusals import is_refusal, reason_of, remedy_of
 TEMPORARY_PREFIX = ".partial-"
 """Names of files that are being written start with this; nobody reads them, anybody may delete old ones."""
 LOCK = f"{TEMPORARY_PREFIX}lock"
-"""What stands for a folder that is held; a run that was killed leaves it as a temporary file."""
+"""What stands for a folder that is locked; a run that was killed leaves it as a temporary file."""
 CREATE_ATTEMPTS = 5
 """How often a conditional write is tried that the store drops because another one is going on."""
 
@@ -57,10 +57,10 @@ class Storage:
         return isinstance(self._filesystem[0], LocalFileSystem)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep all others out who hold this folder: threads, and processes of this machine.
+    def locked(self) -> Iterator[None]:
+        """Keep all others out who lock this folder: threads, and processes of this machine.
 
-        A folder that is not there, that cannot be written to, or that is not on a local disk is not held.
+        A folder that is not there, that cannot be written to, or that is not on a local disk is not locked.
         """
         folder = Path(self._full(""))
         with ExitStack() as stack:

@@ -20,7 +20,7 @@ from segment_anything.utils.amg import MaskData, area_from_rle, remove_small_reg
 from torch import Tensor
 
 from sum_factory.labelgen.masks import regions
-from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.pipelines.bench.parts.agreement import compare
 from sum_factory.pipelines.microworld.scene import make_scene
@@ -108,7 +108,7 @@ def upstream(
     return kind(sam, **shared, **options)
 
 
-def masks_of(labels: ImageLabels, size: tuple[int, int]) -> Masks:
+def masks_of(labels: GeneratedMasks, size: tuple[int, int]) -> Masks:
     """Return the masks that the logits of ``labels`` mean, bool (K, H, W)."""
     masks = [
         paste(frame.upsample(torch.from_numpy(logits)[None]) > 0, frame, *size).numpy()
@@ -144,7 +144,7 @@ class UpstreamDecoder:
         return self.logits[wanted]
 
 
-def with_upstreams_decoder(sam: Sam, settings: AutomaskSettings, image: Image) -> ImageLabels:
+def with_upstreams_decoder(sam: Sam, settings: AutomaskSettings, image: Image) -> GeneratedMasks:
     """Label with everything ours but the decoder, whose sums are in another order."""
     generator = LabelGenerator(sam, settings)
     generator.decoder = UpstreamDecoder(sam)  # type: ignore[assignment]
@@ -160,7 +160,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def assert_identical(labels: ImageLabels, records: list[dict[str, Any]]) -> None:
+def assert_identical(labels: GeneratedMasks, records: list[dict[str, Any]]) -> None:
     """Check that ``labels`` are upstream's ``records`` (with COCO's RLE) in everything, bit for bit."""
     assert len(labels) == len(records)
     np.testing.assert_array_equal(labels.boxes, np.reshape([record["bbox"] for record in records], (-1, 4)))
@@ -174,7 +174,7 @@ def assert_identical(labels: ImageLabels, records: list[dict[str, Any]]) -> None
     assert labels.rles() == [record["segmentation"] for record in records]
 
 
-def assert_agree(labels: ImageLabels, records: list[dict[str, Any]], settings: AutomaskSettings) -> None:
+def assert_agree(labels: GeneratedMasks, records: list[dict[str, Any]], settings: AutomaskSettings) -> None:
     """Check that ``labels`` differ from upstream's ``records`` by nothing but what rounding explains, if at all."""
     agreement = compare(labels, records, settings)
     assert agreement.unexplained == []
@@ -392,7 +392,7 @@ CLEANING = {
 class Cleaned:
     """Ours and upstream's masks of a photo after small regions of less than ``area`` pixels were removed."""
 
-    ours: ImageLabels
+    ours: GeneratedMasks
     theirs: list[dict[str, Any]]
     size: tuple[int, int]
     area: int
@@ -456,7 +456,7 @@ def test_removing_a_small_island_flips_only_the_cells_under_it(sam: Sam) -> None
     for logits, frame, iou in zip(after.logits, after.frames, after.predicted_iou, strict=True):
         row = int(np.flatnonzero(before.predicted_iou == iou)[0])
         np.testing.assert_array_equal(np.abs(logits), np.abs(before.logits[row]))
-        flipped = (logits != before.logits[row])[: frame.valid_size[0], : frame.valid_size[1]]
+        flipped = (logits != before.logits[row])[: frame.photo_cells[0], : frame.photo_cells[1]]
         was = paste(frame.upsample(torch.from_numpy(before.logits[row])[None]) > 0, frame, *SIZES["landscape"])[0]
         cleaned = remove_small_regions(was.numpy(), 150, "holes")[0]
         cleaned = remove_small_regions(cleaned, 150, "islands")[0]

@@ -66,14 +66,14 @@ def values(shards: ShardSet) -> list[Any]:
     return found
 
 
-PLACE = ("image", "image_index", "height", "width", "error", "mask")
+COMMON_COLUMNS = ("image", "image_index", "height", "width", "error", "mask")
 COLUMNS = {
     MASKS: (
-        *PLACE, "box_x", "box_y", "box_w", "box_h", "area", "point_x", "point_y", "predicted_iou", "stability",
+        *COMMON_COLUMNS, "box_x", "box_y", "box_w", "box_h", "area", "point_x", "point_y", "predicted_iou", "stability",
         "crop_x0", "crop_y0", "crop_x1", "crop_y1",
     ),
-    "uncertainty/refinement": (*PLACE, "mean_u", "u_valid"),
-    PHOTOS: PLACE,
+    "uncertainty/refinement": (*COMMON_COLUMNS, "mean_u", "u_valid"),
+    PHOTOS: COMMON_COLUMNS,
 }  # fmt: skip
 
 

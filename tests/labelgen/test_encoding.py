@@ -118,6 +118,8 @@ def test_logits_for_people_are_the_same(in_zarr: Path, in_tars: Path) -> None:
     for (number, image), (_, same) in zip(one.walk(), other.walk(), strict=True):
         everything = range(len(image.masks))
         for a, b in zip(
-            one.read_logits(number, image, everything), other.read_logits(number, same, everything), strict=True
+            one.read_label_logits(number, image, everything),
+            other.read_label_logits(number, same, everything),
+            strict=True,
         ):
             np.testing.assert_array_equal(a, b)

@@ -14,7 +14,7 @@ import pytest
 
 from sum_factory.labelgen import read_ahead
 from sum_factory.labelgen.engine import pool, scheduler
-from sum_factory.labelgen.engine.scheduler import Task
+from sum_factory.labelgen.engine.scheduler import Assignment
 from sum_factory.labelgen.engine.worker import Answer, Worker
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.errors import StorageError, WorkerError
@@ -37,13 +37,13 @@ def die() -> None:
 class DiesOnceInUnit1(Worker):
     """A worker that is killed half-way through unit 1, if it is the first to label it."""
 
-    def work(self, task: Task, moved: Unit | None) -> Answer:
+    def work(self, assignment: Assignment, moved: Unit | None) -> Answer:
         tombstone = Path(self.job.shards).with_name("tombstone")
-        if task.unit == 1 and not tombstone.exists():
+        if assignment.unit == 1 and not tombstone.exists():
             next(iter(self.labeler.label_unit(self.labeler.shards.unit(1))))
             tombstone.write_text("")
             die()
-        return super().work(task, moved)
+        return super().work(assignment, moved)
 
 
 class DiesOfPhoto4(Worker):
@@ -64,10 +64,10 @@ class DiesOfPhoto4(Worker):
 class CannotWriteUnit1(Worker):
     """A worker that finds the place of unit 1's data taken by a folder."""
 
-    def work(self, task: Task, moved: Unit | None) -> Answer:
-        if task.unit == 1:
+    def work(self, assignment: Assignment, moved: Unit | None) -> Answer:
+        if assignment.unit == 1:
             (Path(self.job.shards) / "masks/000001.tar").mkdir(parents=True)
-        return super().work(task, moved)
+        return super().work(assignment, moved)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ OLD_HOURS = 25.0
 
 FOREIGN = ("notes.txt", "masks/notes.tar", "masks/1.tar", "masks/old/000001.tar", "pictures/000001.tar",
            "pictures/.partial-picture-00ff", "quarantine/now/masks/000001.tar", "units/000009.json",
-           "masks.zarr/label/c.01.0.0", "masks.zarr/label/old/c.9.0.0", "photos.zarr/jpeg/c.1.0",
+           "masks.zarr/label/c.01.0.0", "masks.zarr/label/old/c.9.0.0", "pictures.zarr/jpeg/c.1.0",
            "quarantine/now/masks.zarr/label/c.9.0.0", "uncertainty/gone.zarr/u/notes.txt")  # fmt: skip
 TEMPORARIES = (
     ".partial-dataset.json-00ff",

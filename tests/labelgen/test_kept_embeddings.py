@@ -21,7 +21,7 @@ from segment_anything import SamPredictor
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.kept import keep_embeddings
 from sum_factory.labelgen.masks.settings import AutomaskSettings
-from sum_factory.labelgen.read_ahead import Photo, load_photo
+from sum_factory.labelgen.read_ahead import LoadedPhoto, load_photo
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets.convert import convert
 from sum_factory.labelgen.sets.merge import merge
@@ -36,7 +36,7 @@ from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, OUTPUTS, Layer
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.kinds import comparable
 from sum_factory.shared.shards.manifest import crop_of, manifest_path
-from sum_factory.shared.shards.sam_outputs import kept_crops, read_embedding, read_kept_logits
+from sum_factory.shared.shards.sam_outputs import kept_crops, read_embedding, read_full_logits
 from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 
@@ -164,7 +164,7 @@ def test_maps_differ_from_those_of_the_run_by_what_rounding_does(
     bounds = []
     for number, image in shards.walk():
         predictor.set_image(decode_image(Path(shards.unit(number).images[image.index].url).read_bytes(), ""))
-        s = torch.from_numpy(np.stack([one for one in read_kept_logits(shards, number, image) if one is not None]))
+        s = torch.from_numpy(np.stack([one for one in read_full_logits(shards, number, image) if one is not None]))
         prompts = [
             (row["point_x"], row["point_y"], row["box_x"], row["box_y"], row["box_x"] + row["box_w"],
              row["box_y"] + row["box_h"])
@@ -195,7 +195,7 @@ def test_photo_that_is_gone_leaves_no_embedding_and_its_masks_unknown(
     own_shards: Path, photos: Path, label: Label, refiner: str, add_maps: Label, problems: Problems,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> Photo:
+    def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> LoadedPhoto:
         if image.key == "photo2":
             raise InputError("photo2: gone")
         return load_photo(image, side, read)

@@ -16,7 +16,7 @@ from scipy.special import entr, expit
 from segment_anything import SamPredictor
 
 from sum_factory.labelgen.cli import main
-from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets.repair import QUARANTINE, diagnose, take_back
@@ -31,8 +31,8 @@ from sum_factory.shared.sam.runtime import Runtime, place
 from sum_factory.shared.shards.dataset import DATASET, LOGITS
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.manifest import manifest_path, write_manifest
-from sum_factory.shared.shards.sam_outputs import read_kept_logits
-from sum_factory.shared.shards.shard_set import MASKS, LabelledImage, ShardSet
+from sum_factory.shared.shards.sam_outputs import read_full_logits
+from sum_factory.shared.shards.shard_set import MASKS, ImageRows, ShardSet
 from sum_factory.shared.store.storage import Storage
 
 Label = Callable[..., RunSummary]
@@ -54,7 +54,7 @@ def own_kept(kept: Path, tmp_path: Path) -> Path:
     return shutil.copytree(kept, tmp_path / "own_kept")
 
 
-def labels_again(photos: Path, settings: AutomaskSettings, image: PhotoFile) -> ImageLabels:
+def labels_again(photos: Path, settings: AutomaskSettings, image: PhotoFile) -> GeneratedMasks:
     """Label an image as a run does, but for its file of the shard set."""
     generator = LabelGenerator(place(load_sam().sam, Runtime("cpu")), settings)
     return generator.label(decode_image(Path(image.url).read_bytes(), image.key))
@@ -66,7 +66,7 @@ def test_logits_are_those_of_the_masks_as_half_floats_padding_included(
     shards = ShardSet.open(str(kept))
     for number, image in shards.walk():
         labels = labels_again(photos, loose, shards.unit(number).images[image.index])
-        found = read_kept_logits(shards, number, image)
+        found = read_full_logits(shards, number, image)
         assert len(found) == len(labels) > 0
         for k, logits in enumerate(found):
             assert logits is not None
@@ -98,7 +98,7 @@ def test_logits_of_cleaned_masks_agree_with_their_labels(
     for number, image in shards.walk():
         edited += len(labels_again(photos, cleaning, shards.unit(number).images[image.index]).cleaned)
         for logits, data in zip(
-            read_kept_logits(shards, number, image), shards.label_blobs(number, image), strict=True
+            read_full_logits(shards, number, image), shards.label_blobs(number, image), strict=True
         ):
             expected = decode_label(data)
             assert logits is not None
@@ -127,7 +127,7 @@ def test_maps_of_one_pass_do_not_depend_on_what_is_kept(
 
 
 def naive_maps(
-    shards: ShardSet, number: int, image: LabelledImage, refiner: str, logits: npt.NDArray[np.float32]
+    shards: ShardSet, number: int, image: ImageRows, refiner: str, logits: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
     """Return |sigmoid(s) - sigmoid(r)| of an image's masks from s (K, S, S), (K, S, S), with upstream's modules."""
     loaded = load_sam()
@@ -161,14 +161,14 @@ def test_refined_maps_are_those_of_the_kept_logits(own_kept: Path, refiner: str,
     assert add_maps(own_kept, refiner, use_kept=(LOGITS,)).unknown == 0
     shards = ShardSet.open(str(own_kept))
     for number, image in shards.walk():
-        logits = np.stack([one for one in read_kept_logits(shards, number, image) if one is not None])
+        logits = np.stack([one for one in read_full_logits(shards, number, image) if one is not None])
         expected = naive_maps(shards, number, image, refiner, logits)
         rows = shards.uncertainty(number)[image.index]
         for k, (row, found) in enumerate(zip(rows, shards.read_uncertainty(number, rows), strict=True)):
             assert found is not None
             height, width = found.u.shape
             np.testing.assert_allclose(found.u, expected[k, :height, :width], atol=0.02 + 1e-4)
-            height, width = image.frame(k, shards.input_side).valid_size
+            height, width = image.frame(k, shards.input_side).photo_cells
             assert row.mean_u == pytest.approx(expected[k, :height, :width].mean(), abs=1e-5)
 
 
@@ -194,7 +194,7 @@ def test_maps_of_kept_logits_are_those_of_logits_in_full_but_for_the_rounding(
     for number, image in shards.walk():
         labels = labels_again(photos, loose, shards.unit(number).images[image.index])
         for logits, frame in zip(labels.logits.astype(np.float64), labels.frames, strict=True):
-            height, width = frame.valid_size
+            height, width = frame.photo_cells
             p, q = expit(logits[:height, :width]), expit(-logits[:height, :width])
             bits = (entr(p) + entr(q)) / np.log(2)
             expected.append((1 - np.abs(2 * p - 1) if source == "confidence" else bits).mean())

@@ -17,7 +17,7 @@ from PIL import Image
 
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.listing import list_photos
-from sum_factory.labelgen.read_ahead import Photo, load_photo
+from sum_factory.labelgen.read_ahead import LoadedPhoto, load_photo
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.codecs.photo import encode_photo
 from sum_factory.shared.errors import InputError, SettingsDifferError, ShardError
@@ -125,7 +125,7 @@ def test_unit_whose_maps_alone_are_lost_is_completed(
 
 def test_other_quality_is_refused(own_kept: Path, photos: Path, label: Label, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sum_factory.labelgen.layers.QUALITY", 80)
-    with pytest.raises(SettingsDifferError, match=r"(?s)layer images.*quality: there 90, asked for 80.*--shards"):
+    with pytest.raises(SettingsDifferError, match=r"(?s)layer photos.*quality: there 90, asked for 80.*--shards"):
         label(photos, own_kept, keep_photos=True)
 
 
@@ -156,7 +156,7 @@ def test_photo_that_went_after_labelling_is_told_and_not_trained_without(
     shards = tmp_path / "shards"
     label(three_photos, shards)
 
-    def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> Photo:
+    def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> LoadedPhoto:
         if image.key == "photo2":
             raise InputError("photo2: gone")
         return load_photo(image, side, read)
@@ -204,15 +204,15 @@ def test_missing_and_unlisted_photos_are_named(own_kept: Path, problems: Problem
     dataset = ShardSet.open(str(own_kept)).dataset
     without = Dataset(dataset.unit_size, dataset.unit_ids, dataset.image_count, {MASKS: dataset.layers[MASKS]})
     (own_kept / DATASET).write_bytes(without.to_json())
-    assert any(f"{own_kept}/manifest/images: a layer that" in problem for problem in problems(own_kept))
+    assert any(f"{own_kept}/manifest/photos: a layer that" in problem for problem in problems(own_kept))
 
 
 def test_status_and_verify_count_photos(kept: Path) -> None:
     status = CliRunner().invoke(main, ["status", "--shards", str(kept)])
-    assert "layer images (tar): 3 of 3 units, 6 images, 6 photos, 0 errors" in status.output
+    assert "layer photos (tar): 3 of 3 units, 6 images, 6 photos, 0 errors" in status.output
     verified = CliRunner().invoke(main, ["verify", "--shards", str(kept)])
     assert verified.exit_code == 0
-    assert "layer images: 3 units sound with 6 photos, 0 units not made yet" in verified.output
+    assert "layer photos: 3 units sound with 6 photos, 0 units not made yet" in verified.output
 
 
 def test_command_keeps_photos(photos: Path, loose_options: list[str], tmp_path: Path, kept: Path) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from sum_factory.labelgen.engine.metrics import Metrics
-from sum_factory.labelgen.job import Begun, GivenUp, Lost, PlannedUnits, Progress, UnitReport
+from sum_factory.labelgen.job import Begun, GivenUp, ImageDone, Lost, PlannedUnits, UnitReport
 
 totals: Counter[str] = Counter()
 
@@ -35,7 +35,7 @@ def test_events_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics(PlannedUnits(range(5), lambda number: 4))
     for event in (
         Begun(0, 1, "here"),
-        Progress(7),
+        ImageDone(7),
         UnitReport(0, 4, 20, ("a: bad", "b: bad")),
         Lost(1, 1, "here", "killed"),
         UnitReport(1, 4, 0, ()),

@@ -21,7 +21,7 @@ from sum_factory.labelgen.engine.cluster import Resources
 from sum_factory.labelgen.engine.pool import RayExecutor
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.engine.worker import Worker
-from sum_factory.labelgen.job import Begun, Event, GivenUp, Job, Lost, Notice, PlannedUnits, Progress, UnitReport
+from sum_factory.labelgen.job import Begun, Event, GivenUp, ImageDone, Job, Lost, Notice, PlannedUnits, UnitReport
 from sum_factory.shared.errors import StorageError, WorkerError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.shards.dataset import Unit
@@ -57,7 +57,7 @@ class Pretender:
         self.write(f"begun {unit.number}")
         for image in unit.images:
             self.look_at(image, refused)
-            yield Progress(1, refused.get(image.key))
+            yield ImageDone(1, refused.get(image.key))
         self.write(f"done {unit.number}")
         yield UnitReport(unit.number, len(unit.images), IMAGES - len(refused), tuple(refused.values()))
 
@@ -107,16 +107,16 @@ class DiesAtStart(Worker):
 class DiesOfUnit1(Light):
     """A worker that unit 1 kills as a whole, but none of its images."""
 
-    def work(self, task: Any, moved: Any) -> Any:
-        if task.unit == 1 and task.probe is None:
+    def work(self, assignment: Any, moved: Any) -> Any:
+        if assignment.unit == 1 and assignment.probe is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().work(task, moved)
+        return super().work(assignment, moved)
 
 
 class DiesOfEverything(Light):
     """A worker that whatever it is given kills."""
 
-    def work(self, task: Any, moved: Any) -> Any:
+    def work(self, assignment: Any, moved: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -180,8 +180,8 @@ def test_all_units_are_done_once_and_progress_is_told_of(work: Work, tmp_path: P
     assert len(workers_in(tmp_path)) == 2
     begun = [event for event in events if isinstance(event, Begun)]
     assert sorted((event.unit, event.attempt) for event in begun) == [(unit, 1) for unit in range(7)]
-    assert {event.attempt for event in events if isinstance(event, Progress)} == {1}
-    assert Counter(event.unit for event in events if isinstance(event, Progress)) == dict.fromkeys(range(7), IMAGES)
+    assert {event.attempt for event in events if isinstance(event, ImageDone)} == {1}
+    assert Counter(event.unit for event in events if isinstance(event, ImageDone)) == dict.fromkeys(range(7), IMAGES)
 
 
 def test_no_more_workers_are_started_than_there_are_units(work: Work, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_image_that_workers_do_not_survive_is_left_out(
                       3: ()}  # fmt: skip
     lost = losses(events)
     assert [(loss.unit, loss.attempt, loss.probed) for loss in lost] == [(2, 1, 0), (2, 2, 2), (2, 3, 1)]
-    assert [loss.quarantined for loss in lost] == [None, None, 1]
+    assert [loss.left_out for loss in lost] == [None, None, 1]
     assert ("ZeroDivisionError: division by zero" in lost[0].why) == (how == "fail")
 
 

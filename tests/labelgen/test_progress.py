@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sum_factory.labelgen.cli import main
-from sum_factory.labelgen.job import Begun, Lost, Notice, Progress, UnitReport
+from sum_factory.labelgen.job import Begun, ImageDone, Lost, Notice, UnitReport
 from sum_factory.labelgen.progress import ProgressReporter
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.progress import Speaker
@@ -115,8 +115,8 @@ def test_images_masks_and_errors_are_counted_and_a_lost_unit_is_not(
         assert "no unit begun yet" in last_line()
         reporter.take(Begun(0, 1, "one"))
         assert last_line().startswith("labelling: 0 of 8 images, 0 masks, 0 errors")
-        reporter.take(Progress(5))
-        reporter.take(Progress(0, "a.jpg: not an image"))
+        reporter.take(ImageDone(5))
+        reporter.take(ImageDone(0, "a.jpg: not an image"))
         told = capsys.readouterr().err
         assert "skipped: a.jpg: not an image\n" in told
         assert "labelling: 2 of 8 images, 5 masks, 1 errors, " in told

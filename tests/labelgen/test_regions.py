@@ -134,7 +134,7 @@ def test_stability_of_an_empty_mask_is_no_number() -> None:
 def test_bands_of_any_height_give_the_same(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
     frame, logits, cuts = Frame.whole(128, 90, 150), random_logits(2, 3, 32, 6, 0.0), (0.0, 1.0, -1.0)
     expected = regions._count_with_torch(logits, frame, cuts)
-    monkeypatch.setattr(regions, "BAND_ELEMENTS", elements)
+    monkeypatch.setattr(regions, "STRIP_ELEMENTS", elements)
     assert torch.equal(regions._count_with_torch(logits, frame, cuts), expected)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sum_factory.labelgen.engine.scheduler import IN_FLIGHT, MAX_DEATHS, Scheduler, Task
+from sum_factory.labelgen.engine.scheduler import IN_FLIGHT, MAX_DEATHS, Assignment, Scheduler
 from sum_factory.pipelines.bench.parts.simulation import Cluster, Outcome, simulate
 
 SIZE = 13
@@ -23,14 +23,18 @@ def run(units: int, cluster: Cluster, size: int = SIZE) -> tuple[Scheduler, Outc
     return scheduler, simulate(scheduler, cluster, keep_attempts=True)
 
 
-def images_of(task: Task, size: int = SIZE) -> set[int]:
-    """The images that a task labels."""
-    return set(range(size) if task.probe is None else task.probe) - set(task.quarantined)
+def images_of(assignment: Assignment, size: int = SIZE) -> set[int]:
+    """The images that an assignment labels."""
+    return set(range(size) if assignment.probe is None else assignment.probe) - set(assignment.left_out)
 
 
-def killed_by(poison: set[tuple[int, int]], size: int = SIZE) -> Callable[[Task], float | None]:
-    """A worker dies half a second after it begins a task with one of these images."""
-    return lambda task: 0.5 if any((task.unit, image) in poison for image in images_of(task, size)) else None
+def killed_by(poison: set[tuple[int, int]], size: int = SIZE) -> Callable[[Assignment], float | None]:
+    """A worker dies half a second after it begins an assignment with one of these images."""
+
+    def dies(assignment: Assignment) -> float | None:
+        return 0.5 if any((assignment.unit, image) in poison for image in images_of(assignment, size)) else None
+
+    return dies
 
 
 @given(
@@ -41,18 +45,18 @@ def test_every_unit_is_done_once_and_exactly_the_poison_is_left_out(
     units: int, workers: int, seed: int, probability: float, poison: set[tuple[int, int]]
 ) -> None:
     chance = random.Random(seed)
-    sound_tries = MAX_DEATHS - 1  # a machine is taken away so often while it works on one task, and no more
+    sound_tries = MAX_DEATHS - 1  # a machine is taken away so often while it works on one assignment, and no more
     taken: Counter[tuple[int, tuple[int, ...] | None]] = Counter()
 
-    def dies(task: Task) -> float | None:
-        if (fatal := killed_by(poison)(task)) is not None:
+    def dies(assignment: Assignment) -> float | None:
+        if (fatal := killed_by(poison)(assignment)) is not None:
             return fatal
-        if taken[task.unit, task.probe] < sound_tries and chance.random() < probability:
-            taken[task.unit, task.probe] += 1
+        if taken[assignment.unit, assignment.probe] < sound_tries and chance.random() < probability:
+            taken[assignment.unit, assignment.probe] += 1
             return chance.random()
         return None
 
-    cluster = Cluster(workers, lambda task: chance.expovariate(1.0), dies, lambda: chance.random())
+    cluster = Cluster(workers, lambda assignment: chance.expovariate(1.0), dies, lambda: chance.random())
     scheduler, outcome = run(units, cluster)
     assert outcome.done == dict.fromkeys(range(units), 1)
     assert scheduler.given_up == []
@@ -68,14 +72,14 @@ def test_machines_that_are_taken_away_at_any_moment_cost_no_image_and_no_unit(
     chance = random.Random(seed)
     left = [200]
 
-    def dies(task: Task) -> float | None:
+    def dies(assignment: Assignment) -> float | None:
         if left[0] and chance.random() < 0.5:
             left[0] -= 1
             # more often than not a unit is even searched: no image of it is in any way at fault
-            return chance.random() if task.probe is None or len(task.probe) > 1 else None
+            return chance.random() if assignment.probe is None or len(assignment.probe) > 1 else None
         return None
 
-    scheduler, outcome = run(units, Cluster(workers, lambda task: 1.0, dies))
+    scheduler, outcome = run(units, Cluster(workers, lambda assignment: 1.0, dies))
     assert set(outcome.left_out.values()) == {()}
     assert set(outcome.done) | set(scheduler.given_up) == set(range(units))
     assert len(outcome.done) + len(scheduler.given_up) == units
@@ -83,22 +87,24 @@ def test_machines_that_are_taken_away_at_any_moment_cost_no_image_and_no_unit(
 
 def test_attempts_of_a_unit_are_numbered_from_one() -> None:
     deaths = iter([0.5, 0.5])
-    _, outcome = run(1, Cluster(1, lambda task: 1.0, lambda task: next(deaths, None)))
-    assert [(task.unit, task.attempt) for task in outcome.attempts] == [(0, 1), (0, 2), (0, 3)]
+    _, outcome = run(1, Cluster(1, lambda assignment: 1.0, lambda assignment: next(deaths, None)))
+    assert [(assignment.unit, assignment.attempt) for assignment in outcome.attempts] == [(0, 1), (0, 2), (0, 3)]
 
 
 @pytest.mark.parametrize("image", [0, 100, 255])
 def test_search_for_one_image_among_256_takes_two_units_of_work_and_as_many_deaths_as_halvings(image: int) -> None:
-    _, outcome = run(1, Cluster(1, lambda task: 1.0, killed_by({(0, image)}, 256)), size=256)
+    _, outcome = run(1, Cluster(1, lambda assignment: 1.0, killed_by({(0, image)}, 256)), size=256)
     assert outcome.left_out == {0: (image,)}
     assert outcome.deaths == MAX_DEATHS + 7 + MAX_DEATHS
-    probes = {task.probe for task in outcome.attempts if task.probe is not None}
+    probes = {assignment.probe for assignment in outcome.attempts if assignment.probe is not None}
     assert sum(map(len, probes)) <= 2 * 256
 
 
 def test_unit_that_kills_though_no_image_does_is_given_up_and_the_others_are_done() -> None:
-    scheduler, outcome = run(5, Cluster(2, lambda task: 1.0, lambda task: 0.5 if images_of(task) == set(range(SIZE)) and
-                             task.unit == 2 else None))  # fmt: skip
+    def dies(assignment: Assignment) -> float | None:
+        return 0.5 if images_of(assignment) == set(range(SIZE)) and assignment.unit == 2 else None
+
+    scheduler, outcome = run(5, Cluster(2, lambda assignment: 1.0, dies))
     assert scheduler.given_up == [2]
     assert set(outcome.done) == {0, 1, 3, 4}
     assert outcome.deaths == 2 * MAX_DEATHS
@@ -107,13 +113,13 @@ def test_unit_that_kills_though_no_image_does_is_given_up_and_the_others_are_don
 @pytest.mark.parametrize(("deaths", "left_out"), [(5, ()), (6, (0,))])
 def test_unit_of_one_image_is_tried_as_often_as_any_image(deaths: int, left_out: tuple[int, ...]) -> None:
     fatal = iter([0.5] * deaths)
-    dies = lambda task: next(fatal, None) if task.unit == 1 else None  # noqa: E731
-    _, outcome = run(2, Cluster(1, lambda task: 1.0, dies, lambda: 0.0), size=1)
+    dies = lambda assignment: next(fatal, None) if assignment.unit == 1 else None  # noqa: E731
+    _, outcome = run(2, Cluster(1, lambda assignment: 1.0, dies, lambda: 0.0), size=1)
     assert outcome.left_out == {0: (), 1: left_out}
 
 
 def test_unit_of_nothing_but_poison_ends_with_all_of_it_left_out() -> None:
-    _, outcome = run(2, Cluster(3, lambda task: 1.0, killed_by({(1, image) for image in range(4)}, 4)), size=4)
+    _, outcome = run(2, Cluster(3, lambda assignment: 1.0, killed_by({(1, image) for image in range(4)}, 4)), size=4)
     assert outcome.left_out == {0: (), 1: (0, 1, 2, 3)}
 
 
@@ -121,21 +127,21 @@ def test_units_that_wait_behind_the_one_that_killed_are_not_blamed() -> None:
     scheduler = Scheduler(range(9), lambda unit: SIZE)
     scheduler.add_worker(0)
     given_out = list(scheduler.assign())
-    assert [task.unit for _, task in given_out] == [0, 1]
+    assert [assignment.unit for _, assignment in given_out] == [0, 1]
     loss = scheduler.died(0)
     assert loss is not None
-    assert loss.task == Task(0)
+    assert loss.assignment == Assignment(0)
     scheduler.add_worker(1)
-    assert [task for _, task in scheduler.assign()] == [Task(0, attempt=2), Task(1, attempt=1)]
+    assert [assignment for _, assignment in scheduler.assign()] == [Assignment(0, attempt=2), Assignment(1, attempt=1)]
 
 
 def test_idle_workers_come_first_and_seconds_are_handed_out_only_while_many_wait() -> None:
     scheduler = Scheduler(range(8), lambda unit: SIZE)
     for worker in range(3):
         scheduler.add_worker(worker)
-    given_out = [(worker, task.unit) for worker, task in scheduler.assign()]
+    given_out = [(worker, assignment.unit) for worker, assignment in scheduler.assign()]
     assert given_out == [(0, 0), (1, 1), (2, 2), (0, 3), (1, 4)]  # three wait, as many as there are workers
-    assert [len(scheduler.tasks_of(worker)) for worker in range(3)] == [2, 2, 1]
+    assert [len(scheduler.assignments_of(worker)) for worker in range(3)] == [2, 2, 1]
 
 
 def test_retired_worker_finishes_what_it_has_and_gets_no_more() -> None:
@@ -148,7 +154,7 @@ def test_retired_worker_finishes_what_it_has_and_gets_no_more() -> None:
     scheduler.done(0, second)
     scheduler.remove_worker(0)
     scheduler.add_worker(1)
-    assert next(scheduler.assign()) == (1, Task(2))
+    assert next(scheduler.assign()) == (1, Assignment(2))
 
 
 def test_stopped_scheduler_waits_for_what_is_in_work_and_queues_nothing_again() -> None:
@@ -167,8 +173,8 @@ def test_units_are_read_as_workers_come_free() -> None:
     for worker in range(4):
         scheduler.add_worker(worker)
     in_flight = list(scheduler.assign())
-    for (worker, task), _ in pairwise(in_flight):
-        scheduler.done(worker, task)
+    for (worker, assignment), _ in pairwise(in_flight):
+        scheduler.done(worker, assignment)
     list(scheduler.assign())
     assert len(taken) <= 20
 

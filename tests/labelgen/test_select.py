@@ -23,10 +23,10 @@ from sum_factory.shared.errors import InputError, ShardError
 from sum_factory.shared.shards.dataset import DATASET
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.photos import read_photo, require_photos
-from sum_factory.shared.shards.samples import Sample, add_sample, read_samples
+from sum_factory.shared.shards.samples import UnitImage, add_unit_image, read_unit_images
 from sum_factory.shared.shards.selection.opened import Selection, open_shards
 from sum_factory.shared.shards.selection.plan import SelectionPlan
-from sum_factory.shared.shards.shard_set import MASKS, LabelledImage, ShardSet
+from sum_factory.shared.shards.shard_set import MASKS, ImageRows, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.shards.verify import verify
 from sum_factory.shared.store.cache import Cache
@@ -58,7 +58,7 @@ def seen(shards: ShardSet) -> list[tuple[str, float, float, bytes]]:
     return found
 
 
-def image_of(shards: ShardSet, key: str) -> tuple[int, LabelledImage]:
+def image_of(shards: ShardSet, key: str) -> tuple[int, ImageRows]:
     return next((number, image) for number, image in shards.walk() if image.key == key)
 
 
@@ -112,8 +112,8 @@ def test_maps_and_masks_of_a_selection_stay_together(refined: Finished, out: Pat
             np.testing.assert_array_equal(ours.refined, theirs.refined)
         picked = [row.mask for row in wanted]
         for ours, theirs in zip(
-            selection.read_logits(number, image, range(len(rows))),
-            whole.read_logits(there, original, picked),
+            selection.read_label_logits(number, image, range(len(rows))),
+            whole.read_label_logits(there, original, picked),
             strict=True,
         ):
             np.testing.assert_array_equal(ours, theirs)
@@ -347,12 +347,12 @@ def test_data_that_were_made_anew_after_the_rows_were_read_are_refused(
     (rows, *_) = (rows for rows in selection.uncertainty(unit) if rows)
     writers = {name: UnitWriter(base.dataset, base.layer(name), base.unit(own)) for name in (MASKS, MAPS)}
     for name, writer in writers.items():
-        for index, sample in enumerate(read_samples(base, own, name)):
-            add_sample(writer, index, Sample(sample.rows[::-1], sample.blobs[::-1]))
+        for index, sample in enumerate(read_unit_images(base, own, name)):
+            add_unit_image(writer, index, UnitImage(sample.rows[::-1], sample.blobs[::-1]))
         (own_refined / manifest_path(name, own)).unlink()
     record, _ = writers[MASKS].commit(base.storage)
     writers[MAPS].commit(base.storage, record.data_sha256)
-    for read in (selection.label_blobs, lambda unit, image: selection.read_logits(unit, image, [0])):
+    for read in (selection.label_blobs, lambda unit, image: selection.read_label_logits(unit, image, [0])):
         with pytest.raises(ShardError, match=r"manifest/masks/00000\d\.parquet: of other data than when the selection"):
             read(unit, image)
     with pytest.raises(ShardError, match=r"refinement/00000\d\.parquet: of other data than when the selection"):

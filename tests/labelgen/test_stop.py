@@ -102,7 +102,7 @@ def test_serial_run_stops_and_the_same_command_goes_on(
     monkeypatch: pytest.MonkeyPatch, grace: float, done: list[int],
 ) -> None:  # fmt: skip
     def due(event: Any) -> bool:
-        return type(event).__name__ == "Progress" and event.unit == 1
+        return type(event).__name__ == "ImageDone" and event.unit == 1
 
     summary = run_until(label, photos, tmp_path / "shards", Stop(grace), due, monkeypatch)
     assert (summary.units_done, summary.stopped, summary.is_whole) == (len(done), "by a test", False)

@@ -19,10 +19,10 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sum_factory.labelgen import uncertainty as uncertainty_module
-from sum_factory.labelgen.masks.automask import ImageLabels, LabelGenerator
+from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.settings import UncertaintySettings
-from sum_factory.labelgen.uncertainty import CropBox, Embed, LabelledMask, UncertaintyMaker, UncertaintyMap
+from sum_factory.labelgen.uncertainty import CropBox, Embed, MaskToRefine, UncertaintyMaker, UncertaintyMap
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.codecs.label import decode_label, encode_label
 from sum_factory.shared.codecs.uncertainty import decode_uncertainty, encode_uncertainty, refined_label
@@ -65,15 +65,15 @@ def photo(size: tuple[int, int]) -> Image:
     return np.ascontiguousarray(cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def stored(labels: ImageLabels) -> list[LabelledMask]:
+def stored(labels: GeneratedMasks) -> list[MaskToRefine]:
     """Return the masks as a shard set would give them back."""
     masks = []
     for k, frame in enumerate(labels.frames):
-        rows, columns = frame.low_res_size
+        rows, columns = frame.interpolation_cells
         x, y, width, height = labels.boxes[k].tolist()
         point = (float(np.float32(labels.points[k, 0])), float(np.float32(labels.points[k, 1])))
         label = encode_label(labels.logits[k, :rows, :columns])
-        masks.append(LabelledMask(frame, point, (x, y, x + width, y + height), int(labels.areas[k]), label))
+        masks.append(MaskToRefine(frame, point, (x, y, x + width, y + height), int(labels.areas[k]), label))
     return masks
 
 
@@ -91,7 +91,7 @@ def embedder(sam: Sam, image: Image) -> Embed:
 
 
 @torch.no_grad()
-def naive(sam: Sam, refiner: Refiner, embed: Embed, mask: LabelledMask) -> tuple[Logits, Logits]:
+def naive(sam: Sam, refiner: Refiner, embed: Embed, mask: MaskToRefine) -> tuple[Logits, Logits]:
     """Return s and r of one mask on the whole square, by upstream's predictor, prompt encoder and mask decoder."""
     x0, y0, x1, y1 = mask.frame.crop_box
     size = (y1 - y0, x1 - x0)
@@ -144,7 +144,7 @@ def unquantised(monkeypatch: pytest.MonkeyPatch) -> list[Logits]:
 
 
 def assert_maps_are_naive(
-    sam: Sam, refiner: Refiner, image: Image, masks: list[LabelledMask], maps: list[Logits], batch: int = 64
+    sam: Sam, refiner: Refiner, image: Image, masks: list[MaskToRefine], maps: list[Logits], batch: int = 64
 ) -> None:
     """Check values before the codec, the mean, and what the codec makes of them."""
     embed = embedder(sam, image)
@@ -153,9 +153,9 @@ def assert_maps_are_naive(
     doubt = 0.0
     for mask, one in zip(masks, made, strict=True):
         s, r = naive(sam, refiner, embed, mask)
-        rows, columns = mask.frame.low_res_size
+        rows, columns = mask.frame.interpolation_cells
         expected = np.abs(expit(s.astype(np.float64)) - expit(r.astype(np.float64)))
-        height, width = mask.frame.valid_size
+        height, width = mask.frame.photo_cells
         assert one.mean_u == pytest.approx(expected[:height, :width].mean(), abs=1e-4)
         nearest = min(float(np.abs(u - expected[:rows, :columns]).max()) for u in maps if u.shape == (rows, columns))
         assert nearest < 1e-3
@@ -201,11 +201,11 @@ def test_labels_that_a_clean_up_edited_turn_the_logits(sam: Sam, refiner: Refine
 
 def test_mean_is_over_the_cells_that_show_the_photo(sam: Sam, refiner: Refiner) -> None:
     mask = stored(LabelGenerator(sam, MASKS).label(photo((200, 256))))[0]
-    assert mask.frame.valid_size != mask.frame.low_res_size  # else the others tests could not tell them apart
+    assert mask.frame.photo_cells != mask.frame.interpolation_cells  # else the others tests could not tell them apart
 
 
 def make(
-    sam: Sam, refiner: Refiner | None, embed: Embed, masks: list[LabelledMask], **settings: Any
+    sam: Sam, refiner: Refiner | None, embed: Embed, masks: list[MaskToRefine], **settings: Any
 ) -> list[UncertaintyMap]:
     return UncertaintyMaker(sam, refiner, UncertaintySettings(**settings), 64).make(masks, embed)
 
@@ -217,12 +217,12 @@ def embed(sam: Sam) -> Embed:
 
 
 @pytest.fixture(scope="module")
-def masks(sam: Sam) -> list[LabelledMask]:
+def masks(sam: Sam) -> list[MaskToRefine]:
     """Masks of that photo."""
     return stored(LabelGenerator(sam, MASKS).label(photo((200, 346))))[::2]
 
 
-def test_batch_changes_rounding_only(sam: Sam, refiner: Refiner, embed: Embed, masks: list[LabelledMask]) -> None:
+def test_batch_changes_rounding_only(sam: Sam, refiner: Refiner, embed: Embed, masks: list[MaskToRefine]) -> None:
     means = {}
     for batch in (64, 1, 5):
         maker = UncertaintyMaker(sam, refiner, UncertaintySettings(), batch)
@@ -233,29 +233,29 @@ def test_batch_changes_rounding_only(sam: Sam, refiner: Refiner, embed: Embed, m
 
 
 def test_label_that_no_output_has_is_unknown(
-    sam: Sam, refiner: Refiner, embed: Embed, masks: list[LabelledMask]
+    sam: Sam, refiner: Refiner, embed: Embed, masks: list[MaskToRefine]
 ) -> None:
     strange = [replace(masks[0], label=encode_label(-decode_label(masks[0].label))), *masks[1:3]]
     made = make(sam, refiner, embed, strange)
-    assert [one.valid for one in made] == [False, True, True]
+    assert [one.is_known for one in made] == [False, True, True]
     assert made[0].blob == b""
     assert made[0].mean_u is None
 
 
-def test_empty_label_is_unknown(sam: Sam, refiner: Refiner, embed: Embed, masks: list[LabelledMask]) -> None:
-    empty = encode_label(np.full(masks[0].frame.low_res_size, -1, np.float32))
-    assert not make(sam, refiner, embed, [replace(masks[0], label=empty)])[0].valid
+def test_empty_label_is_unknown(sam: Sam, refiner: Refiner, embed: Embed, masks: list[MaskToRefine]) -> None:
+    empty = encode_label(np.full(masks[0].frame.interpolation_cells, -1, np.float32))
+    assert not make(sam, refiner, embed, [replace(masks[0], label=empty)])[0].is_known
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_refined_logits_that_are_not_finite_are_unknown(
-    sam: Sam, refiner: Refiner, embed: Embed, masks: list[LabelledMask], value: float
+    sam: Sam, refiner: Refiner, embed: Embed, masks: list[MaskToRefine], value: float
 ) -> None:
     broken = deepcopy(refiner)
     with torch.no_grad():
         broken.mask_decoder.output_hypernetworks_mlps[0].layers[-1].bias.fill_(value)
     made = make(sam, broken, embed, masks)
-    assert {one.valid for one in made} == {False}
+    assert {one.is_known for one in made} == {False}
     assert {one.blob for one in made} == {b""}
 
 
@@ -263,7 +263,7 @@ def test_one_broken_mask_does_not_spoil_its_batch(
     sam: Sam,
     refiner: Refiner,
     embed: Embed,
-    masks: list[LabelledMask],
+    masks: list[MaskToRefine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = make(sam, refiner, embed, masks)
@@ -276,12 +276,12 @@ def test_one_broken_mask_does_not_spoil_its_batch(
 
     monkeypatch.setattr(Refiner, "refine", break_one)
     made = make(sam, refiner, embed, masks)
-    assert [k for k, one in enumerate(made) if not one.valid] == [1]
+    assert [k for k, one in enumerate(made) if not one.is_known] == [1]
     assert [one for k, one in enumerate(made) if k != 1] == [one for k, one in enumerate(expected) if k != 1]
 
 
 def test_small_masks_are_certain_by_decree_and_their_own_refined_label(
-    sam: Sam, refiner: Refiner, embed: Embed, masks: list[LabelledMask]
+    sam: Sam, refiner: Refiner, embed: Embed, masks: list[MaskToRefine]
 ) -> None:
     at_1024 = [mask.area * (1024 / 346) ** 2 for mask in masks]
     threshold = int(np.median(at_1024)) + 1
@@ -291,7 +291,7 @@ def test_small_masks_are_certain_by_decree_and_their_own_refined_label(
     assert 0 < sum(small) < len(masks)
     for mask, is_small, one, before in zip(masks, small, made, plain, strict=True):
         if is_small:
-            assert (one.valid, one.mean_u) == (True, 0.0)
+            assert (one.is_known, one.mean_u) == (True, 0.0)
             assert refined_label(one.blob) == mask.label
             assert not decode_uncertainty(one.blob).u.any()
         else:
@@ -299,7 +299,7 @@ def test_small_masks_are_certain_by_decree_and_their_own_refined_label(
 
 
 def test_mask_of_exactly_the_least_area_is_refined(
-    sam: Sam, refiner: Refiner, embed: Embed, masks: list[LabelledMask]
+    sam: Sam, refiner: Refiner, embed: Embed, masks: list[MaskToRefine]
 ) -> None:
     mask = replace(masks[0], area=346**2)  # 1024 * 1024 pixels of a photo that is 1024 long
     refined, decreed = (make(sam, refiner, embed, [mask], min_refine_area=least)[0] for least in (1024**2, 1024**2 + 1))
@@ -308,7 +308,7 @@ def test_mask_of_exactly_the_least_area_is_refined(
 
 
 def test_crops_are_embedded_once_and_only_those_with_masks_to_refine(
-    sam: Sam, refiner: Refiner, embed: Embed, masks: list[LabelledMask]
+    sam: Sam, refiner: Refiner, embed: Embed, masks: list[MaskToRefine]
 ) -> None:
     embedded = []
 
@@ -335,14 +335,14 @@ FORMULAS: Mapping[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float6
 
 @pytest.mark.parametrize("source", FORMULAS)
 def test_sources_without_a_refiner_read_sams_own_logits(
-    sam: Sam, refiner: Refiner, embed: Embed, masks: list[LabelledMask], source: str
+    sam: Sam, refiner: Refiner, embed: Embed, masks: list[MaskToRefine], source: str
 ) -> None:
     for mask, one in zip(masks, make(sam, None, embed, masks, source=source), strict=True):
         s, _ = naive(sam, refiner, embed, mask)
-        rows, columns = mask.frame.low_res_size
+        rows, columns = mask.frame.interpolation_cells
         expected = FORMULAS[source](expit(s[:rows, :columns].astype(np.float64)))
         decoded = decode_uncertainty(one.blob)
         assert decoded.refined is None
         assert np.abs(decoded.u - expected).max() < 0.021
-        height, width = mask.frame.valid_size
+        height, width = mask.frame.photo_cells
         assert one.mean_u == pytest.approx(expected[:height, :width].mean(), abs=1e-4)

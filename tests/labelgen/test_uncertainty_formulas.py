@@ -10,8 +10,9 @@ import torch
 from scipy.special import entr, expit
 from segment_anything.utils.transforms import ResizeLongestSide
 
+from sum_factory.labelgen.formulas import confidence, entropy, refinement
 from sum_factory.labelgen.settings import UncertaintySettings
-from sum_factory.labelgen.uncertainty import LabelledMask, confidence, entropy, photo_to_input, refinement
+from sum_factory.labelgen.uncertainty import MaskToRefine, photo_to_input
 from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.placement import Frame
 
@@ -45,7 +46,7 @@ def test_area_is_counted_in_a_photo_of_1024_pixels(
 ) -> None:
     frame = Frame(256, crop or (0, 0, size[1], size[0]))
     long_side = max(frame.crop_size)
-    mask = LabelledMask(frame, (0, 0), (0, 0, 9, 9), area=1000, label=b"")
+    mask = MaskToRefine(frame, (0, 0), (0, 0, 9, 9), area=1000, label=b"")
     assert mask.area_at_reference == pytest.approx(1000 * 1024**2 / long_side**2)
 
 
@@ -60,8 +61,8 @@ def test_points_and_boxes_are_mapped_as_upstream_does() -> None:
 def test_row_of_a_manifest_gives_the_same_mask_before_and_after_it_was_written() -> None:
     names = ("box_x", "box_y", "box_w", "box_h", "area", "crop_x0", "crop_y0", "crop_x1", "crop_y1")
     row = dict(zip(names, (3, 4, 10, 20, 99, 0, 0, 64, 48), strict=True))
-    fresh = LabelledMask.from_row({**row, "point_x": 1 / 3, "point_y": 0.1}, b"label", 128)
-    read = LabelledMask.from_row(
+    fresh = MaskToRefine.from_row({**row, "point_x": 1 / 3, "point_y": 0.1}, b"label", 128)
+    read = MaskToRefine.from_row(
         {**row, "point_x": float(np.float32(1 / 3)), "point_y": float(np.float32(0.1))}, b"label", 128
     )
     assert fresh == read

@@ -21,7 +21,7 @@ from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.codecs.uncertainty import decode_uncertainty
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.sam.runtime import Runtime
-from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet
+from sum_factory.shared.shards.shard_set import ImageRows, ShardSet
 from sum_factory.shared.store.storage import Storage
 
 Label = Callable[..., RunSummary]
@@ -95,10 +95,10 @@ def test_frames_decode_to_the_valid_part_of_the_grid_and_their_mean(refined: Ref
         unit = next(n for n in shards.committed() if row["image"] in [i.key for i in shards.unit(n).images])
         data = (refined[0] / f"uncertainty/refinement/{unit:06d}.tar").read_bytes()
         u, logits = decode_uncertainty(data[row["offset"] : row["offset"] + row["length"]])
-        frame = LabelledImage("", 0, 0, 0, None, None, (mask,)).frame(0, 256)
+        frame = ImageRows("", 0, 0, 0, None, None, (mask,)).frame(0, 256)
         assert logits is not None
-        assert u.shape == logits.shape == frame.low_res_size
-        height, width = frame.valid_size
+        assert u.shape == logits.shape == frame.interpolation_cells
+        height, width = frame.photo_cells
         assert abs(u[:height, :width].mean() - row["mean_u"]) < 0.02
 
 

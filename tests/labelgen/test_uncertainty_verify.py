@@ -17,7 +17,7 @@ from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.codecs.label import encode_label
 from sum_factory.shared.codecs.uncertainty import decode_uncertainty, encode_uncertainty
 from sum_factory.shared.shards.dataset import DATASET
-from sum_factory.shared.shards.encodings.tar_layer import TarEncoder, read_samples
+from sum_factory.shared.shards.encodings.tar_layer import TarEncoder, images_of_tar
 from sum_factory.shared.shards.kinds import kind_of, schema_of
 from sum_factory.shared.shards.manifest import UnitRecord, read_manifest, write_manifest
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
@@ -100,7 +100,7 @@ def forge(shards: Path, change: Change, **of_record: Any) -> None:
     """Write a unit's maps anew, with checksums that fit, after ``change`` edited the blobs and the rows."""
     table, record = read_manifest((shards / MANIFEST).read_bytes(), "")
     rows = table.to_pylist()
-    samples = list(read_samples((shards / TAR).read_bytes(), KIND, ""))
+    samples = list(images_of_tar((shards / TAR).read_bytes(), KIND, ""))
     blobs = [blob for _, of_image in samples for blob in of_image]
     change(blobs, rows)
     encoder, left = TarEncoder("uncertainty/refinement"), iter(blobs)

@@ -8,11 +8,11 @@ from importlib import import_module
 
 import pytest
 
-from sum_factory.labelgen.cli import PLACES as LABELGEN
+from sum_factory.labelgen.cli import MODULES as LABELGEN
 from sum_factory.pipelines.docs.errors import error_classes, messages_by_error
 from sum_factory.pipelines.docs.reference import API, pages
 from sum_factory.shared.errors import SumError
-from sum_factory.trainer.cli import PLACES as TRAINER
+from sum_factory.trainer.cli import MODULES as TRAINER
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import RefinerRecipe
 from sum_factory.trainer.settings import built_in_names

@@ -96,14 +96,15 @@ def make_mask(unit: int, number: int) -> KnownMask:
 
     def smooth() -> npt.NDArray[np.float32]:
         noise = gaussian_filter(random.standard_normal((SIDE // 4 + 20, SIDE // 4 + 20)), 3.0)[10:-10, 10:-10]
-        return np.asarray((noise / noise.std())[: frame.low_res_size[0], : frame.low_res_size[1]], np.float32)
+        rows, columns = frame.interpolation_cells
+        return np.asarray((noise / noise.std())[:rows, :columns], np.float32)
 
-    logits = smooth() * 6 - 2 if number % 5 else np.full(frame.low_res_size, -4, np.float32)
-    u = np.clip(smooth() - 1, 0, 1) if number % 6 else np.zeros(frame.low_res_size, np.float32)
+    logits = smooth() * 6 - 2 if number % 5 else np.full(frame.interpolation_cells, -4, np.float32)
+    u = np.clip(smooth() - 1, 0, 1) if number % 6 else np.zeros(frame.interpolation_cells, np.float32)
     refined = encode_label(logits + smooth())
-    rows, columns = frame.valid_size
+    rows, columns = frame.photo_cells
     square = random.normal(-3, 6, (SIDE // CELL, SIDE // CELL)).astype(np.float32)
-    square[: frame.low_res_size[0], : frame.low_res_size[1]] = logits
+    square[: frame.interpolation_cells[0], : frame.interpolation_cells[1]] = logits
     return KnownMask(
         crop_box=crop_box,
         label=encode_label(logits),

@@ -27,9 +27,9 @@ from sum_factory.shared.shards.sam_outputs import (
     are_logits_known,
     kept_crops,
     read_embedding,
-    read_kept_logits,
+    read_full_logits,
 )
-from sum_factory.shared.shards.samples import Sample, add_sample, read_samples
+from sum_factory.shared.shards.samples import UnitImage, add_unit_image, read_unit_images
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.shards.verify import verify
@@ -95,7 +95,7 @@ def test_logits_are_read_by_image(known_set: Any) -> None:
         expected = iter(known_set.blobs(LOGITS, unit))
         for image in shards.images(unit):
             known = are_logits_known(shards, unit, image)
-            found = read_kept_logits(shards, unit, image)
+            found = read_full_logits(shards, unit, image)
             assert len(known) == len(found) == len(image.masks)
             for one, is_known in zip(found, known, strict=True):
                 blob = next(expected)
@@ -130,7 +130,7 @@ def test_photos_are_read_by_image(known_set: Any) -> None:
             np.testing.assert_array_equal(read_photo(shards, unit, index).transpose(1, 2, 0), expected)
     with pytest.raises(ShardError, match="could not be read when the layer was made"):
         read_photo(shards, 1, 1)
-    with pytest.raises(ShardError, match="layer images has no label"):
+    with pytest.raises(ShardError, match="layer photos has no label"):
         shards.reader(PHOTOS).read(0, [0], "label")
 
 
@@ -148,7 +148,7 @@ def test_images_and_maps_read_one_by_one_are_the_same(known_set: Any) -> None:
     for unit in range(3):
         taken = iter(known_set.units[unit])
         for image, rows in zip(shards.images(unit), shards.uncertainty(unit), strict=True):
-            labels = shards.read_logits(unit, image, range(len(image.masks)))
+            labels = shards.read_label_logits(unit, image, range(len(image.masks)))
             maps = shards.read_uncertainty(unit, rows)
             assert (
                 shards.label_blobs(unit, image)
@@ -294,12 +294,12 @@ def test_of_two_runs_that_write_other_maps_at_once_one_stands_whole(
 ) -> None:
     """A unit of several files is never left with some of one run and some of the other."""
     shards = write_known(tmp_path / "labels", "zarr").open()
-    samples, (_, masks) = read_samples(shards, 0, REFINEMENT), shards.manifest(0)
+    samples, (_, masks) = read_unit_images(shards, 0, REFINEMENT), shards.manifest(0)
     shards.storage.delete(manifest_path(REFINEMENT, 0))
     one, other = (UnitWriter(shards.dataset, shards.layer(REFINEMENT), shards.unit(0)) for _ in range(2))
     for index, (rows, blobs) in enumerate(samples):
-        add_sample(one, index, Sample(rows, blobs))
-        add_sample(other, index, Sample(rows[::-1], blobs[::-1]))
+        add_unit_image(one, index, UnitImage(rows, blobs))
+        add_unit_image(other, index, UnitImage(rows[::-1], blobs[::-1]))
     write, create, calls = Storage.write, Storage.create, list[int]()
 
     def meet() -> None:
@@ -322,4 +322,4 @@ def test_of_two_runs_that_write_other_maps_at_once_one_stands_whole(
     monkeypatch.setattr(Storage, "create", slow_create)
     record, _ = one.commit(shards.storage, masks.data_sha256)
     assert shards.manifest(0, REFINEMENT)[1] == record
-    assert len(read_samples(shards, 0, REFINEMENT)) == len(samples)
+    assert len(read_unit_images(shards, 0, REFINEMENT)) == len(samples)

@@ -52,18 +52,18 @@ def test_upsampling_equals_upstreams_postprocessing(tiny_sam: Sam, size: tuple[i
 
 
 @every_size
-def test_upsampling_reads_nothing_beyond_the_low_res_size(size: tuple[int, int]) -> None:
+def test_upsampling_reads_nothing_beyond_the_interpolation_cells(size: tuple[int, int]) -> None:
     frame = Frame.whole(128, *size)
-    rows, columns = frame.low_res_size
+    rows, columns = frame.interpolation_cells
     logits = random_logits(2, 32, 32)
     assert torch.equal(frame.upsample(logits[:, :rows, :columns]), frame.upsample(logits))
 
 
 @every_size
-def test_upsampling_reads_every_cell_of_the_low_res_size(size: tuple[int, int]) -> None:
+def test_upsampling_reads_every_one_of_the_interpolation_cells(size: tuple[int, int]) -> None:
     frame = Frame.whole(128, *size)
     height, width = frame.input_size
-    rows, columns = frame.low_res_size
+    rows, columns = frame.interpolation_cells
     # At the size of the input itself, where no second interpolation can step over a pixel.
     frame = Frame.whole(128, height, width)
     cells = torch.eye(rows * columns).view(-1, rows, columns)
@@ -71,20 +71,20 @@ def test_upsampling_reads_every_cell_of_the_low_res_size(size: tuple[int, int]) 
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([64, 256, 1024]))
-def test_valid_size_counts_the_cells_that_show_photo(height: int, width: int, side: int) -> None:
+def test_photo_cells_are_those_that_show_photo(height: int, width: int, side: int) -> None:
     assume(0 not in resized_size(height, width, side))
     frame = Frame.whole(side, height, width)
     shown = np.zeros((side, side), bool)
     shown[: frame.input_size[0], : frame.input_size[1]] = True
     cells = shown.reshape(side // CELL, CELL, side // CELL, CELL).any((1, 3))
-    assert frame.valid_size == (cells.any(1).sum(), cells.any(0).sum())
+    assert frame.photo_cells == (cells.any(1).sum(), cells.any(0).sum())
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000))
-def test_low_res_size_is_valid_size_or_one_more(height: int, width: int) -> None:
+def test_interpolation_cells_are_photo_cells_or_one_more(height: int, width: int) -> None:
     assume(0 not in resized_size(height, width, 256))
     frame = Frame.whole(256, height, width)
-    for low_res, valid in zip(frame.low_res_size, frame.valid_size, strict=True):
+    for low_res, valid in zip(frame.interpolation_cells, frame.photo_cells, strict=True):
         assert low_res - valid in (0, 1)
         assert low_res <= 64
 
@@ -94,7 +94,7 @@ def test_low_res_size_is_valid_size_or_one_more(height: int, width: int) -> None
 def test_cut_logits_upsample_as_whole_ones(height: int, width: int) -> None:
     assume(0 not in resized_size(height, width, 64))
     frame = Frame.whole(64, height, width)
-    rows, columns = frame.low_res_size
+    rows, columns = frame.interpolation_cells
     logits = random_logits(1, 16, 16)
     assert torch.equal(frame.upsample(logits[:, :rows, :columns]), frame.upsample(logits))
 

@@ -111,7 +111,7 @@ def human_sets(human_folder: Path) -> tuple[SetSettings, ...]:
 
 @dataclass(frozen=True)
 class KnownMask:
-    """One mask of the known shards: label logits, map and refined logits on ``Frame.low_res_size``."""
+    """One mask of the known shards: label logits, map and refined logits on ``Frame.interpolation_cells``."""
 
     frame: Frame
     logits: Map
@@ -152,7 +152,7 @@ def make_masks(number: int, height: int, width: int) -> list[KnownMask]:
     for k in range(2 + number % 3):
         crop = (width // 4, 0, width, height // 2) if number == 7 and k == 2 else (0, 0, width, height)
         frame = Frame(SIDE, crop)
-        rows, columns = frame.low_res_size
+        rows, columns = frame.interpolation_cells
         centre = rows * random.uniform(0.3, 0.7), columns * random.uniform(0.3, 0.7)
         radii = rows * random.uniform(0.15, 0.3), columns * random.uniform(0.15, 0.3)
         logits = ellipse(rows, columns, centre, radii)

@@ -106,16 +106,16 @@ def naive_loss(sam: Sam, prompt: TaskPrompt | None, batch: Batch, settings: Inte
     targets, random = batch.targets, batch.random
     embeddings = sam.image_encoder(batch.images)
     first = first_prompts(targets.masks, targets.sampling, settings.box_share, STRIDE, TINY.image_size, random)
-    boxed = (first.labels[:, 0] == BOX_MIN).tolist()
-    points = [[] if box else [(first.coords[k, 0], first.labels[k, 0])] for k, box in enumerate(boxed)]
+    boxed = (first.token_types[:, 0] == BOX_MIN).tolist()
+    points = [[] if box else [(first.coords[k, 0], first.token_types[k, 0])] for k, box in enumerate(boxed)]
     previous: list[Tensor | None] = [None] * len(boxed)
     total = torch.zeros((), dtype=torch.float64)
     for number in range(1, settings.rounds + 1):
         if 1 < number < settings.rounds:
             predicted = torch.stack([_grid(logits)[0, 0] > 0 for logits in previous if logits is not None])
-            coords, labels, found = click_errors(predicted, targets.masks, targets.sampling, STRIDE, random)
+            coords, token_types, found = click_errors(predicted, targets.masks, targets.sampling, STRIDE, random)
             for k in found.nonzero()[:, 0].tolist():
-                points[k].append((coords[k], labels[k]))
+                points[k].append((coords[k], token_types[k]))
         for k, box in enumerate(boxed):
             image = int(targets.image_index[k])
             source = embeddings[image]
@@ -174,7 +174,7 @@ def test_both_kinds_of_first_prompts_are_among_those_compared(sam: Sam, samples:
     targets = make_batch(samples, sam).targets
     random = make_batch(samples, sam).random
     prompts = first_prompts(targets.masks, targets.sampling, 0.5, STRIDE, TINY.image_size, random)
-    assert set((prompts.labels[:, 0] == BOX_MIN).tolist()) == {False, True}
+    assert set((prompts.token_types[:, 0] == BOX_MIN).tolist()) == {False, True}
 
 
 def test_frozen_encoder_gets_no_gradient_and_the_rest_the_same(

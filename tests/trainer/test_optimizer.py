@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architectur
 from sum_factory.shared.sam.refiner import Refiner
 from sum_factory.shared.sam.task_prompt import TaskPrompt
 from sum_factory.trainer.optimizer import OptimizerSettings, layer_scale, make_optimizer, schedule, set_learning_rate
-from sum_factory.trainer.variants import VARIANTS, apply_variant
+from sum_factory.trainer.variants import VARIANTS, VariantName, apply_variant
 
 
 @pytest.fixture(scope="module", params=["vit_micro", "vit_b"])
@@ -157,3 +157,7 @@ def test_rate_warms_up_in_equal_steps_then_follows_its_curve(kind: Any) -> None:
 def test_rate_starts_at_once_without_warm_up() -> None:
     assert schedule(OptimizerSettings(schedule="cosine"), 0, 10) == 1
     assert schedule(OptimizerSettings(schedule="linear"), 0, 1) == 1
+
+
+def test_every_variant_has_a_name_that_recipes_take() -> None:
+    assert get_args(VariantName) == tuple(VARIANTS)

@@ -70,10 +70,10 @@ def test_first_points_lie_inside_their_masks_and_shares_of_boxes_hold() -> None:
     masks = torch.zeros(2000, 16, 16, dtype=torch.bool)
     masks[:, 3:6, 8:12] = True
     prompts = first_prompts(masks, torch.ones(2000, 16, 16), 0.5, 4, 64, generator())
-    boxed = prompts.labels[:, 0] == BOX_MIN
+    boxed = prompts.token_types[:, 0] == BOX_MIN
     assert 0.45 < float(boxed.float().mean()) < 0.55
     points = prompts.coords[~boxed, 0]
-    assert (prompts.labels[~boxed] == torch.tensor([POSITIVE, PAD])).all()
+    assert (prompts.token_types[~boxed] == torch.tensor([POSITIVE, PAD])).all()
     assert set(points[:, 0].tolist()) == {33.5, 37.5, 41.5, 45.5}
     assert set(points[:, 1].tolist()) == {13.5, 17.5, 21.5}
 
@@ -81,7 +81,7 @@ def test_first_points_lie_inside_their_masks_and_shares_of_boxes_hold() -> None:
 def test_mask_without_any_certain_pixel_is_prompted_by_its_box() -> None:
     masks = torch.ones(20, 4, 4, dtype=torch.bool)
     prompts = first_prompts(masks, torch.zeros(20, 4, 4), 0.0, 4, 16, generator())
-    assert (prompts.labels[:, 0] == BOX_MIN).all()
+    assert (prompts.token_types[:, 0] == BOX_MIN).all()
 
 
 def test_clicks_fall_on_errors_with_the_right_label_in_proportion_to_certainty() -> None:
@@ -93,12 +93,12 @@ def test_clicks_fall_on_errors_with_the_right_label_in_proportion_to_certainty()
     certainty = torch.ones(6000, 8, 8)
     certainty[:, 1, 1] = 0.0
     certainty[:, 6, 6] = 3.0
-    coords, labels, found = click_errors(predicted, target, certainty, 4, generator())
+    coords, token_types, found = click_errors(predicted, target, certainty, 4, generator())
     assert found.all()
     missed = (coords == torch.tensor([5.5, 9.5])).all(1)
     wrong = (coords == torch.tensor([25.5, 25.5])).all(1)
     assert (missed | wrong).all()
-    assert (labels == missed.long()).all()
+    assert (token_types == missed.long()).all()
     assert 0.72 < float(wrong.float().mean()) < 0.78
 
 

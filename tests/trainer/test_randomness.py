@@ -107,7 +107,7 @@ def train(
         def recorded(
             sam: Sam, embeddings: Tensor, index: Tensor, prompts: Any, positions: Tensor, part: Any = part
         ) -> Any:
-            tokens = torch.cat([prompts.coords, prompts.labels[..., None]], 2)
+            tokens = torch.cat([prompts.coords, prompts.token_types[..., None]], 2)
             for place, sample in enumerate(part):
                 if (index == place).any():
                     prompted[sample.id.index].append(tokens[index == place])

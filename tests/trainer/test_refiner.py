@@ -123,7 +123,7 @@ def test_point_box_and_mask_are_given_together_always(
         training.step(samples_of(training.recipe), number)
     assert len(seen) == 2
     for prompts in seen:
-        assert (prompts.labels == torch.tensor([POSITIVE, BOX_MIN, BOX_MAX])).all()
+        assert (prompts.token_types == torch.tensor([POSITIVE, BOX_MIN, BOX_MAX])).all()
         assert prompts.mask_logits.shape == (len(prompts), 1, 32, 32)
         assert (prompts.mask_logits.flatten(1).amax(1) > 0).all()  # logits, each of a mask that is not empty
         x0, y0, x1, y1 = prompts.coords[:, 1:].flatten(1).unbind(1)

@@ -55,7 +55,7 @@ class Call:
     index: Tensor
     source: Tensor
     coords: Tensor
-    labels: Tensor
+    token_types: Tensor
     mask_logits: Tensor | None
     logits: Tensor
     iou: Tensor
@@ -71,7 +71,9 @@ class Played:
     def tokens(self, number: int, row: int) -> list[tuple[float, float, int]]:
         """Return the prompt tokens of one row in a round, told apart by the row's coordinates in round 1."""
         (only,) = self.calls[number - 1]
-        return [(*xy, label) for xy, label in zip(only.coords[row].tolist(), only.labels[row].tolist(), strict=True)]
+        return [
+            (*xy, label) for xy, label in zip(only.coords[row].tolist(), only.token_types[row].tolist(), strict=True)
+        ]
 
 
 Play = Callable[..., Played]
@@ -95,7 +97,7 @@ def play(sam: Sam, embedding: Tensor, targets: Targets, monkeypatch: pytest.Monk
             logits, iou = decode(sam, source, index, prompts, positions)
             if change is not None:
                 logits, iou = change(len(calls), logits, iou)
-            calls[-1].append(Call(index, source, prompts.coords, prompts.labels, prompts.mask_logits, logits, iou))
+            calls[-1].append(Call(index, source, prompts.coords, prompts.token_types, prompts.mask_logits, logits, iou))
             return logits, iou
 
         monkeypatch.setattr(interactive, "decode_prompts", recorded)
@@ -121,7 +123,7 @@ def inverted(targets: Targets) -> Callable[[int, Tensor, Tensor], tuple[Tensor, 
 
 def test_every_round_but_the_last_adds_one_click(play: Play, targets: Targets) -> None:
     played = play(POINTS, change=inverted(targets))
-    counts = [[call.labels.shape[1] for call in calls] for calls in played.calls]
+    counts = [[call.token_types.shape[1] for call in calls] for calls in played.calls]
     assert counts == [[2], [3], [4], [5], [6], [7], [7]]
     for number in range(2, 7):
         for row in range(6):
@@ -131,13 +133,13 @@ def test_every_round_but_the_last_adds_one_click(play: Play, targets: Targets) -
 
 def test_points_start_positive_with_one_padding_token_and_boxes_have_none(play: Play, targets: Targets) -> None:
     (points,) = play(POINTS).calls[0]
-    assert (points.labels == torch.tensor([POSITIVE, PAD])).all()
+    assert (points.token_types == torch.tensor([POSITIVE, PAD])).all()
     cells = ((points.coords[:, 0] + 0.5) / STRIDE).floor().long()
     assert targets.masks[torch.arange(6), cells[:, 1], cells[:, 0]].all()
     boxed = play(BOXES, change=inverted(targets))
-    assert (boxed.calls[0][0].labels == torch.tensor([BOX_MIN, BOX_MAX])).all()
-    assert (boxed.calls[6][0].labels[:, -2:] == torch.tensor([BOX_MIN, BOX_MAX])).all()
-    assert not (boxed.calls[6][0].labels == PAD).any()
+    assert (boxed.calls[0][0].token_types == torch.tensor([BOX_MIN, BOX_MAX])).all()
+    assert (boxed.calls[6][0].token_types[:, -2:] == torch.tensor([BOX_MIN, BOX_MAX])).all()
+    assert not (boxed.calls[6][0].token_types == PAD).any()
 
 
 def test_clicks_are_positive_on_what_is_missed_and_negative_on_what_is_wrong_and_never_on_padding(
@@ -179,7 +181,7 @@ def test_point_that_is_repeated_is_no_longer_ambiguous(play: Play, targets: Targ
         return truth(targets).expand_as(logits) + 0 * logits, torch.tensor([0.1, 0.9, 0.9, 0.9]).expand(6, -1)
 
     played = play(POINTS, change=right)
-    assert played.calls[1][0].labels.shape[1] == 2
+    assert played.calls[1][0].token_types.shape[1] == 2
     assert [round(float(result.predicted_iou[0]), 4) for result in played.results] == [0.9, *[0.1] * 6]
 
 
@@ -204,10 +206,10 @@ def test_rows_with_and_without_errors_go_on_side_by_side(play: Play, targets: Ta
     doubtful = replace(targets, sampling=targets.sampling.clone())
     doubtful.sampling[::2] = 0.0  # nothing may be clicked at in every second row, which is prompted by its box
     played = play(POINTS, doubtful)
-    last = {call.labels.shape[1]: call for call in played.calls[6]}
+    last = {call.token_types.shape[1]: call for call in played.calls[6]}
     assert last.keys() == {2, 7}
-    assert (last[2].labels == torch.tensor([BOX_MIN, BOX_MAX])).all()
-    assert (last[7].labels[:, -2:] == torch.tensor([POSITIVE, PAD])).all()
+    assert (last[2].token_types == torch.tensor([BOX_MIN, BOX_MAX])).all()
+    assert (last[7].token_types[:, -2:] == torch.tensor([POSITIVE, PAD])).all()
     assert last[2].index.tolist() == [0, 0, 0]
     assert last[7].index.tolist() == [1, 1, 1]
 

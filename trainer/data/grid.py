@@ -40,9 +40,9 @@ def masks_on_grid(masks: npt.NDArray[np.bool_], frame: Frame, stride: int) -> Te
 def logits_on_grid(logits: Tensor, frame: Frame, whole: Frame, stride: int) -> Tensor:
     """Bring label logits (K, h, w) of masks in ``frame`` to the grid of the whole photo, float32 (K, G, G).
 
-    The logits may be cut to the frame's ``low_res_size``. The result is 0 in the padding, and far below 0 outside the
-    crop. Masks of a crop are first brought to the photo's own size, one at a time to save memory. It is computed on the
-    device of the logits.
+    The logits may be cut to the frame's ``interpolation_cells``. The result is 0 in the padding, and far below 0
+    outside the crop. Masks of a crop are first brought to the photo's own size, one at a time to save memory. It is
+    computed on the device of the logits.
     """
     return _on_grid(logits, frame, whole, stride, BEYOND)
 

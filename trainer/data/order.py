@@ -50,14 +50,14 @@ class Order:
 
     def sample(self, position: int) -> tuple[int, int]:
         """Return the epoch and the index of the sample at ``position`` of the endless stream."""
-        epoch, place = divmod(position, len(self))
-        return epoch, int(self._permutation(epoch).samples[place])
+        epoch, within = divmod(position, len(self))
+        return epoch, int(self._permutation(epoch).samples[within])
 
     def window(self, position: int) -> int:
         """Return the window that the sample at ``position`` is in; windows are counted over all epochs."""
-        epoch, place = divmod(position, len(self))
+        epoch, within = divmod(position, len(self))
         ends = self._permutation(epoch).ends
-        return epoch * len(ends) + int(np.searchsorted(ends, place, "right"))
+        return epoch * len(ends) + int(np.searchsorted(ends, within, "right"))
 
     def groups_of(self, window: int) -> tuple[int, ...]:
         """Return the numbers of the groups whose samples are in a window."""
@@ -97,12 +97,12 @@ class Mix:
         if self.human < 0 or self.pseudo < 0 or self.human + self.pseudo == 0:
             raise ValueError(f"a mix needs a positive number of samples, not {self.human} : {self.pseudo}")
 
-    def place(self, slot: int) -> tuple[str, int]:
+    def locate(self, slot: int) -> tuple[str, int]:
         """Return the stream of a slot, "human" or "pseudo", and the position of its sample in that stream."""
-        cycle, place = divmod(slot, self.human + self.pseudo)
-        if place < self.human:
-            return "human", cycle * self.human + place
-        return "pseudo", cycle * self.pseudo + place - self.human
+        cycle, turn = divmod(slot, self.human + self.pseudo)
+        if turn < self.human:
+            return "human", cycle * self.human + turn
+        return "pseudo", cycle * self.pseudo + turn - self.human
 
 
 def slots_of(step: int, batch: int, rank: int, ranks: int) -> Sequence[int]:

@@ -20,7 +20,7 @@ from sum_factory.shared.shards.dataset import PHOTOS, uncertainty_layer
 from sum_factory.shared.shards.manifest import CROP_BOX
 from sum_factory.shared.shards.originals import original_of, read_original
 from sum_factory.shared.shards.photos import read_photo
-from sum_factory.shared.shards.reader import LayerReader, Rows, known
+from sum_factory.shared.shards.reader import LayerReader, UnitRows, are_known
 from sum_factory.shared.shards.shard_set import MASKS, UNITS_KEPT, ShardSet
 from sum_factory.shared.store.cache import stored_size
 from sum_factory.shared.store.canonical_json import content_id
@@ -41,7 +41,7 @@ class _Unit:
     """
 
     planned: tuple[PhotoFile, ...]
-    masks: Rows
+    masks: UnitRows
     usable: npt.NDArray[np.bool_]
 
 
@@ -153,7 +153,7 @@ class PseudoSet:
         masks = rows[MASKS]
         usable = np.ones(len(masks), np.bool_)
         if self.layer is not None:
-            usable = known(rows[uncertainty_layer(self.layer)], np.arange(len(masks)))
+            usable = are_known(rows[uncertainty_layer(self.layer)], np.arange(len(masks)))
         return _Unit(self.shards.unit(surveyed.number).images, masks, usable)
 
     def _find_originals(self) -> None:

@@ -80,7 +80,7 @@ class MixedStream:
 
     def load(self, slot: int) -> Sample:
         """Load the sample of a slot: a pure function of the slot."""
-        name, position = self.mix.place(slot)
+        name, position = self.mix.locate(slot)
         epoch, index = self._orders[name].sample(position)
         return self.streams[name].load(index, SampleId(name, epoch, index))
 
@@ -95,7 +95,7 @@ class MixedStream:
                 while following < min(last, first + self.steps_ahead + 1):
                     slots = slots_of(following, self.batch, self.rank, self.ranks)
                     ahead.append([pool.submit(self.load, slot) for slot in slots])
-                    for name, position in map(self.mix.place, slots):
+                    for name, position in map(self.mix.locate, slots):
                         if name in prefetchers:
                             prefetchers[name].reach(position)
                     following += 1
@@ -116,6 +116,6 @@ class MixedStream:
             if isinstance(stream, PseudoStream) and len(self._orders[name]):
                 cycle = self.mix.human + self.mix.pseudo  # a batch may be smaller, and lack a stream
                 slots = range(max(0, last * self.batch - cycle), last * self.batch)
-                end = max((position for each, position in map(self.mix.place, slots) if each == name), default=-1)
+                end = max((position for each, position in map(self.mix.locate, slots) if each == name), default=-1)
                 made[name] = Prefetcher(stream.shards, self._orders[name], end)
         return made

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.progress import track
-from sum_factory.shared.shards.kinds import kind_of
+from sum_factory.shared.shards.dataset import PHOTOS
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
 from sum_factory.shared.shards.photos import require_photos
 from sum_factory.shared.shards.reader import WHICH
@@ -67,7 +67,7 @@ def _survey_unit(shards: ShardSet, layers: Sequence[str], number: int) -> Survey
     masks = shards.read_rows(number, MASKS, WHICH)
     records = {MASKS: masks.record}
     for layer in layers:
-        if kind_of(layer).per == "image":
+        if layer == PHOTOS:
             records[layer] = require_photos(shards, number, masks)
         elif layer != MASKS:
             rows = shards.read_rows(number, layer, WHICH, masks.record)

@@ -53,7 +53,7 @@ class _State:
 
     target: Masks
     coords: list[list[float]]
-    labels: list[int]
+    token_types: list[int]
     boxed: bool
     clicks: tuple[Click, ...] = ()
     logits: Tensor | None = None
@@ -61,7 +61,7 @@ class _State:
 
     def tokens(self) -> tuple[list[list[float]], list[int]]:
         """The tokens in upstream's order: points, then the box or one padding token."""
-        return (self.coords, self.labels) if self.boxed else ([*self.coords, [0.0, 0.0]], [*self.labels, PAD])
+        return (self.coords, self.token_types) if self.boxed else ([*self.coords, [0.0, 0.0]], [*self.token_types, PAD])
 
 
 def evaluate_image(
@@ -136,7 +136,7 @@ def _click(state: _State, frame: Frame) -> None:
     if click is not None:
         state.clicks = (*state.clicks, click)
         state.coords.insert(0, _in_input(click, frame))
-        state.labels.insert(0, POSITIVE if click.positive else NEGATIVE)
+        state.token_types.insert(0, POSITIVE if click.positive else NEGATIVE)
 
 
 def _decode(sam: Sam, source: Tensor, states: list[_State], frame: Frame, output: Output) -> list[float]:
@@ -146,7 +146,7 @@ def _decode(sam: Sam, source: Tensor, states: list[_State], frame: Frame, output
     previous = [state.logits for state in states]
     prompts = Prompts(
         torch.tensor([coords for coords, _ in tokens], dtype=torch.float32, device=device),
-        torch.tensor([labels for _, labels in tokens], device=device),
+        torch.tensor([token_types for _, token_types in tokens], device=device),
         None if previous[0] is None else torch.stack([logits for logits in previous if logits is not None]),
     )
     index = torch.zeros(len(states), dtype=torch.long, device=device)

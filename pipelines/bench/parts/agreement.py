@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torchvision.ops import box_iou
 
-from sum_factory.labelgen.masks.automask import ImageLabels
+from sum_factory.labelgen.masks.automask import GeneratedMasks
 from sum_factory.labelgen.masks.rle import Rle, decode_rle
 from sum_factory.labelgen.masks.settings import AutomaskSettings
 
@@ -47,7 +47,7 @@ class Agreement:
         return self.same_order and self.ours == self.theirs == self.common == self.equal == self.boxes_equal
 
 
-def compare(labels: ImageLabels, records: Sequence[Record], settings: AutomaskSettings) -> Agreement:
+def compare(labels: GeneratedMasks, records: Sequence[Record], settings: AutomaskSettings) -> Agreement:
     """Compare our masks of an image with upstream's records, whose segmentations are COCO's RLE or bool (H, W)."""
     agreement = Agreement(len(labels), len(records))
     partner = _match(labels, records)
@@ -66,7 +66,7 @@ def compare(labels: ImageLabels, records: Sequence[Record], settings: AutomaskSe
     return agreement
 
 
-def _match(labels: ImageLabels, records: Sequence[Record]) -> dict[int, int]:
+def _match(labels: GeneratedMasks, records: Sequence[Record]) -> dict[int, int]:
     """Return which record each of our masks is: of the same point and crop, with the same predicted IoU."""
     partner: dict[int, int] = {}
     free = set(range(len(records)))
@@ -86,7 +86,7 @@ def _match(labels: ImageLabels, records: Sequence[Record]) -> dict[int, int]:
 
 
 def _compare_mask(
-    labels: ImageLabels, k: int, mask: npt.NDArray[np.bool_], record: Record, agreement: Agreement
+    labels: GeneratedMasks, k: int, mask: npt.NDArray[np.bool_], record: Record, agreement: Agreement
 ) -> None:
     agreement.common += 1
     theirs = record["segmentation"]
@@ -121,7 +121,7 @@ class _Kept:
     box: tuple[int, ...]
 
     @classmethod
-    def ours(cls, labels: ImageLabels, k: int) -> _Kept:
+    def ours(cls, labels: GeneratedMasks, k: int) -> _Kept:
         box = tuple(labels.boxes[k].tolist())
         return cls("ours", float(labels.predicted_iou[k]), float(labels.stability[k]), int(labels.areas[k]), box)
 

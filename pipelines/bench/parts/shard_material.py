@@ -22,9 +22,10 @@ from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from sum_factory.labelgen.formulas import refinement
 from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.masks.settings import settings_for
-from sum_factory.labelgen.uncertainty import photo_to_input, refinement
+from sum_factory.labelgen.uncertainty import photo_to_input
 from sum_factory.pipelines.microworld.scene import make_scenes
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import IMAGE_SUFFIXES, RgbImage, decode_image
@@ -76,7 +77,7 @@ class LabelledPhoto:
     @cached_property
     def grids(self) -> tuple[Floats, Floats, Floats]:
         """s, r and the uncertainty u, (K, h, w), cut to the rows and columns that show the photo."""
-        rows, columns = self.frame.low_res_size
+        rows, columns = self.frame.interpolation_cells
         s, r = (np.ascontiguousarray(values[:, :rows, :columns]) for values in (self.s, self.r))
         return s, r, np.asarray(refinement(torch.from_numpy(s), torch.from_numpy(r)).numpy(), np.float32)
 

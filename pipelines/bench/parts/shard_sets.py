@@ -83,7 +83,7 @@ class Blobs(NamedTuple):
 
 def encode(photo: LabelledPhoto) -> Blobs:
     """Encode the masks and maps of a photo."""
-    (s, r, u), (rows, columns) = photo.grids, photo.frame.valid_size
+    (s, r, u), (rows, columns) = photo.grids, photo.frame.photo_cells
     maps = [encode_uncertainty(one, encode_refined(logits)) for one, logits in zip(u, r, strict=True)]
     means = u[:, :rows, :columns].mean((1, 2), np.float64).tolist()
     return Blobs([encode_label(logits) for logits in s], maps, means)

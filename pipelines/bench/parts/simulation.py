@@ -12,22 +12,22 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sum_factory.labelgen.engine.scheduler import Scheduler, Task
+from sum_factory.labelgen.engine.scheduler import Assignment, Scheduler
 
 Seconds = float
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """``seconds`` is how long a worker takes over a task; ``dies`` after how much of it, if it does.
+    """``seconds`` is how long a worker takes over an assignment; ``dies`` after how much of it, if it does.
 
     ``start_seconds`` is from asking for a worker until it has its model; ``driver_seconds`` what an event costs the
-    driver: a worker that is ready, a task that is done, a death.
+    driver: a worker that is ready, an assignment that is done, a death.
     """
 
     workers: int
-    seconds: Callable[[Task], Seconds]
-    dies: Callable[[Task], Seconds | None] = lambda task: None
+    seconds: Callable[[Assignment], Seconds]
+    dies: Callable[[Assignment], Seconds | None] = lambda assignment: None
     start_seconds: Callable[[], Seconds] = lambda: 0.0
     driver_seconds: Callable[[], Seconds] = lambda: 0.0
 
@@ -44,7 +44,7 @@ class Outcome:
     left_out: dict[int, tuple[int, ...]] = field(default_factory=dict)
     deaths: int = 0
     most_in_flight: int = 0
-    attempts: list[Task] = field(default_factory=list)
+    attempts: list[Assignment] = field(default_factory=list)
 
 
 class _Clock:
@@ -80,14 +80,14 @@ def simulate(scheduler: Scheduler, cluster: Cluster, keep_attempts: bool = False
         scheduler.add_worker(worker)
         free_at[worker] = clock.now
 
-    def finish(worker: int, task: Task, seconds: Seconds) -> None:
+    def finish(worker: int, assignment: Assignment, seconds: Seconds) -> None:
         if worker not in alive:
             return
-        scheduler.done(worker, task)
-        if task.probe is None:
-            outcome.done[task.unit] += 1
+        scheduler.done(worker, assignment)
+        if assignment.probe is None:
+            outcome.done[assignment.unit] += 1
             outcome.busy_seconds += seconds
-            outcome.left_out[task.unit] = task.quarantined
+            outcome.left_out[assignment.unit] = assignment.left_out
 
     def die(worker: int) -> None:
         if worker not in alive:
@@ -106,15 +106,16 @@ def simulate(scheduler: Scheduler, cluster: Cluster, keep_attempts: bool = False
         assert event is not None, "work is left, and nobody does it"
         clock.now += cluster.driver_seconds()
         event()
-        for worker, task in scheduler.assign():
-            outcome.begun[task.unit] += task.probe is None
+        for worker, assignment in scheduler.assign():
+            outcome.begun[assignment.unit] += assignment.probe is None
             if keep_attempts:
-                outcome.attempts.append(task)
-            outcome.most_in_flight = max(outcome.most_in_flight, len(scheduler.tasks_of(worker)))
-            begins, fatal, seconds = max(clock.now, free_at[worker]), cluster.dies(task), cluster.seconds(task)
+                outcome.attempts.append(assignment)
+            outcome.most_in_flight = max(outcome.most_in_flight, len(scheduler.assignments_of(worker)))
+            begins = max(clock.now, free_at[worker])
+            fatal, seconds = cluster.dies(assignment), cluster.seconds(assignment)
             if fatal is None:
                 free_at[worker] = begins + seconds
-                happens = _bound(finish, worker, task, seconds)
+                happens = _bound(finish, worker, assignment, seconds)
             else:
                 free_at[worker] = float("inf")
                 seconds, happens = fatal, _bound(die, worker)

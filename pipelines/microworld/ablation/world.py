@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from sum_factory.labelgen.formulas import refinement
 from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.settings import SOURCES
-from sum_factory.labelgen.uncertainty import refinement
 from sum_factory.pipelines.microworld.ablation.prepare import UNIT_SIZE, automask_of
 from sum_factory.pipelines.microworld.ablation.settings import SEEDS, Plan
 from sum_factory.pipelines.microworld.certainty import (

@@ -88,11 +88,11 @@ def faults_of_tar(layer: str, data: bytes, rows: Sequence[Mapping[str, Any]], na
     for row in masks:
         if zlib.crc32(data[row["offset"] : row["offset"] + row["length"]]) != row["crc32"]:
             yield f"mask {row['mask']} of image {row['image']} fails its checksum"
-    if sum(len(blobs) for _, blobs in read_samples(data, kind_of(layer), name)) != len(masks):
+    if sum(len(blobs) for _, blobs in images_of_tar(data, kind_of(layer), name)) != len(masks):
         yield "the tar's members do not hold the masks of the manifest"
 
 
-def read_samples(data: bytes, kind: LayerKind, name: str) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+def images_of_tar(data: bytes, kind: LayerKind, name: str) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
     """Yield the description and the blobs of every image of a tar of a layer of a kind, in order.
 
     Raises ``ShardError`` if the tar is damaged. A tar that was cut between two members ends early and raises nothing:

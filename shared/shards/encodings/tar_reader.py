@@ -13,7 +13,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.kinds.kind import Part
-from sum_factory.shared.shards.reader import DataStore, Picked, Rows, read_blobs, require_part
+from sum_factory.shared.shards.reader import DataStore, Picked, UnitRows, read_blobs, require_part
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class TarReader:
 
     storage: DataStore
     layer: Layer
-    rows: Callable[[int], Rows]
+    rows: Callable[[int], UnitRows]
 
-    def read(self, unit: int, rows: Picked, part: Part) -> Codes:
+    def read(self, unit: int, picked: Picked, part: Part) -> Codes:
         """Read and decode masks: see ``LayerReader``."""
-        picked, name = np.asarray(rows, np.int64), tar_path(self.layer.name, unit)
-        require_part(self.layer, part, self.rows(unit), picked, self.storage.path(name))
-        blobs = read_blobs(self.storage, name, self.rows(unit), picked)
+        numbers, name = np.asarray(picked, np.int64), tar_path(self.layer.name, unit)
+        require_part(self.layer, part, self.rows(unit), numbers, self.storage.path(name))
+        blobs = read_blobs(self.storage, name, self.rows(unit), numbers)
         try:
             if part == "u":
                 return decode_maps(blobs)
@@ -36,6 +36,6 @@ class TarReader:
         except ShardError as error:
             raise ShardError(f"{self.storage.path(name)}: {error}") from error
 
-    def blobs(self, unit: int, rows: Picked) -> list[bytes]:
+    def blobs(self, unit: int, picked: Picked) -> list[bytes]:
         """Return the blobs of masks: see ``LayerReader``."""
-        return read_blobs(self.storage, tar_path(self.layer.name, unit), self.rows(unit), np.asarray(rows, np.int64))
+        return read_blobs(self.storage, tar_path(self.layer.name, unit), self.rows(unit), np.asarray(picked, np.int64))

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 GROUP = 64
 """Rows that share an index."""
+
+Cells = npt.NDArray[Any]
+"""Cells of one row of an array, or of several."""
 
 
 @dataclass(frozen=True)

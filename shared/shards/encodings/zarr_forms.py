@@ -27,9 +27,9 @@ MASK_MEANING = "128 or more: in the mask. 0 and 255: far from its boundary"
 GRID_COLUMNS = (("grid_height", pa.int32()), ("grid_width", pa.int32()))
 STEP_COLUMNS = (("typical", pa.float32()), ("steps", pa.uint8()))
 
-Rows = Sequence[Iterable[npt.NDArray[Any]]]
+ArrayRows = Sequence[Iterable[npt.NDArray[Any]]]
 """For each of a form's arrays the cells of each row, which may end before the row does: zeros follow."""
-Cells = Sequence[npt.NDArray[Any]]
+RowCells = Sequence[npt.NDArray[Any]]
 """For each of a form's arrays the cells of one row as a reader has them, cut only where the array has a ``length``."""
 Columns = Mapping[str, Any]
 
@@ -46,8 +46,8 @@ class Form:
 
     arrays: tuple[Array, ...]
     columns: tuple[tuple[str, pa.DataType], ...]
-    split: Callable[[Sequence[bytes]], tuple[Rows, Columns]]
-    join: Callable[[Cells, Columns], bytes]
+    split: Callable[[Sequence[bytes]], tuple[ArrayRows, Columns]]
+    join: Callable[[RowCells, Columns], bytes]
     per_image: bool = False
 
 

@@ -27,7 +27,7 @@ from sum_factory.shared.shards.kinds import form_of
 ROWS_PER_IMAGE = 1024
 """Rows that a shard of masks has for each image of a full unit: several times what SAM finds, and nearly free."""
 METADATA = "zarr.json"
-PLACE = (("offset", pa.int64()), ("length", pa.int32()), ("crc32", pa.uint32()))
+CHUNK_COLUMNS = (("offset", pa.int64()), ("length", pa.int32()), ("crc32", pa.uint32()))
 """Columns of the manifest that place a chunk."""
 _SHARD = re.compile(r"(?P<layer>.+)\.zarr/\w+/c\.(?P<number>0|[1-9]\d*)(\.0)+")
 
@@ -75,7 +75,7 @@ class ZarrEncoder:
         self.form = form_of(dataset, layer)
         self.columns = (
             *self.form.columns,
-            *((f"{array.name}_{column}", kind) for array in self.form.arrays[1:] for column, kind in PLACE),
+            *((f"{array.name}_{column}", kind) for array in self.form.arrays[1:] for column, kind in CHUNK_COLUMNS),
         )
         self._shards = [ShardWriter(array, shard_rows(dataset, self.form)) for array in self.form.arrays]
         self._rows: list[dict[str, Any] | None] = []
@@ -107,7 +107,7 @@ class ZarrEncoder:
         shards = []
         for array, shard in zip(self.form.arrays, self._shards, strict=True):
             shards.append(data := shard.finish())
-            names = [f"{column_prefix(self.form, array)}{name}" for name, _ in PLACE]
+            names = [f"{column_prefix(self.form, array)}{name}" for name, _ in CHUNK_COLUMNS]
             for row, (start, size) in zip(self._rows, places_in(data, shard.rows).tolist(), strict=False):
                 if row is not None:
                     row |= zip(names, (start, size, zlib.crc32(data[start : start + size])), strict=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +16,14 @@ import numpy.typing as npt
 from sum_factory.shared.codecs.codes import Codes, Labels, map_tables
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
-from sum_factory.shared.shards.encodings.zarr_array import Array
+from sum_factory.shared.shards.encodings.zarr_array import Array, Cells
 from sum_factory.shared.shards.encodings.zarr_forms import Form
 from sum_factory.shared.shards.encodings.zarr_layer import column_prefix, shard_path
 from sum_factory.shared.shards.kinds.kind import Part
-from sum_factory.shared.shards.reader import DataStore, Picked, Rows, known, read_blobs, require_part
+from sum_factory.shared.shards.reader import DataStore, Picked, UnitRows, are_known, read_blobs, require_part
 
 BATCH = 16 << 20
 """Bytes of cells of an array that ``blobs`` holds at once, but for a row that has more."""
-
-Cells = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -36,38 +33,38 @@ class ZarrReader:
     storage: DataStore
     layer: Layer
     form: Form
-    rows: Callable[[int], Rows]
+    rows: Callable[[int], UnitRows]
 
-    def read(self, unit: int, rows: Picked, part: Part) -> Codes:
+    def read(self, unit: int, picked: Picked, part: Part) -> Codes:
         """Read and decode masks: see ``LayerReader``."""
-        picked, of_unit = np.asarray(rows, np.int64), self.rows(unit)
+        numbers, of_unit = np.asarray(picked, np.int64), self.rows(unit)
         place = self.storage.path(f"{self.layer.name}.zarr")
-        require_part(self.layer, part, of_unit, picked, place)
+        require_part(self.layer, part, of_unit, numbers, place)
         (array,) = (array for array in self.form.arrays if array.name == part)
         prefix = column_prefix(self.form, array)
-        if array.fill and not of_unit[f"{prefix}length"][picked].all():
+        if array.fill and not of_unit[f"{prefix}length"][numbers].all():
             raise ShardError(f"{place}, unit {unit}: a mask that is known has no {part}; run `labelgen verify`")
-        grid = self._cells(unit, of_unit, picked, array)
-        sizes = np.stack([of_unit["grid_height"][picked], of_unit["grid_width"][picked]], 1).astype(np.int64)
+        grid = self._cells(unit, of_unit, numbers, array)
+        sizes = np.stack([of_unit["grid_height"][numbers], of_unit["grid_width"][numbers]], 1).astype(np.int64)
         height, width = sizes.max(0, initial=0)
         grid = grid[:, :height, :width]
         if part == "u":
             return Codes(grid, map_tables(len(grid)), sizes)
-        typical = of_unit[f"{prefix}typical"][picked].astype(np.float32)
-        return Labels(grid, typical, of_unit[f"{prefix}steps"][picked].astype(np.uint8), sizes).codes()
+        typical = of_unit[f"{prefix}typical"][numbers].astype(np.float32)
+        return Labels(grid, typical, of_unit[f"{prefix}steps"][numbers].astype(np.uint8), sizes).codes()
 
-    def blobs(self, unit: int, rows: Picked) -> list[bytes]:
+    def blobs(self, unit: int, picked: Picked) -> list[bytes]:
         """Return the blobs of masks: see ``LayerReader``."""
-        picked, of_unit = np.asarray(rows, np.int64), self.rows(unit)
+        numbers, of_unit = np.asarray(picked, np.int64), self.rows(unit)
         blobs: list[bytes] = []
         count = max(1, BATCH // max(array.row_bytes for array in self.form.arrays))
-        for start in range(0, len(picked), count):
-            blobs += self._make_blobs(unit, of_unit, picked[start : start + count])
+        for start in range(0, len(numbers), count):
+            blobs += self._make_blobs(unit, of_unit, numbers[start : start + count])
         return blobs
 
-    def _make_blobs(self, unit: int, rows: Rows, picked: npt.NDArray[np.int64]) -> list[bytes]:
+    def _make_blobs(self, unit: int, rows: UnitRows, picked: npt.NDArray[np.int64]) -> list[bytes]:
         blobs, of_arrays = [], [self._cells(unit, rows, picked, array) for array in self.form.arrays]
-        for k, (number, is_known) in enumerate(zip(picked.tolist(), known(rows, picked), strict=True)):
+        for k, (number, is_known) in enumerate(zip(picked.tolist(), are_known(rows, picked), strict=True)):
             columns = {name: rows[name][number].item() for name, _ in self.form.columns}
             cells = [
                 of_array[k] if array.length is None else of_array[k, : columns[array.length]]
@@ -81,7 +78,7 @@ class ZarrReader:
                 ) from error
         return blobs
 
-    def _cells(self, unit: int, rows: Rows, picked: npt.NDArray[np.int64], array: Array) -> Cells:
+    def _cells(self, unit: int, rows: UnitRows, picked: npt.NDArray[np.int64], array: Array) -> Cells:
         """Read rows of an array, checked: (K, *cells), the fill value where there is no chunk."""
         name = shard_path(self.layer.name, array, unit)
         chunks = read_blobs(self.storage, name, rows, picked, column_prefix(self.form, array))

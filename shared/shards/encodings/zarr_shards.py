@@ -29,7 +29,7 @@ from zarr.core.indexing import SelectorTuple
 from zarr.storage import MemoryStore
 
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.encodings.zarr_array import GROUP, Array
+from sum_factory.shared.shards.encodings.zarr_array import GROUP, Array, Cells
 
 DESCRIPTION = "zarr.json"
 PIECE = 32 << 20
@@ -38,7 +38,6 @@ _ENTRY = 16
 """Bytes of an index for each place: offset and length, eight bytes each."""
 _ABSENT = np.uint64(2**64 - 1)
 
-Cells = npt.NDArray[Any]
 Write = tuple[ByteSetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
 
 

@@ -1,4 +1,8 @@
-"""Kinds of layers, one a module: a new kind is a new module with a ``KIND``, and nothing elsewhere."""
+"""Kinds of layers, one a module: a new kind is a new module with a ``KIND``.
+
+What reads, writes, checks, chooses and converts layers needs nothing else. What makes the data of a kind is
+labelling's: for one that is kept in passing (``is_kept``), entries in ``KEPT`` and ``KEPT_LAYERS``, and an option.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.dataset import MASKS_OF_MAPS, Dataset, Layer
+from sum_factory.shared.shards.dataset import OF_MASKS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_forms import Form
 from sum_factory.shared.shards.kinds.kind import LayerKind, Part
-from sum_factory.shared.shards.manifest import PLACE
+from sum_factory.shared.shards.manifest import COMMON_COLUMNS
 
 
 @cache
@@ -36,7 +40,7 @@ def kind_of(layer: str) -> LayerKind:
 
 def schema_of(layer: str) -> pa.Schema:
     """Return the columns of a layer's manifests; an encoding may add some."""
-    return pa.schema([*PLACE, *kind_of(layer).columns])
+    return pa.schema([*COMMON_COLUMNS, *kind_of(layer).columns])
 
 
 def form_of(dataset: Dataset, layer: Layer) -> Form:
@@ -51,15 +55,15 @@ def parts_of(layer: Layer) -> tuple[Part, ...]:
 
 def is_unknown(row: Mapping[str, Any]) -> bool:
     """Whether a row of a manifest is of a mask of which its layer knows nothing."""
-    return any(row.get(kind.known) is False for kind in kinds().values() if kind.known)
+    return any(row.get(kind.known_column) is False for kind in kinds().values() if kind.known_column)
 
 
 def comparable(layer: Layer) -> Mapping[str, Any]:
-    """Return the settings without what no two shard sets share: ids of the masks that a layer is of, of kept layers.
+    """Return the settings without layer ids, which differ between shard sets.
 
     Whether maps were made from a kept layer does count.
     """
     outputs = {kind.name for kind in kinds().values() if kind.is_output}
     settings = {name: "kept" if name in outputs else value for name, value in layer.settings.items()}
-    settings.pop(MASKS_OF_MAPS, None)
+    settings.pop(OF_MASKS, None)
     return settings

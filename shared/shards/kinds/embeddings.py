@@ -11,7 +11,7 @@ from sum_factory.shared.placement import CropBox
 from sum_factory.shared.shards.dataset import EMBEDDINGS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_array import Array
 from sum_factory.shared.shards.encodings.zarr_forms import Form, single_array
-from sum_factory.shared.shards.kinds.kind import Held, LayerKind
+from sum_factory.shared.shards.kinds.kind import LayerKind, UnitUnderCheck
 from sum_factory.shared.shards.manifest import CROP_COLUMNS, crop_of
 
 
@@ -24,16 +24,16 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     return single_array(embeddings, unpack_embedding, pack_embedding)
 
 
-def faults(held: Held) -> Iterator[str]:
+def faults(checked: UnitUnderCheck) -> Iterator[str]:
     """Yield which embeddings do not decode, and which crops of masks have none, or not in the order of the masks."""
-    shape = tuple(held.layer.settings["shape"])
+    shape = tuple(checked.layer.settings["shape"])
     expected: dict[int, dict[CropBox, None]] = {}
-    for mask in held.masks:
+    for mask in checked.masks:
         crops = expected.setdefault(mask["image_index"], {})
         if mask["mask"] is not None:
             crops[crop_of(mask)] = None
     found: dict[int, list[CropBox]] = {}
-    for row, data in held.rows:
+    for row, data in checked.rows:
         if row["error"] is not None:
             expected[row["image_index"]] = {}
         crops_found = found.setdefault(row["image_index"], [])

@@ -22,7 +22,7 @@ Per = Literal["mask", "image", "crop"]
 
 
 @dataclass(frozen=True)
-class Held:
+class UnitUnderCheck:
     """What a committed unit holds in a layer, to be checked.
 
     ``rows`` are the rows of its manifest, each with its blob, which is empty where there is none; ``masks`` are the
@@ -55,7 +55,7 @@ class LayerKind:
     columns: tuple[tuple[str, pa.DataType], ...]
     form: Callable[[Dataset, Layer], Form]
     member: str
-    faults: Callable[[Held], Iterator[str]]
+    faults: Callable[[UnitUnderCheck], Iterator[str]]
     contents: str
     """What it holds, in words: "its CONTENTS are of other masks"."""
     counted: str = "masks"
@@ -70,7 +70,7 @@ class LayerKind:
     """Whether it is of what labelling has at hand anyway: ``labelgen run --keep-NAME`` makes it."""
     is_output: bool = False
     """Whether it is of what SAM put out, from which maps of uncertainty can be made where the data lie."""
-    known: str = ""
+    known_column: str = ""
     """The column, if there is one, that is False where nothing is known of a mask."""
     parts: Callable[[Layer], tuple[Part, ...]] = _no_parts
     """What a layer holds of a mask as grids of codes; nothing, where blobs are read as they are."""
@@ -78,9 +78,9 @@ class LayerKind:
     """Whether a tar has a member, which is empty, for an image without blobs."""
 
 
-def faults_by_mask(held: Held, fault_of: Callable[[Row, bytes, Row, int], str | None]) -> Iterator[str]:
+def faults_by_mask(checked: UnitUnderCheck, fault_of: Callable[[Row, bytes, Row, int], str | None]) -> Iterator[str]:
     """Yield what ``fault_of`` finds wrong with each mask, given its row, blob, row of the masks, and number."""
-    pairs = ((*one, mask) for one, mask in zip(held.rows, held.masks, strict=True) if mask["mask"] is not None)
+    pairs = ((*one, mask) for one, mask in zip(checked.rows, checked.masks, strict=True) if mask["mask"] is not None)
     for number, (row, blob, mask) in enumerate(pairs):
         try:
             fault = fault_of(row, blob, mask, number)

@@ -14,7 +14,7 @@ from sum_factory.shared.placement import CELL
 from sum_factory.shared.shards.dataset import LOGITS, MASKS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_array import Array
 from sum_factory.shared.shards.encodings.zarr_forms import MASK_AXES, Form, single_array
-from sum_factory.shared.shards.kinds.kind import Held, LayerKind, Row, faults_by_mask, input_side_of
+from sum_factory.shared.shards.kinds.kind import LayerKind, Row, UnitUnderCheck, faults_by_mask, input_side_of
 
 
 def form(dataset: Dataset, layer: Layer) -> Form:
@@ -25,12 +25,12 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     return single_array(logits, unpack_halves, pack_halves)
 
 
-def faults(held: Held) -> Iterator[str]:
+def faults(checked: UnitUnderCheck) -> Iterator[str]:
     """Yield which logits do not decode, or have other signs than their label.
 
     A label that is damaged is left to the check of the masks.
     """
-    cells = held.shards.input_side // CELL
+    cells = checked.shards.input_side // CELL
 
     def fault_of(row: Row, data: bytes, mask: Row, number: int) -> str | None:
         if not row["valid"]:
@@ -39,13 +39,13 @@ def faults(held: Held) -> Iterator[str]:
         if logits.shape != (cells, cells):
             return "its logits are of another size"
         try:
-            label = held.shards.reader(MASKS).read(held.unit, [number], "label").values(0)
+            label = checked.shards.reader(MASKS).read(checked.unit, [number], "label").values(0)
         except ShardError:
             return None
         agree = np.array_equal(logits[: label.shape[0], : label.shape[1]] > 0, label > 0)
         return None if agree else "its logits and its label do not agree"
 
-    return faults_by_mask(held, fault_of)
+    return faults_by_mask(checked, fault_of)
 
 
 KIND = LayerKind(
@@ -59,5 +59,5 @@ KIND = LayerKind(
     of_masks=True,
     is_kept=True,
     is_output=True,
-    known="valid",
+    known_column="valid",
 )

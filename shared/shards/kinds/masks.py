@@ -17,15 +17,15 @@ from sum_factory.shared.shards.encodings.zarr_forms import (
     MASK_AXES,
     MASK_MEANING,
     STEP_COLUMNS,
-    Cells,
+    ArrayRows,
     Columns,
     Form,
-    Rows,
+    RowCells,
     label_blob,
     size_columns,
     step_columns,
 )
-from sum_factory.shared.shards.kinds.kind import Held, LayerKind, Row, faults_by_mask, input_side_of
+from sum_factory.shared.shards.kinds.kind import LayerKind, Row, UnitUnderCheck, faults_by_mask, input_side_of
 from sum_factory.shared.shards.manifest import CROP_COLUMNS, crop_of
 
 
@@ -34,24 +34,24 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     side = input_side_of(dataset) // CELL
     label = Array("label", (side, side), MASK_AXES, MASK_MEANING)
 
-    def split(blobs: Sequence[bytes]) -> tuple[Rows, Columns]:
+    def split(blobs: Sequence[bytes]) -> tuple[ArrayRows, Columns]:
         labels = decode_labels(blobs)
         return [labels.grid], {**size_columns(labels.sizes), **step_columns(labels, "")}
 
-    def join(cells: Cells, row: Columns) -> bytes:
+    def join(cells: RowCells, row: Columns) -> bytes:
         return label_blob(cells[0], row, "")
 
     return Form((label,), (*GRID_COLUMNS, *STEP_COLUMNS), split, join)
 
 
-def faults(held: Held) -> Iterator[str]:
+def faults(checked: UnitUnderCheck) -> Iterator[str]:
     """Yield which labels do not decode, or are of another size than their crop."""
 
     def fault_of(row: Row, blob: bytes, mask: Row, number: int) -> str | None:
-        expected = Frame(held.shards.input_side, crop_of(mask)).low_res_size
+        expected = Frame(checked.shards.input_side, crop_of(mask)).interpolation_cells
         return None if decode_label(blob).shape == expected else "it is of another size"
 
-    return faults_by_mask(held, fault_of)
+    return faults_by_mask(checked, fault_of)
 
 
 KIND = LayerKind(

@@ -12,8 +12,8 @@ from sum_factory.shared.errors import ImageError
 from sum_factory.shared.placement import resized_size
 from sum_factory.shared.shards.dataset import PHOTOS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_array import Array
-from sum_factory.shared.shards.encodings.zarr_forms import PHOTO_BYTES, Cells, Columns, Form, Rows
-from sum_factory.shared.shards.kinds.kind import Held, LayerKind, input_side_of
+from sum_factory.shared.shards.encodings.zarr_forms import PHOTO_BYTES, ArrayRows, Columns, Form, RowCells
+from sum_factory.shared.shards.kinds.kind import LayerKind, UnitUnderCheck, input_side_of
 
 
 def form(dataset: Dataset, layer: Layer) -> Form:
@@ -23,20 +23,20 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     meaning = "a JPEG, and zeros behind it; a row of zeros: the photo could not be read"
     jpeg = Array("jpeg", (length,), ("image", "byte"), meaning, length=PHOTO_BYTES)
 
-    def split(blobs: Sequence[bytes]) -> tuple[Rows, Columns]:
+    def split(blobs: Sequence[bytes]) -> tuple[ArrayRows, Columns]:
         return [[np.frombuffer(blob, np.uint8) for blob in blobs]], {PHOTO_BYTES: [*map(len, blobs)]}
 
-    def join(cells: Cells, row: Columns) -> bytes:
+    def join(cells: RowCells, row: Columns) -> bytes:
         return cells[0].tobytes()
 
     return Form((jpeg,), ((PHOTO_BYTES, pa.int32()),), split, join, per_image=True)
 
 
-def faults(held: Held) -> Iterator[str]:
+def faults(checked: UnitUnderCheck) -> Iterator[str]:
     """Yield which photos do not decode or have another size than their row of the manifest says."""
     from sum_factory.shared.codecs.photo import decode_photo  # brings OpenCV, which most who read manifests do without
 
-    for row, data in held.rows:
+    for row, data in checked.rows:
         if row["mask"] is None:
             if row["error"] is None:
                 yield f"image {row['image']} has neither a photo nor an error"
@@ -46,7 +46,7 @@ def faults(held: Held) -> Iterator[str]:
         except ImageError as error:
             yield str(error)
             continue
-        expected = resized_size(row["height"], row["width"], held.shards.input_side)
+        expected = resized_size(row["height"], row["width"], checked.shards.input_side)
         if size != expected:
             yield f"image {row['image']}: {size[1]} x {size[0]} pixels, expected {expected[1]} x {expected[0]}"
 

@@ -22,16 +22,16 @@ from sum_factory.shared.shards.encodings.zarr_forms import (
     MASK_MEANING,
     STEP_COLUMNS,
     UNKNOWN,
-    Cells,
+    ArrayRows,
     Columns,
     Form,
-    Rows,
+    RowCells,
     cut,
     label_blob,
     size_columns,
     step_columns,
 )
-from sum_factory.shared.shards.kinds.kind import Held, LayerKind, Part, Row, faults_by_mask, input_side_of
+from sum_factory.shared.shards.kinds.kind import LayerKind, Part, Row, UnitUnderCheck, faults_by_mask, input_side_of
 from sum_factory.shared.shards.manifest import crop_of
 
 
@@ -47,13 +47,13 @@ def form(dataset: Dataset, layer: Layer) -> Form:
 
 
 def _maps(side: int) -> Form:
-    def split(blobs: Sequence[bytes]) -> tuple[Rows, Columns]:
+    def split(blobs: Sequence[bytes]) -> tuple[ArrayRows, Columns]:
         if any(map(refined_label, blobs)):
             raise ShardError("a map of a layer without a refiner has a refined label")
         maps = decode_maps(blobs)
         return [maps.grid], size_columns(maps.sizes)
 
-    def join(cells: Cells, row: Columns) -> bytes:
+    def join(cells: RowCells, row: Columns) -> bytes:
         return map_blob(cut(cells[0], row))
 
     return Form((_u(side),), GRID_COLUMNS, split, join)
@@ -62,13 +62,13 @@ def _maps(side: int) -> Form:
 def _refined_maps(side: int) -> Form:
     refined = Array("refined", (side, side), MASK_AXES, MASK_MEANING.replace("the mask", "the refined mask"))
 
-    def split(blobs: Sequence[bytes]) -> tuple[Rows, Columns]:
+    def split(blobs: Sequence[bytes]) -> tuple[ArrayRows, Columns]:
         maps, labels = decode_maps(blobs), decode_refined(blobs)
         if not np.array_equal(maps.sizes, labels.sizes):
             raise ShardError("a map and its refined label are of two sizes")
         return [maps.grid, labels.grid], {**size_columns(maps.sizes), **step_columns(labels, "refined_")}
 
-    def join(cells: Cells, row: Columns) -> bytes:
+    def join(cells: RowCells, row: Columns) -> bytes:
         return map_blob(cut(cells[0], row), label_blob(cells[1], row, "refined_"))
 
     columns = (*GRID_COLUMNS, *((f"refined_{name}", kind) for name, kind in STEP_COLUMNS))
@@ -80,14 +80,14 @@ def _u(side: int) -> Array:
     return Array("u", (side, side), MASK_AXES, meaning, fill=UNKNOWN)
 
 
-def faults(held: Held) -> Iterator[str]:
+def faults(checked: UnitUnderCheck) -> Iterator[str]:
     """Yield which maps do not decode, are of another size than their mask, or do not have the mean of their row."""
-    has_refined = "refined" in parts(held.layer)
+    has_refined = "refined" in parts(checked.layer)
 
     def fault_of(row: Row, blob: bytes, mask: Row, number: int) -> str | None:
-        return _fault_of_map(row, blob, Frame(held.shards.input_side, crop_of(mask)), has_refined)
+        return _fault_of_map(row, blob, Frame(checked.shards.input_side, crop_of(mask)), has_refined)
 
-    return faults_by_mask(held, fault_of)
+    return faults_by_mask(checked, fault_of)
 
 
 def _fault_of_map(row: Row, data: bytes, frame: Frame, refined: bool) -> str | None:
@@ -95,11 +95,11 @@ def _fault_of_map(row: Row, data: bytes, frame: Frame, refined: bool) -> str | N
     if not row["u_valid"]:
         return "it is unknown, but has a map" if data or row["mean_u"] is not None else None
     decoded = decode_uncertainty(data)
-    if decoded.u.shape != frame.low_res_size:
+    if decoded.u.shape != frame.interpolation_cells:
         return "its map is of another size"
     if (decoded.refined is not None) != refined:
         return "it has no refined label" if refined else "it has a refined label that no refiner made"
-    rows, columns = frame.valid_size
+    rows, columns = frame.photo_cells
     if row["mean_u"] is None or abs(float(np.mean(decoded.u[:rows, :columns])) - row["mean_u"]) > 1 / STEPS:
         return "its mean is not that of its map"
     return None
@@ -116,6 +116,6 @@ KIND = LayerKind(
     lacking="maps",
     is_family=True,
     of_masks=True,
-    known="u_valid",
+    known_column="u_valid",
     parts=parts,
 )

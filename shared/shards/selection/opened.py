@@ -19,7 +19,7 @@ from sum_factory.shared.shards.kinds import comparable, kind_of
 from sum_factory.shared.shards.kinds.kind import Part
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
 from sum_factory.shared.shards.originals import require_old_places
-from sum_factory.shared.shards.reader import WHICH, LayerReader, Picked, Rows
+from sum_factory.shared.shards.reader import WHICH, LayerReader, Picked, UnitRows
 from sum_factory.shared.shards.selection.plan import (
     REMEDY_FOR_SELECTION,
     Base,
@@ -143,7 +143,7 @@ class Selection(ShardSet):
         base, own = self.origin(number)
         name = base.storage.path(manifest_path(layer, own))
         kind = kind_of(layer)
-        counted = (*WHICH, "error", *([kind.known] if kind.known else []))
+        counted = (*WHICH, "error", *([kind.known_column] if kind.known_column else []))
         table, record = base.manifest(own, layer, None if columns is None else sorted({*columns, *counted}))
         self.require_same_data(number, layer, record)
         if (rows := self.chosen(number)) is not None:
@@ -170,7 +170,8 @@ class Selection(ShardSet):
 
     def _counted(self, number: int, layer: str, table: pa.Table, record: UnitRecord) -> UnitRecord:
         failed = table.filter(pc.is_valid(table["error"]))
-        unknown = pc.sum(pc.invert(table["u_valid"])).as_py() if "u_valid" in table.column_names else None
+        known_column = kind_of(layer).known_column
+        unknown = pc.sum(pc.invert(table[known_column])).as_py() if known_column else None
         return replace(
             record,
             unit=number,
@@ -223,17 +224,17 @@ class SelectionReader:
 
     selection: Selection
     layer: str
-    rows: Callable[[int], Rows]
+    rows: Callable[[int], UnitRows]
 
-    def read(self, unit: int, rows: Picked, part: Part) -> Codes:
+    def read(self, unit: int, picked: Picked, part: Part) -> Codes:
         """Read and decode masks: see ``LayerReader``."""
         reader, own = self._of(unit)
-        return reader.read(own, self._there(unit)[np.asarray(rows, np.int64)], part)
+        return reader.read(own, self._there(unit)[np.asarray(picked, np.int64)], part)
 
-    def blobs(self, unit: int, rows: Picked) -> list[bytes]:
+    def blobs(self, unit: int, picked: Picked) -> list[bytes]:
         """Return the blobs of masks: see ``LayerReader``."""
         reader, own = self._of(unit)
-        return reader.blobs(own, self._there(unit)[np.asarray(rows, np.int64)])
+        return reader.blobs(own, self._there(unit)[np.asarray(picked, np.int64)])
 
     def _of(self, unit: int) -> tuple[LayerReader, int]:
         """Return what reads the data of a unit, and its number there, if they are those that the selection is of."""

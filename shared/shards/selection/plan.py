@@ -133,10 +133,10 @@ def take_rows(table: pa.Table, rows: pa.Table, name: str) -> pa.Table:
     Raises ``ShardError``, naming the manifest, if it lacks one of them.
     """
     there, wanted = _keys(table), _keys(rows)
-    places = np.minimum(np.searchsorted(there, wanted), max(len(there) - 1, 0))
-    if not np.array_equal(there[places], wanted) or (np.diff(wanted) <= 0).any():
+    positions = np.minimum(np.searchsorted(there, wanted), max(len(there) - 1, 0))
+    if not np.array_equal(there[positions], wanted) or (np.diff(wanted) <= 0).any():
         raise ShardError(f"{name}: does not have the rows of the selection; run `labelgen verify` on both")
-    taken = table.take(pa.array(places))
+    taken = table.take(pa.array(positions))
     images = rows["image_index"].to_numpy()
     _, first, index = np.unique(images, return_index=True, return_inverse=True)
     number = pa.array(np.arange(len(images)) - first[index], pa.int32(), mask=rows["mask"].is_null().to_numpy())

@@ -109,7 +109,7 @@ def test_shard_set_verifies_and_loads_what_was_labelled(
     loader = Loader(tmp_path, masks=3)
     picked = np.array([1, 4, 6])
     logits, maps = loader.labels(1, picked).values()
-    rows, columns = photos[1].frame.low_res_size
+    rows, columns = photos[1].frame.interpolation_cells
     s, _, u = (grid[picked] for grid in photos[1].grids)
     np.testing.assert_array_equal(logits[:, :rows, :columns] > 0, s > 0)
     np.testing.assert_allclose(maps[:, :rows, :columns], u, atol=0.02 + 1e-6)
@@ -132,7 +132,7 @@ def test_ratio_is_the_median_with_the_spread() -> None:
 def logits_of(photo: LabelledPhoto) -> tuple[npt.NDArray[np.float32], ...]:
     """Return logits, maps, and the reference's probabilities and maps, all without loss but for 8 bits."""
     s, _, u = photo.grids
-    rows, columns = photo.frame.low_res_size
+    rows, columns = photo.frame.interpolation_cells
     both = (np.rint(p[:, :rows, :columns] * 255) / np.float32(255) for p in probabilities(photo, 64))
     theirs, refined = both
     return s, u, theirs.astype(np.float32), np.abs(theirs - refined).astype(np.float32)

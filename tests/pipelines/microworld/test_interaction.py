@@ -107,9 +107,9 @@ def test_corrections_are_clicks_in_the_error_region_with_the_label_of_what_was_m
     logits[1, 100, 7] = 1.0  # one pixel too many
     before = Prompts(torch.zeros(3, 2, 2), torch.full((3, 2), PAD))
     after = correct(before, logits, targets, torch.Generator().manual_seed(0))
-    assert after.labels[:, 0].tolist() == [POSITIVE, NEGATIVE, PAD]
+    assert after.token_types[:, 0].tolist() == [POSITIVE, NEGATIVE, PAD]
     # The middle of the target's pixel, in pixels of the input, x first.
     assert after.coords[0, 0].tolist() == [(25 + 0.5) * STRIDE - 0.5, (30 + 0.5) * STRIDE - 0.5]
     assert after.coords[1, 0].tolist() == [(7 + 0.5) * STRIDE - 0.5, (100 + 0.5) * STRIDE - 0.5]
     assert torch.equal(after.coords[:, 1:], before.coords)
-    assert torch.equal(after.labels[:, 1:], before.labels)
+    assert torch.equal(after.token_types[:, 1:], before.token_types)

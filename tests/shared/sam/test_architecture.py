@@ -85,7 +85,7 @@ def test_architecture_knows_its_grids(name: str) -> None:
     with torch.device("meta"):
         sam = build_architecture(architecture)
     assert sam.prompt_encoder.image_embedding_size == (architecture.grid_size, architecture.grid_size)
-    assert sam.prompt_encoder.mask_input_size == (architecture.low_res_size, architecture.low_res_size)
+    assert sam.prompt_encoder.mask_input_size == (architecture.low_res_side, architecture.low_res_side)
     assert not sam.training
 
 

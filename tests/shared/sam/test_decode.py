@@ -56,19 +56,19 @@ def build(kind: str) -> tuple[Upstream, Prompts]:
     """Return the same prompts as arguments of upstream's encoder (points, boxes, masks), and as ours."""
     masks = random(COUNT, 1, 32, 32, seed=2) * 8 if "mask" in kind else None
     points = pixels(3)
-    labels = torch.tensor([[POSITIVE, NEGATIVE, POSITIVE], [NEGATIVE, NEGATIVE, POSITIVE], [POSITIVE] * 3])
+    token_types = torch.tensor([[POSITIVE, NEGATIVE, POSITIVE], [NEGATIVE, NEGATIVE, POSITIVE], [POSITIVE] * 3])
     if "pad" in kind:
-        labels = torch.tensor([[POSITIVE, PAD, PAD], [PAD, PAD, PAD], [NEGATIVE, PAD, POSITIVE]])
+        token_types = torch.tensor([[POSITIVE, PAD, PAD], [PAD, PAD, PAD], [NEGATIVE, PAD, POSITIVE]])
     corners = box_corners()
-    corner_labels = torch.tensor([[BOX_MIN, BOX_MAX]] * COUNT)
+    corner_types = torch.tensor([[BOX_MIN, BOX_MAX]] * COUNT)
     if "points" in kind and "box" in kind:
-        ours = Prompts(torch.cat([points, corners], 1), torch.cat([labels, corner_labels], 1), masks)
-        return ((points, labels), corners.flatten(1), masks), ours
+        ours = Prompts(torch.cat([points, corners], 1), torch.cat([token_types, corner_types], 1), masks)
+        return ((points, token_types), corners.flatten(1), masks), ours
     if "box" in kind:
-        return (None, corners.flatten(1), masks), Prompts(corners, corner_labels, masks)
+        return (None, corners.flatten(1), masks), Prompts(corners, corner_types, masks)
     padded = torch.cat([points, torch.zeros(COUNT, 1, 2)], 1)
-    padded_labels = torch.cat([labels, torch.full((COUNT, 1), PAD)], 1)
-    return ((points, labels), None, masks), Prompts(padded, padded_labels, masks)
+    padded_types = torch.cat([token_types, torch.full((COUNT, 1), PAD)], 1)
+    return ((points, token_types), None, masks), Prompts(padded, padded_types, masks)
 
 
 KINDS = ["points", "box", "points+box", "points+mask", "box+mask", "points+box+mask", "points+pad", "points+pad+box"]
@@ -107,7 +107,7 @@ def test_decoding_several_images_equals_one_by_one(tiny_sam: Sam, embedding: Ten
     for k, image in enumerate(index):
         alone = Prompts(
             prompts.coords[k : k + 1],
-            prompts.labels[k : k + 1],
+            prompts.token_types[k : k + 1],
             None if prompts.mask_logits is None else prompts.mask_logits[k : k + 1],
         )
         expected = decode_prompts(tiny_sam, embedding[image][None], torch.tensor([0]), alone)
@@ -146,8 +146,8 @@ def test_coordinates_stay_fp32_under_bf16_autocast(tiny_sam: Sam) -> None:
 def test_bf16_coordinates_are_taken_as_the_numbers_that_they_are(tiny_sam: Sam) -> None:
     _, prompts = build("points")
     rounded = prompts.coords.bfloat16()
-    expected = embed_prompts(tiny_sam, Prompts(rounded.float(), prompts.labels))[0]
-    assert torch.equal(embed_prompts(tiny_sam, Prompts(rounded, prompts.labels))[0], expected)
+    expected = embed_prompts(tiny_sam, Prompts(rounded.float(), prompts.token_types))[0]
+    assert torch.equal(embed_prompts(tiny_sam, Prompts(rounded, prompts.token_types))[0], expected)
 
 
 @torch.no_grad()
@@ -167,11 +167,11 @@ def test_neighbouring_pixels_of_a_1024_input_differ_under_bf16_autocast() -> Non
 
 def test_new_tokens_go_in_front_and_the_mask_stays() -> None:
     _, prompts = build("points+mask")
-    coords, labels = torch.ones(COUNT, 1, 2), torch.full((COUNT, 1), NEGATIVE)
-    longer = prompts.with_tokens(coords, labels)
+    coords, token_types = torch.ones(COUNT, 1, 2), torch.full((COUNT, 1), NEGATIVE)
+    longer = prompts.with_tokens(coords, token_types)
     assert torch.equal(longer.coords[:, 0], coords[:, 0])
     assert torch.equal(longer.coords[:, 1:], prompts.coords)
-    assert longer.labels.tolist() == [[NEGATIVE, *row] for row in prompts.labels.tolist()]
+    assert longer.token_types.tolist() == [[NEGATIVE, *row] for row in prompts.token_types.tolist()]
     assert longer.mask_logits is prompts.mask_logits
     assert len(longer) == COUNT
 
@@ -182,4 +182,4 @@ def test_new_mask_replaces_the_old_one() -> None:
     replaced = prompts.with_mask(mask)
     assert replaced.mask_logits is mask
     assert replaced.coords is prompts.coords
-    assert replaced.labels is prompts.labels
+    assert replaced.token_types is prompts.token_types

@@ -76,7 +76,7 @@ def test_adding_to_the_image_is_adding_to_the_dense_prompt(tiny_sam: Sam, embedd
     padded = torch.cat([POINTS.coords, torch.zeros(2, 1, 2)], 1), torch.tensor([[1, -1], [1, -1]])
     with torch.no_grad():
         ours = decode_prompts(tiny_sam, embedding + vector[None, :, None, None], torch.tensor([0, 0]), Prompts(*padded))
-        sparse, dense = tiny_sam.prompt_encoder((POINTS.coords, POINTS.labels), None, None)
+        sparse, dense = tiny_sam.prompt_encoder((POINTS.coords, POINTS.token_types), None, None)
         positions = tiny_sam.prompt_encoder.get_dense_pe()
         dense = dense + vector[None, :, None, None]
         theirs = tiny_sam.mask_decoder.predict_masks(embedding, positions, sparse, dense)

@@ -139,7 +139,7 @@ def random_labels(seed: int, frames: list[Frame]) -> list[bytes]:
     random = np.random.default_rng(seed)
     made = []
     for k, frame in enumerate(frames):
-        rows, columns = frame.low_res_size
+        rows, columns = frame.interpolation_cells
         coarse = torch.from_numpy(random.normal(0, 5, (1, 1, 6, 6)).astype(np.float32))
         logits = F.interpolate(coarse, (rows, columns), mode="bicubic")[0, 0].numpy()
         if k % 4 == 3:
@@ -211,5 +211,5 @@ def test_sample_carries_one_byte_a_cell(known_shards: Any) -> None:
         assert coded.maps is not None
         assert coded.labels.grid.dtype == coded.maps.grid.dtype == np.uint8
         sizes.add((coded.labels.grid.nbytes, coded.maps.grid.nbytes))
-    rows, columns = Frame.whole(128, 96, 128).low_res_size
+    rows, columns = Frame.whole(128, 96, 128).interpolation_cells
     assert sizes == {(len(coded.crops) * rows * columns,) * 2}

@@ -76,7 +76,7 @@ def test_valid_cells_show_some_of_the_photo() -> None:
     assert frame.input_size == (128, 75)
     assert valid_cells(frame, 1) == (128, 75)
     assert valid_cells(frame, 2) == (64, 38)
-    assert valid_cells(frame, 4) == frame.valid_size == (32, 19)
+    assert valid_cells(frame, 4) == frame.photo_cells == (32, 19)
 
 
 def test_no_masks_make_an_empty_grid() -> None:
@@ -92,8 +92,8 @@ def smooth(seed: int, rows: int, columns: int) -> Tensor:
 @pytest.mark.parametrize("name", SIZES)
 def test_logits_keep_their_values_on_the_grid_of_the_low_resolution(name: str) -> None:
     frame = Frame.whole(SIDE, *SIZES[name])
-    logits = smooth(0, *frame.low_res_size)
-    rows, columns = frame.valid_size
+    logits = smooth(0, *frame.interpolation_cells)
+    rows, columns = frame.photo_cells
     grid = logits_on_grid(logits[None], frame, frame, 4)[0]
     assert torch.equal(grid[:rows, :columns], logits[:rows, :columns])
     assert not grid[rows:].any()
@@ -106,7 +106,7 @@ def test_logits_on_finer_grids_are_interpolated_over_the_square(name: str, strid
     """At stride 1 that is how ``Sam.postprocess_masks`` upsamples before it cuts the padding off."""
     frame = Frame.whole(SIDE, *SIZES[name])
     square = smooth(1, 32, 32)
-    low_rows, low_columns = frame.low_res_size
+    low_rows, low_columns = frame.interpolation_cells
     rows, columns = valid_cells(frame, stride)
     expected = F.interpolate(square[None, None], (SIDE // stride,) * 2, mode="bilinear", align_corners=False)[0, 0]
     grid = logits_on_grid(square[None, :low_rows, :low_columns], frame, frame, stride)[0]
@@ -143,7 +143,7 @@ def test_mask_of_a_crop_lies_where_upstream_puts_it(
     """
     height, width = size
     whole, frame = Frame.whole(SIDE, height, width), Frame.crop(SIDE, box)
-    logits = ellipse(*frame.low_res_size)
+    logits = ellipse(*frame.interpolation_cells)
     x0, y0, x1, y1 = box
     photo = np.zeros((height, width), bool)
     photo[y0:y1, x0:x1] = frame.upsample(logits[None])[0].numpy() > 0
@@ -165,7 +165,7 @@ def test_mask_of_a_crop_lies_where_upstream_puts_it(
 @pytest.mark.parametrize(("size", "box"), CROPS)
 def test_map_of_a_crop_is_zero_outside_of_it(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
     whole, frame = Frame.whole(SIDE, *size), Frame.crop(SIDE, box)
-    grid = maps_on_grid(torch.full((1, *frame.low_res_size), 0.75), frame, whole, 4)[0]
+    grid = maps_on_grid(torch.full((1, *frame.interpolation_cells), 0.75), frame, whole, 4)[0]
     rows, columns = valid_cells(whole, 4)
     down = overlaps(size[0], rows, whole.input_size[0], 4)
     across = overlaps(size[1], columns, whole.input_size[1], 4)
@@ -180,8 +180,8 @@ def test_map_of_a_crop_is_zero_outside_of_it(size: tuple[int, int], box: tuple[i
 
 def test_map_keeps_its_values_on_the_whole_photo() -> None:
     frame = Frame.whole(SIDE, 131, 77)
-    values = smooth(3, *frame.low_res_size).sigmoid()
-    rows, columns = frame.valid_size
+    values = smooth(3, *frame.interpolation_cells).sigmoid()
+    rows, columns = frame.photo_cells
     grid = maps_on_grid(values[None], frame, frame, 4)[0]
     assert torch.equal(grid[:rows, :columns], values[:rows, :columns])
     assert not grid[rows:].any()

@@ -58,7 +58,7 @@ def test_targets_and_certainty_are_what_labelling_wrote(shards: ShardSet) -> Non
         everything = list(range(len(image.masks)))
         rows = shards.uncertainty(number)[image.index]
         known = [row.mask for row in rows if row.u_valid]
-        labels = shards.read_logits(number, image, everything)
+        labels = shards.read_label_logits(number, image, everything)
         maps = [each for each in shards.read_uncertainty(number, rows) if each is not None]
         assert len(trusted) == len(labels)
         assert len(doubtful) == len(maps) == len(known)

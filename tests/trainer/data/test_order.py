@@ -79,11 +79,11 @@ def test_one_sample_is_enough() -> None:
 @pytest.mark.parametrize("mix", [Mix(1, 1), Mix(2, 1), Mix(1, 0), Mix(3, 2)])
 def test_slots_are_shared_in_proportion_and_no_sample_is_left_out(mix: Mix) -> None:
     cycle = mix.human + mix.pseudo
-    places = [mix.place(slot) for slot in range(50 * cycle)]
+    located = [mix.locate(slot) for slot in range(50 * cycle)]
     for name, share in (("human", mix.human), ("pseudo", mix.pseudo)):
-        assert [position for stream, position in places if stream == name] == list(range(50 * share))
-    for start in range(0, len(places), cycle):
-        names = [stream for stream, _ in places[start : start + cycle]]
+        assert [position for stream, position in located if stream == name] == list(range(50 * share))
+    for start in range(0, len(located), cycle):
+        names = [stream for stream, _ in located[start : start + cycle]]
         assert names == ["human"] * mix.human + ["pseudo"] * mix.pseudo
 
 

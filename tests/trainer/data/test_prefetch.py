@@ -126,7 +126,7 @@ def test_batches_without_a_sample_of_the_shards_do_not_end_it(
     steps = 2 * len(order) + 1  # the last one, of one sample, is human
     stream = MixedStream({"human": human, "pseudo": PseudoStream(pseudo)}, mix, 1, threads=1, steps_ahead=0)
     prefetchers = stream._prefetchers(steps)
-    assert mix.place(steps - 1)[0] == "human"
+    assert mix.locate(steps - 1)[0] == "human"
     prefetchers["pseudo"].reach(0)
     prefetchers["pseudo"].wait()
     prefetchers["pseudo"].close()

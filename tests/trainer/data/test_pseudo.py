@@ -37,8 +37,8 @@ def load_all(pseudo: PseudoSet, epoch: int = 0) -> dict[str, TrainingSample]:
 
 
 def in_frame(values: Any, known: Any) -> Tensor:
-    """Put values on ``Frame.valid_size`` into the square grid, 0 elsewhere."""
-    rows, columns = known.frame.valid_size
+    """Put values on ``Frame.photo_cells`` into the square grid, 0 elsewhere."""
+    rows, columns = known.frame.photo_cells
     grid = torch.zeros(CELLS, CELLS, dtype=torch.as_tensor(values).dtype)
     grid[:rows, :columns] = torch.as_tensor(values)[:rows, :columns]
     return grid
@@ -59,7 +59,7 @@ def test_vanilla_trains_on_all_labels_as_they_are_and_trusts_them(known_shards: 
         for k, mask in enumerate(masks):
             if is_whole(mask):
                 assert torch.equal(sample.masks[k], in_frame(mask.logits > 0, mask))
-                assert sample.valid == mask.frame.valid_size
+                assert sample.valid == mask.frame.photo_cells
 
 
 def test_certainty_is_one_minus_the_map(known_shards: Any) -> None:
@@ -76,7 +76,7 @@ def test_certainty_is_one_minus_the_map(known_shards: Any) -> None:
         for place, mask in enumerate(known):
             if not is_whole(mask):
                 continue
-            rows, columns = mask.frame.valid_size
+            rows, columns = mask.frame.photo_cells
             expected = 1 - torch.from_numpy(mask.u[:rows, :columns])
             for found in (sample.certainty, sample.sampling):
                 assert torch.allclose(found[place, :rows, :columns], expected, atol=1e-6)

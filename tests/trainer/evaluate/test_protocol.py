@@ -181,7 +181,7 @@ def test_mask_that_is_found_gets_no_further_click(
     assert [score.predicted_iou for score in scores] == [0.5, 0.25, 0.25]
     assert [prompts.mask_logits is None for prompts in seen] == [True, False, False]
     for prompts in seen:
-        assert prompts.labels.tolist() == [[POSITIVE, PAD]]
+        assert prompts.token_types.tolist() == [[POSITIVE, PAD]]
         assert torch.equal(prompts.coords, seen[0].coords)
 
 

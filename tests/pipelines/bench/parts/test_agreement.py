@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sum_factory.labelgen.masks.automask import ImageLabels
+from sum_factory.labelgen.masks.automask import GeneratedMasks
 from sum_factory.labelgen.masks.rle import encode_rle
 from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.pipelines.bench.parts.agreement import compare
@@ -18,12 +18,12 @@ SETTINGS = AutomaskSettings()
 SIDE = 128
 
 
-def make_labels() -> ImageLabels:
+def make_labels() -> GeneratedMasks:
     """Return three discs, far from every threshold and from each other."""
     rows, columns = np.mgrid[0 : SIDE // 4, 0 : SIDE // 4]
     centres = [(8, 8), (8, 24), (24, 16)]
     logits = np.stack([5.5 - np.hypot(rows - y, columns - x) for y, x in centres]).astype(np.float32)
-    labels = ImageLabels(
+    labels = GeneratedMasks(
         size=(SIDE, SIDE),
         logits=logits,
         frames=(Frame.whole(SIDE, SIDE, SIDE),) * 3,
@@ -38,7 +38,7 @@ def make_labels() -> ImageLabels:
     return replace(labels, areas=np.array([np.count_nonzero(mask) for mask in labels.masks()]))
 
 
-def records_of(labels: ImageLabels) -> list[dict[str, Any]]:
+def records_of(labels: GeneratedMasks) -> list[dict[str, Any]]:
     """Return upstream's records of the same masks."""
     return [
         {
@@ -55,18 +55,18 @@ def records_of(labels: ImageLabels) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def labels() -> ImageLabels:
+def labels() -> GeneratedMasks:
     return make_labels()
 
 
-def test_equal_masks_are_exact(labels: ImageLabels) -> None:
+def test_equal_masks_are_exact(labels: GeneratedMasks) -> None:
     agreement = compare(labels, records_of(labels), SETTINGS)
     assert agreement.exact
     assert agreement.unexplained == []
     assert (agreement.common, agreement.equal, agreement.pixels) == (3, 3, 0)
 
 
-def test_pixel_inside_a_mask_may_not_differ(labels: ImageLabels) -> None:
+def test_pixel_inside_a_mask_may_not_differ(labels: GeneratedMasks) -> None:
     records = records_of(labels)
     mask = next(labels.masks()).copy()
     mask[32, 32] = False
@@ -77,7 +77,7 @@ def test_pixel_inside_a_mask_may_not_differ(labels: ImageLabels) -> None:
     assert "differs in 1 pixels" in agreement.unexplained[0]
 
 
-def test_pixel_at_the_threshold_may_differ(labels: ImageLabels) -> None:
+def test_pixel_at_the_threshold_may_differ(labels: GeneratedMasks) -> None:
     level = labels.logits.copy()
     level[0] = 1e-7  # every pixel is above the threshold, but for rounding
     records = records_of(replace(labels, logits=level))
@@ -90,7 +90,7 @@ def test_pixel_at_the_threshold_may_differ(labels: ImageLabels) -> None:
 
 
 @pytest.mark.parametrize("side", ["ours", "theirs"])
-def test_mask_of_one_side_alone_has_to_be_marginal(labels: ImageLabels, side: str) -> None:
+def test_mask_of_one_side_alone_has_to_be_marginal(labels: GeneratedMasks, side: str) -> None:
     records = records_of(labels)
     if side == "ours":
         del records[1]
@@ -105,13 +105,13 @@ def test_mask_of_one_side_alone_has_to_be_marginal(labels: ImageLabels, side: st
     [{"pred_iou_thresh": 0.93 - 1e-6}, {"stability_score_thresh": 0.98 + 1e-4}],
     ids=["predicted IoU", "stability"],
 )
-def test_mask_at_a_threshold_may_be_kept_by_one_side_alone(labels: ImageLabels, change: dict[str, float]) -> None:
+def test_mask_at_a_threshold_may_be_kept_by_one_side_alone(labels: GeneratedMasks, change: dict[str, float]) -> None:
     records = records_of(labels)
     del records[1]
     assert compare(labels, records, replace(SETTINGS, **change)).unexplained == []
 
 
-def test_other_order_is_noticed(labels: ImageLabels) -> None:
+def test_other_order_is_noticed(labels: GeneratedMasks) -> None:
     agreement = compare(labels, records_of(labels)[::-1], SETTINGS)
     assert agreement.common == 3
     assert not agreement.same_order

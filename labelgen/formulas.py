@@ -1,0 +1,35 @@
+"""How the uncertainty u follows from logits (SUM, Sec. 3.2.3).
+
+Torch is imported where it computes: the command line shows the names of ``FORMULAS`` as sources.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def refinement(s: Tensor, r: Tensor) -> Tensor:
+    """Return u = |sigmoid(s) - sigmoid(r)| of logits s and refined logits r (Eq. 3), in [0, 1]."""
+    return (s.sigmoid() - r.sigmoid()).abs()
+
+
+def confidence(s: Tensor) -> Tensor:
+    """Return u = 1 - |2 sigmoid(s) - 1| of logits s: 1 where SAM is undecided, 0 where it is sure."""
+    return 1 - (2 * s.sigmoid() - 1).abs()
+
+
+def entropy(s: Tensor) -> Tensor:
+    """Return the entropy of sigmoid(s) in bits: 1 where SAM is undecided, 0 where it is sure."""
+    from torch.nn import functional as F
+
+    nats = s.sigmoid() * F.softplus(-s) + (-s).sigmoid() * F.softplus(s)
+    return (nats / math.log(2)).clamp(max=1)
+
+
+FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": entropy}
+"""How u follows from SAM's own logits, by the name of the source. Every other source takes a refiner."""
