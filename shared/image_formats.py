@@ -32,7 +32,7 @@ _ALPHA = (1, 2, 999)
 
 def open_image(data: bytes, name: str) -> ImageFile.ImageFile:
     """Read the header of a photo's file. Raises what Pillow does."""
-    formats = FORMATS
+    formats: tuple[str, ...] = FORMATS
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS and b"avif" not in data[8:64]:
         from pillow_heif import register_heif_opener
 
@@ -47,8 +47,8 @@ def open_image(data: bytes, name: str) -> ImageFile.ImageFile:
 
 def without_large_text(png: bytes) -> bytes:
     """Return a PNG without texts and colour profiles that Pillow would call too large; nothing here reads them."""
-    kept, room = [PNG], MAX_TEXT
-    is_whole = True
+    kept: list[bytes | memoryview] = [PNG]
+    room, is_whole = MAX_TEXT, True
     for kind, content, chunk in _chunks(png):
         if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
             size = _unpacked(kind, content, MAX_TEXT)

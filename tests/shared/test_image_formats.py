@@ -199,7 +199,9 @@ def test_stretched_photo_has_its_data_from_black_to_white(channels: int, kind: s
     else:
         data = png16(stored, turn)
     expected = expected_stretch(values if channels > 1 else values[..., :1])
-    np.testing.assert_array_equal(decode_image(data, "a", stretch=True), upright(np.broadcast_to(expected, values.shape)))
+    np.testing.assert_array_equal(
+        decode_image(data, "a", stretch=True), upright(np.broadcast_to(expected, values.shape))
+    )
 
 
 def png16(values: npt.NDArray[np.uint16], turn: int) -> bytes:
