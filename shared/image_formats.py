@@ -8,15 +8,16 @@ import zlib
 from collections.abc import Iterator
 
 from PIL import Image, ImageFile, TiffImagePlugin
+from pillow_heif import register_heif_opener
+
+register_heif_opener()
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"),
     *(".pnm", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".tga"),
 )
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF", "HEIF", "JPEG2000")
 """What is tried, whatever a file is called; other formats of Pillow's would start programs (EPS) or are no photos."""
-HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""What a HEIF file says that it is. ``mif1`` may also be an AVIF that says so further on."""
 MAX_TEXT = 1 << 20
 """Bytes of a PNG's text or colour profile that Pillow takes; so many of all of them together are left in, too."""
 MAX_SCANS = 500
@@ -33,12 +34,7 @@ _ALPHA = (1, 2, 999)
 def open_image(data: bytes, name: str) -> ImageFile.ImageFile:
     """Read the header of a photo's file. Raises what Pillow does."""
     formats: tuple[str, ...] = FORMATS
-    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS and b"avif" not in data[8:64]:
-        from pillow_heif import register_heif_opener
-
-        register_heif_opener()
-        formats = ("HEIF",)
-    elif name.lower().endswith(".tga"):  # it has no signature: random bytes may look like one
+    if name.lower().endswith(".tga"):  # it has no signature: random bytes may look like one
         formats = (*FORMATS, "TGA")
     if data.startswith(PNG):
         data = without_large_text(data)

@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from sum_factory.shared.errors import ImageError
 from sum_factory.shared.image_formats import (
+    FORMATS,
     IMAGE_SUFFIXES,
     JPEG_END,
     TIFF,
@@ -31,7 +31,7 @@ from sum_factory.shared.image_formats import (
     tile_pixels,
 )
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "Opened", "RgbImage", "decode_image", "digest", "open_photo"]
+__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "Opened", "RgbImage", "decode_image", "digest", "open_photo"]
 
 MAX_PIXELS = 178_000_000
 """Larger images are refused: decoded they take half a gigabyte, and some are kept ahead. Pillow's own limit is just
@@ -63,7 +63,7 @@ _DECODER_BYTES = {"WEBP": 8, "GIF": 4, "PPM": 4, "AVIF": 14, "HEIF": 14, "JPEG20
 """Bytes a pixel that decoders take beside the picture, by format: planes in higher precision, copies."""
 
 
-class Photo(NamedTuple):
+class Decoded(NamedTuple):
     """A photo's pixels, RGB uint8 (H, W, 3). One that ``is_dim`` has more than 8 bits, and data in the lower ones."""
 
     pixels: RgbImage
@@ -147,7 +147,7 @@ class Opened:
                 f"to decode, more than the limit of {MAX_MEMORY / 2**30:.0f}; scale it down or cut it up"
             )
 
-    def decode(self) -> Photo:
+    def decode(self) -> Decoded:
         """Decode the pixels, as ``decode_image`` does. Raises ``ImageError``; ``MemoryError`` if memory is short."""
         try:
             with warnings.catch_warnings():
@@ -161,7 +161,7 @@ class Opened:
             raise _damaged(self._name, error) from error
         except Exception as error:  # as above
             raise _damaged(self._name, error) from error
-        return Photo(pixels, self.is_deep and not self._stretch and _is_dim(pixels))
+        return Decoded(pixels, self.is_deep and not self._stretch and _is_dim(pixels))
 
     @property
     def _is_deep_colour(self) -> bool:
@@ -185,6 +185,8 @@ class Opened:
 
     def _stretched_colours(self) -> RgbImage:
         """Return a photo of several channels of 16 bits, stretched: all alike, so that colours stay what they are."""
+        import cv2  # which few photos need
+
         values = cv2.imdecode(np.frombuffer(self._data, np.uint8), cv2.IMREAD_UNCHANGED)
         if values is None or values.dtype != np.uint16 or values.ndim != 3 or values.shape[2] not in (3, 4):
             raise ImageError(f"{self._name}: its 16 bits a channel cannot be read to be stretched; save it anew as PNG")

@@ -37,6 +37,11 @@ FINISHED_WITH_IMAGE_ERRORS = 3
 @click.option(
     "--keep-embeddings", is_flag=True, help="Keep what the image encoder makes of each photo, for later refiners."
 )
+@click.option(
+    "--stretch",
+    is_flag=True,
+    help="Stretch photos of more than 8 bits a channel from their darkest to their brightest values: for 12-bit data.",
+)
 @click.option("--extend", is_flag=True, help="Add photos that are new to the shard set that is there.")
 @click.option(
     "--unit-size",

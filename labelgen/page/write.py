@@ -16,10 +16,10 @@ import numpy.typing as npt
 from sum_factory.labelgen.sets.export import at_full_size, full_size_masks
 from sum_factory.shared.drawing import draw_mask
 from sum_factory.shared.errors import StorageError
-from sum_factory.shared.images import RgbImage, decode_image
+from sum_factory.shared.images import RgbImage
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import REFINEMENT, uncertainty_layer
-from sum_factory.shared.shards.originals import original_of, read_original
+from sum_factory.shared.shards.originals import decode_original
 from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet
 
 SHOWN_SIDE = 420
@@ -88,7 +88,7 @@ def _cards(shards: ShardSet, picked: list[tuple[int, LabelledImage]], maps: str 
     mapped = set() if maps is None else set(shards.committed(uncertainty_layer(maps)))
     for number, image in picked:
         planned = plans[number].images[image.index]
-        photo = decode_image(read_original(shards, planned, image.digest), original_of(shards, planned).name)
+        photo = decode_original(shards, planned, image.digest)
         drawn = overlay(photo, list(full_size_masks(shards, number, image)))
         pictures = [("photo", photo), ("masks", drawn)]
         facts = [f"{image.width} x {image.height}", f"{len(image.masks)} masks"]
