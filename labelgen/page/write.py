@@ -54,7 +54,7 @@ def write_page(shards: ShardSet, out: Path, limit: int, layer_name: str | None =
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(html)
+        out.write_text(html, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise StorageError(f"cannot write {out}: {error.strerror}") from error
     return len(picked)
