@@ -11,6 +11,7 @@ from sum_factory.labelgen.engine.stop import stop_on_signals
 from sum_factory.labelgen.options import automask_options, encoding_option, refiner_options, shards_option, work_options
 from sum_factory.labelgen.settings import SOURCES, UNIT_SIZE, AutomaskSettings, UncertaintySettings
 from sum_factory.shared.commands import FAILED, photos_from_option
+from sum_factory.shared.names import printable_lines
 from sum_factory.shared.precision import PrecisionSetting, precision_option
 from sum_factory.shared.shards.dataset import OUTPUTS, REFINEMENT
 
@@ -25,7 +26,7 @@ FINISHED_WITH_IMAGE_ERRORS = 3
     "--images",
     required=True,
     multiple=True,
-    help="Folder, tar, list file, pattern or image, at a path or URL; repeatable.",
+    help="Folder, tar, zip, list file, pattern or image, at a path or URL; repeatable.",
 )
 @shards_option
 @refiner_options
@@ -119,12 +120,12 @@ def uncertainty_command(
 
 
 def _tell(line: str) -> None:
-    click.echo(line, err=True)
+    click.echo(printable_lines(line), err=True)
 
 
 def _finish(summary: RunSummary) -> None:
     """Print what a run did; exit with status 1 if units are left, else with 3 if images were skipped."""
-    click.echo(summary.lines())
+    click.echo(printable_lines(summary.lines()))
     if not summary.is_whole:
         left = summary.units - summary.units_before - summary.units_done
         why = "" if summary.stopped is None else f"stopped {summary.stopped}: "
