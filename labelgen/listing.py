@@ -234,7 +234,7 @@ def _file(url: str, key: str, told: Told) -> PhotoFile:
 
 
 def _stamp(told: Told) -> str:
-    changes = ("ETag", "etag", "mtime", "LastModified", "CRC")
+    changes = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "CRC")
     return f"{told.get('size')}:{next((told[name] for name in changes if told.get(name)), '')}"
 
 

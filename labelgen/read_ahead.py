@@ -19,6 +19,9 @@ from sum_factory.shared.sam.runtime import resize
 READ_AHEAD = 2
 """Images that are read, decoded and scaled while another is being worked on."""
 
+RESIZE_BYTES = 8
+"""Bytes a pixel that a decoded photo takes while it is scaled: Pillow has a copy of it."""
+
 
 class Photo(NamedTuple):
     """The pixels of a photo, RGB uint8 (H, W, 3), and what ``resize`` makes of them for a SAM."""
@@ -105,8 +108,9 @@ def load_photo(
         raise ImageError(
             f"{name}: {opened.width} x {opened.height} is too thin for SAM's square of {side} px; cut it up"
         )
-    enter(opened.bytes_needed + len(data))
+    enter(max(opened.bytes_needed + len(data), RESIZE_BYTES * opened.height * opened.width))
     pixels, is_dim = opened.decode()
+    del opened, data  # Pillow's own picture is as large, and is needed no more
     if is_dim and seen.dim is None:
         seen.dim = name
     return Photo(pixels, resize(pixels, side))

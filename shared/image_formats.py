@@ -45,9 +45,9 @@ def without_large_text(png: bytes) -> bytes:
     """Return a PNG without texts and colour profiles that Pillow would call too large; nothing here reads them."""
     kept: list[bytes | memoryview] = [PNG]
     room, is_whole = MAX_TEXT, True
-    for kind, content, chunk in _chunks(png):
+    for kind, chunk in _chunks(png):
         if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
-            size = _unpacked(kind, content, MAX_TEXT)
+            size = _unpacked(kind, bytes(chunk[8:-4]), MAX_TEXT)
             if size > room:
                 is_whole = False
                 continue
@@ -56,17 +56,17 @@ def without_large_text(png: bytes) -> bytes:
     return png if is_whole else b"".join(kept)
 
 
-def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes, memoryview]]:
-    """Yield kind, content (of what is no pixels) and all bytes of each chunk; the last is whatever is left."""
+def _chunks(png: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Yield the kind of each chunk, and all its bytes; the last one is whatever is left, and of no kind."""
     view, at = memoryview(png), len(PNG)
     while at + 8 <= len(png):
         length, kind = struct.unpack(">I4s", view[at : at + 8])
         end = at + 12 + length
-        if end > len(png) or kind == b"IDAT":
+        if end > len(png):
             break
-        yield kind, bytes(view[at + 8 : end - 4]), view[at:end]
+        yield kind, view[at:end]
         at = end
-    yield b"", b"", view[at:]
+    yield b"", view[at:]
 
 
 def _unpacked(kind: bytes, content: bytes, limit: int) -> int:

@@ -79,6 +79,10 @@ def test_heif_is_turned_once() -> None:
 
 def large_text(kind: str) -> bytes:
     info = PngImagePlugin.PngInfo()
+    if kind == "behind":
+        text = chunk(b"zTXt", b"comment\0\0" + zlib.compress(bytes(3 << 20)))
+        data = encoded(photo(), "PNG")
+        return data[:-12] + text + data[-12:]
     if kind == "iCCP":
         return encoded(photo(), "PNG", icc_profile=bytes(3 << 20))
     for number in range(66 if kind == "many" else 1):
@@ -89,7 +93,7 @@ def large_text(kind: str) -> bytes:
     return encoded(photo(), "PNG", pnginfo=info)
 
 
-@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP", "many"])
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP", "many", "behind"])
 def test_large_text_or_profile_is_no_damage(kind: str) -> None:
     data = large_text(kind)
     with pytest.raises((ValueError, SyntaxError)), Image.open(io.BytesIO(data)) as image:  # or it tests nothing
