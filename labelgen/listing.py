@@ -20,7 +20,7 @@ from sum_factory.labelgen.left_out import LeftOut
 from sum_factory.labelgen.store_listing import DIRECTORY, IRREGULAR, Told, ask, listed_by_store, look_at, open_place
 from sum_factory.labelgen.tar_listing import Tar, list_tar
 from sum_factory.labelgen.threads import GeneratorPool
-from sum_factory.shared.deadlines import seconds_for
+from sum_factory.shared.deadlines import LIST_SECONDS, seconds_for
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import IMAGE_SUFFIXES
 from sum_factory.shared.names import printable
@@ -75,7 +75,7 @@ def _expand(place: str) -> list[str]:
     filesystem, path = open_place(place)
     is_pattern = any(c in path for c in "*?[")
     if is_pattern and look_at(place) is None:
-        matches = sorted(ask(place, lambda: filesystem.glob(path)))
+        matches = sorted(ask(place, lambda: filesystem.glob(path), LIST_SECONDS))
         if not matches:
             raise InputError(f"{name}: no file matches this pattern")
         return [renamed(place, path, match) for match in matches]

@@ -144,7 +144,7 @@ def test_members_are_those_that_tarfile_finds(form: int, entries: list[tuple[str
     assert files(data) == expected
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.lists(st.tuples(st.integers(0, 5 * BLOCK), st.integers(0, 255)), max_size=8), st.booleans())
 def test_damaged_tars_raise_nothing_but_their_fault(changes: list[tuple[int, int]], repair: bool) -> None:
     data = bytearray(extended(record(b"path", b"b.jpg"), record(b"size", b"3")) + PHOTO + END)
