@@ -141,7 +141,9 @@ def scans(tmp_path: Path) -> Path:
 def test_run_warns_once_of_photos_that_are_too_dark_and_of_what_is_left_out(
     scans: Path, tmp_path: Path, label: Label, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    label(scans, tmp_path / "set")
+    label(scans, tmp_path / "set", log=str(tmp_path / "log"))
+    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert sum("to have such photos stretched" in event.get("text", "") for event in events) == 1
     told = capsys.readouterr()
     assert told.err.count("to have such photos stretched") == 1
     assert f"{scans}/0.png: has more than 8 bits, and nothing in it is brighter than a quarter of white" in told.err
