@@ -6,12 +6,16 @@ import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO, Generic, TypeVar
 
+from sum_factory.shared.progress import SPEAKER
+
 Result = TypeVar("Result")
 
 LOOK_SECONDS = 60.0
 """So long a store may take to tell of one file, to give a page of a listing, or to begin to answer."""
 LIST_SECONDS = 600.0
 """So long a store may take to list a folder that it lists at once."""
+TOLD_SECONDS = 20.0
+"""After so long people are told what is being waited for."""
 BYTES_PER_SECOND = 200_000
 """A store that gives less than this is taken to be stuck."""
 
@@ -37,12 +41,15 @@ class _Call(Generic[Result]):
 def within(seconds: float, whom: str, call: Callable[[], Result]) -> Result:
     """Return what a call returns, or raise what it raises.
 
-    Raises ``TimeoutError``, which says that ``whom`` did not answer, when it takes longer. Its thread is left behind,
-    and does not keep the process alive.
+    When it takes long, people are told what is waited for; when it takes longer, ``TimeoutError`` is raised, which says
+    that ``whom`` did not answer. The thread of the call is then left behind, and does not keep the process alive.
     """
     made = _Call(call)
     threading.Thread(target=made.run, name="waiting", daemon=True).start()
-    if not made.is_over.wait(seconds):
+    if not made.is_over.wait(min(seconds, TOLD_SECONDS)) and seconds > TOLD_SECONDS:
+        SPEAKER.say(f"{whom} has not answered for {TOLD_SECONDS:.0f} s; it is waited for {seconds:.0f} s")
+        made.is_over.wait(seconds - TOLD_SECONDS)
+    if not made.is_over.is_set():
         raise TimeoutError(f"{whom} has not answered within {seconds:.0f} s")
     if made.error is not None:
         raise made.error

@@ -416,6 +416,17 @@ def test_store_that_fails_is_not_one_without_the_photo(server: Callable[[str], s
         list(list_photos([server("failing")]))
 
 
+def test_what_is_waited_for_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(deadlines, "TOLD_SECONDS", 0.01)
+    over = threading.Event()
+    with pytest.raises(TimeoutError, match=r"^the store s3://b has not answered within 0 s$"):
+        deadlines.within(0.05, "the store s3://b", over.wait)
+    assert capsys.readouterr().err == "the store s3://b has not answered for 0 s; it is waited for 0 s\n"
+    assert deadlines.within(10, "the store s3://b", lambda: 7) == 7
+    assert capsys.readouterr().err == ""
+    over.set()
+
+
 def test_more_is_waited_for_the_more_there_is_to_read() -> None:
     assert deadlines.seconds_for(0) == deadlines.LOOK_SECONDS
     assert deadlines.seconds_for(100_000_000) == deadlines.LOOK_SECONDS + 500
