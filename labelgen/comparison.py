@@ -10,8 +10,8 @@ from itertools import islice
 from types import TracebackType
 from typing import Self
 
+from sum_factory.labelgen.keys import Keys, Reserve
 from sum_factory.labelgen.known_photos import KnownPhotos
-from sum_factory.labelgen.listing import Keys, Reserve
 from sum_factory.shared.errors import SettingsDifferError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.shards.dataset import Unit

@@ -38,7 +38,9 @@ class EventLog:
             self.file.flush()
 
     def take(self, event: Event) -> None:
-        """Write what happened, unless it is that an image was labelled."""
+        """Write what happened, unless it is that an image was labelled; what is noted of one, too."""
+        if isinstance(event, ImageDone) and event.note is not None:
+            self.tell(NAMES[Notice], text=event.note)
         if not isinstance(event, ImageDone) or event.error is not None:
             self.tell(NAMES[type(event)], **asdict(event))
 

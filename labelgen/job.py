@@ -146,6 +146,8 @@ class ImageDone:
     error: str | None = None
     unit: int = 0
     attempt: int = 1
+    note: str | None = None
+    """What people should know of this image, or of others like it."""
 
 
 @dataclass(frozen=True)

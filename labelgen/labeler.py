@@ -18,7 +18,7 @@ from sum_factory.labelgen.job import Event, ImageDone, Job, MapsWork, UnitReport
 from sum_factory.labelgen.kept import KEPT, CommittedImage, Encoded, KeptBlobs, KeptWriter, encode
 from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.masks.lanes import take_cores
-from sum_factory.labelgen.read_ahead import LoadedPhoto, read_ahead
+from sum_factory.labelgen.read_ahead import LoadedPhoto, Seen, read_ahead
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.labelgen.uncertainty import UNKNOWN, MaskToRefine, UncertaintyMaker, UncertaintyMap
 from sum_factory.shared.errors import ImageError, InputError
@@ -30,7 +30,7 @@ from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Embedder, place
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, Layer, Unit
 from sum_factory.shared.shards.manifest import UnitRecord, crop_of, manifest_path
-from sum_factory.shared.shards.originals import read_original
+from sum_factory.shared.shards.originals import is_stretched, read_original
 from sum_factory.shared.shards.reader import WHICH
 from sum_factory.shared.shards.sam_outputs import (
     are_logits_known,
@@ -40,6 +40,12 @@ from sum_factory.shared.shards.sam_outputs import (
 )
 from sum_factory.shared.shards.shard_set import MASKS, ImageRows, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
+
+DIM_NOTE = (
+    "has more than 8 bits, and nothing in it is brighter than a quarter of white, as if its data were in the lower "
+    "bits; to have such photos stretched from their darkest to their brightest value, label into another folder with "
+    "--stretch"
+)
 
 
 class _Begun(NamedTuple):
@@ -66,11 +72,13 @@ class Labeler:
         """``weights`` are those of the job, if this process has read them already; the labeler takes them over."""
         self.job = job
         self.shards = ShardSet.open(job.shards, photos_from=job.photos_from)
+        self.seen = Seen(is_stretched(self.shards))
         loaded = load_sam(weights or job.sam, job.model_type)
         sam = place(loaded.sam, job.runtime)
         self.side = loaded.architecture.image_size
         precision = job.runtime.resolve().name
         self.embedder = Embedder(sam, precision)
+        self.has_noted = False
         self.lanes = take_cores(sam.device, cores)
         if job.masks is not None:
             self.generator = LabelGenerator(
@@ -91,9 +99,16 @@ class Labeler:
         for makes in self._lacking(unit, refused or {}):
             for progress in makes.make():
                 if report is None:  # an image counts once
-                    yield progress
+                    yield self._with_note(progress)
             report = makes.commit()
         yield report or self._report_of_committed(unit)
+
+    def _with_note(self, progress: ImageDone) -> ImageDone:
+        """Tell with the progress of an image, once, that there are photos that labels can hardly be made of."""
+        if self.seen.dim is None or self.has_noted:
+            return progress
+        self.has_noted = True
+        return replace(progress, note=f"{self.seen.dim}: {DIM_NOTE}")
 
     def try_unit(self, unit: Unit, refused: Mapping[str, str]) -> None:
         """Do for the images of a unit that are not ``refused`` what ``label_unit`` would do, but commit nothing."""
@@ -226,7 +241,7 @@ class _UnitLabelling:
             maps = labeler.maker.make(labeler.masks_of(rows, encoded.labels), generated.embeddings.__getitem__)
             return _EncodedImage(generated, columns, encoded, maps)
 
-        photos = read_ahead(self.unit.images, labeler.side, self._read, self.refused)
+        photos = read_ahead(self.unit.images, labeler.side, self._read, self.refused, labeler.seen)
         with GeneratorPool(labeler.lanes.count) as codec_pool:
             yield from labeler.lanes.in_order(begin, photos, finish)
 
@@ -248,7 +263,7 @@ class _OfCommitted:
 
     def photos(self, images: Iterable[PhotoFile]) -> Iterator[Callable[[], LoadedPhoto]]:
         """Yield what gives each photo."""
-        return read_ahead(images, self.labeler.side, self.read, self.refused)
+        return read_ahead(images, self.labeler.side, self.read, self.refused, self.labeler.seen)
 
 
 class _Keeping(_OfCommitted):

@@ -17,15 +17,21 @@ from sum_factory.shared.sam.refiner import identify_refiner
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, OF_MASKS, PHOTOS, TAR, Layer, uncertainty_layer
 from sum_factory.shared.shards.encoding import libraries
+from sum_factory.shared.shards.originals import STRETCH
 from sum_factory.shared.shards.shard_set import MASKS
 
 
-def masks_layer(automask: AutomaskSettings, runtime: Runtime, sam: dict[str, object], encoding: str = TAR) -> Layer:
-    """Describe the layer of pseudo-labels that the SAM which ``identify_weights`` describes makes."""
+def masks_layer(
+    automask: AutomaskSettings, runtime: Runtime, sam: dict[str, object], encoding: str = TAR, stretch: bool = False
+) -> Layer:
+    """Describe the layer of pseudo-labels that the SAM which ``identify_weights`` describes makes.
+
+    ``stretch`` says whether photos of more than 8 bits are stretched.
+    """
     return Layer(
         name=MASKS,
         encoding=encoding,
-        settings={**asdict(automask), **runtime.settings()},
+        settings={**asdict(automask), **runtime.settings(), **_of_photos(stretch)},
         weights={"sam": sam},
         provenance=_provenance(encoding),
     )
@@ -33,14 +39,19 @@ def masks_layer(automask: AutomaskSettings, runtime: Runtime, sam: dict[str, obj
 
 def photos_layer(masks: Layer, encoding: str = TAR) -> Layer:
     """Describe the layer of photos at the input side of the SAM that makes ``masks``."""
-    side = int(masks.weights["sam"]["image_size"])
+    side, stretched = int(masks.weights["sam"]["image_size"]), _of_photos(bool(masks.settings.get(STRETCH)))
     return Layer(
         name=PHOTOS,
         encoding=encoding,
-        settings={"side": side, "format": "jpeg", "quality": QUALITY, "chroma": chroma_of(side)},
+        settings={"side": side, "format": "jpeg", "quality": QUALITY, "chroma": chroma_of(side), **stretched},
         weights={},
         provenance={**_provenance(encoding), "pillow": version("pillow")},
     )
+
+
+def _of_photos(stretch: bool) -> dict[str, Any]:
+    """Return the setting of how photos are decoded: none by default, so that the ids of older layers stay."""
+    return {STRETCH: True} if stretch else {}
 
 
 def logits_layer(masks: Layer, encoding: str = TAR) -> Layer:

@@ -1,265 +1,260 @@
-"""List photos in folders, list files and tars (SA-1B's or WebDataset's), at local paths or fsspec URLs.
+"""List photos in folders, list files, zips and tars (SA-1B's or WebDataset's), at local paths or fsspec URLs.
 
 Nothing of a photo is read: names, sizes and time stamps or ETags are those of the folder's or the store's listing, and
-of a tar only the headers are read. Photos are given one by one, as they are found, in a fixed order: what
-is kept is a hash a photo, to give it a key of its own, and the names in one local folder. Each is at an absolute path
-or a URL, however it was spelled. Its key is its path without the extension, relative to the folder, list or tar.
+of a tar only the headers are read. Photos are given one by one, as they are found, in a fixed order: what is kept is a
+hash a photo, to give it a key of its own, and the names in one local folder. Each is at an absolute path or a URL,
+however it was spelled. Its key is its path without the extension, relative to the folder, the list, the zip or the tar.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import stat
-import tarfile
+import codecs
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from functools import partial
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
-from sum_factory.labelgen.store_listing import listed_by_store
+from sum_factory.labelgen.disk_listing import DiskWalk
+from sum_factory.labelgen.keys import Reserve, key_of, safe_path
+from sum_factory.labelgen.left_out import LeftOut
+from sum_factory.labelgen.store_listing import DIRECTORY, IRREGULAR, Told, ask, listed_by_store, look_at, open_place
+from sum_factory.labelgen.tar_listing import Tar, list_tar
 from sum_factory.labelgen.threads import GeneratorPool
+from sum_factory.shared.deadlines import LIST_SECONDS, seconds_for
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import IMAGE_SUFFIXES
+from sum_factory.shared.names import printable
 from sum_factory.shared.photo_files import PhotoFile
-from sum_factory.shared.places import absolute, joined, parent_of, renamed
-from sum_factory.shared.store.refusals import explained, is_remote
+from sum_factory.shared.places import CHAIN, absolute, is_local, joined, links_of, name_in, parent_of, renamed
+from sum_factory.shared.store.refusals import is_remote
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
-TAR_BLOCK = 16_384
-"""Bytes of a remote tar that are read for a header, and for what small members follow."""
+TAR_SUFFIX, ZIP_SUFFIX = ".tar", ".zip"
+PACKED_SUFFIXES = (
+    *(f".tar.{packer}" for packer in ("gz", "bz2", "xz", "zst", "lz4", "z")),
+    *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".7z", ".rar"),
+)
+"""Archives in which no photo can be read without unpacking all before it, or not at all."""
+PACKED = "an archive in which photos cannot be read one by one; unpack it, or pack the photos as .tar or .zip"
 TARS_AHEAD = 8
 """Remote tars whose headers are read at once."""
+LIST_BYTES = 1 << 30
+"""A longer list file is none."""
+ENCRYPTED = 0x1
+"""The flag of a member of a zip that needs a password."""
 
-Reserve = Callable[[str], object]
-_LOOKS_NUMBERED = re.compile(r".*~\d+", re.DOTALL)
-
-
-class Keys:
-    """Gives each photo a key that no other has: its own, or with ``~2``, ``~3``, ... behind it.
-
-    ``known``, if given, says of which keys others have been told of before. Only hashes are kept.
-    """
-
-    def __init__(self, known: Callable[[str], bool] = lambda key: False) -> None:
-        self._known = known
-        self._taken: set[int] = set()
-        self._reserved: set[int] = set()
-        self._last: dict[int, int] = {}
-
-    def reserve(self, key: str) -> None:
-        """Leave a key to the photo whose own it is, which comes later."""
-        self._reserved.add(hash(key))
-
-    def is_free(self, key: str) -> bool:
-        """Whether no photo has this key, by its own name or by a number."""
-        return hash(key) not in self._taken and not self._known(key)
-
-    def take(self, own: str) -> str:
-        """Return the key of a photo whose own is ``own``."""
-        key, ordinal = own, self._last.get(hash(own), 1)
-        while not self.is_free(key) or (ordinal > 1 and hash(key) in self._reserved):
-            ordinal += 1
-            key = f"{own}~{ordinal}"
-        if ordinal > 1:
-            self._last[hash(own)] = ordinal
-        self._taken.add(hash(key))
-        return key
+Found = PhotoFile | Tar
 
 
-def list_photos(places: Iterable[str], reserve: Reserve = lambda key: None) -> Iterator[PhotoFile]:
+def list_photos(
+    places: Iterable[str], reserve: Reserve = lambda key: None, left_out: LeftOut | None = None
+) -> Iterator[PhotoFile]:
     """Yield the photos of all places, in order, each with its own key: ``Keys`` tells equal ones apart.
 
-    A place is a folder (searched to any depth), a tar, a text file with one path or URL a line, an image, or a
-    pattern with ``*`` of these. Names that start with a dot are skipped in folders and tars. ``reserve`` is called with
-    keys that look as if ``Keys`` had made them, before any photo of their folder is given.
-    Raises ``InputError`` for a place that is missing, which is known before the first photo, or holds no image.
+    A place is a folder (searched to any depth), a tar or zip, a text file with one path or URL a line, an image, or a
+    pattern with ``*`` of these. Names that start with a dot are skipped in folders and archives. ``reserve`` is called
+    with keys that look as if ``Keys`` had made them, before any photo of their folder is given; ``left_out`` is told of
+    what is passed over. Raises ``InputError`` for a place that is missing, which is known before the first photo, or
+    that holds no image, or when a store does not answer.
     """
+    told = LeftOut() if left_out is None else left_out
+    told.clear()
     expanded = [(place, _expand(absolute(place))) for place in places]
     for place, matching in expanded:
-        is_empty = True
-        for photo in _list_places(matching, reserve):
+        is_empty, of_place = True, _Listing(reserve, told)
+        for photo in of_place.photos(matching):
             is_empty = False
             yield photo
         if is_empty:
-            raise InputError(f"{place}: no images there; expected {', '.join(IMAGE_SUFFIXES)}, or tars of such files")
+            expected = f"expected {', '.join(IMAGE_SUFFIXES)}, or tars or zips of such files"
+            raise InputError("; ".join([f"{printable(place)}: no images there; {expected}", *told.notes()]))
 
 
 def _expand(place: str) -> list[str]:
-    with explained(place, place, InputError):
-        filesystem, path = fsspec.core.url_to_fs(place)
-        if any(c in path for c in "*?[") and not filesystem.exists(path):
-            matches = sorted(filesystem.glob(path))
-            if not matches:
-                raise InputError(f"{place}: no file matches this pattern")
-            return [renamed(place, path, match) for match in matches]
-        if not filesystem.exists(path):
-            raise InputError(f"{place}: no such file or folder; check --images")
-        return [place]
+    name = printable(place)
+    filesystem, path = open_place(place)
+    is_pattern = any(c in path for c in "*?[")
+    if is_pattern and look_at(place) is None:
+        matches = sorted(ask(place, lambda: filesystem.glob(path), LIST_SECONDS))
+        if not matches:
+            raise InputError(f"{name}: no file matches this pattern")
+        return [renamed(place, path, match) for match in matches]
+    if not is_pattern and not _is_there(place):
+        raise InputError(f"{name}: no such file or folder; check --images")
+    return [place]
 
 
-class _Tar(NamedTuple):
-    """A tar whose members are to be listed: its URL, and what its file system says of it if that is known."""
-
-    url: str
-    info: Mapping[str, Any] | None = None
-
-
-def _list_places(places: Iterable[str], reserve: Reserve) -> Iterator[PhotoFile]:
-    """Yield the photos of places, in order; the headers of several remote tars are read at once."""
-    waiting: deque[PhotoFile | _Tar | Future[list[PhotoFile]]] = deque()
-    with GeneratorPool(TARS_AHEAD) as pool:
-        for found in (found for place in places for found in _list_one(place, reserve)):
-            if isinstance(found, _Tar) and is_remote(found.url):
-                waiting.append(pool.submit(lambda tar: list(_list_tar(tar)), found))
-            else:
-                waiting.append(found)
-            while waiting and (not isinstance(waiting[0], Future) or len(waiting) > TARS_AHEAD):
-                yield from _photos_of(waiting.popleft())
-        while waiting:
-            yield from _photos_of(waiting.popleft())
+def _is_there(place: str) -> bool:
+    if look_at(place) is not None:
+        return True
+    filesystem, path = open_place(place)  # what a store calls a folder, its library may not know as a file
+    return not is_local(place) and bool(ask(place, lambda: filesystem.exists(path)))
 
 
-def _photos_of(found: PhotoFile | _Tar | Future[list[PhotoFile]]) -> Iterable[PhotoFile]:
-    if isinstance(found, Future):
-        return found.result()
-    return _list_tar(found) if isinstance(found, _Tar) else (found,)
+class _Listing:
+    """Lists the photos of places."""
 
+    def __init__(self, reserve: Reserve, left_out: LeftOut) -> None:
+        self.reserve, self.left_out = reserve, left_out
+        self._of_tar = partial(list_tar, is_photo=is_photo, stamp_of=_stamp, left_out=left_out)
 
-def _list_one(place: str, reserve: Reserve) -> Iterator[PhotoFile | _Tar]:
-    with explained(place, place, InputError):
-        filesystem, path = fsspec.core.url_to_fs(place)
-        if filesystem.isdir(path):
-            yield from _list_folder(place, filesystem, path, reserve)
-        elif path.endswith(".tar"):
-            yield _Tar(place)
-        elif path.endswith(LIST_SUFFIXES):
-            yield from _list_file(place, filesystem, path)
-        elif _is_image(path):
-            yield _file(place, PurePosixPath(path).stem, filesystem.info(path))
+    def photos(self, places: Iterable[str]) -> Iterator[PhotoFile]:
+        """Yield the photos of places, in order; the headers of several remote tars are read at once."""
+        waiting: deque[Found | Future[list[PhotoFile]]] = deque()
+        with GeneratorPool(TARS_AHEAD) as pool:
+            for found in (found for place in places for found in self._list_one(place)):
+                if isinstance(found, Tar) and is_remote(found.url):
+                    waiting.append(pool.submit(lambda tar: list(self._of_tar(tar)), found))
+                else:
+                    waiting.append(found)
+                while waiting and (not isinstance(waiting[0], Future) or len(waiting) > TARS_AHEAD):
+                    yield from self._photos_of(waiting.popleft())
+            while waiting:
+                yield from self._photos_of(waiting.popleft())
+
+    def _photos_of(self, found: Found | Future[list[PhotoFile]]) -> Iterable[PhotoFile]:
+        if isinstance(found, Future):
+            return found.result()
+        return self._of_tar(found) if isinstance(found, Tar) else (found,)
+
+    def _list_one(self, place: str) -> Iterator[Found]:
+        """Yield what a place of ``--images`` holds."""
+        told = look_at(place) or {"type": DIRECTORY}  # it is there: what is told of as no file is a folder
+        yield from self._found_at(place, told, key_of(name_in(place)), "")
+        if name_in(place).lower().endswith(LIST_SUFFIXES) and told["type"] not in (DIRECTORY, IRREGULAR):
+            yield from self._list_file(place)
+
+    def _found_at(self, place: str, told: Told, key: str, below: str) -> Iterator[Found]:
+        """Yield what one place holds: ``key`` is that of a photo there; keys of photos in a folder are ``below`` it.
+
+        Raises ``InputError`` for a place of no known kind; of lists nothing is yielded.
+        """
+        name, shown = name_in(place).lower(), printable(place)
+        if told["type"] == DIRECTORY:
+            yield from self._list_folder(place, below)
+        elif told["type"] == IRREGULAR:
+            raise InputError(f"{shown}: not a regular file, and only such are photos; leave it out")
+        elif name.endswith(TAR_SUFFIX):
+            yield Tar(place, told)
+        elif name.endswith(ZIP_SUFFIX):
+            yield from self._list_zip(place, below)
+        elif is_photo(name):
+            yield _file(place, key, told)
+        elif name.endswith(PACKED_SUFFIXES):
+            raise InputError(f"{shown}: {PACKED}")
+        elif not name.endswith(LIST_SUFFIXES):
+            yield from self._list_page(place, below)
+
+    def _list_page(self, place: str, below: str) -> Iterator[Found]:
+        """Yield what a page of a web server links to: its library calls each page a file and a folder."""
+        filesystem, path = open_place(place)
+        if is_local(place) or not ask(place, lambda: filesystem.isdir(path)):
+            raise InputError(
+                f"{printable(place)}: expected a folder, a .tar, a .zip, a list ({', '.join(LIST_SUFFIXES)}) or an "
+                f"image ({', '.join(IMAGE_SUFFIXES)})"
+            )
+        yield from self._list_folder(place, below)
+
+    def _list_folder(self, place: str, below: str) -> Iterator[Found]:
+        filesystem, path = open_place(place)
+        before, _, after = joined(place, "\0").partition("\0")
+        root = path.rstrip("/")
+        if is_local(place):
+            entries = DiskWalk(root, _is_wanted, self.reserve, self.left_out).files()
         else:
-            raise InputError(f"{place}: expected a folder, a .tar, a list ({', '.join(LIST_SUFFIXES)}) or an image")
-
-
-def _list_folder(place: str, filesystem: Any, path: str, reserve: Reserve) -> Iterator[PhotoFile | _Tar]:
-    before, _, after = joined(place, "\0").partition("\0")
-    root = path.rstrip("/")
-    is_local = isinstance(filesystem, LocalFileSystem)
-    entries = _walk(root or "/", "", reserve) if is_local else listed_by_store(filesystem, root)
-    for relative, info in entries:
-        if _is_hidden(relative):
-            continue
-        url = f"{before}{relative}{after}"
-        if _is_image(relative):
-            yield _file(url, _without_suffix(relative), info)
-        elif relative.endswith(".tar"):
-            yield _Tar(url, info)
-
-
-def _walk(folder: str, relative: str, reserve: Reserve) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the files below a local folder, by their names relative to the first one, in the order of these.
-
-    Links to folders are not followed, links to files are.
-    """
-    with os.scandir(folder) as entries:
-        names = [
-            f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
-            for entry in entries
-            if not entry.name.startswith(".")
-        ]
-    names.sort()
-    for name in names:
-        if "~" in name and _is_image(name) and _LOOKS_NUMBERED.fullmatch(own := _without_suffix(name)):
-            reserve(_as_utf8(f"{relative}{own}"))
-    for name in names:
-        path = f"{folder.rstrip('/')}/{name}"
-        if name.endswith("/"):
-            yield from _walk(path[:-1], f"{relative}{name}", reserve)
-        elif _is_image(name) or name.endswith(".tar"):
-            try:
-                yield f"{relative}{name}", _told_by_disk(path)
-            except FileNotFoundError:  # it has been taken away since the folder was read
+            entries = listed_by_store(place, filesystem, root)
+        is_in_archive = len(links_of(place)) > 1
+        for relative, told in entries:
+            url = f"{before}{relative}{after}"
+            if _is_hidden(relative):
                 continue
+            if is_in_archive and (CHAIN in relative or ".." in relative.split("/") or _is_absolute_in_zip(url, told)):
+                self.left_out.one("have names that cannot be told in a URL", url)
+            elif told.get("flag_bits", 0) & ENCRYPTED:
+                self.left_out.one("are encrypted in a zip", url)
+            elif is_photo(relative):
+                yield _file(url, _under(below, key_of(relative)), told)
+            elif relative.lower().endswith(TAR_SUFFIX):
+                yield Tar(url, told)
+            elif relative.lower().endswith(ZIP_SUFFIX):  # often the photos of the folder, as they were fetched
+                self.left_out.one("are zips, which are read where --images names them", url)
+            elif relative.lower().endswith(PACKED_SUFFIXES):
+                self.left_out.one("are archives in which photos cannot be read one by one", url)
+            else:
+                self.left_out.file(relative)
 
-
-def _told_by_disk(path: str) -> dict[str, Any]:
-    """Return size and time of a file. Of a link the size is that of what it points to, 0 if that is gone."""
-    found = os.lstat(path)
-    size = found.st_size
-    if stat.S_ISLNK(found.st_mode):
+    def _list_zip(self, place: str, below: str) -> Iterator[Found]:
+        """Yield the photos of a zip, of which its table of contents is read."""
+        if len(links_of(place)) > 1:
+            raise InputError(f"{printable(place)}: a zip within another archive; unpack it")
         try:
-            size = os.stat(path).st_size
-        except OSError:
-            size = 0
-    return {"size": size, "mtime": found.st_mtime}
+            yield from self._list_folder(f"zip://{CHAIN}{place}", below)
+        except InputError as error:
+            raise InputError(f"{printable(place)}: not a whole zip ({error}); fetch it again") from error
+
+    def _list_file(self, place: str) -> Iterator[Found]:
+        """Yield what a list names, a place a line: a path relative to the list's folder, an absolute one, or a URL."""
+        folder, name = parent_of(place), printable(place)
+        for number, line in enumerate(_text_of(place).split("\n"), 1):
+            entry = line.strip()
+            if not entry or entry.startswith("#"):
+                continue
+            stands_alone = entry.startswith("/") or "://" in entry
+            url = absolute(entry if stands_alone else joined(folder, entry))
+            told = look_at(url)
+            if told is None:
+                raise InputError(f"{name}, line {number}: {printable(entry)}: no such file")
+            last, own = name_in(url).lower(), name_in(url) if stands_alone else entry
+            if told["type"] == IRREGULAR or last.endswith((*PACKED_SUFFIXES, *LIST_SUFFIXES)):
+                raise InputError(
+                    f"{name}, line {number}: {printable(entry)}: expected an image, a folder, a .tar or a .zip"
+                )
+            if told["type"] == DIRECTORY or last.endswith((TAR_SUFFIX, ZIP_SUFFIX)):
+                is_below = told["type"] == DIRECTORY and not stands_alone
+                yield from self._found_at(url, told, "", safe_path(entry) if is_below else "")
+            else:
+                yield _file(url, key_of(own), told)
 
 
-def _list_tar(tar: _Tar) -> Iterator[PhotoFile]:
-    """Yield the photos of a tar: only its headers are read, what lies between is passed over."""
-    with explained(tar.url, tar.url, InputError):
-        filesystem, path = fsspec.core.url_to_fs(tar.url)
-        stamp = _stamp(filesystem.info(path) if tar.info is None else tar.info)
-        sparing = {"block_size": TAR_BLOCK, "cache_type": "readahead"} if is_remote(tar.url) else {}
-        try:
-            with filesystem.open(path, "rb", **sparing) as file, tarfile.open(fileobj=file, mode="r:") as members:
-                while (member := members.next()) is not None:
-                    members.members = []  # type: ignore[attr-defined]  # which would hold all of them
-                    if member.isfile() and _is_image(member.name) and not _is_hidden(member.name):
-                        key = _as_utf8(str(PurePosixPath(member.name).with_suffix("")))
-                        yield PhotoFile(key, tar.url, member.name, member.offset_data, member.size, stamp)
-                file.seek(members.offset)
-                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # cut or damaged: tarfile just stops
-                    raise tarfile.ReadError(f"no end mark at byte {members.offset}")
-        except tarfile.TarError as error:
-            raise InputError(f"{tar.url}: not a whole, uncompressed tar ({error}); fetch it again") from error
+def _text_of(place: str) -> str:
+    """Return the text of a list: UTF-8, or UTF-16 as Windows may write it; bytes that are neither stay in names."""
+    told = look_at(place)
+    size = None if told is None else told.get("size")
+    if size is not None and size > LIST_BYTES:
+        raise InputError(f"{printable(place)}: {size} bytes, more than a list of photos has; check --images")
+    filesystem, path = open_place(place)
+    data: bytes = ask(place, lambda: filesystem.cat_file(path), seconds_for(size))
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 
-def _list_file(place: str, filesystem: Any, path: str) -> Iterator[PhotoFile | _Tar]:
-    folder = parent_of(place)
-    text = filesystem.cat_file(path).decode("utf-8", "replace")
-    for number, line in enumerate(text.splitlines(), 1):
-        entry = line.strip()
-        if not entry or entry.startswith("#"):
-            continue
-        stands_alone = entry.startswith("/") or "://" in entry
-        url = absolute(entry if stands_alone else joined(folder, entry))
-        entry_filesystem, entry_path = fsspec.core.url_to_fs(url)
-        if not entry_filesystem.exists(entry_path):
-            raise InputError(f"{place}, line {number}: {entry}: no such file")
-        if entry_path.endswith(".tar"):
-            yield _Tar(url)
-        else:
-            plain = PurePosixPath(entry_path).stem if stands_alone else str(PurePosixPath(entry).with_suffix(""))
-            yield _file(url, plain, entry_filesystem.info(entry_path))
+def _file(url: str, key: str, told: Told) -> PhotoFile:
+    return PhotoFile(key, url, size=told.get("size"), stamp=_stamp(told))
 
 
-def _file(url: str, key: str, info: Mapping[str, Any]) -> PhotoFile:
-    return PhotoFile(_as_utf8(key), url, size=info.get("size"), stamp=_stamp(info))
+def _stamp(told: Told) -> str:
+    changes = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "CRC")
+    return f"{told.get('size')}:{next((told[name] for name in changes if told.get(name)), '')}"
 
 
-def _stamp(info: Mapping[str, Any]) -> str:
-    changed = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""
-    return f"{info.get('size')}:{changed}"
+def is_photo(name: str) -> bool:
+    """Whether a file of this name is taken for a photo."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _is_image(path: str) -> bool:
-    return path.lower().endswith(IMAGE_SUFFIXES)
+def _is_wanted(name: str) -> bool:
+    return name.lower().endswith((*IMAGE_SUFFIXES, TAR_SUFFIX, ZIP_SUFFIX, *PACKED_SUFFIXES))
 
 
 def _is_hidden(path: str) -> bool:
     has_dot = path.startswith(".") or "/." in path
-    return has_dot and any(part.startswith(".") and part != ".." for part in PurePosixPath(path).parts)
+    return has_dot and any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
-def _without_suffix(name: str) -> str:
-    """Return a name of a file, with folders before it, without its extension."""
-    return name[: name.rindex(".")]
+def _is_absolute_in_zip(url: str, told: Told) -> bool:
+    return url.startswith("zip://") and str(told.get("name")).startswith("/")
 
 
-def _as_utf8(name: str) -> str:
-    """Return ``name`` with the bytes that are not UTF-8 escaped, as they may occur on Linux."""
-    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _under(below: str, key: str) -> str:
+    return f"{below}/{key}" if below else key

@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Never, Self
 
 from sum_factory.labelgen.comparison import Comparison, ListPhotos, Spool, batches, with_key
+from sum_factory.labelgen.keys import Keys
 from sum_factory.labelgen.known_photos import KnownPhotos
-from sum_factory.labelgen.listing import Keys
 from sum_factory.shared.errors import SettingsDifferError, SettingsError, ShardError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.precision import Resolved

@@ -96,6 +96,7 @@ class ProgressReporter:
     _retries: int = 0
     _given_up: list[str] = field(default_factory=list)
     _has_begun: bool = False
+    _has_noted: bool = False
 
     def __post_init__(self) -> None:
         self._stage = Stage("labelling", self.total, "image", note=BEFORE_THE_FIRST if self.total else "")
@@ -131,6 +132,9 @@ class ProgressReporter:
     def _count(self, event: ImageDone) -> None:
         if event.error is not None:
             self._stage.speaker.say(f"skipped: {event.error}")
+        if event.note is not None and not self._has_noted:
+            self._stage.speaker.say(event.note)
+            self._has_noted = True
         attempt, tally = self._in_work.get(event.unit, (0, _Tally()))
         if event.unit in self._settled or event.attempt < attempt:  # told late: it is counted, or was in vain
             return

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
+from functools import partial
+from itertools import count
 from typing import NamedTuple
 
+from sum_factory.labelgen.room import Room
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.shared.errors import ImageError
-from sum_factory.shared.images import RgbImage, decode_image
+from sum_factory.shared.images import MAX_MEMORY, RgbImage, open_photo
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import resized_size
 from sum_factory.shared.sam.runtime import resize
 
 READ_AHEAD = 2
 """Images that are read, decoded and scaled while another is being worked on."""
+
+RESIZE_BYTES = 8
+"""Bytes a pixel that a decoded photo takes while it is scaled: Pillow has a copy of it."""
 
 
 class LoadedPhoto(NamedTuple):
@@ -24,41 +30,87 @@ class LoadedPhoto(NamedTuple):
     resized: RgbImage
 
 
+class Seen:
+    """How photos are decoded, and what is to be told of those that were.
+
+    With ``stretch``, photos of more than 8 bits are stretched. ``dim`` is the name of the first one that has such bits
+    and its data in the lower ones, so that nothing in it is bright.
+    """
+
+    def __init__(self, stretch: bool = False) -> None:
+        self.stretch = stretch
+        self.dim: str | None = None
+
+
 def read_ahead(
     images: Iterable[PhotoFile],
     side: int,
     read: Callable[[PhotoFile], bytes],
     refused: Mapping[str, str] | None = None,
+    seen: Seen | None = None,
 ) -> Iterator[Callable[[], LoadedPhoto]]:
     """Yield for each image a function that returns the photo, whose file ``read`` gives, or raises as ``load_photo``.
 
     Those that ``refused`` has, by key, are not read: their function raises ``ImageError`` with what it says of them.
+    Photos that are being decoded, or are decoded and not asked for yet, share the memory that one may take alone. So
+    they are to be asked for as they come, or by other threads: not all at last by the one that takes the functions.
     """
+    told, room = seen or Seen(), Room(MAX_MEMORY)
 
-    def load(image: PhotoFile) -> LoadedPhoto:
-        if refused and image.key in refused:
-            raise ImageError(refused[image.key])
-        return load_photo(image, side, read)
+    def load(turn: int, image: PhotoFile) -> LoadedPhoto:
+        try:
+            if refused and image.key in refused:
+                raise ImageError(refused[image.key])
+            photo = load_photo(image, side, read, told, partial(room.enter, turn))
+        except BaseException:
+            room.leave(turn)
+            raise
+        room.keep(turn, photo.pixels.nbytes + photo.resized.nbytes)
+        return photo
 
-    with GeneratorPool(READ_AHEAD) as pool:
-        pending: list[Future[LoadedPhoto]] = []
-        for image in images:
-            pending.append(pool.submit(load, image))
-            if len(pending) > READ_AHEAD:
-                yield pending.pop(0).result
-        for future in pending:
-            yield future.result
-        wait(pending)  # the pool gives up what is not begun, and these may be asked for when there is no next one
+    def take(turn: int, future: Future[LoadedPhoto]) -> LoadedPhoto:
+        try:
+            return future.result()
+        finally:
+            room.leave(turn)
+
+    try:
+        with GeneratorPool(READ_AHEAD) as pool:
+            pending: list[Future[LoadedPhoto]] = []
+            turns = count()
+            for turn, image in enumerate(images):
+                pending.append(pool.submit(load, turn, image))
+                if len(pending) > READ_AHEAD:
+                    yield partial(take, next(turns), pending.pop(0))
+            for future in pending:
+                yield partial(take, next(turns), future)
+            wait(pending)  # the pool gives up what is not begun, and these may be asked for when there is no next one
+    finally:
+        room.close()
 
 
-def load_photo(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> LoadedPhoto:
+def load_photo(
+    image: PhotoFile,
+    side: int,
+    read: Callable[[PhotoFile], bytes],
+    seen: Seen | None = None,
+    enter: Callable[[int], object] = lambda size: None,
+) -> LoadedPhoto:
     """Return an image, whose file ``read`` gives, for a SAM of input ``side``.
 
-    Raises what ``read`` does, and ``ImageError`` if the photo cannot be used.
+    ``enter`` is told how many bytes that takes before any pixel is decoded, and may have it wait. Raises what ``read``
+    does, and ``ImageError`` if the photo cannot be used.
     """
+    seen = seen or Seen()
     name, data = image.name, read(image)
-    pixels = decode_image(data, name)
-    height, width = pixels.shape[:2]
-    if 0 in resized_size(height, width, side):
-        raise ImageError(f"{name}: {width} x {height} is too thin for SAM's square of {side} px; cut it up")
+    opened = open_photo(data, name, seen.stretch)
+    if 0 in resized_size(opened.height, opened.width, side):
+        raise ImageError(
+            f"{name}: {opened.width} x {opened.height} is too thin for SAM's square of {side} px; cut it up"
+        )
+    enter(max(opened.bytes_needed + len(data), RESIZE_BYTES * opened.height * opened.width))
+    pixels, is_dim = opened.decode()
+    del opened, data  # Pillow's own picture is as large, and is needed no more
+    if is_dim and seen.dim is None:
+        seen.dim = name
     return LoadedPhoto(pixels, resize(pixels, side))

@@ -24,6 +24,7 @@ from sum_factory.labelgen.job import (
     WeightsRead,
 )
 from sum_factory.labelgen.layers import KEPT_LAYERS, maps_layer, masks_layer
+from sum_factory.labelgen.left_out import LeftOut
 from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
 from sum_factory.labelgen.plan import prepare
@@ -92,6 +93,9 @@ class RunSettings:
     """Keep what the image encoder made of each photo: a later refiner then needs neither photos nor the encoder."""
     runtime: Runtime = field(default_factory=Runtime)
     """Device, precision of the image encoder, and whether the encoder is compiled."""
+    stretch: bool = False
+    """Stretch photos of more than 8 bits a channel, each from its darkest to its brightest values: for data in fewer
+    bits than their files have. By default white is what the file calls white."""
     unit_size: int = UNIT_SIZE
     """Photos a unit, which are scheduled, committed and lost together. Give fewer where many workers share few
     photos."""
@@ -184,7 +188,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         automask = settings_for(str(sam["model_type"]), **automask)
     precision = settle_precision(settings, settings.runtime.precision)
     runtime = replace(settings.runtime, precision=precision.name)
-    masks = masks_layer(automask, runtime, sam, settings.encoding)
+    masks = masks_layer(automask, runtime, sam, settings.encoding, settings.stretch)
     if settings.refiner is None and settings.min_refine_area:
         raise SettingsError("--min-refine-area is about refining: give --refiner too")
     kept = [describe(masks, settings.encoding) for name, describe in KEPT_LAYERS.items() if settings.keeps(name)]
@@ -202,13 +206,14 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         maps = maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, settings.encoding)
         job = replace(job, uncertainty=MapsWork(uncertainty, settings.refiner, maps))
     layers = [(masks, REMEDY_FOR_SETTINGS), *((layer, _remedy_for(layer)) for layer in job.added_layers)]
-    storage, photos = Storage(settings.shards), partial(list_photos, settings.images)
+    left_out = LeftOut()
+    storage, photos = Storage(settings.shards), partial(list_photos, settings.images, left_out=left_out)
     with prepare(storage, photos, layers, settings.unit_size, settings.extend, precision) as plan:
-        notes_said = [*plan.notes()]
+        notes_said = [*plan.notes(), *(left_out.notes() if plan.is_whole else ())]
         for note in notes_said:
             say(note)
         summary = _work(settings, job, plan, weights, before, say, stop or Stop())
-        for note in plan.notes():  # a listing that went on meanwhile has more to tell at its end
+        for note in (*plan.notes(), *left_out.notes()):  # a listing that went on meanwhile has more to tell at its end
             if note not in notes_said:
                 say(note)
     write_shared_files(storage)  # in a store that cannot be locked planning and labelling may have written at once

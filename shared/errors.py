@@ -5,12 +5,18 @@ The second paragraph of each says what to do, and what exit status a command end
 
 from __future__ import annotations
 
+from sum_factory.shared.names import printable_lines
+
 
 class SumError(Exception):
     """Base of all errors that are the input's fault, or the environment's.
 
     A command prints it without a traceback and ends with exit status 1. Catch it to catch all of these.
     """
+
+    def __str__(self) -> str:
+        """Return the message; what a terminal would obey in the name of a file is escaped."""
+        return printable_lines(super().__str__())
 
 
 class ImageError(SumError):

@@ -1,35 +1,73 @@
-"""Decode photos of every common kind to RGB."""
+"""Decode photos of every common kind to RGB, in memory that is known before it begins.
+
+Pixels are brought to RGB strip by strip, so that beside what Pillow decodes there is the result and nothing else.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from sum_factory.shared.errors import ImageError
+from sum_factory.shared.image_formats import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    JPEG_END,
+    TIFF,
+    bits_of,
+    has_alpha,
+    has_too_many_scans,
+    is_negative,
+    is_progressive,
+    lacks_only_its_end,
+    open_image,
+    tiff_bytes,
+    tile_pixels,
+)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
-"""What is tried, whatever a file is called; other formats of Pillow's would start programs (EPS) or are no photos."""
+__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "Opened", "RgbImage", "decode_image", "digest", "open_photo"]
+
 MAX_PIXELS = 178_000_000
 """Larger images are refused: decoded they take half a gigabyte, and some are kept ahead. Pillow's own limit is just
 above."""
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+MAX_MEMORY = 3 << 30
+"""Bytes that decoding one photo may take, the result included; a photo that needs more is refused before it begins."""
+STRIP_PIXELS, STRIP_BYTES = 1 << 20, 120
+"""Pixels that are brought to RGB at once, and the bytes that each may take meanwhile."""
+DARKEST, BRIGHTEST = 0.001, 0.999
+"""The shares of a deep photo's values that become black and that do not become white when it is stretched."""
+DIM = 64
+"""A photo of more than 8 bits that has next to nothing as bright, of 256, has its data in the lower bits."""
 
 RgbImage = npt.NDArray[np.uint8]
+_Grey = npt.NDArray[Any]
+_ToRgb = Callable[[Image.Image], npt.NDArray[np.uint8]]
+
+_STORED: dict[int, Callable[[RgbImage], RgbImage]] = {
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: upright[:, ::-1].swapaxes(0, 1),
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: upright[::-1].swapaxes(0, 1),
+}
+"""By the EXIF orientation, an upright photo's pixels where the file has them."""
+_DECODER_BYTES = {"WEBP": 8, "GIF": 4, "PPM": 4, "AVIF": 14, "HEIF": 14, "JPEG2000": 32}
+"""Bytes a pixel that decoders take beside the picture, by format: planes in higher precision, copies."""
+
+
+class Decoded(NamedTuple):
+    """A photo's pixels, RGB uint8 (H, W, 3). One that ``is_dim`` has more than 8 bits, and data in the lower ones."""
+
+    pixels: RgbImage
+    is_dim: bool
 
 
 def digest(data: bytes) -> str:
@@ -37,67 +75,232 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def decode_image(data: bytes, name: str) -> RgbImage:
+def decode_image(data: bytes, name: str, stretch: bool = False) -> RgbImage:
     """Decode a file's bytes to RGB uint8 (H, W, 3), upright.
 
     Grey, palette, CMYK and 16-bit images are converted, transparency is laid over white, the EXIF orientation is
-    applied. Raises ``ImageError``, naming ``name``, for anything that is not a whole image of a sane size.
+    applied. With ``stretch``, what has more than 8 bits is stretched from its darkest to its brightest values. Raises
+    ``ImageError``, naming ``name``, for anything that is not a whole image of a sane size.
     """
+    return open_photo(data, name, stretch).decode().pixels
+
+
+def open_photo(data: bytes, name: str, stretch: bool = False) -> Opened:
+    """Read the header of a photo's file. Raises ``ImageError`` as ``decode_image``, before any pixel is decoded."""
     if not data:
         raise ImageError(f"{name}: the file is empty (0 bytes); fetch it again or leave it out")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(image, name)
-            image.load()
-            return _to_rgb(_upright(image))
-    except ImageError:
-        raise
+        opened = Opened(data, name, _opened(data, name), stretch)
     except UnidentifiedImageError:
+        if data.startswith(TIFF):
+            raise ImageError(
+                f"{name}: a TIFF whose channels or bits are of no kind that is read; save it as RGB of 8 or 16 bits"
+            ) from None
         raise ImageError(f"{name}: not an image of a known format; it starts with {data[:12]!r}") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: more than the limit of pixels ({error}); scale it down or cut it up") from error
     except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they run into
-        raise ImageError(f"{name}: damaged or cut short ({error}); fetch it again or leave it out") from error
+        raise _damaged(name, error) from error
+    opened.require_sane()
+    return opened
 
 
-def _check_size(image: ImageFile.ImageFile, name: str) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{name}: {width} x {height} is {width * height / 1e6:.0f} megapixels, more than the limit of "
-            f"{MAX_PIXELS / 1e6:.0f}; scale it down or cut it up"
-        )
+def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return open_image(data, name)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation, if there is a valid one."""
+def _damaged(name: str, error: Exception) -> ImageError:
+    return ImageError(f"{name}: damaged or cut short ({error}); fetch it again or leave it out")
+
+
+class Opened:
+    """A photo of which the header is read, and nothing else."""
+
+    def __init__(self, data: bytes, name: str, image: ImageFile.ImageFile, stretch: bool) -> None:
+        self._data, self._name, self._image, self._stretch = data, name, image, stretch
+        self.width, self.height = image.size
+        self.is_deep = bits_of(image, data) > 8
+        self.bytes_needed = self._bytes_needed()
+        """Memory that decoding takes at most, the result included."""
+
+    def _bytes_needed(self) -> int:
+        image = self._image
+        own = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
+        decoder = 6 if is_progressive(image) else _DECODER_BYTES.get(image.format or "", 0)
+        decoder += tiff_bytes(image) + (16 if self._stretch and self._is_deep_colour else 0)
+        pixels = self.width * self.height
+        return pixels * (own + decoder + 3) + 8 * tile_pixels(image) + min(pixels, STRIP_PIXELS) * STRIP_BYTES
+
+    def require_sane(self) -> None:
+        """Raise ``ImageError`` for a photo that is too large to be decoded."""
+        width, height = self.width, self.height
+        if has_too_many_scans(self._image, self._data):
+            raise ImageError(f"{self._name}: a JPEG in more parts than any camera makes; save it anew, or leave it out")
+        size = f"{self._name}: {width} x {height} is {width * height / 1e6:.0f} megapixels"
+        if width * height > MAX_PIXELS:
+            raise ImageError(f"{size}, more than the limit of {MAX_PIXELS / 1e6:.0f}; scale it down or cut it up")
+        if self.bytes_needed > MAX_MEMORY:
+            raise ImageError(
+                f"{size}, which as {self._image.format}, {self._image.mode}, takes {self.bytes_needed / 2**30:.1f} GiB "
+                f"to decode, more than the limit of {MAX_MEMORY / 2**30:.0f}; scale it down or cut it up"
+            )
+
+    def decode(self) -> Decoded:
+        """Decode the pixels, as ``decode_image`` does. Raises ``ImageError``; ``MemoryError`` if memory is short."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                stretched = self._stretch and self._is_deep_colour
+                pixels = self._stretched_colours() if stretched else self._decoded()
+        except ImageError:
+            raise
+        except MemoryError as error:
+            np.empty(self.bytes_needed, np.uint8)  # raises it again where memory is short, and not the file damaged
+            raise _damaged(self._name, error) from error
+        except Exception as error:  # as above
+            raise _damaged(self._name, error) from error
+        return Decoded(pixels, self.is_deep and not self._stretch and _is_dim(pixels))
+
+    @property
+    def _is_deep_colour(self) -> bool:
+        """Whether there are 16 bits of several channels, of which Pillow drops the lower ones."""
+        return self.is_deep and self._image.mode in ("RGB", "RGBA", "RGBa", "RGBX", "LA")
+
+    def _decoded(self) -> RgbImage:
+        image: Image.Image = self._image
+        has_own_alpha, negative = has_alpha(self._image), is_negative(self._image)
+        depth = bits_of(self._image, self._data)
+        try:
+            image.load()
+        except OSError:
+            if not lacks_only_its_end(self._data):
+                raise
+            image = _opened(self._data.removesuffix(b"\xff") + JPEG_END, self._name)
+            image.load()
+        if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+            return _upright_rgb(image, _from_deep_grey(image, depth, negative, self._stretch))
+        return _upright_rgb(image, _over_white if has_own_alpha else _opaque)
+
+    def _stretched_colours(self) -> RgbImage:
+        """Return a photo of several channels of 16 bits, stretched: all alike, so that colours stay what they are."""
+        import cv2  # which few photos need
+
+        values = cv2.imdecode(np.frombuffer(self._data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if values is None or values.dtype != np.uint16 or values.ndim != 3 or values.shape[2] not in (3, 4):
+            raise ImageError(f"{self._name}: its 16 bits a channel cannot be read to be stretched; save it anew as PNG")
+        rows = _rows_at_once(values.shape[1])
+        low, high = _range_of(values[top : top + rows, :, :3] for top in range(0, len(values), rows))
+        turn = None if self._image.format == "TIFF" else _turn_of(self._image)  # OpenCV has turned a TIFF
+        upright, stored = _room_for((values.shape[1], values.shape[0]), turn)
+        for top in range(0, len(values), rows):
+            strip = values[top : top + rows]
+            rgb = _to_bytes(strip[..., 2::-1], low, high)
+            if has_alpha(self._image):
+                share = strip[..., 3:].astype(np.float32) / 65_535
+                rgb = np.rint(share * rgb + (1 - share) * 255).astype(np.uint8)
+            stored[top : top + rows] = rgb
+        return upright
+
+
+def _turn_of(image: Image.Image) -> int | None:
+    """Return the EXIF orientation, if there is a valid one that is not upright."""
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation if orientation in _STORED else None
     except Exception:  # damaged metadata do not spoil the pixels
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
-def _to_rgb(image: Image.Image) -> RgbImage:
-    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        return _from_deep_grey(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        over = image.convert("RGBA")
-        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, over)
-    return np.array(image.convert("RGB"))
+def _room_for(size: tuple[int, int], turn: int | None) -> tuple[RgbImage, RgbImage]:
+    """Return room for an upright photo whose file has ``size`` (width, height), and the same as the file has it."""
+    width, height = (size[1], size[0]) if turn is not None and turn >= 5 else size
+    upright = np.empty((height, width, 3), np.uint8)
+    return upright, upright if turn is None else _STORED[turn](upright)
 
 
-def _from_deep_grey(image: Image.Image) -> RgbImage:
-    """Bring 16-bit grey to 8 bits; wider integers and floats are stretched from their own range."""
-    values = np.asarray(image).astype(np.float64)
-    if image.mode.startswith("I;16") or (image.mode == "I" and values.min() >= 0 and values.max() <= 65_535):
-        low, high = 0.0, 65_535.0
-    else:
+def _rows_at_once(width: int) -> int:
+    return max(1, STRIP_PIXELS // max(1, width))
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the first row of each strip of a picture, and the strip."""
+    rows = _rows_at_once(image.width)
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
+
+
+def _upright_rgb(image: Image.Image, to_rgb: _ToRgb) -> RgbImage:
+    upright, stored = _room_for(image.size, _turn_of(image))
+    for top, strip in _strips(image):
+        stored[top : top + strip.height] = to_rgb(strip)
+    return upright
+
+
+def _opaque(strip: Image.Image) -> npt.NDArray[np.uint8]:
+    if strip.mode in ("RGBA", "RGBa"):  # a fourth channel that is no alpha
+        return np.asarray(strip)[..., :3]
+    return np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
+
+
+def _over_white(strip: Image.Image) -> npt.NDArray[np.uint8]:
+    over = strip.convert("RGBA")
+    white = Image.new("RGBA", over.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(white, over).convert("RGB"))
+
+
+def _from_deep_grey(image: Image.Image, bits: int, negative: bool, stretch: bool) -> _ToRgb:
+    """Return what brings 12 and 16-bit grey to 8 bits; wider integers and floats are stretched from their own range."""
+    low, high = 0.0, 4_095.0 if bits == 12 else 65_535.0
+    if not image.mode.startswith("I;16"):
+        least, most = _extremes(image)
+        if image.mode == "F" or least < 0 or most > 65_535:
+            low, high = least, most
+    if stretch and (image.mode.startswith("I;16") or (image.mode == "I" and high == 65_535.0)):
+        low, high = _range_of(np.asarray(strip).astype(np.uint16) for _, strip in _strips(image))
+
+    def to_rgb(strip: Image.Image) -> npt.NDArray[np.uint8]:
+        grey = _to_bytes(np.asarray(strip), low, high)
+        return np.broadcast_to((255 - grey if negative else grey)[..., None], (*grey.shape, 3))
+
+    return to_rgb
+
+
+def _extremes(image: Image.Image) -> tuple[float, float]:
+    """Return the least and the largest finite value, 0 and 1 if there is none."""
+    least, most = np.inf, -np.inf
+    for _, strip in _strips(image):
+        values = np.asarray(strip)
         finite = values[np.isfinite(values)]
-        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-    scaled = np.nan_to_num((values - low) / max(high - low, 1e-12), nan=0.0, posinf=1.0, neginf=0.0)
-    grey = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+        if finite.size:
+            least, most = min(least, float(finite.min())), max(most, float(finite.max()))
+    return (least, most) if least <= most else (0.0, 1.0)
+
+
+def _range_of(strips: Iterable[_Grey]) -> tuple[float, float]:
+    """Return which values of 16 bits become black and white: few are darker or brighter."""
+    counts = np.zeros(65_536, np.int64)
+    for values in strips:
+        counts += np.bincount(values.reshape(-1), minlength=65_536)
+    reached = np.cumsum(counts) / max(1, counts.sum())
+    low, high = (float(np.searchsorted(reached, share)) for share in (DARKEST, BRIGHTEST))
+    return (low, high) if low < high else (0.0, 65_535.0)
+
+
+def _to_bytes(values: _Grey, low: float, high: float) -> npt.NDArray[np.uint8]:
+    """Bring values from ``low`` to ``high`` to 0 to 255; what is no number is black."""
+    scaled = np.nan_to_num((values.astype(np.float64) - low) / max(high - low, 1e-12), nan=0.0, posinf=1.0, neginf=0.0)
+    return np.asarray(np.rint(np.clip(scaled, 0, 1) * 255), np.uint8)
+
+
+def _is_dim(pixels: RgbImage) -> bool:
+    """Whether next to nothing in a photo is bright, though something is there."""
+    counts, rows = np.zeros(256, np.int64), _rows_at_once(pixels.shape[1])
+    for top in range(0, len(pixels), rows):
+        counts += np.bincount(pixels[top : top + rows].reshape(-1), minlength=256)
+    brightest = int(np.searchsorted(np.cumsum(counts), BRIGHTEST * pixels.size))
+    return brightest < DIM and int(np.count_nonzero(counts)) > 1

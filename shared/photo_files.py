@@ -5,15 +5,28 @@ fsspec is imported where bytes are read, as most who ask for a plan read none.
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import tarfile
+import zipfile
+import zlib
 from dataclasses import dataclass
 
+from sum_factory.shared.deadlines import seconds_for, within
 from sum_factory.shared.errors import ImageError, InputError, UnreachableError
+from sum_factory.shared.names import printable
 from sum_factory.shared.store.refusals import explained
 
+MAX_BYTES = 2 << 30
+"""Larger files are not read: that is more than any photo of so many pixels as are taken has, compressed or not."""
 CHANGED = (
     "changed since the run was planned; to label it, restore the file, delete the manifest of its unit and run again"
 )
+_OF_ONE_NAME = (errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors of a disk that say something of a name and what it points to, and nothing of the disk."""
+_NOT_UNPACKED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+"""What is raised for a member of a zip that is damaged, encrypted, or compressed in a way that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +47,15 @@ class PhotoFile:
 
     @property
     def name(self) -> str:
-        """What to call the photo in a message; bytes of a name that are not UTF-8 are escaped."""
-        name = f"{self.url}::{self.member}" if self.member else self.url
-        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        """What to call the photo in a message; whatever is no plain character is escaped."""
+        return printable(f"{self.url}::{self.member}" if self.member else self.url)
 
 
 def read_bytes(photo: PhotoFile) -> bytes:
     """Read a photo's file.
 
-    Raises ``InputError`` if it is gone or not to be read, ``UnreachableError`` if its store or disk fails.
+    Raises ``InputError`` if it is gone or not to be read, ``ImageError`` if it is no regular file, or too large to be a
+    photo's, and ``UnreachableError`` if its store or disk fails, or does not answer in time.
     """
     return _read(photo, 0)
 
@@ -67,21 +80,64 @@ def read_listed(photo: PhotoFile) -> bytes:
 
 def _read(photo: PhotoFile, before: int) -> bytes:
     """Read the bytes of a photo; of a member of a tar also as many right ``before`` it."""
-    import fsspec
+    from sum_factory.shared.places import is_local, store_of
 
+    assert photo.size is not None or not photo.member, "a tar's header tells it"
+    start = photo.offset - before if photo.member else None
+    end = photo.offset + (photo.size or 0) if photo.member else None
     with explained(photo.url, photo.name, InputError, UnreachableError):
-        filesystem, path = fsspec.core.url_to_fs(photo.url)
-        if not photo.member:
-            return bytes(filesystem.cat_file(path))
-        assert photo.size is not None, "a tar's header tells it"
-        return bytes(filesystem.cat_file(path, start=photo.offset - before, end=photo.offset + photo.size))
+        if is_local(photo.url):
+            size = _require_regular(photo.url, photo.name)
+            _require_sane(photo.size if photo.member else size, photo.name)
+            return _read_part(photo.url, start, end)
+        _require_sane(photo.size, photo.name)
+        try:
+            return within(seconds_for(photo.size), store_of(photo.url), lambda: _read_part(photo.url, start, end))
+        except _NOT_UNPACKED as error:
+            if not photo.url.startswith("zip://"):
+                raise
+            raise ImageError(f"{photo.name}: cannot be unpacked ({error}); pack it again, or leave it out") from error
+
+
+def _read_part(url: str, start: int | None, end: int | None) -> bytes:
+    from sum_factory.shared.places import opened
+
+    filesystem, path = opened(url)
+    return bytes(filesystem.cat_file(path) if end is None else filesystem.cat_file(path, start=start, end=end))
+
+
+def _require_regular(url: str, name: str) -> int:
+    """Return the size of a file on a disk.
+
+    Raises ``ImageError`` for what is no regular file: it might never end, or not even open.
+    """
+    from sum_factory.shared.places import opened
+
+    try:
+        told = os.stat(opened(url)[1])
+    except OSError as error:
+        if error.errno in _OF_ONE_NAME:
+            raise ImageError(f"{name}: cannot be opened ({error.strerror}); leave it out") from error
+        raise
+    if not stat.S_ISREG(told.st_mode):
+        raise ImageError(f"{name}: not a regular file; leave it out")
+    return told.st_size
+
+
+def _require_sane(size: int | None, name: str) -> None:
+    if size is not None and size > MAX_BYTES:
+        raise ImageError(f"{name}: {size} bytes, and photos of more than {MAX_BYTES} bytes are not read; leave it out")
 
 
 def _is_header_of(block: bytes, photo: PhotoFile) -> bool:
-    """Whether a block is the header of this member. A name too long for it, or not ASCII, it tells only in part."""
+    """Whether a block is the header of this member."""
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
         return False
-    told_in_full = photo.member.isascii() and len(photo.member) <= tarfile.LENGTH_NAME
-    return header.size == photo.size and (header.name == photo.member or not told_in_full)
+    return header.size == photo.size and (header.name == photo.member or not is_told_in_full(photo.member))
+
+
+def is_told_in_full(member: str) -> bool:
+    """Whether the header of a member has all of its name: a long one, or one that is not ASCII, it has in part."""
+    return member.isascii() and len(member) < tarfile.LENGTH_NAME

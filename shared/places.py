@@ -7,6 +7,8 @@ lies in its first link that is more than a protocol, and its last link is the fi
 from __future__ import annotations
 
 import os
+from functools import lru_cache
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -14,6 +16,20 @@ from fsspec.implementations.local import LocalFileSystem
 from sum_factory.shared.store.refusals import is_remote
 
 CHAIN = "::"
+AROUND_OTHERS = (
+    "blockcache",
+    "cached",
+    "dir",
+    "filecache",
+    "libarchive",
+    "reference",
+    "simplecache",
+    "tar",
+    "zip",
+)
+"""Protocols of fsspec whose files lie in another place, so that they begin a chain."""
+ZIPS_OPEN = 8
+"""Zips that are held open at once."""
 
 
 def absolute(place: str) -> str:
@@ -28,10 +44,55 @@ def absolute(place: str) -> str:
 
 
 def links_of(place: str) -> list[str]:
-    """Return the links of a chained URL, or the place alone if it is no chain: paths, too, may have ``::`` in them."""
+    """Return the links of a chained URL, or the place alone if it is no chain: names, too, may have ``::`` in them."""
     first, separator, _ = place.partition(CHAIN)
-    is_chain = separator and ("://" in first or first in fsspec.available_protocols())
+    is_chain = separator and first.partition("://")[0] in AROUND_OTHERS
     return place.split(CHAIN) if is_chain else [place]
+
+
+def is_local(place: str) -> bool:
+    """Return whether a place is a path, or the ``file://`` URL of one, and no chain."""
+    return len(links_of(place)) == 1 and not is_remote(place)
+
+
+def opened(place: str) -> tuple[Any, str]:
+    """Return fsspec's file system of a place, and what that calls the place.
+
+    fsspec itself takes any ``::`` for the link of a chain. Raises what fsspec does for a place that it cannot open.
+    """
+    if is_local(place):
+        return LocalFileSystem(), str(LocalFileSystem._strip_protocol(place))
+    links = links_of(place)
+    if len(links) == 2 and links[0].startswith("zip://"):
+        return _opened_zip(links[1], _stamp_of(links[1])), links[0].removeprefix("zip://").lstrip("/")
+    if CHAIN in place and len(links) == 1:
+        kind = fsspec.get_filesystem_class(place.partition("://")[0])
+        return kind(**kind._get_kwargs_from_urls(place)), str(kind._strip_protocol(place))
+    filesystem, path = fsspec.core.url_to_fs(place)
+    return filesystem, str(path)
+
+
+@lru_cache(ZIPS_OPEN)
+def _opened_zip(place: str, stamp: object) -> Any:
+    """Open a zip, whose table of contents is read once for all its photos."""
+    return fsspec.core.url_to_fs(f"zip://{CHAIN}{place}")[0]
+
+
+def _stamp_of(place: str) -> object:
+    """Return what tells a file on a disk from another that takes its place."""
+    if is_remote(place):
+        return None
+    found = os.stat(str(LocalFileSystem._strip_protocol(place)))
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def store_of(place: str) -> str:
+    """Return what to call the store or disk that a place lies in: ``s3://bucket`` of ``s3://bucket/a/b.jpg``."""
+    target = links_of(place)[-1]
+    protocol, separator, path = target.partition("://")
+    if not is_remote(target):
+        return f"the disk of {target}"
+    return f"the store {protocol}{separator}{path.partition('/')[0].rpartition('@')[2]}"
 
 
 def joined(folder: str, name: str) -> str:
@@ -46,6 +107,14 @@ def parent_of(place: str) -> str:
     before, named, after = _around_names(place)
     protocol, separator, path = named.rpartition("://")
     return CHAIN.join([*before, f"{protocol}{separator}{path.rpartition('/')[0]}", *after])
+
+
+def name_in(place: str) -> str:
+    """Return the last name in a place, without what a URL asks of a web server."""
+    named = _around_names(place)[1]
+    if named.startswith(("http://", "https://")):
+        named = named.partition("?")[0].partition("#")[0]
+    return named.rpartition("://")[2].rstrip("/").rpartition("/")[2]
 
 
 def renamed(place: str, own: str, other: str) -> str:

@@ -23,6 +23,8 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sum_factory.shared.names import printable, printable_lines
+
 if TYPE_CHECKING:
     from typing import Self, TextIO
 
@@ -112,7 +114,7 @@ class Speaker:
             if self._bar is None:
                 _write_line(text, file)
             else:
-                self._bar.write(text, file=file or sys.stderr)
+                self._bar.write(printable_lines(text), file=file or sys.stderr)
 
     def _keep_telling(self, over: threading.Event) -> None:
         while not over.wait(TICK_SECONDS):
@@ -159,7 +161,7 @@ def _write_line(text: str, file: TextIO | None = None) -> None:
     file = file or sys.stderr
     if file is not None:
         with suppress(OSError, ValueError):
-            print(text, file=file, flush=True)
+            print(printable_lines(text), file=file, flush=True)
 
 
 def _make_bar(stage: Stage) -> tqdm[Any]:
@@ -197,7 +199,7 @@ class Stage:
         seconds_each: bool = False,
         note: str = "",
     ) -> None:
-        self.what, self.total, self.unit = what, total, unit
+        self.what, self.total, self.unit = printable(what), total, unit
         self.first = self.done = done
         self.seconds_each = seconds_each
         self.note = note

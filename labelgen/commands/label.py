@@ -12,6 +12,7 @@ from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.options import automask_options, encoding_option, refiner_options, shards_option, work_options
 from sum_factory.labelgen.settings import REFINEMENT_SOURCE, SOURCES, UNIT_SIZE, UncertaintySettings
 from sum_factory.shared.commands import FAILED, photos_from_option
+from sum_factory.shared.names import printable_lines
 from sum_factory.shared.precision import PrecisionSetting, precision_option
 from sum_factory.shared.shards.dataset import OUTPUTS, REFINEMENT
 
@@ -26,7 +27,7 @@ FINISHED_WITH_IMAGE_ERRORS = 3
     "--images",
     required=True,
     multiple=True,
-    help="Folder, tar, list file, pattern or image, at a path or URL; repeatable.",
+    help="Folder, tar, zip, list file, pattern or image, at a path or URL; repeatable.",
 )
 @shards_option
 @refiner_options
@@ -37,6 +38,11 @@ FINISHED_WITH_IMAGE_ERRORS = 3
 @click.option("--keep-logits", is_flag=True, help="Keep SAM's logits of each mask, to make other maps from later.")
 @click.option(
     "--keep-embeddings", is_flag=True, help="Keep what the image encoder makes of each photo, for later refiners."
+)
+@click.option(
+    "--stretch",
+    is_flag=True,
+    help="Stretch photos of more than 8 bits a channel from their darkest to their brightest values: for 12-bit data.",
 )
 @click.option("--extend", is_flag=True, help="Add photos that are new to the shard set that is there.")
 @click.option(
@@ -115,12 +121,12 @@ def uncertainty_command(
 
 
 def _tell(line: str) -> None:
-    click.echo(line, err=True)
+    click.echo(printable_lines(line), err=True)
 
 
 def _finish(summary: RunSummary) -> None:
     """Print what a run did; exit with status 1 if units are left, else with 3 if images were skipped."""
-    click.echo(summary.lines())
+    click.echo(printable_lines(summary.lines()))
     if not summary.is_whole:
         left = summary.units - summary.units_before - summary.units_done
         why = "" if summary.stopped is None else f"stopped {summary.stopped}: "

@@ -28,7 +28,7 @@ def export_command(shards: str, photos_from: Relocation, format_: str, out: Path
 
     assert format_ == "coco", "click allows no other"
     images, masks = export_coco(open_shards(shards, photos_from=photos_from), out)
-    click.echo(f"wrote {out}: {images} images, {masks} masks")
+    click.echo(f"wrote {out}: {images} images, {masks} masks; file names are relative to the root that its info names")
 
 
 @click.command("view")

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from sum_factory.labelgen.sets.export import at_full_size, full_size_masks
 from sum_factory.shared.drawing import draw_mask
 from sum_factory.shared.errors import StorageError
-from sum_factory.shared.images import RgbImage, decode_image
+from sum_factory.shared.images import RgbImage
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import REFINEMENT, uncertainty_layer
-from sum_factory.shared.shards.originals import original_of, read_original
+from sum_factory.shared.shards.originals import decode_original
 from sum_factory.shared.shards.shard_set import ImageRows, ShardSet
 
 SHOWN_SIDE = 420
@@ -54,7 +54,7 @@ def write_page(shards: ShardSet, out: Path, limit: int, layer_name: str | None =
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(html)
+        out.write_text(html, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise StorageError(f"cannot write {out}: {error.strerror}") from error
     return len(picked)
@@ -88,7 +88,7 @@ def _cards(shards: ShardSet, picked: list[tuple[int, ImageRows]], maps: str | No
     mapped = set() if maps is None else set(shards.committed(uncertainty_layer(maps)))
     for number, image in picked:
         planned = plans[number].images[image.index]
-        photo = decode_image(read_original(shards, planned, image.digest), original_of(shards, planned).name)
+        photo = decode_original(shards, planned, image.digest)
         drawn = overlay(photo, list(full_size_masks(shards, number, image)))
         pictures = [("photo", photo), ("masks", drawn)]
         facts = [f"{image.width} x {image.height}", f"{len(image.masks)} masks"]

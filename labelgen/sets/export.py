@@ -15,7 +15,9 @@ import torch
 from pycocotools import mask as coco_mask
 
 from sum_factory.labelgen.masks.rle import encode_rle
+from sum_factory.labelgen.sets.file_names import names_of
 from sum_factory.shared.errors import StorageError
+from sum_factory.shared.names import printable
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import Frame, paste
 from sum_factory.shared.progress import track
@@ -38,28 +40,34 @@ def full_size_masks(shards: ShardSet, unit: int, image: ImageRows) -> Iterator[n
 def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:
     """Write all committed masks as COCO instances with compressed RLE; return the numbers of images and masks.
 
-    The file is written aside, one annotation at a time, and renamed: it is whole or absent. Raises ``StorageError``.
+    A ``file_name`` is relative to the folder that ``info`` calls ``root``, as ``trainer`` reads it. The file is written
+    aside, one annotation at a time, and renamed: it is whole or absent. Raises ``StorageError``.
     """
+    originals: list[PhotoFile] = []
     aside = out.with_name(f".partial-{out.name}")
     images: list[dict[str, Any]] = []
     count = 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w") as file:
-            file.write('{"info": {"description": "pseudo-labels of a frozen SAM, made by labelgen"},\n')
-            file.write('"categories": [{"id": 1, "name": "object"}],\n"annotations": [')
+        with aside.open("w", encoding="utf-8") as file:
+            file.write('{"categories": [{"id": 1, "name": "object"}],\n"annotations": [')
             for number in track(shards.committed(), "exporting", "unit"):
                 planned = shards.unit(number).images
                 for image in shards.images(number):
                     if image.error is not None:
                         continue
                     original = original_of(shards, planned[image.index])
+                    originals.append(original)
                     images.append(_image_entry(image, original, len(images) + 1))
                     for row, mask in zip(image.masks, full_size_masks(shards, number, image), strict=True):
                         count += 1
                         file.write(",\n" if count > 1 else "\n")
                         file.write(json.dumps(_annotation(row, mask, count, len(images))))
-            file.write(f'],\n"images": {json.dumps(images)}}}\n')
+            root, names = names_of(originals)
+            for entry, name in zip(images, names, strict=True):
+                entry["file_name"] = name
+            info = {"description": "pseudo-labels of a frozen SAM, made by labelgen", "root": root}
+            file.write(f'],\n"images": {json.dumps(images)},\n"info": {json.dumps(info)}}}\n')
         os.replace(aside, out)
     except OSError as error:
         raise StorageError(f"cannot write {out}: {error.strerror}; check the path and the free space") from error
@@ -70,12 +78,11 @@ def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:
 
 
 def _image_entry(image: ImageRows, original: PhotoFile, number: int) -> dict[str, Any]:
-    name = original.member or original.url.rsplit("/", 1)[-1]
     return {
         "id": number,
-        "file_name": name,
+        "file_name": "",
         "key": image.key,
-        "source": original.url,
+        "source": printable(original.url),
         "height": image.height,
         "width": image.width,
     }

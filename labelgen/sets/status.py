@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sum_factory.labelgen.sets.pace import pace_of
+from sum_factory.shared.names import printable
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import MASKS
 from sum_factory.shared.shards.kinds import kind_of
@@ -83,4 +84,5 @@ def _faults(table: pa.Table, layer: str) -> dict[str, str]:
     failed = table.filter(pc.is_valid(table["error"]))
     if kind_of(layer).known_column:
         failed = failed.filter(pc.is_valid(failed["mask"]))
-    return dict(zip(failed["image"].to_pylist(), failed["error"].to_pylist(), strict=True))
+    images, errors = (map(printable, failed[column].to_pylist()) for column in ("image", "error"))
+    return dict(zip(images, errors, strict=True))

@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sum_factory.shared.errors import ImageError, InputError, SettingsError
-from sum_factory.shared.images import digest
+from sum_factory.shared.images import RgbImage, decode_image, digest
 from sum_factory.shared.photo_files import PhotoFile, read_bytes
 from sum_factory.shared.places import links_of, parent_of
-from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+
+STRETCH = "stretch"
+"""The setting of layers of masks and of photos which says that deep photos were stretched; else it is not there."""
 
 
 def original_of(shards: ShardSet, image: PhotoFile) -> PhotoFile:
@@ -35,6 +38,20 @@ def read_original(shards: ShardSet, image: PhotoFile, expected_sha256: str | Non
             "restore it, or label the photos anew"
         )
     return data
+
+
+def decode_original(shards: ShardSet, image: PhotoFile, labelled: str | None) -> RgbImage:
+    """Return the photo of an image of a plan, RGB uint8 (H, W, 3), upright, as it was labelled.
+
+    Raises as ``read_original``, and ``ImageError`` if it cannot be decoded.
+    """
+    data = read_original(shards, image, labelled)
+    return decode_image(data, original_of(shards, image).name, is_stretched(shards))
+
+
+def is_stretched(shards: ShardSet) -> bool:
+    """Whether photos of more than 8 bits were stretched before they were labelled."""
+    return bool(shards.layer(MASKS).settings.get(STRETCH, False))
 
 
 def _where(original: PhotoFile, image: PhotoFile) -> str:

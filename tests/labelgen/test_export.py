@@ -19,12 +19,16 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.masks.settings import AutomaskSettings
+from sum_factory.labelgen.page.write import write_page
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets import export
 from sum_factory.labelgen.sets.export import export_coco
+from sum_factory.labelgen.sets.file_names import names_of
 from sum_factory.shared.errors import ShardError, StorageError
+from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.trainer.data.sets import CocoSettings, open_set
 
 Finished = tuple[Path, RunSummary]
 
@@ -41,7 +45,7 @@ def test_every_image_and_mask_is_exported(coco: COCO, finished: Finished, photos
     sizes = {}
     for path in photos.rglob("*.*"):
         with Image.open(path) as image:
-            sizes[path.name] = image.size
+            sizes[str(path.relative_to(photos))] = image.size
     assert {image["file_name"]: (image["width"], image["height"]) for image in coco.imgs.values()} == sizes
     assert len(coco.anns) == finished[1].masks
     rows = [row for path in sorted(finished[0].glob("manifest/*/*")) for row in pq.read_table(path).to_pylist()]
@@ -159,3 +163,65 @@ def test_export_is_plain_json(coco: COCO, finished: Finished, tmp_path: Path) ->
     content = json.loads((tmp_path / "coco.json").read_text(), parse_constant=pytest.fail)
     assert sorted(content) == ["annotations", "categories", "images", "info"]
     assert content["annotations"] == list(coco.anns.values())
+
+
+# Names of files
+
+
+def test_photos_of_one_name_are_told_apart_and_read_by_the_trainer(
+    tmp_path: Path, label: Callable[..., RunSummary]
+) -> None:
+    colours = {"x/a.png": (200, 30, 30), "y/a.png": (30, 200, 30), "y/deep/a.png": (30, 30, 200)}
+    for name, colour in colours.items():
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((64, 64, 3), colour, np.uint8)
+        pixels[16:48, 16:48] = 255
+        Image.fromarray(pixels).save(tmp_path / "photos" / name)
+    out = tmp_path / "coco.json"
+    label(tmp_path / "photos", tmp_path / "shards")
+    export_coco(ShardSet.open(str(tmp_path / "shards")), out)
+    content = json.loads(out.read_text())
+    assert [image["file_name"] for image in content["images"]] == list(colours)
+    assert content["info"]["root"] == str(tmp_path / "photos")
+    opened = open_set(CocoSettings("coco", out, Path(content["info"]["root"]), "entity"))
+    assert len(opened.keys) == 3
+    for index, colour in enumerate(colours.values()):
+        assert tuple(opened.load(index).image[0, 0]) == colour
+
+
+@pytest.mark.parametrize(
+    ("photos", "root", "names"),
+    [
+        ([("a", "/p/a.jpg", ""), ("b/a", "/p/b/a.jpg", "")], "/p", ["a.jpg", "b/a.jpg"]),
+        ([("x/a", "/p/x/a.jpg", ""), ("x/b", "/p/x/b.jpg", "")], "/p", ["x/a.jpg", "x/b.jpg"]),
+        ([("a", "/p/x/a.jpg", ""), ("a~2", "/p/y/a.jpg", "")], "/p", ["x/a.jpg", "y/a.jpg"]),
+        ([("a", "/pa/a.jpg", ""), ("a~2", "/pb/a.jpg", "")], "", ["pa/a.jpg", "pb/a.jpg"]),
+        ([("a", "/p/1.tar", "./a.jpg"), ("b", "/p/2.tar", "/abs/../b.jpg")], "/p", ["a.jpg", "b.jpg"]),
+        ([("a", "/p/1.tar", "a.jpg"), ("a~2", "/p/2.tar", "a.jpg")], "/p", ["1/a.jpg", "2/a.jpg"]),
+        ([("a", "/p/1.tar", "a.jpg"), ("a~2", "/p/a.jpg", "")], "/p", ["1/a.jpg", "a.jpg"]),
+        ([("a", "zip://x/a.jpg::/p/1.zip", "")], "/p", ["x/a.jpg"]),
+        ([("x/a", "s3://b/p/x/a.jpg", "")], "s3://b/p", ["x/a.jpg"]),
+        ([("a", "https://h/p/a.jpg?X-Sig=1/2", "")], "https://h/p", ["a.jpg"]),
+        ([("a", "/p/a.jpg", ""), ("a~2", "/p/a.jpg", "")], "/p", ["a.jpg", "a.jpg"]),
+        ([("a", "/p\udce9/caf\udce9\x1b.jpg", "")], r"/p\xe9", [r"caf\xe9\x1b.jpg"]),
+        ([], "", []),
+    ],
+)
+def test_names_of_files_tell_photos_apart(photos: list[tuple[str, str, str]], root: str, names: list[str]) -> None:
+    assert names_of([PhotoFile(*photo) for photo in photos]) == (root, names)
+
+
+def test_names_that_are_not_utf8_are_exported_and_shown(
+    own_photos: Path, tmp_path: Path, label: Callable[..., RunSummary]
+) -> None:
+    folder = tmp_path / os.fsdecode(b"set\xff")
+    os.mkdir(folder)
+    os.rename(own_photos / "photo0.jpg", folder / os.fsdecode(b"caf\xe9\x1b[2J.jpg"))
+    label(folder, folder / "shards")
+    export_coco(ShardSet.open(str(folder / "shards")), tmp_path / "coco.json")
+    (image,) = json.loads((tmp_path / "coco.json").read_bytes().decode("utf-8"))["images"]
+    assert image["file_name"] == r"caf\xe9\x1b[2J.jpg"
+    assert image["source"] == rf"{tmp_path}/set\xff/caf\xe9\x1b[2J.jpg"
+    json.dumps(image, ensure_ascii=False).encode("utf-8")
+    assert write_page(ShardSet.open(str(folder / "shards")), tmp_path / "page.html", 1) == 1
+    assert rb"set\udcff" in (tmp_path / "page.html").read_bytes()

@@ -195,10 +195,10 @@ def test_photo_that_is_gone_leaves_no_embedding_and_its_masks_unknown(
     own_shards: Path, photos: Path, label: Label, refiner: str, add_maps: Label, problems: Problems,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> LoadedPhoto:
+    def gone(image: PhotoFile, *how: Any) -> LoadedPhoto:
         if image.key == "photo2":
             raise InputError("photo2: gone")
-        return load_photo(image, side, read)
+        return load_photo(image, *how)
 
     monkeypatch.setattr("sum_factory.labelgen.read_ahead.load_photo", gone)
     assert label(photos, own_shards, keep_embeddings=True).errors == ("photo2: gone",)

@@ -156,10 +156,10 @@ def test_photo_that_went_after_labelling_is_told_and_not_trained_without(
     shards = tmp_path / "shards"
     label(three_photos, shards)
 
-    def gone(image: PhotoFile, side: int, read: Callable[[PhotoFile], bytes]) -> LoadedPhoto:
+    def gone(image: PhotoFile, *how: Any) -> LoadedPhoto:
         if image.key == "photo2":
             raise InputError("photo2: gone")
-        return load_photo(image, side, read)
+        return load_photo(image, *how)
 
     monkeypatch.setattr("sum_factory.labelgen.read_ahead.load_photo", gone)
     assert label(three_photos, shards, keep_photos=True).errors == ("photo2: gone",)

@@ -18,7 +18,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from sum_factory.labelgen.listing import Keys, list_photos
+from sum_factory.labelgen.keys import Keys
+from sum_factory.labelgen.listing import list_photos
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.photo_files import PhotoFile, read_bytes
 
@@ -113,6 +114,7 @@ def test_places_are_absolute_however_a_source_is_spelled(tmp_path: Path, monkeyp
         "zip://photos::p.zip": {"a": zipped},
         "zip://::p.zip": {"photos/a": zipped},
         "zip://photos/*.jpg::p.zip": {"a": zipped},
+        "p.zip": {"photos/a": zipped},
         "zip://photos/a.jpg::p.zip": {"a": zipped},
         "simplecache::photos": {"a": f"simplecache::{photo}"},
     }
@@ -126,7 +128,7 @@ def test_places_are_absolute_however_a_source_is_spelled(tmp_path: Path, monkeyp
     (tmp_path / "p.zip").rename(tmp_path / "cwd" / "p.zip")  # the rest of a list is relative to its own folder
     zipped = f"zip://photos/a.jpg::{tmp_path}/cwd/p.zip"
     found = [(ref.key, ref.url) for ref in list_images(["../list.txt"])]
-    assert found == [("photos/a", photo), ("photos/../photos/a", photo), ("m", tar), ("a", zipped)]
+    assert found == [("photos/a", photo), ("photos/a~2", photo), ("m", tar), ("a", zipped)]
 
 
 def test_symbolic_links_stay_as_the_user_knows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+import numpy as np
 import pytest
 
 from sum_factory.labelgen import read_ahead
@@ -50,10 +51,16 @@ def test_photos_that_are_asked_for_after_the_last_one_are_read_all_the_same(monk
         released.set()
         wait(photos)
 
-    monkeypatch.setattr(read_ahead, "load_photo", lambda image, *_: image.key if released.wait(60) else None)
+    monkeypatch.setattr(read_ahead, "load_photo", lambda image, *_: picture(image) if released.wait(60) else None)
     monkeypatch.setattr(read_ahead, "wait", release_and_wait)
-    photos: list[Callable[[], object]] = list(read_ahead.read_ahead(images(), 256, lambda image: b""))
-    assert [photo() for photo in photos] == [f"photo{number}" for number in range(9)]
+    photos: list[Callable[[], read_ahead.LoadedPhoto]] = list(read_ahead.read_ahead(images(), 256, lambda image: b""))
+    assert [int(photo().pixels[0, 0, 0]) for photo in photos] == list(range(9))
+
+
+def picture(image: PhotoFile) -> read_ahead.LoadedPhoto:
+    """Return pixels that tell which photo it is."""
+    pixels = np.full((1, 1, 3), int(image.key.removeprefix("photo")), np.uint8)
+    return read_ahead.LoadedPhoto(pixels, pixels)
 
 
 def images() -> Iterator[PhotoFile]:

@@ -257,6 +257,10 @@ SAMPLES = {
     "gif": encoded(Image.fromarray(photo()).quantize(8), "GIF"),
     "webp": encoded(Image.fromarray(photo()), "WEBP"),
     "bmp": encoded(Image.fromarray(photo()), "BMP"),
+    "jpeg 2000": encoded(Image.fromarray(photo()), "JPEG2000"),
+    "avif": encoded(Image.fromarray(photo()), "AVIF"),
+    "heif": encoded(Image.fromarray(photo()), "HEIF"),
+    "progressive jpeg": encoded(Image.fromarray(photo()), "JPEG", progressive=True),
 }
 SIGNATURES = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"II*\x00", b"GIF89a", b"BM", b"P6 3 3 255\n", b"RIFF"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sum_factory.shared.places import absolute, joined, links_of, parent_of, renamed
+from sum_factory.shared.places import absolute, joined, links_of, name_in, opened, parent_of, renamed, store_of
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,24 @@ def test_what_a_file_system_leaves_out_of_names_is_kept() -> None:
     assert renamed("https://host/*.jpg", "https://host/*.jpg", "https://host/a.jpg") == "https://host/a.jpg"
     assert renamed("zip://*.jpg::/p.zip", "*.jpg", "a.jpg") == "zip://a.jpg::/p.zip"
     assert renamed("/x/*/", "/x/*", "/x/a") == "/x/a"
+
+
+def test_colons_in_the_name_of_an_object_are_no_chain() -> None:
+    for place, path in {
+        "s3://bucket/a::b.jpg": "bucket/a::b.jpg",
+        "/x/zip::b.jpg": "/x/zip::b.jpg",
+        "file:///x/a::b.jpg": "/x/a::b.jpg",
+        "https://host/a::b.jpg": "https://host/a::b.jpg",
+    }.items():
+        assert links_of(place) == [place]
+        assert opened(place)[1] == path
+
+
+def test_what_a_place_is_called() -> None:
+    for place, name, store in [
+        ("https://me:secret@host/x/a.jpg?X-Sig=a/b.txt#c", "a.jpg", "the store https://host"),
+        ("s3://bucket/x/a?.jpg", "a?.jpg", "the store s3://bucket"),
+        ("zip://x/a.jpg::s3://bucket/p.zip", "a.jpg", "the store s3://bucket"),
+        ("/x/y/", "y", "the disk of /x/y/"),
+    ]:
+        assert (name_in(place), store_of(place)) == (name, store)

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.images import decode_image
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.shards.dataset import PHOTOS, uncertainty_layer
 from sum_factory.shared.shards.manifest import CROP_BOX
-from sum_factory.shared.shards.originals import original_of, read_original
+from sum_factory.shared.shards.originals import decode_original, read_original
 from sum_factory.shared.shards.photos import read_photo
 from sum_factory.shared.shards.reader import LayerReader, UnitRows, are_known
 from sum_factory.shared.shards.shard_set import MASKS, UNITS_KEPT, ShardSet
@@ -166,8 +165,7 @@ class PseudoSet:
 
     def _read_original(self, planned: PhotoFile, digest: str | None) -> Tensor:
         """Read the photo that was labelled, scaled for SAM: uint8 (3, h, w)."""
-        name = original_of(self.shards, planned).name
-        return scale_image(decode_image(read_original(self.shards, planned, digest), name), self.settings.side)
+        return scale_image(decode_original(self.shards, planned, digest), self.settings.side)
 
     @property
     def _maps(self) -> LayerReader:

@@ -1,0 +1,91 @@
+"""Walk a folder of a local disk, and the folders that are linked into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+from sum_factory.labelgen.keys import Reserve, key_of, looks_numbered
+from sum_factory.labelgen.left_out import LeftOut
+from sum_factory.labelgen.store_listing import IRREGULAR, Told, told_by_disk
+from sum_factory.shared.errors import InputError
+
+IRREGULAR_FILES = "are no regular files but pipes, devices, sockets or links in circles"
+
+
+class DiskWalk:
+    """Yields the files below a folder that ``is_wanted`` by their names, in the order of their names.
+
+    A linked folder is entered as if it were there, unless it is listed anyway, or leads back to where the walk is.
+    """
+
+    def __init__(self, root: str, is_wanted: Callable[[str], bool], reserve: Reserve, left_out: LeftOut) -> None:
+        self.root = root or "/"
+        self.is_wanted, self.reserve, self.left_out = is_wanted, reserve, left_out
+        self._entered = [os.path.realpath(self.root)]
+
+    def files(self) -> Iterator[tuple[str, Told]]:
+        """Yield each file by its name relative to the root, with what the disk tells of it.
+
+        Raises ``InputError``, naming it, for a folder that cannot be read.
+        """
+        return self._walk(self.root, "", (self._entered[0],))
+
+    def _walk(self, folder: str, relative: str, within: tuple[str, ...]) -> Iterator[tuple[str, Told]]:
+        """Walk a folder. ``within`` are the real places of the root, and of the links that were followed from there."""
+        names = self._names(folder)
+        for name in names:
+            if self.is_wanted(name) and looks_numbered(own := key_of(f"{relative}{name}")):
+                self.reserve(own)
+        for name in names:
+            path = f"{folder.rstrip('/')}/{name}"
+            if name.endswith("/"):
+                inner = self._around(path[:-1], within)
+                if inner is not None:
+                    yield from self._walk(path[:-1], f"{relative}{name}", inner)
+            elif not self.is_wanted(name):
+                self.left_out.file(name)
+            elif (told := told_by_disk(path)) is not None:  # else it was taken away since the folder was read
+                if told["type"] == IRREGULAR:
+                    self.left_out.one(IRREGULAR_FILES, path)
+                else:
+                    yield f"{relative}{name}", told
+
+    def _names(self, folder: str) -> list[str]:
+        """Return the names in a folder, in their order, those of folders with a slash; hidden ones are left out."""
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(
+                    f"{entry.name}/" if _is_folder(entry) else entry.name
+                    for entry in entries
+                    if not entry.name.startswith(".")
+                )
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
+
+    def _around(self, path: str, within: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Return what the folder at a path lies within, as ``_walk`` takes it; None if it is not to be entered."""
+        if not os.path.islink(path):
+            return within
+        target = os.path.realpath(path)
+        if any(_is_listed_below(target, entered) for entered in self._entered):
+            self.left_out.one("are links to folders that are listed anyway", path)
+            return None
+        if any(_is_listed_below(passed, target) for passed in within):
+            self.left_out.one("are links to folders that they lie in", path)
+            return None
+        self._entered.append(target)
+        return (*within, target)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_listed_below(path: str, folder: str) -> bool:
+    """Whether a walk of a folder comes to this path: hidden folders are not entered."""
+    folder = folder.rstrip("/")
+    return path == folder or (path.startswith(f"{folder}/") and "/." not in path[len(folder) :])
