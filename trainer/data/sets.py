@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -133,6 +134,15 @@ def open_set(settings: SetSettings) -> HumanSet:
         _told.add(line)
         SPEAKER.say(line)
     return opened
+
+
+def check_sets(sets: Iterable[SetSettings]) -> None:
+    """Open sets that are read later, and keep none: those of a suite would not fit into memory together.
+
+    Raises ``InputError``.
+    """
+    for settings in sets:
+        open_set(settings)
 
 
 def describe_layout(settings: SetSettings) -> HumanSet:

@@ -80,7 +80,7 @@ class LabelMaps:
 
     @property
     def findings(self) -> list[str]:
-        """What was found and decided, a sentence each. Raises ``InputError`` if too many maps have no mask or a full one."""
+        """What was found and decided, a sentence each. Raises ``InputError`` if too many maps have no mask."""
         counts = [len([value for value in each.values if self._is_mask(value)]) for each in self._sample]
         blank = [
             each.path
