@@ -162,7 +162,10 @@ class RefinerTraining:
     embeddings: dict[int, Tensor] = field(default_factory=dict)
 
     def step(self, loaded: Sequence[Sample], number: int) -> dict[str, Any]:
-        """Take one optimizer step; return what to log. Raises ``InputError`` if it has no mask, or if no step of all had a pair."""
+        """Take one optimizer step; return what to log.
+
+        Raises ``InputError`` if it has no mask, or if it is the last and none had a pair.
+        """
         recipe, sam = self.recipe, self.loaded.sam
         rate = set_learning_rate(self.optimizer, recipe.optimizer, number - 1, recipe.steps)
         self.optimizer.zero_grad(set_to_none=False)

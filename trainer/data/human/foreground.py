@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +46,8 @@ class Foreground:
     values: tuple[float, ...] = ()
     others: tuple[float, ...] | None = None
     words: str = ""
+    is_guess: bool = False
+    """Whether the sample told it, and no recipe."""
 
     def mask_of(self, file: MaskFile, path: Path, is_lossy: bool = False) -> Masks:
         """Return the foreground of a file, bool (H, W). Raises ``ImageError`` if the rule cannot be meant for it."""
@@ -55,7 +57,7 @@ class Foreground:
         match self.kind:
             case "least":
                 mask = values >= self.values[0]
-                if not is_lossy and not mask.any():
+                if self.is_guess and not is_lossy and not mask.any():
                     self._require_black(values, path)
             case "values":
                 mask = np.isin(values, self.values) if len(self.values) > 1 else values == self.values[0]
@@ -105,7 +107,7 @@ def foreground_of(setting: Setting, sample: Sequence[Histogram], where: str) -> 
     top = max(float(each.values.max(initial=0)) for each in sample)
     match setting:
         case "auto":
-            return _decided(sample, where)
+            return replace(_decided(sample, where), is_guess=True)
         case "half":
             if any(each.coding != "grey" for each in sample):
                 raise InputError(f"{where}: `foreground: half` is for masks of greys, and these are of colours; {HINT}")
@@ -208,7 +210,8 @@ def _of_alpha(sample: Sequence[Histogram], where: str) -> Foreground:
 
 
 def _half(top: float) -> Foreground:
-    """Return the rule of half of the largest value: 255 and 65,535 if it is near these."""
+    """Return the rule of half of the largest value: 255 and 65,535 if it is near these, 255 if there is none."""
+    top = top or 255.0
     for whole in (255.0, 65_535.0):
         if 0.95 * whole <= top <= whole:
             top = whole

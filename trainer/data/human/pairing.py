@@ -71,7 +71,7 @@ def pair_files(images: Path, masks: Path, names: Names, choice: Choice, skip: Sk
         alone = sorted(set(others) - set(photos))
         if alone:
             problems.add(f"masks have no partner in {images}", str(masks / others[alone[0]][0]), len(alone))
-    said = problems.settle(len(taken) + sum(problems.counts.values()))
+    said = problems.settle(len({*taken, *others}) if choice == Choice() else len(taken))
     pairs = [
         Pair(key, images / photos[key][0], tuple(masks / other for other in others[key]))
         for key in taken
@@ -109,12 +109,17 @@ def _walk(folder: Path, prefix: str, seen: set[Path], left_out: Path | None) -> 
                     continue
                 if entry.is_dir():
                     folders.append(entry.name)
-                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():
+                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and _may_be_read(entry):
                     yield prefix + entry.name
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
     for name in folders:
         yield from _walk(folder / name, f"{prefix}{name}/", seen, left_out)
+
+
+def _may_be_read(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a file, or a link that leads nowhere, which reading then names; pipes and devices are not."""
+    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
 
 
 def _nearby(folder: Path) -> str:
