@@ -45,7 +45,7 @@ def thumbnail(sample: HumanSample) -> RgbImage:
     height, width = sample.image.shape[:2]
     scale = min(HEIGHT / height, 3 * HEIGHT / width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    photo = np.ascontiguousarray(cv2.resize(sample.image, size, interpolation=cv2.INTER_AREA))
+    photo: RgbImage = np.asarray(cv2.resize(sample.image, size, interpolation=cv2.INTER_AREA), np.uint8)
     drawn = photo.astype(np.float32)
     for number in range(min(sample.count, MOST_MASKS)):
         whole = sample.masks_at([number])[0].astype(np.float32)

@@ -174,7 +174,7 @@ def _with_pixels(sample: HumanSample) -> list[int]:
 def _together(sample: HumanSample) -> int:
     """Return how many masks of a sample are in memory at once."""
     height, width = sample.image.shape[:2]
-    return max(1, min(MASKS_TOGETHER, PIXELS_TOGETHER // (height * width)))
+    return max(1, min(MASKS_TOGETHER, PIXELS_TOGETHER // int(height * width)))
 
 
 def _drawn(numbers: Sequence[int], key: str, max_masks: int | None, seed: int) -> list[int]:

@@ -17,6 +17,8 @@ from sum_factory.shared.progress import Stage
 LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "GIF")
 READERS = 8
 """Threads that read headers: on a disk of the network each waits most of its time."""
+TOGETHER = 64
+"""Files that a thread reads at a time: fewer cost more for handing them out than for reading them."""
 FIRST_BYTES = 4_096
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -39,28 +41,32 @@ class Header:
 
 def read_headers(paths: Sequence[Path]) -> list[Header | str]:
     """Return the header of each file, or in words why it cannot be read."""
-    with Stage("reading headers", len(paths), "file") as stage, ThreadPoolExecutor(READERS, "headers") as pool:
-        found: list[Header | str] = []
-        for header in pool.map(read_header, paths, chunksize=64):
-            found.append(header)
-            stage.advance()
+    parts = [paths[start : start + TOGETHER] for start in range(0, len(paths), TOGETHER)]
+    found: list[Header | str] = []
+    with (
+        warnings.catch_warnings(),
+        Stage("reading headers", len(paths), "file") as stage,
+        ThreadPoolExecutor(READERS, "headers") as pool,
+    ):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        for headers in pool.map(lambda part: [_read_header(path) for path in part], parts):
+            found += headers
+            stage.advance(len(headers))
     return found
 
 
-def read_header(path: Path) -> Header | str:
+def _read_header(path: Path) -> Header | str:
     """Return the header of a file, or in words why it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
-                orientation = _orientation_of(image)
-                lossy = _is_lossy(image, file_start=_start_of(path) if image.format == "WEBP" else b"")
-                width, height = image.size
-                if image.format == "TIFF" and orientation >= 5:  # Pillow tells the size that it will turn it to
-                    width, height = height, width
-                if width * height > MAX_PIXELS:
-                    return f"{path}: {width} x {height} is more than the limit of {MAX_PIXELS / 1e6:.0f} megapixels"
-                return Header((width, height), image.mode, orientation, lossy)
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            orientation = _orientation_of(image)
+            lossy = _is_lossy(image, file_start=_start_of(path) if image.format == "WEBP" else b"")
+            width, height = image.size
+            if image.format == "TIFF" and orientation >= 5:  # Pillow tells the size that it will turn it to
+                width, height = height, width
+            if width * height > MAX_PIXELS:
+                return f"{path}: {width} x {height} is more than the limit of {MAX_PIXELS / 1e6:.0f} megapixels"
+            return Header((width, height), image.mode, orientation, lossy)
     except OSError as error:
         if path.is_file() and path.stat().st_size == 0:
             return f"{path}: the file is empty (0 bytes)"
