@@ -9,7 +9,6 @@ from sum_factory.shared.errors import InputError
 from sum_factory.trainer.data.human.choice import without_suffix
 from sum_factory.trainer.data.human.coco_file import name_of, read_annotations
 from sum_factory.trainer.data.human.pairing import Names, find_files
-from sum_factory.trainer.data.human.photo_places import PhotoPlaces
 from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, SetSettings
 
 PHOTO_FOLDERS = ("images", "image", "imgs", "img", "im", "photos", "jpegimages")
@@ -49,9 +48,7 @@ def _coco_sets(folder: Path) -> Iterator[SetSettings]:
         except InputError:  # some other JSON
             continue
         for place in (folder, *_folders_below(folder)):
-            places = PhotoPlaces(place)
-            direct = [name for name in names if name and (place / name).is_file() and places.find(name)]
-            if direct:
+            if any(name and not Path(name).is_absolute() and (place / name).is_file() for name in names):
                 yield CocoSettings("coco", path, place, "unspecified", name=path.stem)
                 break
 

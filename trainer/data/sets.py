@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -12,7 +12,11 @@ from pydantic.dataclasses import dataclass
 from sum_factory.shared.progress import SPEAKER, Stage
 from sum_factory.shared.sam.task_prompt import task_id
 from sum_factory.trainer.data.human import Choice, CocoInstances, FolderPairs, HumanSet, LabelMaps
+from sum_factory.trainer.data.human.fitting import Orientation
+from sum_factory.trainer.data.human.foreground import Setting as Foreground
 from sum_factory.trainer.data.human.pairing import Names
+from sum_factory.trainer.data.human.photos import Alpha
+from sum_factory.trainer.data.human.problems import Skip
 
 Task = Literal["unspecified", "salient", "entity", "part"]
 STRICT = ConfigDict(extra="forbid")
@@ -33,13 +37,13 @@ class AnySetSettings:
     for any text. By default all are taken."""
     limit: PositiveInt | None = None
     """Take only the first so many photos, of those that ``list`` and ``match`` leave. By default all are taken."""
-    skip: Literal["nothing", "problems"] = "nothing"
+    skip: Skip = "nothing"
     """What to do about photos and masks that cannot be used: refuse the set (nothing), or leave them out and say how
     many of which kind (problems)."""
-    orientation: Literal["auto", "applied", "ignored"] = "auto"
+    orientation: Orientation = "auto"
     """Whether masks were drawn on photos as EXIF turns them. By default sizes tell, and where they do not, the other
     photos of the set."""
-    photo_alpha: Literal["white", "dropped"] = "white"
+    photo_alpha: Alpha = "white"
     """What the fourth channel of photos is: transparency, which is laid over white, or something else that is
     dropped."""
 
@@ -58,7 +62,7 @@ class FolderPairsSettings(AnySetSettings):
     PNGs."""
     task: Task
     """What the masks are of. Training gives the vector of this task, evaluation reports by it."""
-    foreground: Literal["auto", "half", "non-zero", "zero", "alpha"] | tuple[int, ...] = "auto"
+    foreground: Foreground = "auto"
     """What in a mask is foreground: half of the largest value and above, what is not 0, what is 0, what is opaque, or
     these values. By default some masks of the set tell, and what they told is said."""
     photo_names: str | None = None
@@ -119,6 +123,16 @@ class LabelMapsSettings(AnySetSettings):
 SetSettings = Annotated[FolderPairsSettings | CocoSettings | LabelMapsSettings, Field(discriminator="kind")]
 """Any of the three layouts, told apart by ``kind``."""
 
+
+class Shared(TypedDict):
+    """What the sets of all layouts are given."""
+
+    choice: Choice
+    orientation: Orientation
+    photo_alpha: Alpha
+    skip: Skip
+
+
 _told: set[str] = set()
 """What was said of sets in this process: a set is opened again for each evaluation, and not told of again."""
 
@@ -127,7 +141,7 @@ def open_set(settings: SetSettings) -> HumanSet:
     """Open a set, which checks it, and say on stderr what was found. Raises ``InputError``, naming folder or file."""
     name = settings.name or str(settings.images)
     with Stage(f"opening {name}"):
-        opened = describe_layout(settings)
+        opened = layout_of(settings)
         findings = opened.findings
     line = f"{name}: {len(opened.keys):,} photos; {'; '.join(findings)}"
     if line not in _told and not SPEAKER.silent:
@@ -145,40 +159,23 @@ def check_sets(sets: Iterable[SetSettings]) -> None:
         open_set(settings)
 
 
-def describe_layout(settings: SetSettings) -> HumanSet:
+def layout_of(settings: SetSettings) -> HumanSet:
     """Return the set of these settings, not yet opened."""
-    task = task_id(settings.task)
-    choice = Choice(settings.list, settings.match, settings.limit)
-    orientation, alpha, skip = settings.orientation, settings.photo_alpha, settings.skip
+    images, task = settings.images, task_id(settings.task)
+    shared: Shared = {
+        "choice": Choice(settings.list, settings.match, settings.limit),
+        "orientation": settings.orientation,
+        "photo_alpha": settings.photo_alpha,
+        "skip": settings.skip,
+    }
     match settings:
         case FolderPairsSettings():
-            return FolderPairs(
-                settings.images,
-                settings.masks,
-                task,
-                settings.foreground,
-                Names(settings.photo_names, settings.mask_names),
-                choice,
-                orientation,
-                alpha,
-                settings.most_blank,
-                skip,
-            )
+            names = Names(settings.photo_names, settings.mask_names)
+            foreground, most_blank = settings.foreground, settings.most_blank
+            return FolderPairs(images, settings.masks, task, foreground, names, most_blank=most_blank, **shared)
         case LabelMapsSettings():
-            return LabelMaps(
-                settings.images,
-                settings.labels,
-                task,
-                settings.ignored,
-                settings.least,
-                Names(settings.photo_names, settings.label_names),
-                choice,
-                orientation,
-                alpha,
-                settings.most_blank,
-                skip,
-            )
+            names = Names(settings.photo_names, settings.label_names)
+            ignored, least, most_blank = settings.ignored, settings.least, settings.most_blank
+            return LabelMaps(images, settings.labels, task, ignored, least, names, most_blank=most_blank, **shared)
         case CocoSettings():
-            return CocoInstances(
-                settings.annotations, settings.images, task, settings.categories, choice, orientation, alpha, skip
-            )
+            return CocoInstances(settings.annotations, images, task, settings.categories, **shared)

@@ -55,7 +55,7 @@ def listed_places(path: Path, keys: Sequence[str]) -> set[int]:
         if not text or (text.startswith("#") and not known.places(text)):
             continue
         places = known.places(text) or known.places(_first_word(text, path, number))
-        if len(places) > 1:
+        if len({keys[place] for place in places}) > 1:
             raise InputError(f"{path}: line {number}, {text!r}, is the name of {len(places)} photos; give their paths")
         found.update(places)
         if not places:
@@ -70,19 +70,20 @@ class _Known:
     """The keys of a set, found by what lists call them."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        self.keys = {key: place for place, key in enumerate(keys)}
+        self.keys: dict[str, list[int]] = {}
         self.names: dict[str, list[int]] = {}
         for place, key in enumerate(keys):
+            self.keys.setdefault(key, []).append(place)
             self.names.setdefault(key.rpartition("/")[2], []).append(place)
 
     def places(self, text: str) -> list[int]:
-        """Return the places of the keys that a text may mean: one, if it is plain."""
+        """Return the places of the keys that a text may mean: of one key, if it is plain."""
         for name in dict.fromkeys((text, without_suffix(text))):
             parts = PurePosixPath(name.strip("/")).parts
             for first in range(len(parts)):
-                place = self.keys.get("/".join(parts[first:]))
-                if place is not None:
-                    return [place]
+                places = self.keys.get("/".join(parts[first:]))
+                if places is not None:
+                    return places
             if len(parts) == 1 and parts[0] in self.names:
                 return self.names[parts[0]]
         return []

@@ -133,12 +133,12 @@ class CocoInstances:
         if self.categories:
             chosen = chosen_categories(file, self.categories, self.annotations)
             annotations = [each for each in annotations if _hashable(each.get("category_id")) in chosen]
-        crowds = sum(bool(each.get("iscrowd", 0)) for each in annotations)
+        crowds = sum(_is_crowd(each) for each in annotations)
         if crowds and crowds == len(annotations):
             said.append(f"all {crowds:,} annotations are crowds, and are taken for masks")
         elif crowds:
             said.append(f"left out {crowds:,} crowds")
-            annotations = [each for each in annotations if not each.get("iscrowd", 0)]
+            annotations = [each for each in annotations if not _is_crowd(each)]
         problems = Problems(str(self.annotations), "images", self.skip)
         images = self._by_id(file.images, problems)
         by_image: dict[Any, list[Record]] = {}
@@ -254,6 +254,10 @@ class CocoInstances:
             for photo in photos
             if (sound := [each for each in photo.annotations if id(each) not in wrong])
         ]
+
+
+def _is_crowd(annotation: Record) -> bool:
+    return annotation.get("iscrowd") in (1, "1")
 
 
 def _hashable(value: Any) -> Any:

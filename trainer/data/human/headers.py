@@ -60,7 +60,7 @@ def _read_header(path: Path) -> Header | str:
     try:
         with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             orientation = _orientation_of(image)
-            lossy = _is_lossy(image, file_start=_start_of(path) if image.format == "WEBP" else b"")
+            lossy = is_lossy(image, _start_of(path) if image.format == "WEBP" else b"")
             width, height = image.size
             if image.format == "TIFF" and orientation >= 5:  # Pillow tells the size that it will turn it to
                 width, height = height, width
@@ -112,7 +112,8 @@ def _start_of(path: Path) -> bytes:
         return file.read(FIRST_BYTES)
 
 
-def _is_lossy(image: Image.Image, file_start: bytes) -> bool:
+def is_lossy(image: Image.Image, file_start: bytes) -> bool:
+    """Whether an image was compressed so that values change; ``file_start`` are the first bytes of a WebP file."""
     if image.format == "WEBP":
         return b"VP8L" not in file_start
     return image.format not in LOSSLESS or image.info.get("compression") == "jpeg"

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.images import FORMATS, MAX_PIXELS
+from sum_factory.trainer.data.human.headers import FIRST_BYTES, is_lossy
 
 Values = npt.NDArray[Any]
 """(H, W): uint8, uint16, int32 or uint32, or float32 of a file of floats."""
@@ -73,7 +74,8 @@ def read_mask_file(path: Path) -> MaskFile:
                         f"{path}: {image.width} x {image.height} is more than {MAX_PIXELS / 1e6:.0f} megapixels"
                     )
                 image.load()
-                return _of_image(ImageOps.exif_transpose(image), image.format == "JPEG")
+                lossy = is_lossy(image, data[:FIRST_BYTES])
+                return _of_image(ImageOps.exif_transpose(image), lossy)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -95,7 +97,7 @@ def code_of(colour: Sequence[int]) -> int:
     return int(colour[0]) + 256 * int(colour[1]) + 65536 * int(colour[2])
 
 
-def _of_image(image: Image.Image, is_jpeg: bool) -> MaskFile:
+def _of_image(image: Image.Image, is_lossy: bool) -> MaskFile:
     match image.mode:
         case "1":
             return MaskFile(np.asarray(image).astype(np.uint8), "grey", (), _alpha_of(image))
@@ -111,13 +113,13 @@ def _of_image(image: Image.Image, is_jpeg: bool) -> MaskFile:
         case "LA" | "La":
             return MaskFile(np.asarray(image.convert("LA"))[..., 0], "grey", (), _alpha_of(image))
         case _:
-            return _of_colours(np.asarray(image.convert("RGB")), is_jpeg, _alpha_of(image))
+            return _of_colours(np.asarray(image.convert("RGB")), is_lossy, _alpha_of(image))
 
 
-def _of_colours(pixels: npt.NDArray[np.uint8], is_jpeg: bool, alpha: npt.NDArray[np.uint8] | None) -> MaskFile:
+def _of_colours(pixels: npt.NDArray[np.uint8], is_lossy: bool, alpha: npt.NDArray[np.uint8] | None) -> MaskFile:
     red = pixels[..., 0]
     difference = max(int(cv.max()) for cv in (np.abs(pixels[..., c].astype(np.int16) - red) for c in (1, 2)))
-    if difference <= (MOST_GREY_DIFFERENCE if is_jpeg else 0):
+    if difference <= (MOST_GREY_DIFFERENCE if is_lossy else 0):
         return MaskFile(np.ascontiguousarray(red), "grey", (), alpha)
     codes = red.astype(np.uint32)
     codes |= pixels[..., 1].astype(np.uint32) << 8
