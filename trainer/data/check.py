@@ -15,10 +15,10 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import to_jsonable_python
 
 from sum_factory.shared.errors import SumError
-from sum_factory.shared.progress import hushed, track
+from sum_factory.shared.progress import Stage, track
 from sum_factory.trainer.data.guess import guess_sets
 from sum_factory.trainer.data.human import HumanSample
-from sum_factory.trainer.data.sets import AnySetSettings, SetSettings, open_set
+from sum_factory.trainer.data.sets import AnySetSettings, SetSettings, layout_of
 from sum_factory.trainer.settings import read_settings
 
 READ = ("human", "sets", "validation")
@@ -63,9 +63,9 @@ def check_set(settings: SetSettings, photos: int, read_all: bool = False) -> Che
     """Open a set and read ``photos`` of its samples at equal distances, or all to find those that cannot be read."""
     name = settings.name or str(settings.images)
     try:
-        with hushed():
-            opened = open_set(settings)
-        lines = [f"{len(opened.keys):,} photos, the first is {opened.keys[0]}", *opened.findings]
+        opened = layout_of(settings)
+        with Stage(f"opening {name}"):
+            lines = [f"{len(opened.keys):,} photos, the first is {opened.keys[0]}", *opened.findings]
     except SumError as error:
         return Checked(name, [f"cannot be used: {error}"], [], False)
     places = np.unique(np.linspace(0, len(opened.keys) - 1, min(photos, len(opened.keys))).round().astype(int))
