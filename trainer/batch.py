@@ -106,6 +106,16 @@ def collate(samples: Sequence[TrainingSample], sam: Sam, stride: int, seed: int)
     return Batch(images, tasks, targets, counts, RowGenerators(generators, counts))
 
 
+def no_masks(step: int, photos: int, skipped: int, keys: Sequence[str]) -> str:
+    """Return what to say of a step in which no photo has a mask that can be trained on; ``keys`` are some of them."""
+    some = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
+    why = f"{skipped} masks are smaller than a cell or of unknown certainty" if skipped else "their photos have none"
+    return (
+        f"step {step}: none of its {photos} photos has a mask to train on ({why}): {some}; look at the masks with "
+        "`trainer data check`, or give more photos a step"
+    )
+
+
 def backpropagate(
     sam: Sam,
     task_prompt: TaskPrompt | None,

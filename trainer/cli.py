@@ -9,6 +9,7 @@ import click
 from sum_factory.shared.commands import Commands
 
 MODULES = {
+    "data": "sum_factory.trainer.commands.data:data_command",
     "refiner": "sum_factory.trainer.commands.train:refiner_command",
     "fit": "sum_factory.trainer.commands.train:fit_command",
     "export": "sum_factory.trainer.commands.train:export_command",

@@ -18,7 +18,7 @@ from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.cores import usable_cores, usable_memory
 from sum_factory.shared.errors import CheckpointError, InputError
 from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, warn_if_emulated
-from sum_factory.shared.progress import Stage
+from sum_factory.shared.progress import Stage, hushed
 from sum_factory.shared.sam.checkpoint import WEIGHTS, LoadedSam, load_sam, to_safetensors
 from sum_factory.shared.sam.runtime import pick_device
 from sum_factory.shared.sam.settings import TASKS
@@ -26,11 +26,12 @@ from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.batch import Sums, backpropagate, collate
+from sum_factory.trainer.batch import Sums, backpropagate, collate, no_masks
 from sum_factory.trainer.data.coded import Sample
+from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.pseudo import UNSPECIFIED, PseudoSet
 from sum_factory.trainer.data.samples import SampleSettings
-from sum_factory.trainer.data.sets import open_set
+from sum_factory.trainer.data.sets import check_sets, open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
 from sum_factory.trainer.optimizer import make_optimizer, set_learning_rate, take_step
 from sum_factory.trainer.recipe import Recipe
@@ -104,8 +105,11 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
         if ranks.leads:
             warn_if_emulated(precision, ranks.device)
         recipe = replace(recipe, precision=precision.name)
+        with hushed(not ranks.leads):
+            human = [open_set(each) for each in recipe.human]
+            check_sets(recipe.validation.sets if recipe.validation is not None else ())
         model = make_model(recipe, ranks.device)
-        stream = open_stream(recipe, int(model.sam.image_encoder.img_size), ranks)
+        stream = open_stream(recipe, int(model.sam.image_encoder.img_size), ranks, human)
         identity = identity_of(recipe, model, stream)
         header = header_of(recipe, model, identity)
         checkpoints, every = Checkpoints(out, recipe.checkpoint.keep, ranks.count), recipe.checkpoint.every
@@ -187,12 +191,11 @@ def make_model(recipe: Recipe, device: torch.device) -> Model:
     return Model(loaded, sam, task_prompt, make_optimizer(sam, task_prompt, recipe.optimizer))
 
 
-def open_stream(recipe: Recipe, side: int, ranks: Ranks) -> MixedStream:
-    """Open the data that the method reads: human sets, and shards unless it uses none."""
+def open_stream(recipe: Recipe, side: int, ranks: Ranks, human: Sequence[HumanSet] | None = None) -> MixedStream:
+    """Open the data that the method reads: human sets, unless they are given, and shards unless it uses none."""
     sampled = SampleSettings(side, recipe.stride, recipe.masks, recipe.seed)
-    streams: dict[str, HumanStream | PseudoStream] = {
-        "human": HumanStream([open_set(each) for each in recipe.human], sampled)
-    }
+    human = [open_set(each) for each in recipe.human] if human is None else human
+    streams: dict[str, HumanStream | PseudoStream] = {"human": HumanStream(human, sampled)}
     method = recipe.chosen_method
     if method.pseudo_labels != "none":
         if recipe.shards is None:
@@ -250,7 +253,10 @@ def validation_after(step: int, recipe: Recipe, model: Model, header: Mapping[st
 
 
 def train_step(recipe: Recipe, model: Model, samples: Sequence[Sample], step: int, ranks: Ranks) -> dict[str, Any]:
-    """Take one optimizer step on the mixed batch; return what to log."""
+    """Take one optimizer step on the mixed batch; return what to log.
+
+    Raises ``InputError``, before the weights are changed, if no process has a mask to train on.
+    """
     rate = set_learning_rate(model.optimizer, recipe.optimizer, step - 1, recipe.steps)
     model.optimizer.zero_grad(set_to_none=False)
     sums = Sums(recipe.rounds)
@@ -261,7 +267,9 @@ def train_step(recipe: Recipe, model: Model, samples: Sequence[Sample], step: in
         if batch is not None:
             settings = recipe.interactive
             backpropagate(model.sam, model.task_prompt, batch, settings, recipe.batch, sums, recipe.computed_in)
+    total = Sums.from_list(ranks.sum_numbers(sums.to_list()), recipe.rounds)
+    if not total.counts["masks"]:
+        raise InputError(no_masks(step, recipe.batch, int(total.counts["skipped"]), [each.key for each in samples]))
     ranks.sum_gradients(model.parameters)
     norm = take_step(model.optimizer, recipe.optimizer, step)
-    total = Sums.from_list(ranks.sum_numbers(sums.to_list()), recipe.rounds)
     return {**total.means(), "gradient_norm": norm, "learning_rate": rate}

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.shared.allocator import tune_malloc
+from sum_factory.shared.errors import InputError
 from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, resolve, settle
 from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam
 from sum_factory.shared.sam.decode import PAD, POSITIVE, Prompts, decode_prompts
@@ -27,7 +28,7 @@ from sum_factory.shared.sam.refiner import Refiner, save_refiner
 from sum_factory.shared.sam.runtime import pick_device
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.trainer.batch import Batch, collate
+from sum_factory.trainer.batch import Batch, collate, no_masks
 from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.order import Mix
 from sum_factory.trainer.data.samples import SampleSettings, TrainingSample
@@ -161,22 +162,39 @@ class RefinerTraining:
     embeddings: dict[int, Tensor] = field(default_factory=dict)
 
     def step(self, loaded: Sequence[Sample], number: int) -> dict[str, Any]:
-        """Take one optimizer step; return what to log."""
+        """Take one optimizer step; return what to log.
+
+        Raises ``InputError`` if it has no mask, or if it is the last and none had a pair.
+        """
         recipe, sam = self.recipe, self.loaded.sam
         rate = set_learning_rate(self.optimizer, recipe.optimizer, number - 1, recipe.steps)
         self.optimizer.zero_grad(set_to_none=False)
         logged = {"loss": 0.0, "pairs": 0, "masks": 0, "iou_before": 0.0, "iou_after": 0.0}
         samples = [sample.on(sam.device) for sample in loaded]
         batch = collate(samples, sam, recipe.stride, recipe.seed)
-        if batch is not None:
-            with autocast(sam.device.type, recipe.computed_in):
-                embeddings = self._embed([sample for sample in samples if len(sample)], batch)
-                pairs = make_pairs(sam, embeddings, batch, recipe.least_iou, self.quality)
-                logged["masks"] = len(batch.targets)
-                if len(pairs):
-                    logged |= self._backpropagate(embeddings, batch, pairs)
+        if batch is None:
+            skipped = sum(sample.skipped for sample in samples)
+            raise InputError(no_masks(number, recipe.batch, skipped, [sample.key for sample in samples]))
+        with autocast(sam.device.type, recipe.computed_in):
+            embeddings = self._embed([sample for sample in samples if len(sample)], batch)
+            pairs = make_pairs(sam, embeddings, batch, recipe.least_iou, self.quality)
+            logged["masks"] = len(batch.targets)
+            if len(pairs):
+                logged |= self._backpropagate(embeddings, batch, pairs)
         norm = take_step(self.optimizer, recipe.optimizer, number)
+        if number == recipe.steps:
+            self._require_learned()
         return {**logged, "gradient_norm": norm, "learning_rate": rate}
+
+    def _require_learned(self) -> None:
+        """Raise ``InputError`` if no step of the run, of this process or an earlier one, had a pair to learn from."""
+        moments = [state["exp_avg_sq"] for state in self.optimizer.state.values() if "exp_avg_sq" in state]
+        if not any(bool(moment.any()) for moment in moments):
+            raise InputError(
+                f"{self.recipe.steps} steps had no pair to learn from: of no human mask did SAM make one of IoU "
+                f"{self.recipe.least_iou} or more that passes the quality filters; look at the masks with "
+                "`trainer data check`, or lower least_iou"
+            )
 
     def _backpropagate(self, embeddings: Tensor, batch: Batch, pairs: Pairs) -> dict[str, Any]:
         targets = batch.targets
@@ -222,6 +240,7 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
     device = pick_device(recipe.device)
     precision = settle(recipe.precision, device)
     recipe = replace(recipe, precision=precision.name)
+    sets = [open_set(each) for each in recipe.human]
     loaded = load_sam(recipe.sam)
     loaded.sam.to(device).requires_grad_(False)
     refiner = Refiner.copy_of(loaded.sam).to(loaded.sam.device).requires_grad_(True)
@@ -229,7 +248,7 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
     quality = recipe.quality(loaded.architecture.name)
     training = RefinerTraining(recipe, loaded, refiner, optimizer, quality)
     sampled = SampleSettings(int(loaded.sam.image_encoder.img_size), recipe.stride, recipe.masks, recipe.seed)
-    human = HumanStream([open_set(each) for each in recipe.human], sampled)
+    human = HumanStream(sets, sampled)
     identity = {
         **recipe.identity(),
         "quality": asdict(quality),

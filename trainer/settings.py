@@ -33,18 +33,24 @@ _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
 def read_settings(
-    path_or_name: str | Path, type_: type[T], variables: Mapping[str, str], changes: Sequence[str] = ()
+    path_or_name: str | Path,
+    type_: type[T],
+    variables: Mapping[str, str],
+    changes: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> T:
     """Read a YAML file, or the built-in one of that name, as a ``type_`` (anything pydantic can validate).
 
     ``changes`` are ``key=value`` with dotted keys and values in YAML, applied first; then ``${NAME}`` in any text, also
     in a key, is filled from ``variables``, else from the environment. Paths are relative to the working directory.
-    Raises ``SettingsError``.
+    With ``only``, these keys are read and the others passed over. Raises ``SettingsError``.
     """
     where, text = _read(str(path_or_name))
     data = _parse(where, text)
     for change in changes:
         _apply(data, change, where)
+    if only:
+        data = {key: value for key, value in data.items() if key in only}
     return _checked(_fill(data, variables, where), type_, where)
 
 

@@ -123,11 +123,20 @@ def commands_page(program: str) -> str:
     group: click.Group = import_module(f"sum_factory.{program}.cli").main
     context = click.Context(group, info_name=program, **group.context_settings)
     parts = [f"# {program}\n\n{group.help}\n"]
+    parts += [command_section(command) for command in commands_of(group, context)]
+    return "\n".join(parts)
+
+
+def commands_of(group: click.Group, context: click.Context) -> Iterator[click.Context]:
+    """Yield the context of each command of a group, also of those that are in a group of their own."""
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None, "it was listed"
-        parts.append(command_section(click.Context(command, info_name=name, parent=context)))
-    return "\n".join(parts)
+        inner = click.Context(command, info_name=name, parent=context, **command.context_settings)
+        if isinstance(command, click.Group):
+            yield from commands_of(command, inner)
+        else:
+            yield inner
 
 
 def command_section(context: click.Context) -> str:

@@ -83,6 +83,8 @@ def test_refiner_is_trained_and_its_use_is_told(
         "steps": 1,
         "batch": 2,
         "least_iou": 0,
+        "pred_iou_thresh": 0,
+        "stability_score_thresh": 0,
         "device": "cpu",
     }
     (tmp_path / "refiner.yaml").write_text(yaml.safe_dump(recipe))

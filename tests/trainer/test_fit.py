@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.sam.checkpoint import WEIGHTS, LoadedSam, load_sam, read_header
 from sum_factory.shared.sam.task_prompt import STATE_KEY
 from sum_factory.trainer import fit as module
-from sum_factory.trainer.data.sets import SetSettings
+from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
 from sum_factory.trainer.fit import fit, make_model, open_stream
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import Recipe
@@ -223,3 +224,50 @@ def test_validation_does_not_disturb_the_run(
     ends = [load_file(tmp_path / name / WEIGHTS) for name in ("plain", "validated")]
     assert all(torch.equal(ends[1][name], value) for name, value in ends[0].items())
     assert Checkpoints(tmp_path / "validated").best() is not None
+
+
+@pytest.fixture
+def blank_sets(human_folder: Path, tmp_path: Path) -> tuple[SetSettings, ...]:
+    """Label maps without a mask for three photos, allowed to be so."""
+    (tmp_path / "blank").mkdir()
+    for photo in sorted((human_folder / "images").iterdir()):
+        with Image.open(photo) as image:
+            Image.new("L", image.size).save(tmp_path / "blank" / photo.name)
+    settings = {"images": human_folder / "images", "labels": tmp_path / "blank", "task": "part", "most_blank": 1}
+    return (LabelMapsSettings(kind="label-maps", **settings),)
+
+
+def test_step_without_a_mask_ends_the_run_before_weights_change(
+    make_recipe: MakeRecipe, blank_sets: tuple[SetSettings, ...], updates: list[float], tmp_path: Path
+) -> None:
+    recipe = make_recipe(human=blank_sets, method="human-only")
+    with pytest.raises(
+        InputError, match=r"step 1: none of its 4 photos has a mask to train on \(their photos have none"
+    ):
+        run(recipe, tmp_path / "out")
+    assert updates == []
+    assert not (tmp_path / "out" / WEIGHTS).exists()
+
+
+def test_masks_too_small_for_a_cell_end_the_run_too(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for number in range(4):
+        Image.new("RGB", (800, 600), (0, 50 * number, 9)).save(tmp_path / "images" / f"{number}.png")
+        dot = Image.new("L", (800, 600))
+        dot.putpixel((401, 301), 255)
+        dot.save(tmp_path / "masks" / f"{number}.png")
+    dots = FolderPairsSettings("folder-pairs", tmp_path / "images", tmp_path / "masks", "salient")
+    with pytest.raises(InputError, match=r"step 1: .*4 masks are smaller than a cell"):
+        run(make_recipe(human=(dots,), method="human-only"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("where", ["human", "validation"])
+def test_sets_are_checked_before_anything_else(
+    where: str, make_recipe: MakeRecipe, blank_sets: tuple[SetSettings, ...], tmp_path: Path
+) -> None:
+    wrong = (dataclasses.replace(blank_sets[0], most_blank=0.1),)
+    changes = {"human": wrong} if where == "human" else {"validation": ValidationSettings(sets=wrong)}
+    with pytest.raises(InputError, match="5 of 5 label maps that were looked at have no mask"):
+        run(make_recipe(sam=str(tmp_path / "none.pth"), **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

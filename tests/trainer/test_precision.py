@@ -53,7 +53,7 @@ def quiet(text: str) -> None:
 def test_run_records_what_it_was_trained_in_and_is_refused_where_that_would_be_another(
     make_recipe: MakeRecipe, tmp_path: Path, on_machine: Callable[[bool], None]
 ) -> None:
-    recipe = make_recipe(steps=1, batch=1, rounds=1, precision="auto", checkpoint=CheckpointSettings(every=1))
+    recipe = make_recipe(steps=1, batch=2, rounds=1, precision="auto", checkpoint=CheckpointSettings(every=1))
     said: list[str] = []
     on_machine(False)
     fit(recipe, tmp_path, say=said.append)
@@ -75,7 +75,16 @@ def test_refiner_is_refused_in_the_same_way(
     tiny_weights: str, human_sets: tuple[SetSettings, ...], tmp_path: Path
 ) -> None:
     recipe = RefinerRecipe(
-        human=human_sets, sam=tiny_weights, steps=1, batch=1, masks=1, device="cpu", checkpoint=CheckpointSettings(1)
+        human=human_sets,
+        sam=tiny_weights,
+        steps=1,
+        batch=1,
+        masks=1,
+        device="cpu",
+        checkpoint=CheckpointSettings(1),
+        least_iou=0,
+        pred_iou_thresh=0,
+        stability_score_thresh=0,
     )
     train_refiner(recipe, tmp_path, say=quiet)
     assert read_header(tmp_path / REFINER)["run"]["precision"] == "fp32"

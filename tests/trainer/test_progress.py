@@ -94,6 +94,8 @@ def test_refiner_tells_of_steps(
         "steps": 2,
         "batch": 2,
         "least_iou": 0,
+        "pred_iou_thresh": 0,
+        "stability_score_thresh": 0,
         "device": "cpu",
     }
     (tmp_path / "refiner.yaml").write_text(yaml.safe_dump(recipe))

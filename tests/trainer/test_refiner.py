@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sum_factory.shared.errors import CheckpointError, SettingsDifferError
+from sum_factory.shared.errors import CheckpointError, InputError, SettingsDifferError
 from sum_factory.shared.sam import refiner as refiner_module
 from sum_factory.shared.sam.checkpoint import HEADER, LoadedSam, load_sam
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, POSITIVE
@@ -231,3 +231,10 @@ def test_bf16_trains_about_as_fp32_does(make_refiner_recipe: MakeRecipe, tmp_pat
     assert rough["loss"] != exact["loss"]
     assert rough["loss"] == pytest.approx(exact["loss"], rel=0.02)
     assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
+def test_run_without_a_pair_leaves_no_refiner(make_refiner_recipe: MakeRecipe, tmp_path: Path) -> None:
+    for _ in range(2):  # nor when it goes on from its last checkpoint
+        with pytest.raises(InputError, match=r"4 steps had no pair to learn from: .* IoU 1\.0 or more"):
+            run(make_refiner_recipe(least_iou=1.0), tmp_path)
+        assert not (tmp_path / REFINER).exists()

@@ -21,7 +21,7 @@ from sum_factory.shared.sam.checkpoint import WEIGHTS, LoadedSam, load_sam
 from sum_factory.shared.sam.runtime import Embedder, Runtime, place
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.trainer.data.human import HumanSample, HumanSet, Masks
-from sum_factory.trainer.data.sets import SetSettings, open_set
+from sum_factory.trainer.data.sets import SetSettings, check_sets, open_set
 from sum_factory.trainer.evaluate.protocol import evaluate_image
 from sum_factory.trainer.evaluate.settings import Protocol
 
@@ -123,8 +123,7 @@ def evaluate_sets(
     At most ``max_masks`` of an image, drawn by the hash of ``seed`` and the image's key. Raises ``InputError`` or
     ``ImageError`` for a set or file that cannot be used; whether all sets are there is checked first.
     """
-    for settings in sets:
-        open_set(settings)  # and not kept: the JSON files of a suite would not fit into memory together
+    check_sets(sets)
     embedder = _KeptEmbeddings(Embedder(weights.sam, precision), KEPT_BYTES if len(sets) > 1 else 0)
     for settings in sets:
         yield _evaluate_set(embedder, weights, settings, protocols, max_masks, seed)
@@ -144,8 +143,9 @@ def _evaluate_set(
     masks = empty = 0
     for index in track(range(count), f"evaluating {settings.name or settings.task}", "image"):
         sample = _load(opened, index)
-        numbers = _numbers(sample, max_masks, seed)
-        empty += len(sample.masks) - int(sample.masks.any(axis=(1, 2)).sum())
+        seen = _with_pixels(sample)
+        numbers = _drawn(seen, sample.key, max_masks, seed)
+        empty += sample.count - len(seen)
         masks += len(numbers)
         if numbers:
             rows = _evaluate_sample(embedder, weights, settings, sample, numbers, protocols)
@@ -163,14 +163,26 @@ def _load(opened: HumanSet, index: int) -> HumanSample:
         raise InputError(f"{error.filename or opened.keys[index]}: cannot be read ({error.strerror})") from error
 
 
-def _numbers(sample: HumanSample, max_masks: int | None, seed: int) -> list[int]:
-    """Return which masks of a sample are evaluated: those with a pixel, at most ``max_masks`` of them."""
-    numbers = np.flatnonzero(sample.masks.any(axis=(1, 2)))
+def _with_pixels(sample: HumanSample) -> list[int]:
+    """Return the numbers of the masks that have a pixel; few masks are in memory at once."""
+    together = _together(sample)
+    parts = [range(start, min(start + together, sample.count)) for start in range(0, sample.count, together)]
+    return [part[place] for part in parts for place in np.flatnonzero(sample.masks_at(part).any(axis=(1, 2))).tolist()]
+
+
+def _together(sample: HumanSample) -> int:
+    """Return how many masks of a sample are in memory at once."""
+    height, width = sample.image.shape[:2]
+    return max(1, min(MASKS_TOGETHER, PIXELS_TOGETHER // int(height * width)))
+
+
+def _drawn(numbers: Sequence[int], key: str, max_masks: int | None, seed: int) -> list[int]:
+    """Return which of these masks of a photo are evaluated: at most ``max_masks``."""
     if max_masks is not None and len(numbers) > max_masks:
-        digest = hashlib.sha256(f"{seed}/{sample.key}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
         random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-        numbers = np.sort(random.choice(numbers, max_masks, replace=False))
-    return [int(number) for number in numbers]
+        return [int(number) for number in np.sort(random.choice(numbers, max_masks, replace=False))]
+    return list(numbers)
 
 
 def _evaluate_sample(
@@ -189,11 +201,11 @@ def _evaluate_sample(
     embedding = embedder.embed(sample.image)
     vector = weights.task_vector(settings.task)
     vector = None if vector is None else vector.to(embedding.device)
-    together = max(1, min(MASKS_TOGETHER, PIXELS_TOGETHER // (height * width)))
+    together = _together(sample)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(numbers), together):
         part = numbers[start : start + together]
-        targets: Masks = sample.masks[part]
+        targets: Masks = sample.masks_at(part)
         areas = dict(zip(part, targets.sum(axis=(1, 2)).tolist(), strict=True))
         fixed = {"set": settings.name, "task": settings.task, "image": sample.key, "height": height, "width": width}
         for protocol in protocols:

@@ -11,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from sum_factory.shared.errors import InputError
-from sum_factory.trainer.data.human import CocoInstances, FolderPairs, LabelMaps, Subset
+from sum_factory.trainer.data.human import CocoInstances, FolderPairs, LabelMaps
 from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, LabelMapsSettings, SetSettings, open_set
 
 ADAPTER: TypeAdapter[SetSettings] = TypeAdapter(SetSettings)
@@ -53,7 +53,6 @@ def test_list_and_limit_choose_samples_in_the_sets_order(salient: FolderPairsSet
     chosen = tmp_path / "list.txt"
     chosen.write_text("photo3\n\n  photo1\nphoto0\n")
     listed = open_set(replace(salient, list=chosen))
-    assert isinstance(listed, Subset)
     assert listed.keys == ["photo0", "photo1", "photo3"]
     assert [listed.load(index).key for index in range(3)] == listed.keys
     assert listed.task == 1
@@ -73,7 +72,7 @@ def test_stem_that_is_not_in_the_set_is_named(salient: FolderPairsSettings, tmp_
 
 def test_set_without_samples_is_refused(salient: FolderPairsSettings, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n")
-    with pytest.raises(InputError, match="salient: no samples; check list and limit"):
+    with pytest.raises(InputError, match="images: no samples; check list, match, limit"):
         open_set(replace(salient, list=tmp_path / "list.txt"))
 
 
@@ -85,6 +84,10 @@ def test_set_without_samples_is_refused(salient: FolderPairsSettings, tmp_path: 
         {"labels": "c"},
         {"masks": None},
         {"limit": 0},
+        {"foreground": "white"},
+        {"skip": "all"},
+        {"orientation": "upright"},
+        {"most_blank": 2},
     ],
 )
 def test_wrong_descriptions_are_refused(fields: dict[str, Any]) -> None:

@@ -197,6 +197,7 @@ def test_sample_that_cannot_be_read_stops_the_stream_and_is_named(human_folder: 
     """It is not replaced by another, which would pair one photo with the masks of the next."""
     folder = shutil.copytree(human_folder, tmp_path / "human")
     stream = HumanStream([FolderPairs(folder / "images", folder / "salient", 1)], SETTINGS)
+    list(MixedStream({"human": stream}, Mix(1, 0), 5).steps(0, 1))  # the set is sound when it is opened
     for name, content, message in (
         ("images/photo3.png", b"no image", r"photo3\.png: not an image"),
         ("salient/photo3.png", b"", r"salient/photo3\.png: the file is empty"),

@@ -16,7 +16,7 @@ PAPER14 = {
     "entity": ["EntitySeg 0", "EntitySeg 1", "EntitySeg 2"],
     "part": ["Bodypart", "EasyPortrait", "Fashionpedia", "Fashionpedia subpart", "PACO"],
 }
-PAPER8 = ["Cityscapes", "EgoHOS", "DRAM", "iShape", "GTAV", "NDD20", "TrashCan", "IBD"]
+PAPER8 = ["Cityscapes", "EgoHOS", "DRAM", "iShape", "GTAV", "NDD20 above", "NDD20 below", "TrashCan", "IBD"]
 PAIR = "{name: NAME, kind: folder-pairs, task: salient, images: a, masks: b}"
 
 
@@ -37,7 +37,7 @@ def test_paper8_has_the_further_sets() -> None:
 
 @pytest.mark.parametrize("suite", ["paper14", "paper8"])
 def test_every_path_lies_in_the_data_folder_and_no_set_reads_anothers_masks(suite: str) -> None:
-    uses: Counter[Path] = Counter()
+    uses: Counter[tuple[Path, object]] = Counter()
     for settings in read_suite(suite, {"DATA": "/data"}).sets:
         match settings:
             case FolderPairsSettings():
@@ -48,7 +48,7 @@ def test_every_path_lies_in_the_data_folder_and_no_set_reads_anothers_masks(suit
                 masks = settings.annotations
         assert Path("/data") in settings.images.parents
         assert Path("/data") in masks.parents
-        uses[masks] += 1
+        uses[masks, (settings.match, getattr(settings, "categories", None))] += 1
     assert set(uses.values()) == {1}
 
 

@@ -1,0 +1,150 @@
+"""Which values of label maps are masks, and which files are no label maps."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from sum_factory.shared.errors import ImageError, InputError
+from sum_factory.trainer.data.human import LabelMaps
+from sum_factory.trainer.data.sets import LabelMapsSettings, open_set
+
+HEIGHT, WIDTH = 40, 48
+
+
+def stripes(*values: int, dtype: Any = np.uint8) -> npt.NDArray[Any]:
+    """Return a map in which each value is a stripe of columns."""
+    columns = np.asarray(values, dtype)[np.arange(WIDTH) * len(values) // WIDTH]
+    return np.broadcast_to(columns, (HEIGHT, WIDTH)).copy()
+
+
+def write(folder: Path, labels: Image.Image, suffix: str = ".png") -> None:
+    for name in ("images", "labels"):
+        (folder / name).mkdir(exist_ok=True)
+    Image.new("RGB", labels.size, "green").save(folder / "images" / "a.jpg")
+    labels.save(folder / "labels" / f"a{suffix}")
+
+
+def opened(folder: Path, **changes: Any) -> LabelMaps:
+    found = open_set(LabelMapsSettings("label-maps", folder / "images", folder / "labels", "part", **changes))
+    assert isinstance(found, LabelMaps)
+    return found
+
+
+def with_palette(labels: npt.NDArray[Any], first: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
+    image = Image.fromarray(labels)
+    image.putpalette([*first, *(n % 251 for n in range(1, 256 * 3 - 2))])
+    return image
+
+
+@pytest.mark.parametrize(
+    ("labels", "taken"),
+    [
+        (Image.fromarray(stripes(0, 1, 8)), [1, 8]),
+        (with_palette(stripes(0, 15, 255)), [15]),
+        (Image.fromarray(stripes(0, 3, 254, 255)), [3, 254, 255]),
+        (Image.fromarray(stripes(0, 255, 256, 1000, dtype=np.uint16)), [255, 256, 1000]),
+        (Image.fromarray(stripes(1, 7, 255)), [1, 7]),
+        (Image.fromarray(stripes(0, 70_000, 3, dtype=np.int32)), [3, 70_000]),
+    ],
+)
+def test_background_and_void_are_no_masks_where_they_mean_that(
+    labels: Image.Image, taken: list[int], tmp_path: Path
+) -> None:
+    suffix = ".tif" if labels.mode == "I" else ".png"
+    write(tmp_path, labels, suffix)
+    with Image.open(tmp_path / "labels" / f"a{suffix}") as written:
+        stored = np.asarray(written)
+    found = opened(tmp_path)
+    assert np.array_equal(found.load(0).masks, np.stack([stored == value for value in taken]))
+
+
+def test_zero_beside_void_may_be_a_class_and_has_to_be_told(tmp_path: Path) -> None:
+    """In COCO-Stuff it is people; in other sets background."""
+    write(tmp_path, Image.fromarray(stripes(0, 5, 255)))
+    with pytest.raises(InputError, match=r"a\.png holds 255, which is void, so 0 may be .*`ignored: \[255\]`"):
+        opened(tmp_path)
+    assert opened(tmp_path, ignored=(255,)).load(0).count == 2
+    assert opened(tmp_path, ignored=(0, 255)).load(0).count == 1
+
+
+def test_values_below_the_least_are_no_masks(tmp_path: Path) -> None:
+    write(tmp_path, Image.fromarray(stripes(7, 26, 26000, 26001, dtype=np.uint16)))
+    found = opened(tmp_path, least=24000)
+    assert found.load(0).count == 2
+    assert "0 and all below 24000" in found.findings[0]
+
+
+def test_colours_are_values(tmp_path: Path) -> None:
+    colours = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    colours[:10], colours[10:20], colours[20:30] = (9, 0, 0), (0, 1, 0), (0, 0, 1)
+    write(tmp_path, Image.fromarray(colours))
+    expected = np.stack([np.all(colours == each, axis=2) for each in ((9, 0, 0), (0, 1, 0), (0, 0, 1))])
+    assert np.array_equal(opened(tmp_path).load(0).masks, expected)
+    assert opened(tmp_path, ignored=(0, 256)).load(0).count == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "suffix", "message"),
+    [
+        (Image.fromarray(stripes(0, 90, 180)), ".jpg", r"a\.jpg: no label map, as lossy compression"),
+        (
+            Image.fromarray(stripes(0, 1, 2, dtype=np.float32)),
+            ".tif",
+            r"a\.tif: no label map, as its values are floats",
+        ),
+    ],
+)
+def test_lossy_and_float_maps_are_refused_when_opened(
+    labels: Image.Image, suffix: str, message: str, tmp_path: Path
+) -> None:
+    write(tmp_path, labels, suffix)
+    with pytest.raises(InputError, match=message):
+        opened(tmp_path)
+
+
+def test_lossy_webp_is_refused_and_lossless_is_read(tmp_path: Path) -> None:
+    write(tmp_path, Image.fromarray(stripes(0, 1, 2)).convert("RGB"), ".png")
+    with Image.open(tmp_path / "labels" / "a.png") as stored:
+        picture = stored.copy()
+    (tmp_path / "labels" / "a.png").unlink()
+    picture.save(tmp_path / "labels" / "a.webp", lossless=True)
+    assert opened(tmp_path).load(0).count == 2
+    picture.save(tmp_path / "labels" / "a.webp", quality=80)
+    with pytest.raises(InputError, match=r"a\.webp: no label map, as lossy"):
+        opened(tmp_path)
+
+
+def test_transparent_pictures_are_no_label_maps(tmp_path: Path) -> None:
+    write(tmp_path, Image.fromarray(np.dstack([stripes(1, 2)] * 4)))
+    with pytest.raises(ImageError, match="transparent somewhere"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("values", [(0,), (3,)])
+def test_set_of_maps_without_masks_is_refused(values: tuple[int, ...], tmp_path: Path) -> None:
+    write(tmp_path, Image.fromarray(stripes(*values)))
+    with pytest.raises(InputError, match=r"1 of 1 label maps that were looked at have no mask.*a\.png"):
+        opened(tmp_path)
+    assert opened(tmp_path, most_blank=1).load(0).count == len(values) - values.count(0)
+
+
+def test_memory_is_that_of_the_masks_that_are_drawn(tmp_path: Path) -> None:
+    side = 600
+    labels = (np.arange(side * side) // 1200 + 1).astype(np.uint16).reshape(side, side)
+    write(tmp_path, Image.fromarray(labels))
+    found = opened(tmp_path)
+    tracemalloc.start()
+    sample = found.load(0)
+    drawn = sample.masks_at([5, 250])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sample.count == 300
+    assert np.array_equal(drawn, np.stack([labels == 6, labels == 251]))
+    assert most < 30 * side * side, "all 300 masks are ten times as much"

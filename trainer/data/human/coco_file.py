@@ -1,0 +1,133 @@
+"""A file of annotations, read and brought to one form: COCO's images and annotations, also of VIA's regions."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from sum_factory.shared.errors import InputError
+
+Record = dict[str, Any]
+OUTLINES = ("polygon", "polyline")
+"""Shapes of VIA that are outlines; what is closed is the mask."""
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """The images, annotations and categories of a file, each a list of records."""
+
+    images: list[Record]
+    annotations: list[Record]
+    categories: list[Record]
+
+
+def read_annotations(path: Path) -> CocoFile:
+    """Read COCO instances, or VIA's regions. Raises ``InputError`` if it is neither."""
+    collects = gc.isenabled()
+    gc.disable()  # going through millions of new objects again and again takes longer than reading them
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); expected COCO instances JSON") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected COCO instances JSON ({error})") from error
+    finally:
+        if collects:
+            gc.enable()
+    via = _of_via(content)
+    content = via if via is not None else content
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: expected COCO instances JSON, found a {type(content).__name__} and not keys and values"
+        )
+    lists = {}
+    for key in ("images", "annotations", "categories"):
+        records = content.get(key, [] if key == "categories" else None)
+        if not isinstance(records, list) or not all(type(record) is dict for record in records):
+            known = ", ".join(map(str, list(content)[:6])) or "none"
+            raise InputError(
+                f"{path}: expected COCO instances JSON with a list of records as {key!r}; its keys are {known}"
+            )
+        lists[key] = records
+    return CocoFile(lists["images"], lists["annotations"], lists["categories"])
+
+
+def chosen_categories(file: CocoFile, wanted: Sequence[int | str], path: Path) -> set[Any]:
+    """Return the ids of the categories that are wanted, by id, name or supercategory; names may hold ``*``.
+
+    Raises ``InputError`` for one that the file does not have.
+    """
+    chosen: set[Any] = set()
+    for want in wanted:
+        found = [
+            category.get("id")
+            for category in file.categories
+            if (category.get("id") == want if isinstance(want, int) else _is_called(category, want))
+        ]
+        if not found:
+            names = {str(category.get(key, "")) for category in file.categories for key in ("name", "supercategory")}
+            close = get_close_matches(str(want), names, n=1)
+            hint = (
+                f"did you mean {close[0]!r}?"
+                if close
+                else f"there are {', '.join(sorted(names - {''})[:12]) or 'none'}"
+            )
+            raise InputError(f"{path}: has no category {want!r}; {hint}")
+        chosen.update(found)
+    return chosen
+
+
+def name_of(image: Mapping[str, Any]) -> str | None:
+    """Return the path of an image's photo: ``file_name``, or what ``coco_url`` ends with; None if it has neither."""
+    name, url = image.get("file_name"), image.get("coco_url")
+    if isinstance(name, str) and name:
+        return name.replace("\\", "/").removeprefix("./")
+    if isinstance(url, str) and url.count("/") > 1:
+        return "/".join(url.split("/")[-2:])
+    return None
+
+
+def _is_called(category: Mapping[str, Any], want: str) -> bool:
+    return any(fnmatchcase(str(category.get(key, "")), want) for key in ("name", "supercategory"))
+
+
+def _of_via(content: Any) -> Record | None:
+    """Return VIA's regions in COCO's form, or None if these are none. A project holds them beside its settings."""
+    if isinstance(content, dict) and isinstance(content.get("_via_img_metadata"), dict):
+        content = content["_via_img_metadata"]
+    records = list(content.values()) if isinstance(content, dict) else content
+    if not isinstance(records, list) or not records:
+        return None
+    if not all(isinstance(record, dict) and "filename" in record and "regions" in record for record in records):
+        return None
+    images = [{"id": number, "file_name": record["filename"]} for number, record in enumerate(records)]
+    annotations = [
+        {"id": f"{record['filename']}, region {place}", "image_id": number, "segmentation": _outline(region)}
+        for number, record in enumerate(records)
+        for place, region in _regions(record["regions"])
+    ]
+    return {"images": images, "annotations": annotations}
+
+
+def _regions(regions: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(regions, dict):
+        yield from regions.items()
+    elif isinstance(regions, list):
+        yield from enumerate(regions)
+
+
+def _outline(region: Any) -> list[list[float]] | None:
+    """Return the outline of a region as a polygon of COCO's, None if it has none."""
+    shape = region.get("shape_attributes") if isinstance(region, dict) else None
+    if not isinstance(shape, dict) or shape.get("name") not in OUTLINES:
+        return None
+    xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
+    if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
+        return None
+    return [[value for point in zip(xs, ys, strict=True) for value in point]]

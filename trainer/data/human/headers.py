@@ -1,0 +1,119 @@
+"""What the headers of image files tell before anything is decoded: size, mode, EXIF orientation, lossy or not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from sum_factory.shared.images import FORMATS, MAX_PIXELS, RgbImage
+from sum_factory.shared.progress import Stage
+
+LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "GIF")
+READERS = 8
+"""Threads that read headers: on a disk of the network each waits most of its time."""
+TOGETHER = 64
+"""Files that a thread reads at a time: fewer cost more for handing them out than for reading them."""
+FIRST_BYTES = 4_096
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """``size`` is that of the pixels as they are stored, width first; ``orientation`` is EXIF's, 1 for upright."""
+
+    size: Size
+    mode: str
+    orientation: int
+    is_lossy: bool
+
+    @property
+    def upright(self) -> Size:
+        """Width and height as turned by the orientation."""
+        return (self.size[1], self.size[0]) if self.orientation >= 5 else self.size
+
+
+def read_headers(paths: Sequence[Path]) -> list[Header | str]:
+    """Return the header of each file, or in words why it cannot be read."""
+    parts = [paths[start : start + TOGETHER] for start in range(0, len(paths), TOGETHER)]
+    found: list[Header | str] = []
+    with (
+        warnings.catch_warnings(),
+        Stage("reading headers", len(paths), "file") as stage,
+        ThreadPoolExecutor(READERS, "headers") as pool,
+    ):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        for headers in pool.map(lambda part: [_read_header(path) for path in part], parts):
+            found += headers
+            stage.advance(len(headers))
+    return found
+
+
+def _read_header(path: Path) -> Header | str:
+    """Return the header of a file, or in words why it cannot be read."""
+    try:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            orientation = _orientation_of(image)
+            lossy = is_lossy(image, _start_of(path) if image.format == "WEBP" else b"")
+            width, height = image.size
+            if image.format == "TIFF" and orientation >= 5:  # Pillow tells the size that it will turn it to
+                width, height = height, width
+            if width * height > MAX_PIXELS:
+                return f"{path}: {width} x {height} is more than the limit of {MAX_PIXELS / 1e6:.0f} megapixels"
+            return Header((width, height), image.mode, orientation, lossy)
+    except OSError as error:
+        if path.is_file() and path.stat().st_size == 0:
+            return f"{path}: the file is empty (0 bytes)"
+        reason = error.strerror or "not an image of a known format"
+        return f"{path}: {reason if error.errno else 'not an image of a known format'}"
+    except Exception as error:  # on damaged bytes Pillow's readers raise whatever they run into
+        return f"{path}: damaged ({error})"
+
+
+def as_stored(image: RgbImage, orientation: int) -> RgbImage:
+    """Return an upright photo, uint8 (H, W, 3), as it was before EXIF's ``orientation`` was applied."""
+    match orientation:
+        case 2:
+            return image[:, ::-1]
+        case 3:
+            return image[::-1, ::-1]
+        case 4:
+            return image[::-1]
+        case 5:
+            return image.swapaxes(0, 1)
+        case 6:
+            return np.rot90(image, 1)
+        case 7:
+            return image[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            return np.rot90(image, -1)
+        case _:
+            return image
+
+
+def _orientation_of(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # looking further would decode all pixels
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata do not spoil the pixels
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(FIRST_BYTES)
+
+
+def is_lossy(image: Image.Image, file_start: bytes) -> bool:
+    """Whether an image was compressed so that values change; ``file_start`` are the first bytes of a WebP file."""
+    if image.format == "WEBP":
+        return b"VP8L" not in file_start
+    return image.format not in LOSSLESS or image.info.get("compression") == "jpeg"

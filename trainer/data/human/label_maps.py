@@ -1,0 +1,169 @@
+"""Photos with label maps of the same names: pictures in which each value is one mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from sum_factory.shared.errors import ImageError, InputError
+from sum_factory.trainer.data.human.choice import Choice
+from sum_factory.trainer.data.human.fitting import Orientation
+from sum_factory.trainer.data.human.histograms import count, sample_of
+from sum_factory.trainer.data.human.mask_files import BLACK, MaskFile, Values, read_mask_file
+from sum_factory.trainer.data.human.paired import Paired, open_pairs
+from sum_factory.trainer.data.human.pairing import Names
+from sum_factory.trainer.data.human.photos import Alpha, load_photo
+from sum_factory.trainer.data.human.problems import Skip
+from sum_factory.trainer.data.human.samples import HumanSample, Masks, stacked
+
+VOID = 255
+LEAST_PIXELS = 16
+"""Pixels a value, at least and on average: a picture of more values is no label map."""
+VOID_GAP = 200
+"""255 means void, and not the last object, if nothing lies between this and it."""
+
+
+@dataclass(frozen=True)
+class Map:
+    """A label map of the sample: its values, and what 0 may be."""
+
+    path: Path
+    values: frozenset[int]
+    has_black_zero: bool
+    """Whether 0 is the first place of a palette, and black."""
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """Photos below ``images`` and label maps below ``labels`` of the same key.
+
+    Each value is one mask, but those of ``ignored`` and those below ``least``. By default 0 is ignored, and 255 where
+    it means void. Colours are values, too: R + 256 G + 65536 B.
+    """
+
+    images: Path
+    labels: Path
+    task: int
+    ignored: tuple[int, ...] | None = None
+    least: int = 0
+    names: Names = field(default_factory=Names)
+    choice: Choice = field(default_factory=Choice)
+    orientation: Orientation = "auto"
+    photo_alpha: Alpha = "white"
+    most_blank: float = 0.1
+    skip: Skip = "nothing"
+
+    @cached_property
+    def opened(self) -> Paired:
+        """The pairs, sorted by key. Raises ``InputError`` for label maps that are lossy or hold floats."""
+        opened = open_pairs(self.images, self.labels, self.names, self.choice, self.orientation, self.skip)
+        for paired in opened.files:
+            for path, header in zip(paired.pair.masks, paired.masks, strict=True):
+                if header.is_lossy or header.mode == "F":
+                    what = "lossy compression changes values" if header.is_lossy else "its values are floats"
+                    raise InputError(f"{path}: no label map, as {what}; expected whole numbers in a PNG or TIFF")
+        return opened
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The keys, sorted."""
+        return [paired.pair.key for paired in self.opened.files]
+
+    @cached_property
+    def left_out(self) -> frozenset[int]:
+        """The values that are no masks."""
+        return frozenset(self.ignored) if self.ignored is not None else _usual(self._sample, str(self.labels))
+
+    @property
+    def findings(self) -> list[str]:
+        """What was found and decided, a sentence each. Raises ``InputError`` if too many maps have no mask."""
+        counts = [len([value for value in each.values if self._is_mask(value)]) for each in self._sample]
+        blank = [
+            each.path
+            for each, masks in zip(self._sample, counts, strict=True)
+            if masks == 0 or (masks == 1 and len(each.values) == 1)
+        ]
+        if len(blank) > self.most_blank * len(self._sample):
+            raise InputError(
+                f"{self.labels}: {len(blank)} of {len(self._sample)} label maps that were looked at have no mask, or "
+                f"one over all of the photo, the first is {blank[0]}; check `ignored` ({self._ignored_in_words()}) and "
+                "`least`, or allow more with most_blank"
+            )
+        total = sum(len(paired.pair.masks) for paired in self.opened.files)
+        return [
+            f"{np.mean(counts):.1f} masks a label map on average, seen in {len(self._sample)} of {total:,}; no masks "
+            f"are the values {self._ignored_in_words()}",
+            *self.opened.said,
+        ]
+
+    def load(self, index: int) -> HumanSample:
+        """Read one sample; masks come in the order of their values, label map after label map."""
+        paired = self.opened.files[index]
+        image = load_photo(paired.pair.photo, paired.header, paired.fit, self.photo_alpha)
+        maps = [_read(path).values for path in paired.pair.masks]
+        found = [
+            (labels, value)
+            for labels, path in zip(maps, paired.pair.masks, strict=True)
+            for value in _values(labels, path)
+            if self._is_mask(value)
+        ]
+
+        def masks_at(numbers: Sequence[int]) -> Masks:
+            return stacked([found[number][0] == found[number][1] for number in numbers], image)
+
+        return HumanSample(paired.pair.key, image, self.task, len(found), masks_at)
+
+    def _is_mask(self, value: int) -> bool:
+        return value >= self.least and value not in self.left_out
+
+    def _ignored_in_words(self) -> str:
+        words = ", ".join(map(str, sorted(self.left_out))) or "none"
+        return f"{words} and all below {self.least}" if self.least else words
+
+    @cached_property
+    def _sample(self) -> list[Map]:
+        paths = [path for paired in self.opened.files for path in paired.pair.masks]
+        return [_map_of(path) for path, _ in sample_of(paths, [False] * len(paths))]
+
+
+def _usual(sample: Sequence[Map], where: str) -> frozenset[int]:
+    """Return the values that are no masks by default. Raises ``InputError`` where 0 may be a class."""
+    values = frozenset[int]().union(*(each.values for each in sample))
+    has_void = VOID in values and not any(VOID_GAP <= value < VOID or value > VOID for value in values)
+    if has_void and 0 in values and not all(each.has_black_zero for each in sample):
+        first = next(each.path for each in sample if VOID in each.values)
+        raise InputError(
+            f"{where}: {first} holds 255, which is void, so 0 may be background or the first class: say "
+            "`ignored: [0, 255]` or `ignored: [255]`"
+        )
+    return frozenset((0, VOID)) if has_void else frozenset((0,))
+
+
+def _read(path: Path) -> MaskFile:
+    file = read_mask_file(path)
+    if file.alpha is not None:
+        raise ImageError(f"{path}: expected a label map, found a picture that is transparent somewhere")
+    if file.values.dtype.kind == "f":
+        raise ImageError(f"{path}: expected a label map of whole numbers, found floats")
+    return file
+
+
+def _values(labels: Values, path: Path) -> list[int]:
+    values, _ = count(labels)
+    if len(values) > max(1, labels.size // LEAST_PIXELS):
+        raise ImageError(
+            f"{path}: expected a label map, found {len(values)} values in {labels.size} pixels; is this a photo, or a "
+            "picture of soft edges?"
+        )
+    found: list[int] = values.tolist()
+    return found
+
+
+def _map_of(path: Path) -> Map:
+    file = _read(path)
+    black = file.coding == "palette" and file.colours[0] == BLACK
+    return Map(path, frozenset(_values(file.values, path)), black)

@@ -1,0 +1,134 @@
+"""The one reader of mask files and label maps: what stands in the file, and nothing of how a photo would be shown."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sum_factory.shared.errors import ImageError, InputError
+from sum_factory.shared.images import FORMATS, MAX_PIXELS
+from sum_factory.trainer.data.human.headers import FIRST_BYTES, is_lossy
+
+Values = npt.NDArray[Any]
+"""(H, W): uint8, uint16, int32 or uint32, or float32 of a file of floats."""
+Coding = Literal["grey", "palette", "colour"]
+BLACK = (0, 0, 0)
+OPAQUE = 128
+"""Alpha of this and above is opaque."""
+MOST_GREY_DIFFERENCE = 24
+"""Channels of a lossy grey picture differ by this at most."""
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask file or label map as it is stored.
+
+    ``values`` are shades of grey, places in a palette, or colours as R + 256 G + 65536 B; ``coding`` tells which.
+    ``colours`` are those of the palette. ``alpha``, uint8 (H, W), is None where all is opaque.
+    """
+
+    values: Values
+    coding: Coding
+    colours: tuple[tuple[int, int, int], ...] = ()
+    alpha: npt.NDArray[np.uint8] | None = None
+
+    def shades(self) -> MaskFile:
+        """Return the file with a palette resolved where it means shades of grey, or has not black in its first place.
+
+        So 0 is black, whatever the coding, and is what painting programs, and sets of classes, have as background.
+        """
+        if self.coding != "palette":
+            return self
+        used = np.flatnonzero(np.bincount(self.values.ravel(), minlength=len(self.colours)))
+        colours = [self.colours[place] if place < len(self.colours) else BLACK for place in used.tolist()]
+        if all(red == green == blue for red, green, blue in colours):
+            table = np.zeros(256, np.uint8)
+            table[used] = [red for red, _, _ in colours]
+            return MaskFile(table[self.values], "grey", (), self.alpha)
+        if self.colours[0] == BLACK:
+            return self
+        codes = np.zeros(256, np.uint32)
+        codes[used] = [code_of(colour) for colour in colours]
+        return MaskFile(codes[self.values], "colour", (), self.alpha)
+
+
+def read_mask_file(path: Path) -> MaskFile:
+    """Read a mask file or a label map. Raises ``InputError`` if it is gone, ``ImageError`` if it cannot be used."""
+    data = read_file(path)
+    if not data:
+        raise ImageError(f"{path}: the file is empty (0 bytes); fetch it again or leave it out")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ImageError(
+                        f"{path}: {image.width} x {image.height} is more than {MAX_PIXELS / 1e6:.0f} megapixels"
+                    )
+                image.load()
+                lossy = is_lossy(image, data[:FIRST_BYTES])
+                return _of_image(ImageOps.exif_transpose(image), lossy)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image of a known format; it starts with {data[:12]!r}") from None
+    except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they run into
+        raise ImageError(f"{path}: damaged or cut short ({error}); fetch it again or leave it out") from error
+
+
+def read_file(path: Path) -> bytes:
+    """Read the bytes of a file. Raises ``InputError``."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def code_of(colour: Sequence[int]) -> int:
+    """Return the number of a colour, R + 256 G + 65536 B."""
+    return int(colour[0]) + 256 * int(colour[1]) + 65536 * int(colour[2])
+
+
+def _of_image(image: Image.Image, is_lossy: bool) -> MaskFile:
+    match image.mode:
+        case "1":
+            return MaskFile(np.asarray(image).astype(np.uint8), "grey", (), _alpha_of(image))
+        case "L" | "I;16" | "I;16B" | "I;16L" | "I;16N" | "I" | "F":
+            values = np.asarray(image)
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise ValueError("it holds values that are not finite")
+            return MaskFile(values.astype(values.dtype.newbyteorder("=")), "grey", (), _alpha_of(image))
+        case "P":
+            flat = image.getpalette("RGB") or []
+            colours = tuple((r, g, b) for r, g, b in zip(*[iter(flat)] * 3, strict=True))
+            return MaskFile(np.asarray(image), "palette", colours or (BLACK,), _alpha_of(image))
+        case "LA" | "La":
+            return MaskFile(np.asarray(image.convert("LA"))[..., 0], "grey", (), _alpha_of(image))
+        case _:
+            return _of_colours(np.asarray(image.convert("RGB")), is_lossy, _alpha_of(image))
+
+
+def _of_colours(pixels: npt.NDArray[np.uint8], is_lossy: bool, alpha: npt.NDArray[np.uint8] | None) -> MaskFile:
+    red = pixels[..., 0]
+    difference = max(int(cv.max()) for cv in (np.abs(pixels[..., c].astype(np.int16) - red) for c in (1, 2)))
+    if difference <= (MOST_GREY_DIFFERENCE if is_lossy else 0):
+        return MaskFile(np.ascontiguousarray(red), "grey", (), alpha)
+    codes = red.astype(np.uint32)
+    codes |= pixels[..., 1].astype(np.uint32) << 8
+    codes |= pixels[..., 2].astype(np.uint32) << 16
+    return MaskFile(codes, "colour", (), alpha)
+
+
+def _alpha_of(image: Image.Image) -> npt.NDArray[np.uint8] | None:
+    if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
+        return None
+    alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    return None if int(alpha.min(initial=255)) == 255 else np.ascontiguousarray(alpha)

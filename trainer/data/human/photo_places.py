@@ -1,0 +1,73 @@
+"""Where the photos lie that a file of annotations lists: below a folder, also where an archive has moved them."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from sum_factory.shared.errors import InputError
+from sum_factory.trainer.data.human.pairing import find_files
+
+
+class PhotoPlaces:
+    """The photos below a folder, found by the names that a file lists."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.moved = 0
+        """How many were found in another folder than their name says."""
+        self._names: dict[str, set[str]] = {}
+        if not folder.is_dir():
+            find_files(folder)  # which says what is there instead
+
+    def find(self, name: str) -> Path | None:
+        """Return the file of a name, None if there is none; a link out of the folder counts as in it.
+
+        It is looked for where the name says, then by its last part anywhere below the folder, if that is there once or
+        if the folders before it tell. Raises ``InputError`` for a name that leads out of the folder.
+        """
+        path = PurePosixPath(name)
+        if path.is_absolute() and path.is_relative_to(self.folder):
+            path = path.relative_to(self.folder)
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(f"{name!r} leads out of {self.folder}; expected names relative to it")
+        if path.name in self._in_folder(str(path.parent)):
+            return self.folder / path
+        found = self._anywhere.get(unicodedata.normalize("NFC", path.name), ())
+        best = _of_most_common_parts(found, path)
+        if best is None:
+            return None
+        self.moved += unicodedata.normalize("NFC", best) != unicodedata.normalize("NFC", str(path))
+        return self.folder / best
+
+    def _in_folder(self, folder: str) -> set[str]:
+        if folder not in self._names:
+            try:
+                with os.scandir(self.folder / folder) as entries:
+                    self._names[folder] = {entry.name for entry in entries if entry.is_file()}
+            except OSError:
+                self._names[folder] = set()
+        return self._names[folder]
+
+    @cached_property
+    def _anywhere(self) -> dict[str, list[str]]:
+        """The photos below the folder by the last parts of their paths."""
+        try:
+            paths = find_files(self.folder)
+        except InputError:  # none at all
+            paths = []
+        found: dict[str, list[str]] = {}
+        for path in paths:
+            found.setdefault(unicodedata.normalize("NFC", path.rpartition("/")[2]), []).append(path)
+        return found
+
+
+def _of_most_common_parts(paths: Sequence[str], wanted: PurePosixPath) -> str | None:
+    """Return the only path, or the one that shares more folders with what is wanted than any other."""
+    if len(paths) <= 1:
+        return paths[0] if paths else None
+    shared = sorted(((len(set(PurePosixPath(path).parts) & set(wanted.parts)), path) for path in paths), reverse=True)
+    return shared[0][1] if shared[0][0] > shared[1][0] else None
