@@ -26,7 +26,7 @@ from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import IMAGE_SUFFIXES
 from sum_factory.shared.photo_files import PhotoFile
-from sum_factory.shared.places import absolute, joined, parent_of, renamed
+from sum_factory.shared.places import absolute, joined, parent_of, renamed, without_query
 from sum_factory.shared.store.refusals import explained, is_remote
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
@@ -135,12 +135,12 @@ def _list_one(place: str, reserve: Reserve) -> Iterator[PhotoFile | _Tar]:
         filesystem, path = fsspec.core.url_to_fs(place)
         if filesystem.isdir(path):
             yield from _list_folder(place, filesystem, path, reserve)
-        elif path.endswith(".tar"):
+        elif (named := without_query(path)).endswith(".tar"):
             yield _Tar(place)
-        elif path.endswith(LIST_SUFFIXES):
+        elif named.endswith(LIST_SUFFIXES):
             yield from _list_file(place, filesystem, path)
-        elif _is_image(path):
-            yield _file(place, PurePosixPath(path).stem, filesystem.info(path))
+        elif _is_image(named):
+            yield _file(place, PurePosixPath(named).stem, filesystem.info(path))
         else:
             raise InputError(f"{place}: expected a folder, a .tar, a list ({', '.join(LIST_SUFFIXES)}) or an image")
 
@@ -230,10 +230,12 @@ def _list_file(place: str, filesystem: Any, path: str) -> Iterator[PhotoFile | _
         entry_filesystem, entry_path = fsspec.core.url_to_fs(url)
         if not entry_filesystem.exists(entry_path):
             raise InputError(f"{place}, line {number}: {entry}: no such file")
-        if entry_path.endswith(".tar"):
+        named = without_query(entry_path)
+        if named.endswith(".tar"):
             yield _Tar(url)
         else:
-            plain = PurePosixPath(entry_path).stem if stands_alone else str(PurePosixPath(entry).with_suffix(""))
+            own = entry if named == entry_path else entry.partition("?")[0]
+            plain = PurePosixPath(named).stem if stands_alone else str(PurePosixPath(own).with_suffix(""))
             yield _file(url, plain, entry_filesystem.info(entry_path))
 
 

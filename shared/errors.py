@@ -5,12 +5,18 @@ The second paragraph of each says what to do, and what exit status a command end
 
 from __future__ import annotations
 
+from sum_factory.shared.credentials import concealed
+
 
 class SumError(Exception):
     """Base of all errors that are the input's fault, or the environment's.
 
     A command prints it without a traceback and ends with exit status 1. Catch it to catch all of these.
     """
+
+    def __init__(self, *arguments: object) -> None:
+        """Keep what is told, without the credentials of the URLs in it: it may come to be written down anywhere."""
+        super().__init__(*(concealed(told) if isinstance(told, str) else told for told in arguments))
 
 
 class ImageError(SumError):

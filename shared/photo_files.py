@@ -8,6 +8,7 @@ from __future__ import annotations
 import tarfile
 from dataclasses import dataclass
 
+from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.errors import ImageError, InputError, UnreachableError
 from sum_factory.shared.store.refusals import explained
 
@@ -34,8 +35,9 @@ class PhotoFile:
 
     @property
     def name(self) -> str:
-        """What to call the photo in a message; bytes of a name that are not UTF-8 are escaped."""
-        name = f"{self.url}::{self.member}" if self.member else self.url
+        """What to call the photo in a message: without credentials; bytes of a name that are not UTF-8 are escaped."""
+        url = without_credentials(self.url)
+        name = f"{url}::{self.member}" if self.member else url
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

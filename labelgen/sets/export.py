@@ -15,6 +15,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from sum_factory.labelgen.masks.rle import encode_rle
+from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.errors import StorageError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import Frame, paste
@@ -70,12 +71,12 @@ def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:
 
 
 def _image_entry(image: LabelledImage, original: PhotoFile, number: int) -> dict[str, Any]:
-    name = original.member or original.url.rsplit("/", 1)[-1]
+    name = original.member or without_credentials(original.url).rsplit("/", 1)[-1]
     return {
         "id": number,
         "file_name": name,
         "key": image.key,
-        "source": original.url,
+        "source": without_credentials(original.url),
         "height": image.height,
         "width": image.width,
     }

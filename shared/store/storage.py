@@ -17,6 +17,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.errors import ShardError, StorageError
 from sum_factory.shared.store.cache import Cache, Version
 from sum_factory.shared.store.locks import writer_of
@@ -33,18 +34,23 @@ CREATE_ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder at ``url``: a local path, or any URL that fsspec knows, such as ``s3://bucket/folder``.
+    """A folder at ``address``: a local path, or any URL that fsspec knows, such as ``s3://bucket/folder``.
 
     Files of a remote folder are read through ``cache``, if there is one; of a local folder they never are.
     """
 
-    url: str
+    address: str
     cache: Cache | None = field(default=None, compare=False)
+
+    @property
+    def url(self) -> str:
+        """What the folder is called where that is told or recorded: its address without credentials."""
+        return without_credentials(self.address)
 
     @cached_property
     def _filesystem(self) -> tuple[Any, str]:
         try:
-            filesystem, root = fsspec.core.url_to_fs(self.url)
+            filesystem, root = fsspec.core.url_to_fs(self.address)
         except ImportError as error:
             raise StorageError(f"{self.url}: {error}; {remedy_of(error, self.url)}") from error
         except ValueError as error:
