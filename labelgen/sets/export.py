@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,12 @@ from pycocotools import mask as coco_mask
 
 from sum_factory.labelgen.masks.rle import encode_rle
 from sum_factory.shared.credentials import without_credentials
-from sum_factory.shared.errors import StorageError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import Frame, paste
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.originals import original_of
 from sum_factory.shared.shards.shard_set import LabelledImage, ShardSet
+from sum_factory.shared.store.local_files import whole_file
 
 
 def at_full_size(grid: npt.NDArray[np.float32], frame: Frame, height: int, width: int) -> npt.NDArray[np.float32]:
@@ -41,32 +39,23 @@ def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:
 
     The file is written aside, one annotation at a time, and renamed: it is whole or absent. Raises ``StorageError``.
     """
-    aside = out.with_name(f".partial-{out.name}")
     images: list[dict[str, Any]] = []
     count = 0
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w") as file:
-            file.write('{"info": {"description": "pseudo-labels of a frozen SAM, made by labelgen"},\n')
-            file.write('"categories": [{"id": 1, "name": "object"}],\n"annotations": [')
-            for number in track(shards.committed(), "exporting", "unit"):
-                planned = shards.unit(number).images
-                for image in shards.images(number):
-                    if image.error is not None:
-                        continue
-                    original = original_of(shards, planned[image.index])
-                    images.append(_image_entry(image, original, len(images) + 1))
-                    for row, mask in zip(image.masks, full_size_masks(shards, number, image), strict=True):
-                        count += 1
-                        file.write(",\n" if count > 1 else "\n")
-                        file.write(json.dumps(_annotation(row, mask, count, len(images))))
-            file.write(f'],\n"images": {json.dumps(images)}}}\n')
-        os.replace(aside, out)
-    except OSError as error:
-        raise StorageError(f"cannot write {out}: {error.strerror}; check the path and the free space") from error
-    finally:
-        with suppress(OSError):
-            aside.unlink()
+    with whole_file(out) as file:
+        file.write(b'{"info": {"description": "pseudo-labels of a frozen SAM, made by labelgen"},\n')
+        file.write(b'"categories": [{"id": 1, "name": "object"}],\n"annotations": [')
+        for number in track(shards.committed(), "exporting", "unit"):
+            planned = shards.unit(number).images
+            for image in shards.images(number):
+                if image.error is not None:
+                    continue
+                original = original_of(shards, planned[image.index])
+                images.append(_image_entry(image, original, len(images) + 1))
+                for row, mask in zip(image.masks, full_size_masks(shards, number, image), strict=True):
+                    count += 1
+                    file.write(b",\n" if count > 1 else b"\n")
+                    file.write(json.dumps(_annotation(row, mask, count, len(images))).encode())
+        file.write(f'],\n"images": {json.dumps(images)}}}\n'.encode())
     return len(images), count
 
 
