@@ -21,7 +21,9 @@ from sum_factory.trainer.losses import LossSettings
 from sum_factory.trainer.methods import METHODS, Method
 from sum_factory.trainer.optimizer import OptimizerSettings
 
-CHECKED = ConfigDict(extra="forbid")
+MOST_STEPS, MOST = 10**9, 10**6
+"""Steps of a run, and photos, masks or files of anything in it, at most: what is beyond is a slip, or no number."""
+CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
 _Place = Annotated[str, Field(min_length=1)]
 
 
@@ -29,9 +31,9 @@ _Place = Annotated[str, Field(min_length=1)]
 class CheckpointSettings:
     """A checkpoint every so many steps; the last ``keep`` are kept, and the best."""
 
-    every: int = Field(default=500, ge=1)
+    every: int = Field(default=500, ge=1, le=MOST_STEPS)
     """Steps from one checkpoint to the next. The last step leaves one, too, and so does every evaluation."""
-    keep: int = Field(default=2, ge=1)
+    keep: int = Field(default=2, ge=1, le=MOST)
     """Latest checkpoints that stay on disk, beside the best. Each has the weights and the moments of the optimizer."""
 
 
@@ -42,11 +44,11 @@ class ValidationSettings:
 
     sets: tuple[SetSettings, ...] = Field(min_length=1)
     """Sets of photos with human masks to evaluate on. Give others than those that are trained on."""
-    every: int = Field(default=500, ge=1)
+    every: int = Field(default=500, ge=1, le=MOST_STEPS)
     """Steps from one evaluation to the next. Evaluation takes time from training: on large sets give more steps."""
     rounds: int = Field(default=3, ge=1, le=9)
     """Prompts a mask: a first point, then clicks where the mask is wrong. The masks of the last round are scored."""
-    max_masks: int = Field(default=10, ge=1)
+    max_masks: int = Field(default=10, ge=1, le=MOST)
     """Masks of a photo, at most; of more, so many are drawn, always the same."""
 
 
@@ -60,7 +62,7 @@ class CacheSettings:
 
     folder: Path | None = None
     """Where copies are kept; by default ``sum-factory/shards`` below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    limit_gb: float = Field(default=20, ge=0, allow_inf_nan=False)
+    limit_gb: float = Field(default=20, ge=0, le=1e9)
     """What all copies may take together, in units of 10^9 bytes; 0 copies nothing. Best is the size of the shards: with
     less, every epoch fetches most files again."""
 
@@ -96,15 +98,15 @@ class Recipe:
     mix: Mix = field(default_factory=Mix)
     """How many photos with human masks come with how many with pseudo-labels. Methods without pseudo-labels ignore
     it."""
-    steps: int = Field(default=6_000, ge=1)
+    steps: int = Field(default=6_000, ge=1, le=MOST_STEPS)
     """Steps of the optimizer. If the learning rate is constant, a finished run goes on when it is given more."""
-    batch: int = Field(default=40, ge=1)
+    batch: int = Field(default=40, ge=1, le=MOST)
     """Photos a step, of both kinds and over all processes."""
-    micro_batch: int = Field(default=1, ge=1)
+    micro_batch: int = Field(default=1, ge=1, le=MOST)
     """Photos that go through the model at once, in each process. More is faster on a GPU, and takes more memory."""
-    masks: int = Field(default=30, ge=1)
+    masks: int = Field(default=30, ge=1, le=MOST)
     """Masks of a photo, at most; of more, so many are drawn at random. Fewer take less time and memory."""
-    rounds: int = Field(default=7, ge=1)
+    rounds: int = Field(default=7, ge=1, le=1_000)
     """Rounds a mask: a first point or box, then a click a round where the mask is wrong, and no new click in the
     last."""
     box_share: float = Field(default=0.5, ge=0, le=1)
@@ -131,7 +133,7 @@ class Recipe:
     """How often the state of the run is written, from which it is resumed."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps. auto takes CUDA if it is there, then Apple's GPU, then the CPU."""
-    data_threads: int = Field(default=4, ge=1)
+    data_threads: int = Field(default=4, ge=1, le=1_024)
     """Threads, in each process, that read and decode photos ahead of the model. Give more if it waits for data (the log
     says how long)."""
 

@@ -23,7 +23,13 @@ out_option = click.option(
     required=True,
     help="Folder of the run: checkpoints, log and weights.",
 )
-var_option = click.option("--var", "variables", multiple=True, help="NAME=value for ${NAME} in the recipe; repeatable.")
+var_option = click.option(
+    "--var",
+    "variables",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Fills ${NAME} in the recipe; NAME alone takes its value from the environment; repeatable.",
+)
 set_option = click.option(
     "--set", "changes", multiple=True, help="key=value in place of the recipe's, with dotted keys; repeatable."
 )

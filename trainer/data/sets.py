@@ -15,7 +15,7 @@ from sum_factory.shared.sam.task_prompt import task_id
 from sum_factory.trainer.data.human import CocoInstances, FolderPairs, HumanSet, LabelMaps, Subset
 
 Task = Literal["unspecified", "salient", "entity", "part"]
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, config=STRICT)
