@@ -56,7 +56,7 @@ def require_rows(table: pa.Table, bounds: Bounds) -> None:
     if "image" in there:
         _require_keys(table)
     has_mask = pc.is_valid(table["mask"]).to_numpy() if "mask" in there else np.ones(len(table), bool)
-    faults = (*_faults_of_places(table, bounds.files), *_faults_of_sizes(table, has_mask))
+    faults = (*_faults_of_places(table, has_mask, bounds.files), *_faults_of_sizes(table, has_mask))
     for column, wrong in (*faults, *_faults_of_values(table, has_mask, bounds.limits)):
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
@@ -104,10 +104,15 @@ def _require_keys(table: pa.Table) -> None:
             raise ValueError("image: expected a key of its own for every image")
 
 
-def _faults_of_places(table: pa.Table, files: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Flags]]:
-    """Yield columns that place blobs, and where they place one outside its file, or more than fit into it."""
+def _faults_of_places(
+    table: pa.Table, has_mask: Flags, files: Sequence[tuple[str, int]]
+) -> Iterator[tuple[str, Flags]]:
+    """Yield columns that place blobs, and where they place none, one outside its file, or more than fit into it."""
     for prefix, size in files:
         names = f"{prefix}offset", f"{prefix}length"
+        for name in (*names, f"{prefix}crc32"):
+            if name in table.column_names:
+                yield name, has_mask & pc.is_null(table[name]).to_numpy()
         if not {*names} <= {*table.column_names}:
             continue
         offset, length = (_numbers(table, name) for name in names)
