@@ -70,7 +70,7 @@ def bounds_of(dataset: Dataset, layer: Layer, images: int, sizes: Sequence[int])
     """Return what the manifest of a unit of a layer may hold; ``sizes`` are those of its data files in bytes."""
     columns = columns_of(dataset, layer)
     if layer.encoding != ZARR:
-        return Bounds(columns, images, [("", *sizes)])
+        return Bounds(columns, images, [("", size) for size in sizes])
     form = form_of(dataset, layer)
     return Bounds(columns, images, list(zip(prefixes_of(form), sizes, strict=True)), limits_of(form))
 
