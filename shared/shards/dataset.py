@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.photo_files import PhotoFile
-from sum_factory.shared.places import require_recorded
+from sum_factory.shared.shards.recorded_photo import photo_of
 from sum_factory.shared.store.canonical_json import content_id, to_json
 from sum_factory.shared.store.records import Record, whole
 from sum_factory.shared.store.seal import SEAL, is_sealed, require_seal, seal, with_room
@@ -60,8 +60,6 @@ LARGEST_UNIT = 1 << 20
 """Photos of a unit, at most."""
 MOST_LOST = 10_000
 """Plans that may be missing before one that is there: a number beyond that is no plan's."""
-LONGEST_KEY = 1 << 13
-"""Characters of the key of a photo, at most."""
 _OF_PHOTO = tuple(each.name for each in fields(PhotoFile))
 _LAYER = re.compile(r"[a-z]+(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199})?")
 _RECORD_OF_LAYER = ("id", "name", "encoding", "settings", "weights", "provenance")
@@ -108,7 +106,7 @@ class Unit:
             record = Record.parse(data)
             record.only(("unit", "id", "images", SEAL))
             images = record.items("images", LARGEST_UNIT)
-            photos = tuple(_photo_of(image, f"images[{place}]") for place, image in enumerate(images))
+            photos = tuple(photo_of(image, f"images[{place}]") for place, image in enumerate(images))
             unit = cls(record.number("unit", most=MOST_UNITS), photos)
             if not photos or len({photo.key for photo in photos}) < len(photos):
                 raise ValueError("images: expected photos, each with a key of its own")
@@ -117,30 +115,6 @@ class Unit:
         except ValueError as error:
             raise ShardError(f"{name}: damaged or edited ({error}); {REMEDY_FOR_UNIT}") from error
         return unit
-
-
-def _photo_of(told: Any, entry: str) -> PhotoFile:
-    """Return a photo as a plan describes it. Raises ``ValueError``, naming the ``entry``."""
-    try:
-        photo = PhotoFile(**told)
-    except TypeError:
-        raise ValueError(f"{entry}: expected {', '.join(_OF_PHOTO)}") from None
-    texts = photo.key, photo.url, photo.member, photo.stamp
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{entry}: expected texts for key, url, member and stamp")
-    try:
-        photo.key.encode()
-        for text in texts[1:]:
-            text.encode("utf-8", "surrogateescape")  # of a file whose name is not UTF-8
-        require_recorded(photo.url)
-    except ValueError as error:
-        raise ValueError(f"{entry}: {error}") from None
-    if not 0 < len(photo.key) <= LONGEST_KEY or "\0" in photo.key + photo.member or len(photo.member) > LONGEST_KEY:
-        raise ValueError(f"{entry}: expected a key of 1 to {LONGEST_KEY} characters")
-    whole(photo.offset, f"{entry}.offset")
-    if photo.size is not None or photo.member:
-        whole(photo.size, f"{entry}.size")
-    return photo
 
 
 @dataclass(frozen=True)
