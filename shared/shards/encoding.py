@@ -25,7 +25,7 @@ from sum_factory.shared.shards.encodings.zarr_layer import (
     zarr_unit,
 )
 from sum_factory.shared.shards.encodings.zarr_reader import ZarrReader
-from sum_factory.shared.shards.kinds import form_of, schema_of
+from sum_factory.shared.shards.kinds import form_of, kind_of, schema_of
 from sum_factory.shared.shards.manifest_checks import Bounds
 from sum_factory.shared.shards.reader import DataStore, LayerReader, Rows
 from sum_factory.shared.store.storage import Storage
@@ -72,7 +72,8 @@ def bounds_of(dataset: Dataset, layer: Layer, images: int, sizes: Sequence[int])
     if layer.encoding != ZARR:
         return Bounds(columns, images, [("", size) for size in sizes])
     form = form_of(dataset, layer)
-    return Bounds(columns, images, list(zip(prefixes_of(form), sizes, strict=True)), limits_of(form))
+    files, of_data = list(zip(prefixes_of(form), sizes, strict=True)), [name for name, _ in form.columns]
+    return Bounds(columns, images, files, limits_of(form), kind_of(layer.name).known, of_data)
 
 
 def unit_of(name: str) -> tuple[str, int] | None:

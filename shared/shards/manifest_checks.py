@@ -21,7 +21,8 @@ LARGEST_SIDE = 1 << 17
 LARGEST_PHOTO = 1 << 30
 """Pixels of a photo, at most."""
 _SHARES = ("mean_u",)
-_FINITE = ("predicted_iou", "stability", "point_x", "point_y")
+_NULLABLE = ("mask", "error", "digest", *_SHARES)
+"""Columns in which a row of a mask may have nothing."""
 
 Numbers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -32,13 +33,16 @@ class Bounds:
     """What is known of a unit of a layer without its manifest's rows.
 
     ``columns`` are those that the layer's manifests have, ``files`` the size in bytes of each data file and what its
-    columns start with, ``images`` how many the unit has, ``limits`` the largest values of some columns.
+    columns start with, ``images`` how many the unit has, ``limits`` the largest values of some columns. ``known`` is
+    the column that is False where nothing is known of a mask, if there is one: there those ``of_data`` have nothing.
     """
 
     columns: pa.Schema
     images: int
     files: Sequence[tuple[str, int]]
     limits: Sequence[tuple[str, int]] = ()
+    known: str = ""
+    of_data: Sequence[str] = ()
 
 
 def require_rows(table: pa.Table, bounds: Bounds) -> None:
@@ -55,9 +59,9 @@ def require_rows(table: pa.Table, bounds: Bounds) -> None:
         _require_order(table, bounds.images)
     if "image" in there:
         _require_keys(table)
-    has_mask = pc.is_valid(table["mask"]).to_numpy() if "mask" in there else np.ones(len(table), bool)
-    faults = (*_faults_of_places(table, has_mask, bounds.files), *_faults_of_sizes(table, has_mask))
-    for column, wrong in (*faults, *_faults_of_values(table, has_mask, bounds.limits)):
+    has_mask = pc.is_valid(table["mask"]).to_numpy() if "mask" in there else np.zeros(len(table), bool)
+    faults = (*_faults_of_places(table, bounds.files), *_faults_of_sizes(table, has_mask))
+    for column, wrong in (*_lacking(table, has_mask, bounds), *faults, *_faults_of_values(table, bounds.limits)):
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise ValueError(f"row {row}: {column} is {ascii(table[column][row].as_py())[:80]}")
@@ -104,15 +108,22 @@ def _require_keys(table: pa.Table) -> None:
             raise ValueError("image: expected a key of its own for every image")
 
 
-def _faults_of_places(
-    table: pa.Table, has_mask: Flags, files: Sequence[tuple[str, int]]
-) -> Iterator[tuple[str, Flags]]:
-    """Yield columns that place blobs, and where they place none, one outside its file, or more than fit into it."""
+def _lacking(table: pa.Table, has_mask: Flags, bounds: Bounds) -> Iterator[tuple[str, Flags]]:
+    """Yield columns, and the rows of masks that lack a value there which each has to have."""
+    is_known = has_mask
+    if bounds.known and bounds.known in table.column_names:
+        is_known = has_mask & table[bounds.known].fill_null(False).to_numpy()
+    for name in table.column_names:
+        if name in _NULLABLE or (name in bounds.of_data and bounds.known not in ("", *table.column_names)):
+            continue
+        wanted = is_known if name in bounds.of_data else has_mask
+        yield name, wanted & pc.is_null(table[name]).to_numpy()
+
+
+def _faults_of_places(table: pa.Table, files: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Flags]]:
+    """Yield columns that place blobs, and where they place one outside its file, or more than fit into it."""
     for prefix, size in files:
         names = f"{prefix}offset", f"{prefix}length"
-        for name in (*names, f"{prefix}crc32"):
-            if name in table.column_names:
-                yield name, has_mask & pc.is_null(table[name]).to_numpy()
         if not {*names} <= {*table.column_names}:
             continue
         offset, length = (_numbers(table, name) for name in names)
@@ -136,25 +147,19 @@ def _faults_of_sizes(table: pa.Table, has_mask: Flags) -> Iterator[tuple[str, Fl
             yield name, has_mask & wrong
 
 
-def _faults_of_values(
-    table: pa.Table, has_mask: Flags, limits: Sequence[tuple[str, int]]
-) -> Iterator[tuple[str, Flags]]:
+def _faults_of_values(table: pa.Table, limits: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Flags]]:
+    """Yield columns, and where their values are beyond what they may be."""
     for name, most in limits:
         if name in table.column_names:
             values = _numbers(table, name)
             yield name, (values < 0) | (values > most)
     for field in table.schema:
         column = table[field.name]
-        is_there = pc.is_valid(column).to_numpy()
         if pa.types.is_floating(field.type):
             values = column.fill_null(0).to_numpy()
             yield field.name, ~np.isfinite(values)
             if field.name in _SHARES:
                 yield field.name, (values < 0) | (values > 1)
-            if field.name in _FINITE:
-                yield field.name, has_mask & ~is_there
-        elif pa.types.is_boolean(field.type):
-            yield field.name, has_mask & ~is_there
         elif field.name == "digest":
             fits = pc.match_substring_regex(column, "^[0-9a-f]{64}$").fill_null(True)
             yield field.name, ~fits.to_numpy()

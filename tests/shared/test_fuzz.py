@@ -10,6 +10,7 @@ import io
 import json
 import random
 import struct
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -348,6 +349,7 @@ def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def run_cases(small: Small, count: int, seed: int, own_alone: bool = False) -> Counter[str]:
     """Make so many changes of each kind, and return how often each outcome came of reading what they left."""
     outcomes: Counter[str] = Counter()
+    unexpected: list[str] = []
     whole = {path: path.read_bytes() for path in small.folder.parent.rglob("*") if path.is_file()}
     for kind, (folder, name, change) in enumerate(small.changes(own_alone)):
         for case in range(count):
@@ -357,11 +359,14 @@ def run_cases(small: Small, count: int, seed: int, own_alone: bool = False) -> C
                 path.write_bytes(change(chance, path.read_bytes()))
                 outcomes[outcome(lambda folder=folder: read_all(folder))] += 1
             except Exception as error:
-                raise AssertionError(f"seed {seed}, {change.__name__} of {name}, case {case}: {error!r}") from error
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                told = f"{error!r:.200} in {Path(place.filename).name}, line {place.lineno}"
+                unexpected.append(f"seed {seed}, {change.__name__} of {name}, case {case}: {told}")
             finally:
                 for changed, data in whole.items():
                     if changed.read_bytes() != data:
                         changed.write_bytes(data)
+    assert unexpected == []
     return outcomes
 
 

@@ -218,6 +218,8 @@ def test_plan_of_an_absurd_number_is_named(sets: Path) -> None:
         ("crop_y0", -5, "crop_y0 is -5"),
         ("predicted_iou", float("nan"), "predicted_iou is nan"),
         ("point_x", None, "point_x is None"),
+        ("crop_x0", None, "crop_x0 is None"),
+        ("offset", None, "offset is None"),
         ("mask", 7, "numbered from 0"),
         ("image_index", 5, "expected the 2 images"),
         ("image", "unit1/photo.0", "a key of its own"),

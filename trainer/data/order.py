@@ -97,8 +97,10 @@ class Mix:
     """Photos with pseudo-labels, of each ``human + pseudo`` photos."""
 
     def __post_init__(self) -> None:
-        if self.human < 0 or self.pseudo < 0 or not 0 < self.human + self.pseudo <= LARGEST_MIX:
-            raise ValueError(f"a mix is of 1 to {LARGEST_MIX} samples, none negative, not {self.human} : {self.pseudo}")
+        if self.human < 0 or self.pseudo < 0 or self.human + self.pseudo == 0:
+            raise ValueError(f"a mix needs a positive number of samples, not {self.human} : {self.pseudo}")
+        if self.human + self.pseudo > LARGEST_MIX:
+            raise ValueError(f"a mix is of {LARGEST_MIX} samples at most, not {self.human} : {self.pseudo}")
 
     def place(self, slot: int) -> tuple[str, int]:
         """Return the stream of a slot, "human" or "pseudo", and the position of its sample in that stream."""
