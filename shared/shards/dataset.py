@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.photo_files import PhotoFile
-from sum_factory.shared.shards.recorded_photo import photo_of
 from sum_factory.shared.store.canonical_json import content_id, to_json
 from sum_factory.shared.store.records import Record, whole
 from sum_factory.shared.store.seal import SEAL, is_sealed, require_seal, seal, with_room
@@ -101,6 +100,8 @@ class Unit:
     @classmethod
     def from_json(cls, data: bytes, name: str) -> Unit:
         """Parse ``units/NNNNNN.json``. Raises ``ShardError`` if it is damaged or does not match its own id."""
+        from sum_factory.shared.shards.recorded_photo import photo_of  # brings fsspec, which no help text needs
+
         try:
             require_seal(data)
             record = Record.parse(data)
