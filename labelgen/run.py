@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
@@ -235,7 +235,7 @@ def add_uncertainty(
     masks, before = shards.layer(MASKS), READINGS.since()
     weights, sam = _read_weights(settings)
     require_same("weights", f"{settings.shards}, layer {MASKS}", masks.weights["sam"], sam, REMEDY_FOR_SAM)
-    recorded = masks.settings.get("precision")
+    recorded: Any = masks.settings.get("precision")
     if recorded not in get_args(Precision):
         raise ShardError(f"{settings.shards}, layer {MASKS}: precision: expected fp32 or bf16, found {recorded!r}")
     precision = settle_precision(settings, settings.precision or recorded)
