@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import Self
 
 from sum_factory.labelgen.keys import Keys, Reserve
 from sum_factory.labelgen.known_photos import KnownPhotos
-from sum_factory.shared.errors import SettingsDifferError
+from sum_factory.shared.errors import SettingsDifferError, StorageError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.shards.dataset import Unit
 
@@ -39,7 +40,8 @@ class Spool:
     """Photos that wait on this machine's disk, to be read again in their order, once or more often."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        with _explained():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self._batches = self.length = 0
 
     def __enter__(self) -> Self:
@@ -48,19 +50,35 @@ class Spool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # what is not written is not missed
+            self._file.close()
 
     def add(self, photos: Sequence[PhotoFile]) -> None:
         """Add photos to those that wait."""
         if photos:
-            pickle.dump(list(photos), self._file, pickle.HIGHEST_PROTOCOL)
+            with _explained():
+                pickle.dump(list(photos), self._file, pickle.HIGHEST_PROTOCOL)
             self._batches += 1
             self.length += len(photos)
 
     def __iter__(self) -> Iterator[PhotoFile]:
-        self._file.seek(0)
+        with _explained():
+            self._file.seek(0)
         for _ in range(self._batches):
             yield from pickle.load(self._file)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn a refusal of this machine's folder of temporary files into a ``StorageError`` that names it."""
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.tempdir or "the folder of temporary files"
+        raise StorageError(
+            f"{folder}: photos that are listed cannot wait there ({error.strerror or error}); free some space, or set "
+            "TMPDIR to another folder"
+        ) from error
 
 
 @dataclass

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from sum_factory.labelgen.job import Begun, Event, GivenUp, ImageDone, Lost, Notice, UnitReport, WeightsRead
+from sum_factory.shared.credentials import concealed
 from sum_factory.shared.errors import SettingsError
 
 NAMES: dict[type, str] = {
@@ -34,7 +35,7 @@ class EventLog:
         """Write one line: the time in UTC, the name of the event, and what belongs to it."""
         if self.file is not None:
             line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
-            self.file.write(json.dumps(line) + "\n")
+            self.file.write(concealed(json.dumps(line)) + "\n")
             self.file.flush()
 
     def take(self, event: Event) -> None:

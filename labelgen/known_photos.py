@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sum_factory.labelgen.threads import GeneratorPool
+from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.places import absolute
 from sum_factory.shared.progress import Stage
@@ -138,6 +139,7 @@ class _Sorted:
 
 
 def _place(photo: PhotoFile) -> int:
-    """Return the hash of where a photo lies; not every version recorded absolute places."""
+    """Return the hash of where a photo lies, as that is recorded; not every version recorded absolute places."""
     url = photo.url if photo.url.startswith("/") or "://" in photo.url else absolute(photo.url)
+    url = without_credentials(url)
     return hash((url, photo.member))

@@ -128,6 +128,12 @@ class Plan:
         self.sizes[number] = size
         self._ready.append(number)
 
+    def add_read_as(self, unit: Unit, recorded: Unit) -> None:
+        """Have a unit labelled from where its photos were listed, which is not all that its plan records."""
+        if unit != recorded:
+            self.moved[unit.number] = unit
+        self.add(unit.number, len(unit.images))
+
     def take(self, steps: Iterator[None], seconds: float) -> None:
         """Take steps of planning, as far as one gets in that time; the rest is left to a thread."""
         until = time.monotonic() + seconds
@@ -272,7 +278,7 @@ def _begin(storage: Storage, list_photos: ListPhotos, layer: Layer, unit_size: i
     if is_whole:
         for unit in track(held, "writing plans", "unit"):
             storage.write(unit_path(unit.number), unit.to_json())
-            plan.add(unit.number, len(unit.images))
+            plan.add_read_as(unit, unit.recorded())
         plan.is_whole = True
     else:
         plan.take(_write_all(plan, chain(held, units), {}), seconds=0)
@@ -319,13 +325,12 @@ def _write_all(plan: Plan, units: Iterator[Unit | None], named_units: dict[int, 
 
 def _append(plan: Plan, unit: Unit) -> None:
     """Write the plan of a unit unless it is there. Raises ``_OvertakenError`` if that of another unit is."""
+    there = unit.recorded()
     if not plan.storage.create(unit_path(unit.number), unit.to_json()):
         there = read_unit(plan.storage, unit.number)
         if there.id != unit.id:
             raise _OvertakenError
-        if there != unit:
-            plan.moved[unit.number] = unit
-    plan.add(unit.number, len(unit.images))
+    plan.add_read_as(unit, there)
 
 
 def _name_units(plan: Plan, first: int, named_units: dict[int, UnitIdAndSize]) -> None:

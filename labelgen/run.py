@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from typing import Any, get_args
 
 import click
 
@@ -32,7 +33,7 @@ from sum_factory.labelgen.progress import ProgressReporter, RunSummary
 from sum_factory.labelgen.settings import UNIT_SIZE, UncertaintySettings
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import SettingsError, ShardError
-from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, settle
+from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, resolve, settle
 from sum_factory.shared.relocation import UNMOVED, Relocation
 from sum_factory.shared.sam.checkpoint import READINGS, SamWeights, read_weights
 from sum_factory.shared.sam.runtime import Runtime, pick_device
@@ -233,8 +234,11 @@ def add_uncertainty(
     masks, before = shards.layer(MASKS), READINGS.since()
     weights, sam = _read_weights(settings)
     require_same("weights", f"{settings.shards}, layer {MASKS}", masks.weights["sam"], sam, REMEDY_FOR_SAM)
-    precision = settle_precision(settings, settings.precision or masks.settings["precision"])
-    precision.require_recorded(f"{settings.shards}, layer {MASKS}", masks.settings["precision"])
+    recorded: Any = masks.settings.get("precision")
+    if recorded not in get_args(Precision):
+        raise ShardError(f"{settings.shards}, layer {MASKS}: precision: expected fp32 or bf16, found {recorded!r}")
+    precision = settle_precision(settings, settings.precision or recorded)
+    precision.require_recorded(f"{settings.shards}, layer {MASKS}", recorded)
     uncertainty = settings.uncertainty
     name = settings.layer_name or uncertainty.source
     numbers = shards.committed(MASKS)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Mapping
 from importlib import import_module
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sum_factory.shared.cores import rest_while_waiting
+from sum_factory.shared.credentials import concealed
 from sum_factory.shared.errors import SumError
 
 if TYPE_CHECKING:
@@ -65,6 +69,7 @@ class Commands(click.Group):
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the command line; torch, if it is not loaded yet, will have threads that rest while they wait."""
         rest_while_waiting()
+        sys.excepthook = _tell_without_credentials
         return super().main(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -72,5 +77,16 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SumError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {printable(str(error))}", err=True)
             ctx.exit(FAILED)
+
+
+def printable(text: str) -> str:
+    """Return a text with what a terminal would act upon escaped: names in it may be anybody's."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def _tell_without_credentials(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that nobody expected, with where it came from: libraries name the URLs that they read."""
+    lines = "".join(traceback.format_exception(kind, error, trace))
+    click.echo(printable(concealed(lines)), err=True, nl=False)

@@ -5,6 +5,7 @@ The second paragraph of each says what to do, and what exit status a command end
 
 from __future__ import annotations
 
+from sum_factory.shared.credentials import concealed
 from sum_factory.shared.names import printable_lines
 
 
@@ -13,6 +14,10 @@ class SumError(Exception):
 
     A command prints it without a traceback and ends with exit status 1. Catch it to catch all of these.
     """
+
+    def __init__(self, *arguments: object) -> None:
+        """Keep what is told, without the credentials of the URLs in it: it may come to be written down anywhere."""
+        super().__init__(*(concealed(told) if isinstance(told, str) else told for told in arguments))
 
     def __str__(self) -> str:
         """Return the message; what a terminal would obey in the name of a file is escaped."""

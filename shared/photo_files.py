@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 
+from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.deadlines import seconds_for, within
 from sum_factory.shared.errors import ImageError, InputError, UnreachableError
 from sum_factory.shared.names import printable
@@ -47,8 +48,9 @@ class PhotoFile:
 
     @property
     def name(self) -> str:
-        """What to call the photo in a message; whatever is no plain character is escaped."""
-        return printable(f"{self.url}::{self.member}" if self.member else self.url)
+        """What to call the photo in a message: without credentials; whatever is no plain character is escaped."""
+        url = without_credentials(self.url)
+        return printable(f"{url}::{self.member}" if self.member else url)
 
 
 def read_bytes(photo: PhotoFile) -> bytes:

@@ -30,6 +30,10 @@ AROUND_OTHERS = (
 """Protocols of fsspec whose files lie in another place, so that they begin a chain."""
 ZIPS_OPEN = 8
 """Zips that are held open at once."""
+NEVER_READ_FROM_SETS = ("reference", "lindi", "dask", "generic", "jupyter", "jlab")
+"""Protocols whose files tell what else to read, to run, or to ask of other machines: a shard set names none such."""
+LONGEST_PLACE = 1 << 13
+"""Characters of a path or URL."""
 
 
 def absolute(place: str) -> str:
@@ -41,6 +45,15 @@ def absolute(place: str) -> str:
     """
     *links, target = links_of(place)
     return CHAIN.join([*links, target if is_remote(target) else _absolute_path(target)])
+
+
+def require_recorded(place: str) -> None:
+    """Raise ``ValueError`` for a path or URL that no shard set records: it is too long, or of a kind never read."""
+    if not place or len(place) > LONGEST_PLACE or "\0" in place:
+        raise ValueError(f"expected a path or URL, found {place[:60]!a}")
+    for link in links_of(place) if CHAIN in place or "://" in place else ():
+        if (protocol := link.partition("://")[0]) in NEVER_READ_FROM_SETS:
+            raise ValueError(f"{protocol}:// URLs are never read from a shard set")
 
 
 def links_of(place: str) -> list[str]:
@@ -98,15 +111,28 @@ def store_of(place: str) -> str:
 def joined(folder: str, name: str) -> str:
     """Return the place of what is called ``name``, which may have slashes, in a folder."""
     before, place, after = _around_names(folder)
+    place, query = _apart(place)
     between = "" if place.endswith("/") else "/"
-    return CHAIN.join([*before, f"{place}{between}{name}", *after])
+    return CHAIN.join([*before, f"{place}{between}{name}{'' if '?' in name else query}", *after])
 
 
 def parent_of(place: str) -> str:
     """Return the folder that a place lies in; "" is that of ``/a``, and of the relative path ``a``."""
     before, named, after = _around_names(place)
+    named, query = _apart(named)
     protocol, separator, path = named.rpartition("://")
-    return CHAIN.join([*before, f"{protocol}{separator}{path.rpartition('/')[0]}", *after])
+    return CHAIN.join([*before, f"{protocol}{separator}{path.rpartition('/')[0]}{query}", *after])
+
+
+def without_query(path: str) -> str:
+    """Return a path, or the URL of a web server without what is asked of it, in which names have their end."""
+    return _apart(path)[0]
+
+
+def _apart(link: str) -> tuple[str, str]:
+    """Take the URL of a web server apart into its path and what is asked of it, such as ``?token=...``."""
+    end = link.find("?") if link.startswith(("http://", "https://")) else -1
+    return (link, "") if end < 0 else (link[:end], link[end:])
 
 
 def name_in(place: str) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.places import CHAIN, absolute, joined, links_of
 from sum_factory.shared.store.refusals import is_remote
@@ -31,7 +32,8 @@ class Relocation:
         Raises ``SettingsError`` if a place is empty, or an old one has two new ones.
         """
         found: dict[tuple[str, str], tuple[str, str]] = {}
-        for old, new in pairs:
+        for given, new in pairs:
+            old = without_credentials(given)  # as it is recorded
             if not (old and new):
                 raise SettingsError(f"photos_from: expected an old and a new place, found {old!r} and {new!r}")
             pair = old, absolute(new)

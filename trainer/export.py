@@ -9,7 +9,7 @@ import torch
 
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.runtime import Runtime
-from sum_factory.shared.store.storage import Storage
+from sum_factory.shared.store.local_files import whole_file
 from sum_factory.trainer.evaluate.run import load_weights
 
 
@@ -23,4 +23,5 @@ def export_plain_sam(weights: str, out: Path) -> None:
     with Stage(f"writing {out}"):
         buffer = io.BytesIO()
         torch.save(dict(loaded.sam.state_dict()), buffer)
-        Storage(str(out.parent)).write(out.name, buffer.getvalue())
+        with whole_file(out) as file:
+            file.write(buffer.getvalue())

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sum_factory.shared.masks import ious
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class LossSettings:
     """Weights and constants of the mask loss; the defaults are the paper's."""
 

@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
 _STEM = ("image_encoder.patch_embed.", "image_encoder.pos_embed")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class OptimizerSettings:
     """Settings of AdamW; the defaults are the paper's.
 
@@ -36,7 +36,7 @@ class OptimizerSettings:
     """AdamW's decay rates of the running means of the gradients and of their squares."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient of all weights together. A larger gradient is scaled down to it."""
-    warmup: int = Field(default=0, ge=0)
+    warmup: int = Field(default=0, ge=0, le=10**9)
     """Steps at the start in which the rate rises linearly to its full value. 0 is none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warm-up: a constant rate, or a fall to 0 at the last step, linear or as a cosine."""

@@ -20,7 +20,7 @@ from sum_factory.trainer.interactive import FedOutput, InteractiveSettings
 from sum_factory.trainer.losses import LossSettings
 from sum_factory.trainer.methods import METHODS, Method
 from sum_factory.trainer.optimizer import OptimizerSettings
-from sum_factory.trainer.run.settings import CHECKED, CheckpointSettings, ValidationSettings
+from sum_factory.trainer.run.settings import CHECKED, MOST, MOST_STEPS, CheckpointSettings, ValidationSettings
 from sum_factory.trainer.variants import VariantName
 
 _Place = Annotated[str, Field(min_length=1)]
@@ -36,7 +36,7 @@ class CacheSettings:
 
     folder: Path | None = None
     """Where copies are kept; by default ``sum-factory/shards`` below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    limit_gb: float = Field(default=20, ge=0, allow_inf_nan=False)
+    limit_gb: float = Field(default=20, ge=0, le=1e9)
     """What all copies may take together, in units of 10^9 bytes; 0 copies nothing. Best is the size of the shards: with
     less, every epoch fetches most files again."""
 
@@ -72,15 +72,15 @@ class Recipe:
     mix: Mix = field(default_factory=Mix)
     """How many photos with human masks come with how many with pseudo-labels. Methods without pseudo-labels ignore
     it."""
-    steps: int = Field(default=6_000, ge=1)
+    steps: int = Field(default=6_000, ge=1, le=MOST_STEPS)
     """Steps of the optimizer. If the learning rate is constant, a finished run goes on when it is given more."""
-    batch: int = Field(default=40, ge=1)
+    batch: int = Field(default=40, ge=1, le=MOST)
     """Photos a step, of both kinds and over all processes."""
-    micro_batch: int = Field(default=1, ge=1)
+    micro_batch: int = Field(default=1, ge=1, le=MOST)
     """Photos that go through the model at once, in each process. More is faster on a GPU, and takes more memory."""
-    masks: int = Field(default=30, ge=1)
+    masks: int = Field(default=30, ge=1, le=MOST)
     """Masks of a photo, at most; of more, so many are drawn at random. Fewer take less time and memory."""
-    rounds: int = Field(default=7, ge=1)
+    rounds: int = Field(default=7, ge=1, le=1_000)
     """Rounds a mask: a first point or box, then a click a round where the mask is wrong, and no new click in the
     last."""
     box_share: float = Field(default=0.5, ge=0, le=1)
@@ -107,7 +107,7 @@ class Recipe:
     """How often the state of the run is written, from which it is resumed."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps. auto takes CUDA if it is there, then Apple's GPU, then the CPU."""
-    data_threads: int = Field(default=4, ge=1)
+    data_threads: int = Field(default=4, ge=1, le=1_024)
     """Threads, in each process, that read and decode photos ahead of the model. Give more if it waits for data (the log
     says how long)."""
 

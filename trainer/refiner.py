@@ -40,7 +40,7 @@ from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer, set
 from sum_factory.trainer.prompts import boxes_of, cells_to_input, sample_cells
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.loop import Run, software
-from sum_factory.trainer.run.settings import CHECKED, CheckpointSettings
+from sum_factory.trainer.run.settings import CHECKED, MOST, MOST_STEPS, CheckpointSettings
 
 REFINER = "refiner.safetensors"
 
@@ -53,11 +53,11 @@ class RefinerRecipe:
     """Sets of photos with human masks, which teach the refiner what exact masks are."""
     sam: str = PACKAGED
     """The frozen SAM whose masks are refined: a .pth or .safetensors file, or vit_micro. The refiner fits no other."""
-    steps: int = Field(default=6_000, ge=1)
+    steps: int = Field(default=6_000, ge=1, le=MOST_STEPS)
     """Steps of the optimizer."""
-    batch: int = Field(default=8, ge=1)
+    batch: int = Field(default=8, ge=1, le=MOST)
     """Photos a step; the encoder sees them one by one."""
-    masks: int = Field(default=30, ge=1)
+    masks: int = Field(default=30, ge=1, le=MOST)
     """Masks of a photo, at most; of more, so many are drawn at random."""
     least_iou: float = Field(default=0.7, ge=0, le=1)
     """A human mask is left out if the best of SAM's masks from a point in it has a smaller IoU: SAM meant something
@@ -81,12 +81,12 @@ class RefinerRecipe:
     get there."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     """How often the state of the training is written, from which it is resumed."""
-    kept_embeddings: int = Field(default=512, ge=0)
+    kept_embeddings: int = Field(default=512, ge=0, le=MOST)
     """Photos whose embeddings stay in memory. The encoder is frozen, so it need not see these again; give as many as
     fit."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps. auto takes CUDA if it is there, then Apple's GPU, then the CPU."""
-    data_threads: int = Field(default=4, ge=1)
+    data_threads: int = Field(default=4, ge=1, le=1_024)
     """Threads that read and decode photos ahead of the model."""
 
     def identity(self) -> dict[str, Any]:

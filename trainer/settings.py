@@ -13,16 +13,16 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sum_factory.shared.errors import SettingsError
+from sum_factory.trainer.yaml_text import MOST_TEXT, absurd_numbers, parse_yaml
 
 T = TypeVar("T")
 
@@ -42,8 +42,9 @@ def read_settings(
     """Read a YAML file, or the built-in one of that name, as a ``type_`` (anything pydantic can validate).
 
     ``changes`` are ``key=value`` with dotted keys and values in YAML, applied first; then ``${NAME}`` in any text, also
-    in a key, is filled from ``variables``, else from the environment. Paths are relative to the working directory.
-    With ``only``, these keys are read and the others passed over. Raises ``SettingsError``.
+    in a key, is filled from ``variables``, and from nothing else: who wrote the file must not read the environment.
+    Paths are relative to the working directory. With ``only``, these keys are read and the others passed over. Raises
+    ``SettingsError``.
     """
     where, text = _read(str(path_or_name))
     data = _parse(where, text)
@@ -51,7 +52,17 @@ def read_settings(
         _apply(data, change, where)
     if only:
         data = {key: value for key, value in data.items() if key in only}
-    return _checked(_fill(data, variables, where), type_, where)
+    filled = _fill(data, variables, where)
+    _require_numbers(filled, where)
+    value = _checked(filled, type_, where)
+    _require_numbers(_adapter_of(type_).dump_python(value), where)  # texts have become numbers
+    return value
+
+
+def _require_numbers(values: Any, where: str) -> None:
+    """Raise ``SettingsError`` for numbers among plain values that no setting can be."""
+    if absurd := dict(absurd_numbers(values)):
+        raise SettingsError("\n".join(f"{where}: {key}: {problem}" for key, problem in absurd.items()))
 
 
 def change_settings(value: T, changes: Sequence[str], where: str) -> T:
@@ -102,13 +113,18 @@ def _made(type_: Any) -> tuple[TypeAdapter[Any], Mapping[str, Any]]:
 
 
 def parse_variables(assignments: Sequence[str]) -> dict[str, str]:
-    """Return what ``NAME=value`` options assign. Raises ``SettingsError``."""
+    """Return what options ``NAME=VALUE`` assign; ``NAME`` alone stands for the value that it has in the environment.
+
+    Raises ``SettingsError``.
+    """
     variables = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
-        if not (name and equals):
-            raise SettingsError(f"expected NAME=value, found {assignment!r}")
-        variables[name] = value
+        if not name:
+            raise SettingsError(f"--var: expected NAME=VALUE, found {assignment!r}")
+        if not equals and name not in os.environ:
+            raise SettingsError(f"--var {name}: not in the environment; give --var {name}=VALUE")
+        variables[name] = value if equals else os.environ[name]
     return variables
 
 
@@ -131,7 +147,8 @@ def _read(path_or_name: str) -> tuple[str, str]:
             f"{path_or_name}: no file and no built-in recipe or suite of that name; {_suggest(path_or_name, built_in)}"
         )
     try:
-        text = (path if is_path else built_in[path_or_name]).read_text(encoding="utf-8")
+        with (path if is_path else built_in[path_or_name]).open("rb") as file:
+            text = file.read(MOST_TEXT + 1).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SettingsError(f"{path_or_name}: cannot be read ({reason}); expected a YAML file") from error
@@ -144,36 +161,14 @@ def _suggest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known)) or 'none'}"
 
 
-class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, of which YAML would silently keep the second."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
-                if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark
-                    )
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
 def _parse(where: str, text: str) -> dict[str, Any]:
     try:
-        data = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{where}: not valid YAML: {_one_line(error)}") from error
+        data = parse_yaml(text)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}") from error
     if not isinstance(data, dict):
         raise SettingsError(f"{where}: expected keys and values, found {_kind(data)}")
     return data
-
-
-def _one_line(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
-    return str(error).replace("\n", " ")
 
 
 def _kind(value: Any) -> str:
@@ -186,9 +181,9 @@ def _apply(data: dict[str, Any], change: str, where: str) -> None:
     if not (key and equals):
         raise SettingsError(f"expected key=value, found {change!r}")
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{change}: the value is not valid YAML: {_one_line(error)}") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise SettingsError(f"{_shortened(change)[1:-1]}: {error}") from error
     *parents, last = key.split(".")
     node: Any = data
     for depth, part in enumerate(parents, 1):
@@ -221,7 +216,7 @@ def _fill(data: dict[str, Any], variables: Mapping[str, str], where: str) -> dic
         return _VARIABLE.sub(lambda match: look_up(match[1], key), value) if isinstance(value, str) else value
 
     def look_up(name: str, key: str) -> str:
-        value = variables.get(name, os.environ.get(name))
+        value = variables.get(name)
         if value is None:
             missing.setdefault(name, key)
         return value or ""
@@ -229,7 +224,7 @@ def _fill(data: dict[str, Any], variables: Mapping[str, str], where: str) -> dic
     filled: dict[str, Any] = fill(data, "")
     if missing:
         lines = [
-            f"{where}: {key}: ${{{name}}} has no value; give it with --var {name}=..., or in the environment"
+            f"{where}: {key}: ${{{name}}} has no value; give --var {name}=VALUE, or --var {name} for the environment's"
             for name, key in missing.items()
         ]
         raise SettingsError("\n".join(lines))

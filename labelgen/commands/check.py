@@ -20,7 +20,8 @@ def status_command(shards: str) -> None:
     from sum_factory.labelgen.sets.status import status_of
     from sum_factory.shared.shards.selection.opened import open_shards
 
-    for line in status_of(open_shards(shards), shards):
+    opened = open_shards(shards)
+    for line in status_of(opened, opened.storage.url):
         click.echo(line)
 
 

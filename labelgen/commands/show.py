@@ -9,6 +9,7 @@ import click
 
 from sum_factory.labelgen.options import shards_option
 from sum_factory.shared.commands import photos_from_option
+from sum_factory.shared.store.local_files import is_stream
 
 if TYPE_CHECKING:
     from sum_factory.shared.relocation import Relocation
@@ -28,7 +29,8 @@ def export_command(shards: str, photos_from: Relocation, format_: str, out: Path
 
     assert format_ == "coco", "click allows no other"
     images, masks = export_coco(open_shards(shards, photos_from=photos_from), out)
-    click.echo(f"wrote {out}: {images} images, {masks} masks; file names are relative to the root that its info names")
+    told = f"wrote {out}: {images} images, {masks} masks; file names are relative to the root that its info names"
+    click.echo(told, err=is_stream(out))
 
 
 @click.command("view")
@@ -43,4 +45,4 @@ def view_command(shards: str, photos_from: Relocation, out: Path, limit: int, la
     from sum_factory.shared.shards.selection.opened import open_shards
 
     shown = write_page(open_shards(shards, photos_from=photos_from), out, limit, layer_name)
-    click.echo(f"wrote {out}: {shown} images")
+    click.echo(f"wrote {out}: {shown} images", err=is_stream(out))

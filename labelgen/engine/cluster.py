@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from sum_factory.labelgen.engine.ray_folder import require_ray_folder
 from sum_factory.labelgen.engine.stop import handlers_kept
 from sum_factory.shared.errors import WorkerError
 from sum_factory.shared.progress import Stage
@@ -48,6 +49,7 @@ def connected(resources: Resources) -> Iterator[None]:
     what = "starting Ray" if resources.address is None else f"connecting to Ray at {resources.address}"
     with handlers_kept(), Stage(what):
         if resources.address is None:
+            require_ray_folder()
             slots = max(1, ceil(resources.workers * resources.cpus_per_worker))
             ray.init(address="local", num_cpus=slots, include_dashboard=False, **options)
         else:

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from sum_factory.labelgen.sets.export import at_full_size, full_size_masks
 from sum_factory.shared.drawing import draw_mask
-from sum_factory.shared.errors import StorageError
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import REFINEMENT, uncertainty_layer
 from sum_factory.shared.shards.originals import decode_original
 from sum_factory.shared.shards.shard_set import ImageRows, ShardSet
+from sum_factory.shared.store.local_files import whole_file
 
 SHOWN_SIDE = 420
 """Longer side in pixels of a picture on the page."""
@@ -52,11 +52,8 @@ def write_page(shards: ShardSet, out: Path, limit: int, layer_name: str | None =
         maps=maps,
         cards=list(track(_cards(shards, picked, maps), "drawing", "image", len(picked))),
     )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(html, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise StorageError(f"cannot write {out}: {error.strerror}") from error
+    with whole_file(out) as file:
+        file.write(html.encode("utf-8", "backslashreplace"))
     return len(picked)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ from pycocotools import mask as coco_mask
 
 from sum_factory.labelgen.masks.rle import encode_rle
 from sum_factory.labelgen.sets.file_names import names_of
-from sum_factory.shared.errors import StorageError
+from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.names import printable
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import Frame, paste
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.originals import original_of
 from sum_factory.shared.shards.shard_set import ImageRows, ShardSet
+from sum_factory.shared.store.local_files import whole_file
 
 
 def at_full_size(grid: npt.NDArray[np.float32], frame: Frame, height: int, width: int) -> npt.NDArray[np.float32]:
@@ -44,36 +44,27 @@ def export_coco(shards: ShardSet, out: Path) -> tuple[int, int]:
     aside, one annotation at a time, and renamed: it is whole or absent. Raises ``StorageError``.
     """
     originals: list[PhotoFile] = []
-    aside = out.with_name(f".partial-{out.name}")
     images: list[dict[str, Any]] = []
     count = 0
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", encoding="utf-8") as file:
-            file.write('{"categories": [{"id": 1, "name": "object"}],\n"annotations": [')
-            for number in track(shards.committed(), "exporting", "unit"):
-                planned = shards.unit(number).images
-                for image in shards.images(number):
-                    if image.error is not None:
-                        continue
-                    original = original_of(shards, planned[image.index])
-                    originals.append(original)
-                    images.append(_image_entry(image, original, len(images) + 1))
-                    for row, mask in zip(image.masks, full_size_masks(shards, number, image), strict=True):
-                        count += 1
-                        file.write(",\n" if count > 1 else "\n")
-                        file.write(json.dumps(_annotation(row, mask, count, len(images))))
-            root, names = names_of(originals)
-            for entry, name in zip(images, names, strict=True):
-                entry["file_name"] = name
-            info = {"description": "pseudo-labels of a frozen SAM, made by labelgen", "root": root}
-            file.write(f'],\n"images": {json.dumps(images)},\n"info": {json.dumps(info)}}}\n')
-        os.replace(aside, out)
-    except OSError as error:
-        raise StorageError(f"cannot write {out}: {error.strerror}; check the path and the free space") from error
-    finally:
-        with suppress(OSError):
-            aside.unlink()
+    with whole_file(out) as file:
+        file.write(b'{"categories": [{"id": 1, "name": "object"}],\n"annotations": [')
+        for number in track(shards.committed(), "exporting", "unit"):
+            planned = shards.unit(number).images
+            for image in shards.images(number):
+                if image.error is not None:
+                    continue
+                original = original_of(shards, planned[image.index])
+                originals.append(replace(original, url=without_credentials(original.url)))
+                images.append(_image_entry(image, originals[-1], len(images) + 1))
+                for row, mask in zip(image.masks, full_size_masks(shards, number, image), strict=True):
+                    count += 1
+                    file.write(b",\n" if count > 1 else b"\n")
+                    file.write(json.dumps(_annotation(row, mask, count, len(images))).encode())
+        root, names = names_of(originals)
+        for entry, name in zip(images, names, strict=True):
+            entry["file_name"] = name
+        info = {"description": "pseudo-labels of a frozen SAM, made by labelgen", "root": root}
+        file.write(f'],\n"images": {json.dumps(images)},\n"info": {json.dumps(info)}}}\n'.encode())
     return len(images), count
 
 

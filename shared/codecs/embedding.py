@@ -6,12 +6,14 @@ then of the low bytes.
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 
 import numpy as np
 import numpy.typing as npt
 
+from sum_factory.shared.codecs.label import inflate
 from sum_factory.shared.errors import ShardError
 
 _LARGEST = np.float32(65504)
@@ -41,8 +43,8 @@ def unpack_embedding(data: bytes) -> npt.NDArray[np.float16]:
     """Return the rounded embedding of a blob, float16 (C, g, g). Raises ``ShardError`` if it is damaged."""
     try:
         shape = _SHAPE.unpack_from(data)
-        planes = zlib.decompress(data[_SHAPE.size :], -zlib.MAX_WBITS)
-        high, low = np.frombuffer(planes, np.uint8).reshape(2, *shape).astype(np.uint16)
+        planes = inflate(data[_SHAPE.size :], largest=2 * math.prod(shape) + 1)
+        high, low = planes.reshape(2, *shape).astype(np.uint16)
     except (struct.error, ValueError, zlib.error) as error:
         raise ShardError(f"damaged embedding ({error}); run `labelgen verify`") from error
     halves: npt.NDArray[np.float16] = ((high << 8) | low).view(np.float16)

@@ -12,6 +12,7 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
+from sum_factory.shared.codecs.label import inflate
 from sum_factory.shared.errors import ShardError
 
 _LARGEST = np.float32(65504)
@@ -51,8 +52,8 @@ def unpack_halves(data: bytes) -> npt.NDArray[np.float16]:
     """Return the rounded logits of a blob, float16 (S, S). Raises ``ShardError`` if it is damaged."""
     try:
         rows, columns = data[0] + 1, data[1] + 1
-        planes = zlib.decompress(data[2:], -zlib.MAX_WBITS)
-        high, low = np.frombuffer(planes, np.uint8).reshape(2, rows, columns).astype(np.uint16)
+        planes = inflate(data[2:], largest=2 * rows * columns + 1)
+        high, low = planes.reshape(2, rows, columns).astype(np.uint16)
     except (IndexError, ValueError, zlib.error) as error:
         raise ShardError(f"damaged logits ({error}); run `labelgen verify`") from error
     steps = (high << 8) | low

@@ -20,7 +20,9 @@ QUALITY = 90
 FULL_COLOUR_BELOW = 1024
 """Longer sides from which on colour is kept at half the resolution: there decoding is most of what a sample costs."""
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_END = b"\xff\xd9"
+_START, _END = b"\xff\xd8\xff", b"\xff\xd9"
+LARGEST_SIDE = 1 << 13
+"""Pixels of a side of a photo at the input side of a SAM, at most."""
 
 
 def chroma_of(side: int) -> str:
@@ -41,7 +43,17 @@ def decode_photo(data: bytes, name: str) -> npt.NDArray[np.uint8]:
     Raises ``ImageError``, naming ``name``, if it is damaged.
     """
     # OpenCV makes up what is missing from a JPEG that was cut short
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS) if data.endswith(_END) else None
+    is_whole = data.startswith(_START) and data.endswith(_END) and max(_size_of(data)) <= LARGEST_SIDE
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS) if is_whole else None
     if pixels is None:
         raise ImageError(f"{name}: damaged, or no JPEG; run `labelgen verify`")
     return np.asarray(pixels.transpose(2, 0, 1), np.uint8)
+
+
+def _size_of(data: bytes) -> tuple[int, int]:
+    """Return width and height in the header of a JPEG, 0 and 0 if there is none: OpenCV would make room for any."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:
+            return header.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return (LARGEST_SIDE + 1,) * 2

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.settings_differ import require_same
 from sum_factory.shared.store.canonical_json import content_id, to_json
-from sum_factory.shared.store.seal import is_sealed, require_seal, seal, with_room
+from sum_factory.shared.store.records import Record, whole
+from sum_factory.shared.store.seal import SEAL, is_sealed, require_seal, seal, with_room
 
 if TYPE_CHECKING:
     from sum_factory.shared.store.storage import Storage
@@ -51,7 +53,16 @@ REMEDY_FOR_DATASET = (
 )
 REMEDY_FOR_DATA = "`labelgen repair` takes the unit back, so that the same command makes it again"
 REMEDY_FOR_UNIT = "restore it, or delete it and give the same `labelgen run` again, which plans it anew"
+MOST_UNITS = 10_000_000
+"""Units of a shard set, at most."""
+LARGEST_UNIT = 1 << 20
+"""Photos of a unit, at most."""
+MOST_LOST = 10_000
+"""Plans that may be missing before one that is there: a number beyond that is no plan's."""
 _OF_PHOTO = tuple(each.name for each in fields(PhotoFile))
+_LAYER = re.compile(r"[a-z]+(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199})?")
+_RECORD_OF_LAYER = ("id", "name", "encoding", "settings", "weights", "provenance")
+_RECORD = ("format", "unit_size", "images", "units", "extended", "layers", SEAL)
 
 
 @dataclass(frozen=True)
@@ -71,22 +82,38 @@ class Unit:
         """Hash of the keys of the photos and the sizes of their files: where these lie does not count."""
         return content_id([[photo.key, photo.size] for photo in self.images])
 
+    def recorded(self) -> Unit:
+        """Return the unit as its plan has it: without the credentials of the URLs that its photos are read from."""
+        urls = [without_credentials(photo.url) for photo in self.images]
+        if all(url is photo.url for url, photo in zip(urls, self.images, strict=True)):
+            return self
+        images = (replace(photo, url=url) for url, photo in zip(urls, self.images, strict=True))
+        return Unit(self.number, tuple(images))
+
     def to_json(self) -> bytes:
         """Return the content of ``units/NNNNNN.json``, with a line a photo."""
         told = json.dumps(with_room({"unit": self.number, "id": self.id}))
-        photos = (json.dumps({name: getattr(photo, name) for name in _OF_PHOTO}) for photo in self.images)
+        images = self.recorded().images
+        photos = (json.dumps({name: getattr(photo, name) for name in _OF_PHOTO}) for photo in images)
         return seal((f'{told[:-1]}, "images": [\n' + ",\n".join(photos) + "\n]}\n").encode())
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> Unit:
         """Parse ``units/NNNNNN.json``. Raises ``ShardError`` if it is damaged or does not match its own id."""
+        from sum_factory.shared.shards.recorded_photo import photo_of  # brings fsspec, which no help text needs
+
         try:
             require_seal(data)
-            record = json.loads(data)
-            unit = cls(record["unit"], tuple(PhotoFile(**image) for image in record["images"]))
-            if unit.id != record["id"]:
+            record = Record.parse(data)
+            record.only(("unit", "id", "images", SEAL))
+            images = record.items("images", LARGEST_UNIT)
+            photos = tuple(photo_of(image, f"images[{place}]") for place, image in enumerate(images))
+            unit = cls(record.number("unit", most=MOST_UNITS), photos)
+            if not photos or len({photo.key for photo in photos}) < len(photos):
+                raise ValueError("images: expected photos, each with a key of its own")
+            if unit.id != record.id("id"):
                 raise ValueError("its images do not match its id")
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise ShardError(f"{name}: damaged or edited ({error}); {REMEDY_FOR_UNIT}") from error
         return unit
 
@@ -104,6 +131,13 @@ class Layer:
     settings: Mapping[str, Any]
     weights: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: Record) -> Layer:
+        """Return a layer as ``dataset.json`` describes it. Raises ``ValueError``."""
+        record.only(_RECORD_OF_LAYER)
+        name, encoding = record.text("name", _LAYER), record.text("encoding")
+        return cls(name, encoding, record.any("settings"), record.any("weights"), record.any("provenance"))
 
     @property
     def id(self) -> str:
@@ -176,26 +210,47 @@ class Dataset:
         """Parse ``dataset.json``. Raises ``ShardError`` if it is damaged or of another format version."""
         try:
             is_sealed(data)  # a file with a flipped bit may also claim another format version
-            record = json.loads(data)
-            require_version(record["format"], name)
+            record = Record.parse(data)
+            require_version(record.value("format"), name)
             require_seal(data)
-            if record.get("kind") == SELECTION:
-                bases = ", ".join(base["url"] for base in record["bases"])
+            if record.entries.get("kind") == SELECTION:
+                bases = ", ".join(base.text("url") for base in record.records("bases"))
                 raise ShardError(
                     f"{name}: of a selection, which nothing is written into; give a shard set that it is of "
                     f"({bases}), or a new folder, and `labelgen merge` it with the selection"
                 )
-            layers = {}
-            for layer_name, told in record["layers"].items():
-                layers[layer_name] = Layer(**{key: value for key, value in told.items() if key != "id"})
-            extended = tuple(record["extended"])
-            dataset = cls(record["unit_size"], tuple(record["units"]), record["images"], layers, extended)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            record.only(_RECORD)
+            unit_ids = record.ids("units", MOST_UNITS)
+            unit_size = record.number("unit_size", 1, LARGEST_UNIT)
+            extended = [whole(size, "extended", 1, unit_size) for size in record.items("extended", len(unit_ids))]
+            dataset = cls(unit_size, unit_ids, record.number("images"), _layers_of(record), tuple(extended))
+            dataset.require_sizes()
+        except ValueError as error:
             raise ShardError(f"{name}: damaged or edited ({error}); {REMEDY_FOR_DATASET}") from error
-        for layer_name, layer in dataset.layers.items():
-            if layer.id != record["layers"][layer_name]["id"]:
-                raise ShardError(f"{name}: layer {layer_name} does not match its id; {REMEDY_FOR_DATASET}")
+        from sum_factory.shared.shards.kinds import require_sound  # which imports this module
+
+        for layer in dataset.layers.values():
+            require_sound(layer, name)
         return dataset
+
+    def require_sizes(self) -> None:
+        """Raise ``ValueError`` if so many photos are not what units of these sizes have."""
+        own, most = self.image_count - sum(self.extended), self.first_units * self.unit_size
+        if not max(most - self.unit_size, -1) < own <= most:
+            raise ValueError("unit_size or images do not match the units")
+
+
+def _layers_of(record: Record) -> dict[str, Layer]:
+    """Return the layers that ``dataset.json`` describes, by name. Raises ``ValueError``."""
+    told, layers = record.record("layers"), {}
+    for name in told.entries:
+        described = told.record(name)
+        layers[name] = layer = Layer.of(described)
+        if layer.name != name or layer.id != described.id("id"):
+            raise ValueError(f"layers.{name[:80]}: does not match its name or id")
+    if MASKS not in layers:
+        raise ValueError(f"layers.{MASKS}: missing")
+    return layers
 
 
 def require_version(version: Any, name: str) -> None:
@@ -207,13 +262,21 @@ def require_version(version: Any, name: str) -> None:
         )
 
 
+def require_layer_name(name: str) -> str:
+    """Return what is the name of a layer. Raises ``ValueError`` if no layer can be called so."""
+    if not _LAYER.fullmatch(name) or name.endswith(".zarr"):
+        raise ValueError(f"{name[:80]!r} cannot name a layer")
+    return name
+
+
 def uncertainty_layer(name: str) -> str:
     """Return the layer of the uncertainty maps called ``name``. Raises ``ShardError`` if no folder can be called so."""
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) or name.endswith(".zarr"):
+    layer = f"{UNCERTAINTY}/{name}"
+    if not _LAYER.fullmatch(layer) or name.endswith(".zarr"):
         raise ShardError(
             f"{name!r} cannot name a layer; use letters, digits, '-', '_' and '.', and no '.zarr' at its end"
         )
-    return f"{UNCERTAINTY}/{name}"
+    return layer
 
 
 def unit_name(number: int) -> str:
@@ -228,8 +291,9 @@ def unit_path(number: int) -> str:
 
 def number_of(name: str) -> int | None:
     """Return of which unit a file of this name in ``UNITS`` is the plan; None for other names."""
-    matched = re.fullmatch(r"(\d{6,})\.json", name)
-    return None if matched is None else int(matched[1])
+    matched = re.fullmatch(r"([0-9]{6,8})\.json", name)
+    number = None if matched is None else int(matched[1])
+    return number if number is not None and name == f"{unit_name(number)}.json" else None
 
 
 def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:

@@ -16,13 +16,17 @@ from sum_factory.shared.shards.encodings.tar_layer import TarEncoder, faults_of_
 from sum_factory.shared.shards.encodings.tar_reader import TarReader
 from sum_factory.shared.shards.encodings.zarr_layer import (
     ZarrEncoder,
+    added_columns,
     faults_of_shards,
+    limits_of,
     metadata_files,
+    prefixes_of,
     shard_path,
     zarr_unit,
 )
 from sum_factory.shared.shards.encodings.zarr_reader import ZarrReader
-from sum_factory.shared.shards.kinds import form_of
+from sum_factory.shared.shards.kinds import form_of, kind_of, schema_of
+from sum_factory.shared.shards.manifest_checks import Bounds
 from sum_factory.shared.shards.reader import DataStore, LayerReader, UnitRows
 from sum_factory.shared.store.storage import Storage
 
@@ -54,6 +58,22 @@ def data_files(dataset: Dataset, layer: Layer, number: int) -> tuple[str, ...]:
         return tuple(shard_path(layer.name, array, number) for array in form_of(dataset, layer).arrays)
     _require_known(layer)
     return (tar_path(layer.name, number),)
+
+
+def columns_of(dataset: Dataset, layer: Layer) -> pa.Schema:
+    """Return all columns of a layer's manifests: those of its kind, and those that its encoding adds."""
+    added = added_columns(form_of(dataset, layer)) if layer.encoding == ZARR else ()
+    return pa.schema([*schema_of(layer.name), *(pa.field(*column) for column in added)])
+
+
+def bounds_of(dataset: Dataset, layer: Layer, images: int, sizes: Sequence[int]) -> Bounds:
+    """Return what the manifest of a unit of a layer may hold; ``sizes`` are those of its data files in bytes."""
+    columns = columns_of(dataset, layer)
+    if layer.encoding != ZARR:
+        return Bounds(columns, images, [("", size) for size in sizes])
+    form = form_of(dataset, layer)
+    files, of_data = list(zip(prefixes_of(form), sizes, strict=True)), [name for name, _ in form.columns]
+    return Bounds(columns, images, files, limits_of(form), kind_of(layer.name).known_column, of_data)
 
 
 def unit_of(name: str) -> tuple[str, int] | None:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.placement import CropBox
-from sum_factory.shared.shards.dataset import REMEDY_FOR_DATA, unit_name
+from sum_factory.shared.shards.dataset import LARGEST_UNIT, MOST_UNITS, REMEDY_FOR_DATA, unit_name
+from sum_factory.shared.store.records import Record
 from sum_factory.shared.store.seal import SEAL, require_seal, seal, with_room
 
 COMMON_COLUMNS = [
@@ -39,6 +43,16 @@ CROP_BOX = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
 """Columns of the crop that a mask was found in: x0, y0, x1, y1 in the photo, x1 and y1 exclusive."""
 CROP_COLUMNS = tuple((name, pa.int32()) for name in CROP_BOX)
 
+LEAST_ROWS = 1 << 12
+"""Rows that even the smallest file may have; others have fewer than bytes: a row's CRC-32 alone takes four."""
+LARGEST_TEXTS = 1 << 30
+"""Bytes of a column of texts, at most."""
+MOST_COLUMNS = 64
+MOST_FILES = 16
+"""Data files of a unit, at most."""
+_TYPES = (pa.string(), pa.int32(), pa.int64(), pa.uint8(), pa.uint32(), pa.float32(), pa.bool_())
+_TEXTS = pa.dictionary(pa.int32(), pa.string())
+_OPTIONAL_DIGEST = re.compile("([0-9a-f]{32}|[0-9a-f]{64})?")
 _METADATA_KEY = "sum_factory"
 
 
@@ -92,37 +106,86 @@ def write_manifest(rows: pa.Table, record: UnitRecord) -> bytes:
     return seal(sink.getvalue())
 
 
-def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or some columns of it, on this thread alone.
-
-    Arrow's own threads cost more than they save on files of this size, and one that still lets go of a Python object
-    when the process ends brings it down ("terminate called without an active exception").
-    """
-    with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
-        return file.read(columns=None if columns is None else list(columns), use_threads=False)
-
-
 def read_manifest(data: bytes, name: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, UnitRecord]:
-    """Parse a manifest, or only some ``columns`` of it.
+    """Parse a manifest, or only some ``columns`` of it. What its rows may hold is for ``manifest_checks`` to say.
 
     Raises ``ShardError``, naming the file, if any of it is damaged or was edited.
     """
-    try:
+    with _explained(name):
         require_seal(data)
-        table = read_table(data, columns)
-        record = _parse_metadata(table.schema.metadata)
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise ShardError(f"{name}: damaged ({error}); {REMEDY_FOR_DATA}") from error
-    return table, record
+        table = read_parquet(data, columns)
+        return table, _parse_metadata(table.schema.metadata)
 
 
 def read_record(data: bytes, name: str) -> UnitRecord:
     """Parse only what a manifest says of its unit as a whole. Raises ``ShardError`` as ``read_manifest`` does."""
-    try:
+    with _explained(name):
         require_seal(data)
         return _parse_metadata(pq.read_schema(pa.BufferReader(data)).metadata)
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise ShardError(f"{name}: damaged ({error}); {REMEDY_FOR_DATA}") from error
+
+
+def require(name: str, check: Callable[[], None]) -> None:
+    """Make a check of a manifest called ``name``, whose ``ValueError`` becomes a ``ShardError`` that names it."""
+    with _explained(name):
+        check()
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn whatever bytes that anybody may have written make a parser raise into a ``ShardError``."""
+    try:
+        yield
+    except (Exception, MemoryError) as error:
+        told = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ShardError(f"{name}: damaged ({told}); {REMEDY_FOR_DATA}") from error
+
+
+def read_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Parse a Parquet file that anybody may have written, or only some ``columns`` of it, in bounded memory.
+
+    All on this thread: Arrow's own threads cost more than they save on files of this size, and one that still lets go
+    of a Python object when the process ends brings it down ("terminate called without an active exception").
+
+    Raises ``ValueError``, or what pyarrow does, for a file that is damaged, lacks a column, has columns that are not of
+    numbers or texts, or is many times larger in memory than on disk.
+    """
+    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=_texts_of(data), pre_buffer=False)
+    names = file.schema_arrow.names
+    missing = [name for name in columns or () if name not in names]
+    if missing or len({*names}) < len(names) or len(names) > MOST_COLUMNS:
+        raise ValueError(f"column {missing[0]} is missing" if missing else "its columns are not those of any layer")
+    wrong = [field for field in file.schema_arrow if field.type not in (*_TYPES, _TEXTS)]
+    if wrong:
+        raise ValueError(f"column {wrong[0].name[:80]} of type {str(wrong[0].type)[:80]}: not expected here")
+    if file.metadata.num_rows > max(len(data), LEAST_ROWS):
+        raise ValueError(f"{file.metadata.num_rows} rows in {len(data)} bytes")
+    table = file.read(None if columns is None else list(columns), use_threads=False)
+    if len(table) != file.metadata.num_rows:
+        raise ValueError(f"{len(table)} rows, {file.metadata.num_rows} by its own count")
+    for number, field in enumerate(table.schema):
+        if field.type == _TEXTS:
+            table = table.set_column(number, pa.field(field.name, pa.string()), _plain(table[field.name], field.name))
+    table.validate(full=True)
+    return table
+
+
+def _texts_of(data: bytes) -> list[str]:
+    """Return the names of the columns of texts, which are read as they are stored: each text once."""
+    return [field.name for field in pq.read_schema(pa.BufferReader(data)) if field.type == pa.string()]
+
+
+def _plain(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Return a column of texts that were each read once. Raises ``ValueError`` if all of them are too many bytes."""
+    total = 0
+    for chunk in column.chunks:
+        chunk.validate(full=True)
+        lengths = pc.binary_length(chunk.dictionary).fill_null(0).to_numpy(zero_copy_only=False)
+        counts = pc.value_counts(chunk.indices.drop_null())
+        used = counts.field("values").to_numpy(zero_copy_only=False)
+        total += int((lengths[used] * counts.field("counts").to_numpy(zero_copy_only=False)).sum())
+    if total > LARGEST_TEXTS:
+        raise ValueError(f"column {name[:80]}: {total} bytes of text")
+    return column.cast(pa.string())
 
 
 def rows_of_images(table: pa.Table) -> list[list[dict[str, Any]]]:
@@ -133,8 +196,22 @@ def rows_of_images(table: pa.Table) -> list[list[dict[str, Any]]]:
     return [rows for _, rows in sorted(images.items())]
 
 
-def _parse_metadata(metadata: dict[bytes, bytes]) -> UnitRecord:
-    described = json.loads(metadata[_METADATA_KEY.encode()])
-    del described[SEAL]
-    files = tuple((size, sha256) for size, sha256 in described.pop("files", ()))
-    return UnitRecord(**described, files=files)
+def _parse_metadata(metadata: dict[bytes, bytes] | None) -> UnitRecord:
+    told = Record.parse((metadata or {}).get(_METADATA_KEY.encode(), b"null"))
+    told.only((SEAL, *(each.name for each in fields(UnitRecord))))
+    files = told.items("files", MOST_FILES) if "files" in told.entries else ()
+    described = [Record.of(dict(zip(("size", "sha256"), file, strict=True)), "files") for file in files]
+    later = {name: told.text(name, _OPTIONAL_DIGEST) for name in ("masks_sha256", "photos_id") if name in told.entries}
+    return UnitRecord(
+        unit=told.number("unit", most=MOST_UNITS),
+        unit_id=told.id("unit_id"),
+        layer_id=told.id("layer_id"),
+        images=told.number("images", 1, LARGEST_UNIT),
+        masks=told.number("masks"),
+        errors=told.number("errors"),
+        data_bytes=told.number("data_bytes"),
+        data_sha256=told.digest("data_sha256"),
+        unknown=told.number("unknown") if "unknown" in told.entries else 0,
+        files=tuple((file.number("size"), file.digest("sha256")) for file in described),
+        **later,
+    )

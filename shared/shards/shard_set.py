@@ -15,6 +15,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.relocation import UNMOVED, Relocation
 from sum_factory.shared.shards.dataset import (
     DATASET,
+    MOST_LOST,
     REFINEMENT,
     REMEDY_FOR_DATA,
     REMEDY_FOR_UNIT,
@@ -31,12 +32,13 @@ from sum_factory.shared.shards.dataset import (
     unit_path,
 )
 from sum_factory.shared.shards.dataset import MASKS as MASKS
-from sum_factory.shared.shards.encoding import data_files, open_reader
+from sum_factory.shared.shards.encoding import bounds_of, data_files, open_reader
 from sum_factory.shared.shards.kinds import kind_of, parts_of
 from sum_factory.shared.shards.labelled import ImageRows as ImageRows
 from sum_factory.shared.shards.labelled import UncertaintyRow as UncertaintyRow
 from sum_factory.shared.shards.labelled import digests_of, image_rows, uncertainty_rows
-from sum_factory.shared.shards.manifest import UnitRecord, manifest_path, read_manifest, read_record
+from sum_factory.shared.shards.manifest import UnitRecord, manifest_path, read_manifest, read_record, require
+from sum_factory.shared.shards.manifest_checks import require_columns, require_rows
 from sum_factory.shared.shards.reader import LayerReader, UnitRows
 from sum_factory.shared.store.cache import Cache
 from sum_factory.shared.store.storage import Storage
@@ -82,8 +84,13 @@ class ShardSet:
     @cached_property
     def unit_count(self) -> int:
         """How many units are planned: those that ``dataset.json`` names, and those that a run has added since."""
-        numbers = (number_of(name) for name in self.storage.names(UNITS))
-        return max([len(self.dataset.unit_ids), *(number + 1 for number in numbers if number is not None)])
+        numbers = [number for name in self.storage.names(UNITS) if (number := number_of(name)) is not None]
+        told = len(self.dataset.unit_ids)
+        count = max([told, *(number + 1 for number in numbers)])
+        if count > max(told, len(numbers)) + MOST_LOST:
+            name = self.storage.path(unit_path(count - 1))
+            raise ShardError(f"{name}: there are {len(numbers)} plans, and none has so large a number; delete it")
+        return count
 
     @property
     def is_planned(self) -> bool:
@@ -166,16 +173,33 @@ class ShardSet:
         """
         name = manifest_path(layer, number)
         try:
-            table, record = read_manifest(self.storage.read(name), self.storage.path(name), columns)
+            content = self.storage.read(name)
         except FileNotFoundError:
             raise ShardError(f"{self.storage.path(name)}: missing; this unit is not in layer {layer} yet") from None
+        table, record = read_manifest(content, self.storage.path(name), columns)
         data = self.data_files(number, layer)
         expected = (number, self.unit_id(number), self.layer_id(layer), len(data))
         if (record.unit, record.unit_id, record.layer_id, len(record.each_file)) != expected:
             raise ShardError(f"{self.storage.path(name)}: belongs to another shard set; {REMEDY_FOR_DATA}")
+        self._require_rows(table, record, layer, columns is None)
         for file, (size, sha256) in zip(data, record.each_file, strict=True):
             self.storage.expect(file, size, sha256)
         return table, record
+
+    def _require_rows(self, table: pa.Table, record: UnitRecord, layer: str, is_whole: bool) -> None:
+        """Raise ``ShardError`` if the rows of a manifest cannot be those of this unit in this layer."""
+        bounds = bounds_of(
+            self.dataset, self.layer(layer), self.size_of(record.unit), [size for size, _ in record.each_file]
+        )
+
+        def check() -> None:
+            if record.images != bounds.images:
+                raise ValueError(f"{record.images} images, and its unit has {bounds.images}")
+            if is_whole:
+                require_columns(table.column_names, bounds)
+            require_rows(table, bounds)
+
+        require(self.storage.path(manifest_path(layer, record.unit)), check)
 
     def data_files(self, number: int, layer: str = MASKS) -> tuple[str, ...]:
         """Return the names of the files that hold a unit's data, whether they are there or not."""

@@ -8,6 +8,9 @@ keep processes from each other's halves:
 - a reader holds a shared lock on the copy that it reads, an exclusive lock is needed to remove one;
 - who fetches a file holds an exclusive lock on the copy that it writes, so others wait, and fetch it no second time;
 - room is made, and taken, under a lock on the folder: what is being fetched counts as if it were there already.
+
+The folder is this user's alone, no link in it is followed, and a copy whose SHA-256 is known is checked against it when
+this process first reads it: nobody can have anything else read.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
+from sum_factory.shared.store.local_files import make_private, open_own, open_regular
 from sum_factory.shared.store.locks import lock, try_lock, unlink, writer_of
 
 BLOCK = 1 << 14
@@ -50,13 +54,15 @@ class Version:
 class Cache:
     """Copies in ``folder``, which together take ``limit_bytes`` at most: for a new one, the least recently used go.
 
-    Safe to share between threads and processes of one machine. Other files in the folder are left alone. A folder that
-    cannot be written to costs a warning, not a run: then nothing is cached.
+    Safe to share between threads and processes of one user on one machine. Other files in the folder are left alone. A
+    folder that cannot be written to, or that others can write to, costs a warning, not a run: then nothing is cached.
     """
 
     folder: Path
     limit_bytes: int
     _expected: dict[str, Version] = field(default_factory=dict, compare=False, repr=False)
+    _checked: set[tuple[str, int]] = field(default_factory=set, compare=False, repr=False)
+    """Names and inodes of the copies that this process has seen to hold what is expected."""
 
     def expect(self, url: str, version: Version) -> None:
         """Remember which version of a file is wanted, so that the store need not be asked each time."""
@@ -83,11 +89,11 @@ class Cache:
         copy = self.folder / f"{_name_of(url, version)}{COPY}"
         data, fetching = None, False
         try:
-            if (found := _read_copy(copy, version.size, start, end)) is not None:
+            make_private(self.folder)
+            if (found := self._read_copy(copy, version, start, end)) is not None:
                 return found
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with writer_of(copy.with_suffix(PARTIAL)) as partial:
-                if (found := _read_copy(copy, version.size, start, end)) is not None:  # another has just fetched it
+            with writer_of(copy.with_suffix(PARTIAL), 0o600) as partial:
+                if (found := self._read_copy(copy, version, start, end)) is not None:  # another has just fetched it
                     return found
                 if not self._make_room(partial, stored_size(version.size)):
                     return None
@@ -101,12 +107,41 @@ class Cache:
                 partial.flush()
                 with _folder_lock(self.folder):  # who counts what is there sees one of the two names
                     os.replace(copy.with_suffix(PARTIAL), copy)
+                self._checked.add((copy.name, os.fstat(partial.fileno()).st_ino))
         except OSError as error:
             if fetching:
                 raise
             reason = error.strerror or error
             warnings.warn(f"{self.folder}: cannot be used as a cache ({reason}); reading without", stacklevel=2)
         return None if data is None else data[start:end]
+
+    def _read_copy(self, path: Path, version: Version, start: int, end: int | None) -> bytes | None:
+        """Read part of a copy; None if there is none, or it is not what is expected: then it is removed."""
+        try:
+            file = open_regular(path)
+        except FileNotFoundError:
+            return None
+        with file:
+            lock(file, shared=True)
+            data = None
+            if self._is_expected(path, file, version):
+                data = _read_checked(file, version.size, start, version.size if end is None else end)
+            if data is None:
+                unlink(path, file)
+            else:
+                now = time.time_ns()
+                os.utime(file.fileno(), ns=(now, now))
+            return data
+
+    def _is_expected(self, path: Path, file: BinaryIO, version: Version) -> bool:
+        """Whether a copy has the SHA-256 that its file has to have, if that is known: it is found out once."""
+        copy = path.name, os.fstat(file.fileno()).st_ino
+        if version.sha256 and copy not in self._checked:
+            whole = _read_checked(file, version.size, 0, version.size)
+            if whole is None or sha256(whole).hexdigest() != version.sha256:
+                return False
+            self._checked.add(copy)
+        return True
 
     def _make_room(self, partial: BinaryIO, size: int) -> bool:
         """Let ``partial`` take ``size`` bytes, removing copies that nobody reads; return whether there is room."""
@@ -117,7 +152,7 @@ class Cache:
             for path in self.folder.iterdir():
                 if path.suffix in (COPY, PARTIAL):
                     with suppress(FileNotFoundError):  # damaged, or given up, just now
-                        status = path.stat()
+                        status = path.lstat()
                         used += status.st_size
                         by_age.append((status.st_mtime_ns, status.st_size, path))
             for _, freed, path in sorted(by_age):
@@ -151,24 +186,6 @@ def _checksums(data: bytes | memoryview) -> bytes:
     return struct.pack(f"<{len(checksums)}I", *checksums)
 
 
-def _read_copy(path: Path, size: int, start: int, end: int | None) -> bytes | None:
-    """Read part of a copy of a file of ``size`` bytes; None if there is none, or it is damaged: then it is removed."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return None
-    with file:
-        lock(file, shared=True)
-        data = _read_checked(file, size, start, size if end is None else end)
-        if data is None:
-            unlink(path, file)
-        else:
-            now = time.time_ns()
-            with suppress(OSError):  # another user's copy; its age is then that of its making
-                os.utime(file.fileno(), ns=(now, now))
-        return data
-
-
 def _read_checked(file: BinaryIO, size: int, start: int, end: int) -> bytes | None:
     """Read bytes ``start`` to ``end`` of an open copy, or return None if their blocks are not as they were written."""
     if os.fstat(file.fileno()).st_size != stored_size(size):
@@ -187,7 +204,7 @@ def _read_checked(file: BinaryIO, size: int, start: int, end: int) -> bytes | No
 
 @contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
-    with (folder / LOCK).open("ab") as file:
+    with open_own(folder / LOCK, 0o600) as file:
         lock(file)
         yield
 
@@ -195,9 +212,11 @@ def _folder_lock(folder: Path) -> Iterator[None]:
 def _remove_unless_used(path: Path) -> bool:
     """Remove a copy, or what a dead process left of one, unless somebody reads or writes it; return whether it went."""
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except FileNotFoundError:
         return True
+    except OSError:  # a link: no copy of ours
+        return False
     with file:
         try:
             if not try_lock(file):

@@ -11,6 +11,8 @@ from typing import BinaryIO
 import portalocker
 from portalocker import LockFlags
 
+from sum_factory.shared.store.local_files import open_own
+
 
 def lock(file: BinaryIO, *, shared: bool = False) -> None:
     """Wait until nobody else holds this open file, or with ``shared`` nobody who does not share it; closing frees it.
@@ -33,10 +35,13 @@ def try_lock(file: BinaryIO) -> bool:
 
 
 @contextmanager
-def writer_of(path: Path) -> Iterator[BinaryIO]:
-    """Open an empty file at ``path`` as its only writer, waiting for others; remove it unless it was renamed."""
+def writer_of(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Open an empty file at ``path`` as its only writer, waiting for others; remove it unless it was renamed.
+
+    Raises ``OSError``, also if a link is there: what it leads to is not ours to empty.
+    """
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        file = open_own(path, mode)
         lock(file)
         if is_at(path, file):
             break
@@ -52,7 +57,7 @@ def writer_of(path: Path) -> Iterator[BinaryIO]:
 def is_at(path: Path, file: BinaryIO) -> bool:
     """Return whether an open file is still what its path names."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        return os.path.samestat(os.lstat(path), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
 

@@ -17,14 +17,15 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.errors import ShardError, StorageError
 from sum_factory.shared.store.cache import Cache, Version
+from sum_factory.shared.store.local_files import TEMPORARY_PREFIX as TEMPORARY_PREFIX
+from sum_factory.shared.store.local_files import read_regular, require_no_links, require_replaceable
 from sum_factory.shared.store.locks import writer_of
 from sum_factory.shared.store.patience import put
 from sum_factory.shared.store.refusals import is_refusal, reason_of, remedy_of
 
-TEMPORARY_PREFIX = ".partial-"
-"""Names of files that are being written start with this; nobody reads them, anybody may delete old ones."""
 LOCK = f"{TEMPORARY_PREFIX}lock"
 """What stands for a folder that is locked; a run that was killed leaves it as a temporary file."""
 CREATE_ATTEMPTS = 5
@@ -33,18 +34,23 @@ CREATE_ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder at ``url``: a local path, or any URL that fsspec knows, such as ``s3://bucket/folder``.
+    """A folder at ``address``: a local path, or any URL that fsspec knows, such as ``s3://bucket/folder``.
 
     Files of a remote folder are read through ``cache``, if there is one; of a local folder they never are.
     """
 
-    url: str
+    address: str
     cache: Cache | None = field(default=None, compare=False)
+
+    @property
+    def url(self) -> str:
+        """What the folder is called where that is told or recorded: its address without credentials."""
+        return without_credentials(self.address)
 
     @cached_property
     def _filesystem(self) -> tuple[Any, str]:
         try:
-            filesystem, root = fsspec.core.url_to_fs(self.url)
+            filesystem, root = fsspec.core.url_to_fs(self.address)
         except ImportError as error:
             raise StorageError(f"{self.url}: {error}; {remedy_of(error, self.url)}") from error
         except ValueError as error:
@@ -142,7 +148,13 @@ class Storage:
     def delete(self, name: str) -> None:
         """Delete a file, if it is there: an object store does not tell whether it was."""
         with self._explained(name, "delete"), suppress(FileNotFoundError):
+            self._require_within(name)
             self._filesystem[0].rm_file(self._full(name))
+
+    def _require_within(self, name: str) -> None:
+        """Raise ``OSError`` if a link in the folder leads somewhere else on the way to ``name``."""
+        if self.is_local:
+            require_no_links(self._full(""), name)
 
     def move(self, name: str, target: str) -> None:
         """Give a file another name, which nothing has. Raises ``FileNotFoundError``.
@@ -152,6 +164,8 @@ class Storage:
         filesystem, _ = self._filesystem
         with self._explained(name, "move"):
             if self.is_local:
+                self._require_within(name)
+                self._require_within(target)
                 os.makedirs(os.path.dirname(self._full(target)), exist_ok=True)
                 os.rename(self._full(name), self._full(target))
             else:
@@ -213,11 +227,15 @@ class Storage:
         return Version(int(info["size"]), str(tag))
 
     def _read_whole(self, name: str) -> bytes:
+        if self.is_local:
+            return read_regular(self._full(name))
         return bytes(self._fresh(name).cat_file(self._full(name)))  # in parts, of the size that is remembered
 
     def _read_range(self, name: str, start: int, end: int | None) -> bytes:
         """Read part of a file as a disk does: object stores refuse a range past the end, and ignore an empty one."""
         filesystem, full = self._filesystem[0], self._full(name)
+        if self.is_local:
+            return read_regular(full, start, end)
         if end is None or start < end:
             try:
                 return bytes(filesystem.cat_file(full, start=start, end=end))
@@ -286,10 +304,12 @@ class Storage:
     def _write_local(self, name: str, data: bytes, *, replace: bool) -> bool:
         target = self._full(name)
         folder = os.path.dirname(target)
+        self._require_within(name)
+        require_replaceable(target)
         os.makedirs(folder, exist_ok=True)
         aside = os.path.join(folder, f"{TEMPORARY_PREFIX}{os.path.basename(target)}-{secrets.token_hex(4)}")
         try:
-            with open(aside, "wb") as file:
+            with open(aside, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -21,7 +21,6 @@ from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.page.write import write_page
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.labelgen.sets import export
 from sum_factory.labelgen.sets.export import export_coco
 from sum_factory.labelgen.sets.file_names import names_of
 from sum_factory.shared.errors import ShardError, StorageError
@@ -152,7 +151,7 @@ def test_full_disk_is_named_and_leaves_no_file(
     def refuse(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(StorageError, match=r"coco\.json: No space left on device"):
         export_coco(ShardSet.open(str(finished[0])), tmp_path / "coco.json")
     assert os.listdir(tmp_path) == []

@@ -139,11 +139,26 @@ def other_grid(blob: bytes) -> bytes:
     return encode_uncertainty(u[:-1], encode_label(np.ones_like(u[:-1])))
 
 
+def give_to_next_image(blobs: list[bytes], rows: Rows) -> None:
+    """Have the last mask of the first image be one of the second."""
+    last = max(number for number, row in enumerate(rows) if row["image_index"] == 0)
+    rows[last].update({name: rows[last + 1][name] for name in ("image", "image_index", "height", "width")})
+    for number, row in enumerate(rows[last:]):
+        row["mask"] = number
+
+
+def rename_images(blobs: list[bytes], rows: Rows) -> None:
+    for row in rows:
+        row["image"] = f"another {row['image']}"
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda blobs, rows: rows[1].update(mask=5), "its rows are not those of the masks"),
-        (set_row(0, image="another"), "the images of its rows are not those of the unit"),
+        (lambda blobs, rows: rows[1].update(mask=5), "expected the masks of each image, numbered from 0"),
+        (give_to_next_image, "its rows are not those of the masks"),
+        (set_row(0, image="another"), "expected a key of its own for every image"),
+        (rename_images, "the images of its rows are not those of the unit"),
         (set_row(0, mean_u=0.9), "its mean is not that of its map"),
         (set_row(0, mean_u=None), "its mean is not that of its map"),
         (set_blob(other_grid), "its map is of another size"),
@@ -152,7 +167,19 @@ def other_grid(blob: bytes) -> bytes:
         (set_blob(lambda blob: blob[:4] + blob[5:]), "labelgen verify"),
         (set_blob(lambda blob: b""), "cut short"),
     ],
-    ids=["other mask", "other image", "mean", "no mean", "grid", "no label", "cut label", "cut map", "no blob"],
+    ids=[
+        "no such mask",
+        "other mask",
+        "no such image",
+        "other image",
+        "mean",
+        "no mean",
+        "grid",
+        "no label",
+        "cut label",
+        "cut map",
+        "no blob",
+    ],
 )
 def test_forged_maps_are_found(own_refined: Path, problems: Problems, change: Change, reason: str) -> None:
     forge(own_refined, change)

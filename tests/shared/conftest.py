@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,11 +135,14 @@ def write_known() -> Callable[[Path, str], KnownSet]:
     return write
 
 
-def write(folder: Path, encoding: str) -> KnownSet:
+Counts = Sequence[Sequence[int | str]]
+
+
+def write(folder: Path, encoding: str, of_units: Counts = COUNTS) -> KnownSet:
     """Make the known shard set in ``folder``."""
     planned = [
         Unit(n, tuple(PhotoFile(f"unit{n}/photo.{i}", "/nowhere", size=10 * n + i) for i in range(len(counts))))
-        for n, counts in enumerate(COUNTS)
+        for n, counts in enumerate(of_units)
     ]
     sam = {"model_type": "tiny", "image_size": SIDE, "sha256": "0" * 64}
     layers = [
@@ -151,28 +154,32 @@ def write(folder: Path, encoding: str) -> KnownSet:
         Layer(PHOTOS, encoding, {}, {}),
     ]
     total = sum(len(unit.images) for unit in planned)
-    dataset = Dataset(3, tuple(unit.id for unit in planned), total, {layer.name: layer for layer in layers})
+    dataset = Dataset(
+        len(of_units[0]), tuple(unit.id for unit in planned), total, {layer.name: layer for layer in layers}
+    )
     storage = Storage(str(folder))
     storage.write(DATASET, dataset.to_json())
     write_shared_files(storage)
     known = KnownSet(folder, [], [], [])
     for unit in planned:
         storage.write(unit_path(unit.number), unit.to_json())
-        masks, photos, embeddings = write_unit(storage, dataset, unit)
+        masks, photos, embeddings = write_unit(storage, dataset, unit, of_units[unit.number])
         known.units.append(masks)
         known.photos.append(photos)
         known.embeddings.append(embeddings)
     return known
 
 
-def write_unit(storage: Storage, dataset: Dataset, unit: Unit) -> tuple[list[KnownMask], list[bytes], list[bytes]]:
+def write_unit(
+    storage: Storage, dataset: Dataset, unit: Unit, counts: Sequence[int | str]
+) -> tuple[list[KnownMask], list[bytes], list[bytes]]:
     """Commit a unit in every layer and return its masks, photos and embeddings."""
     digests = {image.key: f"{unit.number}{index}" * 32 for index, image in enumerate(unit.images)}
     *writers, photo_writer = [UnitWriter(dataset, layer, unit, digests) for layer in dataset.layers.values()]
     masks: list[KnownMask] = []
     photos: list[bytes] = []
     embeddings: list[bytes] = []
-    for index, count in enumerate(COUNTS[unit.number]):
+    for index, count in enumerate(counts):
         if isinstance(count, str):
             for writer in (*writers, photo_writer):
                 writer.add_failure(index, count)

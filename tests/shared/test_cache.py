@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -463,3 +464,60 @@ def test_default_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert default_folder() == tmp_path / "home" / ".cache" / "sum-factory" / "shards"
+
+
+# What others plant
+
+
+def copy_of(data: bytes) -> bytes:
+    """Return a copy as the cache lays it out, checksums and all."""
+    blocks = [data[start : start + BLOCK] for start in range(0, len(data), BLOCK)]
+    return data + b"".join(zlib.crc32(block).to_bytes(4, "little") for block in blocks)
+
+
+def test_planted_copy_with_sound_checksums_is_never_served(cache: Cache) -> None:
+    remote, planted = Remote(a=content(0)), copy_of(content(1))
+    assert remote.read(Cache(cache.folder, 1 << 20), "a") == content(0)
+    (copy,) = copies(cache.folder)
+    assert copy.read_bytes() == copy_of(content(0))
+    copy.write_bytes(planted)
+    assert remote.read(cache, "a", 5, 9) == content(0)[5:9]
+    assert remote.fetched == ["a", "a"]
+    assert copy.read_bytes() == copy_of(content(0))
+
+
+def test_links_in_the_folder_are_not_followed(cache: Cache, tmp_path: Path) -> None:
+    remote = Remote(a=content(0))
+    remote.read(cache, "a")
+    (copy,) = copies(cache.folder)
+    precious = tmp_path / "precious"
+    precious.write_bytes(copy.read_bytes())
+    for planted in (copy, copy.with_suffix(PARTIAL), cache.folder / "lock"):
+        for path in cache.folder.iterdir():
+            path.unlink()
+        planted.symlink_to(precious)
+        with pytest.warns(UserWarning, match="cannot be used as a cache"):
+            assert remote.read(cache, "a") in (content(0), None)
+        assert precious.read_bytes() == copy_of(content(0))
+
+
+def test_folder_that_others_may_write_to_is_not_used(cache: Cache) -> None:
+    cache.folder.mkdir()
+    cache.folder.chmod(0o777)
+    with pytest.warns(UserWarning, match="others may write to it; make it yours alone"):
+        assert Remote(a=content(0)).read(cache, "a") is None
+    assert list(cache.folder.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_folder_of_another_user_is_not_used(cache: Cache) -> None:
+    cache.folder.mkdir(mode=0o755)
+    os.chown(cache.folder, 1, 1)
+    with pytest.warns(UserWarning, match="others may write to it"):
+        assert Remote(a=content(0)).read(cache, "a") is None
+
+
+def test_folder_and_copies_are_this_users_alone(cache: Cache) -> None:
+    Remote(a=content(0)).read(cache, "a")
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in cache.folder.iterdir()} == {0o600}

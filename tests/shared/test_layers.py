@@ -17,7 +17,8 @@ from sum_factory.shared.shards.dataset import DATASET, Dataset, Layer, add_layer
 from sum_factory.shared.store.storage import Storage
 
 REMEDY = "Give another --layer-name."
-MASKS = Layer("masks", "tar", {"points_per_side": 2}, {"sam": {"sha256": "a"}})
+MASKS = Layer("masks", "tar", {"points_per_side": 2}, {"sam": {"image_size": 64, "sha256": "a"}})
+UNITS = ("0" * 32, "1" * 32)
 
 
 def layer(name: str, **settings: object) -> Layer:
@@ -27,7 +28,7 @@ def layer(name: str, **settings: object) -> Layer:
 def create(url: str) -> Storage:
     """Return a new shard set with the layer of masks."""
     storage = Storage(url)
-    storage.write(DATASET, Dataset(2, ("u0", "u1"), 3, {"masks": MASKS}).to_json())
+    storage.write(DATASET, Dataset(2, UNITS, 3, {"masks": MASKS}).to_json())
     return storage
 
 

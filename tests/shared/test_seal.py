@@ -82,7 +82,7 @@ def test_zeros_and_the_name_of_the_seal_elsewhere_do_not_matter() -> None:
 
 def test_manifest_keeps_the_types_of_its_columns_and_its_record(tmp_path: Path) -> None:
     rows = pa.Table.from_pylist([{"image": "ä", "crc32": 2**32 - 1}, {"image": "b", "mask": 1}], schema_of("masks"))
-    record = UnitRecord(3, "unit", "layer", 2, 1, 0, 10, "0" * 64, "f" * 64, 1)
+    record = UnitRecord(3, "1" * 32, "2" * 32, 2, 1, 0, 10, "0" * 64, "f" * 64, 1)
     data = write_manifest(rows, record)
     table, read = read_manifest(data, "manifest")
     assert table.equals(rows)

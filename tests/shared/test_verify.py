@@ -137,7 +137,7 @@ def test_manifest_without_a_plan_is_found(own_shards: Path) -> None:
 
 def test_rows_of_other_images_are_found(own_shards: Path) -> None:
     table, record = read_manifest((own_shards / MANIFEST).read_bytes(), "")
-    rows = [{**row, "image": "another"} for row in table.to_pylist()]
+    rows = [{**row, "image": f"another {row['image']}"} for row in table.to_pylist()]
     (own_shards / MANIFEST).write_bytes(write_manifest(pa.Table.from_pylist(rows, schema_of("masks")), record))
     (problem,) = problems(own_shards)
     assert problem.startswith(f"{own_shards}/{MANIFEST}: the images of its rows are not those of the unit")

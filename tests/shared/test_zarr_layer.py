@@ -199,7 +199,7 @@ def test_shard_does_not_depend_on_how_much_is_handed_to_zarr_at_once(
     whole = made()
     monkeypatch.setattr(zarr_shards, "PIECE", rows * 64)
     assert made() == whole
-    assert [length > 0 for _, length in places_in(whole, 640)] == [row is not None for row in cells] + [False] * 340
+    assert [length > 0 for _, length in places_in(whole, 640, 300)] == [row is not None for row in cells] + [False] * 20
 
 
 def test_description_with_its_keys_in_another_order_is_sound(

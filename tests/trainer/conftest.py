@@ -225,7 +225,7 @@ def write_shards(folder: Path, units: list[Unit], truth: list[list[KnownMask]], 
         MASKS: Layer(MASKS, encoding, {}, {"sam": sam}),
         uncertainty_layer("refinement"): Layer(uncertainty_layer("refinement"), encoding, {}, {"refiner": "known"}),
     }
-    dataset = Dataset(3, tuple(unit.id for unit in units), sum(len(unit.images) for unit in units), layers)
+    dataset = Dataset(3, (), 0, layers).with_units([(unit.id, len(unit.images)) for unit in units])
     storage.write(DATASET, dataset.to_json())
     write_shared_files(storage)
     for unit in units:

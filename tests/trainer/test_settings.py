@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -92,23 +93,28 @@ def test_changes_come_after_the_file(tmp_path: Path) -> None:
     )
 
 
-def test_variables_fill_text_anywhere_and_go_before_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ROOT", "/from/environment")
-    monkeypatch.setenv("STEPS", "12")
-    text = "folder: ${ROOT}/x/${PART}\nsteps: ${STEPS}\n"
-    assert read(tmp_path, text, PART="y").folder == Path("/from/environment/x/y")
-    given = read(tmp_path, text, PART="y", ROOT="/given")
+def test_variables_fill_text_anywhere(tmp_path: Path) -> None:
+    given = read(tmp_path, "folder: ${ROOT}/x/${PART}\nsteps: ${STEPS}\n", PART="y", ROOT="/given", STEPS="12")
     assert (given.folder, given.steps) == (Path("/given/x/y"), 12)
     assert read(tmp_path, "{}", "folder=${P}", P="q").folder == Path("q")
+
+
+def test_environment_fills_nothing_that_was_not_asked_for_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "/from/environment")
+    text = "folder: https://attacker/${SECRET}\n"
+    assert "${SECRET} has no value; give --var SECRET=VALUE" in refusal(tmp_path, text)
+    assert parse_variables(["SECRET", "B=SECRET"]) == {"SECRET": "/from/environment", "B": "SECRET"}
+    with pytest.raises(SettingsError, match="--var NOT_THERE: not in the environment; give --var NOT_THERE=VALUE"):
+        parse_variables(["NOT_THERE"])
 
 
 def test_missing_variable_is_named_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOWHERE", raising=False)
     message = refusal(tmp_path, "weights: {}\nfolder: ${NOWHERE}/x\n")
-    assert (
-        message == "mine.yaml: folder: ${NOWHERE} has no value; give it with --var NOWHERE=..., or in the environment"
+    assert message == (
+        "mine.yaml: folder: ${NOWHERE} has no value; give --var NOWHERE=VALUE, or --var NOWHERE for the environment's"
     )
 
 
@@ -165,7 +171,7 @@ def test_checks_of_the_dataclass_itself_are_passed_on(tmp_path: Path) -> None:
     [
         ("lr", "expected key=value, found 'lr'"),
         ("=3", "expected key=value, found '=3'"),
-        ("lr=[", "the value is not valid YAML"),
+        ("lr=[", "lr=[: not valid YAML"),
         ("lr.x=3", "lr is 1 and has no keys"),
         ("figures.1.side=3", "expected a place in a list of 1, from 0, found '1'"),
         ("figures.first=3", "expected a place in a list of 1, from 0, found 'first'"),
@@ -208,8 +214,8 @@ def test_built_in_files_are_found_by_name_and_suggested() -> None:
 
 def test_variables_are_parsed_as_name_and_value() -> None:
     assert parse_variables(["A=1", "B=x=y", "C="]) == {"A": "1", "B": "x=y", "C": ""}
-    for wrong in ("A", "=1"):
-        with pytest.raises(SettingsError, match="expected NAME=value"):
+    for wrong in ("", "=1"):
+        with pytest.raises(SettingsError, match="expected NAME=VALUE"):
             parse_variables([wrong])
 
 
@@ -218,3 +224,69 @@ def test_key_that_is_a_value_of_another_is_told_which(tmp_path: Path) -> None:
     path.write_text("bf16: true\nhuman: []")
     with pytest.raises(SettingsError, match=r"bf16: unknown key; did you mean precision: bf16\?"):
         read_settings(path, training.Recipe, {})
+
+
+# Files from somebody else
+
+
+def nested(first: str, each: Callable[[str], str], times: int) -> str:
+    """Return lines of anchors ``a0``, ``a1``, ..., of which each stands for what ``each`` makes of the one before."""
+    lines = [f"a0: &a0 {first}", *(f"a{k}: &a{k} {each(f'*a{k - 1}')}" for k in range(1, times))]
+    return "\n".join(lines)
+
+
+BOMB = nested("[1, 1, 1, 1, 1, 1, 1, 1, 1, 1]", lambda one: f"[{', '.join([one] * 10)}]", 12)
+MERGES = nested("{x: 1, y: 2}", lambda one: f"{{<<: [{', '.join([one] * 9)}]}}", 12)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, r"a4: more than 50000 values, with all that its aliases"),
+        (MERGES, r"a\d\.<<: more than 50000 values, with all that its aliases"),
+        (nested("[]", lambda one: f"[{one}]", 900), "a40: nested more than 40"),
+        ("weights: &a {x: *a}", r"weights.x: refers to itself \(line 1\)"),
+        ("mixed: &a [[*a]]", r"mixed.0.0: refers to itself"),
+        ("mixed: " + "[" * 2_000 + "]" * 2_000, "nested more than 40 times"),
+        ("mixed: " + "[" * 100 + "]" * 100, "nested more than 40 times"),
+        ("folder: " + "x" * (1 << 20), "more than 1048576 characters; no recipe or suite is as long"),
+        ("lr: 1e400", "lr: expected a finite number, found inf"),
+        ("lr: 1.0e+400", "lr: expected a finite number, found inf"),
+        ("loss: {theta: .nan}", "loss.theta: expected a finite number, found nan"),
+        ("figures: [{shape: circle, radius: -.inf}]", "figures.0.radius: expected a finite number, found -inf"),
+        (f"steps: {'9' * 5_000}", r"'9+' is no int \(line 1, column 8\)"),
+        (f"steps: {'9' * 500}", "steps: expected a number of at most 64 bits, found one of 1661"),
+        ("steps: 0x" + "f" * 9_000, "steps: expected a number of at most 64 bits, found one of 36000"),
+        (f"steps: '{'9' * 5_000}'", "steps: "),
+        ("folder: 2001-99-99", r"'2001-99-99' is no timestamp \(line 1, column 9\)"),
+        ("folder: !!python/object/apply:os.system [id]", "could not determine a constructor"),
+    ],
+    ids=range(18),
+)
+def test_file_of_somebody_else_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    refused = refusal(tmp_path, text)
+    assert re.search(message, refused), refused
+    assert len(refused) < 300
+    assert "\n" not in refused
+
+
+def test_anchors_and_merges_of_a_size_are_read(tmp_path: Path) -> None:
+    text = "weights: {a: &a {theta: 0.5}, b: *a, c: {<<: *a, kind: focal}}"
+    assert read(tmp_path, text).weights == {"a": Loss(0.5), "b": Loss(0.5), "c": Loss(0.5, "focal")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("steps=1000000000000000000", "steps: expected a value less than or equal to 1000000000, found 10{18}"),
+        ("steps=1.0e+18", "steps: expected a value less than or equal to 1000000000"),
+        ("checkpoint.keep=99999999", "checkpoint.keep: expected a value less than or equal to 1000000"),
+        ("optimizer.learning_rate=1e999", "optimizer.learning_rate: expected a finite number"),
+        ("loss.gamma=.inf", "loss.gamma: expected a finite number, found inf"),
+        ("mix.human=10000000000", "mix: a mix is of 1000000 samples at most"),
+        ("cache.limit_gb=.nan", "cache.limit_gb: expected a finite number, found nan"),
+    ],
+)
+def test_absurd_numbers_are_refused_by_key(tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=f"ft_small: {message}"):
+        read_settings("ft_small", training.Recipe, {"SAM": "a", "SHARDS": "b", "HQSEG44K": "c"}, [change])

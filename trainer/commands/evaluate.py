@@ -68,7 +68,13 @@ encoder_option = precision_option(
     show_default=True,
     help="The rounds in which the task is given.",
 )
-@click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="Fills ${NAME} in the suite; repeatable.")
+@click.option(
+    "--var",
+    "variables",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Fills ${NAME} in the suite; NAME alone takes its value from the environment; repeatable.",
+)
 @click.option(
     "--show", type=click.IntRange(1, MOST_ROUNDS), multiple=True, help="Rounds in the table  [default: 1, 3, 5, last]"
 )

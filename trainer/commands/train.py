@@ -11,6 +11,7 @@ import click
 from sum_factory.shared.commands import photos_from_option, threads_option
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.precision import precision_option
+from sum_factory.shared.store.local_files import is_stream
 
 if TYPE_CHECKING:
     from sum_factory.shared.relocation import Relocation
@@ -22,7 +23,13 @@ out_option = click.option(
     required=True,
     help="Folder of the run: checkpoints, log and weights.",
 )
-var_option = click.option("--var", "variables", multiple=True, help="NAME=value for ${NAME} in the recipe; repeatable.")
+var_option = click.option(
+    "--var",
+    "variables",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Fills ${NAME} in the recipe; NAME alone takes its value from the environment; repeatable.",
+)
 set_option = click.option(
     "--set", "changes", multiple=True, help="key=value in place of the recipe's, with dotted keys; repeatable."
 )
@@ -110,7 +117,7 @@ def export_command(weights: str, out: Path) -> None:
     from sum_factory.trainer.export import export_plain_sam
 
     export_plain_sam(weights, out)
-    click.echo(f"wrote {out}")
+    click.echo(f"wrote {out}", err=is_stream(out))
 
 
 def _changed(changes: tuple[str, ...], **options: Any) -> list[str]:

@@ -84,7 +84,10 @@ class _Permutation(NamedTuple):
     ends: npt.NDArray[np.int64]
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+LARGEST_MIX = 10**6
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Mix:
     """How many human samples come with how many pseudo-labelled ones: 1 : 1, or 2 : 1."""
 
@@ -96,6 +99,8 @@ class Mix:
     def __post_init__(self) -> None:
         if self.human < 0 or self.pseudo < 0 or self.human + self.pseudo == 0:
             raise ValueError(f"a mix needs a positive number of samples, not {self.human} : {self.pseudo}")
+        if self.human + self.pseudo > LARGEST_MIX:
+            raise ValueError(f"a mix is of {LARGEST_MIX} samples at most, not {self.human} : {self.pseudo}")
 
     def locate(self, slot: int) -> tuple[str, int]:
         """Return the stream of a slot, "human" or "pseudo", and the position of its sample in that stream."""

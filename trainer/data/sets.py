@@ -19,7 +19,7 @@ from sum_factory.trainer.data.human.photos import Alpha
 from sum_factory.trainer.data.human.problems import Skip
 
 Task = Literal["unspecified", "salient", "entity", "part"]
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import unit_name
 from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.kinds.kind import LayerKind
+from sum_factory.shared.store.records import Record, whole
 
 META = "json"
 
@@ -32,7 +34,7 @@ def tar_path(layer: str, number: int) -> str:
 
 def tar_unit(name: str) -> tuple[str, int] | None:
     """Return of which layer and unit a file of this name is the tar, or None if it is none."""
-    matched = re.fullmatch(r"(?P<layer>.+)/(?P<number>\d{6,})\.tar", name)
+    matched = re.fullmatch(r"(?P<layer>.+)/(?P<number>[0-9]{6,8})\.tar", name)
     if matched is None or name != tar_path(matched["layer"], int(matched["number"])):
         return None
     return matched["layer"], int(matched["number"])
@@ -99,25 +101,52 @@ def images_of_tar(data: bytes, kind: LayerKind, name: str) -> Iterator[tuple[dic
     only its manifest can tell.
     """
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            members = {member.name: member for member in tar if member.isfile()}
-            for path in members:
-                if path.endswith(f".{META}"):
-                    meta = json.loads(_content(tar, members[path]))
-                    held = f"{path.removesuffix(META)}{kind.member}"
-                    bare = not meta["length"] and not kind.is_member_of_none
-                    yield meta, _cut(b"" if bare else _content(tar, members[held]), meta["length"])
-    except (tarfile.TarError, ValueError, KeyError) as error:
-        raise ShardError(f"{name}: damaged ({error}); run `labelgen verify`") from error
+        members = _members(data)
+        for path in members:
+            if path.endswith(f".{META}"):
+                meta = Record.parse(_content(data, members[path]))
+                lengths = [whole(length, "length", most=len(data)) for length in meta.items("length", len(data))]
+                held = f"{path.removesuffix(META)}{kind.member}"
+                bare = not lengths and not kind.is_member_of_none
+                yield dict(meta.entries), _cut(b"" if bare else _content(data, members[held]), lengths)
+    except (tarfile.TarError, ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as error:
+        raise ShardError(f"{name}: damaged ({ascii(str(error))[:300]}); run `labelgen verify`") from error
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None, "only regular files get here"
-    data = file.read()
-    if len(data) != member.size:
+class _OnceThrough(io.BytesIO):
+    """Bytes of a tar of which no more are read than there are headers in it: a lying header may lead back for ever."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left = 2 * len(data) + (1 << 16)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read bytes. Raises ``ValueError`` when more have been read than reading all once takes."""
+        found = super().read(size)
+        self._left -= len(found) or 1
+        if self._left < 0:
+            raise ValueError("its headers lead back to what has been read")
+        return found
+
+
+def _members(data: bytes) -> dict[str, tarfile.TarInfo]:
+    """Return the regular files of a tar by name, which lie one after the other. Raises ``ValueError``."""
+    members: dict[str, tarfile.TarInfo] = {}
+    end = 0
+    with tarfile.open(fileobj=_OnceThrough(data), mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            if not (member.isreg() and member.size >= 0 and member.offset_data >= end) or member.issparse():
+                raise ValueError(f"the member {member.name[:200]!r} is no regular file, or lies within another")
+            end = member.offset_data + member.size
+            members[member.name] = member
+    return members
+
+
+def _content(data: bytes, member: tarfile.TarInfo) -> bytes:
+    content = data[member.offset_data : member.offset_data + member.size]
+    if len(content) != member.size:
         raise ValueError(f"{member.name} is cut short")
-    return data
+    return content
 
 
 def _cut(data: bytes, lengths: list[int]) -> list[bytes]:

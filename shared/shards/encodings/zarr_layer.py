@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from sum_factory.shared.codecs.label import MOST_STEPS
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_array import GROUP, Array
-from sum_factory.shared.shards.encodings.zarr_forms import Form
+from sum_factory.shared.shards.encodings.zarr_forms import PHOTO_BYTES, Form
 from sum_factory.shared.shards.kinds import form_of
 
 ROWS_PER_IMAGE = 1024
@@ -29,12 +30,31 @@ ROWS_PER_IMAGE = 1024
 METADATA = "zarr.json"
 CHUNK_COLUMNS = (("offset", pa.int64()), ("length", pa.int32()), ("crc32", pa.uint32()))
 """Columns of the manifest that place a chunk."""
-_SHARD = re.compile(r"(?P<layer>.+)\.zarr/\w+/c\.(?P<number>0|[1-9]\d*)(\.0)+")
+_SHARD = re.compile(r"(?P<layer>.+)\.zarr/[a-z]+/c\.(?P<number>0|[1-9][0-9]{0,8})(\.0)+")
 
 
 def column_prefix(form: Form, array: Array) -> str:
     """Return what the manifest's columns that place the chunks of an array start with: nothing for the first array."""
     return "" if array is form.arrays[0] else f"{array.name}_"
+
+
+def prefixes_of(form: Form) -> list[str]:
+    """Return what the columns that place the chunks of each array start with."""
+    return [column_prefix(form, array) for array in form.arrays]
+
+
+def added_columns(form: Form) -> tuple[tuple[str, pa.DataType], ...]:
+    """Return what the encoding adds to the columns of a layer's manifests."""
+    places = ((f"{prefix}{column}", kind) for prefix in prefixes_of(form)[1:] for column, kind in CHUNK_COLUMNS)
+    return (*form.columns, *places)
+
+
+def limits_of(form: Form) -> list[tuple[str, int]]:
+    """Return the largest values that columns of numbers may have: sizes are those of the first array's cells."""
+    cells = form.arrays[0].cells
+    sizes = {"grid_height": cells[0], "grid_width": cells[-1], PHOTO_BYTES: cells[0]}
+    steps = {name: MOST_STEPS for name, _ in form.columns if name.endswith("steps")}
+    return [(name, most) for name, most in {**sizes, **steps}.items() if name in dict(form.columns)]
 
 
 def shard_path(layer: str, array: Array, number: int) -> str:
@@ -73,10 +93,7 @@ class ZarrEncoder:
         from sum_factory.shared.shards.encodings.zarr_shards import ShardWriter
 
         self.form = form_of(dataset, layer)
-        self.columns = (
-            *self.form.columns,
-            *((f"{array.name}_{column}", kind) for array in self.form.arrays[1:] for column, kind in CHUNK_COLUMNS),
-        )
+        self.columns = added_columns(self.form)
         self._shards = [ShardWriter(array, shard_rows(dataset, self.form)) for array in self.form.arrays]
         self._rows: list[dict[str, Any] | None] = []
 
@@ -108,7 +125,8 @@ class ZarrEncoder:
         for array, shard in zip(self.form.arrays, self._shards, strict=True):
             shards.append(data := shard.finish())
             names = [f"{column_prefix(self.form, array)}{name}" for name, _ in CHUNK_COLUMNS]
-            for row, (start, size) in zip(self._rows, places_in(data, shard.rows).tolist(), strict=False):
+            places = places_in(data, shard.rows, len(self._rows)).tolist()
+            for row, (start, size) in zip(self._rows, places, strict=False):
                 if row is not None:
                     row |= zip(names, (start, size, zlib.crc32(data[start : start + size])), strict=True)
         return tuple(shards), [row for row in self._rows if row is not None]
@@ -122,18 +140,19 @@ def faults_of_shards(
 
     form = form_of(dataset, layer)
     rows = [row for row in rows if row["mask"] is not None or form.per_image]
+    count = shard_rows(dataset, form)
     for number, (array, data) in enumerate(zip(form.arrays, shards, strict=True)):
         prefix = column_prefix(form, array)
-        expected = np.zeros((shard_rows(dataset, form), 2), np.int64)
-        for place, row in zip(expected, rows, strict=False):
+        expected = np.zeros((len(rows), 2), np.int64)
+        for place, row in zip(expected, rows, strict=True):
             start, size = row[f"{prefix}offset"] or 0, row[f"{prefix}length"] or 0
             place[:] = start, size
             if zlib.crc32(data[start : start + size]) != (row[f"{prefix}crc32"] or 0):
                 yield number, f"mask {row['mask']} of image {row['image']} fails its checksum"
         try:
-            found = places_in(data, len(expected))
+            found = places_in(data, count, min(len(rows), count))
         except ShardError as error:
             yield number, str(error)
             continue
-        if len(rows) > len(expected) or not np.array_equal(found, expected):
+        if len(rows) > count or not np.array_equal(found[: len(rows)], expected) or found[len(rows) :].any():
             yield number, "its indexes do not place its chunks where the manifest does"

@@ -26,6 +26,21 @@ BATCH = 16 << 20
 """Bytes of cells of an array that ``blobs`` holds at once, but for a row that has more."""
 
 
+def content_size(frame: bytes) -> int | None:
+    """Return how many bytes the first frame of Zstandard in a chunk says that it holds (RFC 8878, 3.1.1.1).
+
+    None if it does not say so, or is no frame: numcodecs makes room for whatever a frame says.
+    """
+    if frame[:4] != b"\x28\xb5\x2f\xfd" or len(frame) < 5:
+        return None
+    flags = frame[4]
+    is_single = flags >> 5 & 1
+    start = 5 + (1 - is_single) + (0, 1, 2, 4)[flags & 3]
+    size = (is_single, 2, 4, 8)[flags >> 6]
+    field = frame[start : start + size]
+    return int.from_bytes(field, "little") + (256 if size == 2 else 0) if size == len(field) > 0 else None
+
+
 @dataclass(frozen=True)
 class ZarrReader:
     """A ``LayerReader`` of the Zarr shards of a layer's ``form``; ``rows`` gives the masks of a unit."""
@@ -83,10 +98,10 @@ class ZarrReader:
         name = shard_path(self.layer.name, array, unit)
         chunks = read_blobs(self.storage, name, rows, picked, column_prefix(self.form, array))
         held = [k for k, chunk in enumerate(chunks) if chunk]
-        found = np.frombuffer(_decompress(chunks, self.storage.path(name)), array.type)
-        if found.size != len(held) * int(np.prod(array.cells)):
+        if any(content_size(chunks[k]) != array.row_bytes for k in held):
             raise ShardError(f"{self.storage.path(name)}: a chunk is of another size; run `labelgen verify`")
-        found = found.reshape(-1, *array.cells)
+        found = np.empty((len(held), *array.cells), array.type)
+        _decompress(chunks, found, self.storage.path(name))
         if len(held) == len(chunks):
             return found
         cells = np.full((len(chunks), *array.cells), array.fill_value, array.type)
@@ -94,11 +109,15 @@ class ZarrReader:
         return cells
 
 
-def _decompress(chunks: Sequence[bytes], name: str) -> bytes:
-    """Decompress chunks, one after the other, in one call. Raises ``ShardError`` if they are damaged."""
+def _decompress(chunks: Sequence[bytes], cells: Cells, name: str) -> None:
+    """Decompress chunks, one after the other, in one call, into ``cells``, as many bytes as they say they hold.
+
+    Raises ``ShardError`` if they are damaged.
+    """
     from numcodecs.zstd import decompress  # which takes half a second to import
 
     try:
-        return bytes(decompress(b"".join(chunks))) if any(chunks) else b""
+        if len(cells):
+            decompress(b"".join(chunks), cells)
     except (RuntimeError, ValueError) as error:
         raise ShardError(f"{name}: a chunk does not decompress ({error}); run `labelgen verify`") from error

@@ -37,6 +37,8 @@ PIECE = 32 << 20
 _ENTRY = 16
 """Bytes of an index for each place: offset and length, eight bytes each."""
 _ABSENT = np.uint64(2**64 - 1)
+MOST_BYTES = 1 << 48
+"""Bytes of a shard, at most."""
 
 Write = tuple[ByteSetter, ArraySpec, SelectorTuple, SelectorTuple, bool]
 
@@ -122,29 +124,37 @@ class ShardWriter:
         self._held = 0
 
 
-def places_in(shard: bytes, rows: int) -> npt.NDArray[np.int64]:
-    """Return where the chunk of each of a shard's rows lies: offset and length, (rows, 2); 0, 0 if there is none.
+def places_in(shard: bytes, rows: int, held: int) -> npt.NDArray[np.int64]:
+    """Return where the chunks of the first ``held`` of a shard's rows lie: offset and length; 0, 0 if there is none.
 
-    Raises ``ShardError`` if an index is cut short or does not have its CRC-32C.
+    Those of the group of the last of them are returned, too: int64 (R, 2). Raises ``ShardError`` if an index is cut
+    short or does not have its CRC-32C, or if there is a chunk beyond.
     """
-    places = np.zeros((rows // GROUP, GROUP, 2), np.int64)
-    groups = _read_index(shard, len(places))
-    for number in np.flatnonzero(groups[:, 1]):
+    groups = _read_index(shard, rows // GROUP)
+    places = np.zeros((-(-held // GROUP), GROUP, 2), np.int64)
+    if groups[len(places) :].any():
+        raise ShardError("its index places chunks beyond its rows")
+    for number in np.flatnonzero(groups[: len(places), 1]):
         start, size = groups[number].tolist()
         chunks = _read_index(shard[start : start + size], GROUP)
         chunks[chunks[:, 1] > 0, 0] += start
         places[number] = chunks
-    return places.reshape(rows, 2)
+    return places.reshape(-1, 2)
 
 
 def _read_index(data: bytes, count: int) -> npt.NDArray[np.int64]:
     """Return the places in the index at the end of a shard, or of a group."""
+    if len(data) < count * _ENTRY + 4:
+        raise ShardError("its index is cut short")
     try:
         index = CRC32C().decode(np.frombuffer(data, np.uint8)[-count * _ENTRY - 4 :])
         places = np.frombuffer(index, "<u8").reshape(count, 2)
     except (RuntimeError, ValueError) as error:
         raise ShardError(f"its index is damaged ({error})") from error
-    return np.where(places == _ABSENT, 0, places).astype(np.int64)
+    places = np.where(places == _ABSENT, np.uint64(0), places)
+    if (places > len(data)).any() and (places > MOST_BYTES).any():
+        raise ShardError("its index places chunks where there can be none")
+    return places.astype(np.int64)
 
 
 def _create(files: dict[str, Buffer], array: Array, rows: int, shard_rows: int) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.dataset import OF_MASKS, Dataset, Layer
+from sum_factory.shared.shards.dataset import ENCODINGS, OF_MASKS, REMEDY_FOR_DATASET, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_forms import Form
 from sum_factory.shared.shards.kinds.kind import LayerKind, Part
 from sum_factory.shared.shards.manifest import COMMON_COLUMNS
@@ -33,9 +33,22 @@ def kind_of(layer: str) -> LayerKind:
     """Return the kind of a layer. Raises ``ShardError`` if there is no such kind."""
     name, slash, rest = layer.partition("/")
     kind = kinds().get(name)
-    if kind is None or kind.is_family != bool(slash and rest):
+    if kind is None or kind.is_family != bool(slash and rest) or layer.endswith(".zarr"):
         raise ShardError(f"layer {layer}: this software knows no such layer, but {', '.join(kinds())}")
     return kind
+
+
+def require_sound(layer: Layer, name: str) -> None:
+    """Raise ``ShardError`` for a layer that the ``dataset.json`` called ``name`` describes, and nobody can read."""
+    kind = kind_of(layer.name)
+    if layer.encoding not in ENCODINGS:
+        raise ShardError(
+            f"layer {layer.name} has encoding {layer.encoding!r}, and this software knows {' and '.join(ENCODINGS)}"
+        )
+    try:
+        kind.require_settings(layer)
+    except ValueError as error:
+        raise ShardError(f"{name}: damaged or edited (layers.{layer.name}: {error}); {REMEDY_FOR_DATASET}") from error
 
 
 def schema_of(layer: str) -> pa.Schema:

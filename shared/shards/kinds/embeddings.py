@@ -13,6 +13,10 @@ from sum_factory.shared.shards.encodings.zarr_array import Array
 from sum_factory.shared.shards.encodings.zarr_forms import Form, single_array
 from sum_factory.shared.shards.kinds.kind import LayerKind, UnitUnderCheck
 from sum_factory.shared.shards.manifest import CROP_COLUMNS, crop_of
+from sum_factory.shared.store.records import Record, whole
+
+LARGEST_AXIS = 1 << 11
+"""Channels, rows or columns of an embedding, at most."""
 
 
 def form(dataset: Dataset, layer: Layer) -> Form:
@@ -50,7 +54,16 @@ def faults(checked: UnitUnderCheck) -> Iterator[str]:
             yield f"the embeddings of image {index} are not those of the crops of its masks"
 
 
+def require_settings(layer: Layer) -> None:
+    """Raise ``ValueError`` if the settings do not tell the shape of an embedding."""
+    shape = Record(layer.settings, "settings").items("shape", 3)
+    sizes = [whole(size, "settings.shape", 1, LARGEST_AXIS) for size in shape]
+    if len(sizes) != 3:
+        raise ValueError("settings.shape: expected three sizes")
+
+
 KIND = LayerKind(
+    require_settings=require_settings,
     name=EMBEDDINGS,
     per="crop",
     columns=CROP_COLUMNS,

@@ -40,6 +40,10 @@ def _no_parts(layer: Layer) -> tuple[Part, ...]:
     return ()
 
 
+def _any_settings(layer: Layer) -> None:
+    return
+
+
 @dataclass(frozen=True)
 class LayerKind:
     """All that differs between kinds of layers. Each module of this package but this one has a ``KIND``.
@@ -76,6 +80,8 @@ class LayerKind:
     """What a layer holds of a mask as grids of codes; nothing, where blobs are read as they are."""
     is_member_of_none: bool = True
     """Whether a tar has a member, which is empty, for an image without blobs."""
+    require_settings: Callable[[Layer], None] = _any_settings
+    """Raises ``ValueError``, naming it, if a setting that data are read by is not what it can be."""
 
 
 def faults_by_mask(checked: UnitUnderCheck, fault_of: Callable[[Row, bytes, Row, int], str | None]) -> Iterator[str]:

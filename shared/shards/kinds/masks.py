@@ -27,6 +27,10 @@ from sum_factory.shared.shards.encodings.zarr_forms import (
 )
 from sum_factory.shared.shards.kinds.kind import LayerKind, Row, UnitUnderCheck, faults_by_mask, input_side_of
 from sum_factory.shared.shards.manifest import CROP_COLUMNS, crop_of
+from sum_factory.shared.store.records import Record
+
+LARGEST_SIDE = 1 << 13
+"""Pixels of a side of a SAM's input, at most."""
 
 
 def form(dataset: Dataset, layer: Layer) -> Form:
@@ -54,7 +58,15 @@ def faults(checked: UnitUnderCheck) -> Iterator[str]:
     return faults_by_mask(checked, fault_of)
 
 
+def require_settings(layer: Layer) -> None:
+    """Raise ``ValueError`` if the weights do not tell the input of the SAM that made the masks."""
+    sam = Record.of(layer.weights, "weights").record("sam")
+    if sam.number("image_size", CELL, LARGEST_SIDE) % CELL:
+        raise ValueError(f"weights.sam.image_size: expected a multiple of {CELL}")
+
+
 KIND = LayerKind(
+    require_settings=require_settings,
     name=MASKS,
     per="mask",
     columns=(

@@ -121,7 +121,11 @@ class Selection(ShardSet):
         base, own = self.origin(number)
         images, rows = base.unit(own).images, self.chosen(number)
         if rows is not None:
-            images = tuple(images[index] for index in np.unique(rows["image_index"].to_numpy()))
+            taken = np.unique(rows["image_index"].to_numpy())
+            if taken[-1] >= len(images):
+                name = self.storage.path(rows_path(number))
+                raise ShardError(f"{name}: does not match its unit; {REMEDY_FOR_SELECTION}")
+            images = tuple(images[index] for index in taken)
         unit = Unit(number, images)
         if unit.id != self.plan.units[number].id:
             raise ShardError(f"{self.storage.path(rows_path(number))}: does not match its unit; {REMEDY_FOR_SELECTION}")
@@ -255,13 +259,22 @@ class SelectionReader:
             return np.arange(first[-1])
         if kind_of(self.layer).per == "image":
             images = np.unique(chosen["image_index"].to_numpy())
+            images = images[images < len(first) - 1]
             return np.asarray(first[images[first[images] < first[images + 1]]], np.int64)
         masks = chosen.filter(pc.is_valid(chosen["mask"]))
-        return np.asarray(first[masks["image_index"].to_numpy()] + masks["mask"].to_numpy(), np.int64)
+        index, mask = masks["image_index"].to_numpy(), masks["mask"].to_numpy()
+        if index.max(initial=0) + 1 >= len(first) or (mask >= first[index + 1] - first[index]).any():
+            name = self.selection.storage.path(rows_path(unit))
+            raise ShardError(f"{name}: does not match its unit; {REMEDY_FOR_SELECTION}")
+        return np.asarray(first[index] + mask, np.int64)
 
 
 def _open_selection(storage: Storage, plan: SelectionPlan, photos_from: Relocation) -> Selection:
     bases = tuple(_open_base(storage, base) for base in plan.bases)
+    for unit in plan.units:
+        if unit.unit >= bases[unit.base].unit_count:
+            base = bases[unit.base].storage.url
+            raise ShardError(f"{storage.path(DATASET)}: there is no unit {unit.unit} in {base}; {REMEDY_FOR_SELECTION}")
     dataset = Dataset(
         unit_size=max(unit.images for unit in plan.units),
         unit_ids=tuple(unit.id for unit in plan.units),
@@ -273,7 +286,7 @@ def _open_selection(storage: Storage, plan: SelectionPlan, photos_from: Relocati
 
 def _open_base(storage: Storage, described: Base) -> ShardSet:
     """Open a base of the selection at ``storage``. Raises ``ShardError``, naming it, if it is not what it was."""
-    url = base_url(described.url, storage.url)
+    url = base_url(described.url, storage.address)
     try:
         base = ShardSet.open(url, storage.cache)
     except ShardError as error:

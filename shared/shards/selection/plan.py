@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,12 +18,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.places import absolute
-from sum_factory.shared.shards.dataset import FORMAT_VERSION, SELECTION, require_version, unit_name
-from sum_factory.shared.shards.manifest import read_table
+from sum_factory.shared.places import absolute, joined, parent_of, require_recorded
+from sum_factory.shared.shards.dataset import (
+    FORMAT_VERSION,
+    LARGEST_UNIT,
+    MASKS,
+    MOST_UNITS,
+    SELECTION,
+    require_layer_name,
+    require_version,
+    unit_name,
+)
+from sum_factory.shared.shards.manifest import read_parquet
 from sum_factory.shared.store.canonical_json import content_id, to_json
-from sum_factory.shared.store.seal import is_sealed, require_seal, seal, with_room
+from sum_factory.shared.store.records import Record
+from sum_factory.shared.store.seal import SEAL, is_sealed, require_seal, seal, with_room
 from sum_factory.shared.store.storage import Storage
 
 ROWS = "rows"
@@ -33,6 +43,8 @@ ROWS_SCHEMA = pa.schema([("image_index", pa.int32()), ("mask", pa.int32())])
 """Columns of a rows file: they name rows of the base's manifests, in their order; ``mask`` is null as there. Of the
 layer of photos, which has a row an image, they name those of their images."""
 REMEDY_FOR_SELECTION = "restore it, or delete the selection and give the same `labelgen select` or `merge` again"
+MOST_BASES = 1 << 16
+"""Shard sets that a selection takes units of, at most."""
 _BESIDE = "../"
 
 
@@ -43,6 +55,18 @@ class Base:
     url: str
     id: str
     layers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, record: Record) -> Base:
+        """Return a base as ``dataset.json`` describes it. Raises ``ValueError``."""
+        record.only(("url", "id", "layers"))
+        url, layers = record.text("url"), record.record("layers")
+        require_recorded(url)
+        if url.startswith(_BESIDE) and ("/" in url.removeprefix(_BESIDE) or url in (_BESIDE, f"{_BESIDE}..")):
+            raise ValueError(f"{record.name}.url: expected a place, or the name of a folder beside, found {url[:60]!r}")
+        if MASKS not in layers.entries:
+            raise ValueError(f"{layers.name}.{MASKS}: missing")
+        return cls(url, record.id("id"), {require_layer_name(name): layers.id(name) for name in layers.entries})
 
 
 @dataclass(frozen=True)
@@ -60,6 +84,23 @@ class ViewUnit:
     masks: int
     rows: str | None
     data: Mapping[str, str]
+
+    @classmethod
+    def of(cls, record: Record, bases: Sequence[Base]) -> ViewUnit:
+        """Return a unit as ``dataset.json`` describes it. Raises ``ValueError``."""
+        record.only(("base", "unit", "id", "images", "masks", "rows", "data"))
+        base, data = record.number("base", most=len(bases) - 1), record.record("data")
+        if MASKS not in data.entries or not data.entries.keys() <= bases[base].layers.keys():
+            raise ValueError(f"{data.name}: expected {MASKS}, and of the other layers of its shard set those it has")
+        return cls(
+            base=base,
+            unit=record.number("unit", most=MOST_UNITS),
+            id=record.id("id"),
+            images=record.number("images", 1, LARGEST_UNIT),
+            masks=record.number("masks"),
+            rows=None if record.value("rows") is None else record.digest("rows"),
+            data={name: data.digest(name) for name in data.entries},
+        )
 
 
 @dataclass(frozen=True)
@@ -86,16 +127,20 @@ class SelectionPlan:
         """Parse a selection's ``dataset.json``; None if it is a shard set's. Raises ``ShardError`` if damaged."""
         try:
             is_sealed(data)
-            record = json.loads(data)
-            if record.get("kind") != SELECTION:
+            record = Record.parse(data)
+            if record.entries.get("kind") != SELECTION:
                 return None
-            require_version(record["format"], name)
+            require_version(record.value("format"), name)
             require_seal(data)
-            bases = tuple(Base(**base) for base in record["bases"])
-            plan = cls(bases, tuple(ViewUnit(**unit) for unit in record["units"]), record["filter"])
-            if plan.id != record["id"]:
+            record.only(("format", "kind", "id", "bases", "units", "filter", SEAL))
+            bases = tuple(map(Base.of, record.records("bases", MOST_BASES)))
+            units = tuple(ViewUnit.of(unit, bases) for unit in record.records("units", MOST_UNITS))
+            if not (bases and units) or any(base.layers.keys() != bases[0].layers.keys() for base in bases):
+                raise ValueError("expected units, of shard sets that offer the same layers")
+            plan = cls(bases, units, None if record.value("filter") is None else record.any("filter"))
+            if plan.id != record.id("id"):
                 raise ValueError("its units do not match its id")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise ShardError(f"{name}: damaged or edited ({error}); {REMEDY_FOR_SELECTION}") from error
         return plan
 
@@ -124,7 +169,15 @@ def read_rows_file(storage: Storage, number: int, sha256: str) -> pa.Table:
         raise ShardError(
             f"{storage.path(name)}: damaged or edited (not the SHA-256 of the selection); {REMEDY_FOR_SELECTION}"
         )
-    return read_table(data)
+    try:
+        rows = read_parquet(data, ROWS_SCHEMA.names)
+        numbers = [rows[column].fill_null(-1 if column == "mask" else -2).to_numpy() for column in ROWS_SCHEMA.names]
+        if not rows.schema.equals(ROWS_SCHEMA) or len(rows) == 0 or numbers[0].min() < 0 or numbers[1].min() < -1:
+            raise ValueError("its columns are not those of rows")
+    except (Exception, MemoryError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise ShardError(f"{storage.path(name)}: damaged or edited ({told}); {REMEDY_FOR_SELECTION}") from error
+    return rows
 
 
 def take_rows(table: pa.Table, rows: pa.Table, name: str) -> pa.Table:
@@ -163,7 +216,7 @@ def _keys(rows: pa.Table) -> npt.NDArray[np.int64]:
 
 def stored_url(base: str, selection: str) -> str:
     """Return how a selection names a base: beside itself if both are in one folder, so that both can move."""
-    base, selection = (absolute(url).rstrip("/") for url in (base, selection))
+    base, selection = (without_credentials(absolute(url)).rstrip("/") for url in (base, selection))
     (folder, _, name), (own, _, _) = base.rpartition("/"), selection.rpartition("/")
     return f"{_BESIDE}{name}" if folder == own else base
 
@@ -172,4 +225,4 @@ def base_url(stored: str, selection: str) -> str:
     """Undo ``stored_url``: return where a base is, for the selection at ``selection``."""
     if not stored.startswith(_BESIDE):
         return stored
-    return f"{absolute(selection).rstrip('/').rpartition('/')[0]}/{stored.removeprefix(_BESIDE)}"
+    return joined(parent_of(absolute(selection).rstrip("/")), stored.removeprefix(_BESIDE))
