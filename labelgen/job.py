@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from sum_factory.labelgen.settings import WAIT_SECONDS, Missing
 from sum_factory.shared.relocation import UNMOVED, Relocation
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Job:
     """Layers of what labelling has at hand anyway, such as the photos."""
     photos_from: Relocation = UNMOVED
     """Where the photos of committed masks lie now, for a job that makes no masks."""
+    wait_for_photos: float = WAIT_SECONDS
+    """Seconds that are waited, in all, for the place of photos where that is gone."""
+    missing_photos: Missing = "wait"
+    """Whether photos are waited for whose neighbours are gone too, or recorded as gone."""
 
     @property
     def layers(self) -> tuple[str, ...]:

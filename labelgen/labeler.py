@@ -18,6 +18,7 @@ from sum_factory.labelgen.job import Event, ImageDone, Job, MapsWork, UnitReport
 from sum_factory.labelgen.kept import KEPT, CommittedImage, Encoded, KeptBlobs, KeptWriter, encode
 from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.masks.lanes import take_cores
+from sum_factory.labelgen.outages import Outages
 from sum_factory.labelgen.read_ahead import LoadedPhoto, Seen, read_ahead
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.labelgen.uncertainty import UNKNOWN, MaskToRefine, UncertaintyMaker, UncertaintyMap
@@ -30,7 +31,7 @@ from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Embedder, place
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, Layer, Unit
 from sum_factory.shared.shards.manifest import UnitRecord, crop_of, manifest_path
-from sum_factory.shared.shards.originals import is_stretched, read_original
+from sum_factory.shared.shards.originals import is_stretched, original_of, read_original
 from sum_factory.shared.shards.reader import WHICH
 from sum_factory.shared.shards.sam_outputs import (
     are_logits_known,
@@ -73,6 +74,7 @@ class Labeler:
         self.job = job
         self.shards = ShardSet.open(job.shards, photos_from=job.photos_from)
         self.seen = Seen(is_stretched(self.shards))
+        self.outages = Outages(job.wait_for_photos, job.missing_photos)
         loaded = load_sam(weights or job.sam, job.model_type)
         sam = place(loaded.sam, job.runtime)
         self.side = loaded.architecture.image_size
@@ -211,7 +213,7 @@ class _UnitLabelling:
 
     def _read(self, photo: PhotoFile) -> bytes:
         """Read a photo, once: the manifest tells of which bytes its masks are."""
-        data = read_listed(photo)
+        data = self.labeler.outages.read(photo, self.unit.images, partial(read_listed, photo))
         self.digests[photo.key] = digest(data)
         return data
 
@@ -259,7 +261,10 @@ class _OfCommitted:
         """Read a photo, held to the digest of what was labelled; one that could not be read then is not read now."""
         if self.digests[photo.key] is None:
             raise ImageError(str(self.errors[photo.key]))
-        return read_original(self.labeler.shards, photo, self.digests[photo.key])
+        shards, images = self.labeler.shards, self.unit.images
+        read = partial(read_original, shards, photo, self.digests[photo.key])
+        neighbours = [original_of(shards, image) for image in images]
+        return self.labeler.outages.read(original_of(shards, photo), neighbours, read)
 
     def photos(self, images: Iterable[PhotoFile]) -> Iterator[Callable[[], LoadedPhoto]]:
         """Yield what gives each photo."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from typing import get_args
 
 import click
 
 from sum_factory.labelgen.masks.settings import DEFAULTS_OF_MODELS, AutomaskSettings
+from sum_factory.labelgen.settings import WAIT_SECONDS, Missing
 from sum_factory.shared.commands import threads_option
 from sum_factory.shared.field_docs import docs_of
 from sum_factory.shared.sam.settings import PACKAGED
@@ -70,6 +72,18 @@ WORK_OPTIONS = (
         "[default: the cores of this machine divided by --workers; 1 with --ray-address]",
     ),
     threads_option,
+    click.option(
+        "--wait-for-photos",
+        type=click.FloatRange(min=0),
+        default=WAIT_SECONDS,
+        help="Seconds to wait, in all, for a disk, folder or store of photos that is gone; then the run ends.",
+    ),
+    click.option(
+        "--missing-photos",
+        type=click.Choice(get_args(Missing)),
+        default="wait",
+        help="What to do about photos that are gone with all beside them: wait for them, or record them as gone.",
+    ),
     click.option(
         "--max-errors",
         type=click.IntRange(min=0),

@@ -36,6 +36,8 @@ class RunSummary:
     retries: int = 0
     given_up: tuple[str, ...] = ()
     stopped: str | None = None
+    errors_before: int = 0
+    """Images of ``units_before`` that could not be labelled then."""
     is_planned: bool = True
     """Whether all photos were listed: if not, there are more units than ``units``."""
 

@@ -30,7 +30,8 @@ from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
 from sum_factory.labelgen.plan import prepare
 from sum_factory.labelgen.progress import ProgressReporter, RunSummary
-from sum_factory.labelgen.settings import UNIT_SIZE, UncertaintySettings
+from sum_factory.labelgen.sets.retry import count_errors, take_back_failed
+from sum_factory.labelgen.settings import UNIT_SIZE, WAIT_SECONDS, Missing, UncertaintySettings
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import SettingsError, ShardError
 from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, resolve, settle
@@ -117,6 +118,12 @@ class RunSettings:
     on a running cluster it is 1."""
     threads: int | None = None
     """Cores of this machine to use. By default all that this process may use."""
+    wait_for_photos: float = WAIT_SECONDS
+    """Seconds to wait, in all, for a disk, folder or store that is gone while the run works. Then the run ends."""
+    missing_photos: Missing = "wait"
+    """What is done about photos that are gone together with all beside them: wait, or record that they are gone."""
+    retry_errors: str | None = None
+    """Make units anew in which photos could not be labelled: "all", or those of whose errors one says this."""
     max_errors: int | None = None
     """Stop when more photos than this could not be labelled. By default the run goes on, however many they are."""
     log: str | None = None
@@ -171,6 +178,10 @@ class UncertaintyRunSettings:
     on a running cluster it is 1."""
     threads: int | None = None
     """Cores of this machine to use. By default all that this process may use."""
+    wait_for_photos: float = WAIT_SECONDS
+    """Seconds to wait, in all, for a disk, folder or store that is gone while the run works. Then the run ends."""
+    missing_photos: Missing = "wait"
+    """What is done about photos that are gone together with all beside them: wait, or record that they are gone."""
     max_errors: int | None = None
     """Stop when more photos than this could not be labelled. By default the run goes on, however many they are."""
     log: str | None = None
@@ -201,6 +212,8 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         points_per_batch=settings.points_per_batch,
         masks=MasksWork(automask),
         kept=tuple(kept),
+        wait_for_photos=settings.wait_for_photos,
+        missing_photos=settings.missing_photos,
     )
     if settings.refiner is not None:
         uncertainty = UncertaintySettings(min_refine_area=settings.min_refine_area)
@@ -213,6 +226,9 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         notes_said = [*plan.notes(), *(left_out.notes() if plan.is_whole else ())]
         for note in notes_said:
             say(note)
+        if settings.retry_errors is not None:
+            for note in take_back_failed(ShardSet.open(settings.shards), settings.retry_errors, job.layers):
+                say(note)
         summary = _work(settings, job, plan, weights, before, say, stop or Stop())
         for note in (*plan.notes(), *left_out.notes()):  # a listing that went on meanwhile has more to tell at its end
             if note not in notes_said:
@@ -252,6 +268,8 @@ def add_uncertainty(
         points_per_batch=settings.points_per_batch,
         uncertainty=MapsWork(uncertainty, settings.refiner, maps, settings.use_kept),
         photos_from=settings.photos_from,
+        wait_for_photos=settings.wait_for_photos,
+        missing_photos=settings.missing_photos,
     )
     if EMBEDDINGS not in settings.use_kept and (uncertainty.needs_refiner or LOGITS not in settings.use_kept):
         _find_photos(shards, sorted({*numbers} - {*shards.committed(maps.name)}))
@@ -328,6 +346,7 @@ def _work(
                 stop.request(f"after {len(progress.errors)} image errors, more than --max-errors {settings.max_errors}")
         with_maps = job.uncertainty is not None
         summary = progress.summary(len(units.planned), before, stop.reason, with_maps, units.is_whole)
+        summary = replace(summary, errors_before=count_errors(shards, job.layers[0], pending.done))
         log.tell("run ended", **asdict(summary))
     _describe(storage, job)  # another run's copy of dataset.json may have come without the layers
     return summary

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sum_factory.labelgen.formulas import FORMULAS
 from sum_factory.shared.errors import SettingsError
 
 UNIT_SIZE = 256
 """Images a unit."""
+Missing = Literal["wait", "record"]
+"""What is done about a photo that is gone and whose neighbours are, too: wait for them, or record that it is gone."""
+WAIT_SECONDS = 600.0
+"""So long a run waits, in all, for a place of photos that is gone."""
 REFINEMENT_SOURCE = "refinement"
 SOURCES = (REFINEMENT_SOURCE, *FORMULAS)
 """Where uncertainty comes from: a refiner, or SAM's own confidence in one of two ways."""

@@ -143,3 +143,16 @@ def _is_header_of(block: bytes, photo: PhotoFile) -> bool:
 def is_told_in_full(member: str) -> bool:
     """Whether the header of a member has all of its name: a long one, or one that is not ASCII, it has in part."""
     return member.isascii() and len(member) < tarfile.LENGTH_NAME
+
+
+def is_readable(photo: PhotoFile) -> bool:
+    """Whether a first byte can be read of the file that a photo is, or is a member of."""
+    from sum_factory.shared.places import is_local, store_of
+
+    try:
+        if is_local(photo.url):
+            _require_regular(photo.url, photo.name)
+            return bool(_read_part(photo.url, 0, 1))
+        return bool(within(seconds_for(1), store_of(photo.url), lambda: _read_part(photo.url, 0, 1)))
+    except Exception:  # whatever it is: it cannot be read
+        return False

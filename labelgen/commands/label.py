@@ -44,6 +44,12 @@ FINISHED_WITH_IMAGE_ERRORS = 3
     is_flag=True,
     help="Stretch photos of more than 8 bits a channel from their darkest to their brightest values: for 12-bit data.",
 )
+@click.option(
+    "--retry-errors",
+    metavar="all|TEXT",
+    default=None,
+    help="Make units anew in which photos could not be labelled: all, or those of which an error says TEXT.",
+)
 @click.option("--extend", is_flag=True, help="Add photos that are new to the shard set that is there.")
 @click.option(
     "--unit-size",
@@ -133,6 +139,10 @@ def _finish(summary: RunSummary) -> None:
         more = "" if summary.is_planned else ", and images that were not listed yet"
         _tell(f"{why}{left} of {summary.units} units are left{more}; the same command goes on with them")
         click.get_current_context().exit(FAILED)
-    if summary.errors:
-        click.echo(f"{len(summary.errors)} images were skipped; the manifest says why (`labelgen status`)")
+    if summary.errors or summary.errors_before:
+        before = f", {summary.errors_before} of them before" if summary.errors_before else ""
+        click.echo(
+            f"{len(summary.errors) + summary.errors_before} images were skipped{before}; the manifest says why "
+            "(`labelgen status`), and `labelgen run --retry-errors all` tries them again"
+        )
         click.get_current_context().exit(FINISHED_WITH_IMAGE_ERRORS)

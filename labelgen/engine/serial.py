@@ -39,6 +39,7 @@ class SerialExecutor:
         threads = torch.get_num_threads()
         try:
             labeler = Labeler(self.job, self.cores, self.weights)
+            labeler.outages.is_stopping = lambda: stop.is_requested
             yield WeightsRead(f"process {os.getpid()}", *READINGS.since(*self.readings))
             yield from self._label(labeler, units, stop)
         finally:

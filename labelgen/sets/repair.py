@@ -76,7 +76,7 @@ def diagnose(shards: ShardSet) -> Diagnosis:
             if (MASKS, number) in broken:
                 broken.setdefault((layer, number), ("its masks are taken back",))
     ordered = sorted(broken, key=lambda key: (key[0] == PLANS or not kind_of(key[0]).of_masks, key[0] == PLANS, key))
-    return Diagnosis(tuple(Broken(*key, broken[key], _files(shards, *key)) for key in ordered), tuple(left))
+    return Diagnosis(tuple(Broken(*key, broken[key], files_of(shards, *key)) for key in ordered), tuple(left))
 
 
 def _is_of_maps(layer: str) -> bool:
@@ -97,7 +97,7 @@ def take_back(storage: Storage, broken: tuple[Broken, ...]) -> str:
     return folder
 
 
-def _files(shards: ShardSet, layer: str, unit: int) -> tuple[str, ...]:
+def files_of(shards: ShardSet, layer: str, unit: int) -> tuple[str, ...]:
     """Return the files of a unit of a layer, or of its plan, in the order in which they are taken back."""
     return (unit_path(unit),) if layer == PLANS else (manifest_path(layer, unit), *shards.data_files(unit, layer))
 

@@ -45,6 +45,13 @@ def sample_key(key: str) -> str:
     return key.replace("%", "%25").replace(".", "%2E")
 
 
+class _Buffer(io.BytesIO):
+    """A file in memory that stays open: a tar that is given up writes its end when Python clears it away."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class TarEncoder:
     """A ``LayerEncoder`` of tars, which webdataset writes; equal blobs give equal bytes."""
 
@@ -53,7 +60,7 @@ class TarEncoder:
     def __init__(self, layer: str) -> None:
         from webdataset import TarWriter  # which imports torch
 
-        self._kind, self._buffer = kind_of(layer), io.BytesIO()
+        self._kind, self._buffer = kind_of(layer), _Buffer()
         fixed = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
         self._writer = TarWriter(self._buffer, **fixed, encoder=False, format="PAX_FORMAT")
         self._places: list[dict[str, Any]] = []

@@ -1,0 +1,137 @@
+"""Tell a photo that is gone from a place that is gone: a disk that is not mounted, a folder that was moved, a bucket
+that is not there, a store that is down. The first is the photo's own fault, and is recorded. The second says nothing of
+any photo: it is waited for, and if it lasts the run ends and its unit is not committed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sum_factory.labelgen.settings import WAIT_SECONDS, Missing
+from sum_factory.shared.errors import ImageError, InputError, UnreachableError
+from sum_factory.shared.photo_files import PhotoFile, is_readable
+from sum_factory.shared.places import is_local, links_of, parent_of
+from sum_factory.shared.progress import SPEAKER
+
+LONGEST_PAUSE = 60.0
+FIRST_PAUSE = 1.0
+LOOK_SECONDS = 0.2
+NEIGHBOURS = 4
+"""Photos beside one that cannot be read that are tried before it is told whose fault that is."""
+FAILURES_OF_ONE = 3
+"""So often a store or disk may fail on one photo while it gives others, before that is the photo's own fault."""
+
+
+@dataclass
+class Outages:
+    """Reads photos, and waits up to ``seconds`` in all wherever their place is gone.
+
+    With ``missing`` "record", a photo that is gone counts as its own fault, whatever is beside it. ``is_stopping``
+    ends the waiting at once. May be used by several threads: one of them waits and tells, the others wait for it.
+    """
+
+    seconds: float = WAIT_SECONDS
+    missing: Missing = "wait"
+    is_stopping: Callable[[], bool] = lambda: False
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+
+    def read(self, photo: PhotoFile, neighbours: Sequence[PhotoFile], read: Callable[[], bytes]) -> bytes:
+        """Return what ``read`` gives of a photo. ``neighbours`` are the photos of its unit, in their order.
+
+        Raises as ``read`` for what is the photo's own fault, and ``UnreachableError`` if its place stays away longer
+        than is waited for.
+        """
+        failures = 0
+        try:
+            return read()
+        except ImageError:
+            raise
+        except (InputError, UnreachableError) as error:
+            if self._is_own_fault(error, photo, neighbours, failures):
+                raise _as_own(error) from error
+        with self._turn:
+            for pause, left in _pauses(self.seconds):
+                try:
+                    return read()
+                except ImageError:
+                    raise
+                except (InputError, UnreachableError) as error:
+                    failures += 1
+                    if self._is_own_fault(error, photo, neighbours, failures):
+                        raise _as_own(error) from error
+                    if left <= 0 or not self._wait(error, pause, left):
+                        raise UnreachableError(_told(error, self.seconds)) from error
+        raise AssertionError("the last pause has no time left")
+
+    def _is_own_fault(self, error: Exception, photo: PhotoFile, neighbours: Sequence[PhotoFile], failures: int) -> bool:
+        """Whether it is this photo alone that cannot be read: others beside it can, and what it lay in is there."""
+        if isinstance(error, UnreachableError):
+            return failures >= FAILURES_OF_ONE and any(map(is_readable, _nearest(photo, neighbours)))
+        if self.missing == "record":
+            return True
+        return _is_folder_there(photo) and (_holds_files(photo) or any(map(is_readable, _nearest(photo, neighbours))))
+
+    def _wait(self, error: Exception, pause: float, left: float) -> bool:
+        """Wait for a while, and say so; return False if the run is to stop."""
+        SPEAKER.say(f"{error}; neither can what is beside it: waiting {pause:.0f} s, {left:.0f} s at most")
+        until = time.monotonic() + pause
+        while time.monotonic() < until:
+            if self.is_stopping():
+                return False
+            time.sleep(min(LOOK_SECONDS, pause))
+        return True
+
+
+def _pauses(seconds: float) -> Iterator[tuple[float, float]]:
+    """Yield pauses that grow, each with the time that is left for it and those after it; at last one without any."""
+    pause, left = FIRST_PAUSE, seconds
+    while left > 0:
+        now = min(pause, left)
+        yield now, left
+        left, pause = left - now, min(2 * pause, LONGEST_PAUSE)
+    yield 0.0, 0.0
+
+
+def _nearest(photo: PhotoFile, neighbours: Sequence[PhotoFile]) -> list[PhotoFile]:
+    """Return the photos of other files next to one in the order of the plan, the nearest first."""
+    at = next((index for index, other in enumerate(neighbours) if other.key == photo.key), 0)
+    others = [(abs(index - at), other) for index, other in enumerate(neighbours) if other.url != photo.url]
+    return [other for _, other in sorted(others, key=lambda pair: pair[0])[:NEIGHBOURS]]
+
+
+def _is_folder_there(photo: PhotoFile) -> bool:
+    """Whether the folder that a photo lay in is there. Of a store only its photos tell."""
+    return not is_local(photo.url) or os.path.isdir(_folder_of(photo))
+
+
+def _holds_files(photo: PhotoFile) -> bool:
+    """Whether the folder on a disk that a photo lay in holds a file that can be read: an unmounted one is empty."""
+    if not is_local(photo.url):
+        return False
+    try:
+        with os.scandir(_folder_of(photo)) as entries:
+            files = (entry for entry in entries if entry.is_file())
+            return any(is_readable(PhotoFile("", os.path.join(_folder_of(photo), file.name))) for file in files)
+    except OSError:
+        return False
+
+
+def _folder_of(photo: PhotoFile) -> str:
+    return parent_of(links_of(photo.url)[-1].removeprefix("file://")) or "/"
+
+
+def _as_own(error: InputError | UnreachableError) -> InputError:
+    return error if isinstance(error, InputError) else InputError(str(error))
+
+
+def _told(error: Exception, seconds: float) -> str:
+    return (
+        f"{error}; nor, from {socket.gethostname()}, can what is beside it: its disk, folder or store is not there. It "
+        f"was waited for, {seconds:.0f} s at most, and its unit was not made. Bring it back and give the same command "
+        "again; if these photos are gone for good, --missing-photos record has them recorded as such"
+    )
