@@ -50,6 +50,8 @@ class Job:
     """Layers of what labelling has at hand anyway, such as the photos."""
     photos_from: Relocation = UNMOVED
     """Where the photos of committed masks lie now, for a job that makes no masks."""
+    task: str | None = None
+    """The task whose vector is given with every point; None for a SAM without a task prompt."""
 
     @property
     def layers(self) -> tuple[str, ...]:

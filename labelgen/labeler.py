@@ -75,7 +75,8 @@ class Labeler:
         """``weights`` are those of the job, if this process has read them already; the labeler takes them over."""
         self.job = job
         self.shards = ShardSet.open(job.shards, photos_from=job.photos_from)
-        loaded = load_sam(weights or job.sam, job.model_type)
+        loaded = load_sam(weights or job.sam, job.model_type, job.task)
+        loaded.require_recorded(self.shards.layer(MASKS).weights["sam"], job.sam)
         sam = place(loaded.sam, job.runtime)
         self.side = loaded.architecture.image_size
         precision = job.runtime.resolve().name
@@ -286,10 +287,10 @@ class _Keeping(_OfCommitted):
             if isinstance(made, str):
                 self.kept.add_failure(index, made, self.labelled[index])
                 self.failed.append(made)
-                yield Progress(0, made)
+                yield Progress(len(self.labelled[index].masks), made)
             else:
                 self.kept.add(index, *made)
-                yield Progress(0)
+                yield Progress(len(self.labelled[index].masks))
 
     def commit(self) -> UnitReport:
         """Commit each layer."""

@@ -182,7 +182,7 @@ def make_model(recipe: Recipe, device: torch.device) -> Model:
     elif loaded.task_prompt is not None:
         raise CheckpointError(
             f"{recipe.sam}: has a task prompt, which {recipe.method} does without; start from plain SAM "
-            "(`trainer export` drops the task prompt)"
+            "(`trainer export` makes one of it, with the vector of one task folded in)"
         )
     return Model(loaded, sam, task_prompt, make_optimizer(sam, task_prompt, recipe.optimizer))
 

@@ -25,11 +25,12 @@ from sum_factory.shared.errors import CheckpointError, StorageError
 from sum_factory.shared.precision import Resolved
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.checkpoint import to_safetensors
+from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.shared.shards.dataset import require_same
 from sum_factory.shared.store.canonical_json import to_json
 from sum_factory.shared.store.storage import TEMPORARY_PREFIX
 
-WEIGHTS, TRAINING, STATE = "weights.safetensors", "training.pt", "state.json"
+WEIGHTS, TRAINING, STATE = WEIGHTS_FILE, "training.pt", "state.json"
 REMEDY = "Give the same settings and data to go on with this run, or another --out folder for another."
 
 
