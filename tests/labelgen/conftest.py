@@ -94,7 +94,7 @@ def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:
 
     def load_once(weights: str | SamWeights, *of: Any) -> Any:
         if isinstance(weights, SamWeights):
-            what: object = weights.sha256
+            what: object = (weights.sha256, weights.file_sha256)
         else:
             status = os.stat(weights) if os.path.exists(weights) else None
             what = (weights, status and (status.st_ino, status.st_size, status.st_mtime_ns))

@@ -168,7 +168,7 @@ def _require_weights(data: bytes, path: Path) -> None:
 def _why_unread(path: Path, size: int, error: Exception) -> str:
     """Say why a file cannot be read: it holds more than tensors, or it is damaged."""
     foreign = re.search(r"(?:GLOBAL|class|type) ([\w.]+\.\w+)", str(error))
-    if foreign is not None and "Unsupported" in str(error):
+    if foreign is not None and "unsupported" in str(error).lower():
         return (
             f"{path}: holds Python objects ({foreign[1]}), which could run anything and are not read; "
             "if you trust it, have the program that wrote it save `model.state_dict()` alone"
