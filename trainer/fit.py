@@ -19,7 +19,7 @@ from sum_factory.shared.cores import usable_cores, usable_memory
 from sum_factory.shared.errors import CheckpointError, InputError
 from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, warn_if_emulated
 from sum_factory.shared.progress import Stage
-from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam, to_safetensors
+from sum_factory.shared.sam.checkpoint import LoadedSam, bytes_of, load_sam, to_safetensors
 from sum_factory.shared.sam.runtime import pick_device
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
@@ -158,8 +158,7 @@ def choose_processes(recipe: Recipe, out: Path, cores: int) -> int:
         return recorded
     if pick_device(recipe.device).type != "cpu":
         return 1
-    weights = Path(recipe.sam)
-    state = STATE_COPIES * weights.stat().st_size if weights.is_file() else 0
+    state = STATE_COPIES * bytes_of(recipe.sam)
     return max(1, min(cores, ceil(recipe.batch / recipe.micro_batch), usable_memory() // (PROCESS_BYTES + state)))
 
 

@@ -191,6 +191,13 @@ def identify_weights(weights: str = PACKAGED, model_type: str | None = None) -> 
     return read_weights(weights, model_type).identity
 
 
+def bytes_of(weights: str) -> int:
+    """Return how many bytes the files of ``weights`` have; 0 for what ships here or is not there."""
+    path = fetch(weights) if is_hub_id(weights) else Path(weights)
+    files_in = [each for ending in ("*.safetensors", "*.bin") for each in path.glob(ending)]
+    return sum(each.stat().st_size for each in ([path] if path.is_file() else files_in))
+
+
 def digest_of(state: Mapping[str, Tensor], table: Tensor | None = None, trained_tasks: tuple[str, ...] = ()) -> str:
     """Return the SHA-256 that stands for weights: of their names, shapes and numbers in fp32, in the order of names.
 

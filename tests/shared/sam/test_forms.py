@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sum_factory.shared.errors import CheckpointError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture
-from sum_factory.shared.sam.checkpoint import HEADER, load_sam, read_weights, to_safetensors
+from sum_factory.shared.sam.checkpoint import HEADER, bytes_of, load_sam, read_weights, to_safetensors
 from sum_factory.shared.sam.forms import hub
 
 State = dict[str, Tensor]
@@ -576,6 +576,15 @@ def test_all_files_are_of_the_commit_of_the_first(
     assert read_weights("owner/sam").architecture is TINY
     assert asked[0] == ("config.json", None)
     assert {revision for _, revision in asked[1:]} == {commit}
+
+
+def test_bytes_of_weights_are_those_of_their_files(state: State, tmp_path: Path) -> None:
+    path = FORMS["official"](state, tmp_path)
+    assert bytes_of(str(path)) == path.stat().st_size
+    (tmp_path / "model").mkdir()
+    parts = folder_of("a.safetensors", "b.safetensors")(state, tmp_path / "model")
+    assert bytes_of(str(parts)) == sum(each.stat().st_size for each in parts.glob("?.safetensors"))
+    assert bytes_of("vit_micro") == 0
 
 
 def test_header_is_read_whatever_a_file_is_called(state: State, tmp_path: Path) -> None:
