@@ -56,6 +56,8 @@ class Job:
     """Seconds that are waited, in all, for the place of photos where that is gone."""
     missing_photos: Missing = "wait"
     """Whether photos are waited for whose neighbours are gone too, or recorded as gone."""
+    task: str | None = None
+    """The task whose vector is given with every point; None for a SAM without a task prompt."""
 
     @property
     def layers(self) -> tuple[str, ...]:

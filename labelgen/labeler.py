@@ -75,7 +75,8 @@ class Labeler:
         self.shards = ShardSet.open(job.shards, photos_from=job.photos_from)
         self.seen = Seen(is_stretched(self.shards))
         self.outages = Outages(job.wait_for_photos, job.missing_photos)
-        loaded = load_sam(weights or job.sam, job.model_type)
+        loaded = load_sam(weights or job.sam, job.model_type, job.task)
+        loaded.require_recorded(self.shards.layer(MASKS).weights["sam"], job.sam)
         sam = place(loaded.sam, job.runtime)
         self.side = loaded.architecture.image_size
         precision = job.runtime.resolve().name
@@ -298,10 +299,10 @@ class _Keeping(_OfCommitted):
             if isinstance(made, str):
                 self.kept.add_failure(index, made, self.labelled[index])
                 self.failed.append(made)
-                yield ImageDone(0, made)
+                yield ImageDone(len(self.labelled[index].masks), made)
             else:
                 self.kept.add(index, *made)
-                yield ImageDone(0)
+                yield ImageDone(len(self.labelled[index].masks))
 
     def commit(self) -> UnitReport:
         """Commit each layer."""

@@ -88,11 +88,13 @@ def maps_layer(
     masks: Layer,
     encoding: str = TAR,
     use_kept: Sequence[Layer] = (),
+    known_as: Sequence[str] = (),
 ) -> Layer:
     """Describe the layer of uncertainty maps called ``name``, of ``masks``, by the refiner at a path.
 
     ``use_kept`` are the layers that the maps are made from, as far as they go. Kept layers are rounded to half floats,
-    so the choice changes the maps; each layer's id is therefore a setting.
+    so the choice changes the maps; each layer's id is therefore a setting. ``known_as`` are other digests of the
+    weights of the masks' SAM, by which a refiner may know it.
 
     Raises ``CheckpointError`` for a refiner that is none, or another SAM's, and ``SettingsError`` if there is one where
     the source needs none, or none where it needs one.
@@ -103,7 +105,7 @@ def maps_layer(
     if refiner is not None:
         if not settings.needs_refiner:
             raise SettingsError(f"source {settings.source} uses no refiner: leave --refiner out")
-        weights["refiner"] = identify_refiner(refiner, masks.weights["sam"])
+        weights["refiner"] = identify_refiner(refiner, masks.weights["sam"], known_as)
     made_from = {layer.name: layer.id for layer in use_kept}
     return Layer(
         name=uncertainty_layer(name),

@@ -12,7 +12,7 @@ from sum_factory.labelgen.masks.settings import DEFAULTS_OF_MODELS, AutomaskSett
 from sum_factory.labelgen.settings import WAIT_SECONDS, Missing
 from sum_factory.shared.commands import threads_option
 from sum_factory.shared.field_docs import docs_of
-from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.shared.sam.settings import PACKAGED, WEIGHTS_HELP
 from sum_factory.shared.shards.dataset import ENCODINGS, TAR
 
 GRACE_SECONDS = 25.0
@@ -50,7 +50,7 @@ def _option_type(default: int | float) -> click.IntRange | click.types.FloatPara
 
 MODEL_TYPES = "Refuse weights of another type: vit_micro, vit_b, vit_l or vit_h  [default: read off the weights]"
 WORK_OPTIONS = (
-    click.option("--sam", default=PACKAGED, help=f"SAM weights (.pth, .safetensors), or {PACKAGED}, which ships here."),
+    click.option("--sam", default=PACKAGED, help=f"SAM weights: {WEIGHTS_HELP}."),
     click.option("--model-type", default=None, help=MODEL_TYPES),
     click.option(
         "--workers", type=click.IntRange(min=0), default=0, help="Ray actors; 0 works in this process, without Ray."

@@ -14,6 +14,12 @@ from sum_factory.labelgen.job import Begun, Event, GivenUp, ImageDone, Lost, Not
 from sum_factory.shared.progress import Stage
 
 BEFORE_THE_FIRST = "no unit begun yet, the models are being loaded"
+FIRST_PHOTOS = 32
+"""If not one mask was kept on so many photos, people are told at once."""
+NO_MASKS = (
+    "the weights (--sam) may be untrained, damaged or of another model, or the thresholds (--pred-iou-thresh, "
+    "--stability-score-thresh) too strict for them"
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class RunSummary:
         """Whether every unit is made."""
         return self.is_planned and self.units_before + self.units_done == self.units
 
+    @property
+    def has_no_masks(self) -> bool:
+        """Whether a run labelled all that is there, and kept not one mask."""
+        return self.masks == 0 and self.units_before == 0 and self.images > len(self.errors)
+
     def lines(self) -> str:
         """Return the summary for people."""
         if self.units_done == 0 and self.is_whole:
@@ -57,6 +68,8 @@ class RunSummary:
             f"{self.units_done} of {self.units} units labelled{before}: {self.images} images, {self.masks} masks"
             f"{unknown}, {len(self.errors)} errors, {self.images_per_second:.2f} images/s{retries}"
         ]
+        if self.has_no_masks:
+            lines.append(f"NO MASK was kept on any of {self.images - len(self.errors)} photos: {NO_MASKS}")
         lines += [f"  {count} x {kind}" for kind, count in kinds_of(self.errors)]
         lines += self.given_up
         return "\n".join(lines)
@@ -99,6 +112,7 @@ class ProgressReporter:
     _given_up: list[str] = field(default_factory=list)
     _has_begun: bool = False
     _has_noted: bool = False
+    _is_warned: bool = False
 
     def __post_init__(self) -> None:
         self._stage = Stage("labelling", self.total, "image", note=BEFORE_THE_FIRST if self.total else "")
@@ -129,6 +143,9 @@ class ProgressReporter:
             case Notice():
                 self._stage.speaker.say(event.text)
         now = self._now()
+        if now.masks == 0 and now.images - now.errors >= FIRST_PHOTOS and not self._is_warned:
+            self._is_warned = True
+            self._stage.speaker.say(f"NO MASK was kept on the first {now.images - now.errors} photos: {NO_MASKS}")
         self._stage.reach(now.images, f"{now.masks} masks, {now.errors} errors" if self._has_begun else None)
 
     def _count(self, event: ImageDone) -> None:

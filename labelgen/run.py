@@ -30,15 +30,16 @@ from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
 from sum_factory.labelgen.plan import prepare
 from sum_factory.labelgen.progress import ProgressReporter, RunSummary
+from sum_factory.labelgen.sam import read_sam, recorded_sam
 from sum_factory.labelgen.sets.retry import count_errors, take_back_failed
 from sum_factory.labelgen.settings import UNIT_SIZE, WAIT_SECONDS, Missing, UncertaintySettings
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import SettingsError, ShardError
 from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, resolve, settle
 from sum_factory.shared.relocation import UNMOVED, Relocation
-from sum_factory.shared.sam.checkpoint import READINGS, SamWeights, read_weights
+from sum_factory.shared.sam.checkpoint import READINGS, SamWeights
 from sum_factory.shared.sam.runtime import Runtime, pick_device
-from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.shared.sam.settings import PACKAGED, TASKS
 from sum_factory.shared.settings_differ import REMEDY_FOR_SETTINGS, require_same
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, REFINEMENT, TAR, Layer, add_layer
 from sum_factory.shared.shards.encoding import write_shared_files
@@ -75,9 +76,11 @@ class RunSettings:
     shards: str
     """Folder or URL of the shard set."""
     sam: str = PACKAGED
-    """SAM's weights: a .pth or .safetensors file, or vit_micro, which ships here."""
+    """SAM's weights: a file, a folder, an id on the Hugging Face hub, or vit_micro, which ships here."""
     model_type: str | None = None
     """vit_micro, vit_b, vit_l or vit_h: other weights are refused. By default it is read off the weights."""
+    task: str = TASKS[0]
+    """Of weights with a task prompt, such as SUM's own, the task whose vector is given with every point."""
     automask: AutomaskSettings | Mapping[str, float | None] = field(default_factory=AutomaskSettings)
     """Grid of points and filters: which masks are kept. All settings, or some, with the model's own for the others."""
     refiner: str | None = None
@@ -158,7 +161,7 @@ class UncertaintyRunSettings:
     use_kept: tuple[str, ...] = ()
     """Kept layers that maps are made from, as far as they go: logits, embeddings, or both."""
     sam: str = PACKAGED
-    """SAM's weights: a .pth or .safetensors file, or vit_micro, which ships here."""
+    """SAM's weights: a file, a folder, an id on the Hugging Face hub, or vit_micro, which ships here."""
     model_type: str | None = None
     """vit_micro, vit_b, vit_l or vit_h: other weights are refused. By default it is read off the weights."""
     runtime: Runtime = field(default_factory=Runtime)
@@ -194,13 +197,15 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
     Raises ``SumError`` for anything that is not a single image's own fault; those are recorded, and the run goes on.
     """
     before = READINGS.since()
-    weights, sam = _read_weights(settings)
+    left_out = LeftOut()
+    storage, photos = Storage(settings.shards), partial(list_photos, settings.images, left_out=left_out)
+    sam = read_sam(settings.sam, settings.model_type, settings.task, recorded_sam(storage), _works_here(settings))
     automask = settings.automask
     if not isinstance(automask, AutomaskSettings):
-        automask = settings_for(str(sam["model_type"]), **automask)
+        automask = settings_for(str(sam.identity["model_type"]), **automask)
     precision = settle_precision(settings, settings.runtime.precision)
     runtime = replace(settings.runtime, precision=precision.name)
-    masks = masks_layer(automask, runtime, sam, settings.encoding, settings.stretch)
+    masks = masks_layer(automask, runtime, sam.identity, settings.encoding, settings.stretch)
     if settings.refiner is None and settings.min_refine_area:
         raise SettingsError("--min-refine-area is about refining: give --refiner too")
     kept = [describe(masks, settings.encoding) for name, describe in KEPT_LAYERS.items() if settings.keeps(name)]
@@ -214,14 +219,15 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         kept=tuple(kept),
         wait_for_photos=settings.wait_for_photos,
         missing_photos=settings.missing_photos,
+        task=sam.task,
     )
     if settings.refiner is not None:
         uncertainty = UncertaintySettings(min_refine_area=settings.min_refine_area)
-        maps = maps_layer(settings.layer_name, uncertainty, settings.refiner, masks, settings.encoding)
+        maps = maps_layer(
+            settings.layer_name, uncertainty, settings.refiner, masks, settings.encoding, known_as=sam.known_as
+        )
         job = replace(job, uncertainty=MapsWork(uncertainty, settings.refiner, maps))
     layers = [(masks, REMEDY_FOR_SETTINGS), *((layer, _remedy_for(layer)) for layer in job.added_layers)]
-    left_out = LeftOut()
-    storage, photos = Storage(settings.shards), partial(list_photos, settings.images, left_out=left_out)
     with prepare(storage, photos, layers, settings.unit_size, settings.extend, precision) as plan:
         notes_said = [*plan.notes(), *(left_out.notes() if plan.is_whole else ())]
         for note in notes_said:
@@ -229,7 +235,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         if settings.retry_errors is not None:
             for note in take_back_failed(ShardSet.open(settings.shards), settings.retry_errors, job.layers):
                 say(note)
-        summary = _work(settings, job, plan, weights, before, say, stop or Stop())
+        summary = _work(settings, job, plan, sam.weights, before, say, stop or Stop())
         for note in (*plan.notes(), *left_out.notes()):  # a listing that went on meanwhile has more to tell at its end
             if note not in notes_said:
                 say(note)
@@ -248,18 +254,19 @@ def add_uncertainty(
     shards = ShardSet.open(settings.shards, photos_from=settings.photos_from)
     require_old_places(shards)
     masks, before = shards.layer(MASKS), READINGS.since()
-    weights, sam = _read_weights(settings)
-    require_same("weights", f"{settings.shards}, layer {MASKS}", masks.weights["sam"], sam, REMEDY_FOR_SAM)
-    recorded: Any = masks.settings.get("precision")
-    if recorded not in get_args(Precision):
-        raise ShardError(f"{settings.shards}, layer {MASKS}: precision: expected fp32 or bf16, found {recorded!r}")
-    precision = settle_precision(settings, settings.precision or recorded)
-    precision.require_recorded(f"{settings.shards}, layer {MASKS}", recorded)
+    recorded = masks.weights["sam"]
+    sam = read_sam(settings.sam, settings.model_type, recorded.get("task"), recorded, _works_here(settings))
+    require_same("weights", f"{settings.shards}, layer {MASKS}", recorded, sam.identity, REMEDY_FOR_SAM)
+    made_in: Any = masks.settings.get("precision")
+    if made_in not in get_args(Precision):
+        raise ShardError(f"{settings.shards}, layer {MASKS}: precision: expected fp32 or bf16, found {made_in!r}")
+    precision = settle_precision(settings, settings.precision or made_in)
+    precision.require_recorded(f"{settings.shards}, layer {MASKS}", made_in)
     uncertainty = settings.uncertainty
     name = settings.layer_name or uncertainty.source
     numbers = shards.committed(MASKS)
     kept = [_require_kept(shards, layer, numbers) for layer in settings.use_kept]
-    maps = maps_layer(name, uncertainty, settings.refiner, masks, settings.encoding, kept)
+    maps = maps_layer(name, uncertainty, settings.refiner, masks, settings.encoding, kept, sam.known_as)
     job = Job(
         shards=settings.shards,
         sam=settings.sam,
@@ -270,12 +277,13 @@ def add_uncertainty(
         photos_from=settings.photos_from,
         wait_for_photos=settings.wait_for_photos,
         missing_photos=settings.missing_photos,
+        task=sam.task,
     )
     if EMBEDDINGS not in settings.use_kept and (uncertainty.needs_refiner or LOGITS not in settings.use_kept):
         _find_photos(shards, sorted({*numbers} - {*shards.committed(maps.name)}))
     if len(numbers) < shards.unit_count:
         say(f"{shards.unit_count - len(numbers)} of {shards.unit_count} units have no masks yet and are left out")
-    return _work(settings, job, PlannedUnits(numbers, shards.size_of), weights, before, say, stop or Stop())
+    return _work(settings, job, PlannedUnits(numbers, shards.size_of), sam.weights, before, say, stop or Stop())
 
 
 def settle_precision(settings: RunSettings | UncertaintyRunSettings, asked: PrecisionSetting) -> Resolved:
@@ -360,13 +368,6 @@ def _describe(storage: Storage, job: Job) -> None:
 
 def _images_of(units: Units) -> int:
     return sum(map(units.size_of, units.planned))
-
-
-def _read_weights(settings: RunSettings | UncertaintyRunSettings) -> tuple[SamWeights | None, dict[str, object]]:
-    """Read SAM's weights; return them if this process works with them (workers on Ray read their own), and what a shard
-    set records of them."""
-    weights = read_weights(settings.sam, settings.model_type)
-    return (weights if _works_here(settings) else None), weights.identity
 
 
 def _works_here(settings: RunSettings | UncertaintyRunSettings) -> bool:

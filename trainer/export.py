@@ -8,18 +8,20 @@ from pathlib import Path
 import torch
 
 from sum_factory.shared.progress import Stage
-from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.store.local_files import whole_file
-from sum_factory.trainer.evaluate.run import load_weights
 
 
-def export_plain_sam(weights: str, out: Path) -> None:
-    """Write the weights without the task prompt as a ``.pth`` that ``sam_model_registry`` loads.
+def export_plain_sam(weights: str, out: Path, task: str = TASKS[0]) -> None:
+    """Write weights as a ``.pth`` that ``sam_model_registry`` loads, with the vector of ``task`` folded in.
 
-    There the model predicts as with no task prompt, which is not the same as with task "unspecified" if that was
-    trained. Raises ``CheckpointError`` or ``StorageError``.
+    There the model predicts for every first prompt as it does here for that task: the vector that training added to the
+    image embedding goes into what every prompt without a mask adds to it. Weights without a task prompt are written as
+    they are. Raises ``CheckpointError``, ``SettingsError`` for a task that they were never trained for, or
+    ``StorageError``.
     """
-    loaded = load_weights(weights, Runtime("cpu"))
+    loaded = load_sam(weights, task=task)
     with Stage(f"writing {out}"):
         buffer = io.BytesIO()
         torch.save(dict(loaded.sam.state_dict()), buffer)

@@ -19,9 +19,9 @@ from sum_factory.shared.cores import usable_cores, usable_memory
 from sum_factory.shared.errors import CheckpointError, InputError
 from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, warn_if_emulated
 from sum_factory.shared.progress import Stage, hushed
-from sum_factory.shared.sam.checkpoint import WEIGHTS, LoadedSam, load_sam, to_safetensors
+from sum_factory.shared.sam.checkpoint import LoadedSam, bytes_of, load_sam, to_safetensors
 from sum_factory.shared.sam.runtime import pick_device
-from sum_factory.shared.sam.settings import TASKS
+from sum_factory.shared.sam.settings import TASKS, WEIGHTS_FILE
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.shared.shards.selection.opened import open_shards
@@ -127,7 +127,7 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
         if ranks.leads:
             with Stage("writing the weights"):
                 final = to_safetensors(model.weights, {**header, "step": recipe.steps})
-                Storage(str(out)).write(WEIGHTS, final)
+                Storage(str(out)).write(WEIGHTS_FILE, final)
         seconds = time.perf_counter() - started
         return FitSummary(first, recipe.steps, seconds, stream.waited / max(seconds, 1e-9))
 
@@ -162,8 +162,7 @@ def choose_processes(recipe: Recipe, out: Path, cores: int) -> int:
         return recorded
     if pick_device(recipe.device).type != "cpu":
         return 1
-    weights = Path(recipe.sam)
-    state = STATE_COPIES * weights.stat().st_size if weights.is_file() else 0
+    state = STATE_COPIES * bytes_of(recipe.sam)
     return max(1, min(cores, ceil(recipe.batch / recipe.micro_batch), usable_memory() // (PROCESS_BYTES + state)))
 
 
@@ -186,7 +185,7 @@ def make_model(recipe: Recipe, device: torch.device) -> Model:
     elif loaded.task_prompt is not None:
         raise CheckpointError(
             f"{recipe.sam}: has a task prompt, which {recipe.method} does without; start from plain SAM "
-            "(`trainer export` drops the task prompt)"
+            "(`trainer export` makes one of it, with the vector of one task folded in)"
         )
     return Model(loaded, sam, task_prompt, make_optimizer(sam, task_prompt, recipe.optimizer))
 

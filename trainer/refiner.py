@@ -32,7 +32,7 @@ from sum_factory.trainer.batch import Batch, collate, no_masks
 from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.order import Mix
 from sum_factory.trainer.data.samples import SampleSettings, TrainingSample
-from sum_factory.trainer.data.sets import SetSettings, open_set
+from sum_factory.trainer.data.sets import SetSettings, Task, open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream
 from sum_factory.trainer.interactive import to_grid
 from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
@@ -52,7 +52,10 @@ class RefinerRecipe:
     human: tuple[SetSettings, ...] = Field(min_length=1)
     """Sets of photos with human masks, which teach the refiner what exact masks are."""
     sam: str = PACKAGED
-    """The frozen SAM whose masks are refined: a .pth or .safetensors file, or vit_micro. The refiner fits no other."""
+    """The frozen SAM whose masks are refined: a file, a folder, an id on the Hugging Face hub, or vit_micro. The
+    refiner fits no other."""
+    task: Task = "unspecified"
+    """Of weights with a task prompt, the task whose masks are refined. Give the one that labelling gets."""
     steps: int = Field(default=6_000, ge=1, le=MOST_STEPS)
     """Steps of the optimizer."""
     batch: int = Field(default=8, ge=1, le=MOST)
@@ -91,7 +94,7 @@ class RefinerRecipe:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result; of the precision, what it is on the device."""
-        left_out = {"human", "sam", "checkpoint", "kept_embeddings", "device", "data_threads"}
+        left_out = {"human", "sam", "task", "checkpoint", "kept_embeddings", "device", "data_threads"}
         settings = {**asdict(self), "precision": self.computed_in}
         return {name: value for name, value in settings.items() if name not in left_out}
 
@@ -241,7 +244,7 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
     precision = settle(recipe.precision, device)
     recipe = replace(recipe, precision=precision.name)
     sets = [open_set(each) for each in recipe.human]
-    loaded = load_sam(recipe.sam)
+    loaded = load_sam(recipe.sam, task=recipe.task)
     loaded.sam.to(device).requires_grad_(False)
     refiner = Refiner.copy_of(loaded.sam).to(loaded.sam.device).requires_grad_(True)
     optimizer = make_optimizer(refiner, None, recipe.optimizer)
@@ -253,6 +256,7 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
         **recipe.identity(),
         "quality": asdict(quality),
         "sam_sha256": loaded.sha256,
+        **({} if loaded.task is None else {"sam_task": loaded.task}),
         "human_data": human.order.identity,
     }
     run = Run(

@@ -14,6 +14,7 @@ from sum_factory.labelgen.settings import REFINEMENT_SOURCE, SOURCES, UNIT_SIZE,
 from sum_factory.shared.commands import FAILED, photos_from_option
 from sum_factory.shared.names import printable_lines
 from sum_factory.shared.precision import PrecisionSetting, precision_option
+from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.shards.dataset import OUTPUTS, REFINEMENT
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ FINISHED_WITH_IMAGE_ERRORS = 3
     type=click.IntRange(min=1),
     default=UNIT_SIZE,
     help="Photos a unit: they are committed, and lost, together.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    default=TASKS[0],
+    help="Of weights with a task prompt, such as SUM's own, the task that every point is prompted with.",
 )
 @precision_option(
     "fp32", "What the image encoder computes in. Masks equal segment_anything's in fp32, and differ slightly in bf16."

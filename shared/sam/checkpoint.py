@@ -1,4 +1,5 @@
-"""Load SAM's weights: official ``.pth`` files, safetensors, SUM's own, and the ``vit_micro`` that ships here.
+"""SAM's weights, loaded: official files, whatever other form people hold them in, SUM's own, and the ``vit_micro`` that
+ships here.
 
 A SUM checkpoint is a SAM with one more tensor, the table of the task prompt, and a header that says how it was made.
 """
@@ -6,23 +7,21 @@ A SUM checkpoint is a SAM with one more tensor, the table of the task prompt, an
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import pickle
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from sum_factory.shared.errors import CheckpointError
+from sum_factory.shared import progress
+from sum_factory.shared.errors import CheckpointError, SettingsError
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.architecture import (
     ARCHITECTURES,
@@ -31,21 +30,26 @@ from sum_factory.shared.sam.architecture import (
     build_architecture,
     meta_state,
 )
+from sum_factory.shared.sam.forms.convert import to_official
+from sum_factory.shared.sam.forms.hub import fetch, is_hub_id
+from sum_factory.shared.sam.forms.reading import HEADER as HEADER
+from sum_factory.shared.sam.forms.reading import READINGS as READINGS
+from sum_factory.shared.sam.forms.reading import read_content
+from sum_factory.shared.sam.forms.reading import read_header as read_header
 from sum_factory.shared.sam.settings import PACKAGED, TASKS
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
 
-WEIGHTS = "weights.safetensors"
-"""The weights in a folder that training leaves: that of a checkpoint, or of a run."""
-HEADER = "sum_factory"
-"""Key of the JSON object that says, in the header of a safetensors file, how its weights were made."""
+NO_MASK = "prompt_encoder.no_mask_embed.weight"
+"""What every prompt without a mask has as its dense embedding: added to the image embedding, as a task's vector is."""
 
 
 @dataclass(frozen=True)
 class LoadedSam:
-    """A SAM in fp32 on the CPU, in eval mode; what it is; and the SHA-256 of the file its weights came from.
+    """A SAM in fp32 on the CPU, in eval mode; what it is; and the digest of its weights (``SamWeights.sha256``).
 
-    ``task_prompt`` is None for plain SAM, ``trained_tasks`` names the tasks whose vectors were trained.
+    ``task_prompt`` is None for plain SAM, ``trained_tasks`` names the tasks whose vectors were trained. ``task`` is the
+    one whose vector is part of the weights already, if there is one. ``file_sha256`` is what earlier versions recorded.
     """
 
     sam: Sam
@@ -53,6 +57,21 @@ class LoadedSam:
     sha256: str
     task_prompt: TaskPrompt | None = None
     trained_tasks: tuple[str, ...] = ()
+    task: str | None = None
+    file_sha256: str = ""
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What is recorded of the weights in what is made with them."""
+        return _identity(self.architecture, self.sha256, self.task)
+
+    def require_recorded(self, recorded: Mapping[str, Any], weights: str) -> None:
+        """Raise ``CheckpointError`` if ``weights``, where this was loaded from, are not those that are recorded."""
+        if recorded["sha256"] not in {self.sha256, self.file_sha256}:
+            raise CheckpointError(
+                f"{weights}: on {socket.gethostname()} these are other weights ({self.sha256[:12]}) than those "
+                f"that are recorded ({recorded['sha256'][:12]}); give every machine the same"
+            )
 
     def task_vector(self, task: str) -> Tensor | None:
         """Return the vector (C,) to add to the image embedding for ``task``; None for a model without a task prompt.
@@ -67,7 +86,12 @@ class LoadedSam:
 
 @dataclass(frozen=True)
 class SamWeights:
-    """A file of SAM's weights, which was read once: ``state`` and ``sha256`` are of the same bytes."""
+    """SAM's weights, read once, under their official names and in fp32.
+
+    ``sha256`` is the digest of names and numbers (``digest_of``): the same in whatever form a file holds them.
+    ``file_sha256`` is that of the file, which earlier versions recorded in its place. ``task`` is the task whose vector
+    was folded into ``state``, if one was.
+    """
 
     path: Path
     state: Mapping[str, Tensor]
@@ -75,56 +99,91 @@ class SamWeights:
     sha256: str
     task_table: Tensor | None = None
     trained_tasks: tuple[str, ...] = ()
+    task: str | None = None
+    file_sha256: str = ""
 
     @property
     def identity(self) -> dict[str, object]:
         """What a shard set records of the weights."""
-        named = {"model_type": self.architecture.name, "image_size": self.architecture.image_size}
-        return {**named, "sha256": self.sha256}
+        return _identity(self.architecture, self.sha256, self.task)
+
+    def identity_beside(self, recorded: Mapping[str, Any] | None) -> dict[str, object]:
+        """Return the identity to compare with one that is recorded, which may be that of an earlier version."""
+        if recorded is not None and recorded.get("sha256") == self.file_sha256:
+            return {**self.identity, "sha256": self.file_sha256}
+        return self.identity
+
+    def for_task(self, task: str | None) -> SamWeights:
+        """Return the weights of a plain SAM that does for every prompt what these do for ``task`` in the first round.
+
+        The vector that training added to the image embedding goes into what every prompt without a mask adds to it,
+        which is exact. Without a task prompt, and for None, they are these. Raises ``SettingsError`` for a task that
+        the weights were never trained for.
+        """
+        if task in (None, self.task):
+            return self
+        if self.task_table is None:
+            if task == TASKS[0]:
+                return self
+            raise SettingsError(
+                f"{self.path}: these weights have no task prompt, so the task {task!r} means nothing to them; leave "
+                "the task out, or give weights that were trained with one"
+            )
+        if task not in {TASKS[0], *self.trained_tasks}:
+            raise SettingsError(
+                f"{self.path}: these weights were never trained for the task {task!r}; give one of those that they "
+                f"were trained for: {', '.join(self.trained_tasks) or TASKS[0]}"
+            )
+        vector = self.task_table[TASKS.index(task)]
+        folded = {**self.state, NO_MASK: self.state[NO_MASK] + vector}
+        return replace(self, state=folded, task_table=None, trained_tasks=(), task=task)
 
 
-class Readings:
-    """Counts how often this process has read a file of weights, and how many bytes that were."""
-
-    def __init__(self) -> None:
-        self.times = self.bytes = 0
-
-    def since(self, times: int = 0, size: int = 0) -> tuple[int, int]:
-        """Return both, beyond what was counted before."""
-        return self.times - times, self.bytes - size
-
-
-READINGS = Readings()
+def _identity(architecture: SamArchitecture, sha256: str, task: str | None) -> dict[str, object]:
+    named = {"model_type": architecture.name, "image_size": architecture.image_size, "sha256": sha256}
+    return named if task is None else {**named, "task": task}
 
 
 def read_weights(weights: str = PACKAGED, model_type: str | None = None) -> SamWeights:
-    """Read ``weights``: a path to a ``.pth`` or ``.safetensors`` file, or "vit_micro" for the packaged ones.
+    """Read ``weights``: the path of a file or folder, an id on the Hugging Face hub, or "vit_micro", which ships here.
 
-    The model type is read off the weights' names and shapes; ``model_type`` only checks it. Files are unpickled
-    with ``weights_only``: nothing in them is run. Raises ``CheckpointError`` for a missing, truncated or foreign file,
+    Which form they have, and of which model they are, is told by their names and shapes; ``model_type`` only checks it.
+    Nothing in a file is run. Raises ``CheckpointError`` for what is missing, damaged, not finite or of another model,
     and if any name or shape does not fit.
     """
     with _located(weights) as path:
-        data = _read_file(path)
-        state = _parse(data, path)
-        table = state.pop(STATE_KEY, None)
-        architecture = identify({name: tuple(value.shape) for name, value in state.items()}, path, model_type)
-        trained = tuple(_header_of(data, path).get("trained_tasks", ()))
-        return SamWeights(path, state, architecture, hashlib.sha256(data).hexdigest(), table, trained)
+        where = str(path)
+        read = read_content(path)
+        official = to_official(read, where)
+        architecture = identify({name: tuple(value.shape) for name, value in official.state.items()}, where, model_type)
+        table = official.task_table
+        if table is not None and table.shape != (len(TASKS), architecture.prompt_dim):
+            expected = (len(TASKS), architecture.prompt_dim)
+            raise CheckpointError(f"{where}: {STATE_KEY} has shape {tuple(table.shape)}, expected {expected}")
+        for note in official.notes:
+            progress.SPEAKER.say(f"{where}: {note}")
+        digest = digest_of(official.state, table, official.trained_tasks)
+        return SamWeights(
+            path, official.state, architecture, digest, table, official.trained_tasks, file_sha256=read.sha256
+        )
 
 
-def load_sam(weights: str | SamWeights = PACKAGED, model_type: str | None = None) -> LoadedSam:
-    """Load ``weights``: a file, as ``read_weights`` takes it, or what that has read.
+def load_sam(weights: str | SamWeights = PACKAGED, model_type: str | None = None, task: str | None = None) -> LoadedSam:
+    """Load ``weights``, as ``read_weights`` takes them, or what that has read.
 
-    The model takes over the tensors of what was read, which is to be used for nothing else then. Raises
-    ``CheckpointError`` as ``read_weights``.
+    With a ``task``, the model is a plain SAM that does for every prompt what the weights do for it
+    (``SamWeights.for_task``). The model takes over the tensors of what was read, which is to be used for nothing else
+    then. Raises as ``read_weights`` and ``for_task``.
     """
-    read = read_weights(weights, model_type) if isinstance(weights, str) else weights
+    read = (read_weights(weights, model_type) if isinstance(weights, str) else weights).for_task(task)
     with NothingDrawn():
         sam = build_architecture(read.architecture)
-    sam.load_state_dict({name: value.float() for name, value in read.state.items()}, assign=True)
-    prompt = None if read.task_table is None else _task_prompt(read.task_table, read.architecture, read.path)
-    return LoadedSam(sam, read.architecture, read.sha256, prompt, read.trained_tasks)
+    sam.load_state_dict(read.state, assign=True)
+    prompt = None
+    if read.task_table is not None:
+        prompt = TaskPrompt(read.architecture.prompt_dim)
+        prompt.load_state_dict({"weight": read.task_table})
+    return LoadedSam(sam, read.architecture, read.sha256, prompt, read.trained_tasks, read.task, read.file_sha256)
 
 
 def identify_weights(weights: str = PACKAGED, model_type: str | None = None) -> dict[str, object]:
@@ -132,27 +191,41 @@ def identify_weights(weights: str = PACKAGED, model_type: str | None = None) -> 
     return read_weights(weights, model_type).identity
 
 
+def bytes_of(weights: str) -> int:
+    """Return how many bytes the files of ``weights`` have; 0 for what ships here or is not there."""
+    path = fetch(weights) if is_hub_id(weights) else Path(weights)
+    files_in = [each for ending in ("*.safetensors", "*.bin") for each in path.glob(ending)]
+    return sum(each.stat().st_size for each in ([path] if path.is_file() else files_in))
+
+
+def digest_of(state: Mapping[str, Tensor], table: Tensor | None = None, trained_tasks: tuple[str, ...] = ()) -> str:
+    """Return the SHA-256 that stands for weights: of their names, shapes and numbers in fp32, in the order of names.
+
+    The task prompt counts too, if there is one. Neither the file nor the form in which it holds them does.
+    """
+    tensors = dict(state) if table is None else {**state, STATE_KEY: table}
+    told = [[name, list(tensors[name].shape)] for name in sorted(tensors)]
+    digest = hashlib.sha256(json.dumps([told, list(trained_tasks)]).encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].flatten().numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()
+
+
 @contextmanager
 def _located(weights: str) -> Iterator[Path]:
-    """Give the path of the file that ``weights`` names, and tell people while it is being read."""
+    """Give the path of what ``weights`` names, and tell people while it is being read."""
     with Stage(f"reading the weights {weights}"):
         if weights == PACKAGED:
             with as_file(files("sum_factory.shared.sam") / "weights" / f"{PACKAGED}.safetensors") as path:
                 yield path
         elif weights in ARCHITECTURES:
             raise CheckpointError(f"{weights}: its weights do not ship here; give the path of SAM's official .pth file")
+        elif is_hub_id(weights):
+            with Stage("fetching them from the Hugging Face hub"):
+                path = fetch(weights)
+            yield path
         else:
             yield Path(weights)
-
-
-def _task_prompt(table: Tensor, architecture: SamArchitecture, path: Path) -> TaskPrompt:
-    prompt = TaskPrompt(architecture.prompt_dim)
-    if table.shape != prompt.weight.shape:
-        raise CheckpointError(
-            f"{path}: {STATE_KEY} has shape {tuple(table.shape)}, expected {tuple(prompt.weight.shape)}"
-        )
-    prompt.load_state_dict({"weight": table.float()})
-    return prompt
 
 
 def to_safetensors(state: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
@@ -161,74 +234,29 @@ def to_safetensors(state: Mapping[str, Tensor], header: Mapping[str, Any]) -> by
     return bytes(save(tensors, {HEADER: json.dumps(header, sort_keys=True)}))
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """Return what the header of a safetensors file says of how its weights were made; empty if it says nothing."""
-    if path.suffix != ".safetensors":
-        return {}
-    with safe_open(path, "pt") as file:
-        header: dict[str, Any] = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-    return header
-
-
-def _header_of(data: bytes, path: Path) -> dict[str, Any]:
-    """Return the same as ``read_header`` of the bytes of a file whose tensors could be read."""
-    if path.suffix != ".safetensors":
-        return {}
-    length = int.from_bytes(data[:8], "little")
-    told: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(HEADER, "{}"))
-    return told
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a ``.pth`` or ``.safetensors`` file. Raises ``CheckpointError``."""
-    return _parse(_read_file(path), path)
-
-
-def _read_file(path: Path) -> bytes:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected SAM weights (.pth or .safetensors), or {PACKAGED!r}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    READINGS.times, READINGS.bytes = READINGS.times + 1, READINGS.bytes + len(data)
-    return data
-
-
-def _parse(data: bytes, path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load(data)
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, SafetensorError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: damaged, cut short ({len(data)} bytes) or no file of weights ({reason}); download it again"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: expected a flat dictionary of named tensors, as SAM's official files are")
-    return dict(state)
-
-
-def identify(shapes: Mapping[str, tuple[int, ...]], path: Path, model_type: str | None = None) -> SamArchitecture:
+def identify(shapes: Mapping[str, tuple[int, ...]], where: str, model_type: str | None = None) -> SamArchitecture:
     """Find the architecture whose weights have these names and shapes, all of them and no others.
 
-    Raises ``CheckpointError`` if there is none, or if it is not ``model_type``.
+    Raises ``CheckpointError`` if there is none, naming what does not fit the one that shares most tensors with them, or
+    if it is not ``model_type``.
     """
     if model_type is not None and model_type not in ARCHITECTURES:
         raise CheckpointError(f"{model_type!r} is no model type; there are {', '.join(ARCHITECTURES)}")
-    differences = {}
     for name, architecture in ARCHITECTURES.items():
-        differences[name] = _differences(shapes, architecture)
-        if differences[name]:
+        if _differences(shapes, architecture):
             continue
         if model_type in (None, name):
             return architecture
-        raise CheckpointError(f"{path}: these are weights of {name}, not of {model_type}; leave the model type out")
-    closest = model_type or min(differences, key=lambda name: len(differences[name]))
-    listed = differences[closest]
+        raise CheckpointError(f"{where}: these are weights of {name}, not of {model_type}; leave the model type out")
+    closest = model_type or max(ARCHITECTURES, key=lambda name: _shared(shapes, ARCHITECTURES[name]))
+    listed = _differences(shapes, ARCHITECTURES[closest])
     shown = "; ".join(listed[:5]) + (f"; and {len(listed) - 5} more" if len(listed) > 5 else "")
-    raise CheckpointError(f"{path}: these weights do not fit {closest}, the closest model: {shown}")
+    raise CheckpointError(f"{where}: these weights do not fit {closest}, the closest model: {shown}")
+
+
+def _shared(shapes: Mapping[str, tuple[int, ...]], architecture: SamArchitecture) -> int:
+    """Count the tensors of an architecture that are there in their right shapes."""
+    return sum(shapes.get(name) == tuple(value.shape) for name, value in meta_state(architecture).items())
 
 
 def _differences(shapes: Mapping[str, tuple[int, ...]], architecture: SamArchitecture) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -62,21 +62,18 @@ class Refiner(nn.Module):
 
 def save_refiner(path: Path, refiner: Refiner, sam: LoadedSam, provenance: Mapping[str, Any]) -> None:
     """Write a refiner of ``sam``, whole or not at all. Raises ``StorageError``."""
-    header = {
-        **provenance,
-        "kind": KIND,
-        "sam": {"model_type": sam.architecture.name, "image_size": sam.architecture.image_size, "sha256": sam.sha256},
-    }
+    header = {**provenance, "kind": KIND, "sam": sam.identity}
     Storage(str(path.parent)).write(path.name, to_safetensors(refiner.state_dict(), header))
 
 
-def identify_refiner(weights: str | Path, sam: Mapping[str, Any]) -> dict[str, Any]:
+def identify_refiner(weights: str | Path, sam: Mapping[str, Any], known_as: Collection[str] = ()) -> dict[str, Any]:
     """Return what a shard set records of a refiner, its SHA-256, without building it.
 
-    ``sam`` is what ``identify_weights`` says of the SAM whose masks it is to refine. Raises as ``load_refiner``.
+    ``sam`` is what ``identify_weights`` says of the SAM whose masks it is to refine, ``known_as`` other digests of the
+    same weights, such as earlier versions recorded. Raises as ``load_refiner``.
     """
     with _located(weights) as path:
-        _require_of_sam(path, _read_header(path), sam)
+        _require_of_sam(path, _read_header(path), sam, known_as)
         return {"sha256": file_sha256(path)}
 
 
@@ -84,11 +81,11 @@ def load_refiner(weights: str | Path, sam: LoadedSam) -> Refiner:
     """Load the refiner of ``sam``, in eval mode on the CPU, in fp32.
 
     ``weights`` is the path of a file that ``trainer refiner`` wrote, or "vit_micro" for the one that ships here.
-    Raises ``CheckpointError`` if it is missing, damaged, no refiner, or was trained for other weights than ``sam``'s:
-    embeddings of another encoder mean nothing to it.
+    Raises ``CheckpointError`` if it is missing, damaged, no refiner, or was trained for other weights than ``sam``'s or
+    for another task: embeddings of another encoder mean nothing to it.
     """
     with _located(weights) as path:
-        _require_of_sam(path, _read_header(path), {"model_type": sam.architecture.name, "sha256": sam.sha256})
+        _require_of_sam(path, _read_header(path), sam.identity, (sam.file_sha256,))
         refiner = Refiner.copy_of(sam.sam)
         try:
             refiner.load_state_dict(load_file(path))
@@ -111,14 +108,19 @@ def _located(weights: str | Path) -> Iterator[Path]:
         yield Path(weights)
 
 
-def _require_of_sam(path: Path, header: Mapping[str, Any], sam: Mapping[str, Any]) -> None:
-    """Raise ``CheckpointError`` if a refiner was trained for another SAM."""
+def _require_of_sam(path: Path, header: Mapping[str, Any], sam: Mapping[str, Any], known_as: Collection[str]) -> None:
+    """Raise ``CheckpointError`` if a refiner was trained for another SAM, or for another task of it."""
     trained_for = header["sam"]
-    if trained_for["sha256"] != sam["sha256"]:
+    if trained_for["sha256"] not in {sam["sha256"], *known_as}:
         raise CheckpointError(
             f"{path}: this refiner was trained for a {trained_for['model_type']} with SHA-256 "
             f"{trained_for['sha256'][:12]}, not for the {sam['model_type']} with {sam['sha256'][:12]} that is given "
             "here; give the SAM that it was trained for, or train another with `trainer refiner`"
+        )
+    if trained_for.get("task") != sam.get("task"):
+        raise CheckpointError(
+            f"{path}: this refiner was trained for masks of the task {trained_for.get('task', '(none)')}, and these "
+            f"are of {sam.get('task', '(none)')}; give the same --task to `trainer refiner` and `labelgen run`"
         )
 
 

@@ -39,7 +39,7 @@ MADE: dict[str, Tensor] = {}
 """What networks made, by all that it depends on."""
 SHARED: dict[tuple[object, ...], tuple[Any, tuple[Any, ...]]] = {}
 """What point decoders made, and of what, which stays alive: its ``id`` is part of the key."""
-WEIGHTS: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
+WEIGHTS_FILE: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
 """Digests of networks' weights, and which version of each weight it was."""
 
 
@@ -94,7 +94,7 @@ def loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:
 
     def load_once(weights: str | SamWeights, *of: Any) -> Any:
         if isinstance(weights, SamWeights):
-            what: object = weights.sha256
+            what: object = (weights.sha256, weights.file_sha256)
         else:
             status = os.stat(weights) if os.path.exists(weights) else None
             what = (weights, status and (status.st_ino, status.st_size, status.st_mtime_ns))
@@ -119,9 +119,9 @@ def digest_of_weights(network: nn.Module) -> str:
     """Return the SHA-256 of a network's layers and weights."""
     weights = network.state_dict(keep_vars=True).values()
     versions = [(id(weight), weight.data_ptr(), weight._version) for weight in weights]
-    known = WEIGHTS.get(network)
+    known = WEIGHTS_FILE.get(network)
     if known is None or known[0] != versions:
-        known = WEIGHTS[network] = (versions, digest_of(str(network), (weight.detach() for weight in weights)))
+        known = WEIGHTS_FILE[network] = (versions, digest_of(str(network), (weight.detach() for weight in weights)))
     return known[1]
 
 

@@ -127,3 +127,50 @@ def test_images_masks_and_errors_are_counted_and_a_lost_unit_is_not(
         reporter.take(UnitReport(0, 4, 9, ()))
         assert last_line().startswith("labelling: 4 of 8 images, 9 masks, 0 errors, ")
     assert last_line().startswith("labelling: 4 of 8 images, 9 masks, 0 errors, ")
+
+
+def test_model_that_keeps_no_mask_on_the_first_photos_is_told_of_once_and_loudly(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with ProgressReporter(100) as reporter:
+        reporter.take(Begun(0, 1, "one"))
+        for _ in range(31):
+            reporter.take(ImageDone(0))
+        reporter.take(ImageDone(0, "a.jpg: not an image"))  # nobody can find a mask in it
+        assert "NO MASK" not in capsys.readouterr().err
+        reporter.take(ImageDone(0))
+        told = capsys.readouterr().err
+        assert "NO MASK was kept on the first 32 photos: the weights (--sam) may be untrained, damaged or of" in told
+        reporter.take(ImageDone(0))
+        assert "NO MASK" not in capsys.readouterr().err
+        reporter.take(UnitReport(0, 34, 0, ("a.jpg: not an image",)))
+    assert "NO MASK was kept on any of 33 photos: the weights" in reporter.summary(1, 0, None, False).lines()
+    assert "NO MASK" not in reporter.summary(2, 1, None, False).lines()  # another run may have found some
+
+
+def test_nothing_is_told_of_a_model_that_keeps_a_mask(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressReporter(100) as reporter:
+        for number in range(50):
+            reporter.take(ImageDone(int(number == 31)))
+        reporter.take(UnitReport(0, 50, 1, ()))
+    assert "NO MASK" not in capsys.readouterr().err + reporter.summary(1, 0, None, False).lines()
+
+
+def test_keeping_photos_beside_masks_counts_the_masks_that_are_there(
+    own_shards: Path, photos: Path, label: Label, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sum_factory.labelgen.progress.FIRST_PHOTOS", 1)
+    summary = label(photos, own_shards, keep_photos=True)
+    assert summary.masks > 0
+    assert "NO MASK" not in capsys.readouterr().err + summary.lines()
+
+
+def test_run_without_a_mask_says_so_and_why(
+    photos: Path, tmp_path: Path, loose_options: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sum_factory.labelgen.progress.FIRST_PHOTOS", 4)
+    strict = [*loose_options, "--pred-iou-thresh=1e9"]
+    result = labelgen("run", "--images", photos, "--shards", tmp_path / "s", *strict)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("NO MASK was kept on the first 4 photos") == 1
+    assert "NO MASK was kept on any of 6 photos: the weights (--sam) may be" in result.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.checkpoint import identify_weights, load_sam
 from sum_factory.shared.shards.shard_set import ShardSet
 
 Label = Callable[..., RunSummary]
@@ -67,7 +66,7 @@ def test_command_reads_the_weights_once_and_says_so(
     assert read in (["read"], ["read", "open"])  # Path.read_bytes opens by itself
     assert told_of_weights(log) == [(f"process {os.getpid()}", 1, own_weights.stat().st_size)]
     recorded = ShardSet.open(str(shards)).layer().weights["sam"]
-    assert recorded["sha256"] == hashlib.sha256(own_weights.read_bytes()).hexdigest()
+    assert recorded == identify_weights(str(own_weights))
 
 
 def test_maps_are_added_after_one_reading(own_shards: Path, tmp_path: Path, add_maps: Label) -> None:
@@ -82,7 +81,7 @@ def test_weights_that_change_after_they_were_read_do_not_count(
 ) -> None:
     from sum_factory.labelgen import plan
 
-    before = hashlib.sha256(own_weights.read_bytes()).hexdigest()
+    before = identify_weights(str(own_weights))["sha256"]
     label(three_photos, tmp_path / "undisturbed", sam=str(own_weights))
     prepare = plan.prepare
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from sum_factory.shared.errors import CheckpointError, SettingsDifferError, StorageError
-from sum_factory.shared.sam.checkpoint import WEIGHTS, read_header
+from sum_factory.shared.sam.checkpoint import read_header
+from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.trainer.run import checkpoints as module
 from sum_factory.trainer.run.checkpoints import STATE, TRAINING, Checkpoints
 
@@ -76,8 +77,8 @@ def test_folder_holds_weights_optimizer_and_state(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 12, score=0.5)
     assert checkpoints.path(12) == tmp_path / "checkpoints" / "000012"
-    assert {path.name for path in checkpoints.path(12).iterdir()} == {WEIGHTS, TRAINING, STATE}
-    assert read_header(checkpoints.path(12) / WEIGHTS) == {"kind": "test", "step": 12}
+    assert {path.name for path in checkpoints.path(12).iterdir()} == {WEIGHTS_FILE, TRAINING, STATE}
+    assert read_header(checkpoints.path(12) / WEIGHTS_FILE) == {"kind": "test", "step": 12}
     state = json.loads((checkpoints.path(12) / STATE).read_text())
     assert state == {"step": 12, "score": 0.5, "identity": json.loads(json.dumps(IDENTITY)), "processes": 1}
 
@@ -114,7 +115,7 @@ def test_files_are_synced_before_they_become_visible(tmp_path: Path, monkeypatch
     monkeypatch.setattr(module.os, "fsync", synced)
     monkeypatch.setattr(module.os, "rename", renamed)
     save(Checkpoints(tmp_path), 5)
-    assert sorted(events[:3]) == sorted([WEIGHTS, TRAINING, STATE])
+    assert sorted(events[:3]) == sorted([WEIGHTS_FILE, TRAINING, STATE])
     assert events[3:] == ["rename to 000005", "checkpoints"]
 
 
@@ -165,7 +166,7 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     assert torch.equal(other.weight, model.weight)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, TRAINING])
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, TRAINING])
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "missing"])
 def test_damaged_file_names_its_folder_and_what_to_do(tmp_path: Path, name: str, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path)

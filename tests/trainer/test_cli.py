@@ -12,7 +12,8 @@ import yaml
 from click.testing import CliRunner, Result
 from pydantic import TypeAdapter
 
-from sum_factory.shared.sam.checkpoint import WEIGHTS, load_sam, read_header
+from sum_factory.shared.sam.checkpoint import load_sam, read_header
+from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.sets import SetSettings
 from sum_factory.trainer.recipe import Recipe
@@ -51,7 +52,7 @@ def test_options_go_before_the_recipe(file: Path, tmp_path: Path) -> None:
         "fit", "--recipe", file, "--out", out, "--method", "vanilla", "--set", "loss.theta=0.5", "--set=steps=1"
     )
     assert result.exit_code == 0, result.output
-    run = read_header(out / WEIGHTS)["run"]
+    run = read_header(out / WEIGHTS_FILE)["run"]
     assert (run["method"], run["loss"]["theta"]) == ("vanilla", 0.5)
     assert len(read_log(out)) == 1
 
@@ -100,6 +101,6 @@ def test_export_writes_what_plain_sam_loads(file: Path, tmp_path: Path) -> None:
     result = call("export", "--weights", out, "--out", tmp_path / "plain.pth")
     assert result.exit_code == 0, result.output
     plain = torch.load(tmp_path / "plain.pth", weights_only=True)
-    trained = load_sam(str(out / WEIGHTS)).sam.state_dict()
+    trained = load_sam(str(out / WEIGHTS_FILE)).sam.state_dict()
     assert plain.keys() == trained.keys()
     assert all(torch.equal(value, trained[name]) for name, value in plain.items())

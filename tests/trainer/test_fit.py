@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sum_factory.shared.errors import InputError
-from sum_factory.shared.sam.checkpoint import WEIGHTS, LoadedSam, load_sam, read_header
+from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam, read_header
+from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.shared.sam.task_prompt import STATE_KEY
 from sum_factory.trainer import fit as module
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
@@ -81,7 +82,7 @@ def test_micro_batches_change_nothing_but_rounding(make_recipe: MakeRecipe, tmp_
     logs, weights = [], []
     for size in (1, 3, 4):
         logs.append(run(make_recipe(steps=3, micro_batch=size), tmp_path / str(size)))
-        state = load_file(tmp_path / str(size) / WEIGHTS)
+        state = load_file(tmp_path / str(size) / WEIGHTS_FILE)
         weights.append(torch.cat([value.flatten() for value in state.values()]))
     for log, state in zip(logs[1:], weights[1:], strict=True):
         for line, first in zip(log, logs[0], strict=True):
@@ -122,7 +123,7 @@ def test_same_shards_serve_every_method(
     layers, losses = {}, {}
     for method in ("human-only", "vanilla", "sum"):
         losses[method] = run(dataclasses.replace(recipe, method=method), tmp_path / method)[0]["loss"]
-        header = read_header(tmp_path / method / WEIGHTS)
+        header = read_header(tmp_path / method / WEIGHTS_FILE)
         layers[method] = {name for name in header["run"] if name.startswith("layer_")}
     assert snapshot(Path(recipe.shards)) == before
     assert layers == {
@@ -149,7 +150,7 @@ def test_decoder_variant_leaves_the_encoder_as_it_is(make_recipe: MakeRecipe, tm
     assert all(p.grad is None for p in model.sam.image_encoder.parameters())
     assert any(p.grad is not None and p.grad.any() for p in model.sam.mask_decoder.parameters())
     run(recipe, tmp_path)
-    start, end = load_sam(recipe.sam).sam.state_dict(), load_file(tmp_path / WEIGHTS)
+    start, end = load_sam(recipe.sam).sam.state_dict(), load_file(tmp_path / WEIGHTS_FILE)
     changed = {name.split(".")[0] for name, value in start.items() if not torch.equal(end[name], value)}
     assert changed == {"prompt_encoder", "mask_decoder"}
 
@@ -157,7 +158,7 @@ def test_decoder_variant_leaves_the_encoder_as_it_is(make_recipe: MakeRecipe, tm
 def test_full_variant_trains_every_part(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(steps=1)
     run(recipe, tmp_path)
-    start, end = load_sam(recipe.sam).sam.state_dict(), load_file(tmp_path / WEIGHTS)
+    start, end = load_sam(recipe.sam).sam.state_dict(), load_file(tmp_path / WEIGHTS_FILE)
     changed = {name.split(".")[0] for name, value in start.items() if not torch.equal(end[name], value)}
     assert changed == {"image_encoder", "prompt_encoder", "mask_decoder"}
     assert end[STATE_KEY].any(1).tolist() == [True, True, False, True]  # no photo of the task "entity"
@@ -166,17 +167,17 @@ def test_full_variant_trains_every_part(make_recipe: MakeRecipe, tmp_path: Path)
 def test_weights_load_as_a_model_that_knows_its_tasks(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     run(make_recipe(steps=1), tmp_path / "sum")
     run(make_recipe(steps=1, method="vanilla"), tmp_path / "vanilla")
-    model = load_sam(str(tmp_path / "sum" / WEIGHTS))
+    model = load_sam(str(tmp_path / "sum" / WEIGHTS_FILE))
     assert model.trained_tasks == ("unspecified", "salient", "part")
     assert model.task_prompt is not None
-    assert torch.equal(model.task_prompt.weight, load_file(tmp_path / "sum" / WEIGHTS)[STATE_KEY])
-    assert load_sam(str(tmp_path / "vanilla" / WEIGHTS)).task_prompt is None
+    assert torch.equal(model.task_prompt.weight, load_file(tmp_path / "sum" / WEIGHTS_FILE)[STATE_KEY])
+    assert load_sam(str(tmp_path / "vanilla" / WEIGHTS_FILE)).task_prompt is None
 
 
 def test_header_says_what_made_the_weights(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(steps=1)
     run(recipe, tmp_path)
-    header = read_header(tmp_path / WEIGHTS)
+    header = read_header(tmp_path / WEIGHTS_FILE)
     assert (header["kind"], header["model_type"], header["step"]) == ("sum", "tiny", 1)
     assert header["run"]["sam_sha256"] == load_sam(recipe.sam).sha256
     assert header["run"]["loss"]["theta"] == 0.6
@@ -221,7 +222,7 @@ def test_validation_does_not_disturb_the_run(
     scores = [line["validation"] for line in validated if "validation" in line]
     assert len(scores) == 3
     assert {"all_mBIoU@2", "salient_mBIoU@2", "part_mBIoU@2"} <= scores[0].keys()
-    ends = [load_file(tmp_path / name / WEIGHTS) for name in ("plain", "validated")]
+    ends = [load_file(tmp_path / name / WEIGHTS_FILE) for name in ("plain", "validated")]
     assert all(torch.equal(ends[1][name], value) for name, value in ends[0].items())
     assert Checkpoints(tmp_path / "validated").best() is not None
 
@@ -246,7 +247,7 @@ def test_step_without_a_mask_ends_the_run_before_weights_change(
     ):
         run(recipe, tmp_path / "out")
     assert updates == []
-    assert not (tmp_path / "out" / WEIGHTS).exists()
+    assert not (tmp_path / "out" / WEIGHTS_FILE).exists()
 
 
 def test_masks_too_small_for_a_cell_end_the_run_too(make_recipe: MakeRecipe, tmp_path: Path) -> None:

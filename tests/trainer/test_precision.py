@@ -18,7 +18,8 @@ from pydantic import TypeAdapter
 from sum_factory.shared import precision
 from sum_factory.shared.errors import SettingsDifferError
 from sum_factory.shared.precision import Hardware
-from sum_factory.shared.sam.checkpoint import WEIGHTS, read_header
+from sum_factory.shared.sam.checkpoint import read_header
+from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.sets import SetSettings
 from sum_factory.trainer.fit import agree_on_precision, fit
@@ -58,7 +59,7 @@ def test_run_records_what_it_was_trained_in_and_is_refused_where_that_would_be_a
     on_machine(False)
     fit(recipe, tmp_path, say=said.append)
     assert " on cpu in fp32; " in said[0]
-    assert read_header(tmp_path / WEIGHTS)["run"]["precision"] == "fp32"
+    assert read_header(tmp_path / WEIGHTS_FILE)["run"]["precision"] == "fp32"
     state = json.loads((Checkpoints(tmp_path).path(1) / "state.json").read_text())
     assert state["identity"]["precision"] == "fp32"
     on_machine(True)

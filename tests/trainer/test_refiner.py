@@ -16,18 +16,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sum_factory.shared.errors import CheckpointError, InputError, SettingsDifferError
+from sum_factory.shared.errors import CheckpointError, InputError, SettingsDifferError, SettingsError
 from sum_factory.shared.sam import refiner as refiner_module
-from sum_factory.shared.sam.checkpoint import HEADER, LoadedSam, load_sam
-from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, POSITIVE
+from sum_factory.shared.sam.checkpoint import HEADER, LoadedSam, load_sam, read_header, to_safetensors
+from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Prompts, decode_prompts
+from sum_factory.shared.sam.quality import QualityFilter
 from sum_factory.shared.sam.refiner import Refiner, load_refiner
+from sum_factory.shared.sam.task_prompt import STATE_KEY
+from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer import refiner as training_module
+from sum_factory.trainer.batch import Batch
 from sum_factory.trainer.data.samples import SampleId, SampleSettings
 from sum_factory.trainer.data.sets import SetSettings, open_set
 from sum_factory.trainer.data.stream import HumanStream
 from sum_factory.trainer.losses import LossSettings, mask_loss
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer
-from sum_factory.trainer.refiner import REFINER, RefinerRecipe, RefinerTraining, make_pairs, train_refiner
+from sum_factory.trainer.refiner import REFINER, Pairs, RefinerRecipe, RefinerTraining, make_pairs, train_refiner
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.settings import CheckpointSettings
@@ -135,8 +139,8 @@ def test_sam_stays_as_it_is_and_the_refiner_does_not(
 ) -> None:
     caught: list[LoadedSam] = []
 
-    def load(weights: str) -> LoadedSam:
-        caught.append(load_sam(weights))
+    def load(weights: str, task: str) -> LoadedSam:
+        caught.append(load_sam(weights, task=task))
         return caught[-1]
 
     monkeypatch.setattr(training_module, "load_sam", load)
@@ -207,6 +211,58 @@ def test_refiner_of_another_sam_is_refused(make_refiner_recipe: MakeRecipe, tmp_
     assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
     with pytest.raises(CheckpointError, match="was trained for a tiny with SHA-256"):
         load_refiner(tmp_path / REFINER, dataclasses.replace(sam, sha256="1" * 64))
+
+
+@pytest.fixture
+def tiny_sum(tiny_weights: str, tmp_path: Path) -> str:
+    """SUM weights of the tiny SAM, trained for "unspecified" and "salient"."""
+    table = torch.randn(4, 32, generator=torch.Generator().manual_seed(1))
+    state = {**load_sam(tiny_weights).sam.state_dict(), STATE_KEY: table}
+    path = tmp_path / "sum.safetensors"
+    path.write_bytes(to_safetensors(state, {"trained_tasks": ["unspecified", "salient"]}))
+    return str(path)
+
+
+@pytest.mark.parametrize("task", ["unspecified", "salient"])
+def test_masks_are_those_of_the_task(
+    task: str, make_refiner_recipe: MakeRecipe, tiny_sum: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Pairs] = []
+
+    def recorded(sam: Sam, embeddings: Tensor, batch: Batch, least_iou: float, quality: QualityFilter) -> Pairs:
+        pairs = make_pairs(sam, embeddings, batch, least_iou, quality)
+        vector = load_sam(tiny_sum).task_vector(task)
+        assert vector is not None
+        coords = torch.stack([pairs.points, torch.zeros_like(pairs.points)], 1)
+        labels = torch.tensor([[POSITIVE, PAD]]).expand(len(pairs), -1)
+        index = batch.targets.image_index[pairs.rows]
+        prompted = embeddings + vector[:, None, None]  # as evaluation gives a task
+        logits, _ = decode_prompts(load_sam(tiny_sum).sam, prompted, index, Prompts(coords, labels))
+        nearest = (logits[:, 1:] - pairs.logits[:, None]).abs().amax((2, 3)).amin(1)
+        assert nearest.max() < 4e-5
+        made.append(pairs)
+        return pairs
+
+    monkeypatch.setattr(training_module, "make_pairs", recorded)
+    path = train_refiner(make_refiner_recipe(steps=1, sam=tiny_sum, task=task), tmp_path / "out", say=lambda _: None)
+    assert len(made[0]) > 2
+    header = read_header(path)
+    assert header["sam"] == {**load_sam(tiny_sum).identity, "task": task}
+    assert header["run"]["sam_task"] == task
+    assert load_refiner(path, load_sam(tiny_sum, task=task)).sha256
+    other = {"unspecified": "salient", "salient": "unspecified"}[task]
+    with pytest.raises(CheckpointError, match=f"trained for masks of the task {task}, and these are of {other}"):
+        load_refiner(path, load_sam(tiny_sum, task=other))
+
+
+def test_task_that_the_weights_do_not_know_is_refused(
+    make_refiner_recipe: MakeRecipe, tiny_sum: str, tmp_path: Path
+) -> None:
+    for weights, why in ((tiny_sum, "never trained for the task 'part'"), (None, "no task prompt")):
+        chosen = {} if weights is None else {"sam": weights}
+        with pytest.raises(SettingsError, match=why):
+            train_refiner(make_refiner_recipe(task="part", **chosen), tmp_path / "out", say=lambda _: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_quality_filters_are_those_of_the_model_unless_given(make_refiner_recipe: MakeRecipe) -> None:

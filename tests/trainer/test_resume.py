@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sum_factory.shared.errors import CheckpointError, SettingsDifferError
 from sum_factory.shared.sam.architecture import ARCHITECTURES
-from sum_factory.shared.sam.checkpoint import WEIGHTS
+from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.trainer.fit import fit
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import Recipe
@@ -61,7 +61,7 @@ def recipe(make_recipe: Callable[..., Recipe]) -> Recipe:
 
 def outcome(out: Path) -> Outcome:
     """Return what a run has logged and where it ended."""
-    return read_log(out), load_file(out / WEIGHTS)
+    return read_log(out), load_file(out / WEIGHTS_FILE)
 
 
 def assert_same(found: Outcome, expected: Outcome) -> None:
@@ -97,7 +97,7 @@ def test_run_resumed_from_any_of_its_checkpoints_ends_bit_identical(recipe: Reci
         out = shutil.copytree(tmp_path / "straight", tmp_path / f"from{last}")
         for step in range(last + 1, 5):
             shutil.rmtree(Checkpoints(out).path(step))
-        (out / WEIGHTS).unlink()
+        (out / WEIGHTS_FILE).unlink()
         assert_same(run(recipe, out), straight)
 
 
@@ -148,10 +148,10 @@ def test_optimizer_goes_on_and_does_not_start_anew(recipe: Recipe, tmp_path: Pat
 def test_finished_run_has_nothing_to_do(recipe: Recipe, tmp_path: Path) -> None:
     recipe = dataclasses.replace(recipe, steps=2)
     first = run(recipe, tmp_path)
-    written = (tmp_path / WEIGHTS).read_bytes()
+    written = (tmp_path / WEIGHTS_FILE).read_bytes()
     summary = fit(recipe, tmp_path, say=lambda _: None)
     assert summary.lines() == "2 of 2 steps present, nothing to do"
-    assert (tmp_path / WEIGHTS).read_bytes() == written
+    assert (tmp_path / WEIGHTS_FILE).read_bytes() == written
     assert_same(outcome(tmp_path), first)
 
 
@@ -165,7 +165,7 @@ def test_finished_run_goes_on_if_more_steps_are_asked_for(make_recipe: Callable[
 def test_run_is_not_resumed_with_other_settings(recipe: Recipe, tmp_path: Path, human_folder: Path) -> None:
     recipe = dataclasses.replace(recipe, steps=1)
     run(recipe, tmp_path)
-    before = (tmp_path / WEIGHTS).read_bytes(), (tmp_path / LOG).read_bytes()
+    before = (tmp_path / WEIGHTS_FILE).read_bytes(), (tmp_path / LOG).read_bytes()
     salient, parts = recipe.human
     changes: dict[str, dict[str, Any]] = {
         "seed": {"seed": 1},
@@ -183,7 +183,7 @@ def test_run_is_not_resumed_with_other_settings(recipe: Recipe, tmp_path: Path, 
     (tmp_path / "list.txt").write_text("photo0\n")
     with pytest.raises(SettingsDifferError, match=r"  human_data: "):
         run(dataclasses.replace(recipe, human=(other, parts)), tmp_path)
-    assert ((tmp_path / WEIGHTS).read_bytes(), (tmp_path / LOG).read_bytes()) == before
+    assert ((tmp_path / WEIGHTS_FILE).read_bytes(), (tmp_path / LOG).read_bytes()) == before
 
 
 def test_run_past_the_steps_that_are_asked_for_is_left_alone(

@@ -13,7 +13,7 @@ from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.precision import PrecisionSetting, precision_option
 from sum_factory.shared.progress import Stage
-from sum_factory.shared.sam.settings import PACKAGED, TASKS
+from sum_factory.shared.sam.settings import PACKAGED, TASKS, WEIGHTS_HELP
 from sum_factory.trainer.evaluate.settings import FirstPrompt, Output, Protocol
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ weights_option = click.option(
     "--weights",
     default=PACKAGED,
     show_default=True,
-    help=f"SAM or SUM weights (.pth, .safetensors), the folder of a checkpoint, or {PACKAGED}, which ships here.",
+    help=f"SAM or SUM weights: {WEIGHTS_HELP}.",
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 encoder_option = precision_option(

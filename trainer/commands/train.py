@@ -11,6 +11,7 @@ import click
 from sum_factory.shared.commands import photos_from_option, threads_option
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.precision import precision_option
+from sum_factory.shared.sam.settings import TASKS, WEIGHTS_HELP
 from sum_factory.shared.store.local_files import is_stream
 
 if TYPE_CHECKING:
@@ -43,7 +44,13 @@ training_precision_option = precision_option(
 @out_option
 @var_option
 @set_option
-@click.option("--sam", default=None, help="Weights of the frozen SAM  [default: the recipe's]")
+@click.option("--sam", default=None, help=f"Weights of the frozen SAM: {WEIGHTS_HELP}  [default: the recipe's]")
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    default=None,
+    help="Of weights with a task prompt, the task whose masks are refined  [default: the recipe's]",
+)
 @training_precision_option
 @threads_option
 def refiner_command(
@@ -73,7 +80,7 @@ def refiner_command(
 @set_option
 @click.option("--shards", default=None, help="Shard set or selection with the labels  [default: the recipe's]")
 @photos_from_option
-@click.option("--sam", default=None, help="Weights to start from  [default: the recipe's]")
+@click.option("--sam", default=None, help=f"Weights to start from: {WEIGHTS_HELP}  [default: the recipe's]")
 @click.option(
     "--method",
     default=None,
@@ -110,13 +117,20 @@ def fit_command(
 
 
 @click.command("export")
-@click.option("--weights", required=True, help="A SUM checkpoint (.safetensors), or the folder of a run.")
+@click.option("--weights", required=True, help=f"A SUM checkpoint or SAM weights: {WEIGHTS_HELP}.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .pth file to write.")
-def export_command(weights: str, out: Path) -> None:
-    """Write a checkpoint as plain `segment_anything` loads it: without the task prompt."""
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    default=TASKS[0],
+    show_default=True,
+    help="The task whose vector becomes part of the weights: plain SAM has no task prompt.",
+)
+def export_command(weights: str, out: Path, task: str) -> None:
+    """Write weights as plain `segment_anything` loads them, for one task."""
     from sum_factory.trainer.export import export_plain_sam
 
-    export_plain_sam(weights, out)
+    export_plain_sam(weights, out, task)
     click.echo(f"wrote {out}", err=is_stream(out))
 
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from sum_factory.shared.errors import CheckpointError, ImageError, InputError
+from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.precision import Precision
 from sum_factory.shared.progress import track
-from sum_factory.shared.sam.checkpoint import WEIGHTS, LoadedSam, load_sam
+from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam
 from sum_factory.shared.sam.runtime import Embedder, Runtime, place
-from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.trainer.data.human import HumanSample, HumanSet, Masks
 from sum_factory.trainer.data.sets import SetSettings, check_sets, open_set
 from sum_factory.trainer.evaluate.protocol import evaluate_image
@@ -73,12 +71,7 @@ class SetScores:
 
 
 def load_weights(weights: str, runtime: Runtime) -> LoadedSam:
-    """Load SAM weights, a SUM checkpoint or the folder of one, and place them. Raises ``CheckpointError``."""
-    path = Path(weights)
-    if path.is_dir() and weights != PACKAGED:
-        if not (path / WEIGHTS).is_file():
-            raise CheckpointError(f"{path}: expected a checkpoint's folder, found none of the name {WEIGHTS} in it")
-        weights = str(path / WEIGHTS)
+    """Load weights as ``load_sam`` takes them, and place them. Raises ``CheckpointError``."""
     loaded = load_sam(weights)
     place(loaded.sam, runtime)
     return loaded

@@ -24,7 +24,8 @@ from torch import Tensor
 from sum_factory.shared.errors import CheckpointError, StorageError
 from sum_factory.shared.precision import Resolved
 from sum_factory.shared.progress import Stage
-from sum_factory.shared.sam.checkpoint import WEIGHTS, to_safetensors
+from sum_factory.shared.sam.checkpoint import to_safetensors
+from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.shared.settings_differ import require_same
 from sum_factory.shared.store.canonical_json import to_json
 from sum_factory.shared.store.storage import TEMPORARY_PREFIX
@@ -87,7 +88,7 @@ class Checkpoints:
             buffer = io.BytesIO()
             torch.save(optimizer.state_dict(), buffer)
             files = {
-                WEIGHTS: to_safetensors(weights, {**header, "step": step}),
+                WEIGHTS_FILE: to_safetensors(weights, {**header, "step": step}),
                 TRAINING: buffer.getvalue(),
                 STATE: to_json({"step": step, "identity": identity, "score": score, "processes": self.processes}),
             }
@@ -204,7 +205,7 @@ class Checkpoints:
 
 def _load(folder: Path, weights: Mapping[str, Tensor], optimizer: Stateful) -> None:
     """Bring ``weights`` (in place) and optimizer to the state in ``folder``."""
-    stored = load_file(folder / WEIGHTS)
+    stored = load_file(folder / WEIGHTS_FILE)
     if stored.keys() != weights.keys():
         raise ValueError(f"its tensors are not those of this model: {sorted(stored.keys() ^ weights.keys())[:3]}")
     with torch.no_grad():

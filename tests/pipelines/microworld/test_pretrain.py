@@ -32,8 +32,8 @@ from sum_factory.shared import precision
 from sum_factory.shared.errors import SettingsDifferError
 from sum_factory.shared.precision import Hardware
 from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
-from sum_factory.shared.sam.checkpoint import WEIGHTS, load_sam
-from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.shared.sam.checkpoint import load_sam
+from sum_factory.shared.sam.settings import PACKAGED, WEIGHTS_FILE
 from sum_factory.trainer.run.checkpoints import STATE
 from sum_factory.trainer.run.distributed import ALONE, Ranks
 from sum_factory.trainer.run.log import read_log
@@ -126,7 +126,7 @@ def test_run_that_died_and_goes_on_ends_bit_identical(
     assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3]
     train(SMALL, corpus_folder, tmp_path, save_every=2)
     assert taken == [1, 2, 3, 4, 3, 4]
-    ended = load_file(checkpoints_of(tmp_path, 1).path(4) / WEIGHTS)
+    ended = load_file(checkpoints_of(tmp_path, 1).path(4) / WEIGHTS_FILE)
     assert [name for name, value in ended.items() if not torch.equal(value, straight[2][name])] == []
     assert ended.keys() == straight[2].keys()
     expected = take_steps(Pretraining(SMALL, ALONE), corpus, range(1, 5))
@@ -238,7 +238,7 @@ def test_training_logs_saves_and_exports(corpus_folder: Path, tmp_path: Path) ->
     exported = load_sam(str(tmp_path / "vit_micro.safetensors")).sam.state_dict()
     checkpoints = checkpoints_of(tmp_path, 1)
     assert checkpoints.steps() == [2]
-    saved = load_file(checkpoints.path(2) / WEIGHTS)
+    saved = load_file(checkpoints.path(2) / WEIGHTS_FILE)
     assert exported.keys() == saved.keys()
     assert all(torch.equal(exported[name], value.half().float()) for name, value in saved.items())
 

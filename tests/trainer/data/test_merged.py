@@ -16,7 +16,7 @@ from sum_factory.labelgen.sets.convert import convert
 from sum_factory.labelgen.sets.merge import merge
 from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.shared.errors import SettingsDifferError
-from sum_factory.shared.sam.checkpoint import WEIGHTS
+from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.store.cache import Cache
 from sum_factory.trainer.data.order import Order
@@ -122,16 +122,16 @@ def test_run_is_resumed_from_the_same_selection_alone(
     recipe = make_recipe(shards=merged, batch=2, rounds=2, steps=2, checkpoint=CheckpointSettings(every=1))
     fit(recipe, tmp_path / "straight", say=quiet)
     fit(replace(recipe, steps=1), tmp_path / "out", say=quiet)
-    before = (tmp_path / "out" / WEIGHTS).read_bytes()
+    before = (tmp_path / "out" / WEIGHTS_FILE).read_bytes()
     select(merged, str(tmp_path / "fewer"), Filter(images=("shot[0-6]",)))
     merge(known_halves[::-1], str(tmp_path / "reversed"), say=quiet)
     for other in ("fewer", "reversed"):
         with pytest.raises(SettingsDifferError, match=r"(?s)settings or data.*  selection: .*another --out folder"):
             fit(replace(recipe, shards=str(tmp_path / other)), tmp_path / "out", say=quiet)
-    assert (tmp_path / "out" / WEIGHTS).read_bytes() == before
+    assert (tmp_path / "out" / WEIGHTS_FILE).read_bytes() == before
     merge(known_halves, str(tmp_path / "deeper" / "same"), say=quiet)
     fit(replace(recipe, shards=str(tmp_path / "deeper" / "same")), tmp_path / "out", say=quiet)
-    weights, expected = (load_file(tmp_path / name / WEIGHTS) for name in ("out", "straight"))
+    weights, expected = (load_file(tmp_path / name / WEIGHTS_FILE) for name in ("out", "straight"))
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
     losses = [[step["loss"] for step in read_log(tmp_path / name)] for name in ("out", "straight")]
     assert losses[0] == losses[1]
