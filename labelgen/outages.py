@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 
 from sum_factory.labelgen.settings import WAIT_SECONDS, Missing
 from sum_factory.shared.errors import ImageError, InputError, UnreachableError
+from sum_factory.shared.images import IMAGE_SUFFIXES
 from sum_factory.shared.photo_files import PhotoFile, is_readable
-from sum_factory.shared.places import is_local, links_of, parent_of
+from sum_factory.shared.places import is_local, parent_of
 from sum_factory.shared.progress import SPEAKER
+from sum_factory.shared.shortages import is_shortage
 
 LONGEST_PAUSE = 60.0
 FIRST_PAUSE = 1.0
@@ -32,12 +34,14 @@ class Outages:
     """Reads photos, and waits up to ``seconds`` in all wherever their place is gone.
 
     With ``missing`` "record", a photo that is gone counts as its own fault, whatever is beside it. ``is_stopping``
-    ends the waiting at once. May be used by several threads: one of them waits and tells, the others wait for it.
+    ends the waiting at once; ``say`` is told of it. May be used by several threads: one of them waits and tells, the
+    others wait for it.
     """
 
     seconds: float = WAIT_SECONDS
     missing: Missing = "wait"
     is_stopping: Callable[[], bool] = lambda: False
+    say: Callable[[str], None] = SPEAKER.say
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, photo: PhotoFile, neighbours: Sequence[PhotoFile], read: Callable[[], bytes]) -> bytes:
@@ -70,15 +74,15 @@ class Outages:
 
     def _is_own_fault(self, error: Exception, photo: PhotoFile, neighbours: Sequence[PhotoFile], failures: int) -> bool:
         """Whether it is this photo alone that cannot be read: others beside it can, and what it lay in is there."""
+        if is_shortage(error):
+            return False
         if isinstance(error, UnreachableError):
-            return failures >= FAILURES_OF_ONE and any(map(is_readable, _nearest(photo, neighbours)))
-        if self.missing == "record":
-            return True
-        return _is_folder_there(photo) and (_holds_files(photo) or any(map(is_readable, _nearest(photo, neighbours))))
+            return failures >= FAILURES_OF_ONE and _is_place_there(photo, neighbours)
+        return self.missing == "record" or _is_place_there(photo, neighbours)
 
     def _wait(self, error: Exception, pause: float, left: float) -> bool:
         """Wait for a while, and say so; return False if the run is to stop."""
-        SPEAKER.say(f"{error}; neither can what is beside it: waiting {pause:.0f} s, {left:.0f} s at most")
+        self.say(f"{error}; neither can what is beside it: waiting {pause:.0f} s, {left:.0f} s at most")
         until = time.monotonic() + pause
         while time.monotonic() < until:
             if self.is_stopping():
@@ -97,6 +101,20 @@ def _pauses(seconds: float) -> Iterator[tuple[float, float]]:
     yield 0.0, 0.0
 
 
+def _is_place_there(photo: PhotoFile, neighbours: Sequence[PhotoFile]) -> bool:
+    """Whether what a photo lies in is there and gives photos: its tar or, for a file, the folder beside it.
+
+    Photos of other folders tell nothing, as each may be on a disk of its own. Only in a store, where there are no
+    folders, do they count for a photo that is alone in its own.
+    """
+    if photo.member:
+        return is_readable(PhotoFile("", photo.url))
+    beside = [other for other in neighbours if _folder_of(other) == _folder_of(photo)]
+    if is_local(photo.url):
+        return any(map(is_readable, _nearest(photo, beside))) or _holds_others(photo)
+    return any(map(is_readable, _nearest(photo, beside) or _nearest(photo, neighbours)))
+
+
 def _nearest(photo: PhotoFile, neighbours: Sequence[PhotoFile]) -> list[PhotoFile]:
     """Return the photos of other files next to one in the order of the plan, the nearest first."""
     at = next((index for index, other in enumerate(neighbours) if other.key == photo.key), 0)
@@ -104,25 +122,23 @@ def _nearest(photo: PhotoFile, neighbours: Sequence[PhotoFile]) -> list[PhotoFil
     return [other for _, other in sorted(others, key=lambda pair: pair[0])[:NEIGHBOURS]]
 
 
-def _is_folder_there(photo: PhotoFile) -> bool:
-    """Whether the folder that a photo lay in is there. Of a store only its photos tell."""
-    return not is_local(photo.url) or os.path.isdir(_folder_of(photo))
-
-
-def _holds_files(photo: PhotoFile) -> bool:
-    """Whether the folder on a disk that a photo lay in holds a file that can be read: an unmounted one is empty."""
-    if not is_local(photo.url):
-        return False
+def _holds_others(photo: PhotoFile) -> bool:
+    """Whether the folder of a photo on a disk holds others that can be read; an unmounted one may hold other files."""
+    own = os.path.basename(photo.url)
     try:
         with os.scandir(_folder_of(photo)) as entries:
-            files = (entry for entry in entries if entry.is_file())
-            return any(is_readable(PhotoFile("", os.path.join(_folder_of(photo), file.name))) for file in files)
+            others = (entry.path for entry in entries if entry.name != own and _is_photo(entry.name))
+            return any(is_readable(PhotoFile("", path)) for path in others)
     except OSError:
         return False
 
 
+def _is_photo(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
 def _folder_of(photo: PhotoFile) -> str:
-    return parent_of(links_of(photo.url)[-1].removeprefix("file://")) or "/"
+    return parent_of(photo.url.removeprefix("file://")) or "/"
 
 
 def _as_own(error: InputError | UnreachableError) -> InputError:

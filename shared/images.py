@@ -30,6 +30,7 @@ from sum_factory.shared.image_formats import (
     tiff_bytes,
     tile_pixels,
 )
+from sum_factory.shared.shortages import is_shortage
 
 __all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "Opened", "RgbImage", "decode_image", "digest", "open_photo"]
 
@@ -38,6 +39,8 @@ MAX_PIXELS = 178_000_000
 above."""
 MAX_MEMORY = 3 << 30
 """Bytes that decoding one photo may take, the result included; a photo that needs more is refused before it begins."""
+HEADER_BYTES = 64 << 20
+"""Bytes that reading a header may take."""
 STRIP_PIXELS, STRIP_BYTES = 1 << 20, 120
 """Pixels that are brought to RGB at once, and the bytes that each may take meanwhile."""
 DARKEST, BRIGHTEST = 0.001, 0.999
@@ -100,6 +103,7 @@ def open_photo(data: bytes, name: str, stretch: bool = False) -> Opened:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: more than the limit of pixels ({error}); scale it down or cut it up") from error
     except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they run into
+        _require_room(error, HEADER_BYTES)
         raise _damaged(name, error) from error
     opened.require_sane()
     return opened
@@ -109,6 +113,19 @@ def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return open_image(data, name)
+
+
+def _require_room(error: Exception, size: int) -> None:
+    """Raise ``error`` if it comes of a shortage, of open files or of ``size`` bytes of memory.
+
+    A damaged file, too, may have a decoder ask for memory that nobody has. If what a sound one takes is there, it is
+    the file's fault.
+    """
+    if not is_shortage(error):
+        return
+    if not isinstance(error, MemoryError):
+        raise error
+    np.empty(size, np.uint8)
 
 
 def _damaged(name: str, error: Exception) -> ImageError:
@@ -148,20 +165,27 @@ class Opened:
             )
 
     def decode(self) -> Decoded:
-        """Decode the pixels, as ``decode_image`` does. Raises ``ImageError``; ``MemoryError`` if memory is short."""
+        """Decode the pixels, as ``decode_image`` does.
+
+        Raises ``ImageError``; where memory or open files are short, what was raised for want of them.
+        """
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                stretched = self._stretch and self._is_deep_colour
-                pixels = self._stretched_colours() if stretched else self._decoded()
+            try:
+                pixels = self._decode_pixels()
+            except MemoryError as error:
+                _require_room(error, self.bytes_needed)
+                pixels = self._decode_pixels()  # what held the memory has let go of it, or the file is damaged
         except ImageError:
             raise
-        except MemoryError as error:
-            np.empty(self.bytes_needed, np.uint8)  # raises it again where memory is short, and not the file damaged
-            raise _damaged(self._name, error) from error
         except Exception as error:  # as above
+            _require_room(error, self.bytes_needed)
             raise _damaged(self._name, error) from error
         return Decoded(pixels, self.is_deep and not self._stretch and _is_dim(pixels))
+
+    def _decode_pixels(self) -> RgbImage:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return self._stretched_colours() if self._stretch and self._is_deep_colour else self._decoded()
 
     @property
     def _is_deep_colour(self) -> bool:

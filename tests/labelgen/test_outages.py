@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,10 @@ def test_stop_ends_the_waiting(own_photos: Path, tmp_path: Path, label: Label, g
 
     gone_after(1, go)
     begun = time.monotonic()
-    with pytest.raises(UnreachableError):
-        label(own_photos, tmp_path / "shards", stop=stop, wait_for_photos=600.0)
+    with suppress(UnreachableError):  # unless a photo that was read before is done only now
+        assert not label(own_photos, tmp_path / "shards", stop=stop, wait_for_photos=600.0).is_whole
     assert time.monotonic() - begun < 60
+    assert ShardSet.open(str(tmp_path / "shards")).committed(MASKS) == []
 
 
 def test_photo_that_is_gone_alone_is_its_own_fault(
@@ -254,3 +256,109 @@ def test_maps_are_not_written_off_when_the_photos_go(
     mount(own_photos)
     summary = add_maps(tmp_path / "shards", refiner)
     assert (summary.errors, summary.unknown) == ((), 0)
+
+
+# Whose fault it is
+
+
+def gone(photo: PhotoFile) -> Callable[[], bytes]:
+    return lambda: read_bytes(photo)
+
+
+def files(folder: Path, *names: str) -> list[PhotoFile]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"photo")
+    return [PhotoFile(name, str(folder / name)) for name in names]
+
+
+@pytest.mark.parametrize("left_in_it", ["README.txt", ".hidden.jpg", "sub"])
+def test_file_that_an_unmounted_disk_leaves_is_no_photo_beside_those_that_are_gone(
+    tmp_path: Path, left_in_it: str
+) -> None:
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "mount" / left_in_it).mkdir() if left_in_it == "sub" else files(tmp_path / "mount", left_in_it)
+    photos = [PhotoFile(name, str(tmp_path / "mount" / f"{name}.jpg")) for name in "abc"]
+    with pytest.raises(UnreachableError, match="is not there"):
+        Outages(0).read(photos[0], photos, gone(photos[0]))
+
+
+@pytest.mark.parametrize("those_of_it", [1, 2])
+def test_photos_of_other_folders_do_not_vouch_for_one_whose_folder_is_empty(tmp_path: Path, those_of_it: int) -> None:
+    others = files(tmp_path / "other", *(f"{k}.jpg" for k in range(6)))
+    (tmp_path / "mount").mkdir()
+    photos = [PhotoFile(f"gone{k}", str(tmp_path / f"mount/{k}.jpg")) for k in range(those_of_it)]
+    with pytest.raises(UnreachableError, match="is not there"):
+        Outages(0).read(photos[0], [*others, *photos], gone(photos[0]))
+
+
+def test_tar_that_is_gone_is_a_place_though_other_tars_are_there(tmp_path: Path) -> None:
+    files(tmp_path, "other.tar")
+    members = [PhotoFile(name, str(tmp_path / "gone.tar"), f"{name}.jpg", 512, 5) for name in "abc"]
+    with pytest.raises(UnreachableError, match="is not there"):
+        Outages(0).read(members[1], members, gone(members[1]))
+    files(tmp_path, "gone.tar")  # it is back, and does not give this member
+    with pytest.raises(InputError):
+        Outages(60).read(members[1], members, lambda: (_ for _ in ()).throw(InputError("unreadable")))
+
+
+def test_member_of_a_zip_is_judged_by_the_others_of_the_zip(tmp_path: Path) -> None:
+    import zipfile
+
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("in/a.jpg", b"photo")
+        archive.writestr("in/b.jpg", b"photo")
+    photos = [PhotoFile(name, f"zip://in/{name}.jpg::{path}") for name in "abc"]
+    with pytest.raises(InputError, match=r"c\.jpg"):
+        Outages(60).read(photos[2], photos, gone(photos[2]))
+    path.unlink()
+    with pytest.raises(UnreachableError, match="is not there"):
+        Outages(0).read(photos[2], photos, gone(photos[2]))
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
+def test_shortage_is_never_a_photos_fault_however_often_it_comes(
+    code: int, failing: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sum_factory.labelgen.outages.FIRST_PAUSE", 0.01)
+    photo, photos, read = failing(code)
+    with pytest.raises(UnreachableError):
+        Outages(0.5, missing="record").read(photo, photos, read)
+
+
+def short_of_memory(*arguments: Any) -> Any:
+    raise MemoryError("short")
+
+
+def short_of_files(*arguments: Any) -> Any:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize("where", ["sum_factory.shared.images.open_image", "sum_factory.shared.images.Opened._decoded"])
+@pytest.mark.parametrize(("short", "rise"), [(short_of_memory, MemoryError), (short_of_files, OSError)])
+def test_photo_that_cannot_be_decoded_for_a_shortage_is_not_called_damaged(
+    own_photos: Path, monkeypatch: pytest.MonkeyPatch, where: str, short: Callable[..., Any], rise: type[Exception]
+) -> None:
+    import numpy as np
+
+    from sum_factory.shared import images
+
+    data = (own_photos / "photo0.jpg").read_bytes()
+    monkeypatch.setattr(where, short)
+    if rise is MemoryError:  # the machine has no more, either
+        monkeypatch.setattr(images.np, "empty", short_of_memory)
+    with pytest.raises(rise):
+        images.decode_image(data, "photo")
+    monkeypatch.undo()
+    assert isinstance(images.decode_image(data, "photo"), np.ndarray)
+
+
+def test_memory_that_a_damaged_file_asks_for_and_the_machine_has_is_the_files_fault(
+    own_photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sum_factory.shared import images
+
+    monkeypatch.setattr(images.Opened, "_decoded", short_of_memory)
+    with pytest.raises(ImageError, match="damaged"):
+        images.decode_image((own_photos / "photo0.jpg").read_bytes(), "photo")
