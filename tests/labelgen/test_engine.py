@@ -145,7 +145,7 @@ def test_worker_that_cannot_write_ends_the_run_by_the_name_of_the_file(
     photos: Path, tmp_path: Path, label: Label, address: str, use_worker: Callable[[type], None]
 ) -> None:
     use_worker(CannotWriteUnit1)
-    with pytest.raises(StorageError, match=r"cannot write .*masks/000001\.tar: Is a directory"):
+    with pytest.raises(StorageError, match=r"cannot write .*masks/000001\.tar: there is no regular file"):
         label(photos, tmp_path / "shards", workers=1, ray_address=address)
     shards = ShardSet.open(str(tmp_path / "shards"))
     assert 1 not in shards.committed()

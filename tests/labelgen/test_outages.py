@@ -100,7 +100,7 @@ def test_run_waits_says_so_and_goes_on(
 
 
 def test_stop_ends_the_waiting(own_photos: Path, tmp_path: Path, label: Label, gone_after: Callable[..., None]) -> None:
-    stop = Stop()
+    stop = Stop(grace=600.0)
 
     def go() -> None:
         unmount(own_photos)
