@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sum_factory.labelgen import lanes as lanes_module
 from sum_factory.labelgen import run as run_module
 from sum_factory.labelgen.engine.pool import RayExecutor
 from sum_factory.labelgen.engine.serial import SerialExecutor
 from sum_factory.labelgen.engine.worker import Worker
 from sum_factory.labelgen.job import Job
 from sum_factory.labelgen.labeler import Labeler
+from sum_factory.labelgen.masks import lanes as lanes_module
 from sum_factory.labelgen.masks.lanes import BEHIND, LANE_BYTES, Lanes, take_cores
 from sum_factory.labelgen.progress import RunSummary
 from sum_factory.labelgen.run import RunSettings, make_executor

@@ -180,7 +180,7 @@ def test_single_photo_that_is_there_is_enough_to_go_on(
     (tmp_path / "kept" / Path(last.url).name).parent.mkdir()
     shutil.copyfile(moved / Path(last.url).relative_to(home / "photos"), tmp_path / "kept" / Path(last.url).name)
     relocation = Relocation.of([(str(Path(last.url).parent), str(tmp_path / "kept"))])
-    summary = add_maps(shards, source="entropy", photos_from=relocation)
+    summary = add_maps(shards, source="entropy", photos_from=relocation, missing_photos="record")
     assert len(summary.errors) == 5
 
 

@@ -247,7 +247,7 @@ def read_all(folder: Path) -> None:
                 shards.reader(layer).blobs(number, np.arange(len(rows)))
                 if layer == "masks":
                     for image in shards.images(number):
-                        shards.read_logits(number, image, range(len(image.masks)))
+                        shards.read_label_logits(number, image, range(len(image.masks)))
                 elif layer.startswith("uncertainty/"):
                     for of_image in shards.uncertainty(number, layer.partition("/")[2]):
                         shards.read_uncertainty(number, of_image, layer.partition("/")[2])

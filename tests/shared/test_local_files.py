@@ -65,7 +65,7 @@ def test_holding_a_folder_does_not_empty_what_its_lock_is_linked_to(
 ) -> None:
     (tmp_path / "set").mkdir()
     link(other / "precious", tmp_path / "set" / LOCK)
-    with Storage(str(tmp_path / "set")).held():
+    with Storage(str(tmp_path / "set")).locked():
         pass
     assert (other / "precious").read_bytes() == b"precious"
 

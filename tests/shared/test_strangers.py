@@ -22,7 +22,7 @@ from numcodecs.zstd import compress
 from sum_factory.labelgen.cli import main
 from sum_factory.shared.errors import ShardError, SumError
 from sum_factory.shared.shards.dataset import Dataset, Unit
-from sum_factory.shared.shards.encodings.tar_layer import read_samples
+from sum_factory.shared.shards.encodings.tar_layer import images_of_tar
 from sum_factory.shared.shards.encodings.zarr_reader import content_size
 from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.manifest import read_manifest, read_parquet, write_manifest
@@ -277,7 +277,7 @@ def test_tar_whose_headers_lie_comes_to_an_end(kind: bytes, size: bytes) -> None
     tar = with_header(bytearray(with_header(sound, 1024, 124, size)), 1024, 156, kind)
     until = time.monotonic() + 5
     with pytest.raises(ShardError):
-        list(read_samples(tar, kind_of("masks"), "a.tar"))
+        list(images_of_tar(tar, kind_of("masks"), "a.tar"))
     assert time.monotonic() < until
 
 

@@ -21,6 +21,8 @@ from safetensors.torch import load
 from sum_factory.shared.errors import CheckpointError
 from sum_factory.shared.sam.settings import PACKAGED, WEIGHTS_FILE
 
+LONGEST_HEADER = 100_000_000
+"""Bytes that safetensors itself allows a header."""
 HEADER = "sum_factory"
 """Key of the JSON object that says, in the header of a safetensors file, how its weights were made."""
 CONFIG = "config.json"
@@ -73,8 +75,11 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def is_safetensors(data: bytes) -> bool:
-    """Whether a file that begins with ``data`` is one of safetensors: the length of a JSON object, then this."""
-    return data[8:9] == b"{" and not data.startswith((b"PK", b"\x80"))
+    """Whether a file that begins with ``data`` is one of safetensors: the length of a JSON object, then this.
+
+    The length may begin with any byte, also with that of a pickle or a zip: only it tells them apart, being small.
+    """
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= LONGEST_HEADER
 
 
 def _read_folder(folder: Path) -> Read:

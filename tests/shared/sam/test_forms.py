@@ -20,6 +20,7 @@ from sum_factory.shared.errors import CheckpointError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture
 from sum_factory.shared.sam.checkpoint import HEADER, bytes_of, load_sam, read_weights, to_safetensors
 from sum_factory.shared.sam.forms import hub
+from sum_factory.shared.sam.forms.reading import read_content
 
 State = dict[str, Tensor]
 
@@ -594,3 +595,15 @@ def test_header_is_read_whatever_a_file_is_called(state: State, tmp_path: Path) 
     assert read_header(tmp_path / "a.bin") == {"step": 3}
     torch.save(state, tmp_path / "a.safetensors")
     assert read_header(tmp_path / "a.safetensors") == {}
+
+
+@pytest.mark.parametrize("first", [0x80, 0x50])
+def test_safetensors_are_known_whatever_byte_the_length_of_their_header_begins_with(first: int, tmp_path: Path) -> None:
+    """0x80 begins a pickle, and 0x50 a zip."""
+    path = tmp_path / "weights.pth"
+    weights = {"number": torch.ones(1)}
+    (data,) = (
+        data for length in range(256) if (data := save(weights, {"note": "x" * length}))[0] == first and length % 8 == 0
+    )
+    path.write_bytes(data)
+    assert read_content(path).content.keys() == weights.keys()
