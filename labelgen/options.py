@@ -85,6 +85,12 @@ WORK_OPTIONS = (
         help="What to do about photos that are gone with all beside them: wait for them, or record them as gone.",
     ),
     click.option(
+        "--retry-errors",
+        metavar="all|TEXT",
+        default=None,
+        help="Make units anew that lack photos because of an error: all, or those of which an error says TEXT.",
+    ),
+    click.option(
         "--max-errors",
         type=click.IntRange(min=0),
         default=None,

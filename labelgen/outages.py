@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sum_factory.labelgen.settings import WAIT_SECONDS, Missing
-from sum_factory.shared.errors import ImageError, InputError, UnreachableError
+from sum_factory.shared.errors import InputError, UnreachableError
 from sum_factory.shared.images import IMAGE_SUFFIXES
 from sum_factory.shared.photo_files import PhotoFile, is_readable
 from sum_factory.shared.places import is_local, parent_of
@@ -43,6 +43,8 @@ class Outages:
     is_stopping: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = SPEAKER.say
     _turn: threading.Lock = field(default_factory=threading.Lock)
+    _has_given_up: bool = False
+    """Whether it was waited in vain: whoever reads next does not wait again, and the run comes to its end."""
 
     def read(self, photo: PhotoFile, neighbours: Sequence[PhotoFile], read: Callable[[], bytes]) -> bytes:
         """Return what ``read`` gives of a photo. ``neighbours`` are the photos of its unit, in their order.
@@ -50,27 +52,29 @@ class Outages:
         Raises as ``read`` for what is the photo's own fault, and ``UnreachableError`` if its place stays away longer
         than is waited for.
         """
-        failures = 0
+        made = self._tried(photo, neighbours, read, 0)
+        if isinstance(made, bytes):
+            return made
+        with self._turn:
+            for failures, (pause, left) in enumerate(_pauses(0.0 if self._has_given_up else self.seconds), 1):
+                made = self._tried(photo, neighbours, read, failures)
+                if isinstance(made, bytes):
+                    return made
+                if left <= 0 or not self._wait(made, pause, left):
+                    self._has_given_up = True
+                    raise UnreachableError(_told(made, self.seconds)) from made
+        raise AssertionError("the last pause has no time left")
+
+    def _tried(
+        self, photo: PhotoFile, neighbours: Sequence[PhotoFile], read: Callable[[], bytes], failures: int
+    ) -> bytes | InputError | UnreachableError:
+        """Return what ``read`` gives, or why it gives nothing if that is not the photo's own fault."""
         try:
             return read()
-        except ImageError:
-            raise
         except (InputError, UnreachableError) as error:
             if self._is_own_fault(error, photo, neighbours, failures):
                 raise _as_own(error) from error
-        with self._turn:
-            for pause, left in _pauses(self.seconds):
-                try:
-                    return read()
-                except ImageError:
-                    raise
-                except (InputError, UnreachableError) as error:
-                    failures += 1
-                    if self._is_own_fault(error, photo, neighbours, failures):
-                        raise _as_own(error) from error
-                    if left <= 0 or not self._wait(error, pause, left):
-                        raise UnreachableError(_told(error, self.seconds)) from error
-        raise AssertionError("the last pause has no time left")
+            return error
 
     def _is_own_fault(self, error: Exception, photo: PhotoFile, neighbours: Sequence[PhotoFile], failures: int) -> bool:
         """Whether it is this photo alone that cannot be read: others beside it can, and what it lay in is there."""

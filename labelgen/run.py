@@ -126,7 +126,7 @@ class RunSettings:
     missing_photos: Missing = "wait"
     """What is done about photos that are gone together with all beside them: wait, or record that they are gone."""
     retry_errors: str | None = None
-    """Make units anew in which photos could not be labelled: "all", or those of whose errors one says this."""
+    """Make units anew that lack photos because of an error: "all", or those of whose errors one says this."""
     max_errors: int | None = None
     """Stop when more photos than this could not be labelled. By default the run goes on, however many they are."""
     log: str | None = None
@@ -185,6 +185,8 @@ class UncertaintyRunSettings:
     """Seconds to wait, in all, for a disk, folder or store that is gone while the run works. Then the run ends."""
     missing_photos: Missing = "wait"
     """What is done about photos that are gone together with all beside them: wait, or record that they are gone."""
+    retry_errors: str | None = None
+    """Make units anew that lack photos because of an error: "all", or those of whose errors one says this."""
     max_errors: int | None = None
     """Stop when more photos than this could not be labelled. By default the run goes on, however many they are."""
     log: str | None = None
@@ -232,9 +234,6 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         notes_said = [*plan.notes(), *(left_out.notes() if plan.is_whole else ())]
         for note in notes_said:
             say(note)
-        if settings.retry_errors is not None:
-            for note in take_back_failed(ShardSet.open(settings.shards), settings.retry_errors, job.layers):
-                say(note)
         summary = _work(settings, job, plan, sam.weights, before, say, stop or Stop())
         for note in (*plan.notes(), *left_out.notes()):  # a listing that went on meanwhile has more to tell at its end
             if note not in notes_said:
@@ -333,6 +332,9 @@ def _work(
     storage = Storage(settings.shards)
     _describe(storage, job)
     shards = ShardSet(storage, write_shared_files(storage))
+    if settings.retry_errors is not None:
+        for note in take_back_failed(shards, settings.retry_errors, job.layers):
+            say(note)
     done = set.intersection(*(set(shards.committed(layer)) for layer in job.layers))
     pending = PendingUnits(units, done.intersection(units.planned))
     total, before = len(units.planned), len(pending.done)
@@ -354,7 +356,7 @@ def _work(
                 stop.request(f"after {len(progress.errors)} image errors, more than --max-errors {settings.max_errors}")
         with_maps = job.uncertainty is not None
         summary = progress.summary(len(units.planned), before, stop.reason, with_maps, units.is_whole)
-        summary = replace(summary, errors_before=count_errors(shards, job.layers[0], pending.done))
+        summary = replace(summary, errors_before=count_errors(shards, job.layers, pending.done))
         log.tell("run ended", **asdict(summary))
     _describe(storage, job)  # another run's copy of dataset.json may have come without the layers
     return summary

@@ -45,12 +45,6 @@ FINISHED_WITH_IMAGE_ERRORS = 3
     is_flag=True,
     help="Stretch photos of more than 8 bits a channel from their darkest to their brightest values: for 12-bit data.",
 )
-@click.option(
-    "--retry-errors",
-    metavar="all|TEXT",
-    default=None,
-    help="Make units anew in which photos could not be labelled: all, or those of which an error says TEXT.",
-)
 @click.option("--extend", is_flag=True, help="Add photos that are new to the shard set that is there.")
 @click.option(
     "--unit-size",
@@ -150,6 +144,6 @@ def _finish(summary: RunSummary) -> None:
         before = f", {summary.errors_before} of them before" if summary.errors_before else ""
         click.echo(
             f"{len(summary.errors) + summary.errors_before} images were skipped{before}; the manifest says why "
-            "(`labelgen status`), and `labelgen run --retry-errors all` tries them again"
+            "(`labelgen status`), and the same command with --retry-errors all tries them again"
         )
         click.get_current_context().exit(FINISHED_WITH_IMAGE_ERRORS)

@@ -267,7 +267,7 @@ class _Pool:
         self.scheduler.retire(worker)
         self._dismiss(worker)
 
-    def _progress(self) -> Iterator[ImageDone]:
+    def _progress(self) -> Iterator[ImageDone | Notice]:
         """Yield the progress of units that are being worked on, as far as the driver knows of it."""
         import ray
         from ray.exceptions import RayError
@@ -283,7 +283,7 @@ class _Pool:
             except RayError:  # the board is started anew; reports alone tell what is done
                 return
 
-    def _rest_of_progress(self) -> Iterator[ImageDone]:
+    def _rest_of_progress(self) -> Iterator[ImageDone | Notice]:
         """Yield what the board still holds when all is done: no photo that failed may be missing from the log."""
         import ray
         from ray.exceptions import RayError

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Assignment
-from sum_factory.labelgen.job import ImageDone, Job, UnitReport
+from sum_factory.labelgen.job import ImageDone, Job, Notice, UnitReport
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.shards.dataset import Unit
 
@@ -44,13 +44,13 @@ class Board:
     """Collects the progress of all workers for the driver, which takes it once in a while."""
 
     def __init__(self) -> None:
-        self.events: list[ImageDone] = []
+        self.events: list[ImageDone | Notice] = []
 
-    def put(self, events: Sequence[ImageDone]) -> None:
+    def put(self, events: Sequence[ImageDone | Notice]) -> None:
         """Add what a worker tells."""
         self.events += events
 
-    def take(self) -> list[ImageDone]:
+    def take(self) -> list[ImageDone | Notice]:
         """Return what was added since the last time."""
         events, self.events = self.events, []
         return events
@@ -79,7 +79,13 @@ class Worker:
         from sum_factory.labelgen.labeler import Labeler
 
         tune_malloc()
-        return Labeler(self.job, max(1, int(self.cpus)))
+        labeler = Labeler(self.job, max(1, int(self.cpus)))
+        labeler.outages.say = self._say
+        return labeler
+
+    def _say(self, text: str) -> None:
+        """Have the driver say it: what a worker prints is in a file of its node."""
+        self.board.put.remote([Notice(f"{socket.gethostname()}: {text}")])
 
     def work(self, assignment: Assignment, moved: Unit | None) -> Answer:
         """Label a unit, or try some of its images. ``moved`` is its plan if that is not the one in the shard set.

@@ -1,4 +1,4 @@
-"""Take back the units of which photos could not be labelled, so that a run makes them anew."""
+"""Take back the units that lack photos because of an error, so that a run makes them anew."""
 
 from __future__ import annotations
 
@@ -20,41 +20,59 @@ ALL = "all"
 
 
 def take_back_failed(shards: ShardSet, kind: str, made: Sequence[str]) -> list[str]:
-    """Take back the units with errors of masks that say ``kind``, whatever their case, or any error if it is "all".
+    """Take back what a run that makes the layers ``made`` can make anew: units with errors that say ``kind``, whatever
+    their case, or any error if it is "all".
 
-    All layers of such a unit go: masks that are made anew may be others. Files are moved aside as ``repair`` does, a
-    manifest before its data and masks last. Returns what people should know: how many there were, and which layers a
-    run that makes the layers ``made`` does not make again. Raises ``ShardError`` for a manifest that is damaged.
+    With its masks all layers of a unit go: masks that are made anew may be others. Files are moved aside as ``repair``
+    does, a manifest before its data and masks last. Returns what people should know: how many units there were, and
+    which layers the run does not make again. Raises ``ShardError`` for a manifest that is damaged.
     """
-    numbers = [
-        number
+    found = [
+        (layer, number)
         for number in track(shards.committed(MASKS), "looking for errors", "unit")
-        if any(_says(error, kind) for error in errors_of(shards, number))
+        for layer in _to_be_made_anew(shards, kind, number, made)
     ]
-    if not numbers:
+    if not found:
         return [f"no unit has an error that says {kind!r}" if kind != ALL else "no unit has an error"]
-    layers = [*(layer for layer in shards.dataset.layers if layer != MASKS), MASKS]
-    there = [(layer, number) for number in numbers for layer in layers if _is_there(shards, layer, number)]
-    broken = tuple(Broken(layer, number, (), files_of(shards, layer, number)) for layer, number in there)
-    folder = take_back(shards.storage, broken)
-    notes = [f"{len(numbers)} units with errors are made anew; what was there is in {shards.storage.path(folder)}"]
-    others = sorted({layer for layer, _ in there} - {*made})
+    folder = take_back(shards.storage, tuple(Broken(*one, (), files_of(shards, *one)) for one in found))
+    count = len({number for _, number in found})
+    notes = [f"{count} units with errors are made anew; what was there is in {shards.storage.path(folder)}"]
+    others = sorted({layer for layer, _ in found} - {*made})
     if others:
         notes.append(f"this run does not make {', '.join(others)} again: give the command that made it")
     return notes
 
 
-def errors_of(shards: ShardSet, number: int) -> list[str]:
-    """Return why photos of a unit have no masks, one text a photo."""
-    table, record = shards.manifest(number, MASKS, ("image_index", "error"))
-    return [] if record.errors == 0 else pc.drop_null(table["error"]).to_pylist()
+def _to_be_made_anew(shards: ShardSet, kind: str, number: int, made: Sequence[str]) -> list[str]:
+    """Return the layers of a unit that are to be taken back, in this order."""
+    of_masks = _errors_of(shards, MASKS, number)
+    if MASKS in made and any(_says(error, kind) for error in of_masks):
+        layers = [*(layer for layer in shards.dataset.layers if layer != MASKS), MASKS]
+        return [layer for layer in layers if _is_there(shards, layer, number)]
+    return [
+        layer
+        for layer in made
+        if layer != MASKS and _is_there(shards, layer, number)
+        # what lacks masks is in no layer, and for the same reason
+        if any(_says(error, kind) for error in _errors_of(shards, layer, number) - of_masks)
+    ]
 
 
-def count_errors(shards: ShardSet, layer: str, numbers: Collection[int]) -> int:
-    """Return of how many images the units ``numbers`` of a layer hold an error, from the ends of their manifests."""
+def _errors_of(shards: ShardSet, layer: str, number: int) -> set[str]:
+    """Return why a layer lacks images of a unit."""
+    table, record = shards.manifest(number, layer, ("image_index", "error"))
+    return set() if record.errors == 0 else {*pc.drop_null(table["error"]).to_pylist()}
+
+
+def count_errors(shards: ShardSet, layers: Sequence[str], numbers: Collection[int]) -> int:
+    """Return of how many images the units ``numbers`` lack something in one of the ``layers``, from what manifests say
+    of their unit as a whole."""
+
+    def errors(number: int) -> int:
+        return max(shards.manifest(number, layer, WHICH)[1].errors for layer in layers)
+
     with GeneratorPool(READERS) as pool:
-        counts = pool.map(lambda number: shards.manifest(number, layer, WHICH)[1].errors, sorted(numbers))
-        return sum(track(counts, "reading manifests", "unit", len(numbers)))
+        return sum(track(pool.map(errors, sorted(numbers)), "reading manifests", "unit", len(numbers)))
 
 
 def _says(error: str, kind: str) -> bool:

@@ -83,15 +83,14 @@ def require_old_places(shards: ShardSet) -> None:
 def require_originals(shards: ShardSet, images: Iterable[tuple[PhotoFile, str | None]]) -> None:
     """Raise ``InputError`` if the photo of not a single one of these images, each with its digest, can be found.
 
-    One that is found ends the search, and so does one that is another now: that is for whoever reads it to tell.
+    One that is found ends the search. One that is another photo now is not found: all of them are, in a folder of other
+    photos of the same names.
     """
-    missing: list[InputError] = []
+    missing: list[InputError | ImageError] = []
     for image, expected_sha256 in images:
         try:
             read_original(shards, image, expected_sha256)
-        except ImageError:
-            return
-        except InputError as error:
+        except (ImageError, InputError) as error:
             missing.append(error)
         else:
             return

@@ -17,7 +17,7 @@ from sum_factory.labelgen.engine import pool, scheduler
 from sum_factory.labelgen.engine.scheduler import Assignment
 from sum_factory.labelgen.engine.worker import Answer, Worker
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.shared.errors import StorageError, WorkerError
+from sum_factory.shared.errors import StorageError, UnreachableError, WorkerError
 from sum_factory.shared.shards.dataset import Unit
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.verify import verify
@@ -67,6 +67,16 @@ class CannotWriteUnit1(Worker):
     def work(self, assignment: Assignment, moved: Unit | None) -> Answer:
         if assignment.unit == 1:
             (Path(self.job.shards) / "masks/000001.tar").mkdir(parents=True)
+        return super().work(assignment, moved)
+
+
+class LosesPhotos(Worker):
+    """A worker whose disk of photos goes before unit 1."""
+
+    def work(self, assignment: Assignment, moved: Unit | None) -> Answer:
+        if assignment.unit == 1:
+            photos = Path(self.labeler.shards.unit(0).images[0].url).parent
+            photos.rename(photos.with_name("away"))
         return super().work(assignment, moved)
 
 
@@ -150,6 +160,19 @@ def test_worker_that_cannot_write_ends_the_run_by_the_name_of_the_file(
     shards = ShardSet.open(str(tmp_path / "shards"))
     assert 1 not in shards.committed()
     assert all(check.problems == () for check in verify(shards) if check.record is not None)
+
+
+def test_photos_that_a_worker_waits_for_are_told_of_and_no_error_is_recorded(
+    own_photos: Path, tmp_path: Path, label: Label, address: str, use_worker: Callable[[type], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    use_worker(LosesPhotos)
+    with pytest.raises(UnreachableError, match="give the same command again"):
+        label(own_photos, tmp_path / "shards", workers=1, ray_address=address, wait_for_photos=3.0)
+    assert "neither can what is beside it: waiting 1 s, 3 s at most" in capsys.readouterr().err
+    shards = ShardSet.open(str(tmp_path / "shards"))
+    assert 1 not in shards.committed()
+    assert all(shards.manifest(number)[1].errors == 0 for number in shards.committed())
 
 
 def test_ray_makes_maps_later_that_a_serial_run_makes_in_one_pass(

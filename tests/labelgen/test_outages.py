@@ -183,6 +183,17 @@ def test_store_without_the_photo_but_with_its_neighbours_lacks_that_photo(bucket
         Outages(0).read(gone[1], gone, lambda: read_bytes(gone[1]))
 
 
+def test_what_was_waited_for_in_vain_is_not_waited_for_again(tmp_path: Path) -> None:
+    """Photos are read ahead by several threads, and each would wait for as long once more."""
+    photos = [PhotoFile(name, str(tmp_path / "gone" / f"{name}.png")) for name in "ab"]
+    said: list[str] = []
+    outages = Outages(0.1, say=said.append)
+    for photo in photos:
+        with pytest.raises(UnreachableError, match="give the same command again"):
+            outages.read(photo, photos, lambda: read_bytes(photos[0]))
+    assert len(said) == 1
+
+
 def test_damaged_photo_is_never_waited_for(tmp_path: Path) -> None:
     photo = PhotoFile("a", str(tmp_path / "a.png"))
 
@@ -362,3 +373,33 @@ def test_memory_that_a_damaged_file_asks_for_and_the_machine_has_is_the_files_fa
     monkeypatch.setattr(images.Opened, "_decoded", short_of_memory)
     with pytest.raises(ImageError, match="damaged"):
         images.decode_image((own_photos / "photo0.jpg").read_bytes(), "photo")
+
+
+def test_maps_that_lack_a_photo_are_tried_again(
+    own_photos: Path, tmp_path: Path, label: Label, add_maps: Label, refiner: str
+) -> None:
+    """Masks and their error rows stay as they are."""
+    shards, photo = tmp_path / "shards", own_photos / "photo2.jpg"
+    (own_photos / "photo4.png").write_bytes(b"no photo")
+    label(own_photos, shards)
+    photo.rename(tmp_path / "photo2.jpg")
+    first = add_maps(shards, refiner)
+    assert (len(first.errors), (first.unknown or 0) > 0) == (2, True)
+    assert add_maps(shards, refiner).errors_before == 2
+    (tmp_path / "photo2.jpg").rename(photo)
+    masks = {path: path.read_bytes() for path in shards.glob("m*/**/*") if path.is_file() and "masks" in str(path)}
+    again = add_maps(shards, refiner, retry_errors="all")
+    assert (again.units_done, again.unknown, len(again.errors) + again.errors_before) == (1, 0, 1)
+    assert {path: path.read_bytes() for path in masks} == masks
+    assert add_maps(shards, refiner, retry_errors="all").units_done == 0
+
+
+def test_folder_of_other_photos_with_the_same_names_is_refused_for_maps(
+    own_photos: Path, tmp_path: Path, label: Label, add_maps: Label, refiner: str
+) -> None:
+    label(own_photos, tmp_path / "shards")
+    for path in own_photos.rglob("*.*"):
+        path.write_bytes(path.read_bytes() + b"other")
+    with pytest.raises(InputError, match=r"none of the \d+ photos that were looked for.*changed since it was labelled"):
+        add_maps(tmp_path / "shards", refiner)
+    assert not (tmp_path / "shards" / "manifest" / "uncertainty").exists()
