@@ -52,7 +52,11 @@ class Foreground:
     def mask_of(self, file: MaskFile, path: Path, is_lossy: bool = False) -> Masks:
         """Return the foreground of a file, bool (H, W). Raises ``ImageError`` if the rule cannot be meant for it."""
         if self.kind == "alpha":
-            return np.ones(file.values.shape, bool) if file.alpha is None else file.alpha >= OPAQUE
+            if file.alpha is not None:
+                return file.alpha >= OPAQUE
+            if self.is_guess and file.values.min() != file.values.max():
+                raise ImageError(f"{path}: is opaque, but the masks of its set were taken for {self.words}; {HINT}")
+            return np.ones(file.values.shape, bool)
         values = file.shades().values
         match self.kind:
             case "least":

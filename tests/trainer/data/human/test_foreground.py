@@ -276,3 +276,17 @@ def test_file_that_the_sample_missed_and_that_is_otherwise_is_named_when_read(
     grey(0, file_has)(objects()[0]).save(path)
     with pytest.raises(ImageError, match=rf"{path.name}: holds .*taken for {set_has}"):
         _ = pairs.load(other).masks
+
+
+def test_opaque_file_that_the_sample_missed_in_a_set_of_transparent_ones_is_named_when_read(tmp_path: Path) -> None:
+    def cut_out(mask: Mask) -> Image.Image:
+        return Image.fromarray(np.dstack([*[np.full(mask.shape, 9, np.uint8)] * 3, mask.astype(np.uint8) * 255]))
+
+    write(tmp_path, cut_out, masks=objects() * 17)
+    pairs = opened(tmp_path)
+    seen = {histogram.path.name for histogram in pairs._sample}
+    other = next(index for index, key in enumerate(pairs.keys) if f"{key}.png" not in seen)
+    path = pairs.opened.files[other].pair.masks[0]
+    grey(0, 255)(objects()[0]).save(path)
+    with pytest.raises(ImageError, match=rf"{path.name}: is opaque, but the masks of its set were taken for"):
+        _ = pairs.load(other).masks
