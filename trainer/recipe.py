@@ -65,7 +65,7 @@ class Recipe:
     """Which weights are trained: all of them (full), or those of the prompt encoder and the mask decoder (decoder),
     which takes less time and memory."""
     sam: str = PACKAGED
-    """The weights that fine-tuning starts from: a .pth or .safetensors file, or the name of those that ship here."""
+    """The weights that fine-tuning starts from: a file, a folder, an id on the Hugging Face hub, or vit_micro."""
     uncertainty: str | None = None
     """Name of the uncertainty layer, as in ``uncertainty/NAME``; by default that of the method: refinement or
     confidence."""

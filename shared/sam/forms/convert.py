@@ -58,7 +58,7 @@ def to_official(read: Read, where: str) -> Official:
     state = {name: _in_fp32(name, value, where) for name, value in state.items()}
     table = state.pop(STATE_KEY, None)
     notes = () if note is None else (note,)
-    return Official(state, table, _trained(read.header, table), notes)
+    return Official(state, table, _trained(read.header, table, where), notes)
 
 
 def _without_pixels(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ def _without_pixels(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor
 
 def _in_fp32(name: str, value: Tensor, where: str) -> Tensor:
     """Return a tensor in fp32. Raises ``CheckpointError`` if it is not made of plain, finite numbers."""
-    if not value.is_floating_point() or value.layout is not torch.strided:
+    if not value.is_floating_point() or value.layout is not torch.strided or value.is_meta:
         raise CheckpointError(
             f"{where}: {name} is of {value.dtype}, expected floating-point numbers; give weights that are not quantised"
         )
@@ -88,10 +88,13 @@ def _in_fp32(name: str, value: Tensor, where: str) -> Tensor:
     return number
 
 
-def _trained(header: Mapping[str, Any], table: Tensor | None) -> tuple[str, ...]:
+def _trained(header: Mapping[str, Any], table: Tensor | None, where: str) -> tuple[str, ...]:
     """Return the tasks with a vector of their own: as the header says or, without one, those that are not zero."""
     if table is None:
         return ()
     if "trained_tasks" in header:
-        return tuple(header["trained_tasks"])
+        told = header["trained_tasks"]
+        if not isinstance(told, list) or any(task not in TASKS for task in told):
+            raise CheckpointError(f"{where}: says it was trained for {told!r}; the tasks are {', '.join(TASKS)}")
+        return tuple(told)
     return tuple(task for task, vector in zip(TASKS, table, strict=False) if task == TASKS[0] or vector.any())

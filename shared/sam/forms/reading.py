@@ -108,7 +108,8 @@ def _read_parts(folder: Path, index: Path, config: Mapping[str, Any]) -> Read:
             raise CheckpointError(f"{index}: names {name!r}, which is no file of its own folder; download it again")
         read = _read_file(folder / name)
         digests.append(read.sha256)
-        content |= {key: value for key, value in read.content.items() if parts.get(key) == name}
+        found = read.content if isinstance(read.content, dict) else {}
+        content |= {key: value for key, value in found.items() if parts.get(key) == name}
     missing = [key for key in parts if key not in content]
     if missing:
         raise CheckpointError(f"{index}: {missing[0]} is not in {parts[missing[0]]}; download both again")
@@ -149,7 +150,9 @@ def _unpickle(data: bytes) -> Any:
 def _header_in(data: bytes) -> dict[str, Any]:
     """Return the same as ``read_header`` of the first bytes of a file."""
     length = int.from_bytes(data[:8], "little")
-    told: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(HEADER, "{}"))
+    told = json.loads(json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(HEADER, "{}"))
+    if not isinstance(told, dict):
+        raise ValueError(f"expected a JSON object as {HEADER}, found {told!r}")
     return told
 
 

@@ -403,6 +403,16 @@ def test_incomplete_task_prompt_is_refused(state: State, tmp_path: Path) -> None
         read_weights(str(tmp_path / "a.pth"))
 
 
+def test_header_of_nonsense_is_refused(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(to_safetensors({**state, "task_prompt.weight": torch.ones(4, 32)}, {"trained_tasks": ["cats"]}))
+    with pytest.raises(CheckpointError, match=r"trained for \['cats'\]; the tasks are unspecified, salient"):
+        read_weights(str(path))
+    path.write_bytes(save(state, {HEADER: "[1]"}))
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: damaged.*expected a JSON object as sum_factory"):
+        read_weights(str(path))
+
+
 def test_refiner_is_told_from_a_sam(state: State, tmp_path: Path) -> None:
     halves = {name: value for name, value in state.items() if not name.startswith("image_encoder.")}
     (tmp_path / "refiner.safetensors").write_bytes(to_safetensors(halves, {"kind": "refiner", "sam": {}}))
