@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from itertools import compress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from sum_factory.labelgen.job import Event, ImageDone, Job, MapsWork, UnitReport
-from sum_factory.labelgen.kept import KEPT, CommittedImage, Encoded, KeptBlobs, KeptWriter, encode
+from sum_factory.labelgen.beside_masks import Keeping, Makes, MakingMaps, add_maps_of, all_of, commit_maps
+from sum_factory.labelgen.job import Event, ImageDone, Job, UnitReport
+from sum_factory.labelgen.kept import Encoded, KeptWriter, encode
 from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.masks.lanes import take_cores
 from sum_factory.labelgen.outages import Outages
 from sum_factory.labelgen.read_ahead import LoadedPhoto, Seen, read_ahead
 from sum_factory.labelgen.threads import GeneratorPool
-from sum_factory.labelgen.uncertainty import UNKNOWN, MaskToRefine, UncertaintyMaker, UncertaintyMap
+from sum_factory.labelgen.uncertainty import MaskToRefine, UncertaintyMaker, UncertaintyMap
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.images import digest
 from sum_factory.shared.photo_files import PhotoFile, read_listed
-from sum_factory.shared.placement import CropBox
 from sum_factory.shared.sam.checkpoint import SamWeights, load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Embedder, place
-from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, Layer, Unit
-from sum_factory.shared.shards.manifest import UnitRecord, crop_of, manifest_path
-from sum_factory.shared.shards.originals import is_stretched, original_of, read_original
+from sum_factory.shared.shards.dataset import Layer, Unit
+from sum_factory.shared.shards.manifest import manifest_path
+from sum_factory.shared.shards.originals import is_stretched
 from sum_factory.shared.shards.reader import WHICH
-from sum_factory.shared.shards.sam_outputs import (
-    are_logits_known,
-    kept_crops,
-    read_embedding,
-    read_full_logits,
-)
-from sum_factory.shared.shards.shard_set import MASKS, ImageRows, ShardSet
+from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 
 DIM_NOTE = (
@@ -118,7 +109,7 @@ class Labeler:
         for makes in self._lacking(unit, refused):
             deque(makes.make(), maxlen=0)
 
-    def _lacking(self, unit: Unit, refused: Mapping[str, str]) -> Iterator[_Makes]:
+    def _lacking(self, unit: Unit, refused: Mapping[str, str]) -> Iterator[Makes]:
         """Yield what makes the layers that a unit lacks, in the order in which they are to be committed.
 
         Masks are made with all that belongs to them in one pass. Yields nothing if the unit is complete: another run,
@@ -130,9 +121,9 @@ class Labeler:
             return
         kept = [layer for layer in self.job.kept if not self._has(unit, layer.name)]
         if kept:
-            yield _Keeping(self, unit, refused, kept)
+            yield Keeping(self, unit, refused, kept)
         if uncertainty is not None and not self._has_own_maps(unit, uncertainty.layer):
-            yield _MakingMaps(self, unit, refused, uncertainty)
+            yield MakingMaps(self, unit, refused, uncertainty)
 
     def _has(self, unit: Unit, layer: str) -> bool:
         """Whether a unit is committed in a layer."""
@@ -157,16 +148,6 @@ class Labeler:
     def masks_of(self, rows: Sequence[Mapping[str, Any]], blobs: Sequence[bytes]) -> list[MaskToRefine]:
         """Return the masks of an image, given their rows of the manifest, as the maker of maps takes them."""
         return [MaskToRefine.from_row(row, blob, self.side) for row, blob in zip(rows, blobs, strict=True)]
-
-
-class _Makes(Protocol):
-    """Makes layers of a unit, image by image; nothing of it is to be seen until it commits them."""
-
-    def make(self) -> Iterator[ImageDone]:
-        """Make them, and yield the progress of each image."""
-
-    def commit(self) -> UnitReport:
-        """Write the data, then the manifests, once all is made."""
 
 
 class _UnitLabelling:
@@ -195,7 +176,7 @@ class _UnitLabelling:
             self.masks.add_image(index, generated.size, made.encoded.labels, made.columns, _meta(generated))
             self.kept.add(index, generated.size, made.encoded.kept)
             if self.maps is not None:
-                _add_maps_of(self.maps, index, generated.size, made.maps)
+                add_maps_of(self.maps, index, generated.size, made.maps)
             yield ImageDone(len(generated))
 
     def commit(self) -> UnitReport:
@@ -205,12 +186,12 @@ class _UnitLabelling:
         if ours:
             self.kept.commit(labeler.shards.storage, record.data_sha256)
         elif labeler.job.kept:
-            _all_of(_Keeping(labeler, self.unit, self.refused, labeler.job.kept))
+            all_of(Keeping(labeler, self.unit, self.refused, labeler.job.kept))
         if self.maps is None or work is None:
             return UnitReport(self.unit.number, record.images, record.masks, tuple(self.masks.errors))
         if ours:
-            return _commit_maps(labeler, self.maps, record)
-        return _all_of(_MakingMaps(labeler, self.unit, self.refused, work))
+            return commit_maps(labeler, self.maps, record)
+        return all_of(MakingMaps(labeler, self.unit, self.refused, work))
 
     def _read(self, photo: PhotoFile) -> bytes:
         """Read a photo, once: the manifest tells of which bytes its masks are."""
@@ -249,165 +230,6 @@ class _UnitLabelling:
             yield from labeler.lanes.in_order(begin, photos, finish)
 
 
-class _OfCommitted:
-    """What layers that are made beside committed masks have in common: the photos of these very masks."""
-
-    def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str]) -> None:
-        self.labeler, self.unit, self.refused = labeler, unit, refused
-        self.labelled = labeler.shards.images(unit.number)
-        self.digests = {image.key: image.digest for image in self.labelled}
-        self.errors = {image.key: image.error for image in self.labelled}
-
-    def read(self, photo: PhotoFile) -> bytes:
-        """Read a photo, held to the digest of what was labelled; one that could not be read then is not read now."""
-        if self.digests[photo.key] is None:
-            raise ImageError(str(self.errors[photo.key]))
-        shards, images = self.labeler.shards, self.unit.images
-        read = partial(read_original, shards, photo, self.digests[photo.key])
-        neighbours = [original_of(shards, image) for image in images]
-        return self.labeler.outages.read(original_of(shards, photo), neighbours, read)
-
-    def photos(self, images: Iterable[PhotoFile]) -> Iterator[Callable[[], LoadedPhoto]]:
-        """Yield what gives each photo."""
-        return read_ahead(images, self.labeler.side, self.read, self.refused, self.labeler.seen)
-
-
-class _Keeping(_OfCommitted):
-    """Makes layers to be kept beside committed masks."""
-
-    def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str], layers: Sequence[Layer]) -> None:
-        super().__init__(labeler, unit, refused)
-        self.kept = KeptWriter(labeler.shards.dataset, layers, unit, self.digests)
-        self.failed: list[str] = []
-
-    def make(self) -> Iterator[ImageDone]:
-        """Make them image by image."""
-
-        def keep(
-            item: tuple[ImageRows, Callable[[], LoadedPhoto]],
-        ) -> tuple[tuple[int, int], dict[str, KeptBlobs]] | str:
-            image, load = item
-            try:
-                photo = load()
-            except (ImageError, InputError) as error:
-                return str(error)
-            size = (photo.pixels.shape[0], photo.pixels.shape[1])
-            return size, self._keep_again(image, photo)
-
-        images = zip(self.labelled, self.photos(self.unit.images), strict=True)
-        for index, made in enumerate(self.labeler.lanes.in_order(keep, images)):
-            if isinstance(made, str):
-                self.kept.add_failure(index, made, self.labelled[index])
-                self.failed.append(made)
-                yield ImageDone(len(self.labelled[index].masks), made)
-            else:
-                self.kept.add(index, *made)
-                yield ImageDone(len(self.labelled[index].masks))
-
-    def commit(self) -> UnitReport:
-        """Commit each layer."""
-        _, record = self.labeler.shards.manifest(self.unit.number)
-        self.kept.commit(self.labeler.shards.storage, record.data_sha256)
-        masks = sum(len(image.masks) for image in self.labelled)
-        return UnitReport(self.unit.number, len(self.labelled), masks, tuple(self.failed))
-
-    def _keep_again(self, image: ImageRows, photo: LoadedPhoto) -> dict[str, KeptBlobs]:
-        """Return what the layers get of a committed image, from its photo."""
-        labeler = self.labeler
-        committed = CommittedImage(
-            rows=image,
-            resized=photo.resized,
-            label_blobs=partial(labeler.shards.label_blobs, self.unit.number, image),
-            generate=lambda: labeler.generator.label(*photo),
-            embed=partial(labeler.embedder.embed_crop, photo.pixels, resized=photo.resized),
-        )
-        return {layer: KEPT[layer].again(committed) for layer in self.kept.writers}
-
-
-class _MakingMaps(_OfCommitted):
-    """Makes the maps of masks that are committed, from their photos as far as kept layers do not do."""
-
-    def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str], work: MapsWork) -> None:
-        super().__init__(labeler, unit, refused)
-        self.work = work
-        self.maps = UnitWriter(labeler.shards.dataset, work.layer, unit, self.digests)
-
-    def make(self) -> Iterator[ImageDone]:
-        """Make them image by image."""
-        needing = {image.index for image in self.labelled if self._needs_photo(image)}
-        photos = self.photos(self.unit.images[index] for index in sorted(needing))
-
-        def make(
-            item: tuple[ImageRows, Callable[[], LoadedPhoto] | None],
-        ) -> tuple[Sequence[UncertaintyMap], str | None]:
-            return self._maps_of(*item)
-
-        works = ((image, next(photos) if image.index in needing else None) for image in self.labelled)
-        for image, (made, error) in zip(self.labelled, self.labeler.lanes.in_order(make, works), strict=True):
-            if image.error is not None:
-                self.maps.add_failure(image.index, image.error)
-            else:
-                _add_maps_of(self.maps, image.index, (image.height, image.width), made, error)
-            yield ImageDone(len(image.masks), image.error or error)
-
-    def commit(self) -> UnitReport:
-        """Commit the maps, as those of the masks that are there."""
-        return _commit_maps(self.labeler, self.maps, self.labeler.shards.manifest(self.unit.number)[1])
-
-    def _needs_photo(self, image: ImageRows) -> bool:
-        """Whether the maps of a committed image cannot be made from kept layers alone."""
-        shards, number, work = self.labeler.shards, self.unit.number, self.work
-        masks: Iterable[Mapping[str, Any]] = image.masks
-        if work.refiner is None and LOGITS in work.use_kept:
-            masks = compress(masks, ~are_logits_known(shards, number, image))
-        crops = set(map(crop_of, masks))
-        if EMBEDDINGS in work.use_kept:
-            crops -= kept_crops(shards, number, image.index).keys()
-        return len(crops) > 0
-
-    def _maps_of(
-        self, image: ImageRows, load: Callable[[], LoadedPhoto] | None
-    ) -> tuple[list[UncertaintyMap], str | None]:
-        """Make the maps of a committed image, of the photo that ``load`` gives if that is needed.
-
-        Where it is and cannot be read, or the image is refused, they are unknown: also return why.
-        """
-        if not image.masks:
-            return [], None
-        if image.key in self.refused:
-            return [UNKNOWN] * len(image.masks), self.refused[image.key]
-        labeler, number = self.labeler, self.unit.number
-        masks = labeler.masks_of(image.masks, labeler.shards.label_blobs(number, image))
-        if LOGITS in self.work.use_kept:
-            pairs = zip(masks, read_full_logits(labeler.shards, number, image), strict=True)
-            masks = [replace(mask, logits=logits) for mask, logits in pairs]
-        photo, error = None, None
-        try:
-            photo = None if load is None else load()
-        except (ImageError, InputError) as caught:
-            error = str(caught)
-
-        def embed(crop_box: CropBox) -> Tensor | None:
-            if EMBEDDINGS in self.work.use_kept:
-                embedding = read_embedding(labeler.shards, number, image.index, crop_box)
-                if embedding is not None:
-                    return torch.from_numpy(embedding)[None].to(labeler.embedder.sam.device)
-            return None if photo is None else labeler.embedder.embed_crop(photo.pixels, crop_box, photo.resized)
-
-        return labeler.maker.make(masks, embed), error
-
-
-def _all_of(makes: _Makes) -> UnitReport:
-    """Make layers and commit them."""
-    deque(makes.make(), maxlen=0)
-    return makes.commit()
-
-
-def _commit_maps(labeler: Labeler, maps: UnitWriter, masks: UnitRecord) -> UnitReport:
-    record, _ = maps.commit(labeler.shards.storage, masks.data_sha256)
-    return UnitReport(record.unit, record.images, record.masks, tuple(maps.errors), record.unknown)
-
-
 def _columns(generated: GeneratedMasks) -> dict[str, list[Any]]:
     """Return the columns of the manifest that are the masks layer's own."""
     crops = np.array([frame.crop_box for frame in generated.frames], np.int64).reshape(-1, 4)
@@ -429,13 +251,3 @@ def _meta(generated: GeneratedMasks) -> dict[str, Any]:
     height, width = generated.size
     boxes = [frame.crop_box for frame in generated.frames]
     return {} if all(box == (0, 0, width, height) for box in boxes) else {"crop_box": boxes}
-
-
-def _add_maps_of(
-    maps: UnitWriter, index: int, size: tuple[int, int], made: Sequence[UncertaintyMap], error: str | None = None
-) -> None:
-    """Add the maps of one image; ``error`` says why they are unknown."""
-    mean_u, u_valid = [one.mean_u for one in made], [one.is_known for one in made]
-    columns: dict[str, Sequence[Any]] = {"mean_u": mean_u, "u_valid": u_valid}
-    blobs = [one.blob for one in made]
-    maps.add_image(index, size, blobs, columns, {}, error)

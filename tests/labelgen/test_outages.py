@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from sum_factory.labelgen import labeler
+from sum_factory.labelgen import beside_masks, labeler
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.outages import Outages
@@ -251,7 +251,7 @@ def test_maps_are_not_written_off_when_the_photos_go(
     own_photos: Path, tmp_path: Path, label: Label, add_maps: Label, refiner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     label(own_photos, tmp_path / "shards")
-    read, lock = labeler.read_original, threading.Lock()
+    read, lock = beside_masks.read_original, threading.Lock()
     calls = []
 
     def read_until_gone(*arguments: Any) -> bytes:
@@ -261,7 +261,7 @@ def test_maps_are_not_written_off_when_the_photos_go(
                 unmount(own_photos)
         return read(*arguments)
 
-    monkeypatch.setattr(labeler, "read_original", read_until_gone)
+    monkeypatch.setattr(beside_masks, "read_original", read_until_gone)
     with pytest.raises(UnreachableError, match="--photos-from"):
         add_maps(tmp_path / "shards", refiner, **NO_WAIT)
     mount(own_photos)
