@@ -50,12 +50,12 @@ def to_official(read: Read, where: str) -> Official:
     if found is None:
         raise CheckpointError(f"{where}: {why_incomplete(names)}")
     state, note = hq_sam.sam_part(found)
+    state = {name: _in_fp32(name, value, where) for name, value in state.items()}
     if hugging_face.has_names(state):
         state = hugging_face.rename(state, where)
     state = sum_public.join_task_prompt(_without_pixels(state, where), where)
     if not any(name.startswith("image_encoder.") for name in state):
         raise CheckpointError(f"{where}: {why_incomplete(names)}")
-    state = {name: _in_fp32(name, value, where) for name, value in state.items()}
     table = state.pop(STATE_KEY, None)
     notes = () if note is None else (note,)
     return Official(state, table, _trained(read.header, table, where), notes)
@@ -64,7 +64,8 @@ def to_official(read: Read, where: str) -> Official:
 def _without_pixels(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Leave the constants out that pictures are scaled with. Raises ``CheckpointError`` if they are not SAM's."""
     for name, expected in PIXELS.items():
-        if name in state and not torch.allclose(state[name].flatten().double(), torch.tensor(expected).double()):
+        told = state[name].flatten().double() if name in state else torch.tensor(expected).double()
+        if told.shape != (len(expected),) or not torch.allclose(told, torch.tensor(expected).double()):
             raise CheckpointError(
                 f"{where}: {name} is {[round(value, 3) for value in state[name].flatten().tolist()]}, in SAM "
                 f"{list(expected)}; photos that are scaled in another way are not known here"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sum_factory.shared.errors import CheckpointError
@@ -54,11 +55,17 @@ def find_model(tensors: Mapping[Path, Tensor], where: str) -> dict[str, Tensor] 
         )
     prefix = names[anchors[0]].removesuffix(ANCHOR)
     around = _around(anchors[0], prefix)
-    return {
-        name.removeprefix(prefix): tensors[path]
-        for path, name in names.items()
-        if name.startswith(prefix) or path[: len(around)] == around
-    }
+    model: dict[str, Tensor] = {}
+    for path, name in names.items():
+        if name.startswith(prefix) or path[: len(around)] == around:
+            own = name.removeprefix(prefix)
+            if own in model and not torch.equal(model[own], tensors[path]):
+                raise CheckpointError(
+                    f"{where}: holds two different tensors that stand for {own}, the second is {'.'.join(path)}; save "
+                    "the model that you mean into a file of its own"
+                )
+            model[own] = tensors[path]
+    return model
 
 
 def _around(anchor: Path, prefix: str) -> Path:

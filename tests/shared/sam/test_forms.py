@@ -617,3 +617,19 @@ def test_safetensors_are_known_whatever_byte_the_length_of_their_header_begins_w
     )
     path.write_bytes(data)
     assert read_content(path).content.keys() == weights.keys()
+
+
+def test_two_tensors_for_one_name_are_refused(state: State, tmp_path: Path) -> None:
+    name = "mask_decoder.iou_token.weight"
+    torch.save({**state, f"module.{name}": state[name] + 1}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"two different tensors that stand for mask_decoder\.iou_token\.weight"):
+        read_weights(str(tmp_path / "a.pth"))
+    torch.save({**state, f"module.{name}": state[name].clone()}, tmp_path / "b.pth")
+    expected = read_weights(str(FORMS["safetensors"](state, tmp_path))).sha256
+    assert read_weights(str(tmp_path / "b.pth")).sha256 == expected
+
+
+def test_constants_of_another_shape_are_refused(state: State, tmp_path: Path) -> None:
+    torch.save({**state, "pixel_mean": torch.zeros(4)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"pixel_mean is \[0\.0, 0\.0, 0\.0, 0\.0\], in SAM"):
+        read_weights(str(tmp_path / "a.pth"))
