@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from PIL import Image, ImageFile, TiffImagePlugin
 from pillow_heif import register_heif_opener
@@ -32,13 +33,24 @@ _ALPHA = (1, 2, 999)
 
 
 def open_image(data: bytes, name: str) -> ImageFile.ImageFile:
-    """Read the header of a photo's file. Raises what Pillow does."""
-    formats: tuple[str, ...] = FORMATS
-    if name.lower().endswith(".tga"):  # it has no signature: random bytes may look like one
-        formats = (*FORMATS, "TGA")
+    """Read the header of a photo's file, of which ``data`` is the whole. Raises what Pillow does."""
     if data.startswith(PNG):
         data = without_large_text(data)
-    return Image.open(io.BytesIO(data), formats=formats)
+    return Image.open(io.BytesIO(data), formats=_formats_of(name))
+
+
+def open_header(file: BinaryIO, name: str) -> ImageFile.ImageFile:
+    """Read the header of a photo's open file, and of most files no more than that. Raises what Pillow does."""
+    try:
+        return Image.open(file, formats=_formats_of(name))
+    except ValueError:  # texts that are too large, in front of the pixels
+        file.seek(0)
+        return open_image(file.read(), name)
+
+
+def _formats_of(name: str) -> tuple[str, ...]:
+    # a TGA has no signature: random bytes may look like one
+    return (*FORMATS, "TGA") if name.lower().endswith(".tga") else FORMATS
 
 
 def without_large_text(png: bytes) -> bytes:

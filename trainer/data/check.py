@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from pydantic_core import to_jsonable_python
 
-from sum_factory.shared.errors import SumError
+from sum_factory.shared.errors import InputError, SumError
 from sum_factory.shared.progress import Stage, track
 from sum_factory.trainer.data.guess import guess_sets
 from sum_factory.trainer.data.human import HumanSample
@@ -56,7 +56,10 @@ def sets_of(target: str, variables: Mapping[str, str]) -> list[SetSettings]:
     if Path(target).is_dir():
         return guess_sets(Path(target))
     found = read_settings(target, _Sets, variables, only=READ)
-    return [*found.human, *found.sets, *found.validation.sets]
+    sets = [*found.human, *found.sets, *found.validation.sets]
+    if not sets:
+        raise InputError(f"{target}: has no sets of photos and masks; expected some under {', '.join(READ)}")
+    return sets
 
 
 def check_set(settings: SetSettings, photos: int, read_all: bool = False) -> Checked:

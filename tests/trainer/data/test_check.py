@@ -132,3 +132,10 @@ def test_sheet_shows_masks_where_they_are() -> None:
 def test_only_asked_keys_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("x: ${NONE}\ny: [1]\n")
     assert read_settings(tmp_path / "a.yaml", dict[str, list[int]], {}, only=("y",)) == {"y": [1]}
+
+
+def test_recipe_without_sets_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("humans:\n- {kind: folder-pairs}\n")
+    result = check(tmp_path / "mine.yaml")
+    assert result.exit_code == 1
+    assert "has no sets of photos and masks; expected some under" in result.output

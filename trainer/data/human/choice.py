@@ -23,7 +23,7 @@ class Choice:
     def of(self, keys: Sequence[str], paths: Sequence[str]) -> Sequence[int]:
         """Return the places of the photos that are taken, in order; ``paths`` are those in their folder.
 
-        Raises ``InputError`` if the list names others, or if nothing is left.
+        Raises ``InputError`` if the list names others.
         """
         taken: Sequence[int] = range(len(keys))
         if self.match is not None:

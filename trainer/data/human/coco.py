@@ -26,7 +26,7 @@ from sum_factory.trainer.data.human.samples import HumanSample, Masks, stacked
 from sum_factory.trainer.data.human.segmentations import check_segmentations, drawable
 
 MOST_EMPTY = 0.5
-"""Share of the RLEs that may be empty: of more, the file is not what it seems."""
+"""Share of the annotations that may cover nothing: of more, the file is not what it seems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +187,7 @@ class CocoInstances:
         places = PhotoPlaces(self.images)
         problems = Problems(str(self.annotations), "photos", self.skip)
         found = []
+        claimed: dict[Path, str] = {}
         for each in listed:
             try:
                 each.path = places.find(each.name)
@@ -196,6 +197,9 @@ class CocoInstances:
                 continue
             if each.path is None:
                 problems.add("are missing", f"{self.images / each.name}: missing, but {self.annotations} lists it")
+            elif claimed.setdefault(each.path, each.name) != each.name:
+                first = f"{each.path} is both {claimed[each.path]} and {each.name}"
+                problems.add("would be found in the file of another", first)
             else:
                 found.append(each)
         paths = list(dict.fromkeys(each.path for each in found if each.path is not None))
@@ -243,9 +247,9 @@ class CocoInstances:
                 problems.add(kind, f"annotation {each.get('id')}")
         said += problems.settle(len(flat))
         if empty > MOST_EMPTY * len(flat):
-            raise InputError(f"{self.annotations}: {empty:,} of {len(flat):,} annotations are RLEs without a pixel")
+            raise InputError(f"{self.annotations}: {empty:,} of {len(flat):,} annotations cover nothing")
         if empty:
-            said.append(f"{empty:,} annotations are RLEs without a pixel")
+            said.append(f"{empty:,} annotations cover nothing")
         if not problems.counts:
             return photos
         wrong = {id(each) for each, kind in zip(flat, kinds, strict=True) if kind}

@@ -69,6 +69,7 @@ def chosen_categories(file: CocoFile, wanted: Sequence[int | str], path: Path) -
             category.get("id")
             for category in file.categories
             if (category.get("id") == want if isinstance(want, int) else _is_called(category, want))
+            and isinstance(category.get("id"), int | str)
         ]
         if not found:
             names = {str(category.get(key, "")) for category in file.categories for key in ("name", "supercategory")}
@@ -94,7 +95,8 @@ def name_of(image: Mapping[str, Any]) -> str | None:
 
 
 def _is_called(category: Mapping[str, Any], want: str) -> bool:
-    return any(fnmatchcase(str(category.get(key, "")), want) for key in ("name", "supercategory"))
+    names = [str(category.get(key, "")) for key in ("name", "supercategory")]
+    return any(name == want or fnmatchcase(name, want) for name in names)
 
 
 def _of_via(content: Any) -> Record | None:

@@ -76,4 +76,5 @@ class FolderPairs:
     @cached_property
     def _sample(self) -> list[Histogram]:
         paths = [path for paired in self.opened.files for path in paired.pair.masks]
-        return sampled_histograms(paths, [header.is_lossy for paired in self.opened.files for header in paired.masks])
+        lossy = [header.is_lossy for paired in self.opened.files for header in paired.masks]
+        return sampled_histograms(paths, lossy, isinstance(self.foreground, tuple))

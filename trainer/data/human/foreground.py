@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from sum_factory.shared.errors import ImageError, InputError
-from sum_factory.trainer.data.human.histograms import Histogram
-from sum_factory.trainer.data.human.mask_files import OPAQUE, MaskFile
+from sum_factory.trainer.data.human.histograms import Histogram, count
+from sum_factory.trainer.data.human.mask_files import OPAQUE, Coding, MaskFile
 from sum_factory.trainer.data.human.samples import Masks
 
-Setting = Literal["auto", "half", "non-zero", "zero", "alpha"] | tuple[int, ...]
+Setting = Literal["auto", "half", "non-zero", "zero", "alpha"] | Annotated[tuple[int, ...], Field(min_length=1)]
 HINT = (
     "say what is foreground: `foreground: half` (half of the largest value and above), `non-zero`, `zero`, `alpha`, or "
     "the values, such as [255]"
@@ -30,6 +31,8 @@ LEAST_SURE, MOST_FAINT = 1 / 3, 0.2
 """Of the pixels above zero in soft masks, the least share that is surely foreground, the largest of the low band."""
 FEW_COLOURS = 16
 """Opaque pixels of more colours than this are a photo that was cut out."""
+GREY_AS_COLOUR = 0x010101
+"""What a grey is multiplied with to be the number of a colour."""
 MOSTLY = 0.6
 """Share of a photo that foreground seldom covers: more of it may be background."""
 
@@ -51,27 +54,60 @@ class Foreground:
 
     def mask_of(self, file: MaskFile, path: Path, is_lossy: bool = False) -> Masks:
         """Return the foreground of a file, bool (H, W). Raises ``ImageError`` if the rule cannot be meant for it."""
+        if self.kind == "values" and not self.is_guess:
+            stated = file.stated()
+            return self._has_stated(stated.values, stated.coding)
+        shades = file.shades()
+        if self.is_guess:
+            self._require_alike(shades, path, is_lossy)
         if self.kind == "alpha":
-            if file.alpha is not None:
-                return file.alpha >= OPAQUE
-            if self.is_guess and file.values.min() != file.values.max():
-                raise ImageError(f"{path}: is opaque, but the masks of its set were taken for {self.words}; {HINT}")
-            return np.ones(file.values.shape, bool)
-        values = file.shades().values
+            return np.ones(file.values.shape, bool) if file.alpha is None else file.alpha >= OPAQUE
+        values = shades.values
         match self.kind:
             case "least":
                 mask = values >= self.values[0]
-                if self.is_guess and not is_lossy and not mask.any():
-                    self._require_black(values, path)
             case "values":
-                mask = np.isin(values, self.values) if len(self.values) > 1 else values == self.values[0]
-                if self.others is not None:
-                    self._require_known(values, mask, path)
+                mask = values == self.values[0]
             case "zero":
                 mask = values == 0
             case _:
                 mask = values != 0
         return np.asarray(mask, bool)
+
+    def _has_stated(self, values: npt.NDArray[Any], coding: Coding) -> Masks:
+        """Return which values the recipe names; a grey that is stored as a colour has the number of either."""
+        mask = np.isin(values, self.values)
+        return mask | np.isin(values * float(GREY_AS_COLOUR), self.values) if coding == "grey" else mask
+
+    def _require_alike(self, file: MaskFile, path: Path, is_lossy: bool) -> None:
+        """Raise ``ImageError`` for a file that contradicts what the sample of its set told."""
+        if self.kind == "alpha":
+            if file.alpha is None and (file.values.min() != file.values.max() or not file.values.any()):
+                raise self._other(path, "is opaque")
+        elif file.alpha is not None:
+            raise self._other(path, "is transparent somewhere")
+        elif self.kind == "values" and self.others is not None:
+            strange = ~np.isin(file.values, (*self.values, *self.others))
+            if strange.any():
+                raise self._other(path, f"holds the value {file.values[strange][0]}")
+        elif self.kind == "non-zero":
+            shown = file.values[file.values != 0]
+            if is_lossy or (shown.size and shown.min() != shown.max()):
+                raise self._other(path, "holds more than 0 and one other value")
+        elif self.kind == "least":
+            if file.coding != "grey":
+                raise self._other(path, "holds colours")
+            if not is_lossy and (why := _not_half(*count(file.values), self.values[0])):
+                raise self._other(path, why)
+
+    def _other(self, path: Path, what: str) -> ImageError:
+        return ImageError(f"{path}: {what}, but the masks of its set were taken for {self.words}; {HINT}")
+
+    def contradiction(self, histogram: Histogram) -> str | None:
+        """Return in words how a file of the sample contradicts the rule that all of them told, if it does."""
+        if not self.is_guess or self.kind != "least" or histogram.is_lossy:
+            return None
+        return _not_half(histogram.values, histogram.counts, self.values[0])
 
     def share(self, histogram: Histogram) -> float:
         """Return which share of a file is foreground."""
@@ -82,28 +118,29 @@ class Foreground:
             case "least":
                 chosen = histogram.values >= self.values[0]
             case "values":
-                chosen = np.isin(histogram.values, self.values)
+                chosen = self._has_stated(histogram.values, histogram.coding)
             case "zero":
                 chosen = histogram.values == 0
             case _:
                 chosen = histogram.values != 0
         return float(histogram.counts[chosen].sum() / max(1, histogram.pixels))
 
-    def _require_known(self, values: npt.NDArray[np.generic], mask: Masks, path: Path) -> None:
-        strange = ~mask & ~np.isin(values, self.others or ())
-        if strange.any():
-            raise ImageError(
-                f"{path}: holds the value {values[strange][0]}, but the masks of its set were taken for {self.words}; "
-                f"{HINT}"
-            )
 
-    def _require_black(self, values: npt.NDArray[np.generic], path: Path) -> None:
-        """Refuse a file of a few faint values, which are 0 and 1 where the set has 0 and 255."""
-        top = float(values.max(initial=0))
-        if 0 < top <= LOW_BAND / 2 * self.values[0]:
-            raise ImageError(
-                f"{path}: holds no value above {top:g}, but the masks of its set were taken for {self.words}; {HINT}"
-            )
+def _not_half(values: npt.NDArray[Any], counts: npt.NDArray[Any], least: float) -> str | None:
+    """Return in words why half of the set's largest value, ``least``, cannot divide a lossless file of these values:
+    they are numbers of something else, as 0 and 1 are, or 100, or 1 beside a void of 255. None if nothing speaks
+    against it: shades of soft edges are many, and most of them are beside what is surely foreground."""
+    top, above = float(values.max(initial=0)), counts[values > 0].sum()
+    if top == 0:
+        return None
+    few = len(values) < LEAST_SHADES
+    if top < least:
+        return f"holds no value above {top:g}" if few or top <= LOW_BAND * least else None
+    faint = counts[(values > 0) & (values <= 2 * LOW_BAND * least)].sum() / above
+    is_halfway = len(values) != 3 or 0.4 <= values[1] / top <= 0.6
+    below = counts[(values > 0) & (values < least)].sum() / above
+    some = ", ".join(f"{value:g}" for value in values.tolist())
+    return f"holds {some}" if few and (faint > STRAYS or (below > MOST_FAINT and not is_halfway)) else None
 
 
 def foreground_of(setting: Setting, sample: Sequence[Histogram], where: str) -> Foreground:
@@ -131,14 +168,19 @@ def foreground_of(setting: Setting, sample: Sequence[Histogram], where: str) -> 
 def describe(rule: Foreground, sample: Sequence[Histogram], total: int) -> str:
     """Return in one line what was taken for foreground, and how much of a photo it is."""
     share = float(np.mean([rule.share(each) for each in sample]))
-    doubt = "; if these masks are inverted, set `foreground: zero`" if share > MOSTLY else ""
+    may_be_inverted = share > MOSTLY and rule.kind not in ("alpha", "zero")
+    doubt = "; if these masks are inverted, set `foreground: zero`" if may_be_inverted else ""
     return (
         f"foreground is {rule.words}: {share:.0%} of a mask on average, seen in {len(sample)} of {total:,} masks{doubt}"
     )
 
 
 def require_masks(rule: Foreground, sample: Sequence[Histogram], most_blank: float, where: str) -> None:
-    """Raise ``InputError`` if more than a share ``most_blank`` of the sampled masks are empty or full."""
+    """Raise ``InputError`` if a sampled mask contradicts the rule, or if more than a share ``most_blank`` of them are
+    empty or full."""
+    for each in sample:
+        if (what := rule.contradiction(each)) is not None:
+            raise InputError(f"{each.path}: {what}, but the masks of its set were taken for {rule.words}; {HINT}")
     blank = [each for each in sample if rule.share(each) in (0.0, 1.0)]
     if len(blank) > most_blank * len(sample):
         full = sum(rule.share(each) == 1 for each in blank)
@@ -186,7 +228,8 @@ def _of_shades(sample: Sequence[Histogram], values: npt.NDArray[np.float64], whe
     between = counts[(values > values[0]) & (values < top)].sum() / counts.sum()
     if top >= 100 or (top == 1 and values.min() >= 0):  # 1 is the top of floats
         lossy = all(each.is_lossy for each in sample)
-        if values[0] == 0 and between <= STRAYS:
+        is_whole = lossy or _not_half(values, counts, top / 2) is None
+        if values[0] == 0 and between <= STRAYS and is_whole:
             return _half(top)
         if len(values) >= LEAST_SHADES and sure >= LEAST_SURE and (faint <= MOST_FAINT or (lossy and top >= 200)):
             return _half(top)

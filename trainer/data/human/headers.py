@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from sum_factory.shared.images import FORMATS, MAX_PIXELS, RgbImage
+from sum_factory.shared.image_formats import open_header
+from sum_factory.shared.images import MAX_PIXELS, RgbImage
 from sum_factory.shared.progress import Stage
 
 LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "GIF")
@@ -58,7 +59,7 @@ def read_headers(paths: Sequence[Path]) -> list[Header | str]:
 def _read_header(path: Path) -> Header | str:
     """Return the header of a file, or in words why it cannot be read."""
     try:
-        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+        with path.open("rb") as file, open_header(file, path.name) as image:
             orientation = _orientation_of(image)
             lossy = is_lossy(image, _start_of(path) if image.format == "WEBP" else b"")
             width, height = image.size

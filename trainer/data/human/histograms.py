@@ -60,6 +60,8 @@ def sample_of(paths: Sequence[Path], lossy: Sequence[bool]) -> list[tuple[Path, 
     return [(paths[place], lossy[place]) for place in places.tolist()]
 
 
-def sampled_histograms(paths: Sequence[Path], lossy: Sequence[bool]) -> list[Histogram]:
-    """Read some files of a set; palettes are resolved as ``MaskFile.shades`` does. Raises as ``read_mask_file``."""
-    return [histogram_of(read_mask_file(path).shades(), path, each) for path, each in sample_of(paths, lossy)]
+def sampled_histograms(paths: Sequence[Path], lossy: Sequence[bool], are_stated: bool = False) -> list[Histogram]:
+    """Read some files of a set, with the values that a recipe names if ``are_stated``, else as shades: see
+    ``MaskFile``. Raises as ``read_mask_file``."""
+    read = ((read_mask_file(path), path, each) for path, each in sample_of(paths, lossy))
+    return [histogram_of(file.stated() if are_stated else file.shades(), path, each) for file, path, each in read]

@@ -12,6 +12,7 @@ import numpy as np
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.trainer.data.human.choice import Choice
 from sum_factory.trainer.data.human.fitting import Orientation
+from sum_factory.trainer.data.human.foreground import GREY_AS_COLOUR
 from sum_factory.trainer.data.human.histograms import count, sample_of
 from sum_factory.trainer.data.human.mask_files import BLACK, MaskFile, Values, read_mask_file
 from sum_factory.trainer.data.human.paired import Paired, open_pairs
@@ -104,7 +105,7 @@ class LabelMaps:
         """Read one sample; masks come in the order of their values, label map after label map."""
         paired = self.opened.files[index]
         image = load_photo(paired.pair.photo, paired.header, paired.fit, self.photo_alpha)
-        maps = [_read(path).values for path in paired.pair.masks]
+        maps = [self._read(path).numbers() for path in paired.pair.masks]
         found = [
             (labels, value)
             for labels, path in zip(maps, paired.pair.masks, strict=True)
@@ -118,7 +119,8 @@ class LabelMaps:
         return HumanSample(paired.pair.key, image, self.task, len(found), masks_at)
 
     def _is_mask(self, value: int) -> bool:
-        return value >= self.least and value not in self.left_out
+        # a grey that is stored as a colour has the number of either
+        return value >= self.least and not {value, value * GREY_AS_COLOUR} & self.left_out
 
     def _ignored_in_words(self) -> str:
         words = ", ".join(map(str, sorted(self.left_out))) or "none"
@@ -127,7 +129,18 @@ class LabelMaps:
     @cached_property
     def _sample(self) -> list[Map]:
         paths = [path for paired in self.opened.files for path in paired.pair.masks]
-        return [_map_of(path) for path, _ in sample_of(paths, [False] * len(paths))]
+        return [_map_of(self._read(path), path) for path, _ in sample_of(paths, [False] * len(paths))]
+
+    def _read(self, path: Path) -> MaskFile:
+        file = _read(path)
+        if self.ignored is None and file.coding == "palette" and file.colours[0] != BLACK:
+            used = np.flatnonzero(np.bincount(file.values.ravel(), minlength=len(file.colours))).tolist()
+            if any(file.colours[place] == BLACK for place in used if place < len(file.colours)):
+                raise ImageError(
+                    f"{path}: the first colour of its palette, which counts as background, is "
+                    f"{file.colours[0]}, and another is black: say which places are no masks by `ignored`"
+                )
+        return file
 
 
 def _usual(sample: Sequence[Map], where: str) -> frozenset[int]:
@@ -163,7 +176,6 @@ def _values(labels: Values, path: Path) -> list[int]:
     return found
 
 
-def _map_of(path: Path) -> Map:
-    file = _read(path)
+def _map_of(file: MaskFile, path: Path) -> Map:
     black = file.coding == "palette" and file.colours[0] == BLACK
-    return Map(path, frozenset(_values(file.values, path)), black)
+    return Map(path, frozenset(_values(file.numbers(), path)), black)

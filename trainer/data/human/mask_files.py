@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sum_factory.shared.errors import ImageError, InputError
-from sum_factory.shared.images import FORMATS, MAX_PIXELS
+from sum_factory.shared.image_formats import bits_of, open_image
+from sum_factory.shared.images import MAX_PIXELS
 from sum_factory.trainer.data.human.headers import FIRST_BYTES, is_lossy
 
 Values = npt.NDArray[Any]
@@ -23,6 +23,8 @@ Coding = Literal["grey", "palette", "colour"]
 BLACK = (0, 0, 0)
 OPAQUE = 128
 """Alpha of this and above is opaque."""
+_SCALED = {"L;2": 85, "L;4": 17}
+"""What Pillow multiplies greys of 2 and 4 bits of a PNG with."""
 MOST_GREY_DIFFERENCE = 24
 """Channels of a lossy grey picture differ by this at most."""
 
@@ -39,6 +41,18 @@ class MaskFile:
     coding: Coding
     colours: tuple[tuple[int, int, int], ...] = ()
     alpha: npt.NDArray[np.uint8] | None = None
+    scaled: int = 1
+    """What Pillow multiplied the values of 2 or 4 bits with, to make shades of them."""
+
+    def numbers(self) -> Values:
+        """Return the values as numbers of something, not as shades."""
+        return self.values if self.scaled == 1 else self.values // np.uint8(self.scaled)
+
+    def stated(self) -> MaskFile:
+        """Return the file with the values that a recipe names: places in a palette, unless all its colours are greys,
+        whichever are used."""
+        is_of_colours = any(not red == green == blue for red, green, blue in self.colours)
+        return self if self.coding == "palette" and is_of_colours else self.shades()
 
     def shades(self) -> MaskFile:
         """Return the file with a palette resolved where it means shades of grey, or has not black in its first place.
@@ -68,14 +82,20 @@ def read_mask_file(path: Path) -> MaskFile:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with open_image(data, path.name) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(
                         f"{path}: {image.width} x {image.height} is more than {MAX_PIXELS / 1e6:.0f} megapixels"
                     )
+                if (pictures := getattr(image, "n_frames", 1)) > 1:
+                    raise ImageError(f"{path}: holds {pictures} pictures, expected one; save each as a file")
+                if image.mode in ("RGB", "RGBA") and bits_of(image, data) > 8:
+                    raise ImageError(f"{path}: colours of 16 bits a channel, of which 8 would be lost; save it in grey")
+                scaled = _SCALED.get(str(image.tile[0].args)) if image.tile and image.format == "PNG" else None
                 image.load()
                 lossy = is_lossy(image, data[:FIRST_BYTES])
-                return _of_image(ImageOps.exif_transpose(image), lossy)
+                file = _of_image(ImageOps.exif_transpose(image), lossy)
+                return file if scaled is None else replace(file, scaled=scaled)
     except ImageError:
         raise
     except UnidentifiedImageError:

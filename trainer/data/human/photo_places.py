@@ -26,8 +26,9 @@ class PhotoPlaces:
     def find(self, name: str) -> Path | None:
         """Return the file of a name, None if there is none; a link out of the folder counts as in it.
 
-        It is looked for where the name says, then by its last part anywhere below the folder, if that is there once or
-        if the folders before it tell. Raises ``InputError`` for a name that leads out of the folder.
+        It is looked for where the name says, then anywhere below the folder: where the only path lies that has all
+        folders of the name, in their order, or that has no others. Archives are unpacked a folder deeper, or less
+        deep. Raises ``InputError`` for a name that leads out of the folder.
         """
         path = PurePosixPath(name)
         if path.is_absolute() and path.is_relative_to(self.folder):
@@ -37,7 +38,7 @@ class PhotoPlaces:
         if path.name in self._in_folder(str(path.parent)):
             return self.folder / path
         found = self._anywhere.get(unicodedata.normalize("NFC", path.name), ())
-        best = _of_most_common_parts(found, path)
+        best = _only_below_the_same_folders(found, path)
         if best is None:
             return None
         self.moved += unicodedata.normalize("NFC", best) != unicodedata.normalize("NFC", str(path))
@@ -48,7 +49,7 @@ class PhotoPlaces:
             try:
                 with os.scandir(self.folder / folder) as entries:
                     self._names[folder] = {entry.name for entry in entries if entry.is_file()}
-            except OSError:
+            except (OSError, ValueError):  # of a name that no system has
                 self._names[folder] = set()
         return self._names[folder]
 
@@ -65,9 +66,18 @@ class PhotoPlaces:
         return found
 
 
-def _of_most_common_parts(paths: Sequence[str], wanted: PurePosixPath) -> str | None:
-    """Return the only path, or the one that shares more folders with what is wanted than any other."""
-    if len(paths) <= 1:
-        return paths[0] if paths else None
-    shared = sorted(((len(set(PurePosixPath(path).parts) & set(wanted.parts)), path) for path in paths), reverse=True)
-    return shared[0][1] if shared[0][0] > shared[1][0] else None
+def _only_below_the_same_folders(paths: Sequence[str], wanted: PurePosixPath) -> str | None:
+    """Return the only path whose parts are all in what is wanted, in this order, or the other way round."""
+    parts = _parts(str(wanted))
+    found = [path for path in paths if _is_in(_parts(path), parts) or _is_in(parts, _parts(path))]
+    return found[0] if len(found) == 1 else None
+
+
+def _is_in(parts: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether the parts are among others, in the same order."""
+    left = iter(others)
+    return all(part in left for part in parts)
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    return PurePosixPath(unicodedata.normalize("NFC", path)).parts

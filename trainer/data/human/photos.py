@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import FORMATS, RgbImage, decode_image
@@ -25,7 +25,9 @@ def load_photo(path: Path, header: Header, fit: Fit, alpha: Alpha = "white") -> 
     ``ImageError``, naming the file.
     """
     data = read_file(path)
-    image = decode_image(_without_alpha(data) if alpha == "dropped" and header.mode == "RGBA" else data, str(path))
+    image = decode_image(
+        _without_alpha(data) if alpha == "dropped" and header.mode in ("RGBA", "LA") else data, str(path)
+    )
     if (image.shape[1], image.shape[0]) != header.upright:
         width, height = header.upright
         raise InputError(
@@ -36,11 +38,11 @@ def load_photo(path: Path, header: Header, fit: Fit, alpha: Alpha = "white") -> 
 
 
 def _without_alpha(data: bytes) -> bytes:
-    """Return a photo's file without its fourth channel, or as it is if that cannot be read."""
+    """Return a photo's file, upright, without its alpha, or as it is if that cannot be read."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.load()
-            opaque = Image.merge("RGB", image.split()[:3])
+            upright = ImageOps.exif_transpose(image)  # the copy has no EXIF
+            opaque = Image.merge("RGB", [upright.getchannel(0 if "L" in upright.mode else at) for at in range(3)])
     except Exception:  # decoding it as it is says what is wrong
         return data
     file = io.BytesIO()

@@ -27,14 +27,18 @@ OUTSIDE = "lie outside their photos"
 RLE_SIZE = "have an RLE of no size, or of another than their photos"
 RLE_COUNTS = "have an RLE whose counts are no whole numbers from 0 on"
 RLE_LENGTH = "have an RLE that is shorter or longer than its size"
+LARGEST_SHARE = 2.0
+"""Coordinates of a file are shares of the photo if none is larger: some lie a little outside."""
+LEAST_AREA = 1e-6
+"""Square pixels: a polygon of less lies on a line."""
 TOGETHER = 20_000
 """Annotations that are checked at once: more would take more memory."""
 Kinds = npt.NDArray[np.object_]
 
 
 def check_segmentations(segmentations: Sequence[Any], sizes: npt.NDArray[np.int64]) -> tuple[list[str], int, bool]:
-    """Return what is wrong with each segmentation, "" if nothing is; how many RLEs are empty; and whether all polygons
-    look as if their coordinates were shares of the photo.
+    """Return what is wrong with each segmentation, "" if nothing is; how many of the others cover nothing; and whether
+    all polygons look as if their coordinates were shares of the photo.
 
     ``sizes``, int64 (N, 2), are height and width of the photos.
     """
@@ -46,7 +50,7 @@ def check_segmentations(segmentations: Sequence[Any], sizes: npt.NDArray[np.int6
         kinds += found.tolist()
         empty += empties
         largest = max(largest, most)
-    return kinds, empty, 0 <= largest <= 1
+    return kinds, empty, 0 <= largest <= LARGEST_SHARE
 
 
 def drawable(polygons: Sequence[Sequence[float]]) -> list[Sequence[float]]:
@@ -70,19 +74,19 @@ def _check_some(segmentations: Sequence[Any], sizes: npt.NDArray[np.int64]) -> t
                 kinds[place] = NO_FORM
         else:
             kinds[place] = NO_FORM if segmentation else MISSING
-    largest = _check_polygons(segmentations, polygons, sizes, kinds)
-    empty = _check_rle(segmentations, lists, sizes, kinds, _sums_of_lists)
+    largest, empty = _check_polygons(segmentations, polygons, sizes, kinds)
+    empty += _check_rle(segmentations, lists, sizes, kinds, _sums_of_lists)
     empty += _check_rle(segmentations, texts, sizes, kinds, _sums_of_texts)
     return kinds, empty, largest
 
 
 def _check_polygons(
     segmentations: Sequence[Any], places: list[int], sizes: npt.NDArray[np.int64], kinds: Kinds
-) -> float:
-    """Mark polygons that cannot be drawn; return the largest coordinate."""
+) -> tuple[float, int]:
+    """Mark polygons that cannot be drawn; return the largest coordinate, and of how many others no polygon has area."""
     places = _of_form(segmentations, places, kinds)
     if not places:
-        return -1.0
+        return -1.0, 0
     found = [segmentations[place] for place in places]
     lengths = np.fromiter((len(polygon) for polygons in found for polygon in polygons), np.int64)
     owner = np.repeat(np.arange(len(found)), [len(polygons) for polygons in found])
@@ -118,7 +122,23 @@ def _check_polygons(
         (any_of(~finite, index), NOT_NUMBERS),
     ):  # the last that fits stays
         kinds[marks[flags]] = kind
-    return float(safe.max(initial=-1.0))
+    flat = ~any_of(_areas(safe, lengths) > LEAST_AREA, owner)
+    return float(safe.max(initial=-1.0)), int((flat & (kinds[marks] == SOUND)).sum())
+
+
+def _areas(values: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return the area of each polygon, whose coordinates x, y, x, y, ... are so many; an odd number has none."""
+    ends = np.cumsum(lengths)
+    following = np.arange(2, len(values) + 2)
+    for offset in (1, 2):  # after the last point comes the first
+        whole = lengths >= offset
+        following[(ends - offset)[whole]] = ((ends - lengths) + 2 - offset)[whole]
+    following = np.minimum(following, len(values) - 1)
+    is_x = (np.arange(len(values)) - np.repeat(ends - lengths, lengths)) % 2 == 0
+    x = np.flatnonzero(is_x)
+    y, next_x = np.minimum(x + 1, len(values) - 1), following[x]
+    terms = values[x] * values[np.minimum(next_x + 1, len(values) - 1)] - values[next_x] * values[y]
+    return np.abs(np.bincount(np.repeat(np.arange(len(lengths)), lengths)[x], terms, minlength=len(lengths))) / 2
 
 
 def _of_form(segmentations: Sequence[Any], places: list[int], kinds: Kinds) -> list[int]:

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from sum_factory.shared.errors import InputError
 from sum_factory.trainer.data.human import HumanSet
-from sum_factory.trainer.data.human.segmentations import check_segmentations
+from sum_factory.trainer.data.human.segmentations import _areas, check_segmentations
 from sum_factory.trainer.data.sets import CocoSettings, open_set
 
 HEIGHT, WIDTH = 30, 40
@@ -304,3 +304,49 @@ def test_rle_of_nearly_the_photos_size_is_resized(tmp_path: Path) -> None:
     (found,) = opened(tmp_path, [annotation(rle(encoded(mask), (60, 99)))], [entry]).load(0).masks
     columns = ((np.arange(100) + 0.5) * 99 / 100).astype(int)
     assert np.array_equal(found, mask[:, columns])
+
+
+def test_polygons_without_area_are_counted_and_too_many_are_refused(tmp_path: Path) -> None:
+    flat = [[[5, 5, 5, 5, 5, 5]], [[1, 1, 9, 9, 20, 20, 3, 3]], [[0, 5, 30, 5, 12, 5]]]
+    sound = [annotation(SQUARE, number) for number in range(4)]
+    found = opened(tmp_path, [*sound, *(annotation(each, 10 + n) for n, each in enumerate(flat))])
+    assert "3 annotations cover nothing" in found.findings
+    with pytest.raises(InputError, match="3 of 3 annotations cover nothing"):
+        opened(tmp_path, [annotation(each, n) for n, each in enumerate(flat)])
+
+
+def test_areas_of_polygons_are_those_of_the_shoelace_formula() -> None:
+    rng = np.random.default_rng(0)
+    polygons = [rng.uniform(0, 99, 2 * rng.integers(3, 9)).tolist() for _ in range(50)]
+    expected = []
+    for polygon in polygons:
+        x, y = np.reshape(polygon, (-1, 2)).T
+        expected.append(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
+    flat, lengths = np.concatenate(polygons), np.array([*map(len, polygons)])
+    np.testing.assert_allclose(_areas(flat, lengths), expected, rtol=1e-9)
+
+
+def test_shares_a_little_outside_of_the_photo_are_shares(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not shares of the photo's size"):
+        opened(tmp_path, [annotation([[0.1, 0.1, 1.02, 0.1, 1.02, 0.7]])])
+
+
+def test_photo_of_another_folder_is_no_stand_in(tmp_path: Path) -> None:
+    """Of two photos of one name, that of the folder which is there."""
+    save_photo(tmp_path / "images" / "train" / "0.png")
+    with pytest.raises(InputError, match=r"val/0\.png: missing"):
+        opened(tmp_path, [annotation()], [image(name="val/0.png")])
+
+
+def test_file_that_two_names_lead_to_is_refused(tmp_path: Path) -> None:
+    save_photo(tmp_path / "images" / "0.png")
+    listed = [image(name="val/0.png"), image(2, "train/0.png")]
+    with pytest.raises(InputError, match=r"0\.png is both val/0\.png and train/0\.png"):
+        opened(tmp_path, [annotation(), annotation(number=2, image_id=2)], listed)
+
+
+def test_category_is_found_by_its_own_name_and_none_without_an_id(tmp_path: Path) -> None:
+    named = {"categories": [{"id": 1, "name": "cat [big]"}, {"name": "dog"}]}
+    assert len(opened(tmp_path, [annotation()], more=named, categories=("cat [big]",)).keys) == 1
+    with pytest.raises(InputError, match="has no category 'dog'"):
+        opened(tmp_path, [annotation()], more=named, categories=("dog",))

@@ -122,3 +122,17 @@ def test_alpha_that_is_no_transparency_is_dropped_if_told(tmp_path: Path) -> Non
     Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
     assert np.array_equal(opened(tmp_path, photo_alpha="dropped").load(0).image, pixels[..., :3])
     assert not np.array_equal(opened(tmp_path).load(0).image, pixels[..., :3])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_photo_without_its_alpha_is_turned_by_exif_all_the_same(mode: str, tmp_path: Path) -> None:
+    save_mask(tmp_path / "masks" / "a.png", (WIDTH, HEIGHT))
+    pixels = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, len(mode)), np.uint8)
+    (tmp_path / "images").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(pixels).save(tmp_path / "images" / "a.png", exif=exif)
+    colours = pixels[..., :3] if mode == "RGBA" else pixels[..., :1].repeat(3, 2)
+    for orientation, expected in (("applied", colours[::-1, ::-1]), ("ignored", colours)):
+        found = opened(tmp_path, photo_alpha="dropped", orientation=orientation).load(0).image
+        assert np.array_equal(found, expected), orientation

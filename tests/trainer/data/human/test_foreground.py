@@ -290,3 +290,102 @@ def test_opaque_file_that_the_sample_missed_in_a_set_of_transparent_ones_is_name
     grey(0, 255)(objects()[0]).save(path)
     with pytest.raises(ImageError, match=rf"{path.name}: is opaque, but the masks of its set were taken for"):
         _ = pairs.load(other).masks
+
+
+def values(*chosen: int) -> Draw:
+    """The first value around the object, the others in equal parts of it."""
+
+    def draw(mask: Mask) -> Image.Image:
+        parts = np.asarray(chosen[1:], np.uint8)[np.arange(WIDTH) % len(chosen[1:])]
+        return Image.fromarray(np.where(mask, parts, np.uint8(chosen[0])))
+
+    return draw
+
+
+ODD = {
+    "0/100": (grey(0, 255), values(0, 100), "holds no value above 100"),
+    "numbers": (grey(0, 255), values(0, *range(1, 8)), "holds no value above 7"),
+    "void": (grey(0, 255), values(0, 1, 255), "holds 0, 1, 255"),
+    "colours": (grey(0, 255), coloured, "holds colours"),
+    "palette": (grey(0, 255), palette((0, 0, 0), (0, 128, 0)), "holds colours"),
+    "transparent": (grey(0, 255), white_on_nothing, "is transparent somewhere"),
+    "black in transparent ones": (white_on_nothing, grey(0, 0), "is opaque"),
+}
+
+
+OF_ONE_VALUE = ("0/100", "colours", "palette")
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("is_sampled", [False, True])
+def test_odd_file_in_a_set_is_named_and_never_empty_or_full(odd: str, is_sampled: bool, tmp_path: Path) -> None:
+    usual, other, words = ODD[odd]
+    write(tmp_path, usual, masks=objects() * (3 if is_sampled else 17))
+    pairs = opened(tmp_path)
+    seen = {histogram.path.name for histogram in pairs._sample}
+    place = next(index for index, key in enumerate(pairs.keys) if (f"{key}.png" in seen) == is_sampled)
+    path = pairs.opened.files[place].pair.masks[0]
+    other(objects()[0]).save(path)
+    if is_sampled and odd in OF_ONE_VALUE:  # then each mask has one value beside 0, whichever it is
+        assert np.array_equal(opened(tmp_path).load(place).masks[0], objects()[0])
+        return
+    with pytest.raises(
+        (ImageError, InputError), match=rf"{path.name}: .*{words}|some masks are transparent|holds? 3 values"
+    ):
+        _ = (opened(tmp_path) if is_sampled else pairs).load(place).masks
+
+
+def test_shades_of_soft_edges_are_no_contradiction(tmp_path: Path) -> None:
+    """Masks that were drawn twice as large and halved have five values, masks of whole pixels two."""
+
+    def halved(mask: Mask) -> Image.Image:
+        large = np.repeat(np.repeat(mask, 2, 0), 2, 1)
+        large = np.roll(large, 1, (0, 1)).astype(np.float64)
+        return Image.fromarray((255 * large.reshape(HEIGHT, 2, WIDTH, 2).mean((1, 3))).astype(np.uint8))
+
+    write(tmp_path, grey(0, 255), masks=objects() * 3)
+    halved(objects()[1]).save(tmp_path / "masks" / "1.png")
+    pairs = opened(tmp_path)
+    found = pairs.load(pairs.keys.index("1")).masks[0]
+    assert np.array_equal(found, np.asarray(halved(objects()[1])) >= 128)
+
+
+def test_file_of_a_set_of_single_values_that_has_more_is_named(tmp_path: Path) -> None:
+    write(tmp_path, grey(0, 1), masks=objects() * 17)
+    for number in range(0, 68, 2):
+        grey(0, 255)(objects()[number % 4]).save(tmp_path / "masks" / f"{number}.png")
+    pairs = opened(tmp_path)
+    seen = {histogram.path.name for histogram in pairs._sample}
+    place = next(index for index, key in enumerate(pairs.keys) if f"{key}.png" not in seen)
+    path = pairs.opened.files[place].pair.masks[0]
+    values(255, 1)(objects()[0]).save(path)
+    with pytest.raises(ImageError, match=rf"{path.name}: holds more than 0 and one other value"):
+        _ = pairs.load(place).masks
+
+
+def test_stated_values_mean_the_same_in_every_file_of_a_set(tmp_path: Path) -> None:
+    """A file without colours is one of greys, and a palette may have greys among its colours."""
+
+    def white_and_red(mask: Mask) -> Image.Image:
+        colours = np.where(mask[..., None], (255, 255, 255), (0, 0, 0))
+        colours[0, 0] = (255, 0, 0)
+        return Image.fromarray(colours.astype(np.uint8))
+
+    write(tmp_path, white_and_red)
+    Image.fromarray(np.where(objects()[1][..., None], 255, 0).repeat(3, 2).astype(np.uint8)).save(
+        tmp_path / "masks" / "1.png"
+    )
+    pairs = opened(tmp_path, foreground=(0xFFFFFF,))
+    assert np.array_equal(pairs.load(1).masks[0], objects()[1])
+    voc = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128,) * 3]
+    write(tmp_path, palette(*voc, index=7))
+    pairs = opened(tmp_path, foreground=(7,))
+    assert all(np.array_equal(pairs.load(n).masks[0], mask) for n, mask in enumerate(objects()))
+
+
+def test_files_of_several_pictures_and_of_deep_colours_are_refused(tmp_path: Path) -> None:
+    pictures = [grey(0, 255)(mask) for mask in objects()]
+    write(tmp_path, grey(0, 255), suffix=".tif")
+    pictures[0].save(tmp_path / "masks" / "0.tif", save_all=True, append_images=pictures[1:])
+    with pytest.raises(ImageError, match=r"0\.tif: holds 4 pictures, expected one"):
+        opened(tmp_path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +150,37 @@ def test_memory_is_that_of_the_masks_that_are_drawn(tmp_path: Path) -> None:
     assert sample.count == 300
     assert np.array_equal(drawn, np.stack([labels == 6, labels == 251]))
     assert most < 30 * side * side, "all 300 masks are ten times as much"
+
+
+def test_palette_whose_background_is_not_its_first_colour_is_refused_until_told(tmp_path: Path) -> None:
+    """Programs that choose colours by themselves put the object first as often as the background."""
+    labels = Image.fromarray(stripes(0, 1, 1, 1))
+    labels.putpalette([255, 0, 0, 0, 0, 0])
+    write(tmp_path, labels)
+    with pytest.raises(ImageError, match=r"first colour of its palette.*\(255, 0, 0\), and another is black"):
+        opened(tmp_path)
+    assert opened(tmp_path, ignored=(1,)).load(0).count == 1
+
+
+def test_colour_that_is_ignored_is_ignored_in_maps_of_greys(tmp_path: Path) -> None:
+    write(tmp_path, Image.fromarray(stripes(255, 9)[..., None].repeat(3, 2)))
+    found = opened(tmp_path, ignored=(0xFFFFFF,)).load(0)
+    assert found.count == 1
+    assert np.array_equal(found.masks[0], stripes(255, 9) == 9)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_numbers_of_few_bits_are_numbers_and_no_shades(bits: int, tmp_path: Path) -> None:
+    """The largest number of four bits is no void of 255."""
+    top = 2**bits - 1
+    rows = b"".join(b"\0" + bytes([top << (8 - bits)] + [0] * (WIDTH * bits // 8 - 1)) for _ in range(HEIGHT))
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, bits, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        png += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    write(tmp_path, Image.fromarray(stripes(0, 1)))
+    (tmp_path / "labels" / "a.png").write_bytes(png)
+    found = opened(tmp_path, most_blank=1).load(0)
+    assert found.count == 1
+    assert found.masks[0].sum() == HEIGHT
+    assert opened(tmp_path, ignored=(0, top), most_blank=1).load(0).count == 0
