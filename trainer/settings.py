@@ -55,8 +55,23 @@ def read_settings(
     filled = _fill(data, variables, where)
     _require_numbers(filled, where)
     value = _checked(filled, type_, where)
-    _require_numbers(_adapter_of(type_).dump_python(value), where)  # texts have become numbers
+    made = _adapter_of(type_).dump_python(value)
+    _require_numbers(made, where)  # texts have become numbers
+    if flags := [key for key, _ in _flags_as_numbers(filled, made)]:
+        raise SettingsError("\n".join(f"{where}: {key}: expected a number, found true or false" for key in flags))
     return value
+
+
+def _flags_as_numbers(given: Any, made: Any, key: str = "") -> Iterator[tuple[str, bool]]:
+    """Yield the dotted keys of what was given as true or false and made a number."""
+    if isinstance(given, dict) and isinstance(made, dict):
+        for name in given.keys() & made.keys():
+            yield from _flags_as_numbers(given[name], made[name], _under(key, str(name)))
+    elif isinstance(given, list) and isinstance(made, list | tuple):
+        for place, (one, other) in enumerate(zip(given, made, strict=False)):
+            yield from _flags_as_numbers(one, other, _under(key, str(place)))
+    elif isinstance(given, bool) and isinstance(made, int | float) and not isinstance(made, bool):
+        yield key, given
 
 
 def _require_numbers(values: Any, where: str) -> None:
@@ -73,7 +88,11 @@ def change_settings(value: T, changes: Sequence[str], where: str) -> T:
     data = _adapter_of(type(value)).dump_python(value, mode="json")
     for change in changes:
         _apply(data, change, where)
-    return _checked(data, type(value), where)
+    _require_numbers(data, where)
+    changed = _checked(data, type(value), where)
+    if flags := [key for key, _ in _flags_as_numbers(data, _adapter_of(type(value)).dump_python(changed))]:
+        raise SettingsError("\n".join(f"{where}: {key}: expected a number, found true or false" for key in flags))
+    return changed
 
 
 def _checked(data: dict[str, Any], type_: type[T], where: str) -> T:
@@ -210,7 +229,10 @@ def _fill(data: dict[str, Any], variables: Mapping[str, str], where: str) -> dic
 
     def fill(value: Any, key: str) -> Any:
         if isinstance(value, dict):
-            return {fill(name, key): fill(item, _under(key, str(name))) for name, item in value.items()}
+            made = {fill(name, key): fill(item, _under(key, str(name))) for name, item in value.items()}
+            if len(made) < len(value):
+                raise SettingsError(f"{where}: {key or 'the file'}: two keys are equal once variables are filled in")
+            return made
         if isinstance(value, list):
             return [fill(item, f"{key}.{place}") for place, item in enumerate(value)]
         return _VARIABLE.sub(lambda match: look_up(match[1], key), value) if isinstance(value, str) else value

@@ -7,7 +7,9 @@ that their aliases stand for, before anything is made of them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Iterator
+from contextlib import closing
 from typing import Any
 
 import yaml
@@ -25,19 +27,17 @@ def parse_yaml(text: str) -> Any:
     """Return what a text in YAML says. Raises ``ValueError`` with one line that says where, and what is wrong."""
     if len(text) > MOST_TEXT:
         raise ValueError(f"more than {MOST_TEXT} characters; no recipe or suite is as long")
-    loader = _Loader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _Extent().of(node, "")
-        return loader.construct_document(node)
+        with closing(_Loader(text)) as loader:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _Extent().of(node, "")
+            return loader.construct_document(node)
     except RecursionError:
         raise ValueError(f"nested more than {MOST_NESTED} times") from None
     except yaml.YAMLError as error:
         raise ValueError(f"not valid YAML: {_one_line(error)}") from error
-    finally:
-        loader.dispose()
 
 
 def absurd_numbers(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -54,10 +54,28 @@ def absurd_numbers(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, f"expected a number of at most 64 bits, found one of {value.bit_length()}"
 
 
+_INT = "tag:yaml.org,2002:int"
+
+
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, of which YAML would silently keep the second."""
+    """A safe loader that refuses a key given twice, of which YAML would silently keep the second.
+
+    Numbers and truth are those of YAML 1.2, and of people: ``on`` and ``no`` are words, ``010`` is ten, ``12:30`` is a
+    text.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # by the first character
+        first: [(tag, pattern) for tag, pattern in found if tag not in ("tag:yaml.org,2002:bool", _INT)]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def close(self) -> None:
+        """Let go of the text."""
+        self.dispose()
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "a list is called a mapping", node.start_mark)
         seen = set()
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
@@ -71,11 +89,21 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, OverflowError, KeyError, AttributeError) as error:  # of a date, or of too many digits
+        except (
+            ValueError,
+            OverflowError,
+            LookupError,
+            AttributeError,
+            TypeError,
+        ) as error:  # of a date, or of too many digits
             shown = node.value if isinstance(node.value, str) else ""
             raise yaml.constructor.ConstructorError(
                 None, None, f"{shown[:40]!r} is no {node.tag.rpartition(':')[2]}", node.start_mark
             ) from error
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?i:true|false)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"), list("-+0123456789"))
 
 
 class _Extent:

@@ -290,3 +290,32 @@ def test_anchors_and_merges_of_a_size_are_read(tmp_path: Path) -> None:
 def test_absurd_numbers_are_refused_by_key(tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(SettingsError, match=f"ft_small: {message}"):
         read_settings("ft_small", training.Recipe, {"SAM": "a", "SHARDS": "b", "HQSEG44K": "c"}, [change])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: on", "steps: expected"),
+        ("steps: true", "steps: expected a number, found true or false"),
+        ("lr: false", "lr: expected a number, found true or false"),
+        ("steps: 12:30", "steps: expected"),
+        ("!!map [1]", "not valid YAML"),
+        ('steps: !!int ""', "is no int"),
+        ('lr: !!float ""', "is no float"),
+        ("steps: \0", "not valid YAML"),
+        ("steps: 1\n${N}: 3", "two keys are equal once variables are filled in"),
+    ],
+)
+def test_what_yaml_would_make_something_else_of_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    assert message in refusal(tmp_path, text, N="steps")
+
+
+def test_number_with_a_zero_in_front_is_no_octal_one(tmp_path: Path) -> None:
+    assert read(tmp_path, "steps: 010").steps == 10
+
+
+def test_changes_are_held_to_what_a_file_is() -> None:
+    changes = {"steps=true": "expected a number", "lr=.nan": "finite", f"steps=0x{'f' * 5_000}": "64 bits"}
+    for change, message in changes.items():
+        with pytest.raises(SettingsError, match=message):
+            change_settings(Recipe(), [change], "here")
