@@ -37,6 +37,15 @@ CLEAN = {
     f"https://h/a#access_token={SECRET}": "https://h/a",
     f"https://h/a?%73ig={SECRET}": "https://h/a",
     f"https://h/a?from=https%3A%2F%2Fme%3A{SECRET}%40x%2Fb": "https://h/a",
+    f"https://h/a;token={SECRET}/b.jpg": "https://h/a/b.jpg",
+    f"https://h/a?token%3D{SECRET}": "https://h/a",
+    f"https://h/a?{SECRET}{'x' * 16}": "https://h/a",
+    f"https://h/a#{SECRET}": "https://h/a",
+    f"HTTPS://h/a?key={SECRET}": "HTTPS://h/a",
+    f"https://h/x::y.jpg?token={SECRET}": "https://h/x::y.jpg",
+    f"http://[::1]:9000/a?X-Amz-Signature={SECRET}": "http://[::1]:9000/a",
+    f"https://h/a?hdnea=exp=1~hmac={SECRET}": "https://h/a",
+    f"https://h/a?subscription-key={SECRET}&PHPSESSID={SECRET}&ticket={SECRET}&oauth={SECRET}": "https://h/a",
     f"zip://a.jpg::https://me:{SECRET}@host/p.zip": "zip://a.jpg::https://host/p.zip",
     f"simplecache::https://h/x.tar?sig={SECRET}": "simplecache::https://h/x.tar",
 }
@@ -50,6 +59,10 @@ UNCHANGED = (
     "s3://bucket/a?key=7",
     "abfs://container@account.dfs.core.windows.net/a.jpg",
     "zip://a.jpg::/data/p.zip",
+    "zip://a@2x.jpg::/data/p.zip",
+    "zip://t:x/y@z?key=9.jpg::/data/p.zip",
+    "https://h/a;v=1/b.jpg",
+    "https://h/a?raw",
 )
 
 
@@ -129,3 +142,7 @@ def test_selection_names_its_base_without_them_and_opens_it_with_its_own() -> No
     assert stored_url(base, selection) == "../one"
     assert base_url("../one", selection) == base
     assert stored_url(base, "/data/sure") == "https://h/sets/one"
+
+
+def test_password_with_a_quote_is_concealed() -> None:
+    assert concealed(f"cannot read 'https://me:{SECRET}'x@host/a'") == "cannot read 'https://host/a'"
