@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -27,7 +28,10 @@ PNG, JPEG, TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", (b"II*\0", b"MM\0*", b"II+\
 JPEG_END = b"\xff\xd9"
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES_PER_PIXEL = 258, 262, 274, 277
 _TILE_WIDTH, _TILE_HEIGHT, _EXTRA = 322, 323, 338
+_PLANAR, _SAMPLE_FORMAT = 284, 339
 _RGB, _WHITE_IS_ZERO = 2, 0
+_SWAPPED = {"I;16BS": "I;16S", "I;16NS": "I;16S", "I;32BS": "I;32S", "I;32B": "I;32", "F;32BF": "F;32F"}
+"""Raw modes of Pillow's that swap the bytes of numbers, and the same that do not."""
 _ALPHA = (1, 2, 999)
 """What a TIFF calls a further sample that is alpha; Corel Draw writes the last."""
 
@@ -36,7 +40,19 @@ def open_image(data: bytes, name: str) -> ImageFile.ImageFile:
     """Read the header of a photo's file, of which ``data`` is the whole. Raises what Pillow does."""
     if data.startswith(PNG):
         data = without_large_text(data)
-    return Image.open(io.BytesIO(data), formats=_formats_of(name))
+    return _in_own_order(Image.open(io.BytesIO(data), formats=_formats_of(name)))
+
+
+def _in_own_order(image: ImageFile.ImageFile) -> ImageFile.ImageFile:
+    """Have Pillow take what libtiff decompresses in this machine's order of bytes, in which it comes already."""
+    if sys.byteorder == "little":
+        image.tile = [
+            tile._replace(args=(_SWAPPED.get(tile.args[0], tile.args[0]), *tile.args[1:]))
+            if tile.codec_name == "libtiff" and isinstance(tile.args, tuple)
+            else tile
+            for tile in image.tile
+        ]
+    return image
 
 
 def open_header(file: BinaryIO, name: str) -> ImageFile.ImageFile:
@@ -102,6 +118,16 @@ def bits_of(image: ImageFile.ImageFile, data: bytes) -> int:
     if image.format == "TIFF":
         return int(max(_tag(image, _BITS, (1,))))
     return 16 if image.mode.startswith("I") else 8
+
+
+def is_unsigned(image: ImageFile.ImageFile) -> bool:
+    """Whether a TIFF's whole numbers of 32 bits are from 0 on; Pillow takes half of them for negative."""
+    return image.format == "TIFF" and image.mode == "I" and _tag(image, _SAMPLE_FORMAT, (1,))[0] == 1
+
+
+def is_planar(image: ImageFile.ImageFile) -> bool:
+    """Whether a TIFF stores its channels one after the other: Pillow makes noise of them if they are deep."""
+    return image.format == "TIFF" and len(image.getbands()) > 1 and _tag(image, _PLANAR, (1,))[0] == 2
 
 
 def has_alpha(image: ImageFile.ImageFile) -> bool:

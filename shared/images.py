@@ -24,7 +24,9 @@ from sum_factory.shared.image_formats import (
     has_alpha,
     has_too_many_scans,
     is_negative,
+    is_planar,
     is_progressive,
+    is_unsigned,
     lacks_only_its_end,
     open_image,
     tiff_bytes,
@@ -155,6 +157,11 @@ class Opened:
         width, height = self.width, self.height
         if has_too_many_scans(self._image, self._data):
             raise ImageError(f"{self._name}: a JPEG in more parts than any camera makes; save it anew, or leave it out")
+        if self.is_deep and is_planar(self._image):
+            raise ImageError(
+                f"{self._name}: stores its channels of more than 8 bits one after the other, which come out as noise; "
+                "save it anew with the channels of a pixel together"
+            )
         size = f"{self._name}: {width} x {height} is {width * height / 1e6:.0f} megapixels"
         if width * height > MAX_PIXELS:
             raise ImageError(f"{size}, more than the limit of {MAX_PIXELS / 1e6:.0f}; scale it down or cut it up")
@@ -204,7 +211,7 @@ class Opened:
             image = _opened(self._data.removesuffix(b"\xff") + JPEG_END, self._name)
             image.load()
         if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-            return _upright_rgb(image, _from_deep_grey(image, depth, negative, self._stretch))
+            return _upright_rgb(image, _from_deep_grey(image, depth, negative, self._stretch, is_unsigned(self._image)))
         return _upright_rgb(image, _over_white if has_own_alpha else _opaque)
 
     def _stretched_colours(self) -> RgbImage:
@@ -277,28 +284,32 @@ def _over_white(strip: Image.Image) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.alpha_composite(white, over).convert("RGB"))
 
 
-def _from_deep_grey(image: Image.Image, bits: int, negative: bool, stretch: bool) -> _ToRgb:
+def _from_deep_grey(image: Image.Image, bits: int, negative: bool, stretch: bool, unsigned: bool) -> _ToRgb:
     """Return what brings 12 and 16-bit grey to 8 bits; wider integers and floats are stretched from their own range."""
     low, high = 0.0, 4_095.0 if bits == 12 else 65_535.0
+
+    def read(strip: Image.Image) -> _Grey:
+        values = np.asarray(strip)
+        return values.view(np.uint32) if unsigned else values
+
     if not image.mode.startswith("I;16"):
-        least, most = _extremes(image)
+        least, most = _extremes(read(strip) for _, strip in _strips(image))
         if image.mode == "F" or least < 0 or most > 65_535:
             low, high = least, most
     if stretch and (image.mode.startswith("I;16") or (image.mode == "I" and high == 65_535.0)):
-        low, high = _range_of(np.asarray(strip).astype(np.uint16) for _, strip in _strips(image))
+        low, high = _range_of(read(strip).astype(np.uint16) for _, strip in _strips(image))
 
     def to_rgb(strip: Image.Image) -> npt.NDArray[np.uint8]:
-        grey = _to_bytes(np.asarray(strip), low, high)
+        grey = _to_bytes(read(strip), low, high)
         return np.broadcast_to((255 - grey if negative else grey)[..., None], (*grey.shape, 3))
 
     return to_rgb
 
 
-def _extremes(image: Image.Image) -> tuple[float, float]:
+def _extremes(strips: Iterable[_Grey]) -> tuple[float, float]:
     """Return the least and the largest finite value, 0 and 1 if there is none."""
     least, most = np.inf, -np.inf
-    for _, strip in _strips(image):
-        values = np.asarray(strip)
+    for values in strips:
         finite = values[np.isfinite(values)]
         if finite.size:
             least, most = min(least, float(finite.min())), max(most, float(finite.max()))

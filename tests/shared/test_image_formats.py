@@ -297,3 +297,30 @@ def test_memory_that_is_short_is_not_the_fault_of_the_photo(monkeypatch: pytest.
     monkeypatch.setattr(images.np, "empty", none_left)
     with pytest.raises(MemoryError):
         opened()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(("dtype", "top"), [("int16", 30_000), ("int32", 60_000), ("float32", 1.0), ("uint32", 4e9)])
+def test_deep_grey_tiffs_are_right_in_every_order_of_bytes(
+    order: str, compression: str | None, dtype: str, top: float
+) -> None:
+    """Or refused, as Pillow refuses uint32 of the other order."""
+    values = np.linspace(0, top, 40 * 50).reshape(40, 50).astype(dtype)
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, byteorder=order, compression=compression)
+    if (dtype, order) == ("uint32", ">"):
+        with pytest.raises(ImageError, match="save it as RGB"):
+            decode_image(file.getvalue(), "a.tif")
+        return
+    white = 65_535 if top > 1 and top <= 65_535 else values.max()
+    found = decode_image(file.getvalue(), "a.tif").astype(np.float64)
+    assert np.abs(found - 255.0 * values[..., None].astype(np.float64) / white).max() <= 0.51
+
+
+def test_deep_colours_in_planes_are_refused() -> None:
+    values = np.random.default_rng(0).integers(0, 65_536, (3, 20, 30)).astype(np.uint16)
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, planarconfig="separate", photometric="rgb")
+    with pytest.raises(ImageError, match="one after the other"):
+        decode_image(file.getvalue(), "a.tif")
