@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from sum_factory.labelgen.keys import Reserve, key_of, looks_numbered
 from sum_factory.labelgen.left_out import LeftOut
@@ -11,6 +12,9 @@ from sum_factory.labelgen.store_listing import IRREGULAR, Told, told_by_disk
 from sum_factory.shared.errors import InputError
 
 IRREGULAR_FILES = "are no regular files but pipes, devices, sockets or links in circles"
+
+Walk = Iterator[Any]
+"""Yields files and further walks."""
 
 
 class DiskWalk:
@@ -29,10 +33,21 @@ class DiskWalk:
 
         Raises ``InputError``, naming it, for a folder that cannot be read.
         """
-        return self._walk(self.root, "", (self._entered[0],))
+        walks = [self._walk(self.root, "", (self._entered[0],))]
+        while walks:  # a folder may lie deeper than calls may be nested
+            found = next(walks[-1], None)
+            if found is None:
+                walks.pop()
+            elif isinstance(found, tuple):
+                yield found
+            else:
+                walks.append(found)
 
-    def _walk(self, folder: str, relative: str, within: tuple[str, ...]) -> Iterator[tuple[str, Told]]:
-        """Walk a folder. ``within`` are the real places of the root, and of the links that were followed from there."""
+    def _walk(self, folder: str, relative: str, within: tuple[str, ...]) -> Iterator[tuple[str, Told] | Walk]:
+        """Walk a folder, yield its files, and the walk of each folder in it where that is in turn.
+
+        ``within`` are the real places of the root, and of the links that were followed from there.
+        """
         names = self._names(folder)
         for name in names:
             if self.is_wanted(name) and looks_numbered(own := key_of(f"{relative}{name}")):
@@ -42,14 +57,20 @@ class DiskWalk:
             if name.endswith("/"):
                 inner = self._around(path[:-1], within)
                 if inner is not None:
-                    yield from self._walk(path[:-1], f"{relative}{name}", inner)
+                    yield self._walk(path[:-1], f"{relative}{name}", inner)
             elif not self.is_wanted(name):
                 self.left_out.file(name)
-            elif (told := told_by_disk(path)) is not None:  # else it was taken away since the folder was read
+            elif (told := self._told(path)) is not None:  # else it was taken away since the folder was read
                 if told["type"] == IRREGULAR:
                     self.left_out.one(IRREGULAR_FILES, path)
                 else:
                     yield f"{relative}{name}", told
+
+    def _told(self, path: str) -> Told | None:
+        try:
+            return told_by_disk(path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be looked at ({error.strerror}); check permissions") from error
 
     def _names(self, folder: str) -> list[str]:
         """Return the names in a folder, in their order, those of folders with a slash; hidden ones are left out."""

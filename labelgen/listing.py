@@ -59,6 +59,9 @@ def list_photos(
     """
     told = LeftOut() if left_out is None else left_out
     told.clear()
+    places = list(places)
+    if not all(place.strip() for place in places):
+        raise InputError("--images: an empty path; is a variable of the shell not set?")
     expanded = [(place, _expand(absolute(place))) for place in places]
     for place, matching in expanded:
         is_empty, of_place = True, _Listing(reserve, told)
@@ -199,6 +202,8 @@ class _Listing:
             entry = line.strip()
             if not entry or entry.startswith("#"):
                 continue
+            if "\0" in entry:
+                raise InputError(f"{name}, line {number}: not a text; expected a path or URL a line, in UTF-8")
             stands_alone = entry.startswith("/") or "://" in entry
             url = absolute(entry if stands_alone else joined(folder, entry))
             told = look_at(url)

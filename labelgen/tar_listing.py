@@ -49,9 +49,11 @@ def list_tar(
 
     Raises ``InputError`` for what is not a whole, uncompressed tar.
     """
-    told = look_at(tar.url) if tar.told is None else tar.told
+    told = look_at(tar.url) if tar.told is None or tar.told.get("size") is None else tar.told
     if told is None:
         raise InputError(f"{printable(tar.url)}: no such file; check --images")
+    if told.get("size") is None:
+        raise InputError(f"{printable(tar.url)}: its server does not say how large it is; fetch it, and give the copy")
     size, stamp = int(told["size"]), stamp_of(told)
     links: dict[str, TarMember] = {}
     with _read(tar.url) as file:

@@ -105,7 +105,12 @@ def _read_part(url: str, start: int | None, end: int | None) -> bytes:
     from sum_factory.shared.places import opened
 
     filesystem, path = opened(url)
-    return bytes(filesystem.cat_file(path) if end is None else filesystem.cat_file(path, start=start, end=end))
+    if end is None:
+        return bytes(filesystem.cat_file(path))
+    data = bytes(filesystem.cat_file(path, start=start, end=end))
+    if len(data) > end - (start or 0):
+        raise OSError("its server gives no parts of files, only whole ones; fetch it, and give the copy")
+    return data
 
 
 def _require_regular(url: str, name: str) -> int:

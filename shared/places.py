@@ -44,6 +44,8 @@ def absolute(place: str) -> str:
     other URL is returned as it is.
     """
     *links, target = links_of(place)
+    if target.startswith(("http://", "https://")):
+        target = target.partition("#")[0]  # which the server does not get, and names would be put behind
     return CHAIN.join([*links, target if is_remote(target) else _absolute_path(target)])
 
 
@@ -160,7 +162,8 @@ def _around_names(place: str) -> tuple[list[str], str, list[str]]:
 
 
 def _absolute_path(path: str) -> str:
-    full = str(LocalFileSystem._strip_protocol(path))  # which is what will be opened: "~" is the home folder
+    # which is what will be opened: "~" is the home folder, and "~x" a name where there is no user x
+    full = os.path.join(os.getcwd(), str(LocalFileSystem._strip_protocol(path)))
     plain = os.path.normpath(full)
     if ".." in full.split("/") and os.path.realpath(plain) != os.path.realpath(full):
         return full

@@ -28,7 +28,18 @@ def names_of(photos: Sequence[PhotoFile]) -> tuple[str, list[str]]:
         name if len(places[name]) == 1 or not member else f"{posixpath.splitext(_relative(file, root))[0]}/{member}"
         for name, (file, member) in zip(inside, whole, strict=True)
     ]
-    return printable(root), [printable(name) for name in names]
+    return printable(root), _told_apart([printable(name) for name in names], photos)
+
+
+def _told_apart(names: list[str], photos: Sequence[PhotoFile]) -> list[str]:
+    """Give photos of several places whose names are equal after all those of their keys, which no two share."""
+    places: dict[str, set[tuple[str, str, int]]] = {}
+    for name, photo in zip(names, photos, strict=True):
+        places.setdefault(name, set()).add((photo.url, photo.member, photo.offset))
+    return [
+        name if len(places[name]) == 1 else f"{printable(photo.key)}{posixpath.splitext(name)[1]}"
+        for name, photo in zip(names, photos, strict=True)
+    ]
 
 
 def _file_and_member(photo: PhotoFile) -> tuple[str, str]:

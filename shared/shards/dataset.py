@@ -53,6 +53,8 @@ REMEDY_FOR_DATASET = (
 )
 REMEDY_FOR_DATA = "`labelgen repair` takes the unit back, so that the same command makes it again"
 REMEDY_FOR_UNIT = "restore it, or delete it and give the same `labelgen run` again, which plans it anew"
+MOST_LAYERS = 10_000
+"""Layers of a shard set, at most."""
 MOST_UNITS = 10_000_000
 """Units of a shard set, at most."""
 LARGEST_UNIT = 1 << 20
@@ -243,6 +245,8 @@ class Dataset:
 def _layers_of(record: Record) -> dict[str, Layer]:
     """Return the layers that ``dataset.json`` describes, by name. Raises ``ValueError``."""
     told, layers = record.record("layers"), {}
+    if len(told.entries) > MOST_LAYERS:
+        raise ValueError(f"layers: {len(told.entries)}, more than {MOST_LAYERS}")
     for name in told.entries:
         described = told.record(name)
         layers[name] = layer = Layer.of(described)
@@ -257,7 +261,7 @@ def require_version(version: Any, name: str) -> None:
     """Raise ``ShardError`` if a ``dataset.json`` is of another format version."""
     if version != FORMAT_VERSION:
         raise ShardError(
-            f"{name}: format version {version}, this software reads {FORMAT_VERSION}; "
+            f"{name}: format version {str(version)[:40]}, this software reads {FORMAT_VERSION}; "
             "read it with the software that made it"
         )
 

@@ -224,3 +224,17 @@ def test_names_that_are_not_utf8_are_exported_and_shown(
     json.dumps(image, ensure_ascii=False).encode("utf-8")
     assert write_page(ShardSet.open(str(folder / "shards")), tmp_path / "page.html", 1) == 1
     assert rb"set\udcff" in (tmp_path / "page.html").read_bytes()
+
+
+def test_names_that_would_be_equal_are_those_of_keys() -> None:
+    photos = [
+        PhotoFile("get", "https://h/get?id=1"),
+        PhotoFile("get~2", "https://h/get?id=2"),
+        PhotoFile("m", "/d/a.tar", "m.jpg", 512),
+        PhotoFile("m~2", "/d/a.tar", "m.jpg", 9_216),
+        PhotoFile("a@2x", "zip://a@2x.jpg::/d/b.zip"),
+        PhotoFile("2x", "zip://2x.jpg::/d/b.zip"),
+    ]
+    names = names_of(photos)[1]
+    assert len({*names}) == len(photos)
+    assert names[2:] == ["m.jpg", "m~2.jpg", "a@2x.jpg", "2x.jpg"]

@@ -431,3 +431,68 @@ def test_more_is_waited_for_the_more_there_is_to_read() -> None:
     assert deadlines.seconds_for(0) == deadlines.LOOK_SECONDS
     assert deadlines.seconds_for(100_000_000) == deadlines.LOOK_SECONDS + 500
     assert listing.LIST_BYTES < 2 * photo_files.MAX_BYTES
+
+
+def test_empty_path_is_no_name_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(tmp_path, "a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="an empty path; is a variable of the shell not set"):
+        list(list_photos([""]))
+
+
+def test_name_with_a_tilde_is_recorded_as_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(tmp_path / "~nobody-of-that-name", "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert [photo.url for photo in list_photos(["~nobody-of-that-name"])] == [f"{tmp_path}/~nobody-of-that-name/a.png"]
+
+
+def test_list_that_is_no_text_is_refused_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "photos.txt").write_bytes("# photos\na.png\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match=r"photos\.txt, line \d: not a text"):
+        list(list_photos([str(tmp_path / "photos.txt")]))
+
+
+def test_folders_deeper_than_calls_may_be_nested_are_walked(tmp_path: Path) -> None:
+    os.chdir(before := os.getcwd())
+    try:
+        os.chdir(tmp_path)
+        for _ in range(1_200):
+            os.mkdir("a")
+            os.chdir("a")
+        Path("x.png").write_bytes(picture(0))
+        os.chdir(tmp_path)
+        assert [photo.key for photo in list_photos([str(tmp_path)])] == ["a/" * 1_200 + "x"]
+    finally:
+        os.chdir(before)
+
+
+class WholeFiles(BaseHTTPRequestHandler):
+    """A server that gives whole files alone, whatever part is asked for."""
+
+    data = b""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.data)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_server_that_gives_no_parts_of_files_is_blamed_and_not_the_photo(tmp_path: Path) -> None:
+    WholeFiles.data = write_tar(tmp_path / "a.tar", {"a.png": picture(0)})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), WholeFiles)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/a.tar"
+        photo = PhotoFile("a", url, "a.png", 512, len(picture(0)))
+        with pytest.raises(UnreachableError, match="gives no parts of files"):
+            read_listed(photo)
+    finally:
+        server.shutdown()
+        server.server_close()
