@@ -37,7 +37,8 @@ from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import SettingsError, ShardError
 from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, resolve, settle
 from sum_factory.shared.relocation import UNMOVED, Relocation
-from sum_factory.shared.sam.checkpoint import READINGS, SamWeights
+from sum_factory.shared.sam.checkpoint import SamWeights
+from sum_factory.shared.sam.readings import READINGS
 from sum_factory.shared.sam.runtime import Runtime, pick_device
 from sum_factory.shared.sam.settings import PACKAGED, TASKS
 from sum_factory.shared.settings_differ import REMEDY_FOR_SETTINGS, require_same

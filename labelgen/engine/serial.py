@@ -15,7 +15,8 @@ from sum_factory.labelgen.labeler import Labeler
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.errors import WorkerError
 from sum_factory.shared.memory import OUT_OF_MEMORY
-from sum_factory.shared.sam.checkpoint import READINGS, SamWeights
+from sum_factory.shared.sam.checkpoint import SamWeights
+from sum_factory.shared.sam.readings import READINGS
 
 IDLE_SECONDS = 0.05
 

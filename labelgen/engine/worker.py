@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Assignment
 from sum_factory.labelgen.job import ImageDone, Job, Notice, UnitReport
 from sum_factory.shared.allocator import tune_malloc
+from sum_factory.shared.sam.readings import READINGS
 from sum_factory.shared.shards.dataset import Unit
 
 if TYPE_CHECKING:
@@ -67,8 +68,6 @@ class Worker:
     def start(self) -> WorkerAddress:
         """Load the models: not in the constructor, whose errors Ray does not hand on as they are."""
         import ray
-
-        from sum_factory.shared.sam.checkpoint import READINGS
 
         self.labeler = self.load()
         node = ray.get_runtime_context().get_node_id()

@@ -33,7 +33,6 @@ from sum_factory.shared.sam.architecture import (
 from sum_factory.shared.sam.forms.convert import to_official
 from sum_factory.shared.sam.forms.hub import fetch, is_hub_id
 from sum_factory.shared.sam.forms.reading import HEADER as HEADER
-from sum_factory.shared.sam.forms.reading import READINGS as READINGS
 from sum_factory.shared.sam.forms.reading import read_content
 from sum_factory.shared.sam.forms.reading import read_header as read_header
 from sum_factory.shared.sam.settings import PACKAGED, TASKS

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -13,7 +16,6 @@ from weakref import WeakKeyDictionary
 
 import pytest
 import torch
-from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
 from sum_factory.labelgen import labeler
@@ -23,6 +25,7 @@ from sum_factory.shared.sam.checkpoint import SamWeights, load_sam
 from sum_factory.shared.sam.point_decoder import PointDecoder
 from sum_factory.shared.sam.refiner import Refiner, save_refiner
 from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.sam.upstream import ImageEncoderViT
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.verify import verify
 
@@ -123,6 +126,43 @@ def digest_of_weights(network: nn.Module) -> str:
     if known is None or known[0] != versions:
         known = WEIGHTS_FILE[network] = (versions, digest_of(str(network), (weight.detach() for weight in weights)))
     return known[1]
+
+
+class Forks:
+    """Runs of ``labelgen`` in processes of their own, forked from one that has loaded the libraries."""
+
+    def __init__(self, server: subprocess.Popen[str]) -> None:
+        self.server = server
+
+    def ask(self, **call: Any) -> int:
+        """Have the server do something."""
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.write(json.dumps(call) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def begin(self, output: Path, command: list[str], first: str = "") -> int:
+        """Begin a command, whose output is added to a file; return its process.
+
+        ``first`` is Python that runs in it before the command.
+        """
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return self.ask(command=command, first=first, folder=os.getcwd(), environment=environment, output=str(output))
+
+    def end(self, process: int) -> int:
+        """Wait for a command; return its exit status, or the signal that killed it, less than 0."""
+        return self.ask(wait=process)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs of ``labelgen`` in processes of their own."""
+    command = [sys.executable, str(Path(__file__).with_name("fork_server.py"))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipes, stdout=pipes, text=True, env=environment) as server:
+        yield Forks(server)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import segment_anything
 import torch
-from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import MaskData, area_from_rle, remove_small_regions
 from torch import Tensor
@@ -83,7 +83,7 @@ def photo(size: tuple[int, int]) -> Image:
     return np.ascontiguousarray(cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-class AreaFilter(SamAutomaticMaskGenerator):  # type: ignore[misc]
+class AreaFilter(segment_anything.SamAutomaticMaskGenerator):  # type: ignore[misc]
     """Upstream's generator with the 95 % filter among its other filters of candidates."""
 
     share = 0.95
@@ -98,9 +98,9 @@ class AreaFilter(SamAutomaticMaskGenerator):  # type: ignore[misc]
 def upstream(
     sam: Sam,
     settings: AutomaskSettings,
-    kind: type[SamAutomaticMaskGenerator] = SamAutomaticMaskGenerator,
+    kind: type[segment_anything.SamAutomaticMaskGenerator] = segment_anything.SamAutomaticMaskGenerator,
     **options: Any,
-) -> SamAutomaticMaskGenerator:
+) -> segment_anything.SamAutomaticMaskGenerator:
     """Return upstream's generator with the same settings."""
     shared = {
         name: getattr(settings, name) for name in AutomaskSettings.__dataclass_fields__ if name != "max_area_share"

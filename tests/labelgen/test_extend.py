@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -257,23 +257,19 @@ def test_two_extensions_at_once_both_have_their_photos_labelled(
 
 
 KILLED = """
-import os, signal, sys
-import sum_factory.labelgen.run
-from sum_factory.labelgen import cli
+import os, signal
 from sum_factory.shared.store.storage import Storage
 
-name, when, command = sys.argv[1], sys.argv[2], sys.argv[3:]
 create = Storage.create
 def replacement(self, file, data):
-    due = file == name
-    if due and when == "before":
+    due = file == {name!r}
+    if due and {when!r} == "before":
         os.kill(os.getpid(), signal.SIGKILL)
     created = create(self, file, data)
     if due:
         os.kill(os.getpid(), signal.SIGKILL)
     return created
 Storage.create = replacement
-cli.main(command)
 """
 
 
@@ -288,17 +284,12 @@ cli.main(command)
 )
 def test_extension_that_is_killed_leaves_whole_units_and_the_same_command_goes_on(
     grown: Path, extended: Callable[[str], Path], label: Label, refiner: str, loose_options: list[str],
-    snapshot: Snapshot, tmp_path: Path, name: str, when: str, left: int,
+    snapshot: Snapshot, tmp_path: Path, forks: Any, name: str, when: str, left: int,
 ) -> None:  # fmt: skip
-    import signal
-    import subprocess
-    import sys
-
     shards = shutil.copytree(grown / "home/tar", tmp_path / "killed")
     command = ["run", f"--images={grown}/photos", f"--shards={shards}", f"--refiner={refiner}", *loose_options]
-    call = [sys.executable, "-c", KILLED, name, when, *command, "--extend"]
-    done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = forks.begin(tmp_path / "said", [*command, "--extend"], KILLED.format(name=name, when=when))
+    assert forks.end(process) == -signal.SIGKILL, (tmp_path / "said").read_text()
     opened = ShardSet.open(str(shards))
     assert opened.unit_count == left
     assert all(opened.unit(number).images for number in range(left))

@@ -56,35 +56,26 @@ def require_undisturbed(shards: Path, undisturbed: Path, snapshot: Snapshot) -> 
 # The driver is killed
 
 
-DRIVERS = """
-import os, signal, sys, threading, time
-import sum_factory.labelgen.labeler
-from sum_factory.labelgen import cli
+@pytest.fixture
+def kill_drivers(forks: Any, tmp_path: Path) -> Callable[..., None]:
+    """``kill_drivers(seed, times, longest, command)`` begins a command so often, and kills it after random seconds."""
 
-seconds, command = [float(moment) for moment in sys.argv[1].split(",")], sys.argv[2:]
-for moment in seconds:
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        cli.main(command)
-    time.sleep(moment)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-"""
-"""Runs one after the other on one shard set, each killed after some seconds; forked, so that libraries load once."""
+    def kill_drivers(seed: int, times: int, longest: float, command: list[str]) -> None:
+        chance = random.Random(seed)
+        for _ in range(times):
+            process = forks.begin(tmp_path / "said", command)
+            time.sleep(chance.uniform(0, longest))
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+            forks.end(process)
 
-
-def kill_drivers(seed: int, times: int, longest: float, command: list[str]) -> None:
-    chance = random.Random(seed)
-    moments = ",".join(f"{chance.uniform(0, longest):.3f}" for _ in range(times))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", DRIVERS, moments, *command], env=environment, check=True, capture_output=True)
+    return kill_drivers
 
 
 @pytest.mark.parametrize("seed", seeds(20))
 def test_drivers_killed_at_random_moments(
     photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Snapshot, loose_options: list[str],
-    seed: int,
+    seed: int, kill_drivers: Callable[..., None],
 ) -> None:  # fmt: skip
     kill_drivers(seed, 4, 2.5, ["run", f"--images={photos}", f"--shards={tmp_path}/shards", *loose_options])
     label(photos, tmp_path / "shards")
@@ -95,7 +86,7 @@ def test_drivers_killed_at_random_moments(
 @pytest.mark.parametrize("seed", range(10))
 def test_drivers_of_ray_killed_at_random_moments(
     photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Snapshot, loose_options: list[str],
-    seed: int,
+    seed: int, kill_drivers: Callable[..., None],
 ) -> None:  # fmt: skip
     command = ["run", f"--images={photos}", f"--shards={tmp_path}/shards", "--workers=2", *loose_options]
     kill_drivers(seed, 2, 25, command)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,10 +36,7 @@ def problems(shards: Path) -> list[str]:
 
 
 KILLED = """
-import os, signal, sys
-import sum_factory.labelgen.run
-from sum_factory.labelgen import cli
-from sum_factory.shared.sam.checkpoint import load_sam
+import os, signal
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.store.storage import Storage
 
@@ -66,34 +60,27 @@ def written(*ends):
 def committed(layer):
     return lambda args: (args[0].layer.name, args[0].unit.number) == (layer, 1)
 
-POINTS = {
-    "planning": lambda: at(Storage, "write", written("units/000001.json")),
-    "planned": lambda: at(Storage, "write", written("units/000001.json"), "after"),
-    "labelling": lambda: at(UnitWriter, "commit", committed("masks")),
-    "describing": lambda: at(os, "link", written("label/zarr.json")),
-    "writing masks": lambda: at(os, "replace", written("masks/000001.tar", "label/c.1.0.0")),
-    "masks written": lambda: at(os, "replace", written("masks/000001.tar", "label/c.1.0.0"), "after"),
-    "writing manifest of masks": lambda: at(os, "link", written("masks/000001.parquet")),
-    "manifest of masks written": lambda: at(os, "link", written("masks/000001.parquet"), "after"),
-    "adding the layer": lambda: at(Storage, "write", written("dataset.json")),
-    "making maps": lambda: at(UnitWriter, "commit", committed("uncertainty/refinement")),
-    "writing photos": lambda: at(os, "replace", written("jpeg/c.1.0")),
-    "writing maps": lambda: at(os, "replace", written("refinement/000001.tar", "u/c.1.0.0")),
-    "between maps and refined masks": lambda: at(os, "replace", written("u/c.1.0.0"), "after"),
-    "maps written": lambda: at(os, "replace", written("refinement/000001.tar", "refined/c.1.0.0"), "after"),
-    "writing manifest of maps": lambda: at(os, "link", written("refinement/000001.parquet")),
-    "manifest of maps written": lambda: at(os, "link", written("refinement/000001.parquet"), "after"),
-}
-load_sam()
-folder, points, command = sys.argv[1], sys.argv[2].split(","), sys.argv[3:]
-for point in points:
-    child = os.fork()
-    if child == 0:
-        POINTS[point]()
-        cli.main([*command, "--shards", f"{folder}/{point}"])
-    print(point, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), sep=",", flush=True)
 """
-"""Runs that end with SIGKILL at given points; forked, so that the libraries of ``labelgen.run`` are loaded once."""
+"""What has a run end with SIGKILL, before one of the points."""
+
+POINTS = {
+    "planning": 'at(Storage, "write", written("units/000001.json"))',
+    "planned": 'at(Storage, "write", written("units/000001.json"), "after")',
+    "labelling": 'at(UnitWriter, "commit", committed("masks"))',
+    "describing": 'at(os, "link", written("label/zarr.json"))',
+    "writing masks": 'at(os, "replace", written("masks/000001.tar", "label/c.1.0.0"))',
+    "masks written": 'at(os, "replace", written("masks/000001.tar", "label/c.1.0.0"), "after")',
+    "writing manifest of masks": 'at(os, "link", written("masks/000001.parquet"))',
+    "manifest of masks written": 'at(os, "link", written("masks/000001.parquet"), "after")',
+    "adding the layer": 'at(Storage, "write", written("dataset.json"))',
+    "making maps": 'at(UnitWriter, "commit", committed("uncertainty/refinement"))',
+    "writing photos": 'at(os, "replace", written("jpeg/c.1.0"))',
+    "writing maps": 'at(os, "replace", written("refinement/000001.tar", "u/c.1.0.0"))',
+    "between maps and refined masks": 'at(os, "replace", written("u/c.1.0.0"), "after")',
+    "maps written": 'at(os, "replace", written("refinement/000001.tar", "refined/c.1.0.0"), "after")',
+    "writing manifest of maps": 'at(os, "link", written("refinement/000001.parquet"))',
+    "manifest of maps written": 'at(os, "link", written("refinement/000001.parquet"), "after")',
+}
 
 OF_MASKS = ("planning", "planned", "labelling", "writing masks", "masks written", "writing manifest of masks",
             "manifest of masks written")  # fmt: skip
@@ -110,12 +97,17 @@ def two_photos(three_photos: Path) -> Path:
     return three_photos
 
 
-def run_killed(folder: Path, points: tuple[str, ...], command: list[str]) -> None:
-    """Run ``labelgen`` with ``command`` once for each point, on the shard set of its name, and have it killed there."""
-    call = [sys.executable, "-c", KILLED, str(folder), ",".join(points), *command]
-    done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-    ends = dict(line.split(",") for line in done.stdout.splitlines())
-    assert ends == dict.fromkeys(points, str(-signal.SIGKILL)), done.stderr
+@pytest.fixture
+def run_killed(forks: Any, tmp_path: Path) -> Callable[..., None]:
+    """``run_killed(points, command)`` runs ``labelgen`` once for each point, on a set of its name, killed there."""
+
+    def run_killed(points: tuple[str, ...], command: list[str]) -> None:
+        for point in points:
+            shards, said = tmp_path / "killed" / point, tmp_path / "said"
+            process = forks.begin(said, [*command, f"--shards={shards}"], KILLED + POINTS[point])
+            assert forks.end(process) == -signal.SIGKILL, (point, said.read_text())
+
+    return run_killed
 
 
 def require_part_of(whole: dict[str, str], shards: Path, point: str, snapshot: Snapshot) -> None:
@@ -129,11 +121,11 @@ def require_part_of(whole: dict[str, str], shards: Path, point: str, snapshot: S
 
 def test_run_killed_anywhere_ends_bit_identical(
     two_photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot, loose: AutomaskSettings,
-    loose_options: list[str], refiner: str,
+    loose_options: list[str], refiner: str, run_killed: Callable[..., None],
 ) -> None:  # fmt: skip
     options = [f"--images={two_photos}", *loose_options, "--unit-size=1", "--points-per-side=1"]
     points = (*OF_MASKS, "adding the layer", "making maps")
-    run_killed(tmp_path / "killed", points, ["run", *options, f"--refiner={refiner}"])
+    run_killed(points, ["run", *options, f"--refiner={refiner}"])
     again = {"automask": replace(loose, points_per_side=1), "unit_size": 1, "refiner": refiner}
     label(two_photos, tmp_path / "undisturbed", **again)
     whole = snapshot(tmp_path / "undisturbed")
@@ -147,10 +139,10 @@ def test_run_killed_anywhere_ends_bit_identical(
 
 def test_run_into_zarr_killed_anywhere_ends_bit_identical(
     two_photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot, loose: AutomaskSettings,
-    loose_options: list[str], refiner: str,
+    loose_options: list[str], refiner: str, run_killed: Callable[..., None],
 ) -> None:  # fmt: skip
     options = [f"--images={two_photos}", *loose_options, "--unit-size=1", "--points-per-side=1", "--encoding=zarr"]
-    run_killed(tmp_path / "killed", IN_ZARR, ["run", *options, f"--refiner={refiner}", "--keep-photos"])
+    run_killed(IN_ZARR, ["run", *options, f"--refiner={refiner}", "--keep-photos"])
     again = {"automask": replace(loose, points_per_side=1), "unit_size": 1, "refiner": refiner}
     label(two_photos, tmp_path / "undisturbed", **again, encoding="zarr", keep_photos=True)
     whole = snapshot(tmp_path / "undisturbed")
@@ -163,11 +155,12 @@ def test_run_into_zarr_killed_anywhere_ends_bit_identical(
 
 
 def test_layer_whose_making_was_killed_anywhere_ends_bit_identical(
-    finished: Finished, tmp_path: Path, snapshot: Snapshot, refined: Finished, refiner: str, add_maps: Label
-) -> None:
+    finished: Finished, tmp_path: Path, snapshot: Snapshot, refined: Finished, refiner: str, add_maps: Label,
+    run_killed: Callable[..., None],
+) -> None:  # fmt: skip
     for point in OF_MAPS:
         shutil.copytree(finished[0], tmp_path / "killed" / point)
-    run_killed(tmp_path / "killed", OF_MAPS, ["uncertainty", f"--refiner={refiner}", "--device=cpu"])
+    run_killed(OF_MAPS, ["uncertainty", f"--refiner={refiner}", "--device=cpu"])
     whole = snapshot(refined[0])
     for point in OF_MAPS:
         shards = tmp_path / "killed" / point
@@ -180,21 +173,11 @@ def test_layer_whose_making_was_killed_anywhere_ends_bit_identical(
 
 
 def test_two_processes_on_one_shard_set_both_succeed(
-    photos: Path, finished: Finished, tmp_path: Path, snapshot: Snapshot, loose_options: list[str]
+    photos: Path, finished: Finished, tmp_path: Path, snapshot: Snapshot, loose_options: list[str], forks: Any
 ) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "sum_factory.labelgen.cli",
-        "run",
-        f"--images={photos}",
-        f"--shards={tmp_path}/shards",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen([*command, *loose_options], stderr=subprocess.PIPE, env=environment) for _ in range(2)]
-    for process in both:
-        assert process.communicate()[1] is not None
-        assert process.returncode == 0
+    command = ["run", f"--images={photos}", f"--shards={tmp_path}/shards", *loose_options]
+    both = [forks.begin(tmp_path / "said", command) for _ in range(2)]
+    assert [forks.end(process) for process in both] == [0, 0], (tmp_path / "said").read_text()
     assert snapshot(tmp_path / "shards") == snapshot(finished[0])
 
 

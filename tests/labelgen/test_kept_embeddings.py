@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import segment_anything
 import torch
 from click.testing import CliRunner
-from segment_anything import SamPredictor
 
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.kept import keep_embeddings
@@ -84,7 +84,7 @@ def means_of(shards: Path, layer: str = "refinement") -> npt.NDArray[np.float64]
 
 
 def test_embeddings_are_upstreams_of_the_crops_of_the_masks(kept: Path, problems: Problems) -> None:
-    shards, predictor = ShardSet.open(str(kept)), SamPredictor(load_sam().sam)
+    shards, predictor = ShardSet.open(str(kept)), segment_anything.SamPredictor(load_sam().sam)
     crops_seen = set()
     for number, image in shards.walk():
         pixels = decode_image(Path(shards.unit(number).images[image.index].url).read_bytes(), image.key)
@@ -160,7 +160,7 @@ def test_maps_differ_from_those_of_the_run_by_what_rounding_does(
     label(photos, tmp_path / "s", keep_logits=True, keep_embeddings=True, refiner=refiner)
     add_maps(tmp_path / "s", refiner, use_kept=OUTPUTS, layer_name="kept")
     shards, loaded = ShardSet.open(str(tmp_path / "s")), load_sam()
-    predictor, own = SamPredictor(loaded.sam), load_refiner(Path(refiner), loaded)
+    predictor, own = segment_anything.SamPredictor(loaded.sam), load_refiner(Path(refiner), loaded)
     bounds = []
     for number, image in shards.walk():
         predictor.set_image(decode_image(Path(shards.unit(number).images[image.index].url).read_bytes(), ""))

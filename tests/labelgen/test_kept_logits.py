@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import segment_anything
 import torch
 from click.testing import CliRunner
 from scipy.special import entr, expit
-from segment_anything import SamPredictor
 
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
@@ -131,7 +131,7 @@ def naive_maps(
 ) -> npt.NDArray[np.float64]:
     """Return |sigmoid(s) - sigmoid(r)| of an image's masks from s (K, S, S), (K, S, S), with upstream's modules."""
     loaded = load_sam()
-    predictor = SamPredictor(loaded.sam)
+    predictor = segment_anything.SamPredictor(loaded.sam)
     predictor.set_image(decode_image(Path(shards.unit(number).images[image.index].url).read_bytes(), ""))
     own = load_refiner(Path(refiner), loaded)
     maps = []

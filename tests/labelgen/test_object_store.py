@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -119,29 +116,14 @@ def test_run_that_stopped_between_units_goes_on(
     assert download(shards) == whole
 
 
-TWO_RUNS = """
-import os, sys
-import sum_factory.labelgen.run
-from sum_factory.labelgen import cli
-
-children = []
-for _ in range(2):
-    children.append(os.fork())
-    if children[-1] == 0:
-        cli.main(sys.argv[1:])
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
-"""
-"""Forked before anything is opened, so that the libraries are loaded once."""
-
-
 def test_two_runs_at_once_both_succeed(
-    photos: Path, bucket: str, finished: Finished, loose_options: list[str], download: Download
-) -> None:
-    command = [sys.executable, "-c", TWO_RUNS, "run", f"--images={photos}", f"--shards={bucket}/shards"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = subprocess.run([*command, *loose_options], capture_output=True, text=True, env=environment)
-    assert both.returncode == 0, both.stderr
-    assert both.stdout.count("units labelled") + both.stdout.count("nothing to do") == 2
+    photos: Path, bucket: str, finished: Finished, loose_options: list[str], download: Download, forks: Any,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    command = ["run", f"--images={photos}", f"--shards={bucket}/shards", *loose_options]
+    both, said = [forks.begin(tmp_path / "said", command) for _ in range(2)], tmp_path / "said"
+    assert [forks.end(process) for process in both] == [0, 0], said.read_text()
+    assert said.read_text().count("units labelled") + said.read_text().count("nothing to do") == 2
     assert download(f"{bucket}/shards") == local_files(finished[0])
 
 

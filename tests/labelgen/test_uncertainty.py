@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import segment_anything
 import torch
 from scipy.special import entr, expit
-from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor
 
@@ -82,7 +82,7 @@ def embedder(sam: Sam, image: Image) -> Embed:
 
     @cache
     def embed(box: CropBox) -> Tensor:
-        predictor = SamPredictor(sam)
+        predictor = segment_anything.SamPredictor(sam)
         predictor.set_image(image[box[1] : box[3], box[0] : box[2]])
         features: Tensor = predictor.features
         return features
@@ -95,7 +95,7 @@ def naive(sam: Sam, refiner: Refiner, embed: Embed, mask: MaskToRefine) -> tuple
     """Return s and r of one mask on the whole square, by upstream's predictor, prompt encoder and mask decoder."""
     x0, y0, x1, y1 = mask.frame.crop_box
     size = (y1 - y0, x1 - x0)
-    transform = SamPredictor(sam).transform
+    transform = segment_anything.SamPredictor(sam).transform
     point = transform.apply_coords(np.array([[mask.point[0] - x0, mask.point[1] - y0]]), size)
     prompt = (torch.from_numpy(point).float()[None], torch.ones(1, 1))
     outputs = decode(sam, embed(mask.frame.crop_box), prompt, None, None, True)

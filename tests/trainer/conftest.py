@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from segment_anything.modeling import Sam
 
 from sum_factory.shared.codecs.label import encode_label
 from sum_factory.shared.codecs.uncertainty import encode_uncertainty
@@ -20,6 +19,7 @@ from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture
 from sum_factory.shared.sam.checkpoint import to_safetensors
+from sum_factory.shared.sam.upstream import Sam
 from sum_factory.shared.shards.dataset import DATASET, Dataset, Layer, Unit, uncertainty_layer, unit_path
 from sum_factory.shared.shards.encoding import write_shared_files
 from sum_factory.shared.shards.shard_set import MASKS

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import segment_anything
 import torch
 from click.testing import CliRunner
-from segment_anything import SamPredictor, sam_model_registry
 
 from sum_factory.shared.errors import CheckpointError, SettingsError
 from sum_factory.shared.sam.checkpoint import load_sam, to_safetensors
@@ -23,7 +23,7 @@ def sum_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SUM checkpoint of a random ViT-B in the folder of a run, never trained for parts."""
     folder = tmp_path_factory.mktemp("run")
     with torch.device("meta"):
-        empty = sam_model_registry["vit_b"]().state_dict()
+        empty = segment_anything.sam_model_registry["vit_b"]().state_dict()
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.randn(value.shape, generator=generator) * 0.05 for name, value in empty.items()}
     for name, value in state.items():
@@ -40,13 +40,13 @@ def test_export_predicts_in_upstream_as_the_task_is_prompted_here(sum_checkpoint
     result = CliRunner().invoke(main, ["export", f"--weights={sum_checkpoint}", f"--out={out}", "--task=salient"])
     assert result.exit_code == 0, result.output
     loaded = load_sam(str(sum_checkpoint / WEIGHTS_FILE))
-    upstream = sam_model_registry["vit_b"](checkpoint=out)
+    upstream = segment_anything.sam_model_registry["vit_b"](checkpoint=out)
     ours, theirs = loaded.sam.state_dict(), upstream.state_dict()
     assert [name for name, value in theirs.items() if not torch.equal(value, ours[name])] == [
         "prompt_encoder.no_mask_embed.weight"
     ]
     embedding = torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(1))
-    prompted, plain = SamPredictor(loaded.sam), SamPredictor(upstream)
+    prompted, plain = segment_anything.SamPredictor(loaded.sam), segment_anything.SamPredictor(upstream)
     for predictor in (prompted, plain):  # equal weights encode equally, and slowly
         predictor.original_size, predictor.input_size = (48, 64), (768, 1024)
         predictor.features, predictor.is_image_set = embedding, True

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
 
 from sum_factory.trainer.losses import LossSettings, dice_loss, focal_loss, kept_fraction, mask_loss, true_iou
 
@@ -119,7 +119,7 @@ def test_iou_of_empty_masks_is_one_and_carries_no_gradient() -> None:
 
 def test_focal_is_torchvisions_over_the_valid_pixels() -> None:
     logits, targets, valid, certainty = example(3)
-    per_pixel = sigmoid_focal_loss(logits, targets.double(), alpha=0.25, gamma=2)
+    per_pixel = torchvision.ops.sigmoid_focal_loss(logits, targets.double(), alpha=0.25, gamma=2)
     expected = torch.stack([(per_pixel * certainty)[k][valid[k]].mean() for k in range(3)])
     assert torch.allclose(focal_loss(logits, targets, valid, certainty, SETTINGS), expected)
 

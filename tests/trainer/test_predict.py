@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import segment_anything
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
-from segment_anything import SamPredictor
 
 from sum_factory.shared.errors import ImageError, InputError, SettingsError, SumError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture
@@ -70,7 +70,7 @@ def image() -> npt.NDArray[np.uint8]:
 def test_prediction_is_upstreams(
     plain: LoadedSam, image: npt.NDArray[np.uint8], prompt: UserPrompt, upstream: dict[str, Any]
 ) -> None:
-    predictor = SamPredictor(plain.sam)
+    predictor = segment_anything.SamPredictor(plain.sam)
     predictor.set_image(image)
     several = "box" not in upstream and len(upstream["points"]) == 1
     masks, predicted, _ = predictor.predict(
@@ -110,7 +110,7 @@ def test_ambiguous_point_gets_the_output_of_highest_predicted_iou(
 @torch.no_grad()
 def test_task_vector_acts_as_if_added_to_the_dense_prompt(prompted: LoadedSam, image: npt.NDArray[np.uint8]) -> None:
     sam = prompted.sam
-    predictor = SamPredictor(sam)
+    predictor = segment_anything.SamPredictor(sam)
     predictor.set_image(image)
     point = predictor.transform.apply_coords(np.array([[30, 40], [100, 70]]), (HEIGHT, WIDTH))
     sparse, dense = sam.prompt_encoder((torch.tensor(point[None]).float(), torch.tensor([[1, 0]])), None, None)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import segment_anything
 import torch
-from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor
@@ -90,7 +90,7 @@ def everything(tiny_sam: Sam, photos: list[Any], masks: list[Any]) -> Pairs:
 def naive(tiny_sam: Sam, photos: list[Any], masks: list[Any], everything: Pairs) -> list[Pair]:
     """What upstream's predictor makes of the same points, in the same order."""
     points = iter(everything.points.tolist())
-    predictor, made = SamPredictor(tiny_sam), []
+    predictor, made = segment_anything.SamPredictor(tiny_sam), []
     for photo, stack in zip(photos, masks, strict=True):
         predictor.set_image(photo)
         for mask in stack:

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load
 
 from sum_factory.shared.errors import CheckpointError
+from sum_factory.shared.sam.readings import READINGS
 from sum_factory.shared.sam.settings import PACKAGED, WEIGHTS_FILE
 
 LONGEST_HEADER = 100_000_000
@@ -32,20 +33,6 @@ NAMES_IN_FOLDERS = (WEIGHTS_FILE, "model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
 """Behind the name of weights that are cut into several files: which tensor is in which of them."""
 EXPECTED = f"SAM weights (a file or a folder), an id on the Hugging Face hub (owner/name), or {PACKAGED!r}"
-
-
-class Readings:
-    """Counts how often this process has read a file of weights, and how many bytes that were."""
-
-    def __init__(self) -> None:
-        self.times = self.bytes = 0
-
-    def since(self, times: int = 0, size: int = 0) -> tuple[int, int]:
-        """Return both, beyond what was counted before."""
-        return self.times - times, self.bytes - size
-
-
-READINGS = Readings()
 
 
 @dataclass(frozen=True)

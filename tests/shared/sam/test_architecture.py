@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 
 import pytest
+import segment_anything
 import torch
-from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from sum_factory.shared.sam.architecture import ARCHITECTURES, ConvStem, build_architecture, meta_state
@@ -15,7 +15,7 @@ from sum_factory.shared.sam.architecture import ARCHITECTURES, ConvStem, build_a
 @pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
 def test_official_architecture_has_the_state_of_upstreams(name: str) -> None:
     with torch.device("meta"):
-        upstream = sam_model_registry[name]().state_dict()
+        upstream = segment_anything.sam_model_registry[name]().state_dict()
     ours = meta_state(ARCHITECTURES[name])
     assert list(ours) == list(upstream)
     assert {key: (value.shape, value.dtype) for key, value in ours.items()} == {
@@ -26,7 +26,7 @@ def test_official_architecture_has_the_state_of_upstreams(name: str) -> None:
 @pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
 def test_official_architecture_is_configured_as_upstreams(name: str) -> None:
     with torch.device("meta"):
-        upstream, ours = sam_model_registry[name](), build_architecture(ARCHITECTURES[name])
+        upstream, ours = segment_anything.sam_model_registry[name](), build_architecture(ARCHITECTURES[name])
     # What a state dict does not show: strides, paddings, window sizes, heads, epsilons.
     assert repr(ours) == repr(upstream)
     assert [block.window_size for block in ours.image_encoder.blocks] == [
@@ -41,7 +41,7 @@ def test_official_architecture_is_configured_as_upstreams(name: str) -> None:
 
 
 def test_pixel_statistics_are_upstreams() -> None:
-    ours, upstream = build_architecture(ARCHITECTURES["vit_micro"]), sam_model_registry["vit_b"]
+    ours, upstream = build_architecture(ARCHITECTURES["vit_micro"]), segment_anything.sam_model_registry["vit_b"]
     with torch.device("meta"):
         shape = upstream().pixel_mean.shape
     assert ours.pixel_mean.shape == ours.pixel_std.shape == shape

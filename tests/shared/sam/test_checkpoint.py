@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import segment_anything
 import torch
 from safetensors.torch import save_file
-from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from torch import Tensor
 
@@ -28,10 +28,10 @@ def vit_b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sam, Path]
     """Upstream's own ViT-B with random weights, read back from a .pth by upstream's own loader, and that file."""
     path = tmp_path_factory.mktemp("official") / "sam_vit_b.pth"
     with torch.device("meta"):
-        empty = sam_model_registry["vit_b"]().state_dict()
+        empty = segment_anything.sam_model_registry["vit_b"]().state_dict()
     generator = torch.Generator().manual_seed(0)
     torch.save({name: torch.randn(value.shape, generator=generator) * 0.05 for name, value in empty.items()}, path)
-    yield sam_model_registry["vit_b"](checkpoint=path), path
+    yield segment_anything.sam_model_registry["vit_b"](checkpoint=path), path
     path.unlink()
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import segment_anything
 import torch
-from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
 from sum_factory.shared.sam.runtime import Embedder, Runtime, pick_device, place, resize
@@ -36,13 +36,13 @@ def recorded_dtypes(part: torch.nn.Module, run: Callable[[], Any]) -> set[torch.
 @pytest.mark.parametrize("size", [(60, 90), (90, 60), (64, 64), (300, 7)])
 def test_fp32_embedding_is_upstreams(tiny_sam: Sam, size: tuple[int, int]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
-    upstream = SamPredictor(tiny_sam)
+    upstream = segment_anything.SamPredictor(tiny_sam)
     upstream.set_image(image)
     assert torch.equal(Embedder(tiny_sam).embed(image), upstream.features)
 
 
 def test_embedding_of_a_crop_is_upstreams(tiny_sam: Sam, image: npt.NDArray[np.uint8]) -> None:
-    upstream, ours = SamPredictor(tiny_sam), Embedder(tiny_sam)
+    upstream, ours = segment_anything.SamPredictor(tiny_sam), Embedder(tiny_sam)
     upstream.set_image(image[5:40, 20:80])
     resized = resize(image, tiny_sam.image_encoder.img_size)
     assert torch.equal(ours.embed_crop(image, (20, 5, 80, 40), resized), upstream.features)

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import segment_anything
 import torch
 from scipy.ndimage import distance_transform_edt
-from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
 from sum_factory.shared.placement import Frame
@@ -58,7 +58,7 @@ def deepest(region: Mask) -> tuple[int, int, float]:
 
 
 def naive(
-    predictor: SamPredictor,
+    predictor: segment_anything.SamPredictor,
     target: Mask,
     rounds: int,
     box: bool,
@@ -100,7 +100,7 @@ def naive(
 
 
 def played(
-    sam: Sam, predictor: SamPredictor, protocol: Protocol, task: torch.Tensor | None = None
+    sam: Sam, predictor: segment_anything.SamPredictor, protocol: Protocol, task: torch.Tensor | None = None
 ) -> list[list[float]]:
     """The IoU of each target after each round."""
     frame = Frame.whole(SIDE, HEIGHT, WIDTH)
@@ -111,8 +111,8 @@ def played(
 
 
 @pytest.fixture
-def predictor(sam: Sam, image: npt.NDArray[np.uint8]) -> SamPredictor:
-    predictor = SamPredictor(sam)
+def predictor(sam: Sam, image: npt.NDArray[np.uint8]) -> segment_anything.SamPredictor:
+    predictor = segment_anything.SamPredictor(sam)
     predictor.set_image(image)
     return predictor
 
@@ -121,7 +121,7 @@ def predictor(sam: Sam, image: npt.NDArray[np.uint8]) -> SamPredictor:
 @pytest.mark.parametrize("oracle", [False, True])
 @pytest.mark.parametrize("rounds", [1, 4, 9])
 def test_every_round_equals_upstreams_predictor(
-    sam: Sam, predictor: SamPredictor, box: bool, oracle: bool, rounds: int
+    sam: Sam, predictor: segment_anything.SamPredictor, box: bool, oracle: bool, rounds: int
 ) -> None:
     ours = played(sam, predictor, Protocol("box" if box else "point", rounds, "oracle" if oracle else "single"))
     for k, target in enumerate(targets()):
@@ -130,7 +130,7 @@ def test_every_round_equals_upstreams_predictor(
 
 @pytest.mark.parametrize("oracle", [False, True])
 def test_rounds_from_a_click_near_the_boundary_equal_upstreams_predictor(
-    sam: Sam, predictor: SamPredictor, oracle: bool
+    sam: Sam, predictor: segment_anything.SamPredictor, oracle: bool
 ) -> None:
     ours = played(sam, predictor, Protocol("near-boundary", 4, "oracle" if oracle else "single"))
     for k, target in enumerate(targets()):
@@ -140,7 +140,9 @@ def test_rounds_from_a_click_near_the_boundary_equal_upstreams_predictor(
 
 
 @pytest.mark.parametrize("box", [False, True])
-def test_task_is_added_to_the_embedding_in_the_first_round_alone(sam: Sam, predictor: SamPredictor, box: bool) -> None:
+def test_task_is_added_to_the_embedding_in_the_first_round_alone(
+    sam: Sam, predictor: segment_anything.SamPredictor, box: bool
+) -> None:
     task = torch.randn(192, generator=torch.Generator().manual_seed(0))
     ours = played(sam, predictor, Protocol("box" if box else "point", 4), task)
     without = played(sam, predictor, Protocol("box" if box else "point", 4))
@@ -149,7 +151,7 @@ def test_task_is_added_to_the_embedding_in_the_first_round_alone(sam: Sam, predi
         assert ours[k][0] != pytest.approx(without[k][0], abs=1e-2)
 
 
-def test_masks_keep_the_numbers_and_clicks_of_their_image(sam: Sam, predictor: SamPredictor) -> None:
+def test_masks_keep_the_numbers_and_clicks_of_their_image(sam: Sam, predictor: segment_anything.SamPredictor) -> None:
     frame, protocol = Frame.whole(SIDE, HEIGHT, WIDTH), Protocol("near-boundary", 2)
     whole = evaluate_image(sam, predictor.features, None, frame, targets(), "image", protocol)
     part = evaluate_image(sam, predictor.features, None, frame, targets()[1:], "image", protocol, [1])
@@ -161,7 +163,7 @@ def test_masks_keep_the_numbers_and_clicks_of_their_image(sam: Sam, predictor: S
 
 
 def test_mask_that_is_found_gets_no_further_click(
-    sam: Sam, predictor: SamPredictor, monkeypatch: pytest.MonkeyPatch
+    sam: Sam, predictor: segment_anything.SamPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that answers with the target itself is prompted with the same tokens again, and its own logits.
 
@@ -186,7 +188,7 @@ def test_mask_that_is_found_gets_no_further_click(
 
 
 def test_task_vector_acts_in_the_rounds_it_is_given(sam: Sam, image: npt.NDArray[np.uint8]) -> None:
-    predictor = SamPredictor(sam)
+    predictor = segment_anything.SamPredictor(sam)
     predictor.set_image(image)
     frame = Frame.whole(SIDE, HEIGHT, WIDTH)
     task = torch.full((192,), 0.7)

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
+import segment_anything
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.ndimage import distance_transform_edt
-from segment_anything import SamPredictor
 
 from sum_factory.shared.errors import CheckpointError, ImageError, InputError, SettingsError, SumError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture, build_architecture
@@ -132,7 +132,7 @@ def counted_embeddings(weights: LoadedSam) -> Iterator[list[int]]:
 def test_rows_hold_what_upstreams_predictor_scores(plain: LoadedSam, world: Path) -> None:
     results = evaluated(plain, pairs(world), coco(world), labels(world), protocol=Protocol(rounds=1))
     places = {"pairs": {0: 0}, "coco": {0: 2, 2: 1}, "labels": {0: 0, 1: 1, 2: 2}}  # mask number: place in shapes()
-    predictor = SamPredictor(plain.sam)
+    predictor = segment_anything.SamPredictor(plain.sam)
     for result in results:
         assert result.rows.schema == SCORES
         rows = {(row["image"], row["mask"]): row for row in result.rows.to_pylist()}
