@@ -65,7 +65,7 @@ def test_samples_are_the_same_in_both_encodings(shards: Path, in_zarr: Path) -> 
 @pytest.mark.parametrize("name", SHARDS)
 def test_shards_cut_anywhere_or_lost_are_refused(in_zarr: Path, name: str) -> None:
     whole = (in_zarr / name).read_bytes()
-    for length in sorted({*range(0, len(whole), 1013), len(whole) - 1}, reverse=True):
+    for length in sorted({*range(0, len(whole), 2029), len(whole) - 1}, reverse=True):
         os.truncate(in_zarr / name, length)
         with pytest.raises(ShardError, match=rf"{name}: {length} bytes, expected {len(whole)}.*labelgen verify"):
             train(in_zarr)
@@ -84,7 +84,7 @@ def test_flipped_bit_of_a_shard_is_refused_if_it_is_in_what_is_read(in_zarr: Pat
     places = [(row[f"{prefix}offset"], row[f"{prefix}length"]) for row, u in zip(rows, known, strict=True) if u]
     read = [range(start, start + length) for start, length in places]
     edges = [place for chunk in read for place in (chunk[0], chunk[-1])]
-    for place in {*edges, *range(0, len(whole), 211)}:
+    for place in {*edges, *range(0, len(whole), 499)}:
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         (in_zarr / name).write_bytes(flipped)
@@ -111,7 +111,7 @@ def boundaries(data: bytes) -> list[int]:
 @pytest.mark.parametrize("name", TARS)
 def test_data_cut_anywhere_are_refused(shards: Path, name: str) -> None:
     whole = (shards / name).read_bytes()
-    for length in sorted({*boundaries(whole), *range(0, len(whole), 1013), len(whole) - 1}, reverse=True):
+    for length in sorted({*boundaries(whole), *range(0, len(whole), 2029), len(whole) - 1}, reverse=True):
         os.truncate(shards / name, length)
         with pytest.raises(ShardError, match=rf"{name}: {length} bytes, expected {len(whole)}.*labelgen verify"):
             train(shards)
@@ -122,7 +122,7 @@ def test_data_cut_while_they_are_read_are_refused_or_were_not_needed(shards: Pat
     sound, whole = train(shards), (shards / name).read_bytes()
     pseudo = PseudoSet(ShardSet.open(str(shards)), "refinement", METHODS["sum"], SETTINGS)
     refused = []
-    for length in sorted({*boundaries(whole), *range(0, len(whole), 509)}, reverse=True):
+    for length in sorted({*boundaries(whole), *range(0, len(whole), 1021)}, reverse=True):
         os.truncate(shards / name, length)
         for index, sample in enumerate(sound):
             try:
@@ -142,7 +142,7 @@ def test_flipped_bit_of_data_is_refused_if_it_is_in_what_is_read(shards: Path, n
     read = [range(row["offset"], row["offset"] + row["length"]) for row, u in zip(rows, known, strict=True) if u]
     assert read
     edges = [place for blob in read for place in (blob[0], blob[-1])]
-    for place in {*boundaries(whole), *edges, *range(0, len(whole), 211)}:
+    for place in {*boundaries(whole), *edges, *range(0, len(whole), 499)}:
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         (shards / name).write_bytes(flipped)
@@ -156,7 +156,7 @@ def test_flipped_bit_of_data_is_refused_if_it_is_in_what_is_read(shards: Path, n
 @pytest.mark.parametrize("name", SEALED)
 def test_flipped_bit_and_cut_of_what_describes_data_are_refused(shards: Path, name: str) -> None:
     whole = (shards / name).read_bytes()
-    for place in range(0, len(whole), 61):
+    for place in range(0, len(whole), 149):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         for damaged in (bytes(flipped), whole[:place]):
