@@ -6,23 +6,20 @@ longer is planned while it goes on: a unit can be labelled as soon as its plan i
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import chain, count, islice
-from types import TracebackType
-from typing import Never, Self
+from typing import Never
 
 from sum_factory.labelgen.comparison import Comparison, ListPhotos, Spool, batches, with_key
+from sum_factory.labelgen.growing_plan import Plan
 from sum_factory.labelgen.keys import Keys
 from sum_factory.labelgen.known_photos import KnownPhotos
 from sum_factory.shared.errors import SettingsDifferError, SettingsError, ShardError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.precision import Resolved
-from sum_factory.shared.progress import Stage, track
+from sum_factory.shared.progress import track
 from sum_factory.shared.settings_differ import require_same
 from sum_factory.shared.shards.dataset import (
     DATASET,
@@ -41,8 +38,6 @@ from sum_factory.shared.store.storage import Storage
 
 UNITS_HELD, SECONDS_HELD = 256, 10.0
 """A listing of no more units, that takes no longer, is planned whole before anything is written."""
-NAMES_SHOWN = 20
-"""Photos that people are told of by name."""
 ATTEMPTS = 10
 """How often a plan is begun anew because another run has written one meanwhile."""
 GIVE_THE_SAME = "Give the same --images, or another --shards folder."
@@ -54,121 +49,6 @@ UnitIdAndSize = tuple[str, int]
 
 class _OvertakenError(Exception):
     """Another run has planned another unit in the place of this one."""
-
-
-@dataclass
-class Plan:
-    """The units that a shard set has, and gets while photos are being listed.
-
-    ``moved`` are units whose photos lie elsewhere than their plans say, by number; ``gone`` the keys of photos that are
-    not listed any more; ``restamped`` counts those that have another time stamp, ``first_restamped`` names one.
-    ``listed`` counts all that were listed so far.
-    """
-
-    storage: Storage
-    moved: dict[int, Unit] = field(default_factory=dict)
-    gone: list[str] = field(default_factory=list)
-    restamped: int = 0
-    first_restamped: str = ""
-    listed: int = 0
-    is_whole: bool = False
-    """Whether the listing has come to its end."""
-    sizes: dict[int, int] = field(default_factory=dict)
-    """How many photos each unit has, by its number."""
-    _ready: deque[int] = field(default_factory=deque)
-    _thread: threading.Thread | None = None
-    _error: BaseException | None = None
-    _closed: bool = False
-
-    @property
-    def planned(self) -> Collection[int]:
-        """The numbers of the units that there are by now."""
-        return range(len(self.sizes))
-
-    def size_of(self, number: int) -> int:
-        """Return how many photos a unit has."""
-        return self.sizes[number]
-
-    def numbers(self) -> Iterator[int | None]:
-        """Yield the numbers of units as they can be labelled, and None while the next one is still to be planned.
-
-        Raises what went wrong with the listing.
-        """
-        while True:
-            was_last = self._thread is None or not self._thread.is_alive()
-            while self._ready:
-                yield self._ready.popleft()
-            if not was_last:
-                yield None
-                continue
-            if self._error is not None:
-                raise self._error
-            return
-
-    def notes(self) -> Iterator[str]:
-        """Yield what people should know of photos that are not what they were."""
-        if self.gone:
-            names = ", ".join(map(repr, self.gone[:NAMES_SHOWN])) + (", ..." if len(self.gone) > NAMES_SHOWN else "")
-            yield f"{len(self.gone)} planned images are gone, or not in --images: {names}; their labels stay"
-        if self.restamped:
-            yield (
-                f"{self.restamped} images have another time stamp than when they were planned, such as "
-                f"{self.first_restamped}; labels stay those of what was read, and whoever reads a photo again is told "
-                "if it is another"
-            )
-
-    def counted(self, photos: Iterable[PhotoFile]) -> Iterator[PhotoFile]:
-        """Yield the photos of a listing, and count them."""
-        for photo in photos:
-            self.listed += 1
-            yield photo
-
-    def add(self, number: int, size: int) -> None:
-        """Have a unit labelled."""
-        self.sizes[number] = size
-        self._ready.append(number)
-
-    def add_read_as(self, unit: Unit, recorded: Unit) -> None:
-        """Have a unit labelled from where its photos were listed, which is not all that its plan records."""
-        if unit != recorded:
-            self.moved[unit.number] = unit
-        self.add(unit.number, len(unit.images))
-
-    def take(self, steps: Iterator[None], seconds: float) -> None:
-        """Take steps of planning, as far as one gets in that time; the rest is left to a thread."""
-        until = time.monotonic() + seconds
-        with _listing_stage(self) as stage:
-            for _ in steps:
-                stage.reach(self.listed)
-                if time.monotonic() > until:
-                    break
-            else:
-                return
-        self._thread = threading.Thread(target=self._take_rest, args=(steps,), name="planning", daemon=True)
-        self._thread.start()
-
-    def _take_rest(self, steps: Iterator[None]) -> None:
-        try:
-            for _ in steps:
-                if self._closed:
-                    return
-        except BaseException as error:  # for whoever asks for the next unit
-            self._error = error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Plan no more; the same command goes on with it."""
-        self._closed = True
-        if self._thread is not None:
-            self._thread.join()
-
-
-def _listing_stage(plan: Plan) -> Stage:
-    return Stage("listing images", unit="image", done=plan.listed)
 
 
 def prepare(
@@ -195,7 +75,7 @@ def prepare(
         if dataset is not None:
             _require_alike(storage, dataset, layers, unit_size, precision)
             with suppress(_OvertakenError):
-                return _Again(storage, dataset, extend).plan(list_photos)
+                return _Replanning(storage, dataset, extend).plan(list_photos)
         elif extend:
             raise SettingsError(
                 f"{storage.url}: no shard set to extend is there; check --shards, or leave --extend out"
@@ -224,7 +104,7 @@ def _require_alike(
 
 
 def _recovered(storage: Storage, layer: Layer, unit_size: int) -> Dataset | None:
-    """Return what a ``dataset.json`` said that is lost, by the plans of the units; None if there are none of them.
+    """Return what a lost ``dataset.json`` said, as the plans of the units tell it; None if there are no plans.
 
     Raises ``ShardError`` if plans are missing too.
     """
@@ -233,7 +113,7 @@ def _recovered(storage: Storage, layer: Layer, unit_size: int) -> Dataset | None
     if not known.numbers:
         return None
     if (written := read_dataset(storage)) is not None:
-        return written  # by another run, which has begun since: it is the first that a run writes
+        return written  # by another run that has begun since: a run writes this file before any plan
     if known.missing:
         name = storage.path(unit_path(known.missing[0]))
         raise ShardError(f"{storage.path(DATASET)}: missing, and so is {name}; restore one of them")
@@ -278,7 +158,7 @@ def _begin(storage: Storage, list_photos: ListPhotos, layer: Layer, unit_size: i
     if is_whole:
         for unit in track(held, "writing plans", "unit"):
             storage.write(unit_path(unit.number), unit.to_json())
-            plan.add_read_as(unit, unit.recorded())
+            plan.add_listed(unit, unit.recorded())
         plan.is_whole = True
     else:
         plan.take(_write_all(plan, chain(held, units), {}), seconds=0)
@@ -293,7 +173,7 @@ def _hold(plan: Plan, units: Iterator[Unit | None]) -> tuple[list[Unit], bool]:
     """Return the units of a listing that ends soon, or its first ones, and whether these are all."""
     held: list[Unit] = []
     until = time.monotonic() + SECONDS_HELD
-    with _listing_stage(plan) as stage:
+    with plan.listing_stage() as stage:
         for unit in units:
             if unit is None:
                 stage.reach(plan.listed)
@@ -330,18 +210,18 @@ def _append(plan: Plan, unit: Unit) -> None:
         there = read_unit(plan.storage, unit.number)
         if there.id != unit.id:
             raise _OvertakenError
-    plan.add_read_as(unit, there)
+    plan.add_listed(unit, there)
 
 
 def _name_units(plan: Plan, first: int, named_units: dict[int, UnitIdAndSize]) -> None:
-    """Have ``dataset.json`` name all units from number ``first`` on, and what follows from it say the same."""
+    """Have ``dataset.json`` name all units from number ``first`` on, and write anew the files that follow from it."""
     add_units(plan.storage, first, [named_units[number] for number in range(first, len(plan.sizes))])
     write_shared_files(plan.storage)
     plan.is_whole = True
 
 
-class _Again:
-    """Plans a run over a shard set that is there."""
+class _Replanning:
+    """Compares a listing with the plan of a shard set that is there, and adds to that plan."""
 
     def __init__(self, storage: Storage, dataset: Dataset, extend: bool) -> None:
         self.storage, self.dataset, self.extend = storage, dataset, extend
@@ -360,20 +240,20 @@ class _Again:
             plan.take(self._finish_first(new), SECONDS_HELD)
             return plan
         with Spool() as spool:
-            with _listing_stage(plan) as stage:
+            with plan.listing_stage() as stage:
                 for photos in new:
                     spool.add(photos)
                     stage.reach(plan.listed)
             self._take_stock()
-            lost = self._lost(spool)
-            self._require_same(spool, lost)
+            replanned = self._plan_missing(spool)
+            self._require_same(spool, replanned)
             self.storage.create(DATASET, self.dataset.to_json())  # if it was lost
-            for unit in lost:
+            for unit in replanned:
                 self.storage.write(unit_path(unit.number), unit.to_json())
                 self.named_units[unit.number] = _id_and_size(unit)
             for number in sorted(self.named_units):
                 self._add(number)
-            left = islice(spool, sum(size for _, size in map(_id_and_size, lost)), None)
+            left = islice(spool, sum(size for _, size in map(_id_and_size, replanned)), None)
             for added in cut(batches(left), self.dataset.unit_size, self._free_numbers()):
                 if added is not None:
                     _append(plan, added)
@@ -407,14 +287,14 @@ class _Again:
             yield photos
 
     def _rest(self, waiting: set[int]) -> Iterator[Unit | None]:
-        """Have the units labelled of which photos have moved or are gone, when the listing is at its end."""
+        """When the listing is at its end, have the units labelled that lack photos where they were: moved or gone."""
         self._take_stock()
         for number in sorted(waiting):
             self._add(number)
             yield None
 
     def _free_numbers(self) -> Iterator[int]:
-        """Yield the numbers of units that are to be planned: of gaps first, which only lost files leave."""
+        """Yield the numbers of units that are to be planned: first those of lost plans, then the next ones."""
         gaps = [number for number in self.known.missing if number >= len(self.dataset.unit_ids)]
         return chain(gaps, count(self.shards.unit_count))
 
@@ -429,9 +309,9 @@ class _Again:
         plan.gone = list(self.known.gone())
         plan.restamped, plan.first_restamped = compared.restamped, compared.first_restamped
 
-    def _lost(self, new: Spool) -> list[Unit]:
+    def _plan_missing(self, new: Spool) -> list[Unit]:
         """Plan again the units whose plans are missing; each must be the one that ``dataset.json`` names."""
-        lost = []
+        replanned = []
         photos = iter(new)
         for number in (number for number in self.known.missing if number < len(self.dataset.unit_ids)):
             unit = Unit(number, tuple(islice(photos, self.dataset.size_of(number))))
@@ -440,16 +320,16 @@ class _Again:
                     f"{self.storage.path(unit_path(number))}: missing, and {self.storage.url} was made of other "
                     f"images, or they changed since. Restore it, or: {GIVE_THE_SAME}"
                 )
-            lost.append(unit)
-        return lost
+            replanned.append(unit)
+        return replanned
 
-    def _require_same(self, new: Spool, lost: Sequence[Unit]) -> None:
+    def _require_same(self, new: Spool, replanned: Sequence[Unit]) -> None:
         """Raise ``SettingsDifferError`` if there are new photos that nobody asked for, or another order."""
         if self.extend:
             return
-        of_lost = sum(len(unit.images) for unit in lost)
-        if new.length > of_lost:
-            self._refuse_other_images(new.length - of_lost, next(islice(new, of_lost, None)).key)
+        expected = sum(len(unit.images) for unit in replanned)
+        if new.length > expected:
+            self._refuse_other_images(new.length - expected, next(islice(new, expected, None)).key)
         if not self.dataset.extended and self.shards.is_planned and not self.known.is_in_order:
             raise SettingsDifferError(
                 f"{self.storage.url}: was made of other images: the same images come in another order. {GIVE_THE_SAME}"
