@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from sum_factory.labelgen.keys import Keys, Reserve
-from sum_factory.labelgen.known_photos import KnownPhotos
+from sum_factory.labelgen.planned_photos import PlannedPhotos
 from sum_factory.shared.errors import SettingsDifferError, StorageError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.shards.dataset import Unit
@@ -83,19 +83,20 @@ def _explained() -> Iterator[None]:
 
 @dataclass
 class Comparison:
-    """What a listing says of the photos of a plan at ``url``. One that has another size than planned is refused.
+    """What a listing says of the photos of a plan at ``url``.
 
-    With ``extend`` one that is neither where it was nor as large is another photo, though its key is the same.
+    A photo that lies where it was planned, and has another size, is refused. So is one of a planned key that lies
+    elsewhere and has another size, unless ``extend`` is set: then it is a new photo.
     """
 
     url: str
-    known: KnownPhotos
+    planned: PlannedPhotos
     extend: bool
     restamped: int = 0
     """How many photos have another time stamp than when they were planned."""
     first_restamped: str = ""
     on_whole: Callable[[int], object] = lambda number: None
-    """Told of a unit, by number, of which all photos have been found where they were."""
+    """Called with the number of each unit whose photos have all been found."""
     _moved: dict[int, dict[int, PhotoFile]] = field(default_factory=dict)
     _left: dict[int, int] = field(default_factory=dict)
 
@@ -105,14 +106,14 @@ class Comparison:
         Those that have perhaps moved are looked at last: by then it is known which planned ones were found.
         Raises ``SettingsDifferError``, naming it, for a photo that has changed.
         """
-        keys = Keys(self.known.has_key)
+        keys = Keys(self.planned.has_key)
         with Spool() as aside:
             for listed in batches(list_photos(keys.reserve)):
                 new, perhaps = [], []
-                for photo, photo_number in zip(listed, self.known.find(listed), strict=True):
+                for photo, photo_number in zip(listed, self.planned.mark_seen(listed), strict=True):
                     if photo_number is not None:
                         self._found(photo, photo_number)
-                    elif self.known.has_key(photo.key):
+                    elif self.planned.has_key(photo.key):
                         perhaps.append(photo)
                     else:
                         new.append(with_key(photo, keys.take(photo.key)))
@@ -121,7 +122,7 @@ class Comparison:
             yield from self._look_again(aside, keys)
 
     def _look_again(self, aside: Iterable[PhotoFile], keys: Keys) -> Iterator[list[PhotoFile]]:
-        """Find photos by their keys, first by their own; yield those that are new all the same."""
+        """Find photos that have moved: by their own keys, then by these with a number; yield those that are new."""
         with Spool() as numbered:
             for listed in batches(aside):
                 numbered.add([photo for photo in listed if not self._is_at(photo, photo.key)])
@@ -132,17 +133,20 @@ class Comparison:
 
     def _is_at(self, photo: PhotoFile, key: str) -> bool:
         """Whether this photo is the one that was planned under a key, unless that was found elsewhere."""
-        photo_number = self.known.unseen_with_key(key)
-        if photo_number is None or (self.extend and self.known.photo(photo_number).size != photo.size):
+        photo_number = self.planned.unseen_with_key(key)
+        if photo_number is None or (self.extend and self.planned.photo(photo_number).size != photo.size):
             return False
-        self.known.seen[photo_number] = True
+        self.planned.seen[photo_number] = True
         self._found(photo, photo_number)
         return True
 
     def _has_numbered_key(self, photo: PhotoFile, last: dict[str, int]) -> bool:
-        """Whether this photo was planned under its own key with a number; ``last`` are the numbers that were found."""
+        """Whether this photo was planned under its own key with ``~`` and a number behind it.
+
+        ``last`` has the number that was found last, by own key.
+        """
         ordinal = last.get(photo.key, 1) + 1
-        while self.known.has_key(key := f"{photo.key}~{ordinal}"):
+        while self.planned.has_key(key := f"{photo.key}~{ordinal}"):
             if self._is_at(photo, key):
                 last[photo.key] = ordinal
                 return True
@@ -150,7 +154,7 @@ class Comparison:
         return False
 
     def _found(self, photo: PhotoFile, photo_number: int) -> None:
-        planned = self.known.photo(photo_number)
+        planned = self.planned.photo(photo_number)
         if photo.size != planned.size:
             raise SettingsDifferError(
                 f"{photo.name}: changed since the shard set at {self.url} was planned (image {planned.key!r}: "
@@ -159,10 +163,10 @@ class Comparison:
         if photo.stamp != planned.stamp:
             self.restamped += 1
             self.first_restamped = self.first_restamped or photo.name
-        number, index = self.known.unit_of(photo_number)
+        number, index = self.planned.unit_of(photo_number)
         if (photo.url, photo.member, photo.offset) != (planned.url, planned.member, planned.offset):
             self._moved.setdefault(number, {})[index] = with_key(photo, planned.key)
-        left = self._left[number] = self._left.get(number, self.known.size_of(number)) - 1
+        left = self._left[number] = self._left.get(number, self.planned.size_of(number)) - 1
         if not left:
             del self._left[number]
             self.on_whole(number)
@@ -171,7 +175,7 @@ class Comparison:
         """Return a unit as it is to be read, if its photos lie elsewhere than its plan says."""
         if number not in self._moved:
             return None
-        images = list(self.known.shards.unit(number).images)
+        images = list(self.planned.shards.unit(number).images)
         for index, photo in self._moved[number].items():
             images[index] = photo
         return Unit(number, tuple(images))

@@ -15,7 +15,7 @@ from typing import Never
 from sum_factory.labelgen.comparison import Comparison, ListPhotos, Spool, batches, with_key
 from sum_factory.labelgen.growing_plan import Plan
 from sum_factory.labelgen.keys import Keys
-from sum_factory.labelgen.known_photos import KnownPhotos
+from sum_factory.labelgen.planned_photos import PlannedPhotos
 from sum_factory.shared.errors import SettingsDifferError, SettingsError, ShardError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.precision import Resolved
@@ -109,18 +109,18 @@ def _recovered(storage: Storage, layer: Layer, unit_size: int) -> Dataset | None
     Raises ``ShardError`` if plans are missing too.
     """
     empty = Dataset(unit_size, (), 0, {layer.name: layer})
-    known = KnownPhotos(ShardSet(storage, empty))
-    if not known.numbers:
+    planned = PlannedPhotos(ShardSet(storage, empty))
+    if not planned.numbers:
         return None
     if (written := read_dataset(storage)) is not None:
         return written  # by another run that has begun since: a run writes this file before any plan
-    if known.missing:
-        name = storage.path(unit_path(known.missing[0]))
+    if planned.missing:
+        name = storage.path(unit_path(planned.missing[0]))
         raise ShardError(f"{storage.path(DATASET)}: missing, and so is {name}; restore one of them")
-    sizes = [known.size_of(number) for number in known.numbers]
+    sizes = [planned.size_of(number) for number in planned.numbers]
     if max(sizes) != unit_size and len(sizes) > 1:
         require_same("settings", storage.url, {"unit_size": max(sizes)}, {"unit_size": unit_size})
-    return empty.with_units([(known.ids[number], size) for number, size in zip(known.numbers, sizes, strict=True)])
+    return empty.with_units([(planned.ids[number], size) for number, size in zip(planned.numbers, sizes, strict=True)])
 
 
 def cut(listed: Iterable[Sequence[PhotoFile]], unit_size: int, numbers: Iterable[int]) -> Iterator[Unit | None]:
@@ -226,10 +226,10 @@ class _Replanning:
     def __init__(self, storage: Storage, dataset: Dataset, extend: bool) -> None:
         self.storage, self.dataset, self.extend = storage, dataset, extend
         self.shards = ShardSet(storage, dataset)
-        self.known = KnownPhotos(self.shards)
-        self.named_units = {number: (id, self.known.size_of(number)) for number, id in self.known.ids.items()}
+        self.planned = PlannedPhotos(self.shards)
+        self.named_units = {number: (id, self.planned.size_of(number)) for number, id in self.planned.ids.items()}
         self.result = Plan(storage)
-        self.comparison = Comparison(storage.url, self.known, extend)
+        self.comparison = Comparison(storage.url, self.planned, extend)
 
     def plan(self, list_photos: ListPhotos) -> Plan:
         """Return the plan. Raises ``_OvertakenError`` if another extension was written meanwhile."""
@@ -281,7 +281,7 @@ class _Replanning:
         "Before" is by batches: within one, new photos may be first.
         """
         for photos in new:
-            if photos and self.named_units and not self.known.seen.any():
+            if photos and self.named_units and not self.planned.seen.any():
                 self._take_stock()
                 self._refuse_other_images(len(photos), photos[0].key)
             yield photos
@@ -295,7 +295,7 @@ class _Replanning:
 
     def _free_numbers(self) -> Iterator[int]:
         """Yield the numbers of units that are to be planned: first those of lost plans, then the next ones."""
-        gaps = [number for number in self.known.missing if number >= len(self.dataset.unit_ids)]
+        gaps = [number for number in self.planned.missing if number >= len(self.dataset.unit_ids)]
         return chain(gaps, count(self.shards.unit_count))
 
     def _add(self, number: int) -> None:
@@ -306,14 +306,14 @@ class _Replanning:
     def _take_stock(self) -> None:
         """Note what the listing said of planned photos, now that it is at its end."""
         plan, compared = self.result, self.comparison
-        plan.gone = list(self.known.gone())
+        plan.gone = list(self.planned.gone())
         plan.restamped, plan.first_restamped = compared.restamped, compared.first_restamped
 
     def _plan_missing(self, new: Spool) -> list[Unit]:
         """Plan again the units whose plans are missing; each must be the one that ``dataset.json`` names."""
         replanned = []
         photos = iter(new)
-        for number in (number for number in self.known.missing if number < len(self.dataset.unit_ids)):
+        for number in (number for number in self.planned.missing if number < len(self.dataset.unit_ids)):
             unit = Unit(number, tuple(islice(photos, self.dataset.size_of(number))))
             if unit.id != self.dataset.unit_ids[number]:
                 raise SettingsDifferError(
@@ -330,7 +330,7 @@ class _Replanning:
         expected = sum(len(unit.images) for unit in replanned)
         if new.length > expected:
             self._refuse_other_images(new.length - expected, next(islice(new, expected, None)).key)
-        if not self.dataset.extended and self.shards.is_planned and not self.known.is_in_order:
+        if not self.dataset.extended and self.shards.is_planned and not self.planned.is_in_order:
             raise SettingsDifferError(
                 f"{self.storage.url}: was made of other images: the same images come in another order. {GIVE_THE_SAME}"
             )

@@ -1,4 +1,7 @@
-"""The photos of a plan that is there, to be found again in a listing: by their place, or by their key if they moved."""
+"""The photos of a plan that is there, to be found again in a listing: by their place, or by their key if they moved.
+
+Photos are numbered through all units of the plan. To be *seen* is to have been found in the listing.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ UNITS_KEPT = 64
 Hashes = npt.NDArray[np.int64]
 
 
-class KnownPhotos:
+class PlannedPhotos:
     """What the plans of a shard set hold. A photo takes some forty bytes: hashes of its place and of its key.
 
     Photos are numbered through, in the order of the units. ``missing`` are the numbers of the units whose plan is not
@@ -81,10 +84,10 @@ class KnownPhotos:
         number, index = self.unit_of(photo_number)
         return self._photos(number)[index]
 
-    def find(self, listed: Sequence[PhotoFile]) -> list[int | None]:
-        """Return the number of the photo that lies where each of the ``listed`` does, or None, and note it as seen.
+    def mark_seen(self, listed: Sequence[PhotoFile]) -> list[int | None]:
+        """Mark as seen the photos that were planned where the ``listed`` ones lie; return their numbers or None.
 
-        Where a place was listed several times, it is found as often.
+        A place that is planned several times is found as often as it is listed.
         """
         found = self._places.find(np.array([_place(photo) for photo in listed], np.int64))
         return [self._take(self._places, int(start), _place(photo)) for photo, start in zip(listed, found, strict=True)]
@@ -116,25 +119,25 @@ class KnownPhotos:
 
 
 class _Sorted:
-    """Hashes in order, and whose each is."""
+    """Hashes in ascending order, each with the number of the photo that it is of."""
 
     def __init__(self, hashes: list[int]) -> None:
         values = np.array(hashes, np.int64)
-        self._whose = np.argsort(values, kind="stable")
-        self._values = values[self._whose]
+        self._photos = np.argsort(values, kind="stable")
+        self._values = values[self._photos]
 
     def find(self, wanted: Hashes) -> npt.NDArray[np.int64]:
-        """Return where each would be first."""
+        """Return the position of the first hash that is not below each of ``wanted``."""
         return np.searchsorted(self._values, wanted).astype(np.int64)
 
     def find_one(self, wanted: int) -> int:
-        """Return where it would be first."""
+        """Return the position of the first hash that is not below ``wanted``."""
         return int(np.searchsorted(self._values, wanted))
 
     def equal(self, start: int, wanted: int) -> Iterator[int]:
-        """Yield whose those are from ``start`` on that are ``wanted``."""
+        """Yield the numbers of the photos whose hashes, from position ``start`` on, equal ``wanted``."""
         while start < len(self._values) and self._values[start] == wanted:
-            yield int(self._whose[start])
+            yield int(self._photos[start])
             start += 1
 
 
