@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sum_factory.labelgen.keys import Reserve, key_of, looks_numbered
-from sum_factory.labelgen.left_out import LeftOut
+from sum_factory.labelgen.passed_over import PassedOver
 from sum_factory.labelgen.store_listing import IRREGULAR, Told, told_by_disk
 from sum_factory.shared.errors import InputError
 
@@ -23,9 +23,9 @@ class DiskWalk:
     A linked folder is entered as if it were there, unless it is listed anyway, or leads back to where the walk is.
     """
 
-    def __init__(self, root: str, is_wanted: Callable[[str], bool], reserve: Reserve, left_out: LeftOut) -> None:
+    def __init__(self, root: str, is_wanted: Callable[[str], bool], reserve: Reserve, passed_over: PassedOver) -> None:
         self.root = root or "/"
-        self.is_wanted, self.reserve, self.left_out = is_wanted, reserve, left_out
+        self.is_wanted, self.reserve, self.passed_over = is_wanted, reserve, passed_over
         self._entered = [os.path.realpath(self.root)]
 
     def files(self) -> Iterator[tuple[str, Told]]:
@@ -59,10 +59,10 @@ class DiskWalk:
                 if inner is not None:
                     yield self._walk(path[:-1], f"{relative}{name}", inner)
             elif not self.is_wanted(name):
-                self.left_out.file(name)
+                self.passed_over.file(name)
             elif (told := self._told(path)) is not None:  # else it was taken away since the folder was read
                 if told["type"] == IRREGULAR:
-                    self.left_out.one(IRREGULAR_FILES, path)
+                    self.passed_over.one(IRREGULAR_FILES, path)
                 else:
                     yield f"{relative}{name}", told
 
@@ -90,10 +90,10 @@ class DiskWalk:
             return within
         target = os.path.realpath(path)
         if any(_is_listed_below(target, entered) for entered in self._entered):
-            self.left_out.one("are links to folders that are listed anyway", path)
+            self.passed_over.one("are links to folders that are listed anyway", path)
             return None
         if any(_is_listed_below(passed, target) for passed in within):
-            self.left_out.one("are links to folders that they lie in", path)
+            self.passed_over.one("are links to folders that they lie in", path)
             return None
         self._entered.append(target)
         return (*within, target)

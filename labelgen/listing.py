@@ -16,7 +16,7 @@ from functools import partial
 
 from sum_factory.labelgen.disk_listing import DiskWalk
 from sum_factory.labelgen.keys import Reserve, key_of, safe_path
-from sum_factory.labelgen.left_out import LeftOut
+from sum_factory.labelgen.passed_over import PassedOver
 from sum_factory.labelgen.store_listing import DIRECTORY, IRREGULAR, Told, ask, listed_by_store, look_at, open_place
 from sum_factory.labelgen.tar_listing import Tar, list_tar
 from sum_factory.labelgen.threads import GeneratorPool
@@ -39,7 +39,7 @@ PACKED = "an archive in which photos cannot be read one by one; unpack it, or pa
 TARS_AHEAD = 8
 """Remote tars whose headers are read at once."""
 LIST_BYTES = 1 << 30
-"""A longer list file is none."""
+"""Bytes of a list file, at most: a longer file is not a list."""
 ENCRYPTED = 0x1
 """The flag of a member of a zip that needs a password."""
 
@@ -47,30 +47,30 @@ Found = PhotoFile | Tar
 
 
 def list_photos(
-    places: Iterable[str], reserve: Reserve = lambda key: None, left_out: LeftOut | None = None
+    places: Iterable[str], reserve: Reserve = lambda key: None, passed_over: PassedOver | None = None
 ) -> Iterator[PhotoFile]:
     """Yield the photos of all places, in order, each with its own key: ``Keys`` tells equal ones apart.
 
     A place is a folder (searched to any depth), a tar or zip, a text file with one path or URL a line, an image, or a
     pattern with ``*`` of these. Names that start with a dot are skipped in folders and archives. ``reserve`` is called
-    with keys that look as if ``Keys`` had made them, before any photo of their folder is given; ``left_out`` is told of
-    what is passed over. Raises ``InputError`` for a place that is missing, which is known before the first photo, or
-    that holds no image, or when a store does not answer.
+    with keys that look as if ``Keys`` had made them, before any photo of their folder is given; ``passed_over`` counts
+    what is no photo. Raises ``InputError`` for a place that is missing, which is known before the first photo, or that
+    holds no image, or when a store does not answer.
     """
-    told = LeftOut() if left_out is None else left_out
-    told.clear()
+    passed_over = PassedOver() if passed_over is None else passed_over
+    passed_over.clear()
     places = list(places)
     if not all(place.strip() for place in places):
         raise InputError("--images: an empty path; is a variable of the shell not set?")
     expanded = [(place, _expand(absolute(place))) for place in places]
     for place, matching in expanded:
-        is_empty, of_place = True, _Listing(reserve, told)
+        is_empty, of_place = True, _Listing(reserve, passed_over)
         for photo in of_place.photos(matching):
             is_empty = False
             yield photo
         if is_empty:
             expected = f"expected {', '.join(IMAGE_SUFFIXES)}, or tars or zips of such files"
-            raise InputError("; ".join([f"{printable(place)}: no images there; {expected}", *told.notes()]))
+            raise InputError("; ".join([f"{printable(place)}: no images there; {expected}", *passed_over.notes()]))
 
 
 def _expand(place: str) -> list[str]:
@@ -97,9 +97,9 @@ def _is_there(place: str) -> bool:
 class _Listing:
     """Lists the photos of places."""
 
-    def __init__(self, reserve: Reserve, left_out: LeftOut) -> None:
-        self.reserve, self.left_out = reserve, left_out
-        self._of_tar = partial(list_tar, is_photo=is_photo, stamp_of=_stamp, left_out=left_out)
+    def __init__(self, reserve: Reserve, passed_over: PassedOver) -> None:
+        self.reserve, self.passed_over = reserve, passed_over
+        self._of_tar = partial(list_tar, is_photo=is_photo, stamp_of=_stamp, passed_over=passed_over)
 
     def photos(self, places: Iterable[str]) -> Iterator[PhotoFile]:
         """Yield the photos of places, in order; the headers of several remote tars are read at once."""
@@ -122,7 +122,7 @@ class _Listing:
 
     def _list_one(self, place: str) -> Iterator[Found]:
         """Yield what a place of ``--images`` holds."""
-        told = look_at(place) or {"type": DIRECTORY}  # it is there: what is told of as no file is a folder
+        told = look_at(place) or {"type": DIRECTORY}  # it is there, and a store knows only files by their place
         yield from self._found_at(place, told, key_of(name_in(place)), "")
         if name_in(place).lower().endswith(LIST_SUFFIXES) and told["type"] not in (DIRECTORY, IRREGULAR):
             yield from self._list_file(place)
@@ -163,7 +163,7 @@ class _Listing:
         before, _, after = joined(place, "\0").partition("\0")
         root = path.rstrip("/")
         if is_local(place):
-            entries = DiskWalk(root, _is_wanted, self.reserve, self.left_out).files()
+            entries = DiskWalk(root, _is_wanted, self.reserve, self.passed_over).files()
         else:
             entries = listed_by_store(place, filesystem, root)
         is_in_archive = len(links_of(place)) > 1
@@ -172,19 +172,19 @@ class _Listing:
             if _is_hidden(relative):
                 continue
             if is_in_archive and (CHAIN in relative or ".." in relative.split("/") or _is_absolute_in_zip(url, told)):
-                self.left_out.one("have names that cannot be told in a URL", url)
+                self.passed_over.one("have names that cannot be told in a URL", url)
             elif told.get("flag_bits", 0) & ENCRYPTED:
-                self.left_out.one("are encrypted in a zip", url)
+                self.passed_over.one("are encrypted in a zip", url)
             elif is_photo(relative):
                 yield _file(url, _under(below, key_of(relative)), told)
             elif relative.lower().endswith(TAR_SUFFIX):
                 yield Tar(url, told)
             elif relative.lower().endswith(ZIP_SUFFIX):  # often the photos of the folder, as they were fetched
-                self.left_out.one("are zips, which are read where --images names them", url)
+                self.passed_over.one("are zips, which are read where --images names them", url)
             elif relative.lower().endswith(PACKED_SUFFIXES):
-                self.left_out.one("are archives in which photos cannot be read one by one", url)
+                self.passed_over.one("are archives in which photos cannot be read one by one", url)
             else:
-                self.left_out.file(relative)
+                self.passed_over.file(relative)
 
     def _list_zip(self, place: str, below: str) -> Iterator[Found]:
         """Yield the photos of a zip, of which its table of contents is read."""

@@ -25,9 +25,9 @@ from sum_factory.labelgen.job import (
     WeightsRead,
 )
 from sum_factory.labelgen.layers import KEPT_LAYERS, maps_layer, masks_layer
-from sum_factory.labelgen.left_out import LeftOut
 from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
+from sum_factory.labelgen.passed_over import PassedOver
 from sum_factory.labelgen.plan import prepare
 from sum_factory.labelgen.progress import ProgressReporter, RunSummary
 from sum_factory.labelgen.sam import read_sam, recorded_sam
@@ -200,8 +200,8 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
     Raises ``SumError`` for anything that is not a single image's own fault; those are recorded, and the run goes on.
     """
     before = READINGS.since()
-    left_out = LeftOut()
-    storage, photos = Storage(settings.shards), partial(list_photos, settings.images, left_out=left_out)
+    passed_over = PassedOver()
+    storage, photos = Storage(settings.shards), partial(list_photos, settings.images, passed_over=passed_over)
     sam = read_sam(settings.sam, settings.model_type, settings.task, recorded_sam(storage), _works_here(settings))
     automask = settings.automask
     if not isinstance(automask, AutomaskSettings):
@@ -232,11 +232,14 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         job = replace(job, uncertainty=MapsWork(uncertainty, settings.refiner, maps))
     layers = [(masks, REMEDY_FOR_SETTINGS), *((layer, _remedy_for(layer)) for layer in job.added_layers)]
     with prepare(storage, photos, layers, settings.unit_size, settings.extend, precision) as plan:
-        notes_said = [*plan.notes(), *(left_out.notes() if plan.is_whole else ())]
+        notes_said = [*plan.notes(), *(passed_over.notes() if plan.is_whole else ())]
         for note in notes_said:
             say(note)
         summary = _work(settings, job, plan, sam.weights, before, say, stop or Stop())
-        for note in (*plan.notes(), *left_out.notes()):  # a listing that went on meanwhile has more to tell at its end
+        for note in (
+            *plan.notes(),
+            *passed_over.notes(),
+        ):  # a listing that went on meanwhile has more to tell at its end
             if note not in notes_said:
                 say(note)
     write_shared_files(storage)  # in a store that cannot be locked planning and labelling may have written at once

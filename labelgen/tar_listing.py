@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from sum_factory.labelgen.keys import key_of
-from sum_factory.labelgen.left_out import LeftOut
+from sum_factory.labelgen.passed_over import PassedOver
 from sum_factory.labelgen.store_listing import Told, ask, look_at, open_place
 from sum_factory.shared.deadlines import PatientFile
 from sum_factory.shared.errors import InputError
@@ -43,7 +43,7 @@ class Tar(NamedTuple):
 
 
 def list_tar(
-    tar: Tar, is_photo: Callable[[str], bool], stamp_of: Callable[[Told], str], left_out: LeftOut
+    tar: Tar, is_photo: Callable[[str], bool], stamp_of: Callable[[Told], str], passed_over: PassedOver
 ) -> Iterator[PhotoFile]:
     """Yield the photos of a tar, those that are links last, each at the place of what it is a link to.
 
@@ -59,10 +59,10 @@ def list_tar(
     with _read(tar.url) as file:
         for member in read_members(file, size):
             if isinstance(member, Remainder):
-                left_out.one("tars are followed by bytes that are no tar", f"{tar.url}, byte {member.at}")
+                passed_over.one("tars are followed by bytes that are no tar", f"{tar.url}, byte {member.at}")
             elif not is_photo(member.name):
                 if member.kind != OTHER and not _is_hidden(member.name):
-                    left_out.file(member.name)
+                    passed_over.file(member.name)
             elif _is_hidden(member.name):
                 continue
             elif member.kind == FILE:
@@ -71,9 +71,9 @@ def list_tar(
             elif member.kind in (HARD_LINK, SYMBOLIC_LINK):
                 links[_plain(member.name)] = member
             elif member.kind == SPARSE:
-                left_out.one("are stored with holes in a tar", f"{tar.url}::{member.name}")
+                passed_over.one("are stored with holes in a tar", f"{tar.url}::{member.name}")
         if links:
-            yield from _linked(tar.url, links, read_members(file, size), stamp, left_out)
+            yield from _linked(tar.url, links, read_members(file, size), stamp, passed_over)
 
 
 def _linked(
@@ -81,7 +81,7 @@ def _linked(
     links: Mapping[str, TarMember],
     members: Iterator[TarMember | Remainder],
     stamp: str,
-    left_out: LeftOut,
+    passed_over: PassedOver,
 ) -> Iterator[PhotoFile]:
     """Yield the photos that are links. Their targets are looked for among ``members``, since nobody kept these."""
     targets = {name: _target(name, links) for name in links}
@@ -93,7 +93,7 @@ def _linked(
     for name, member in links.items():
         target = found.get(targets[name] or "")
         if target is None:
-            left_out.one("are links in a tar to what is not in it", f"{url}::{member.name}")
+            passed_over.one("are links in a tar to what is not in it", f"{url}::{member.name}")
         else:
             _require_told(target)
             yield PhotoFile(key_of(member.name), url, target.name, target.offset, target.size, stamp)

@@ -261,7 +261,7 @@ def test_runs_that_read_an_image_differently_leave_a_sound_shard_set(
 ) -> None:  # fmt: skip
     photo, elsewhere = three_photos / "photo2.jpg", tmp_path / "elsewhere.jpg"
     listed = list(list_photos([str(three_photos)]))
-    monkeypatch.setattr("sum_factory.labelgen.run.list_photos", lambda sources, reserve, left_out: listed)
+    monkeypatch.setattr("sum_factory.labelgen.run.list_photos", lambda sources, reserve, passed_over: listed)
 
     def overtake() -> None:
         photo.rename(elsewhere)

@@ -19,8 +19,8 @@ from PIL import Image
 
 from sum_factory.labelgen import listing, store_listing
 from sum_factory.labelgen.keys import Keys, key_of
-from sum_factory.labelgen.left_out import LeftOut
 from sum_factory.labelgen.listing import list_photos
+from sum_factory.labelgen.passed_over import PassedOver
 from sum_factory.shared import deadlines, photo_files
 from sum_factory.shared.errors import ImageError, InputError, UnreachableError
 from sum_factory.shared.photo_files import PhotoFile, read_bytes, read_listed
@@ -42,11 +42,11 @@ def lay_out(folder: Path, *names: str) -> None:
 
 def listed(*places: Path | str) -> tuple[dict[str, bytes], list[str]]:
     """Return the bytes of each photo by its key, and what is told of those that were left out."""
-    keys, left_out = Keys(), LeftOut()
+    keys, passed_over = Keys(), PassedOver()
     photos = [
-        replace(photo, key=keys.take(photo.key)) for photo in list_photos(map(str, places), keys.reserve, left_out)
+        replace(photo, key=keys.take(photo.key)) for photo in list_photos(map(str, places), keys.reserve, passed_over)
     ]
-    return {photo.key: read_listed(photo) for photo in photos}, list(left_out.notes())
+    return {photo.key: read_listed(photo) for photo in photos}, list(passed_over.notes())
 
 
 def write_tar(path: Path, members: Mapping[str, bytes | tuple[bytes, str]]) -> bytes:
@@ -75,10 +75,10 @@ def test_only_regular_files_are_photos(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").symlink_to("nowhere")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "socket.jpg"))
-    left_out = LeftOut()
-    found = list(list_photos([str(tmp_path)], left_out=left_out))
+    passed_over = PassedOver()
+    found = list(list_photos([str(tmp_path)], passed_over=passed_over))
     assert [photo.key for photo in found] == ["a", "gone"]  # a photo that is gone is its own error, by its name
-    (note,) = left_out.notes()
+    (note,) = passed_over.notes()
     assert note.startswith("passed over: 5 are no regular files")
     assert f"{tmp_path}/circle.jpg" in note
 

@@ -374,7 +374,7 @@ def test_listing_that_fails_half_way_ends_the_run_by_name_and_the_same_command_g
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
 
-        def cut(sources: Any, reserve: Any, left_out: Any) -> Any:
+        def cut(sources: Any, reserve: Any, passed_over: Any) -> Any:
             for number, photo in enumerate(list_photos(sources, reserve)):
                 if number == 4:
                     raise SettingsDifferError("the store is gone")

@@ -11,12 +11,15 @@ from sum_factory.shared.names import printable
 
 KINDS_TOLD, KINDS_COUNTED = 8, 1000
 LONGEST_SUFFIX = 12
-"""What follows the last dot of a name and is longer is no suffix."""
+"""Characters of a suffix, its dot included, at most: a longer end of a name is not taken for a suffix."""
 WITHOUT_SUFFIX, OTHERS = "without a suffix", "others"
 
 
-class LeftOut:
-    """Counts what is no photo, by kind of file, and what might be one and is not taken, by why. For threads, too."""
+class PassedOver:
+    """Counts what is no photo, by kind of file, and what might be one and is not taken, by reason.
+
+    May be used by several threads.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -38,7 +41,10 @@ class LeftOut:
             self._kinds[kind if known else OTHERS] += 1
 
     def one(self, why: str, name: str) -> None:
-        """Count what is called as a photo, or holds some, and is not taken. ``why`` is in the plural."""
+        """Count a file that has the name of a photo or of an archive, and is not taken.
+
+        ``why`` is what a note says of such files, in the plural: "are encrypted in a zip".
+        """
         with self._lock:
             told = self._reasons.setdefault(why, [0, printable(name)])
             told[0] = int(told[0]) + 1
