@@ -60,7 +60,7 @@ class _OfCommitted:
 
     def photos(self, images: Iterable[PhotoFile]) -> Iterator[Callable[[], LoadedPhoto]]:
         """Yield what gives each photo."""
-        return read_ahead(images, self.labeler.side, self.read, self.refused, self.labeler.seen)
+        return read_ahead(images, self.labeler.side, self.read, self.refused, self.labeler.decoding)
 
 
 class Keeping(_OfCommitted):

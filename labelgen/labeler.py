@@ -17,7 +17,7 @@ from sum_factory.labelgen.kept import Encoded, KeptWriter, encode
 from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
 from sum_factory.labelgen.masks.lanes import take_cores
 from sum_factory.labelgen.outages import Outages
-from sum_factory.labelgen.read_ahead import LoadedPhoto, Seen, read_ahead
+from sum_factory.labelgen.read_ahead import Decoding, LoadedPhoto, read_ahead
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.labelgen.uncertainty import MaskToRefine, UncertaintyMaker, UncertaintyMap
 from sum_factory.shared.errors import ImageError, InputError
@@ -64,7 +64,7 @@ class Labeler:
         """``weights`` are those of the job, if this process has read them already; the labeler takes them over."""
         self.job = job
         self.shards = ShardSet.open(job.shards, photos_from=job.photos_from)
-        self.seen = Seen(is_stretched(self.shards))
+        self.decoding = Decoding(is_stretched(self.shards))
         self.outages = Outages(job.wait_for_photos, job.missing_photos)
         loaded = load_sam(weights or job.sam, job.model_type, job.task)
         loaded.require_recorded(self.shards.layer(MASKS).weights["sam"], job.sam)
@@ -99,10 +99,10 @@ class Labeler:
 
     def _with_note(self, progress: ImageDone) -> ImageDone:
         """Tell with the progress of an image, once, that there are photos that labels can hardly be made of."""
-        if self.seen.dim is None or self.has_noted:
+        if self.decoding.dim is None or self.has_noted:
             return progress
         self.has_noted = True
-        return replace(progress, note=f"{self.seen.dim}: {DIM_NOTE}")
+        return replace(progress, note=f"{self.decoding.dim}: {DIM_NOTE}")
 
     def try_unit(self, unit: Unit, refused: Mapping[str, str]) -> None:
         """Do for the images of a unit that are not ``refused`` what ``label_unit`` would do, but commit nothing."""
@@ -225,7 +225,7 @@ class _UnitLabelling:
             maps = labeler.maker.make(labeler.masks_of(rows, encoded.labels), generated.embeddings.__getitem__)
             return _EncodedImage(generated, columns, encoded, maps)
 
-        photos = read_ahead(self.unit.images, labeler.side, self._read, self.refused, labeler.seen)
+        photos = read_ahead(self.unit.images, labeler.side, self._read, self.refused, labeler.decoding)
         with GeneratorPool(labeler.lanes.count) as codec_pool:
             yield from labeler.lanes.in_order(begin, photos, finish)
 

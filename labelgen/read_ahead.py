@@ -30,11 +30,11 @@ class LoadedPhoto(NamedTuple):
     resized: RgbImage
 
 
-class Seen:
-    """How photos are decoded, and what is to be told of those that were.
+class Decoding:
+    """How photos are decoded, and the first of them that came out dim.
 
-    With ``stretch``, photos of more than 8 bits are stretched. ``dim`` is the name of the first one that has such bits
-    and its data in the lower ones, so that nothing in it is bright.
+    With ``stretch``, photos of more than 8 bits are stretched. ``dim`` is the name of the first photo of more than 8
+    bits in which nothing is bright, as if its data were in the lower bits.
     """
 
     def __init__(self, stretch: bool = False) -> None:
@@ -47,21 +47,22 @@ def read_ahead(
     side: int,
     read: Callable[[PhotoFile], bytes],
     refused: Mapping[str, str] | None = None,
-    seen: Seen | None = None,
+    decoding: Decoding | None = None,
 ) -> Iterator[Callable[[], LoadedPhoto]]:
     """Yield for each image a function that returns the photo, whose file ``read`` gives, or raises as ``load_photo``.
 
     Those that ``refused`` has, by key, are not read: their function raises ``ImageError`` with what it says of them.
     Photos that are being decoded, or are decoded and not asked for yet, share the memory that one may take alone. So
-    they are to be asked for as they come, or by other threads: not all at last by the one that takes the functions.
+    call each function as it comes, or in another thread: to collect all functions first, and call them then, waits for
+    ever.
     """
-    told, room = seen or Seen(), Room(MAX_MEMORY)
+    decoding, room = decoding or Decoding(), Room(MAX_MEMORY)
 
     def load(turn: int, image: PhotoFile) -> LoadedPhoto:
         try:
             if refused and image.key in refused:
                 raise ImageError(refused[image.key])
-            photo = load_photo(image, side, read, told, partial(room.enter, turn))
+            photo = load_photo(image, side, read, decoding, partial(room.enter, turn))
         except BaseException:
             room.leave(turn)
             raise
@@ -84,7 +85,9 @@ def read_ahead(
                     yield partial(take, next(turns), pending.pop(0))
             for future in pending:
                 yield partial(take, next(turns), future)
-            wait(pending)  # the pool gives up what is not begun, and these may be asked for when there is no next one
+            wait(
+                pending
+            )  # the pool drops what is not begun, and these functions may be called after the last is yielded
     finally:
         room.close()
 
@@ -93,7 +96,7 @@ def load_photo(
     image: PhotoFile,
     side: int,
     read: Callable[[PhotoFile], bytes],
-    seen: Seen | None = None,
+    decoding: Decoding | None = None,
     enter: Callable[[int], object] = lambda size: None,
 ) -> LoadedPhoto:
     """Return an image, whose file ``read`` gives, for a SAM of input ``side``.
@@ -101,9 +104,9 @@ def load_photo(
     ``enter`` is told how many bytes that takes before any pixel is decoded, and may have it wait. Raises what ``read``
     does, and ``ImageError`` if the photo cannot be used.
     """
-    seen = seen or Seen()
+    decoding = decoding or Decoding()
     name, data = image.name, read(image)
-    opened = open_photo(data, name, seen.stretch)
+    opened = open_photo(data, name, decoding.stretch)
     if 0 in resized_size(opened.height, opened.width, side):
         raise ImageError(
             f"{name}: {opened.width} x {opened.height} is too thin for SAM's square of {side} px; cut it up"
@@ -111,6 +114,6 @@ def load_photo(
     enter(max(opened.bytes_needed + len(data), RESIZE_BYTES * opened.height * opened.width))
     pixels, is_dim = opened.decode()
     del opened, data  # Pillow's own picture is as large, and is needed no more
-    if is_dim and seen.dim is None:
-        seen.dim = name
+    if is_dim and decoding.dim is None:
+        decoding.dim = name
     return LoadedPhoto(pixels, resize(pixels, side))

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from sum_factory.labelgen import read_ahead as reading
-from sum_factory.labelgen.read_ahead import Seen, read_ahead
+from sum_factory.labelgen.read_ahead import Decoding, read_ahead
 from sum_factory.labelgen.room import Room
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.errors import ImageError, SettingsDifferError
@@ -175,7 +175,7 @@ def test_stretched_photos_are_labelled_kept_and_read_again_as_they_were_seen(
 def test_dim_photo_is_noted_by_name_and_a_stretched_one_is_not() -> None:
     data = png(deep(0))
     for stretch in (False, True):
-        seen = Seen(stretch)
-        photo = reading.load_photo(PhotoFile("a", "/x/a.png"), 64, lambda image: data, seen)
-        assert seen.dim == (None if stretch else "/x/a.png")
+        decoding = Decoding(stretch)
+        photo = reading.load_photo(PhotoFile("a", "/x/a.png"), 64, lambda image: data, decoding)
+        assert decoding.dim == (None if stretch else "/x/a.png")
         assert bool(photo.pixels.max() > 250) == stretch
