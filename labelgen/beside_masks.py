@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Makes(Protocol):
-    """Makes layers of a unit, image by image; nothing of it is to be seen until it commits them."""
+    """Makes layers of a unit, image by image. Nothing is written before it commits them."""
 
     def make(self) -> Iterator[ImageDone]:
         """Make them, and yield the progress of each image."""
@@ -41,7 +41,7 @@ class Makes(Protocol):
 
 
 class _OfCommitted:
-    """What layers that are made beside committed masks have in common: the photos of these very masks."""
+    """What is common to layers that are made beside committed masks: they need the very photos of these masks."""
 
     def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str]) -> None:
         self.labeler, self.unit, self.refused = labeler, unit, refused
@@ -50,7 +50,7 @@ class _OfCommitted:
         self.errors = {image.key: image.error for image in self.labelled}
 
     def read(self, photo: PhotoFile) -> bytes:
-        """Read a photo, held to the digest of what was labelled; one that could not be read then is not read now."""
+        """Read a photo, whose digest must be that of what was labelled; if that could not be read, raise why."""
         if self.digests[photo.key] is None:
             raise ImageError(str(self.errors[photo.key]))
         shards, images = self.labeler.shards, self.unit.images
@@ -63,8 +63,8 @@ class _OfCommitted:
         return read_ahead(images, self.labeler.side, self.read, self.refused, self.labeler.decoding)
 
 
-class Keeping(_OfCommitted):
-    """Makes layers to be kept beside committed masks."""
+class MakingKept(_OfCommitted):
+    """Makes kept layers beside committed masks."""
 
     def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str], layers: Sequence[Layer]) -> None:
         super().__init__(labeler, unit, refused)
@@ -116,7 +116,7 @@ class Keeping(_OfCommitted):
 
 
 class MakingMaps(_OfCommitted):
-    """Makes the maps of masks that are committed, from their photos as far as kept layers do not do."""
+    """Makes the maps of masks that are committed, from kept layers as far as these go, else from their photos."""
 
     def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str], work: MapsWork) -> None:
         super().__init__(labeler, unit, refused)
@@ -159,9 +159,9 @@ class MakingMaps(_OfCommitted):
     def _maps_of(
         self, image: ImageRows, load: Callable[[], LoadedPhoto] | None
     ) -> tuple[list[UncertaintyMap], str | None]:
-        """Make the maps of a committed image, of the photo that ``load`` gives if that is needed.
+        """Make the maps of a committed image, from the photo that ``load`` gives if one is needed.
 
-        Where it is and cannot be read, or the image is refused, they are unknown: also return why.
+        The maps are unknown if the photo is needed and cannot be read, or if the image is refused: also return why.
         """
         if not image.masks:
             return [], None
@@ -195,7 +195,7 @@ def all_of(makes: Makes) -> UnitReport:
 
 
 def commit_maps(labeler: Labeler, maps: UnitWriter, masks: UnitRecord) -> UnitReport:
-    """Commit the maps of a unit, as those of ``masks``, and report what then stands."""
+    """Commit the maps of a unit, as those of ``masks``, and report what is committed then."""
     record, _ = maps.commit(labeler.shards.storage, masks.data_sha256)
     return UnitReport(record.unit, record.images, record.masks, tuple(maps.errors), record.unknown)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sum_factory.labelgen.beside_masks import Keeping, Makes, MakingMaps, add_maps_of, all_of, commit_maps
+from sum_factory.labelgen.beside_masks import Makes, MakingKept, MakingMaps, add_maps_of, all_of, commit_maps
 from sum_factory.labelgen.job import Event, ImageDone, Job, UnitReport
 from sum_factory.labelgen.kept import Encoded, KeptWriter, encode
 from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
@@ -40,7 +40,7 @@ DIM_NOTE = (
 )
 
 
-class _Begun(NamedTuple):
+class _GeneratedImage(NamedTuple):
     """The masks of a photo, with the columns of their manifest, while another thread encodes them."""
 
     generated: GeneratedMasks
@@ -98,7 +98,7 @@ class Labeler:
         yield report or self._report_of_committed(unit)
 
     def _with_note(self, progress: ImageDone) -> ImageDone:
-        """Tell with the progress of an image, once, that there are photos that labels can hardly be made of."""
+        """Say with the progress of one image that there are photos too dim to be labelled well; this is said once."""
         if self.decoding.dim is None or self.has_noted:
             return progress
         self.has_noted = True
@@ -117,11 +117,11 @@ class Labeler:
         """
         masks, uncertainty = self.job.masks, self.job.uncertainty
         if masks is not None and not self._has(unit, MASKS):
-            yield _UnitLabelling(self, unit, refused)
+            yield _MakingMasks(self, unit, refused)
             return
         kept = [layer for layer in self.job.kept if not self._has(unit, layer.name)]
         if kept:
-            yield Keeping(self, unit, refused, kept)
+            yield MakingKept(self, unit, refused, kept)
         if uncertainty is not None and not self._has_own_maps(unit, uncertainty.layer):
             yield MakingMaps(self, unit, refused, uncertainty)
 
@@ -137,20 +137,20 @@ class Labeler:
         return maps.masks_sha256 == masks.data_sha256
 
     def _report_of_committed(self, unit: Unit) -> UnitReport:
-        """Return what whoever made a unit has reported of it."""
+        """Return the report of a unit that another run or worker has committed."""
         work = self.job.uncertainty
         layer = MASKS if work is None else work.layer.name
         table, record = self.shards.manifest(unit.number, layer, ("image_index", "error"))
         errors = dict(zip(table["image_index"].to_pylist(), table["error"].to_pylist(), strict=True))
-        told = tuple(error for error in errors.values() if error is not None)
-        return UnitReport(unit.number, record.images, record.masks, told, record.unknown)
+        found = tuple(error for error in errors.values() if error is not None)
+        return UnitReport(unit.number, record.images, record.masks, found, record.unknown)
 
     def masks_of(self, rows: Sequence[Mapping[str, Any]], blobs: Sequence[bytes]) -> list[MaskToRefine]:
         """Return the masks of an image, given their rows of the manifest, as the maker of maps takes them."""
         return [MaskToRefine.from_row(row, blob, self.side) for row, blob in zip(rows, blobs, strict=True)]
 
 
-class _UnitLabelling:
+class _MakingMasks:
     """Labels the images of a unit, keeps what is to be kept, and makes maps with the same embeddings if asked to."""
 
     def __init__(self, labeler: Labeler, unit: Unit, refused: Mapping[str, str]) -> None:
@@ -186,7 +186,7 @@ class _UnitLabelling:
         if ours:
             self.kept.commit(labeler.shards.storage, record.data_sha256)
         elif labeler.job.kept:
-            all_of(Keeping(labeler, self.unit, self.refused, labeler.job.kept))
+            all_of(MakingKept(labeler, self.unit, self.refused, labeler.job.kept))
         if self.maps is None or work is None:
             return UnitReport(self.unit.number, record.images, record.masks, tuple(self.masks.errors))
         if ours:
@@ -207,15 +207,17 @@ class _UnitLabelling:
         labeler = self.labeler
         layers = {layer.name for layer in labeler.job.kept}
 
-        def begin(load: Callable[[], LoadedPhoto]) -> _Begun | str:
+        def begin(load: Callable[[], LoadedPhoto]) -> _GeneratedImage | str:
             try:
                 pixels, resized = load()
                 generated = labeler.generator.label(pixels, resized)
             except (ImageError, InputError) as error:
                 return str(error)
-            return _Begun(generated, _columns(generated), codec_pool.submit(encode, generated, resized, layers))
+            return _GeneratedImage(
+                generated, _columns(generated), codec_pool.submit(encode, generated, resized, layers)
+            )
 
-        def finish(begun: _Begun | str) -> _EncodedImage | str:
+        def finish(begun: _GeneratedImage | str) -> _EncodedImage | str:
             if isinstance(begun, str):
                 return begun
             generated, columns, encoded = begun.generated, begun.columns, begun.encoded.result()

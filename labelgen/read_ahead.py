@@ -53,8 +53,7 @@ def read_ahead(
 
     Those that ``refused`` has, by key, are not read: their function raises ``ImageError`` with what it says of them.
     Photos that are being decoded, or are decoded and not asked for yet, share the memory that one may take alone. So
-    call each function as it comes, or in another thread: to collect all functions first, and call them then, waits for
-    ever.
+    call each function as it comes, or in another thread: collecting all of them before calling any may wait for ever.
     """
     decoding, room = decoding or Decoding(), Room(MAX_MEMORY)
 
