@@ -25,7 +25,7 @@ from sum_factory.shared.shards.encodings.zarr_layer import (
     zarr_unit,
 )
 from sum_factory.shared.shards.encodings.zarr_reader import ZarrReader
-from sum_factory.shared.shards.kinds import form_of, kind_of, schema_of
+from sum_factory.shared.shards.kinds import kind_of, schema_of, zarr_layout_of
 from sum_factory.shared.shards.manifest_checks import Bounds
 from sum_factory.shared.shards.reader import DataStore, LayerReader, UnitRows
 from sum_factory.shared.store.storage import Storage
@@ -55,14 +55,14 @@ class LayerEncoder(Protocol):
 def data_files(dataset: Dataset, layer: Layer, number: int) -> tuple[str, ...]:
     """Return the paths of a unit's data inside the shard set. Raises ``ShardError`` for an unknown encoding."""
     if layer.encoding == ZARR:
-        return tuple(shard_path(layer.name, array, number) for array in form_of(dataset, layer).arrays)
+        return tuple(shard_path(layer.name, array, number) for array in zarr_layout_of(dataset, layer).arrays)
     _require_known(layer)
     return (tar_path(layer.name, number),)
 
 
 def columns_of(dataset: Dataset, layer: Layer) -> pa.Schema:
     """Return all columns of a layer's manifests: those of its kind, and those that its encoding adds."""
-    added = added_columns(form_of(dataset, layer)) if layer.encoding == ZARR else ()
+    added = added_columns(zarr_layout_of(dataset, layer)) if layer.encoding == ZARR else ()
     return pa.schema([*schema_of(layer.name), *(pa.field(*column) for column in added)])
 
 
@@ -71,9 +71,9 @@ def bounds_of(dataset: Dataset, layer: Layer, images: int, sizes: Sequence[int])
     columns = columns_of(dataset, layer)
     if layer.encoding != ZARR:
         return Bounds(columns, images, [("", size) for size in sizes])
-    form = form_of(dataset, layer)
-    files, of_data = list(zip(prefixes_of(form), sizes, strict=True)), [name for name, _ in form.columns]
-    return Bounds(columns, images, files, limits_of(form), kind_of(layer.name).known_column, of_data)
+    layout = zarr_layout_of(dataset, layer)
+    files, of_data = list(zip(prefixes_of(layout), sizes, strict=True)), [name for name, _ in layout.columns]
+    return Bounds(columns, images, files, limits_of(layout), kind_of(layer.name).known_column, of_data)
 
 
 def unit_of(name: str) -> tuple[str, int] | None:
@@ -134,7 +134,7 @@ def new_encoder(dataset: Dataset, layer: Layer) -> LayerEncoder:
 def open_reader(storage: DataStore, dataset: Dataset, layer: Layer, rows: Callable[[int], UnitRows]) -> LayerReader:
     """Return what reads a layer; ``rows`` gives the masks of a unit. Raises ``ShardError`` for an unknown encoding."""
     if layer.encoding == ZARR:
-        return ZarrReader(storage, layer, form_of(dataset, layer), rows)
+        return ZarrReader(storage, layer, zarr_layout_of(dataset, layer), rows)
     _require_known(layer)
     return TarReader(storage, layer, rows)
 

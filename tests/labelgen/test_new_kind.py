@@ -28,11 +28,11 @@ import numpy as np
 import pyarrow as pa
 
 from sum_factory.shared.shards.encodings.zarr_array import Array
-from sum_factory.shared.shards.encodings.zarr_forms import single_array
+from sum_factory.shared.shards.encodings.zarr_layout import single_array
 from sum_factory.shared.shards.kinds.kind import LayerKind, faults_by_mask
 
 
-def form(dataset, layer):
+def zarr_layout(dataset, layer):
     area = Array("area", (1,), ("mask", "value"), "cells of the mask; 0: there is no such mask", "float32")
     return single_array(area, lambda blob: np.frombuffer(blob, "<f4"), lambda cells: cells.tobytes())
 
@@ -46,7 +46,7 @@ def faults(held):
 
 
 KIND = LayerKind(
-    name="areas", per="mask", columns=(("cells", pa.int32()),), form=form, member="areas", faults=faults,
+    name="areas", per="mask", columns=(("cells", pa.int32()),), zarr_layout=zarr_layout, member="areas", faults=faults,
     contents="areas", of_masks=True,
 )
 """

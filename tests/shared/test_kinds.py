@@ -17,7 +17,9 @@ from sum_factory.shared.shards.kinds import comparable, is_unknown, kind_of, kin
 NEW = """
 from sum_factory.shared.shards.kinds.kind import LayerKind
 
-KIND = LayerKind(name="depths", per="image", columns=(), form=None, member="exr", faults=None, contents="depths")
+KIND = LayerKind(
+    name="depths", per="image", columns=(), zarr_layout=None, member="exr", faults=None, contents="depths"
+)
 """
 
 

@@ -246,7 +246,7 @@ def test_every_photo_fits(side: int, known_zarr: Any) -> None:
     encoder.add("noise", [encode_photo(noise.astype(np.uint8))], {})
     (row,) = encoder.finish()[1]
     assert row["photo_bytes"] < 3 * side * side
-    (longest,) = encoder.form.arrays[0].cells
+    (longest,) = encoder.layout.arrays[0].cells
     with pytest.raises(ShardError, match=r"huge: .* does not fit into a row of the array jpeg.*encoding tar"):
         encoder.add("huge", [bytes(longest + 1)], {})
 

@@ -68,7 +68,7 @@ class TarEncoder:
     def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> None:
         """Add the masks of an image: see ``LayerEncoder``."""
         offset = 0
-        if blobs or self._kind.is_member_of_none:
+        if blobs or self._kind.has_empty_member:
             offset = self._write(key, self._kind.member, b"".join(blobs))
         described = {**meta, "key": key, "length": [len(blob) for blob in blobs]}
         self._write(key, META, json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
@@ -114,7 +114,7 @@ def images_of_tar(data: bytes, kind: LayerKind, name: str) -> Iterator[tuple[dic
                 meta = Record.parse(_content(data, members[path]))
                 lengths = [whole(length, "length", most=len(data)) for length in meta.items("length", len(data))]
                 held = f"{path.removesuffix(META)}{kind.member}"
-                bare = not lengths and not kind.is_member_of_none
+                bare = not lengths and not kind.has_empty_member
                 yield dict(meta.entries), _cut(b"" if bare else _content(data, members[held]), lengths)
     except (tarfile.TarError, ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as error:
         raise ShardError(f"{name}: damaged ({ascii(str(error))[:300]}); run `labelgen verify`") from error

@@ -1,4 +1,4 @@
-"""A unit of a layer as one shard of each of the layer's Zarr v3 arrays (``shared.shards.encodings.zarr_forms``).
+"""A unit of a layer as one shard of each of the layer's Zarr v3 arrays (``shared.shards.encodings.zarr_layout``).
 
 ``masks.zarr`` holds the array ``label``, ``uncertainty/NAME.zarr`` the arrays ``u`` and ``refined``, ``photos.zarr``
 the array ``jpeg``. Unit w owns rows w R to (w + 1) R of each, which are its shard, so that no two writers share a file.
@@ -22,8 +22,8 @@ from sum_factory.shared.codecs.label import MOST_STEPS
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_array import GROUP, Array
-from sum_factory.shared.shards.encodings.zarr_forms import PHOTO_BYTES, Form
-from sum_factory.shared.shards.kinds import form_of
+from sum_factory.shared.shards.encodings.zarr_layout import PHOTO_BYTES, ZarrLayout
+from sum_factory.shared.shards.kinds import zarr_layout_of
 
 ROWS_PER_IMAGE = 1024
 """Rows that a shard of masks has for each image of a full unit: several times what SAM finds, and nearly free."""
@@ -33,28 +33,28 @@ CHUNK_COLUMNS = (("offset", pa.int64()), ("length", pa.int32()), ("crc32", pa.ui
 _SHARD = re.compile(r"(?P<layer>.+)\.zarr/[a-z]+/c\.(?P<number>0|[1-9][0-9]{0,8})(\.0)+")
 
 
-def column_prefix(form: Form, array: Array) -> str:
+def column_prefix(layout: ZarrLayout, array: Array) -> str:
     """Return what the manifest's columns that place the chunks of an array start with: nothing for the first array."""
-    return "" if array is form.arrays[0] else f"{array.name}_"
+    return "" if array is layout.arrays[0] else f"{array.name}_"
 
 
-def prefixes_of(form: Form) -> list[str]:
+def prefixes_of(layout: ZarrLayout) -> list[str]:
     """Return what the columns that place the chunks of each array start with."""
-    return [column_prefix(form, array) for array in form.arrays]
+    return [column_prefix(layout, array) for array in layout.arrays]
 
 
-def added_columns(form: Form) -> tuple[tuple[str, pa.DataType], ...]:
+def added_columns(layout: ZarrLayout) -> tuple[tuple[str, pa.DataType], ...]:
     """Return what the encoding adds to the columns of a layer's manifests."""
-    places = ((f"{prefix}{column}", kind) for prefix in prefixes_of(form)[1:] for column, kind in CHUNK_COLUMNS)
-    return (*form.columns, *places)
+    places = ((f"{prefix}{column}", kind) for prefix in prefixes_of(layout)[1:] for column, kind in CHUNK_COLUMNS)
+    return (*layout.columns, *places)
 
 
-def limits_of(form: Form) -> list[tuple[str, int]]:
+def limits_of(layout: ZarrLayout) -> list[tuple[str, int]]:
     """Return the largest values that columns of numbers may have: sizes are those of the first array's cells."""
-    cells = form.arrays[0].cells
+    cells = layout.arrays[0].cells
     sizes = {"grid_height": cells[0], "grid_width": cells[-1], PHOTO_BYTES: cells[0]}
-    steps = {name: MOST_STEPS for name, _ in form.columns if name.endswith("steps")}
-    return [(name, most) for name, most in {**sizes, **steps}.items() if name in dict(form.columns)]
+    steps = {name: MOST_STEPS for name, _ in layout.columns if name.endswith("steps")}
+    return [(name, most) for name, most in {**sizes, **steps}.items() if name in dict(layout.columns)]
 
 
 def shard_path(layer: str, array: Array, number: int) -> str:
@@ -68,9 +68,9 @@ def zarr_unit(name: str) -> tuple[str, int] | None:
     return None if matched is None else (matched["layer"], int(matched["number"]))
 
 
-def shard_rows(dataset: Dataset, form: Form) -> int:
+def shard_rows(dataset: Dataset, layout: ZarrLayout) -> int:
     """Return R, the rows of a shard: whole groups."""
-    rows = dataset.unit_size * (1 if form.per_image else ROWS_PER_IMAGE)
+    rows = dataset.unit_size * (1 if layout.per_image else ROWS_PER_IMAGE)
     return -(-rows // GROUP) * GROUP
 
 
@@ -78,10 +78,10 @@ def metadata_files(dataset: Dataset, layer: Layer) -> dict[str, bytes]:
     """Return what all units share of a layer: the path and the content of each ``zarr.json``."""
     from sum_factory.shared.shards.encodings.zarr_shards import describe_array, describe_group
 
-    form = form_of(dataset, layer)
-    rows = shard_rows(dataset, form)
+    layout = zarr_layout_of(dataset, layer)
+    rows = shard_rows(dataset, layout)
     files = {f"{layer.name}.zarr/{METADATA}": describe_group()}
-    for array in form.arrays:
+    for array in layout.arrays:
         files[f"{layer.name}.zarr/{array.name}/{METADATA}"] = describe_array(array, len(dataset.unit_ids) * rows, rows)
     return files
 
@@ -92,9 +92,9 @@ class ZarrEncoder:
     def __init__(self, dataset: Dataset, layer: Layer) -> None:
         from sum_factory.shared.shards.encodings.zarr_shards import ShardWriter
 
-        self.form = form_of(dataset, layer)
-        self.columns = added_columns(self.form)
-        self._shards = [ShardWriter(array, shard_rows(dataset, self.form)) for array in self.form.arrays]
+        self.layout = zarr_layout_of(dataset, layer)
+        self.columns = added_columns(self.layout)
+        self._shards = [ShardWriter(array, shard_rows(dataset, self.layout)) for array in self.layout.arrays]
         self._rows: list[dict[str, Any] | None] = []
 
     def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> None:
@@ -104,7 +104,7 @@ class ZarrEncoder:
             raise ShardError(f"{key}: a unit has room for {rows} masks in Zarr; make larger units, or tars")
         known = [blob for blob in blobs if blob]
         try:
-            cells, columns = self.form.split(known) if known else ([()] * len(self._shards), {})
+            cells, columns = self.layout.split(known) if known else ([()] * len(self._shards), {})
             for shard, of_array in zip(self._shards, cells, strict=True):
                 left = iter(of_array)
                 for blob in blobs:
@@ -113,7 +113,7 @@ class ZarrEncoder:
             raise ShardError(f"{key}: {error}") from error
         values = (dict(zip(columns, of_row, strict=True)) for of_row in zip(*columns.values(), strict=True))
         self._rows += [(next(values) if columns else {}) if blob else {} for blob in blobs]
-        if self.form.per_image and not blobs:
+        if self.layout.per_image and not blobs:
             self._shards[0].add(None)
             self._rows.append(None)
 
@@ -122,9 +122,9 @@ class ZarrEncoder:
         from sum_factory.shared.shards.encodings.zarr_shards import places_in
 
         shards = []
-        for array, shard in zip(self.form.arrays, self._shards, strict=True):
+        for array, shard in zip(self.layout.arrays, self._shards, strict=True):
             shards.append(data := shard.finish())
-            names = [f"{column_prefix(self.form, array)}{name}" for name, _ in CHUNK_COLUMNS]
+            names = [f"{column_prefix(self.layout, array)}{name}" for name, _ in CHUNK_COLUMNS]
             places = places_in(data, shard.rows, len(self._rows)).tolist()
             for row, (start, size) in zip(self._rows, places, strict=False):
                 if row is not None:
@@ -138,11 +138,11 @@ def faults_of_shards(
     """Yield which of a unit's shards, and how, differs from the places in the manifest, whose ``rows`` these are."""
     from sum_factory.shared.shards.encodings.zarr_shards import places_in
 
-    form = form_of(dataset, layer)
-    rows = [row for row in rows if row["mask"] is not None or form.per_image]
-    count = shard_rows(dataset, form)
-    for number, (array, data) in enumerate(zip(form.arrays, shards, strict=True)):
-        prefix = column_prefix(form, array)
+    layout = zarr_layout_of(dataset, layer)
+    rows = [row for row in rows if row["mask"] is not None or layout.per_image]
+    count = shard_rows(dataset, layout)
+    for number, (array, data) in enumerate(zip(layout.arrays, shards, strict=True)):
+        prefix = column_prefix(layout, array)
         expected = np.zeros((len(rows), 2), np.int64)
         for place, row in zip(expected, rows, strict=True):
             start, size = row[f"{prefix}offset"] or 0, row[f"{prefix}length"] or 0

@@ -17,8 +17,8 @@ from sum_factory.shared.codecs.codes import Codes, Labels, map_tables
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
 from sum_factory.shared.shards.encodings.zarr_array import Array, Cells
-from sum_factory.shared.shards.encodings.zarr_forms import Form
 from sum_factory.shared.shards.encodings.zarr_layer import column_prefix, shard_path
+from sum_factory.shared.shards.encodings.zarr_layout import ZarrLayout
 from sum_factory.shared.shards.kinds.kind import Part
 from sum_factory.shared.shards.reader import DataStore, Picked, UnitRows, are_known, read_blobs, require_part
 
@@ -43,11 +43,11 @@ def content_size(frame: bytes) -> int | None:
 
 @dataclass(frozen=True)
 class ZarrReader:
-    """A ``LayerReader`` of the Zarr shards of a layer's ``form``; ``rows`` gives the masks of a unit."""
+    """A ``LayerReader`` of the Zarr shards of a layer's ``layout``; ``rows`` gives the masks of a unit."""
 
     storage: DataStore
     layer: Layer
-    form: Form
+    layout: ZarrLayout
     rows: Callable[[int], UnitRows]
 
     def read(self, unit: int, picked: Picked, part: Part) -> Codes:
@@ -55,8 +55,8 @@ class ZarrReader:
         numbers, of_unit = np.asarray(picked, np.int64), self.rows(unit)
         place = self.storage.path(f"{self.layer.name}.zarr")
         require_part(self.layer, part, of_unit, numbers, place)
-        (array,) = (array for array in self.form.arrays if array.name == part)
-        prefix = column_prefix(self.form, array)
+        (array,) = (array for array in self.layout.arrays if array.name == part)
+        prefix = column_prefix(self.layout, array)
         if array.fill and not of_unit[f"{prefix}length"][numbers].all():
             raise ShardError(f"{place}, unit {unit}: a mask that is known has no {part}; run `labelgen verify`")
         grid = self._cells(unit, of_unit, numbers, array)
@@ -72,21 +72,21 @@ class ZarrReader:
         """Return the blobs of masks: see ``LayerReader``."""
         numbers, of_unit = np.asarray(picked, np.int64), self.rows(unit)
         blobs: list[bytes] = []
-        count = max(1, BATCH // max(array.row_bytes for array in self.form.arrays))
+        count = max(1, BATCH // max(array.row_bytes for array in self.layout.arrays))
         for start in range(0, len(numbers), count):
             blobs += self._make_blobs(unit, of_unit, numbers[start : start + count])
         return blobs
 
     def _make_blobs(self, unit: int, rows: UnitRows, picked: npt.NDArray[np.int64]) -> list[bytes]:
-        blobs, of_arrays = [], [self._cells(unit, rows, picked, array) for array in self.form.arrays]
+        blobs, of_arrays = [], [self._cells(unit, rows, picked, array) for array in self.layout.arrays]
         for k, (number, is_known) in enumerate(zip(picked.tolist(), are_known(rows, picked), strict=True)):
-            columns = {name: rows[name][number].item() for name, _ in self.form.columns}
+            columns = {name: rows[name][number].item() for name, _ in self.layout.columns}
             cells = [
                 of_array[k] if array.length is None else of_array[k, : columns[array.length]]
-                for array, of_array in zip(self.form.arrays, of_arrays, strict=True)
+                for array, of_array in zip(self.layout.arrays, of_arrays, strict=True)
             ]
             try:
-                blobs.append(self.form.join(cells, columns) if is_known else b"")
+                blobs.append(self.layout.join(cells, columns) if is_known else b"")
             except ShardError as error:
                 raise ShardError(
                     f"{self.storage.path(self.layer.name)}.zarr, unit {unit}, row {number}: {error}"
@@ -96,7 +96,7 @@ class ZarrReader:
     def _cells(self, unit: int, rows: UnitRows, picked: npt.NDArray[np.int64], array: Array) -> Cells:
         """Read rows of an array, checked: (K, *cells), the fill value where there is no chunk."""
         name = shard_path(self.layer.name, array, unit)
-        chunks = read_blobs(self.storage, name, rows, picked, column_prefix(self.form, array))
+        chunks = read_blobs(self.storage, name, rows, picked, column_prefix(self.layout, array))
         held = [k for k, chunk in enumerate(chunks) if chunk]
         if any(content_size(chunks[k]) != array.row_bytes for k in held):
             raise ShardError(f"{self.storage.path(name)}: a chunk is of another size; run `labelgen verify`")

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import ENCODINGS, OF_MASKS, REMEDY_FOR_DATASET, Dataset, Layer
-from sum_factory.shared.shards.encodings.zarr_forms import Form
+from sum_factory.shared.shards.encodings.zarr_layout import ZarrLayout
 from sum_factory.shared.shards.kinds.kind import LayerKind, Part
 from sum_factory.shared.shards.manifest import COMMON_COLUMNS
 
@@ -56,9 +56,9 @@ def schema_of(layer: str) -> pa.Schema:
     return pa.schema([*COMMON_COLUMNS, *kind_of(layer).columns])
 
 
-def form_of(dataset: Dataset, layer: Layer) -> Form:
+def zarr_layout_of(dataset: Dataset, layer: Layer) -> ZarrLayout:
     """Return what a layer is in Zarr."""
-    return kind_of(layer.name).form(dataset, layer)
+    return kind_of(layer.name).zarr_layout(dataset, layer)
 
 
 def parts_of(layer: Layer) -> tuple[Part, ...]:

@@ -10,7 +10,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.placement import CropBox
 from sum_factory.shared.shards.dataset import EMBEDDINGS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_array import Array
-from sum_factory.shared.shards.encodings.zarr_forms import Form, single_array
+from sum_factory.shared.shards.encodings.zarr_layout import ZarrLayout, single_array
 from sum_factory.shared.shards.kinds.kind import LayerKind, UnitUnderCheck
 from sum_factory.shared.shards.manifest import CROP_COLUMNS, crop_of
 from sum_factory.shared.store.records import Record, whole
@@ -19,7 +19,7 @@ LARGEST_AXIS = 1 << 11
 """Channels, rows or columns of an embedding, at most."""
 
 
-def form(dataset: Dataset, layer: Layer) -> Form:
+def zarr_layout(dataset: Dataset, layer: Layer) -> ZarrLayout:
     """Return the one array of embeddings, a row a crop."""
     meaning = "what the image encoder made of a crop, the manifest's rows in order; NaN: there is no such crop"
     axes = ("crop", "channel", "row", "column")
@@ -67,7 +67,7 @@ KIND = LayerKind(
     name=EMBEDDINGS,
     per="crop",
     columns=CROP_COLUMNS,
-    form=form,
+    zarr_layout=zarr_layout,
     member=EMBEDDINGS,
     faults=faults,
     contents=EMBEDDINGS,

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import MASKS, Dataset, Layer
-from sum_factory.shared.shards.encodings.zarr_forms import Form
+from sum_factory.shared.shards.encodings.zarr_layout import ZarrLayout
 
 if TYPE_CHECKING:
     from sum_factory.shared.shards.shard_set import ShardSet
@@ -49,15 +49,15 @@ class LayerKind:
     """All that differs between kinds of layers. Each module of this package but this one has a ``KIND``.
 
     ``name`` is that of the layer, or the folder of the layers if there may be several (``is_family``). ``per`` says
-    what a row of a manifest is of; ``columns`` are those that the kind adds to what places a blob. ``form`` says what
-    the layer is in Zarr, ``member`` what the member of a tar is called that holds an image's blobs. ``faults`` yields
-    what is wrong with what the blobs of a unit decode to.
+    what each row of a manifest is of; ``columns`` are those that the kind adds to what places a blob. ``zarr_layout``
+    says what the layer is in Zarr, ``member`` what the member of a tar is called that holds an image's blobs.
+    ``faults`` yields what is wrong with what the blobs of a unit decode to.
     """
 
     name: str
     per: Per
     columns: tuple[tuple[str, pa.DataType], ...]
-    form: Callable[[Dataset, Layer], Form]
+    zarr_layout: Callable[[Dataset, Layer], ZarrLayout]
     member: str
     faults: Callable[[UnitUnderCheck], Iterator[str]]
     contents: str
@@ -69,17 +69,17 @@ class LayerKind:
     is_family: bool = False
     """Whether there may be several such layers, NAME/WHATEVER."""
     of_masks: bool = False
-    """Whether its units are of the very masks that were there when they were made."""
+    """Whether its data belong to certain masks: those that were there when the data were made, to the byte."""
     is_kept: bool = False
-    """Whether it is of what labelling has at hand anyway: ``labelgen run --keep-NAME`` makes it."""
+    """Whether it holds what labelling has at hand anyway: ``labelgen run --keep-NAME`` makes it."""
     is_output: bool = False
-    """Whether it is of what SAM put out, from which maps of uncertainty can be made where the data lie."""
+    """Whether it holds outputs of SAM, from which maps of uncertainty can be made later (``--use-kept``)."""
     known_column: str = ""
     """The column, if there is one, that is False where nothing is known of a mask."""
     parts: Callable[[Layer], tuple[Part, ...]] = _no_parts
     """What a layer holds of a mask as grids of codes; nothing, where blobs are read as they are."""
-    is_member_of_none: bool = True
-    """Whether a tar has a member, which is empty, for an image without blobs."""
+    has_empty_member: bool = True
+    """Whether an image without blobs has an empty member in a tar, rather than none."""
     require_settings: Callable[[Layer], None] = _any_settings
     """Raises ``ValueError``, naming it, if a setting that data are read by is not what it can be."""
 

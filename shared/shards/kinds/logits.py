@@ -13,11 +13,11 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.placement import CELL
 from sum_factory.shared.shards.dataset import LOGITS, MASKS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_array import Array
-from sum_factory.shared.shards.encodings.zarr_forms import MASK_AXES, Form, single_array
+from sum_factory.shared.shards.encodings.zarr_layout import MASK_AXES, ZarrLayout, single_array
 from sum_factory.shared.shards.kinds.kind import LayerKind, Row, UnitUnderCheck, faults_by_mask, input_side_of
 
 
-def form(dataset: Dataset, layer: Layer) -> Form:
+def zarr_layout(dataset: Dataset, layer: Layer) -> ZarrLayout:
     """Return the one array of logits."""
     side = input_side_of(dataset) // CELL
     meaning = "SAM's logits, padding included; NaN: they are not known, or there is no such mask"
@@ -52,7 +52,7 @@ KIND = LayerKind(
     name=LOGITS,
     per="mask",
     columns=(("valid", pa.bool_()),),
-    form=form,
+    zarr_layout=zarr_layout,
     member=LOGITS,
     faults=faults,
     contents=LOGITS,

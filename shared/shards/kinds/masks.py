@@ -12,15 +12,15 @@ from sum_factory.shared.codecs.label import decode_label
 from sum_factory.shared.placement import CELL, Frame
 from sum_factory.shared.shards.dataset import MASKS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_array import Array
-from sum_factory.shared.shards.encodings.zarr_forms import (
+from sum_factory.shared.shards.encodings.zarr_layout import (
     GRID_COLUMNS,
     MASK_AXES,
     MASK_MEANING,
     STEP_COLUMNS,
     ArrayRows,
     Columns,
-    Form,
     RowCells,
+    ZarrLayout,
     label_blob,
     size_columns,
     step_columns,
@@ -33,7 +33,7 @@ LARGEST_SIDE = 1 << 13
 """Pixels of a side of a SAM's input, at most."""
 
 
-def form(dataset: Dataset, layer: Layer) -> Form:
+def zarr_layout(dataset: Dataset, layer: Layer) -> ZarrLayout:
     """Return the one array of labels."""
     side = input_side_of(dataset) // CELL
     label = Array("label", (side, side), MASK_AXES, MASK_MEANING)
@@ -45,7 +45,7 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     def join(cells: RowCells, row: Columns) -> bytes:
         return label_blob(cells[0], row, "")
 
-    return Form((label,), (*GRID_COLUMNS, *STEP_COLUMNS), split, join)
+    return ZarrLayout((label,), (*GRID_COLUMNS, *STEP_COLUMNS), split, join)
 
 
 def faults(checked: UnitUnderCheck) -> Iterator[str]:
@@ -79,7 +79,7 @@ KIND = LayerKind(
         *CROP_COLUMNS,
         ("digest", pa.string()),
     ),
-    form=form,
+    zarr_layout=zarr_layout,
     member="labels",
     faults=faults,
     contents="masks",

@@ -12,11 +12,11 @@ from sum_factory.shared.errors import ImageError
 from sum_factory.shared.placement import resized_size
 from sum_factory.shared.shards.dataset import PHOTOS, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_array import Array
-from sum_factory.shared.shards.encodings.zarr_forms import PHOTO_BYTES, ArrayRows, Columns, Form, RowCells
+from sum_factory.shared.shards.encodings.zarr_layout import PHOTO_BYTES, ArrayRows, Columns, RowCells, ZarrLayout
 from sum_factory.shared.shards.kinds.kind import LayerKind, UnitUnderCheck, input_side_of
 
 
-def form(dataset: Dataset, layer: Layer) -> Form:
+def zarr_layout(dataset: Dataset, layer: Layer) -> ZarrLayout:
     """Return the one array of photos, a row an image."""
     # Not even noise takes as many bytes in JPEG as its pixels do: every photo fits, and zeros behind it cost nothing.
     length = 1 << (3 * input_side_of(dataset) ** 2 - 1).bit_length()
@@ -29,7 +29,7 @@ def form(dataset: Dataset, layer: Layer) -> Form:
     def join(cells: RowCells, row: Columns) -> bytes:
         return cells[0].tobytes()
 
-    return Form((jpeg,), ((PHOTO_BYTES, pa.int32()),), split, join, per_image=True)
+    return ZarrLayout((jpeg,), ((PHOTO_BYTES, pa.int32()),), split, join, per_image=True)
 
 
 def faults(checked: UnitUnderCheck) -> Iterator[str]:
@@ -55,12 +55,12 @@ KIND = LayerKind(
     name=PHOTOS,
     per="image",
     columns=(),
-    form=form,
+    zarr_layout=zarr_layout,
     member="jpg",
     faults=faults,
     contents=PHOTOS,
     counted="photos",
     lacking="photo",
     is_kept=True,
-    is_member_of_none=False,  # a reader would take an empty one for a photo
+    has_empty_member=False,  # a reader would take an empty one for a photo
 )

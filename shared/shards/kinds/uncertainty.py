@@ -16,7 +16,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.placement import CELL, Frame
 from sum_factory.shared.shards.dataset import UNCERTAINTY, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_array import Array
-from sum_factory.shared.shards.encodings.zarr_forms import (
+from sum_factory.shared.shards.encodings.zarr_layout import (
     GRID_COLUMNS,
     MASK_AXES,
     MASK_MEANING,
@@ -24,8 +24,8 @@ from sum_factory.shared.shards.encodings.zarr_forms import (
     UNKNOWN,
     ArrayRows,
     Columns,
-    Form,
     RowCells,
+    ZarrLayout,
     cut,
     label_blob,
     size_columns,
@@ -40,13 +40,13 @@ def parts(layer: Layer) -> tuple[Part, ...]:
     return ("u", "refined") if "refiner" in layer.weights else ("u",)
 
 
-def form(dataset: Dataset, layer: Layer) -> Form:
+def zarr_layout(dataset: Dataset, layer: Layer) -> ZarrLayout:
     """Return an array of maps and, made by a refiner, one of refined labels."""
     side = input_side_of(dataset) // CELL
     return _refined_maps(side) if "refined" in parts(layer) else _maps(side)
 
 
-def _maps(side: int) -> Form:
+def _maps(side: int) -> ZarrLayout:
     def split(blobs: Sequence[bytes]) -> tuple[ArrayRows, Columns]:
         if any(map(refined_label, blobs)):
             raise ShardError("a map of a layer without a refiner has a refined label")
@@ -56,10 +56,10 @@ def _maps(side: int) -> Form:
     def join(cells: RowCells, row: Columns) -> bytes:
         return map_blob(cut(cells[0], row))
 
-    return Form((_u(side),), GRID_COLUMNS, split, join)
+    return ZarrLayout((_u(side),), GRID_COLUMNS, split, join)
 
 
-def _refined_maps(side: int) -> Form:
+def _refined_maps(side: int) -> ZarrLayout:
     refined = Array("refined", (side, side), MASK_AXES, MASK_MEANING.replace("the mask", "the refined mask"))
 
     def split(blobs: Sequence[bytes]) -> tuple[ArrayRows, Columns]:
@@ -72,7 +72,7 @@ def _refined_maps(side: int) -> Form:
         return map_blob(cut(cells[0], row), label_blob(cells[1], row, "refined_"))
 
     columns = (*GRID_COLUMNS, *((f"refined_{name}", kind) for name, kind in STEP_COLUMNS))
-    return Form((_u(side), refined), columns, split, join)
+    return ZarrLayout((_u(side), refined), columns, split, join)
 
 
 def _u(side: int) -> Array:
@@ -109,7 +109,7 @@ KIND = LayerKind(
     name=UNCERTAINTY,
     per="mask",
     columns=(("mean_u", pa.float32()), ("u_valid", pa.bool_())),
-    form=form,
+    zarr_layout=zarr_layout,
     member="uncertainty",
     faults=faults,
     contents="maps",

@@ -1,7 +1,7 @@
 """What a layer is in Zarr: its arrays, and how a blob becomes a row of each and is made of them again.
 
-Each kind of layer (``shards.kinds``) has a function that returns its ``Form``. Blobs are those that every encoding
-takes and gives back; a form must give back the very bytes.
+Each kind of layer (``shards.kinds``) has a function that returns its ``ZarrLayout``. Blobs are those that every
+encoding takes and gives back; a layout must give back the very bytes.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ GRID_COLUMNS = (("grid_height", pa.int32()), ("grid_width", pa.int32()))
 STEP_COLUMNS = (("typical", pa.float32()), ("steps", pa.uint8()))
 
 ArrayRows = Sequence[Iterable[npt.NDArray[Any]]]
-"""For each of a form's arrays the cells of each row, which may end before the row does: zeros follow."""
+"""For each of a layout's arrays the cells of each row, which may end before the row does: zeros follow."""
 RowCells = Sequence[npt.NDArray[Any]]
-"""For each of a form's arrays the cells of one row as a reader has them, cut only where the array has a ``length``."""
+"""For each of a layout's arrays the cells of one row as a reader has them, cut where the array has a ``length``."""
 Columns = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Form:
+class ZarrLayout:
     """The arrays of a layer, the columns that its manifests have in Zarr besides places, and the way there and back.
 
     ``split`` makes of K blobs the rows of each array, and the columns, K values each; ``join`` makes of one row its
-    blob again. Both
-    raise ``ShardError`` for what does not fit. If ``per_image``, row i of a unit is that of its image i, and an image
-    without data has an absent row; else a unit's masks are its first rows, in the order of the manifest.
+    blob again. Both raise ``ShardError`` for what does not fit. If ``per_image``, row i
+    of a unit is of its image i, and has no chunk if the image has no data; else a unit's masks are its first rows, in
+    the order of the manifest.
     """
 
     arrays: tuple[Array, ...]
@@ -51,9 +51,9 @@ class Form:
     per_image: bool = False
 
 
-def single_array(array: Array, unpack: Callable[[bytes], npt.NDArray[Any]], pack: Callable[[Any], bytes]) -> Form:
-    """Return the form of a layer whose blobs are the cells of one array, and need no columns."""
-    return Form((array,), (), lambda blobs: ([[*map(unpack, blobs)]], {}), lambda cells, row: pack(cells[0]))
+def single_array(array: Array, unpack: Callable[[bytes], npt.NDArray[Any]], pack: Callable[[Any], bytes]) -> ZarrLayout:
+    """Return the layout of a layer whose blobs are the cells of one array, and need no columns."""
+    return ZarrLayout((array,), (), lambda blobs: ([[*map(unpack, blobs)]], {}), lambda cells, row: pack(cells[0]))
 
 
 def size_columns(sizes: npt.NDArray[np.int64]) -> dict[str, Any]:
