@@ -24,8 +24,8 @@ from sum_factory.shared.shards.dataset import (
 )
 from sum_factory.shared.shards.encoding import libraries, write_shared_files
 from sum_factory.shared.shards.kinds import kind_of
-from sum_factory.shared.shards.samples import add_unit_image, read_unit_images
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.unit_images import add_unit_image, read_unit_images
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.store.storage import Storage
 

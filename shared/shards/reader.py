@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from sum_factory.shared.codecs.codes import Codes
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
+from sum_factory.shared.shards.image_rows import digests_of
 from sum_factory.shared.shards.kinds import kinds, parts_of
 from sum_factory.shared.shards.kinds.kind import Part
-from sum_factory.shared.shards.labelled import digests_of
 from sum_factory.shared.shards.manifest import UnitRecord
 from sum_factory.shared.store.storage import Storage
 

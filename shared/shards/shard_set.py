@@ -33,10 +33,10 @@ from sum_factory.shared.shards.dataset import (
 )
 from sum_factory.shared.shards.dataset import MASKS as MASKS
 from sum_factory.shared.shards.encoding import bounds_of, data_files, open_reader
+from sum_factory.shared.shards.image_rows import ImageRows as ImageRows
+from sum_factory.shared.shards.image_rows import UncertaintyRow as UncertaintyRow
+from sum_factory.shared.shards.image_rows import digests_of, image_rows, uncertainty_rows
 from sum_factory.shared.shards.kinds import kind_of, parts_of
-from sum_factory.shared.shards.labelled import ImageRows as ImageRows
-from sum_factory.shared.shards.labelled import UncertaintyRow as UncertaintyRow
-from sum_factory.shared.shards.labelled import digests_of, image_rows, uncertainty_rows
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path, read_manifest, read_record, require
 from sum_factory.shared.shards.manifest_checks import require_columns, require_rows
 from sum_factory.shared.shards.reader import LayerReader, UnitRows

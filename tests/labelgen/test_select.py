@@ -23,10 +23,10 @@ from sum_factory.shared.errors import InputError, ShardError
 from sum_factory.shared.shards.dataset import DATASET
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.photos import read_photo, require_photos
-from sum_factory.shared.shards.samples import UnitImage, add_unit_image, read_unit_images
 from sum_factory.shared.shards.selection.opened import Selection, open_shards
 from sum_factory.shared.shards.selection.plan import SelectionPlan
 from sum_factory.shared.shards.shard_set import MASKS, ImageRows, ShardSet
+from sum_factory.shared.shards.unit_images import UnitImage, add_unit_image, read_unit_images
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.shards.verify import verify
 from sum_factory.shared.store.cache import Cache

@@ -29,8 +29,8 @@ from sum_factory.shared.shards.sam_outputs import (
     read_embedding,
     read_full_logits,
 )
-from sum_factory.shared.shards.samples import UnitImage, add_unit_image, read_unit_images
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.shards.unit_images import UnitImage, add_unit_image, read_unit_images
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.shards.verify import verify
 from sum_factory.shared.store.storage import Storage
