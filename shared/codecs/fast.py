@@ -3,7 +3,7 @@
 ``decode_label`` and ``decode_u`` say in plain NumPy what a blob holds; these give the same values, bit for bit, and
 refuse what they refuse. Beyond that they refuse labels of more than 127 steps, and streams behind a header of no steps.
 
-The compiled part is imported by who decodes: Numba's import takes a second.
+The compiled part is imported when something is decoded: Numba's import takes a second.
 """
 
 from __future__ import annotations

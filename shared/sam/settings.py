@@ -1,4 +1,4 @@
-"""What can be chosen of a SAM, for who only wants to name it: without torch, whose import takes seconds."""
+"""Names of what can be chosen of a SAM. Nothing here needs torch, whose import takes seconds."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ UNCERTAINTY = "uncertainty"
 REFINEMENT = "refinement"
 """Name of the uncertainty layer that is read if no other is asked for."""
 OF_MASKS = "masks"
-"""The setting of a layer that is the id of the masks that its data are of."""
+"""A setting of layers beside the masks: the id of the layer of masks that their data belong to."""
 PHOTOS = "photos"
 """The layer of the photos themselves, at the input side of the SAM that labels them."""
 LOGITS = "logits"
@@ -46,7 +46,7 @@ TAR, ZARR = "tar", "zarr"
 ENCODINGS = (TAR, ZARR)
 """How a layer's data may lie on disk (``shared/shards/encoding.py``)."""
 LEAST_AGE = timedelta(hours=24)
-"""Files that were written later may belong to a run that is still at work: it commits what it writes in much less."""
+"""Younger files may belong to a run that is still at work; older ones cannot: a run commits much sooner."""
 REMEDY_FOR_DATASET = (
     "restore it, or move it away and give the same commands again, which write it anew and keep every sound unit: "
     "`labelgen run`, then `labelgen uncertainty` for each layer that it added"
@@ -60,7 +60,7 @@ MOST_UNITS = 10_000_000
 LARGEST_UNIT = 1 << 20
 """Photos of a unit, at most."""
 MOST_LOST = 10_000
-"""Plans that may be missing before one that is there: a number beyond that is no plan's."""
+"""Plans that may be missing before one that is there, at most: a file of a larger number is not a plan."""
 _OF_PHOTO = tuple(each.name for each in fields(PhotoFile))
 _LAYER = re.compile(r"[a-z]+(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199})?")
 _RECORD_OF_LAYER = ("id", "name", "encoding", "settings", "weights", "provenance")
@@ -301,7 +301,7 @@ def number_of(name: str) -> int | None:
 
 
 def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:
-    """Add a layer to ``dataset.json``, unless it is there, and return the dataset that then stands.
+    """Add a layer to ``dataset.json``, unless it is there, and return the dataset as it is then.
 
     Raises ``SettingsDifferError``, with ``remedy``, if a layer of that name was made with other settings or weights.
 
@@ -320,7 +320,7 @@ def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:
 
 
 def add_units(storage: Storage, first: int, units: Sequence[tuple[str, int]]) -> Dataset:
-    """Have ``dataset.json`` name the units from number ``first`` on, each by id and size; return what then stands.
+    """Have ``dataset.json`` name the units from number ``first`` on, each by id and size; return it as it is then.
 
     Those that it names already stay: units are never changed. What another run's copy of ``dataset.json`` leaves out is
     no loss, since plans say the same: whoever comes next names them again.

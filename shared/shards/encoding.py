@@ -92,10 +92,11 @@ def shared_files(dataset: Dataset, layer: Layer) -> dict[str, bytes]:
 
 
 def write_shared_files(storage: Storage) -> Dataset:
-    """Have the files of layers that belong to no unit say what follows from ``dataset.json``; return that.
+    """Write anew the files of layers that belong to no unit, as ``dataset.json`` says; return the dataset.
 
-    They tell how many units there are, so whoever changes ``dataset.json`` calls this. On a disk, a lock covers reading
-    and writing, so an older unit count cannot overwrite a newer one. Raises ``ShardError`` if it is missing.
+    These files tell how many units there are, so whoever changes ``dataset.json`` calls this. On a disk, a lock covers
+    reading and writing, so an older unit count cannot overwrite a newer one. Raises ``ShardError`` if ``dataset.json``
+    is missing.
     """
     with storage.locked():
         dataset = require_dataset(storage)

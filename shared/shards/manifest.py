@@ -124,8 +124,8 @@ def read_record(data: bytes, name: str) -> UnitRecord:
         return _parse_metadata(pq.read_schema(pa.BufferReader(data)).metadata)
 
 
-def require(name: str, check: Callable[[], None]) -> None:
-    """Make a check of a manifest called ``name``, whose ``ValueError`` becomes a ``ShardError`` that names it."""
+def check_manifest(name: str, check: Callable[[], None]) -> None:
+    """Call ``check``. What it raises on a manifest called ``name`` becomes a ``ShardError`` that names the manifest."""
     with _explained(name):
         check()
 

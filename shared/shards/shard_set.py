@@ -37,7 +37,7 @@ from sum_factory.shared.shards.image_rows import ImageRows as ImageRows
 from sum_factory.shared.shards.image_rows import UncertaintyRow as UncertaintyRow
 from sum_factory.shared.shards.image_rows import digests_of, image_rows, uncertainty_rows
 from sum_factory.shared.shards.kinds import kind_of, parts_of
-from sum_factory.shared.shards.manifest import UnitRecord, manifest_path, read_manifest, read_record, require
+from sum_factory.shared.shards.manifest import UnitRecord, check_manifest, manifest_path, read_manifest, read_record
 from sum_factory.shared.shards.manifest_checks import require_columns, require_rows
 from sum_factory.shared.shards.reader import LayerReader, UnitRows
 from sum_factory.shared.store.cache import Cache
@@ -131,7 +131,7 @@ class ShardSet:
         return self, number
 
     def chosen(self, number: int) -> pa.Table | None:
-        """Return which rows of the manifests there this unit has, ``image_index`` and ``mask``; None for all."""
+        """Return which rows of its manifests in ``origin`` a unit has, ``image_index`` and ``mask``; None for all."""
         return None
 
     def sizes_fit(self, sizes: Sequence[int]) -> bool:
@@ -199,7 +199,7 @@ class ShardSet:
                 require_columns(table.column_names, bounds)
             require_rows(table, bounds)
 
-        require(self.storage.path(manifest_path(layer, record.unit)), check)
+        check_manifest(self.storage.path(manifest_path(layer, record.unit)), check)
 
     def data_files(self, number: int, layer: str = MASKS) -> tuple[str, ...]:
         """Return the names of the files that hold a unit's data, whether they are there or not."""
@@ -308,7 +308,7 @@ class ShardSet:
         return [next(made) if row.u_valid else None for row in rows]
 
     def require_own_masks(self, number: int, layer: str, record: UnitRecord, masks: UnitRecord | None = None) -> None:
-        """Raise ``ShardError`` if the data of a unit are not of the masks that are there, or not of ``masks``."""
+        """Raise ``ShardError`` if the data of a unit belong to other masks than those that are there, or ``masks``."""
         found = self._masks_sha256(number) if masks is None else masks.data_sha256
         if found != record.masks_sha256:
             raise ShardError(

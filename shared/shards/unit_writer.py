@@ -60,7 +60,7 @@ class UnitWriter:
             self.errors.append(error)
         self._encoder.add(image.key, blobs, described)
         of_image = {"image": image.key, "image_index": index, "height": height, "width": width, "error": error}
-        of_image["digest"] = digest  # which only the manifests of masks have a column for
+        of_image["digest"] = digest  # only the manifests of masks have this column
         own = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         rows = [{**of_image, "mask": k, **(own[k] if columns else {})} for k in range(len(blobs))]
         self._rows += rows or [of_image]
@@ -76,7 +76,7 @@ class UnitWriter:
     def commit(self, storage: Storage, masks_sha256: str = "") -> tuple[UnitRecord, bool]:
         """Write the data, then the manifest, unless another run has committed the unit.
 
-        Returns the record that then stands, and whether it is of the data collected here.
+        Returns the record that is committed then, and whether it is of the data collected here.
         """
         names = data_files(self.dataset, self.layer, self.unit.number)
         contents, places = self._encoder.finish()
@@ -99,19 +99,19 @@ class UnitWriter:
         )
         schema = pa.schema([*schema_of(self.layer.name), *(pa.field(*column) for column in self._encoder.columns)])
         manifest = write_manifest(pa.Table.from_pylist(self._rows, schema=schema), record)
-        standing = self._standing(storage)
-        if standing is None or standing.masks_sha256 != masks_sha256:  # maps of masks that are no more do not stand
+        committed = self._committed(storage)
+        if committed is None or committed.masks_sha256 != masks_sha256:  # maps of masks that are gone are replaced
             for name, data in files.items():
                 storage.write(name, data)
-            if standing is not None:
+            if committed is not None:
                 storage.write(manifest_path(self.layer.name, record.unit), manifest)
             elif not storage.create(manifest_path(self.layer.name, record.unit), manifest):
-                self._settle(storage, record, files, manifest)
-            standing = self._standing(storage)
-        assert standing is not None, "a manifest was there, or has just been written"
-        return standing, standing.data_sha256 == record.data_sha256
+                self._make_agree(storage, record, files, manifest)
+            committed = self._committed(storage)
+        assert committed is not None, "a manifest was there, or has just been written"
+        return committed, committed.data_sha256 == record.data_sha256
 
-    def _standing(self, storage: Storage) -> UnitRecord | None:
+    def _committed(self, storage: Storage) -> UnitRecord | None:
         """Return the record of the unit if it is committed."""
         name = manifest_path(self.layer.name, self.unit.number)
         try:
@@ -119,7 +119,7 @@ class UnitWriter:
         except FileNotFoundError:
             return None
 
-    def _settle(self, storage: Storage, record: UnitRecord, files: Mapping[str, bytes], manifest: bytes) -> None:
+    def _make_agree(self, storage: Storage, record: UnitRecord, files: Mapping[str, bytes], manifest: bytes) -> None:
         """Make data and manifest agree after another run committed the unit while this one wrote its data.
 
         Both write equal bytes as a rule; two kinds of GPU, or an image that only one could read, make them differ. The

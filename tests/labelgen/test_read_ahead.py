@@ -175,7 +175,7 @@ def test_stretched_photos_are_labelled_kept_and_read_again_as_they_were_seen(
 def test_dim_photo_is_noted_by_name_and_a_stretched_one_is_not() -> None:
     data = png(deep(0))
     for stretch in (False, True):
-        decoding = Decoding(stretch)
-        photo = reading.load_photo(PhotoFile("a", "/x/a.png"), 64, lambda image: data, decoding)
-        assert decoding.dim == (None if stretch else "/x/a.png")
+        seen = Decoding(stretch)
+        photo = reading.load_photo(PhotoFile("a", "/x/a.png"), 64, lambda image: data, seen)
+        assert seen.dim == (None if stretch else "/x/a.png")
         assert bool(photo.pixels.max() > 250) == stretch

@@ -46,7 +46,7 @@ def sample_key(key: str) -> str:
 
 
 class _Buffer(io.BytesIO):
-    """A file in memory that stays open: a tar that is given up writes its end when Python clears it away."""
+    """A file in memory that stays open: an unfinished tar still writes its end to it when Python deletes the writer."""
 
     def close(self) -> None:
         """Do nothing."""
@@ -121,7 +121,7 @@ def images_of_tar(data: bytes, kind: LayerKind, name: str) -> Iterator[tuple[dic
 
 
 class _OnceThrough(io.BytesIO):
-    """Bytes of a tar of which no more are read than there are headers in it: a lying header may lead back for ever."""
+    """Bytes of a tar, of which hardly more than all are read in total: a false header may lead back for ever."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)

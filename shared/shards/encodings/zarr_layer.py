@@ -2,8 +2,8 @@
 
 ``masks.zarr`` holds the array ``label``, ``uncertainty/NAME.zarr`` the arrays ``u`` and ``refined``, ``photos.zarr``
 the array ``jpeg``. Unit w owns rows w R to (w + 1) R of each, which are its shard, so that no two writers share a file.
-The manifest says where each chunk lies. A row without a chunk has the fill value: it is of no mask, of one of which
-nothing is known, or of one without a positive cell.
+The manifest says where each chunk lies. A row without a chunk has the fill value: there is no such mask, or nothing
+is known of it, or it has no positive cell.
 
 zarr is imported where shards are made or checked: whoever asks only for what a shard set holds does without.
 """
@@ -50,7 +50,7 @@ def added_columns(layout: ZarrLayout) -> tuple[tuple[str, pa.DataType], ...]:
 
 
 def limits_of(layout: ZarrLayout) -> list[tuple[str, int]]:
-    """Return the largest values that columns of numbers may have: sizes are those of the first array's cells."""
+    """Return the largest values that columns of numbers may have; those of sizes are the sizes of the first array."""
     cells = layout.arrays[0].cells
     sizes = {"grid_height": cells[0], "grid_width": cells[-1], PHOTO_BYTES: cells[0]}
     steps = {name: MOST_STEPS for name, _ in layout.columns if name.endswith("steps")}
@@ -98,7 +98,7 @@ class ZarrEncoder:
         self._rows: list[dict[str, Any] | None] = []
 
     def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> None:
-        """Add the masks of an image: see ``LayerEncoder``. ``meta`` stands in the manifest alone."""
+        """Add the masks of an image: see ``LayerEncoder``. ``meta`` is in the manifest alone."""
         rows = self._shards[0].rows
         if len(self._rows) + len(blobs) > rows:
             raise ShardError(f"{key}: a unit has room for {rows} masks in Zarr; make larger units, or tars")
@@ -118,7 +118,7 @@ class ZarrEncoder:
             self._rows.append(None)
 
     def finish(self) -> tuple[tuple[bytes, ...], list[dict[str, Any]]]:
-        """Return the shard of each array, and what the manifest says of each row that is not of an unread photo."""
+        """Return the shard of each array, and what the manifest says of each row, but for photos that were not read."""
         from sum_factory.shared.shards.encodings.zarr_shards import places_in
 
         shards = []

@@ -1,7 +1,7 @@
 """Kinds of layers, one a module: a new kind is a new module with a ``KIND``.
 
-What reads, writes, checks, chooses and converts layers needs nothing else. What makes the data of a kind is
-labelling's: for one that is kept in passing (``is_kept``), entries in ``KEPT`` and ``KEPT_LAYERS``, and an option.
+What reads, writes, checks, chooses and converts layers needs nothing else. The data of a kind are made by
+``labelgen``: a kept kind (``is_kept``) also needs entries in its ``KEPT`` and ``KEPT_LAYERS``, and an option.
 """
 
 from __future__ import annotations

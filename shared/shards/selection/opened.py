@@ -92,7 +92,7 @@ class Selection(ShardSet):
         return self.bases[unit.base], unit.unit
 
     def chosen(self, number: int) -> pa.Table | None:
-        """Return which rows of the manifests there this unit has, ``image_index`` and ``mask``; None for all."""
+        """Return which rows of its manifests in ``origin`` a unit has, ``image_index`` and ``mask``; None for all."""
         return self._chosen(number)
 
     @cached_property
