@@ -16,6 +16,9 @@ b are centred over C, so that a variance is a sum of squares in which nothing ca
 The quality of a mask is known (``decode``) before its image is upscaled, which is done for wanted masks alone
 (``masks``).
 
+In names, tokens *read* an image by their attention to it, and *say* to it what it gets by its attention to them;
+*placed* keys are keys with positions added. The products are in ``by_head``.
+
 Shape suffixes: P prompts, T tokens, H heads, E channels of a head, J = H T, N positions, C channels.
 """
 
@@ -28,9 +31,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sum_factory.shared.sam.by_head import (
+    add_scaled,
+    centred,
+    inverse_deviation,
+    output_by_head,
+    own_head,
+    project_by_head,
+    quadratic,
+    said_by,
+    softmax_over_tokens,
+    split_heads,
+    times_said,
+    times_shared,
+)
 from sum_factory.shared.sam.decode import PromptedModel, dense_positions
 from sum_factory.shared.sam.fast_linear import linear
-from sum_factory.shared.sam.upstream import MaskDecoder, transformer
+from sum_factory.shared.sam.upstream import MaskDecoder
 
 POINT_OUTPUTS = 3
 """Masks for a single point: outputs 1 to 3 of the decoder."""
@@ -109,11 +126,11 @@ class PointDecoder:
         self.positions = dense_positions(sam).flatten(2)[0].T
 
         gain_0, gain_1 = first.norm4.weight, second.norm4.weight
-        self.constant = _centre(first.norm4.bias + self.to_tokens[1].out_proj.bias)
+        self.constant = centred(first.norm4.bias + self.to_tokens[1].out_proj.bias)
         # What an attention says, from the values of its tokens (H, E, C): M_0, M_0 g_0 and M_1, centred.
-        self.say_00 = _centre(_output(self.to_tokens[0]))
-        self.say_10 = _centre(self.say_00 * gain_0)
-        self.say_11 = _centre(_output(self.to_tokens[1]))
+        self.say_00 = centred(output_by_head(self.to_tokens[0]))
+        self.say_10 = centred(self.say_00 * gain_0)
+        self.say_11 = centred(output_by_head(self.to_tokens[1]))
 
         up = self.decoder.output_upscaling[0]
         up_weight = up.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 U, C): place in the 2 x 2, then channel
@@ -141,9 +158,9 @@ class PointDecoder:
         self.up_constant = self.up @ self.constant
         self.up_bias = up_weight @ bias_1 + up.bias.repeat(4)
         # Positions enter after the norms.
-        self.position_key_1 = self._by_head(self.positions, self.to_image[1].k_proj.weight)
-        self.position_key_2 = self._by_head(self.positions, self.to_image[2].k_proj.weight)
-        position_query_1 = self._by_head(self.positions, self.to_tokens[1].q_proj.weight)
+        self.position_key_1 = project_by_head(self.heads, self.positions, self.to_image[1].k_proj.weight)
+        self.position_key_2 = project_by_head(self.heads, self.positions, self.to_image[2].k_proj.weight)
+        position_query_1 = project_by_head(self.heads, self.positions, self.to_tokens[1].q_proj.weight)
         self.position_query_1 = position_query_1 + self.to_tokens[1].q_proj(bias_0).view(self.heads, -1, 1)
 
     def points_at_once(self, most: int) -> int:
@@ -155,33 +172,29 @@ class PointDecoder:
         """Return how many prompts to work on together whose largest array has ``each`` elements."""
         return most if self.positions.device.type != "cpu" else max(1, min(most, CACHED_ELEMENTS // each))
 
-    def _by_head(self, image_NC: Tensor, weight_DC: Tensor) -> Tensor:
-        """Project an image to the heads, (H, E, N)."""
-        return torch.unflatten(weight_DC @ image_NC.T, 0, (self.heads, -1))
-
     @torch.no_grad()
     def prepare(self, embedding: Tensor) -> PointImage:
         """Return what all points on an image embedding (1, C, g, g) share."""
         keys = (embedding + self.sam.prompt_encoder.no_mask_embed.weight[..., None, None]).flatten(2)[0].T
         placed = keys + self.positions
         query = self.to_tokens[0].q_proj
-        k_0 = _centre(keys + self.to_tokens[0].out_proj.bias)
-        k_1 = _centre(k_0 * self.layers[0].norm4.weight)
+        k_0 = centred(keys + self.to_tokens[0].out_proj.bias)
+        k_1 = centred(k_0 * self.layers[0].norm4.weight)
         return PointImage(
-            key_0=self._by_head(placed, self.to_image[0].k_proj.weight),
-            value_0=self._by_head(keys, self.to_image[0].v_proj.weight).mT,
-            query_0=self._by_head(placed, query.weight) + query.bias.view(self.heads, -1, 1),
+            key_0=project_by_head(self.heads, placed, self.to_image[0].k_proj.weight),
+            value_0=project_by_head(self.heads, keys, self.to_image[0].v_proj.weight).mT,
+            query_0=project_by_head(self.heads, placed, query.weight) + query.bias.view(self.heads, -1, 1),
             square_0=k_0.square().sum(1),
             cross_00=self.say_00 @ k_0.T,
-            key_1=self._by_head(k_0, self.key_1),
-            value_1=self._by_head(k_0, self.value_1).mT,
-            query_1=self._by_head(k_0, self.query_1),
+            key_1=project_by_head(self.heads, k_0, self.key_1),
+            value_1=project_by_head(self.heads, k_0, self.value_1).mT,
+            query_1=project_by_head(self.heads, k_0, self.query_1),
             square_1=k_1.square().sum(1),
             bias_1=k_1 @ self.constant,
             cross_10=self.say_10 @ k_1.T,
             cross_11=self.say_11 @ k_1.T,
-            key_2=self._by_head(k_1, self.key_2),
-            value_2=self._by_head(k_1, self.value_2).mT,
+            key_2=project_by_head(self.heads, k_1, self.key_2),
+            value_2=project_by_head(self.heads, k_1, self.value_2).mT,
             upscaled=k_1 @ self.up.T,
         )
 
@@ -194,7 +207,7 @@ class PointDecoder:
 
         queries, v_0, a_0, d_1 = self._first_layer(image, tokens)
         queries, v_1, a_1 = self._second_layer(image, tokens, queries, v_0, a_0, d_1)
-        m_0, m_1 = _says(v_0, self.say_10), _says(v_1, self.say_11)
+        m_0, m_1 = said_by(v_0, self.say_10), said_by(v_1, self.say_11)
         d_2 = self._second_norm(image, v_0, v_1, a_0, a_1, m_0, m_1, d_1)
 
         outputs = [0, *range(2, 2 + POINT_OUTPUTS)]  # the quality token, and the mask tokens for an ambiguous prompt
@@ -220,10 +233,10 @@ class PointDecoder:
         queries = layer.norm1(layer.self_attn(q=tokens, k=tokens, v=tokens))
         read = self._read_first(image, self._scaled(self.to_image[0].q_proj, queries + tokens))
         queries = self._update(0, queries, read)
-        a_0 = _softmax_over_tokens(_shared(image.query_0, self._scaled(self.to_tokens[0].k_proj, queries + tokens)))
-        v_0 = self._split(self.to_tokens[0].v_proj(queries))
-        linear = _shared(image.cross_00, 2 * v_0).flatten(1, 2)
-        d_1 = _inverse_deviation(_quadratic(a_0, _says(v_0, self.say_00), linear) + image.square_0, layer.norm4)
+        a_0 = softmax_over_tokens(times_shared(image.query_0, self._scaled(self.to_tokens[0].k_proj, queries + tokens)))
+        v_0 = split_heads(self.heads, self.to_tokens[0].v_proj(queries))
+        linear = times_shared(image.cross_00, 2 * v_0).flatten(1, 2)
+        d_1 = inverse_deviation(quadratic(a_0, said_by(v_0, self.say_00), linear) + image.square_0, layer.norm4)
         return queries, v_0, a_0.mul_(d_1[:, None]), d_1
 
     def _second_layer(
@@ -233,15 +246,15 @@ class PointDecoder:
         layer, placed = self.layers[1], queries + tokens
         queries = layer.norm1(queries + layer.self_attn(q=placed, k=placed, v=queries))
         q = self._scaled(self.to_image[1].q_proj, queries + tokens)
-        scores = _add_scaled(_shared(self.position_key_1, q), _shared(image.key_1, q), d_1)
-        attention = scores.baddbmm_(_mix(_says(v_0, self.key_10), q), a_0).softmax(-1)
-        said = self._own_head((attention @ a_0.mT) @ _says(v_0, self.value_10))
+        scores = add_scaled(times_shared(self.position_key_1, q), times_shared(image.key_1, q), d_1)
+        attention = scores.baddbmm_(times_said(said_by(v_0, self.key_10), q), a_0).softmax(-1)
+        said = own_head(self.heads, (attention @ a_0.mT) @ said_by(v_0, self.value_10))
         queries = self._update(1, queries, said + self._read_shared(attention, image.value_1, d_1) + self.value_bias_1)
         k = self._scaled(self.to_tokens[1].k_proj, queries + tokens)
-        scores = _add_scaled(_shared(self.position_query_1, k), _shared(image.query_1, k), d_1)
-        scores.baddbmm_(_mix(_says(v_0, self.query_10), k), a_0)
-        a_1 = _softmax_over_tokens(torch.unflatten(scores, 1, (self.heads, -1)))
-        return queries, self._split(self.to_tokens[1].v_proj(queries)), a_1
+        scores = add_scaled(times_shared(self.position_query_1, k), times_shared(image.query_1, k), d_1)
+        scores.baddbmm_(times_said(said_by(v_0, self.query_10), k), a_0)
+        a_1 = softmax_over_tokens(torch.unflatten(scores, 1, (self.heads, -1)))
+        return queries, split_heads(self.heads, self.to_tokens[1].v_proj(queries)), a_1
 
     def _second_norm(
         self,
@@ -256,21 +269,21 @@ class PointDecoder:
     ) -> Tensor:
         """Return d_2 (P, N)."""
         linear_0, linear_1 = (
-            _add_scaled(
-                torch.unflatten(2 * m @ self.constant, 1, (self.heads, -1))[..., None], _shared(cross, 2 * v), d_1
+            add_scaled(
+                torch.unflatten(2 * m @ self.constant, 1, (self.heads, -1))[..., None], times_shared(cross, 2 * v), d_1
             )
             for m, cross, v in ((m_0, image.cross_10, v_0), (m_1, image.cross_11, v_1))
         )
         linear_0.baddbmm_(m_0 @ m_1.mT, a_1, alpha=2)
         square = d_1 * (d_1 * image.square_1 + 2 * image.bias_1) + self.constant.square().sum()
-        square += _quadratic(a_0, m_0, linear_0)
-        square += _quadratic(a_1, m_1, linear_1)
-        return _inverse_deviation(square, self.layers[1].norm4)
+        square += quadratic(a_0, m_0, linear_0)
+        square += quadratic(a_1, m_1, linear_1)
+        return inverse_deviation(square, self.layers[1].norm4)
 
     def _read_first(self, image: PointImage, q: Tensor) -> Tensor:
         """Return what layer 0's tokens read in the image, (P, T, D): scores, softmax and values are all by head."""
         prompts, heads, count, width = q.shape
-        attention = _shared(image.key_0, q).transpose(0, 1).flatten(1, 2).softmax(-1)  # (H, P T, N)
+        attention = times_shared(image.key_0, q).transpose(0, 1).flatten(1, 2).softmax(-1)  # (H, P T, N)
         read = attention @ image.value_0
         return read.view(heads, prompts, count, width).permute(1, 2, 0, 3).flatten(2) + self.value_bias_0
 
@@ -286,15 +299,15 @@ class PointDecoder:
         d_2: Tensor,
     ) -> Tensor:
         """Return what the tokens ``q`` (P, H, T, E) read in the image after layer 1, (P, T, D)."""
-        constant = (q * self._split(self.key_constant_2.expand(1, 1, -1))).sum(-1, keepdim=True)
-        scores = _add_scaled(constant, _shared(image.key_2, q), d_1)
-        scores.baddbmm_(_mix(_says(v_0, self.key_20), q), a_0)
-        scores.baddbmm_(_mix(_says(v_1, self.key_21), q), a_1)
-        scores = _add_scaled(_shared(self.position_key_2, q), torch.unflatten(scores, 1, (self.heads, -1)), d_2)
+        constant = (q * split_heads(self.heads, self.key_constant_2.expand(1, 1, -1))).sum(-1, keepdim=True)
+        scores = add_scaled(constant, times_shared(image.key_2, q), d_1)
+        scores.baddbmm_(times_said(said_by(v_0, self.key_20), q), a_0)
+        scores.baddbmm_(times_said(said_by(v_1, self.key_21), q), a_1)
+        scores = add_scaled(times_shared(self.position_key_2, q), torch.unflatten(scores, 1, (self.heads, -1)), d_2)
         attention = scores.softmax(-1).mul_(d_2[:, None])
-        said = (attention @ a_0.mT) @ _says(v_0, self.value_20) + (attention @ a_1.mT) @ _says(v_1, self.value_21)
+        said = (attention @ a_0.mT) @ said_by(v_0, self.value_20) + (attention @ a_1.mT) @ said_by(v_1, self.value_21)
         said += attention.sum(-1, keepdim=True) * self.value_constant_2
-        return self._own_head(said) + self._read_shared(attention, image.value_2, d_1) + self.value_bias_2
+        return own_head(self.heads, said) + self._read_shared(attention, image.value_2, d_1) + self.value_bias_2
 
     def _read_shared(self, attention: Tensor, value_HNE: Tensor, scale: Tensor) -> Tensor:
         """Read values that all prompts share with an ``attention`` (P, J, N) times ``scale`` (P, N): (P, T, D)."""
@@ -332,22 +345,10 @@ class PointDecoder:
         upscaled: Tensor = act(linear(image, weight, second.bias.repeat(4)))
         return upscaled.view(len(some), -1, second.bias.numel())
 
-    def _split(self, tokens_PTD: Tensor) -> Tensor:
-        """Split tokens by head, (P, H, T, E)."""
-        split: Tensor = torch.unflatten(tokens_PTD, 2, (self.heads, -1)).transpose(1, 2)
-        return split
-
     def _scaled(self, projection: nn.Linear, tokens: Tensor) -> Tensor:
         """Project tokens for an attention, by head, (P, H, T, E), with the scale of its scores."""
-        projected = self._split(projection(tokens))
+        projected = split_heads(self.heads, projection(tokens))
         return projected / sqrt(projected.shape[-1])
-
-    def _own_head(self, read_PJD: Tensor) -> Tensor:
-        """Of what each head's tokens read for all heads, keep what is its own: (P, T, D)."""
-        by_head = torch.unflatten(
-            torch.unflatten(read_PJD, 2, (self.heads, -1)), 1, (self.heads, -1)
-        )  # (P, H, T, H, E)
-        return by_head.diagonal(dim1=1, dim2=3).permute(0, 1, 3, 2).flatten(2)
 
     def _update(self, number: int, queries: Tensor, read: Tensor) -> Tensor:
         """Add what the tokens of a layer read in the image, (P, T, D), and run its MLP."""
@@ -355,50 +356,3 @@ class PointDecoder:
         queries = layer.norm2(queries + self.to_image[number].out_proj(read))
         updated: Tensor = layer.norm3(queries + layer.mlp(queries))
         return updated
-
-
-def _centre(values: Tensor) -> Tensor:
-    return values - values.mean(-1, keepdim=True)
-
-
-def _output(attention: transformer.Attention) -> Tensor:
-    """Return the output projection by head, (H, E, C)."""
-    return torch.unflatten(attention.out_proj.weight.T, 0, (attention.num_heads, -1))
-
-
-def _shared(image_HEN: Tensor, tokens_PHTE: Tensor) -> Tensor:
-    """Multiply tokens with an image that all prompts share: (P, H, T, N), with H before P in memory."""
-    prompts, heads, count, _ = tokens_PHTE.shape
-    rows = tokens_PHTE.transpose(0, 1).flatten(1, 2)
-    return (rows @ image_HEN).view(heads, prompts, count, -1).transpose(0, 1)
-
-
-def _add_scaled(base_PHTN: Tensor, image_PHTN: Tensor, scale_PN: Tensor) -> Tensor:
-    """Return ``base`` plus ``image`` times ``scale`` at each position, (P, H T, N), contiguous whatever they are."""
-    total = image_PHTN.new_empty(image_PHTN.shape)
-    return torch.addcmul(base_PHTN, image_PHTN, scale_PN[:, None, None], out=total).flatten(1, 2)
-
-
-def _says(values_PHTE: Tensor, weight_HEX: Tensor) -> Tensor:
-    """Return what tokens say through a projection of their heads, (P, H T, X)."""
-    return (values_PHTE @ weight_HEX).flatten(1, 2)
-
-
-def _mix(said_PJD: Tensor, tokens_PHTE: Tensor) -> Tensor:
-    """Multiply each head's tokens with what was said to that head: (P, H T, J)."""
-    said = torch.unflatten(said_PJD, 2, (tokens_PHTE.shape[1], -1)).permute(0, 2, 3, 1)
-    return (tokens_PHTE @ said).flatten(1, 2)
-
-
-def _softmax_over_tokens(scores_PHTN: Tensor) -> Tensor:
-    """Let each position of the image attend to the tokens: (P, H T, N)."""
-    return scores_PHTN.contiguous().softmax(2).flatten(1, 2)
-
-
-def _quadratic(a_PJN: Tensor, m_PJC: Tensor, linear_PJN: Tensor) -> Tensor:
-    """Return |a' m|^2 + sum of a * linear at each position, (P, N). Overwrites ``linear``."""
-    return linear_PJN.baddbmm_(m_PJC @ m_PJC.mT, a_PJN).mul_(a_PJN).sum(1)
-
-
-def _inverse_deviation(square_PN: Tensor, norm: nn.LayerNorm) -> Tensor:
-    return (square_PN / norm.weight.numel() + norm.eps).rsqrt()
