@@ -1,4 +1,4 @@
-"""Layers of what labelling has at hand anyway: kept in the same pass, so that nobody needs to read or make it again."""
+"""Kept layers: what labelling has at hand anyway, written in the same pass so that it need not be made again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class KeptBlobs(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An image's blobs of the layer of masks, one a mask, and what each layer that is kept gets of it."""
+    """An image's blobs for the layer of masks, one a mask, and its blobs for each kept layer."""
 
     labels: list[bytes]
     kept: Mapping[str, KeptBlobs]
@@ -101,7 +101,7 @@ class CommittedImage:
 
 
 class Keeping(NamedTuple):
-    """How a kept layer gets its blobs of an image: while that is labelled, or again, when its masks are committed."""
+    """How a kept layer gets its blobs of an image: in passing, while it is labelled, or again, after that."""
 
     in_passing: Callable[[GeneratedMasks, RgbImage], KeptBlobs]
     again: Callable[[CommittedImage], KeptBlobs]

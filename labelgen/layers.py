@@ -24,7 +24,7 @@ from sum_factory.shared.shards.shard_set import MASKS
 def masks_layer(
     automask: AutomaskSettings, runtime: Runtime, sam: dict[str, object], encoding: str = TAR, stretch: bool = False
 ) -> Layer:
-    """Describe the layer of pseudo-labels that the SAM which ``identify_weights`` describes makes.
+    """Describe the layer of pseudo-labels; ``sam`` is what ``identify_weights`` says of the SAM that makes them.
 
     ``stretch`` says whether photos of more than 8 bits are stretched.
     """
@@ -50,7 +50,7 @@ def photos_layer(masks: Layer, encoding: str = TAR) -> Layer:
 
 
 def _of_photos(stretch: bool) -> dict[str, Any]:
-    """Return the setting of how photos are decoded: none by default, so that the ids of older layers stay."""
+    """Return the setting of how photos are decoded. By default there is none, so that the ids of older layers stay."""
     return {STRETCH: True} if stretch else {}
 
 
@@ -93,11 +93,11 @@ def maps_layer(
     """Describe the layer of uncertainty maps called ``name``, of ``masks``, by the refiner at a path.
 
     ``use_kept`` are the layers that the maps are made from, as far as they go. Kept layers are rounded to half floats,
-    so the choice changes the maps; each layer's id is therefore a setting. ``known_as`` are other digests of the
+    so the choice changes the maps; each layer's id is therefore a setting. ``known_as`` are other SHA-256s of the
     weights of the masks' SAM, by which a refiner may know it.
 
-    Raises ``CheckpointError`` for a refiner that is none, or another SAM's, and ``SettingsError`` if there is one where
-    the source needs none, or none where it needs one.
+    Raises ``CheckpointError`` for a file that is not a refiner, or is that of another SAM, and ``SettingsError`` if the
+    source needs a refiner and none is given, or the other way round.
     """
     weights = {"sam": masks.weights["sam"]}
     if settings.needs_refiner and refiner is None:

@@ -6,7 +6,7 @@ import threading
 
 
 class Room:
-    """So many bytes for all. Each photo has a turn, counted from 0, and enters after all whose turn is earlier.
+    """Memory of ``size`` bytes. Each photo has a turn, counted from 0, and enters after all whose turn is earlier.
 
     So the photo that is waited for never waits for one behind it, and a single one always gets in, however large.
     """

@@ -13,7 +13,7 @@ UNIT_SIZE = 256
 Missing = Literal["wait", "record"]
 """What is done about a photo that is gone and whose neighbours are, too: wait for them, or record that it is gone."""
 WAIT_SECONDS = 600.0
-"""So long a run waits, in all, for a place of photos that is gone."""
+"""Seconds that a run waits, in all, for a place of photos that is gone."""
 REFINEMENT_SOURCE = "refinement"
 SOURCES = (REFINEMENT_SOURCE, *FORMULAS)
 """Where uncertainty comes from: a refiner, or SAM's own confidence in one of two ways."""
@@ -23,9 +23,9 @@ SOURCES = (REFINEMENT_SOURCE, *FORMULAS)
 class UncertaintySettings:
     """Where u comes from, one of ``SOURCES``. Raises ``SettingsError`` for settings that contradict each other.
 
-    Masks of fewer than ``min_refine_area`` pixels of a photo that is 1024 pixels long are not refined: by decree
-    they are certain, u = 0, and their own refined label, as in the method's published code (100 * 100 there). It is
-    the one case of a map that nobody computed.
+    Masks of fewer than ``min_refine_area`` pixels of a photo that is 1024 pixels long are not refined: they
+    count as certain, u = 0, and as their own refined label, as in the method's published code (100 * 100 there). It is
+    the one case of a map that was not computed.
     """
 
     source: str = REFINEMENT_SOURCE

@@ -32,7 +32,7 @@ from sum_factory.shared.tar_headers import (
 TAR_BLOCK = 16_384
 """Bytes of a remote tar that are read for a header, and for what small members follow."""
 LINKS_FOLLOWED = 40
-"""Links from one member to the next; Linux follows as many."""
+"""Links that are followed from one member to the next, at most; Linux follows as many."""
 
 
 class Tar(NamedTuple):

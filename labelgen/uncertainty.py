@@ -105,7 +105,7 @@ class UncertaintyMaker:
         return self.batch.fit(lambda: self._make(masks, embed))
 
     def _make(self, masks: Sequence[MaskToRefine], embed: Embed) -> list[UncertaintyMap]:
-        maps = [self._by_decree(mask) for mask in masks]
+        maps = [self._map_if_small(mask) for mask in masks]
         crops: dict[CropBox, list[int]] = {}
         for k, mask in enumerate(masks):
             if maps[k] is None:
@@ -123,7 +123,7 @@ class UncertaintyMaker:
                     maps[k] = made
         return [made or UNKNOWN for made in maps]
 
-    def _by_decree(self, mask: MaskToRefine) -> UncertaintyMap | None:
+    def _map_if_small(self, mask: MaskToRefine) -> UncertaintyMap | None:
         """Return the all-zero map of a mask that is too small to be refined, else None."""
         if mask.area_at_reference >= self.settings.min_refine_area:
             return None

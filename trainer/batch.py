@@ -1,4 +1,4 @@
-"""Put samples together on the training device, and backpropagate their seven rounds."""
+"""Put samples together on the training device, and backpropagate the rounds of their masks."""
 
 from __future__ import annotations
 

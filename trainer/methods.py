@@ -11,7 +11,7 @@ TaskPromptRounds = Literal["none", "first", "all"]
 
 @dataclass(frozen=True)
 class Method:
-    """What a method trains on and what it does about doubt.
+    """What a method trains on, and what it does about uncertainty.
 
     ``pseudo_labels`` "refined" trains on the refiner's masks in place of SAM's. ``certain_loss`` weighs the losses by
     the certainty, ``certain_sampling`` the drawing of points; both on pseudo-labels only. ``uncertainty`` is the source

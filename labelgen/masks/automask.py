@@ -41,7 +41,7 @@ class GeneratedMasks:
     the smallest, as upstream reports them. ``points``: float64 (K, 2), x, y in the photo.
     ``areas``: int64 (K,), pixels. ``predicted_iou`` and ``stability``: float64 (K,). ``embeddings``: what the image
     encoder made of each crop, (1, C, g, g), under the crop box of its frame. ``cleaned``: the masks that lost small
-    regions, by their number; their logits were edited, and mean nearly the same.
+    holes or islands, by their number; their logits were edited to give nearly the same masks.
     """
 
     size: tuple[int, int]

@@ -15,7 +15,8 @@ from sum_factory.shared.sam.upstream import amg
 def clean_mask(mask: Mask, least_area: int) -> tuple[Mask, bool]:
     """Fill holes and remove islands of fewer than ``least_area`` pixels; also return whether there were any.
 
-    As upstream's ``postprocess_small_regions``: first the holes; the largest island stays if all are small.
+    As upstream's ``postprocess_small_regions`` does: holes are filled first, and if all islands are small the largest
+    stays.
     """
     filled, had_holes = amg.remove_small_regions(mask, least_area, "holes")
     cleaned, had_islands = amg.remove_small_regions(filled, least_area, "islands")
