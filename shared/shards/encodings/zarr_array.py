@@ -1,8 +1,8 @@
-"""What an array of a layer in Zarr is. It is sharded twice: shard, group of rows, row.
+"""What an array of a layer in Zarr is. It is sharded twice: shard, block of rows, row.
 
 A shard has room for many more rows than it holds, and the index of a shard is not compressed: with one index for all
-rows, 16 bytes each, most of the bytes would be the index of rows that are not there. So the rows of a group share an
-index, and the shard's own index is of groups.
+rows, 16 bytes each, most of the bytes would be the index of rows that are not there. So the rows of a block share an
+index, and the shard's own index is of blocks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-GROUP = 64
+BLOCK = 64
 """Rows that share an index."""
 
 Cells = npt.NDArray[Any]

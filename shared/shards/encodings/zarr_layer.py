@@ -21,7 +21,7 @@ import pyarrow as pa
 from sum_factory.shared.codecs.label import MOST_STEPS
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Dataset, Layer
-from sum_factory.shared.shards.encodings.zarr_array import GROUP, Array
+from sum_factory.shared.shards.encodings.zarr_array import BLOCK, Array
 from sum_factory.shared.shards.encodings.zarr_layout import PHOTO_BYTES, ZarrLayout
 from sum_factory.shared.shards.kinds import zarr_layout_of
 
@@ -69,9 +69,9 @@ def zarr_unit(name: str) -> tuple[str, int] | None:
 
 
 def shard_rows(dataset: Dataset, layout: ZarrLayout) -> int:
-    """Return R, the rows of a shard: whole groups."""
+    """Return R, the rows of a shard: whole blocks."""
     rows = dataset.unit_size * (1 if layout.per_image else ROWS_PER_IMAGE)
-    return -(-rows // GROUP) * GROUP
+    return -(-rows // BLOCK) * BLOCK
 
 
 def metadata_files(dataset: Dataset, layer: Layer) -> dict[str, bytes]:

@@ -29,7 +29,7 @@ from zarr.core.indexing import SelectorTuple
 from zarr.storage import MemoryStore
 
 from sum_factory.shared.errors import ShardError
-from sum_factory.shared.shards.encodings.zarr_array import GROUP, Array, Cells
+from sum_factory.shared.shards.encodings.zarr_array import BLOCK, Array, Cells
 
 DESCRIPTION = "zarr.json"
 PIECE = 32 << 20
@@ -76,14 +76,14 @@ def _read_description(content: bytes) -> Any:
 
 
 class ShardWriter:
-    """Builds a shard of ``rows`` rows, a multiple of ``GROUP``, in memory, from the first of them."""
+    """Builds a shard of ``rows`` rows, a multiple of ``BLOCK``, in memory, from the first of them."""
 
     def __init__(self, array: Array, rows: int) -> None:
         self.array, self.rows, self.count = array, rows, 0
         self._files: dict[str, Buffer] = {}
         self._zarr = _create(self._files, array, rows, rows)
         fit = PIECE // array.row_bytes
-        self._cells: Cells = np.empty((min(rows, max(1, fit - fit % GROUP or fit)), *array.cells), array.type)
+        self._cells: Cells = np.empty((min(rows, max(1, fit - fit % BLOCK or fit)), *array.cells), array.type)
         self._held = 0
 
     def add(self, cells: Cells | None) -> None:
@@ -115,7 +115,7 @@ class ShardWriter:
         self._files.pop(DESCRIPTION)
         for shard in self._files.values():
             return shard.to_bytes()
-        return bytes(CRC32C().encode(np.full(self.rows // GROUP * 2, _ABSENT)))
+        return bytes(CRC32C().encode(np.full(self.rows // BLOCK * 2, _ABSENT)))
 
     def _flush(self) -> None:
         """Hand what is held to zarr."""
@@ -127,23 +127,23 @@ class ShardWriter:
 def places_in(shard: bytes, rows: int, held: int) -> npt.NDArray[np.int64]:
     """Return where the chunks of the first ``held`` of a shard's rows lie: offset and length; 0, 0 if there is none.
 
-    Those of the group of the last of them are returned, too: int64 (R, 2). Raises ``ShardError`` if an index is cut
+    Those of the block of the last of them are returned, too: int64 (R, 2). Raises ``ShardError`` if an index is cut
     short or does not have its CRC-32C, or if there is a chunk beyond.
     """
-    groups = _read_index(shard, rows // GROUP)
-    places = np.zeros((-(-held // GROUP), GROUP, 2), np.int64)
-    if groups[len(places) :].any():
+    blocks = _read_index(shard, rows // BLOCK)
+    places = np.zeros((-(-held // BLOCK), BLOCK, 2), np.int64)
+    if blocks[len(places) :].any():
         raise ShardError("its index places chunks beyond its rows")
-    for number in np.flatnonzero(groups[: len(places), 1]):
-        start, size = groups[number].tolist()
-        chunks = _read_index(shard[start : start + size], GROUP)
+    for number in np.flatnonzero(blocks[: len(places), 1]):
+        start, size = blocks[number].tolist()
+        chunks = _read_index(shard[start : start + size], BLOCK)
         chunks[chunks[:, 1] > 0, 0] += start
         places[number] = chunks
     return places.reshape(-1, 2)
 
 
 def _read_index(data: bytes, count: int) -> npt.NDArray[np.int64]:
-    """Return the places in the index at the end of a shard, or of a group."""
+    """Return the places in the index at the end of a shard, or of a block."""
     if len(data) < count * _ENTRY + 4:
         raise ShardError("its index is cut short")
     try:
@@ -168,7 +168,7 @@ def _create(files: dict[str, Buffer], array: Array, rows: int, shard_rows: int) 
         fill_value=array.type.type(array.fill_value),
         filters=None,
         compressors=None,
-        serializer=_Sharding(chunk_shape=(GROUP, *array.cells), codecs=[row]),
+        serializer=_Sharding(chunk_shape=(BLOCK, *array.cells), codecs=[row]),
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=array.axes,
         attributes={"meaning": array.meaning},
