@@ -46,9 +46,9 @@ HEADER_BYTES = 64 << 20
 STRIP_PIXELS, STRIP_BYTES = 1 << 20, 120
 """Pixels that are brought to RGB at once, and the bytes that each may take meanwhile."""
 DARKEST, BRIGHTEST = 0.001, 0.999
-"""The shares of a deep photo's values that become black and that do not become white when it is stretched."""
+"""Quantiles of a deep photo's values, that is one of more than 8 bits, that become black and white when stretched."""
 DIM = 64
-"""A photo of more than 8 bits that has next to nothing as bright, of 256, has its data in the lower bits."""
+"""A photo of more than 8 bits is dim if next to nothing in it is so bright, of 256: its data are in the lower bits."""
 
 RgbImage = npt.NDArray[np.uint8]
 _Grey = npt.NDArray[Any]
@@ -63,13 +63,13 @@ _STORED: dict[int, Callable[[RgbImage], RgbImage]] = {
     7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
     8: lambda upright: upright[::-1].swapaxes(0, 1),
 }
-"""By the EXIF orientation, an upright photo's pixels where the file has them."""
+"""For each EXIF orientation, what turns the pixels of an upright photo to how its file stores them."""
 _DECODER_BYTES = {"WEBP": 8, "GIF": 4, "PPM": 4, "AVIF": 14, "HEIF": 14, "JPEG2000": 32}
 """Bytes a pixel that decoders take beside the picture, by format: planes in higher precision, copies."""
 
 
 class Decoded(NamedTuple):
-    """A photo's pixels, RGB uint8 (H, W, 3). One that ``is_dim`` has more than 8 bits, and data in the lower ones."""
+    """Pixels, RGB uint8 (H, W, 3); ``is_dim`` if the photo has more than 8 bits and next to nothing in it is bright."""
 
     pixels: RgbImage
     is_dim: bool

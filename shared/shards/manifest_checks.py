@@ -30,7 +30,7 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What is known of a unit of a layer without its manifest's rows.
+    """What the rows of the manifest of a unit in a layer have to fit.
 
     ``columns`` are those that the layer's manifests have, ``files`` the size in bytes of each data file and what its
     columns start with, ``images`` how many the unit has, ``limits`` the largest values of some columns. ``known`` is
@@ -46,7 +46,7 @@ class Bounds:
 
 
 def require_rows(table: pa.Table, bounds: Bounds) -> None:
-    """Raise ``ValueError`` if rows of a manifest, or those of its columns that were read, cannot be what was written.
+    """Raise ``ValueError`` if the rows of a manifest, in the columns that were read, cannot be those of this unit.
 
     Columns that the layer's manifests do not have are refused, too.
     """
@@ -109,7 +109,7 @@ def _require_keys(table: pa.Table) -> None:
 
 
 def _lacking(table: pa.Table, has_mask: Flags, bounds: Bounds) -> Iterator[tuple[str, Flags]]:
-    """Yield columns, and the rows of masks that lack a value there which each has to have."""
+    """Yield columns, and which rows of masks lack a value there that they must have."""
     is_known = has_mask
     if bounds.known and bounds.known in table.column_names:
         is_known = has_mask & table[bounds.known].fill_null(False).to_numpy()
@@ -121,7 +121,7 @@ def _lacking(table: pa.Table, has_mask: Flags, bounds: Bounds) -> Iterator[tuple
 
 
 def _faults_of_places(table: pa.Table, files: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Flags]]:
-    """Yield columns that place blobs, and where they place one outside its file, or more than fit into it."""
+    """Yield columns that place blobs, and which rows place one outside its file, or make more than fit into it."""
     for prefix, size in files:
         names = f"{prefix}offset", f"{prefix}length"
         if not {*names} <= {*table.column_names}:
@@ -132,7 +132,7 @@ def _faults_of_places(table: pa.Table, files: Sequence[tuple[str, int]]) -> Iter
 
 
 def _faults_of_sizes(table: pa.Table, has_mask: Flags) -> Iterator[tuple[str, Flags]]:
-    """Yield columns of the sizes of photos and crops, and where they are none."""
+    """Yield columns of the sizes of photos and crops, and which rows have impossible ones."""
     if not {"height", "width"} <= {*table.column_names}:
         return
     height, width = _numbers(table, "height"), _numbers(table, "width")
@@ -148,7 +148,7 @@ def _faults_of_sizes(table: pa.Table, has_mask: Flags) -> Iterator[tuple[str, Fl
 
 
 def _faults_of_values(table: pa.Table, limits: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Flags]]:
-    """Yield columns, and where their values are beyond what they may be."""
+    """Yield columns of numbers, and which rows have one that is out of range."""
     for name, most in limits:
         if name in table.column_names:
             values = _numbers(table, name)

@@ -29,7 +29,7 @@ from sum_factory.shared.store.refusals import is_refusal, reason_of, remedy_of
 LOCK = f"{TEMPORARY_PREFIX}lock"
 """What stands for a folder that is locked; a run that was killed leaves it as a temporary file."""
 CREATE_ATTEMPTS = 5
-"""How often a conditional write is tried that the store drops because another one is going on."""
+"""Attempts at a conditional write: a store may refuse one because another is going on."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Storage:
                 self._read_cached(self.cache, name, 0, 0)
 
     def expect(self, name: str, size: int, sha256: str) -> None:
-        """Say what a file has to hold, where that is known: the cache then need not ask the store for its version.
+        """Say what a file must hold, so that the cache need not ask the store for the version of the file.
 
         Reading it through the cache raises ``ShardError`` if it holds something else.
         """
@@ -221,7 +221,7 @@ class Storage:
         return cache.read(self.path(name), version, fetch, start, end)
 
     def _version(self, name: str) -> Version:
-        """Return what tells the content that a file has now from any other, as far as the store says."""
+        """Return the version of a file's content, as the store tells it: its ETag, or else all that is listed of it."""
         info = self._fresh(name).info(self._full(name))
         tag = info.get("ETag") or info.get("etag") or sorted((key, str(value)) for key, value in info.items())
         return Version(int(info["size"]), str(tag))

@@ -110,7 +110,7 @@ class ShardWriter:
         self.count += 1
 
     def finish(self) -> bytes:
-        """Return the bytes of the shard: an index of nothing if all rows are absent, of which zarr makes no file."""
+        """Return the bytes of the shard; if all rows are absent, an index without places: zarr would make no file."""
         self._flush()
         self._files.pop(DESCRIPTION)
         for shard in self._files.values():
