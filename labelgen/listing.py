@@ -90,7 +90,9 @@ def _expand(place: str) -> list[str]:
 def _is_there(place: str) -> bool:
     if look_at(place) is not None:
         return True
-    filesystem, path = open_place(place)  # what a store calls a folder, its library may not know as a file
+    filesystem, path = open_place(
+        place
+    )  # a store has no folders: it may tell of nothing at a place below which there are files
     return not is_local(place) and bool(ask(place, lambda: filesystem.exists(path)))
 
 
@@ -122,7 +124,7 @@ class _Listing:
 
     def _list_one(self, place: str) -> Iterator[Found]:
         """Yield what a place of ``--images`` holds."""
-        told = look_at(place) or {"type": DIRECTORY}  # it is there, and a store knows only files by their place
+        told = look_at(place) or {"type": DIRECTORY}  # it is there: where a store tells of no file, it is a folder
         yield from self._found_at(place, told, key_of(name_in(place)), "")
         if name_in(place).lower().endswith(LIST_SUFFIXES) and told["type"] not in (DIRECTORY, IRREGULAR):
             yield from self._list_file(place)
