@@ -90,9 +90,8 @@ def _expand(place: str) -> list[str]:
 def _is_there(place: str) -> bool:
     if look_at(place) is not None:
         return True
-    filesystem, path = open_place(
-        place
-    )  # a store has no folders: it may tell of nothing at a place below which there are files
+    # A store has no folders: it may tell of nothing at a place below which there are files.
+    filesystem, path = open_place(place)
     return not is_local(place) and bool(ask(place, lambda: filesystem.exists(path)))
 
 

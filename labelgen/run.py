@@ -236,10 +236,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         for note in notes_said:
             say(note)
         summary = _work(settings, job, plan, sam.weights, before, say, stop or Stop())
-        for note in (
-            *plan.notes(),
-            *passed_over.notes(),
-        ):  # a listing that went on meanwhile has more to tell at its end
+        for note in (*plan.notes(), *passed_over.notes()):  # a listing that went on meanwhile tells more at its end
             if note not in notes_said:
                 say(note)
     write_shared_files(storage)  # in a store that cannot be locked planning and labelling may have written at once
