@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from pathlib import Path
+from typing import Any
 
 from sum_factory.labelgen.job import Begun, Event, GivenUp, ImageDone, Lost, Notice, UnitReport, WeightsRead
 from sum_factory.shared.credentials import concealed
 from sum_factory.shared.errors import SettingsError
+from sum_factory.shared.store.local_files import open_lines
+from sum_factory.shared.store.refusals import reason_of
 
 NAMES: dict[type, str] = {
     WeightsRead: "weights read",
@@ -26,17 +30,19 @@ NAMES: dict[type, str] = {
 
 
 class EventLog:
-    """Writes lines to ``file``, or nowhere if there is none."""
+    """Writes lines to ``file`` at ``path``, or nowhere if there is none. Raises ``SettingsError`` if it cannot."""
 
-    def __init__(self, file: TextIO | None = None) -> None:
-        self.file = file
+    def __init__(self, file: io.RawIOBase | None = None, path: str = "") -> None:
+        self.file, self.path = file, path
 
     def tell(self, event: str, **values: Any) -> None:
         """Write one line: the time in UTC, the name of the event, and what belongs to it."""
         if self.file is not None:
             line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
-            self.file.write(concealed(json.dumps(line)) + "\n")
-            self.file.flush()
+            try:
+                self.file.write(f"{concealed(json.dumps(line))}\n".encode())
+            except OSError as error:
+                raise _not_written(self.path, error) from error
 
     def take(self, event: Event) -> None:
         """Write what happened, unless it is that an image was labelled; what is noted of one, too."""
@@ -53,8 +59,12 @@ def open_log(path: str | None) -> Iterator[EventLog]:
         yield EventLog()
         return
     try:
-        file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        file = open_lines(Path(path))
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be written ({error.strerror}); give --log another path") from error
+        raise _not_written(path, error) from error
     with file:
-        yield EventLog(file)
+        yield EventLog(file, path)
+
+
+def _not_written(path: str, error: OSError) -> SettingsError:
+    return SettingsError(f"{path}: cannot be written ({reason_of(error)}); give --log another path")

@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from sum_factory.shared.errors import SettingsError
+from sum_factory.shared.store.local_files import read_whole
+from sum_factory.shared.store.refusals import reason_of
 from sum_factory.trainer.yaml_text import MOST_TEXT, absurd_numbers, parse_yaml
 
 T = TypeVar("T")
@@ -166,10 +168,10 @@ def _read(path_or_name: str) -> tuple[str, str]:
             f"{path_or_name}: no file and no built-in recipe or suite of that name; {_suggest(path_or_name, built_in)}"
         )
     try:
-        with (path if is_path else built_in[path_or_name]).open("rb") as file:
-            text = file.read(MOST_TEXT + 1).decode("utf-8")
+        data = read_whole(path, MOST_TEXT + 1) if is_path else built_in[path_or_name].read_bytes()
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        reason = reason_of(error) if isinstance(error, OSError) else "not UTF-8 text"
         raise SettingsError(f"{path_or_name}: cannot be read ({reason}); expected a YAML file") from error
     return path_or_name, text
 

@@ -28,6 +28,8 @@ from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.shards.selection.plan import ROWS_SCHEMA
 from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.store.local_files import read_whole
+from sum_factory.shared.store.refusals import reason_of
 
 Comparison = Callable[[Any, Any], Any]
 
@@ -171,6 +173,6 @@ def _keys_of(path: Path) -> frozenset[str]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be read ({reason_of(error)})") from error

@@ -6,22 +6,30 @@ A shard set from somebody else may hold links, pipes and devices, and so may a f
 from __future__ import annotations
 
 import errno
+import io
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from sum_factory.shared.deadlines import LIST_SECONDS, LOOK_SECONDS, within
 from sum_factory.shared.errors import StorageError
+from sum_factory.shared.store.refusals import reason_of
 
 TEMPORARY_PREFIX = ".partial-"
 """Names of files that are being written start with this; nobody reads them, anybody may delete old ones."""
 REMEDY_FOR_LINK = "a link, and nothing is written through one; put the folder itself there, or mount it"
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-_STREAMS = ("/dev/", "/proc/")
+_OWN = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
+_OWN_NAMED = {"/dev/stdout": 1, "/dev/stderr": 2}
+"""What this process has open already, by path and by number."""
+_FLUSHED = 1 << 20
+"""Bytes that are given to a pipe at a time."""
 
 
 def open_regular(path: str | Path, *, follow: bool = False) -> BinaryIO:
@@ -93,9 +101,25 @@ def make_private(folder: Path) -> None:
         raise PermissionError(errno.EPERM, "others may write to it; make it yours alone: chmod 700", str(folder))
 
 
+def read_whole(path: Path, most: int = -1) -> bytes:
+    """Read a file or pipe that the user named, up to ``most`` bytes. Who writes into the pipe is waited for a minute.
+
+    Raises ``OSError``, also for a device or a socket.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "a device or socket, and no file", str(path))
+
+    def read() -> bytes:
+        with path.open("rb") as file:
+            return file.read(most)
+
+    return within(LOOK_SECONDS, f"who writes into {path}", read) if stat.S_ISFIFO(mode) else read()
+
+
 def is_stream(out: Path) -> bool:
     """Whether what is written to ``out`` goes somewhere at once, as to a pipe, a device or ``/dev/stdout``."""
-    if os.path.abspath(out).startswith(_STREAMS):
+    if _own_number(out) is not None:
         return True
     try:
         mode = os.stat(out).st_mode
@@ -108,21 +132,77 @@ def is_stream(out: Path) -> bool:
 def whole_file(out: Path) -> Iterator[BinaryIO]:
     """Give a file to write that becomes ``out`` when it is whole; a pipe or device at ``out`` is written into.
 
-    Raises ``StorageError`` if that is refused. ``out`` stays as it was if anything is raised meanwhile.
+    Raises ``StorageError`` if that is refused, or if nobody reads from the pipe. ``out`` stays as it was if anything is
+    raised meanwhile.
     """
     try:
         with _stream_at(out) if is_stream(out) else _written_aside(Path(os.path.realpath(out))) as file:
             yield file
     except OSError as error:
-        raise StorageError(f"cannot write {out}: {error.strerror}; check the path and the free space") from error
+        raise StorageError(f"cannot write {out}: {reason_of(error)}; check the path and the free space") from error
+
+
+def open_lines(out: Path) -> io.RawIOBase:
+    """Open a file to append to, each write at once; a pipe or device at ``out`` is written into.
+
+    Raises ``OSError`` if that is refused, or if nobody reads from the pipe.
+    """
+    return _sink_at(out) if is_stream(out) else open(out, "ab", buffering=0)
+
+
+class _Sink(io.RawIOBase):
+    """A pipe or device that is written into; a reader who takes nothing is waited for no longer than is told."""
+
+    def __init__(self, descriptor: int, out: Path) -> None:
+        self._descriptor, self._reader = descriptor, f"who reads from {out}"
+        self._error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if self._error is not None:
+            raise self._error  # a buffer tries once more when it is closed
+        try:
+            copy = bytes(data)
+            return within(LIST_SECONDS, self._reader, lambda: os.write(self._descriptor, copy))
+        except OSError as error:
+            self._error = error
+            raise
+
+    def close(self) -> None:
+        if not self.closed and self._error is None:  # else a thread may be in there
+            os.close(self._descriptor)
+        super().close()
+
+
+def _sink_at(out: Path) -> _Sink:
+    """Open what is written into. Raises ``OSError`` for what holds files, or has no reader in a minute."""
+    number = _own_number(out)
+    if number is not None:
+        return _Sink(os.dup(number), out)
+    mode = os.stat(out).st_mode
+    if stat.S_ISSOCK(mode) or stat.S_ISBLK(mode):
+        raise OSError(errno.EINVAL, "a socket or disk, and nothing is written into one", str(out))
+    opened = within(LOOK_SECONDS, f"who reads from {out}", lambda: os.open(out, os.O_WRONLY | os.O_NOCTTY))
+    return _Sink(opened, out)
+
+
+def _own_number(out: Path) -> int | None:
+    """Return the number by which this process has open what ``out`` names, None if it names no such thing."""
+    path = os.path.abspath(out)
+    found = _OWN.fullmatch(path)
+    if found or path in _OWN_NAMED:
+        return int(found[1]) if found else _OWN_NAMED[path]
+    with suppress(OSError):
+        if stat.S_ISFIFO(os.stat(out).st_mode) and os.path.samestat(os.stat(out), os.fstat(1)):
+            return 1
+    return None
 
 
 @contextmanager
 def _stream_at(out: Path) -> Iterator[BinaryIO]:
-    is_own = False
-    with suppress(OSError):
-        is_own = os.path.samestat(os.stat(out), os.fstat(1))
-    with os.fdopen(os.dup(1), "wb") if is_own else open(out, "wb") as file:
+    with io.BufferedWriter(_sink_at(out), _FLUSHED) as file:
         yield file
 
 

@@ -28,6 +28,7 @@ import s3fs
 from click.testing import CliRunner
 
 from sum_factory.labelgen.cli import main
+from sum_factory.labelgen.event_log import open_log
 from sum_factory.labelgen.progress import RunSummary
 from sum_factory.labelgen.sets.pace import pace
 from sum_factory.shared.errors import StorageError, SumError, UnreachableError
@@ -498,6 +499,8 @@ def test_log_tells_of_units_and_attempts(own_photos: Path, tmp_path: Path, label
     assert all(datetime.fromisoformat(line["time"]).tzinfo == UTC for line in lines)
     with pytest.raises(SumError, match=r"none/log\.jsonl: cannot be written .*--log"):
         label(own_photos, tmp_path / "shards", log=str(tmp_path / "none/log.jsonl"), unit_size=4)
+    with pytest.raises(SumError, match=r"/dev/full: cannot be written .*--log"), open_log("/dev/full") as full:
+        full.tell("anything")
 
 
 def test_summary_counts_errors_by_kind(own_photos: Path, tmp_path: Path, label: Label) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from sum_factory.shared.errors import StorageError
-from sum_factory.shared.store.local_files import make_private, whole_file
+from sum_factory.shared.store import local_files
+from sum_factory.shared.store.local_files import make_private, open_lines, read_whole, whole_file
 from sum_factory.shared.store.storage import LOCK, Storage
 
 
@@ -93,6 +96,65 @@ def test_output_goes_into_a_pipe_that_is_there(tmp_path: Path) -> None:
     reader.join(10)
     assert read == [b"all of it"]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_pipe_without_another_end_is_waited_for_no_longer_than_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(local_files, "LOOK_SECONDS", 0.05)
+    with pytest.raises(StorageError, match=r"pipe: who reads from .*pipe has not answered within"), whole_file(pipe):
+        raise AssertionError("nobody reads")
+    with pytest.raises(TimeoutError, match=r"who reads from .*pipe"):
+        open_lines(pipe)
+    with pytest.raises(TimeoutError, match=r"who writes into .*pipe"):
+        read_whole(pipe)
+    os.close(os.open(pipe, os.O_RDWR))  # so that those who wait in vain are let go
+
+
+def test_reader_who_takes_nothing_is_waited_for_no_longer_than_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    monkeypatch.setattr(local_files, "LIST_SECONDS", 0.05)
+    with pytest.raises(StorageError, match=r"pipe: who reads from .*pipe has not answered"), whole_file(pipe) as file:
+        file.write(bytes(1 << 20))
+    os.close(reader)
+
+
+def test_sockets_disks_and_devices_are_neither_written_nor_read_as_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path)  # the path of a socket is short
+        server.bind("socket")
+        with pytest.raises(StorageError, match="socket: a socket or disk"), whole_file(tmp_path / "socket") as file:
+            file.write(b"x")
+        assert stat.S_ISSOCK((tmp_path / "socket").stat().st_mode)
+    with pytest.raises(OSError, match="a device or socket"):
+        read_whole(Path("/dev/zero"))
+
+
+def test_what_is_open_already_is_written_on_and_not_from_its_beginning(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "wb", buffering=0) as log:
+        log.write(b"before ")
+        for _ in range(2):
+            with whole_file(Path(f"/dev/fd/{log.fileno()}")) as file:
+                file.write(b"x")
+    assert (tmp_path / "log").read_bytes() == b"before xx"
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no disk in memory below /dev")
+def test_file_below_dev_is_a_file() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        out = Path(folder, "out")
+        with whole_file(out) as file:
+            file.write(b"half")
+            assert not out.exists(), "it is written aside"
+        assert out.read_bytes() == b"half"
 
 
 def test_output_goes_into_a_device_that_stays_one(tmp_path: Path) -> None:

@@ -224,11 +224,13 @@ def _numbers(text: str, count: int, option: str) -> list[float]:
 
 def _read_photo(path: Path) -> RgbImage:
     from sum_factory.shared.images import decode_image
+    from sum_factory.shared.store.local_files import read_whole
+    from sum_factory.shared.store.refusals import reason_of
 
     try:
-        return decode_image(path.read_bytes(), str(path))
+        return decode_image(read_whole(path), str(path))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be read ({reason_of(error)})") from error
 
 
 def _describe(prediction: Prediction, task: str, trained_tasks: tuple[str, ...]) -> str:

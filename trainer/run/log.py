@@ -33,7 +33,9 @@ class RunLog:
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / LOG
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= self.first]
+            kept = [
+                line for line in Storage(str(self.out)).read(LOG).decode().splitlines() if _step_of(line) <= self.first
+            ]
             Storage(str(self.out)).write(LOG, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", buffering=1)
         self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.first + 1)

@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import IMAGE_SUFFIXES
+from sum_factory.shared.store.local_files import read_whole
+from sum_factory.shared.store.refusals import reason_of
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ def listed_places(path: Path, keys: Sequence[str]) -> set[int]:
     the line and comments after ``#`` are passed over. Raises ``InputError``.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_whole(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        reason = reason_of(error) if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"{path}: cannot be read ({reason}); expected a text file with a name a line") from error
     known = _Known(keys)
     found: set[int] = set()

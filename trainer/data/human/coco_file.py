@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sum_factory.shared.errors import InputError
+from sum_factory.shared.store.local_files import read_whole
+from sum_factory.shared.store.refusals import reason_of
 
 Record = dict[str, Any]
 OUTLINES = ("polygon", "polyline")
@@ -32,9 +34,9 @@ def read_annotations(path: Path) -> CocoFile:
     collects = gc.isenabled()
     gc.disable()  # going through millions of new objects again and again takes longer than reading them
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_whole(path))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); expected COCO instances JSON") from error
+        raise InputError(f"{path}: cannot be read ({reason_of(error)}); expected COCO instances JSON") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected COCO instances JSON ({error})") from error
     finally:
