@@ -222,6 +222,9 @@ def test_names_that_are_not_utf8_are_exported_and_shown(
     assert image["file_name"] == r"caf\xe9\x1b[2J.jpg"
     assert image["source"] == rf"{tmp_path}/set\xff/caf\xe9\x1b[2J.jpg"
     json.dumps(image, ensure_ascii=False).encode("utf-8")
+    opened = open_set(CocoSettings("coco", tmp_path / "coco.json", folder, "entity"))
+    assert opened.load(0).image.shape == (image["height"], image["width"], 3)
+    assert opened.load(0).key == r"caf\xe9\x1b[2J"
     assert write_page(ShardSet.open(str(folder / "shards")), tmp_path / "page.html", 1) == 1
     assert rb"set\udcff" in (tmp_path / "page.html").read_bytes()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sum_factory.shared.errors import InputError
 from sum_factory.trainer.data.human.choice import without_suffix
-from sum_factory.trainer.data.human.coco_file import name_of, read_annotations
+from sum_factory.trainer.data.human.coco_file import name_of, read_annotations, with_slashes
 from sum_factory.trainer.data.human.pairing import Names, find_files
 from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, SetSettings
 
@@ -44,7 +44,7 @@ def guess_sets(folder: Path) -> list[SetSettings]:
 def _coco_sets(folder: Path) -> Iterator[SetSettings]:
     for path in sorted([*folder.glob("*.json"), *folder.glob("annotations/*.json")]):
         try:
-            names = [name_of(image) for image in read_annotations(path).images[:20]]
+            names = [with_slashes(name_of(image) or "") for image in read_annotations(path).images[:20]]
         except InputError:  # some other JSON
             continue
         for place in (folder, *_folders_below(folder)):

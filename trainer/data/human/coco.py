@@ -15,8 +15,16 @@ from pycocotools import mask as coco_mask
 
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import MAX_PIXELS
+from sum_factory.shared.names import printable
 from sum_factory.trainer.data.human.choice import Choice, require_some, without_suffix
-from sum_factory.trainer.data.human.coco_file import CocoFile, Record, chosen_categories, name_of, read_annotations
+from sum_factory.trainer.data.human.coco_file import (
+    CocoFile,
+    Record,
+    chosen_categories,
+    name_of,
+    read_annotations,
+    with_slashes,
+)
 from sum_factory.trainer.data.human.fitting import Fit, Orientation, ToFit, fit_all
 from sum_factory.trainer.data.human.headers import Header, Size, read_headers
 from sum_factory.trainer.data.human.photo_places import PhotoPlaces
@@ -83,7 +91,8 @@ class CocoInstances:
         file = read_annotations(self.annotations)
         said: list[str] = []
         listed = self._listed(file, said)
-        taken = self.choice.of([without_suffix(each.name) for each in listed], [each.name for each in listed])
+        names = [with_slashes(each.name) for each in listed]
+        taken = self.choice.of([without_suffix(name) for name in names], names)
         listed = [listed[place] for place in taken]
         require_some((each.name for each in listed), str(self.annotations))
         photos = self._fitted(listed, said)
@@ -221,7 +230,7 @@ class CocoInstances:
         if places.moved:
             said.append(f"{places.moved:,} photos were found in other folders than their file_name says")
         return [
-            CocoPhoto(without_suffix(each.name), path, header, drawn, fit, each.annotations)
+            CocoPhoto(without_suffix(printable(_shown(each.name, path))), path, header, drawn, fit, each.annotations)
             for (each, path, header), fit, case in zip(readable, fits, cases, strict=True)
             if fit is not None
             for drawn in [case.drawn or (header.size if fit.as_stored else header.upright)]
@@ -258,6 +267,11 @@ class CocoInstances:
             for photo in photos
             if (sound := [each for each in photo.annotations if id(each) not in wrong])
         ]
+
+
+def _shown(name: str, path: Path) -> str:
+    """Return what a file of annotations calls the photo at a path: backslashes stand for slashes or for escapes."""
+    return name if printable(path.name) == name.rpartition("/")[2] else with_slashes(name)
 
 
 def _is_crowd(annotation: Record) -> bool:

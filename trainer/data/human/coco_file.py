@@ -90,10 +90,15 @@ def name_of(image: Mapping[str, Any]) -> str | None:
     """Return the path of an image's photo: ``file_name``, or what ``coco_url`` ends with; None if it has neither."""
     name, url = image.get("file_name"), image.get("coco_url")
     if isinstance(name, str) and name:
-        return name.replace("\\", "/").removeprefix("./")
+        return name
     if isinstance(url, str) and url.count("/") > 1:
         return "/".join(url.split("/")[-2:])
     return None
+
+
+def with_slashes(name: str) -> str:
+    """Return a path as written on Windows with the slashes of other systems, and without ``./`` before it."""
+    return name.replace("\\", "/").removeprefix("./")
 
 
 def _is_called(category: Mapping[str, Any], want: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import IMAGE_SUFFIXES
+from sum_factory.shared.names import printable
 from sum_factory.trainer.data.human.choice import Choice, require_some, without_suffix
 from sum_factory.trainer.data.human.problems import Problems, Skip
 
@@ -41,8 +42,8 @@ class Names:
     masks: str | None = None
 
     def key_of(self, path: str, pattern: str | None) -> str | None:
-        """Return the key of a path, in Unicode's composed form, or None if the pattern is of other files."""
-        text = unicodedata.normalize("NFC", path)
+        """Return the printable key of a path, in Unicode's composed form; None if the pattern is of other files."""
+        text = printable(unicodedata.normalize("NFC", path))
         if pattern is None:
             return without_suffix(text)
         matched = _compiled(pattern).fullmatch(text)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from sum_factory.shared.errors import InputError
+from sum_factory.shared.names import printable
+from sum_factory.trainer.data.human.coco_file import with_slashes
 from sum_factory.trainer.data.human.pairing import find_files
 
 
@@ -28,14 +31,19 @@ class PhotoPlaces:
 
         It is looked for where the name says, then anywhere below the folder: where the only path lies that has all
         folders of the name, in their order, or that has no others. Archives are unpacked a folder deeper, or less
-        deep. Raises ``InputError`` for a name that leads out of the folder.
+        deep. A name may be escaped, as in ``shared.names``, or have backslashes for slashes. Raises ``InputError`` for
+        one that leads out of the folder.
         """
+        if "\\" in name and not self._is_there(PurePosixPath(name)):
+            if name in self._escaped:
+                return self.folder / self._escaped[name]
+            name = with_slashes(name)
         path = PurePosixPath(name)
         if path.is_absolute() and path.is_relative_to(self.folder):
             path = path.relative_to(self.folder)
         if path.is_absolute() or ".." in path.parts:
             raise InputError(f"{name!r} leads out of {self.folder}; expected names relative to it")
-        if path.name in self._in_folder(str(path.parent)):
+        if self._is_there(path):
             return self.folder / path
         found = self._anywhere.get(unicodedata.normalize("NFC", path.name), ())
         best = _only_below_the_same_folders(found, path)
@@ -43,6 +51,9 @@ class PhotoPlaces:
             return None
         self.moved += unicodedata.normalize("NFC", best) != unicodedata.normalize("NFC", str(path))
         return self.folder / best
+
+    def _is_there(self, path: PurePosixPath) -> bool:
+        return path.name in self._in_folder(str(path.parent))
 
     def _in_folder(self, folder: str) -> set[str]:
         if folder not in self._names:
@@ -52,6 +63,14 @@ class PhotoPlaces:
             except (OSError, ValueError):  # of a name that no system has
                 self._names[folder] = set()
         return self._names[folder]
+
+    @cached_property
+    def _escaped(self) -> dict[str, str]:
+        """The photos below the folder whose paths are escaped where they are written, by what is written."""
+        paths = (path for found in self._anywhere.values() for path in found)
+        written = [(text, path) for path in paths if (text := printable(path)) != path]
+        counts = Counter(text for text, _ in written)
+        return {text: path for text, path in written if counts[text] == 1}
 
     @cached_property
     def _anywhere(self) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +337,21 @@ def test_photo_of_another_folder_is_no_stand_in(tmp_path: Path) -> None:
     save_photo(tmp_path / "images" / "train" / "0.png")
     with pytest.raises(InputError, match=r"val/0\.png: missing"):
         opened(tmp_path, [annotation()], [image(name="val/0.png")])
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "written", "key"),
+    [
+        (b"d\xff/caf\xe9.png", r"d\xff/caf\xe9.png", r"d\xff/caf\xe9"),
+        (b"caf\xe9.png", "caf\udce9.png", r"caf\xe9"),
+        (b"a\\xe9.png", r"a\xe9.png", r"a\xe9"),
+        (b"d/x12.png", r".\d\x12.png", "d/x12"),
+    ],
+)
+def test_names_with_backslashes_are_escapes_or_folders(on_disk: bytes, written: str, key: str, tmp_path: Path) -> None:
+    save_photo(tmp_path / "images" / os.fsdecode(on_disk))
+    found = opened(tmp_path, [annotation()], [image(name=written)])
+    assert found.keys == [found.load(0).key] == [key]
 
 
 def test_file_that_two_names_lead_to_is_refused(tmp_path: Path) -> None:

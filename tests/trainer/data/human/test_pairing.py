@@ -48,6 +48,13 @@ def test_composed_and_decomposed_names_are_the_same(tmp_path: Path) -> None:
     assert opened(tmp_path / "images", tmp_path / "masks", list=tmp_path / "list.txt").keys == [name]
 
 
+def test_keys_of_names_that_are_not_utf8_can_be_written(tmp_path: Path) -> None:
+    save(tmp_path / "images" / os.fsdecode(b"caf\xe9.jpg"))
+    save(tmp_path / "masks" / os.fsdecode(b"caf\xe9.png"))
+    found = opened(tmp_path / "images", tmp_path / "masks")
+    assert found.keys == [found.load(0).key] == [r"caf\xe9"]
+
+
 def test_photos_and_masks_lie_side_by_side(tmp_path: Path) -> None:
     for stem in "ba":
         save(tmp_path / f"{stem}.jpg")
