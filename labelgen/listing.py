@@ -9,10 +9,11 @@ however it was spelled. Its key is its path without the extension, relative to t
 from __future__ import annotations
 
 import codecs
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 from sum_factory.labelgen.disk_listing import DiskWalk
 from sum_factory.labelgen.keys import Reserve, key_of, safe_path
@@ -40,6 +41,7 @@ TARS_AHEAD = 8
 """Remote tars whose headers are read at once."""
 LIST_BYTES = 1 << 30
 """Bytes of a list file, at most: a longer file is not a list."""
+NAMED_AGAIN = "are in a zip in front of another of the same name, which alone can be read"
 ENCRYPTED = 0x1
 """The flag of a member of a zip that needs a password."""
 
@@ -168,6 +170,8 @@ class _Listing:
         else:
             entries = listed_by_store(place, filesystem, root)
         is_in_archive = len(links_of(place)) > 1
+        for hidden in _named_again(filesystem, root):
+            self.passed_over.one(NAMED_AGAIN, f"{before}{hidden}{after}")
         for relative, told in entries:
             url = f"{before}{relative}{after}"
             if _is_hidden(relative):
@@ -220,6 +224,16 @@ class _Listing:
                 yield from self._found_at(url, told, "", safe_path(entry) if is_below else "")
             else:
                 yield _file(url, key_of(own), told)
+
+
+def _named_again(filesystem: Any, root: str) -> Iterator[str]:
+    """Yield the names, relative to ``root``, of those photos of a zip that have the name of one behind them."""
+    files = [member.filename for member in getattr(getattr(filesystem, "zip", None), "filelist", ())]
+    again = Counter(files) - Counter(set(files))
+    below = f"{root}/" if root else ""
+    for name in again.elements():
+        if name.startswith(below) and is_photo(name):
+            yield name.removeprefix(below)
 
 
 def _text_of(place: str) -> str:

@@ -19,6 +19,8 @@ from sum_factory.shared.sam.runtime import resize
 READ_AHEAD = 2
 """Images that are read, decoded and scaled while another is being worked on."""
 
+LARGE_FILE = 64 << 20
+"""Bytes of a file from which it is read alone: nobody knows before what decoding it takes."""
 RESIZE_BYTES = 8
 """Bytes a pixel that a decoded photo takes while it is scaled: Pillow has a copy of it."""
 
@@ -100,10 +102,12 @@ def load_photo(
 ) -> LoadedPhoto:
     """Return an image, whose file ``read`` gives, for a SAM of input ``side``.
 
-    ``enter`` is told how many bytes that takes before any pixel is decoded, and may have it wait. Raises what ``read``
-    does, and ``ImageError`` if the photo cannot be used.
+    ``enter`` is told how many bytes that takes before any pixel is decoded, and may have it wait; of a large file, also
+    before it is read, as it may be unpacked. Raises what ``read`` does, and ``ImageError`` if the photo cannot be used.
     """
     decoding = decoding or Decoding()
+    if (image.size or 0) > LARGE_FILE:
+        enter(MAX_MEMORY)
     name, data = image.name, read(image)
     opened = open_photo(data, name, decoding.stretch)
     if 0 in resized_size(opened.height, opened.width, side):

@@ -20,7 +20,13 @@ class Room:
         self._closed = False
 
     def enter(self, turn: int, size: int) -> None:
-        """Wait for room for so many bytes. Raises ``RuntimeError`` if nobody waits for photos any more."""
+        """Wait for room for so many bytes; a photo that is in already takes so many from now on.
+
+        Raises ``RuntimeError`` if nobody waits for photos any more.
+        """
+        if turn in self._taken:
+            self.keep(turn, size)
+            return
         with self._changed:
             self._changed.wait_for(lambda: self._closed or (turn == self._next and self._fits(size)))
             if self._closed:

@@ -8,6 +8,7 @@ import socket
 import tarfile
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -19,7 +20,7 @@ from PIL import Image
 
 from sum_factory.labelgen import listing, store_listing
 from sum_factory.labelgen.keys import Keys, key_of
-from sum_factory.labelgen.listing import list_photos
+from sum_factory.labelgen.listing import NAMED_AGAIN, list_photos
 from sum_factory.labelgen.passed_over import PassedOver
 from sum_factory.shared import deadlines, photo_files
 from sum_factory.shared.errors import ImageError, InputError, UnreachableError
@@ -157,6 +158,19 @@ def test_tars_lists_and_zips_are_known_in_capitals(tmp_path: Path) -> None:
     (tmp_path / "C.TXT").write_text("A.TAR\nB.ZIP\n")
     both = {"a": picture(1), "b": picture(2)}
     assert listed(tmp_path / "A.TAR", tmp_path / "B.ZIP")[0] == listed(tmp_path / "C.TXT")[0] == both
+
+
+def test_members_of_a_zip_that_share_a_name_are_counted(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for name, grey in (("d/a.png", 1), ("d/a.png", 2), ("d/a.png", 3), ("b.png", 4), ("n.txt", 5), ("n.txt", 6)):
+            archive.writestr(name, picture(grey))
+    for place, found in (("p.zip", {"d/a": 3, "b": 4}), ("zip://d::p.zip", {"a": 3})):
+        where = place.replace("p.zip", f"{tmp_path}/p.zip")
+        photos, notes = listed(where)
+        assert photos == {key: picture(grey) for key, grey in found.items()}
+        (note,) = [note for note in notes if "same name" in note]
+        assert note == f"passed over: 2 {NAMED_AGAIN}, such as zip://d/a.png::{tmp_path}/p.zip"
 
 
 def test_colons_in_a_name_are_no_chain(tmp_path: Path) -> None:

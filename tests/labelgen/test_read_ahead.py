@@ -60,6 +60,24 @@ def test_room_is_given_in_turn_and_a_single_photo_always_gets_in() -> None:
         room.enter(4, 8)
 
 
+def test_large_files_are_read_one_at_a_time() -> None:
+    """A zip's member of a few kilobytes may be unpacked to gigabytes."""
+    names: list[str] = []
+
+    def read(photo: PhotoFile) -> bytes:
+        names.append(photo.key)
+        return png(np.zeros((8, 8, 3), np.uint8))
+
+    photos = [PhotoFile(key, "", size=reading.LARGE_FILE + 1) for key in "abc"]
+    ready = read_ahead(photos, 8, read)
+    first = next(ready)
+    time.sleep(0.05)
+    assert names == ["a"]
+    first()
+    assert soon(lambda: "b" in names)
+    assert [len(take().pixels) for take in ready] == [8, 8]
+
+
 def test_room_that_is_closed_lets_nobody_wait() -> None:
     room = Room(10)
     room.enter(0, 10)
