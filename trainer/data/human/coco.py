@@ -35,6 +35,8 @@ from sum_factory.trainer.data.human.segmentations import check_segmentations, dr
 
 MOST_EMPTY = 0.5
 """Share of the annotations that may cover nothing: of more, the file is not what it seems."""
+MOST_BEYOND = 0.05
+"""Share of the polygons that may end beyond their photos, right or below: of more, these are not what was drawn on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +246,9 @@ class CocoInstances:
             [len(photo.annotations) for photo in photos],
             axis=0,
         )
-        kinds, empty, are_shares = check_segmentations([each.get("segmentation") for each in flat], sizes)
-        if are_shares:
+        checked = check_segmentations([each.get("segmentation") for each in flat], sizes)
+        kinds, empty = checked.kinds, checked.empty
+        if checked.are_shares:
             raise InputError(
                 f"{self.annotations}: all coordinates of its polygons lie between 0 and 1; expected pixels, not "
                 "shares of the photo's size"
@@ -259,6 +262,17 @@ class CocoInstances:
             raise InputError(f"{self.annotations}: {empty:,} of {len(flat):,} annotations cover nothing")
         if empty:
             said.append(f"{empty:,} annotations cover nothing")
+        if checked.beyond:
+            first = flat[checked.beyond[0]].get("id")
+            what = (
+                f"{len(checked.beyond):,} of {checked.outlines:,} polygons end beyond their photos (the first: {first})"
+            )
+            if len(checked.beyond) > MOST_BEYOND * checked.outlines:
+                raise InputError(
+                    f"{self.annotations}: {what}, by more than 2 %: they seem to have been drawn on photos of another "
+                    f"size than those in {self.images}; give these, or scale the polygons or cut them at the edges"
+                )
+            said.append(f"{what}, and are cut there")
         if not problems.counts:
             return photos
         wrong = {id(each) for each, kind in zip(flat, kinds, strict=True) if kind}

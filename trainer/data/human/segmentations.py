@@ -7,6 +7,7 @@ coordinate that is no number or is huge ends the process. So all are checked whe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -31,26 +32,35 @@ LARGEST_SHARE = 2.0
 """Coordinates of a file are shares of the photo if none is larger: some lie a little outside."""
 LEAST_AREA = 1e-6
 """Square pixels: a polygon of less lies on a line."""
-TOGETHER = 20_000
+CHECKED_AT_ONCE = 20_000
 """Annotations that are checked at once: more would take more memory."""
 Kinds = npt.NDArray[np.object_]
 
 
-def check_segmentations(segmentations: Sequence[Any], sizes: npt.NDArray[np.int64]) -> tuple[list[str], int, bool]:
-    """Return what is wrong with each segmentation, "" if nothing is; how many of the others cover nothing; and whether
-    all polygons look as if their coordinates were shares of the photo.
+@dataclass
+class Checked:
+    """What is wrong with each segmentation, "" if nothing is; of the others how many cover nothing, how many are
+    polygons, and the places of those polygons that end beyond their photo by more than sizes may differ."""
 
-    ``sizes``, int64 (N, 2), are height and width of the photos.
-    """
-    kinds: list[str] = []
-    empty, largest = 0, -1.0
-    for start in range(0, len(segmentations), TOGETHER):
-        part = segmentations[start : start + TOGETHER]
-        found, empties, most = _check_some(part, sizes[start : start + TOGETHER])
-        kinds += found.tolist()
-        empty += empties
-        largest = max(largest, most)
-    return kinds, empty, 0 <= largest <= LARGEST_SHARE
+    kinds: list[str] = field(default_factory=list)
+    empty: int = 0
+    outlines: int = 0
+    beyond: list[int] = field(default_factory=list)
+    largest: float = -1.0
+    """The largest coordinate of all polygons."""
+
+    @property
+    def are_shares(self) -> bool:
+        """Whether all polygons look as if their coordinates were shares of the photo."""
+        return 0 <= self.largest <= LARGEST_SHARE
+
+
+def check_segmentations(segmentations: Sequence[Any], sizes: npt.NDArray[np.int64]) -> Checked:
+    """Check segmentations of photos of ``sizes``, int64 (N, 2): height and width."""
+    checked = Checked()
+    for start in range(0, len(segmentations), CHECKED_AT_ONCE):
+        _check_some(segmentations[start : start + CHECKED_AT_ONCE], sizes[start : start + CHECKED_AT_ONCE], checked)
+    return checked
 
 
 def drawable(polygons: Sequence[Sequence[float]]) -> list[Sequence[float]]:
@@ -58,7 +68,8 @@ def drawable(polygons: Sequence[Sequence[float]]) -> list[Sequence[float]]:
     return [polygon for polygon in polygons if len(polygon) >= 6]
 
 
-def _check_some(segmentations: Sequence[Any], sizes: npt.NDArray[np.int64]) -> tuple[Kinds, int, float]:
+def _check_some(segmentations: Sequence[Any], sizes: npt.NDArray[np.int64], checked: Checked) -> None:
+    """Add what some segmentations are to what those before them are."""
     kinds = np.full(len(segmentations), SOUND, object)
     polygons, lists, texts = [], [], []
     for place, segmentation in enumerate(segmentations):
@@ -74,19 +85,23 @@ def _check_some(segmentations: Sequence[Any], sizes: npt.NDArray[np.int64]) -> t
                 kinds[place] = NO_FORM
         else:
             kinds[place] = NO_FORM if segmentation else MISSING
-    largest, empty = _check_polygons(segmentations, polygons, sizes, kinds)
-    empty += _check_rle(segmentations, lists, sizes, kinds, _sums_of_lists)
-    empty += _check_rle(segmentations, texts, sizes, kinds, _sums_of_texts)
-    return kinds, empty, largest
+    _check_polygons(segmentations, polygons, sizes, kinds, checked)
+    checked.empty += _check_rle(segmentations, lists, sizes, kinds, _sums_of_lists)
+    checked.empty += _check_rle(segmentations, texts, sizes, kinds, _sums_of_texts)
+    checked.kinds += kinds.tolist()
 
 
 def _check_polygons(
-    segmentations: Sequence[Any], places: list[int], sizes: npt.NDArray[np.int64], kinds: Kinds
-) -> tuple[float, int]:
-    """Mark polygons that cannot be drawn; return the largest coordinate, and of how many others no polygon has area."""
+    segmentations: Sequence[Any],
+    places: list[int],
+    sizes: npt.NDArray[np.int64],
+    kinds: Kinds,
+    checked: Checked,
+) -> None:
+    """Mark polygons that cannot be drawn; count the others, those without area, and those that leave their photo."""
     places = _of_form(segmentations, places, kinds)
     if not places:
-        return -1.0, 0
+        return
     found = [segmentations[place] for place in places]
     lengths = np.fromiter((len(polygon) for polygons in found for polygon in polygons), np.int64)
     owner = np.repeat(np.arange(len(found)), [len(polygons) for polygons in found])
@@ -123,7 +138,12 @@ def _check_polygons(
     ):  # the last that fits stays
         kinds[marks[flags]] = kind
     flat = ~any_of(_areas(safe, lengths) > LEAST_AREA, owner)
-    return float(safe.max(initial=-1.0)), int((flat & (kinds[marks] == SOUND)).sum())
+    sound = kinds[marks] == SOUND
+    beyond = sound & ((high[0] > (1 + TOLERANCE) * width + 1) | (high[1] > (1 + TOLERANCE) * height + 1))
+    checked.largest = max(checked.largest, float(safe.max(initial=-1.0)))
+    checked.empty += int((flat & sound).sum())
+    checked.outlines += int(sound.sum())
+    checked.beyond += (len(checked.kinds) + marks[beyond]).tolist()
 
 
 def _areas(values: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

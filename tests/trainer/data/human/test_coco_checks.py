@@ -137,7 +137,8 @@ def test_checks_of_rle_agree_with_pycocotools(tmp_path: Path) -> None:
                 continue  # pycocotools reads beyond its end
             texts.append(other)
             sums.append(sum(uncompressed(other)))
-    kinds, empty, _ = check_segmentations([rle(text) for text in texts], np.tile([HEIGHT, WIDTH], (len(texts), 1)))
+    checked = check_segmentations([rle(text) for text in texts], np.tile([HEIGHT, WIDTH], (len(texts), 1)))
+    kinds, empty = checked.kinds, checked.empty
     assert [kind == "" for kind in kinds] == [total == HEIGHT * WIDTH for total in sums]
     assert kinds.count("") >= 300
     assert empty == sum(encoded(np.zeros((HEIGHT, WIDTH), bool)) == text for text in texts)
@@ -166,6 +167,26 @@ def test_polygons_that_leave_the_photo_are_cut_and_degenerate_pieces_cover_nothi
     expected = np.zeros((HEIGHT, WIDTH), bool)
     expected[5:15, :15] = True
     assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("scale", [1.1, 1.9])
+def test_polygons_of_photos_of_another_size_are_refused(scale: float, tmp_path: Path) -> None:
+    listed = [{"id": 1, "file_name": "a.png"}]
+    save_photo(tmp_path / "images" / "a.png")
+    corners = np.array([[0, 0], [WIDTH, 0], [WIDTH, HEIGHT], [0, HEIGHT]])
+    drawn = [annotation([(corners / 4).ravel().tolist()], n) for n in range(18)] + [
+        annotation([corners.ravel().tolist()], 18)
+    ]
+    (mask,) = opened(tmp_path, drawn[-1:], listed).load(0).masks
+    assert mask.all()
+    for each in drawn:
+        each["segmentation"] = [[scale * value for value in each["segmentation"][0]]]
+    with pytest.raises(InputError, match=r"1 of 19 polygons end beyond their photos \(the first: 18\)"):
+        opened(tmp_path, drawn, listed)
+    found = opened(tmp_path, [*drawn, annotation(number=19)], listed)
+    assert any(
+        "1 of 20 polygons end beyond their photos (the first: 18), and are cut" in line for line in found.findings
+    )
 
 
 def test_first_polygon_of_two_points_is_no_box(tmp_path: Path) -> None:
