@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from sum_factory.shared.image_formats import open_header
 from sum_factory.shared.images import MAX_PIXELS, RgbImage
@@ -20,7 +23,9 @@ READERS = 8
 """Threads that read headers: on a disk of the network each waits most of its time."""
 TOGETHER = 64
 """Files that a thread reads at a time: fewer cost more for handing them out than for reading them."""
-FIRST_BYTES = 4_096
+FIRST_BYTES, LAST_BYTES = 4_096, 1 << 17
+_TELLING = re.compile(rb"(?s)(?P<length>\0...)(?P<kind>eXIf|iTXt|zTXt|tEXt)")
+"""The beginning of a chunk of a PNG that may tell how it is turned."""
 Size = tuple[int, int]
 """Width and height in pixels."""
 
@@ -99,13 +104,30 @@ def as_stored(image: RgbImage, orientation: int) -> RgbImage:
 
 
 def _orientation_of(image: Image.Image) -> int:
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # looking further would decode all pixels
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if isinstance(image, PngImagePlugin.PngImageFile):
+            _take_what_follows(image)
+            exif = Image.Image.getexif(image)  # that of PNG decodes all pixels
+        else:
+            exif = image.getexif()
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged metadata do not spoil the pixels
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+def _take_what_follows(image: PngImagePlugin.PngImageFile) -> None:
+    """Have Pillow read what a PNG tells behind its pixels, where exiftool puts it, as decoding the pixels does."""
+    if image.fp is None or image.png is None or not image.tile:
+        return
+    start = max(image.tile[0].offset, image.fp.seek(0, os.SEEK_END) - LAST_BYTES)
+    image.fp.seek(start)
+    tail = image.fp.read()
+    for found in _TELLING.finditer(tail):
+        begin, end = found.end(), found.end() + int.from_bytes(found["length"])
+        if int.from_bytes(tail[end : end + 4]) == zlib.crc32(tail[begin - 4 : end]):
+            image.fp.seek(start + begin)
+            image.png.call(found["kind"], start + begin, end - begin)
 
 
 def _start_of(path: Path) -> bytes:
