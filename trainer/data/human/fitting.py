@@ -10,8 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import eq
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy.typing as npt
+
+from sum_factory.shared.errors import InputError
+from sum_factory.shared.images import RgbImage
 from sum_factory.trainer.data.human.headers import Header, Size
 from sum_factory.trainer.data.human.problems import Problems
 
@@ -43,6 +48,15 @@ class ToFit:
 def nearly(size: Size, other: Size) -> bool:
     """Whether a size differs from ``other`` by 2 % of it at most, in width and in height."""
     return all(abs(a - b) <= TOLERANCE * b for a, b in zip(size, other, strict=True))
+
+
+def require_fitting(mask: npt.NDArray[Any], image: RgbImage, path: Path) -> None:
+    """Raise ``InputError`` for a mask, (h, w), that does not fit its photo, (H, W, 3), as it did when it was opened."""
+    (height, width), (tall, wide) = mask.shape, image.shape[:2]
+    if not nearly((width, height), (wide, tall)):
+        raise InputError(
+            f"{path}: {width} x {height}, but its photo is {wide} x {tall}; it has changed since its set was opened"
+        )
 
 
 def fit_all(cases: Sequence[ToFit], orientation: Orientation, problems: Problems) -> tuple[list[Fit | None], list[str]]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from sum_factory.shared.images import RgbImage
 from sum_factory.trainer.data.human.choice import Choice
-from sum_factory.trainer.data.human.fitting import Orientation
+from sum_factory.trainer.data.human.fitting import Orientation, require_fitting
 from sum_factory.trainer.data.human.foreground import Foreground, Setting, describe, foreground_of, require_masks
 from sum_factory.trainer.data.human.histograms import Histogram, sampled_histograms
 from sum_factory.trainer.data.human.mask_files import read_mask_file
@@ -65,13 +66,15 @@ class FolderPairs:
         image = load_photo(paired.pair.photo, paired.header, paired.fit, self.photo_alpha)
 
         def masks_at(numbers: Sequence[int]) -> Masks:
-            return stacked([self._read(paired, number) for number in numbers], image)
+            return stacked([self._read(paired, number, image) for number in numbers], image)
 
         return HumanSample(paired.pair.key, image, self.task, len(paired.pair.masks), masks_at)
 
-    def _read(self, paired: PairedFile, number: int) -> npt.NDArray[Any]:
+    def _read(self, paired: PairedFile, number: int, image: RgbImage) -> npt.NDArray[Any]:
         path, header = paired.pair.masks[number], paired.masks[number]
-        return self.rule.mask_of(read_mask_file(path), path, header.is_lossy)
+        file = read_mask_file(path)
+        require_fitting(file.values, image, path)
+        return self.rule.mask_of(file, path, header.is_lossy)
 
     @cached_property
     def _sample(self) -> list[Histogram]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.trainer.data.human.choice import Choice
-from sum_factory.trainer.data.human.fitting import Orientation
+from sum_factory.trainer.data.human.fitting import Orientation, require_fitting
 from sum_factory.trainer.data.human.foreground import GREY_AS_COLOUR
 from sum_factory.trainer.data.human.histograms import count, sample_of
 from sum_factory.trainer.data.human.mask_files import BLACK, MaskFile, Values, read_mask_file
@@ -106,6 +106,8 @@ class LabelMaps:
         paired = self.opened.files[index]
         image = load_photo(paired.pair.photo, paired.header, paired.fit, self.photo_alpha)
         maps = [self._read(path).numbers() for path in paired.pair.masks]
+        for labels, path in zip(maps, paired.pair.masks, strict=True):
+            require_fitting(labels, image, path)
         found = [
             (labels, value)
             for labels, path in zip(maps, paired.pair.masks, strict=True)

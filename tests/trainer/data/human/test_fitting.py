@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from sum_factory.shared.errors import InputError
 from sum_factory.trainer.data.human import HumanSet
-from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, open_set
+from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, LabelMapsSettings, open_set
 
 WIDTH, HEIGHT = 100, 60
 
@@ -113,6 +117,60 @@ def test_turned_tiff_has_the_size_that_pillow_turns_it_to(tmp_path: Path) -> Non
         turned.load()
         expected = np.asarray(ImageOps.exif_transpose(turned))
     assert np.array_equal(sample.image, expected)
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _exif(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+def _xmp(orientation: int) -> bytes:
+    return b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="%d"/>' % orientation
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize(("kind", "content"), [(b"eXIf", _exif), (b"iTXt", _xmp)])
+def test_png_is_turned_alike_when_opened_and_when_read(
+    orientation: int, is_late: bool, kind: bytes, content: Callable[[int], bytes], tmp_path: Path
+) -> None:
+    save_photo(tmp_path / "images" / "a.png")
+    with Image.open(tmp_path / "images" / "a.png") as image:
+        Image.fromarray(np.asarray(image)).save(tmp_path / "images" / "a.png")
+    whole = (tmp_path / "images" / "a.png").read_bytes()
+    before = whole.index(b"IEND" if is_late else b"IDAT") - 4
+    data = whole[:before] + _chunk(kind, content(orientation)) + whole[before:]
+    (tmp_path / "images" / "a.png").write_bytes(data)
+    save_mask(tmp_path / "masks" / "a.png", (WIDTH, HEIGHT))
+    if orientation == 3:
+        with pytest.raises(InputError, match="orientation 3; say `orientation: applied` or `ignored`"):
+            opened(tmp_path)
+    with Image.open(io.BytesIO(data)) as image:
+        stored = np.asarray(image.convert("RGB"))
+        turned = np.asarray(ImageOps.exif_transpose(image))
+    assert not np.array_equal(stored, turned)
+    assert np.array_equal(opened(tmp_path, orientation="ignored").load(0).image, stored)
+    save_mask(tmp_path / "masks" / "a.png", (turned.shape[1], turned.shape[0]))
+    assert np.array_equal(opened(tmp_path, orientation="applied").load(0).image, turned)
+
+
+@pytest.mark.parametrize("layout", [FolderPairsSettings, LabelMapsSettings])
+def test_mask_that_has_another_size_since_its_set_was_opened_is_refused(layout: Any, tmp_path: Path) -> None:
+    save_photo(tmp_path / "images" / "a.png")
+    save_mask(tmp_path / "masks" / "a.png", (WIDTH, HEIGHT))
+    kind = "folder-pairs" if layout is FolderPairsSettings else "label-maps"
+    more = {} if layout is FolderPairsSettings else {"ignored": (0,)}
+    found = open_set(layout(kind, tmp_path / "images", tmp_path / "masks", "salient", **more))
+    save_mask(tmp_path / "masks" / "a.png", (WIDTH + 2, HEIGHT))
+    assert found.load(0).masks.shape == (1, HEIGHT, WIDTH)
+    save_mask(tmp_path / "masks" / "a.png", (WIDTH, 2 * HEIGHT))
+    with pytest.raises(InputError, match=r"a\.png: 100 x 120, but its photo is 100 x 60; it has changed since"):
+        _ = found.load(0).masks
 
 
 def test_alpha_that_is_no_transparency_is_dropped_if_told(tmp_path: Path) -> None:
