@@ -21,6 +21,8 @@ from sum_factory.trainer.data.human.coco_file import (
     CocoFile,
     Record,
     chosen_categories,
+    id_of,
+    is_crowd,
     name_of,
     read_annotations,
     with_slashes,
@@ -143,20 +145,15 @@ class CocoInstances:
         annotations = file.annotations
         if self.categories:
             chosen = chosen_categories(file, self.categories, self.annotations)
-            annotations = [each for each in annotations if _hashable(each.get("category_id")) in chosen]
-        crowds = sum(_is_crowd(each) for each in annotations)
-        if crowds and crowds == len(annotations):
-            said.append(f"all {crowds:,} annotations are crowds, and are taken for masks")
-        elif crowds:
-            said.append(f"left out {crowds:,} crowds")
-            annotations = [each for each in annotations if not _is_crowd(each)]
+            annotations = [each for each in annotations if id_of(each.get("category_id")) in chosen]
+        annotations = self._without_crowds(annotations, said)
         problems = Problems(str(self.annotations), "images", self.skip)
         images = self._by_id(file.images, problems)
         by_image: dict[Any, list[Record]] = {}
         strange = []
-        known = {_hashable(each.get("id")) for each in file.images}
+        known = {id_of(each.get("id")) for each in file.images}
         for each in annotations:
-            number = _hashable(each.get("image_id"))
+            number = id_of(each.get("image_id"))
             if number in images:
                 by_image.setdefault(number, []).append(each)
             elif number not in known:
@@ -173,19 +170,38 @@ class CocoInstances:
             if number in by_image
         ]
 
+    def _without_crowds(self, annotations: list[Record], said: list[str]) -> list[Record]:
+        """Return the annotations that are no crowds, or all if there are no others."""
+        are_crowds = [is_crowd(each) for each in annotations]
+        strange = are_crowds.count(None)
+        if strange:
+            first = annotations[are_crowds.index(None)]
+            problems = Problems(str(self.annotations), "annotations", self.skip)
+            what = f"annotation {first.get('id')}, {first.get('iscrowd')!r:.40}"
+            problems.add("have an iscrowd that is neither 0 nor 1", what, strange)
+            said += problems.settle(len(annotations))
+        crowds = are_crowds.count(True)
+        only_crowds = bool(crowds) and False not in are_crowds
+        if only_crowds:
+            said.append(f"all {crowds:,} annotations are crowds, and are taken for masks")
+        elif crowds:
+            said.append(f"left out {crowds:,} crowds")
+        return [each for each, crowd in zip(annotations, are_crowds, strict=True) if crowd is only_crowds]
+
     def _by_id(self, images: list[Record], problems: Problems) -> dict[Any, Record]:
         """Return the images by id: equal entries once, and of an id that means several photos none."""
         found: dict[Any, Record] = {}
         doubled: Counter[Any] = Counter()
         for entry in images:
-            number = _hashable(entry.get("id"))
+            number = id_of(entry.get("id"))
             if number is None:
                 problems.add("have no id", f"{entry.get('file_name')}")
             elif name_of(entry) is None:
                 problems.add("have no file_name", f"image {number}")
-            elif number in found and name_of(found[number]) != name_of(entry):
+            elif number in found and not _is_same(found[number], entry):
                 doubled[number] += 1
                 first = f"{number} is of {name_of(found[number])} and of {name_of(entry)}"
+                first += ", of another size" if name_of(found[number]) == name_of(entry) else ""
                 problems.add("have the id of another", first)
             else:
                 found[number] = entry
@@ -288,12 +304,9 @@ def _shown(name: str, path: Path) -> str:
     return name if printable(path.name) == name.rpartition("/")[2] else with_slashes(name)
 
 
-def _is_crowd(annotation: Record) -> bool:
-    return annotation.get("iscrowd") in (1, "1")
-
-
-def _hashable(value: Any) -> Any:
-    return value if isinstance(value, int | str) else None
+def _is_same(entry: Record, other: Record) -> bool:
+    keys = ("width", "height")
+    return name_of(entry) == name_of(other) and all(entry.get(key) == other.get(key) for key in keys)
 
 
 def _size_of(entry: Record) -> Size | None:

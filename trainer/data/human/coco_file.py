@@ -16,6 +16,19 @@ from sum_factory.shared.store.local_files import read_whole
 from sum_factory.shared.store.refusals import reason_of
 
 Record = dict[str, Any]
+_TRUTHS: dict[Any, bool] = {
+    None: False,
+    0: False,
+    1: True,
+    "": False,
+    "0": False,
+    "1": True,
+    "false": False,
+    "true": True,
+    "no": False,
+    "yes": True,
+}
+"""What tools write for the truth that COCO writes as 0 and 1."""
 OUTLINES = ("polygon", "polyline")
 """Shapes of VIA that are outlines; what is closed is the mask."""
 
@@ -50,7 +63,9 @@ def read_annotations(path: Path) -> CocoFile:
         )
     lists = {}
     for key in ("images", "annotations", "categories"):
-        records = content.get(key, [] if key == "categories" else None)
+        records = content.get(key)
+        if records is None and key == "categories":
+            records = []
         if not isinstance(records, list) or not all(type(record) is dict for record in records):
             known = ", ".join(map(str, list(content)[:6])) or "none"
             raise InputError(
@@ -68,22 +83,39 @@ def chosen_categories(file: CocoFile, wanted: Sequence[int | str], path: Path) -
     chosen: set[Any] = set()
     for want in wanted:
         found = [
-            category.get("id")
+            number
             for category in file.categories
-            if (category.get("id") == want if isinstance(want, int) else _is_called(category, want))
-            and isinstance(category.get("id"), int | str)
+            if (number := id_of(category.get("id"))) is not None
+            and (number == want if isinstance(want, int) else _is_called(category, want))
         ]
         if not found:
-            names = {str(category.get(key, "")) for category in file.categories for key in ("name", "supercategory")}
+            names = {name for category in file.categories for name in _names_of(category)}
             close = get_close_matches(str(want), names, n=1)
-            hint = (
-                f"did you mean {close[0]!r}?"
-                if close
-                else f"there are {', '.join(sorted(names - {''})[:12]) or 'none'}"
-            )
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(names)[:12]) or 'none'}"
             raise InputError(f"{path}: has no category {want!r}; {hint}")
         chosen.update(found)
     return chosen
+
+
+def id_of(value: Any) -> int | str | None:
+    """Return an id, None if it is none: 1, 1.0 and "1" are the same, as some tools write numbers as texts or floats."""
+    if type(value) is int:
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdigit() and (value[0] != "0" or value == "0") else value
+    return None
+
+
+def is_crowd(annotation: Mapping[str, Any]) -> bool | None:
+    """Return whether an annotation is of a crowd, as numbers, truth values, texts or null tell; None if they do not."""
+    told = annotation.get("iscrowd")
+    return _TRUTHS.get(told.strip().lower() if isinstance(told, str) else told) if _is_plain(told) else None
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, int | float | str)
 
 
 def name_of(image: Mapping[str, Any]) -> str | None:
@@ -102,8 +134,11 @@ def with_slashes(name: str) -> str:
 
 
 def _is_called(category: Mapping[str, Any], want: str) -> bool:
-    names = [str(category.get(key, "")) for key in ("name", "supercategory")]
-    return any(name == want or fnmatchcase(name, want) for name in names)
+    return any(name == want or fnmatchcase(name, want) for name in _names_of(category))
+
+
+def _names_of(category: Mapping[str, Any]) -> list[str]:
+    return [str(name) for key in ("name", "supercategory") if (name := category.get(key)) not in (None, "")]
 
 
 def _of_via(content: Any) -> Record | None:

@@ -210,9 +210,49 @@ def test_file_of_nothing_but_crowds_is_used(tmp_path: Path) -> None:
     assert any("left out 2 crowds" in line for line in mixed.findings)
 
 
+@pytest.mark.parametrize("yes", [1, True, 1.0, "1", "true", " True "])
+@pytest.mark.parametrize("no", [0, False, 0.0, "0", "false", "", None])
+def test_crowds_are_told_by_whatever_tools_write_for_truth(yes: Any, no: Any, tmp_path: Path) -> None:
+    found = opened(tmp_path, [annotation(number=1, iscrowd=yes), annotation([[1, 1, 9, 1, 9, 9]], 2, iscrowd=no)])
+    expected = coco_mask.decode(coco_mask.frPyObjects([[1, 1, 9, 1, 9, 9]], HEIGHT, WIDTH)[0]).astype(bool)
+    assert np.array_equal(found.load(0).masks, expected[None])
+    assert any("left out 1 crowds" in line for line in found.findings)
+
+
+@pytest.mark.parametrize("strange", [2, -1, "perhaps", [1], {"is": 1}, float("nan")])
+def test_crowds_of_no_known_truth_are_refused_or_left_out(strange: Any, tmp_path: Path) -> None:
+    annotations = [annotation(number=1), annotation(number=2, iscrowd=strange), annotation(number=3, iscrowd="1")]
+    with pytest.raises(InputError, match=r"1 have an iscrowd that is neither 0 nor 1 \(the first: annotation 2, "):
+        opened(tmp_path, annotations)
+    assert opened(tmp_path, annotations, skip="problems").load(0).count == 1
+
+
+def test_nulls_are_as_if_nothing_stood_there(tmp_path: Path) -> None:
+    save_photo(tmp_path / "images" / "a.png")
+    listed = [{"id": 1, "file_name": "a.png", "width": None, "height": None, "coco_url": None, "license": None}]
+    nulls = dict.fromkeys(("id", "iscrowd", "bbox", "area", "category_id", "score"))
+    found = opened(tmp_path, [annotation(**nulls)], listed, {"info": None, "categories": None, "licenses": None})
+    assert np.array_equal(found.load(0).masks, square()[None])
+    unnamed = {"categories": [{"id": 1, "name": None, "supercategory": None}, {"id": None, "name": "None"}]}
+    with pytest.raises(InputError, match="has no category 'None'"):
+        opened(tmp_path, [annotation()], listed, unnamed, categories=("None",))
+
+
+def test_ids_are_the_same_as_numbers_floats_and_texts(tmp_path: Path) -> None:
+    save_photo(tmp_path / "images" / "a.png")
+    named = {"categories": [{"id": "7", "name": "cat"}]}
+    kinds = [annotation(number=n, image_id=image_id, category_id=7.0) for n, image_id in enumerate((1, 1.0, "1"))]
+    for listed in ([image("1")], [image(1.0)]):  # type: ignore[arg-type]
+        assert opened(tmp_path, kinds, listed, named, categories=("cat",)).load(0).count == 3
+    with pytest.raises(InputError, match="1 are of images that the file does not list"):
+        opened(tmp_path, [*kinds, annotation(image_id=True)], [image(1)])
+
+
 def test_id_of_two_photos_is_refused_and_equal_entries_are_one(tmp_path: Path) -> None:
     save_photo(tmp_path / "images" / "a.png")
     save_photo(tmp_path / "images" / "b.png")
+    with pytest.raises(InputError, match=r"1 is of a\.png and of a\.png, of another size"):
+        opened(tmp_path, [annotation()], [image(), {**image(), "width": 2 * WIDTH}])
     images = [image(), image(2, "b.png"), image(1, "b.png")]
     other = annotation(number=2, image_id=2)
     with pytest.raises(InputError, match=r"1 have the id of another \(the first: 1 is of a\.png and of b\.png\)"):
