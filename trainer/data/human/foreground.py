@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from sum_factory.shared.errors import ImageError, InputError
-from sum_factory.trainer.data.human.histograms import Histogram, count
+from sum_factory.trainer.data.human.histograms import Histogram, count, count_inner
 from sum_factory.trainer.data.human.mask_files import OPAQUE, Coding, MaskFile
 from sum_factory.trainer.data.human.samples import Masks
 
@@ -29,6 +29,8 @@ LOW_BAND, HIGH_BAND = 0.1, 0.9
 """Shares of the largest value up to which a soft mask is background, and from which it is surely foreground."""
 LEAST_SURE, MOST_FAINT = 1 / 3, 0.2
 """Of the pixels above zero in soft masks, the least share that is surely foreground, the largest of the low band."""
+LEAST_INNER, MOST_CLASSES = 16, 32
+"""Pixels within areas of one shade, and shades of nine tenths of them, from and to which the areas are of classes."""
 FEW_COLOURS = 16
 """Opaque pixels of more colours than this are a photo that was cut out."""
 GREY_AS_COLOUR = 0x010101
@@ -97,7 +99,11 @@ class Foreground:
         elif self.kind == "least":
             if file.coding != "grey":
                 raise self._other(path, "holds colours")
-            if not is_lossy and (why := _not_half(*count(file.values), self.values[0])):
+            values, counts = count(file.values)
+            why = None if is_lossy else _not_half(values, counts, self.values[0])
+            if why is None and not is_lossy and len(values) > 2:
+                why = _areas_of_classes(values, counts, count_inner(file.values, values), 2 * self.values[0])
+            if why is not None:
                 raise self._other(path, why)
 
     def _other(self, path: Path, what: str) -> ImageError:
@@ -107,7 +113,9 @@ class Foreground:
         """Return in words how a file of the sample contradicts the rule that all of them told, if it does."""
         if not self.is_guess or self.kind != "least" or histogram.is_lossy:
             return None
-        return _not_half(histogram.values, histogram.counts, self.values[0])
+        values, counts = histogram.values, histogram.counts
+        top = 2 * self.values[0]
+        return _not_half(values, counts, self.values[0]) or _areas_of_classes(values, counts, histogram.inner, top)
 
     def share(self, histogram: Histogram) -> float:
         """Return which share of a file is foreground."""
@@ -141,6 +149,25 @@ def _not_half(values: npt.NDArray[Any], counts: npt.NDArray[Any], least: float) 
     below = counts[(values > 0) & (values < least)].sum() / above
     some = ", ".join(f"{value:g}" for value in values.tolist())
     return f"holds {some}" if few and (faint > STRAYS or (below > MOST_FAINT and not is_halfway)) else None
+
+
+def _areas_of_classes(
+    values: npt.NDArray[Any], counts: npt.NDArray[Any], inner: npt.NDArray[Any], top: float
+) -> str | None:
+    """Return in words which values between 0 and ``top`` fill areas, as classes do, None if they are shades of edges.
+
+    ``inner`` are the pixels of each value that lie among four of the same. Of edges these are few, of whole areas they
+    are most, and of slow gradients they are of many values.
+    """
+    middle = (values > LOW_BAND * top) & (values < HIGH_BAND * top)
+    total = inner[middle].sum()
+    if total < LEAST_INNER or 2 * total <= counts[middle].sum():
+        return None
+    largest = np.argsort(-inner[middle], kind="stable")
+    if np.searchsorted(np.cumsum(inner[middle][largest]), 0.9 * total) >= MOST_CLASSES:
+        return None
+    some = sorted(values[middle][largest[inner[middle][largest] > 0]][:4].tolist())
+    return f"holds whole areas of {', '.join(f'{value:g}' for value in some)}, which may be classes or void"
 
 
 def foreground_of(setting: Setting, sample: Sequence[Histogram], where: str) -> Foreground:
@@ -226,6 +253,9 @@ def _of_shades(sample: Sequence[Histogram], values: npt.NDArray[np.float64], whe
     sure = counts[shares >= HIGH_BAND].sum() / above
     faint = counts[(values > 0) & (shares <= LOW_BAND)].sum() / above
     between = counts[(values > values[0]) & (values < top)].sum() / counts.sum()
+    for each in sample:
+        if not each.is_lossy and (what := _areas_of_classes(each.values, each.counts, each.inner, top)):
+            raise InputError(f"{where}: {each.path} {what}; {HINT}, or `kind: label-maps`")
     if top >= 100 or (top == 1 and values.min() >= 0):  # 1 is the top of floats
         lossy = all(each.is_lossy for each in sample)
         is_whole = lossy or _not_half(values, counts, top / 2) is None

@@ -26,6 +26,8 @@ class Histogram:
     counts: npt.NDArray[np.int64]
     opaque_values: int
     """How many different values its opaque pixels have."""
+    inner: npt.NDArray[np.int64]
+    """Pixels of each value whose four neighbours have it, too."""
     alphas: npt.NDArray[np.int64] | None
     """Pixels of each of the 256 values of alpha."""
 
@@ -42,7 +44,8 @@ def histogram_of(file: MaskFile, path: Path, is_lossy: bool) -> Histogram:
     if file.alpha is not None:
         alphas = np.bincount(file.alpha.ravel(), minlength=256)
         opaque_values = len(count(file.values[file.alpha >= OPAQUE])[0])
-    return Histogram(path, file.coding, is_lossy, values.astype(np.float64), counts, opaque_values, alphas)
+    inner = count_inner(file.values, values)
+    return Histogram(path, file.coding, is_lossy, values.astype(np.float64), counts, opaque_values, inner, alphas)
 
 
 def count(values: Values) -> tuple[Values, npt.NDArray[np.int64]]:
@@ -52,6 +55,14 @@ def count(values: Values) -> tuple[Values, npt.NDArray[np.int64]]:
         present = np.flatnonzero(counts)
         return present, counts[present]
     return np.unique(values, return_counts=True)
+
+
+def count_inner(values: Values, present: Values) -> npt.NDArray[np.int64]:
+    """Return how many pixels of each value that is ``present``, in ascending order, lie among four of the same."""
+    middle = values[1:-1, 1:-1]
+    is_inner = (middle == values[:-2, 1:-1]) & (middle == values[2:, 1:-1])
+    is_inner &= (middle == values[1:-1, :-2]) & (middle == values[1:-1, 2:])
+    return np.bincount(np.searchsorted(present, middle[is_inner]), minlength=len(present))
 
 
 def sample_of(paths: Sequence[Path], lossy: Sequence[bool]) -> list[tuple[Path, bool]]:

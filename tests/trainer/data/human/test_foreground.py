@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.trainer.data.human import FolderPairs
@@ -201,6 +201,50 @@ def test_what_may_mean_several_things_is_refused_with_what_to_say(kind: str, tmp
         opened(tmp_path)
     assert "foreground:" in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def areas(*parts: int) -> Draw:
+    """Return what draws the values in areas beside each other, in front of 0; the mask says how large all is."""
+
+    def draw(mask: Mask) -> Image.Image:
+        picture = np.zeros(mask.shape, np.uint8)
+        inside = np.linspace(0, len(parts) - 0.01, mask.shape[1] - 20).astype(int)
+        picture[10:-10, 10:-10] = np.asarray(parts, np.uint8)[inside]
+        return Image.fromarray(picture)
+
+    return draw
+
+
+def softly(draw: Draw, radius: int) -> Draw:
+    return lambda mask: draw(mask).filter(ImageFilter.GaussianBlur(radius))
+
+
+CLASSES = (36, 73, 109, 146, 182, 219, 255)
+LARGE = [np.zeros((60, 160), bool)] * 4
+
+
+@pytest.mark.parametrize(
+    "draw", [areas(*CLASSES), softly(areas(*CLASSES), 1), areas(255, 128, 255), areas(*[255] * 8, 100)]
+)
+def test_classes_that_are_stretched_are_no_soft_edges(draw: Draw, tmp_path: Path) -> None:
+    write(tmp_path, draw, masks=LARGE)
+    with pytest.raises(InputError, match=r"masks: .*png holds (whole areas of|3 values).*foreground:"):
+        opened(tmp_path)
+    write(tmp_path, areas(255), masks=LARGE * 12)
+    pairs = opened(tmp_path)
+    seen = {histogram.path.name for histogram in pairs._sample}
+    place = next(index for index, key in enumerate(pairs.keys) if f"{key}.png" not in seen)
+    path = pairs.opened.files[place].pair.masks[0]
+    draw(LARGE[0]).save(path)
+    with pytest.raises(ImageError, match=rf"{path.name}: holds .*, but the masks of its set were taken for"):
+        _ = pairs.load(place).masks
+
+
+@pytest.mark.parametrize("radius", [1, 3])
+def test_soft_edges_of_any_width_are_no_classes(radius: int, tmp_path: Path) -> None:
+    write(tmp_path, softly(areas(255), radius), masks=LARGE)
+    expected = np.asarray(softly(areas(255), radius)(LARGE[0])) >= 128
+    assert np.array_equal(opened(tmp_path).load(0).masks[0], expected)
 
 
 @pytest.mark.parametrize(
