@@ -13,7 +13,7 @@ from pydantic import Field
 
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.trainer.data.human.histograms import Histogram, count, count_inner
-from sum_factory.trainer.data.human.mask_files import OPAQUE, Coding, MaskFile
+from sum_factory.trainer.data.human.mask_files import OPAQUE, Coding, MaskFile, colours_in_words
 from sum_factory.trainer.data.human.samples import Masks
 
 Setting = Literal["auto", "half", "non-zero", "zero", "alpha"] | Annotated[tuple[int, ...], Field(min_length=1)]
@@ -231,8 +231,11 @@ def _decided(sample: Sequence[Histogram], where: str) -> Foreground:
         return Foreground("non-zero", words="all that is not 0 (each mask has one other value)")
     if all(each.coding == "grey" for each in sample):
         return _of_shades(sample, values, where)
+    most = max(sample, key=lambda each: len(each.values))
     what = "lossy colours" if lossy else "colours or numbers"
-    raise InputError(f"{where}: {_first_of_many(sample)} holds {what}, more than two; {HINT}, or `kind: label-maps`")
+    if most.coding == "colour" and not lossy:
+        what = f"colours ({colours_in_words([int(value) for value in most.values])})"
+    raise InputError(f"{where}: {most.path} holds {what}, more than two; {HINT}, or `kind: label-maps`")
 
 
 def _of_two(low: float, high: float) -> Foreground:

@@ -14,7 +14,7 @@ from sum_factory.trainer.data.human.choice import Choice
 from sum_factory.trainer.data.human.fitting import Orientation, require_fitting
 from sum_factory.trainer.data.human.foreground import GREY_AS_COLOUR
 from sum_factory.trainer.data.human.histograms import count, sample_of
-from sum_factory.trainer.data.human.mask_files import BLACK, MaskFile, Values, read_mask_file
+from sum_factory.trainer.data.human.mask_files import BLACK, MaskFile, Values, colours_in_words, read_mask_file
 from sum_factory.trainer.data.human.paired import Paired, open_pairs
 from sum_factory.trainer.data.human.pairing import Names
 from sum_factory.trainer.data.human.photos import Alpha, load_photo
@@ -24,6 +24,8 @@ from sum_factory.trainer.data.human.samples import HumanSample, Masks, stacked
 VOID = 255
 LEAST_PIXELS = 16
 """Pixels a value, at least and on average: a picture of more values is no label map."""
+MOST_COLOURS = 64
+"""Colours of maps that people look at; if there are more, they are numbers of objects, and 255 is one of these."""
 VOID_GAP = 200
 """255 means void, and not the last object, if nothing lies between this and it."""
 
@@ -36,6 +38,8 @@ class Map:
     values: frozenset[int]
     has_black_zero: bool
     """Whether 0 is the first place of a palette, and black."""
+    is_coloured: bool
+    """Whether the values are colours."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class LabelMaps:
         """Read one sample; masks come in the order of their values, label map after label map."""
         paired = self.opened.files[index]
         image = load_photo(paired.pair.photo, paired.header, paired.fit, self.photo_alpha)
-        maps = [self._read(path).numbers() for path in paired.pair.masks]
+        maps = [self._numbers(path) for path in paired.pair.masks]
         for labels, path in zip(maps, paired.pair.masks, strict=True):
             require_fitting(labels, image, path)
         found = [
@@ -144,10 +148,22 @@ class LabelMaps:
                 )
         return file
 
+    def _numbers(self, path: Path) -> Values:
+        """Return the values of a map. Raises ``ImageError`` if it has red where the maps of greys have void."""
+        file = self._read(path)
+        is_guess = self.ignored is None and VOID in self.left_out
+        if is_guess and file.coding == "colour" and (file.values == VOID).any():
+            raise ImageError(f"{path}: {_with_red(_values(file.values, path))}")
+        return file.numbers()
+
 
 def _usual(sample: Sequence[Map], where: str) -> frozenset[int]:
     """Return the values that are no masks by default. Raises ``InputError`` where 0 may be a class."""
-    values = frozenset[int]().union(*(each.values for each in sample))
+    coloured = frozenset[int]().union(*(each.values for each in sample if each.is_coloured))
+    if VOID in coloured and len(coloured) <= MOST_COLOURS:
+        first = next(each.path for each in sample if each.is_coloured and VOID in each.values)
+        raise InputError(f"{where}: {first} {_with_red(sorted(coloured))}")
+    values = frozenset[int]().union(*(each.values for each in sample if not each.is_coloured))
     has_void = VOID in values and not any(VOID_GAP <= value < VOID or value > VOID for value in values)
     if has_void and 0 in values and not all(each.has_black_zero for each in sample):
         first = next(each.path for each in sample if VOID in each.values)
@@ -156,6 +172,13 @@ def _usual(sample: Sequence[Map], where: str) -> frozenset[int]:
             "`ignored: [0, 255]` or `ignored: [255]`"
         )
     return frozenset((0, VOID)) if has_void else frozenset((0,))
+
+
+def _with_red(colours: Sequence[int]) -> str:
+    return (
+        f"is in colours, of which red has the number of void, 255; there are {colours_in_words(colours)}: say which "
+        "are no masks, such as `ignored: [0]`, or `ignored: [0, 255]`"
+    )
 
 
 def _read(path: Path) -> MaskFile:
@@ -180,4 +203,4 @@ def _values(labels: Values, path: Path) -> list[int]:
 
 def _map_of(file: MaskFile, path: Path) -> Map:
     black = file.coding == "palette" and file.colours[0] == BLACK
-    return Map(path, frozenset(_values(file.numbers(), path)), black)
+    return Map(path, frozenset(_values(file.numbers(), path)), black, file.coding == "colour")

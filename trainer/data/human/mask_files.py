@@ -23,6 +23,7 @@ Coding = Literal["grey", "palette", "colour"]
 BLACK = (0, 0, 0)
 OPAQUE = 128
 """Alpha of this and above is opaque."""
+SHOWN_COLOURS = 6
 _SCALED = {"L;2": 85, "L;4": 17}
 """What Pillow multiplies greys of 2 and 4 bits of a PNG with."""
 MOST_GREY_DIFFERENCE = 24
@@ -115,6 +116,12 @@ def read_file(path: Path) -> bytes:
 def code_of(colour: Sequence[int]) -> int:
     """Return the number of a colour, R + 256 G + 65536 B."""
     return int(colour[0]) + 256 * int(colour[1]) + 65536 * int(colour[2])
+
+
+def colours_in_words(codes: Sequence[int]) -> str:
+    """Return the first few colours of these numbers, and what to call them in a recipe."""
+    named = [f"({code & 255}, {code >> 8 & 255}, {code >> 16}) as {code}" for code in codes[:SHOWN_COLOURS]]
+    return ", ".join(named) + (", ..." if len(codes) > SHOWN_COLOURS else "")
 
 
 def _of_image(image: Image.Image, is_lossy: bool) -> MaskFile:

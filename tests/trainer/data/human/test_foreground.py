@@ -184,7 +184,7 @@ REFUSED: dict[str, tuple[Draw, str, str]] = {
     "void at 255": (values(0, 1, 255), ".png", "void"),
     "many classes and void": (values(0, *range(1, 13), 255), ".png", "14 values"),
     "shades": (values(0, *range(20, 240, 10)), ".png", "shades"),
-    "colours": (colours, ".png", "more than two"),
+    "colours": (colours, ".png", r"\(0, 99, 0\) as 25344, \(200, 30, 40\) as 2629320\), more than two"),
     "lossy colours": (coloured, ".jpg", "lossy colours"),
     "0 and 1 in a JPEG": (grey(0, 3), ".jpg", "values|value"),
     "two masks": (white_on_black_and_nothing, ".png", "either may be the mask"),

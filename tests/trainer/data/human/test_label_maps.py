@@ -169,6 +169,36 @@ def test_colour_that_is_ignored_is_ignored_in_maps_of_greys(tmp_path: Path) -> N
     assert np.array_equal(found.masks[0], stripes(255, 9) == 9)
 
 
+def in_colours(*codes: int) -> Image.Image:
+    return of_colours(stripes(*codes, dtype=np.uint32))
+
+
+def of_colours(labels: npt.NDArray[Any]) -> Image.Image:
+    return Image.fromarray(np.stack([labels >> shift & 255 for shift in (0, 8, 16)], 2).astype(np.uint8))
+
+
+def test_red_is_no_void_and_has_to_be_told(tmp_path: Path) -> None:
+    write(tmp_path, in_colours(0, 255, 25_344))
+    colours = r"\(0, 0, 0\) as 0, \(255, 0, 0\) as 255, \(0, 99, 0\) as 25344"
+    told = rf"labels: .*a\.png is in colours.*{colours}: .*`ignored: \[0\]`"
+    with pytest.raises(InputError, match=told):
+        opened(tmp_path)
+    assert np.array_equal(
+        opened(tmp_path, ignored=(0,)).load(0).masks[0], stripes(0, 255, 25_344, dtype=np.int32) == 255
+    )
+    write(tmp_path, of_colours(160 + np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) // 20))
+    assert opened(tmp_path).load(0).count == 96, "numbers of objects, of which one is 255"
+
+
+def test_red_in_a_set_of_greys_with_void_is_named_when_read(tmp_path: Path) -> None:
+    write(tmp_path, Image.fromarray(stripes(1, 7, 255)))
+    found = opened(tmp_path)
+    assert found.load(0).count == 2
+    write(tmp_path, in_colours(0, 255))
+    with pytest.raises(ImageError, match=r"a\.png: is in colours, of which red has the number of void"):
+        found.load(0)
+
+
 @pytest.mark.parametrize("bits", [2, 4])
 def test_numbers_of_few_bits_are_numbers_and_no_shades(bits: int, tmp_path: Path) -> None:
     """The largest number of four bits is no void of 255."""
