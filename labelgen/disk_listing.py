@@ -8,8 +8,11 @@ from typing import Any
 
 from sum_factory.labelgen.keys import Reserve, key_of, looks_numbered
 from sum_factory.labelgen.passed_over import PassedOver
-from sum_factory.labelgen.store_listing import IRREGULAR, Told, told_by_disk
+from sum_factory.labelgen.store_listing import IRREGULAR, Told, look_at_files
+from sum_factory.shared.deadlines import LIST_SECONDS, within
 from sum_factory.shared.errors import InputError
+from sum_factory.shared.places import store_of
+from sum_factory.shared.store.refusals import reason_of
 
 IRREGULAR_FILES = "are no regular files but pipes, devices, sockets or links in circles"
 
@@ -52,6 +55,7 @@ class DiskWalk:
         for name in names:
             if self.is_wanted(name) and looks_numbered(own := key_of(f"{relative}{name}")):
                 self.reserve(own)
+        told_of = look_at_files([f"{folder.rstrip('/')}/{name}" for name in names if self._is_file(name)])
         for name in names:
             path = f"{folder.rstrip('/')}/{name}"
             if name.endswith("/"):
@@ -60,29 +64,30 @@ class DiskWalk:
                     yield self._walk(path[:-1], f"{relative}{name}", inner)
             elif not self.is_wanted(name):
                 self.passed_over.file(name)
-            elif (told := self._told(path)) is not None:  # else it was taken away since the folder was read
+            elif (told := next(told_of)) is not None:  # else it was taken away since the folder was read
                 if told["type"] == IRREGULAR:
                     self.passed_over.one(IRREGULAR_FILES, path)
                 else:
                     yield f"{relative}{name}", told
 
-    def _told(self, path: str) -> Told | None:
-        try:
-            return told_by_disk(path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be looked at ({error.strerror}); check permissions") from error
+    def _is_file(self, name: str) -> bool:
+        return not name.endswith("/") and self.is_wanted(name)
 
     def _names(self, folder: str) -> list[str]:
         """Return the names in a folder, in their order, those of folders with a slash; hidden ones are left out."""
-        try:
+
+        def read() -> list[str]:
             with os.scandir(folder) as entries:
                 return sorted(
                     f"{entry.name}/" if _is_folder(entry) else entry.name
                     for entry in entries
                     if not entry.name.startswith(".")
                 )
+
+        try:
+            return within(LIST_SECONDS, store_of(folder), read)
         except OSError as error:
-            raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
+            raise InputError(f"{folder}: cannot be read ({reason_of(error)}); check its permissions") from error
 
     def _around(self, path: str, within: tuple[str, ...]) -> tuple[str, ...] | None:
         """Return what the folder at a path lies within, as ``_walk`` takes it; None if it is not to be entered."""

@@ -67,3 +67,9 @@ def safe_path(name: str) -> str:
         elif part not in ("", "."):
             parts.append(part)
     return printable("/".join(parts))
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a name in a path starts with a dot."""
+    has_dot = path.startswith(".") or "/." in path
+    return has_dot and any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))

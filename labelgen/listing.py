@@ -10,15 +10,25 @@ from __future__ import annotations
 
 import codecs
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 from sum_factory.labelgen.disk_listing import DiskWalk
-from sum_factory.labelgen.keys import Reserve, key_of, safe_path
+from sum_factory.labelgen.keys import Reserve, is_hidden, key_of, safe_path
 from sum_factory.labelgen.passed_over import PassedOver
-from sum_factory.labelgen.store_listing import DIRECTORY, IRREGULAR, Told, ask, listed_by_store, look_at, open_place
+from sum_factory.labelgen.store_listing import (
+    DIRECTORY,
+    IRREGULAR,
+    LOOKED_AT_ONCE,
+    Told,
+    ask,
+    listed_by_store,
+    look_at,
+    look_at_files,
+    open_place,
+)
 from sum_factory.labelgen.tar_listing import Tar, list_tar
 from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.shared.deadlines import LIST_SECONDS, seconds_for
@@ -174,14 +184,14 @@ class _Listing:
             self.passed_over.one(NAMED_AGAIN, f"{before}{hidden}{after}")
         for relative, told in entries:
             url = f"{before}{relative}{after}"
-            if _is_hidden(relative):
+            if is_hidden(relative):
                 continue
             if is_in_archive and (CHAIN in relative or ".." in relative.split("/") or _is_absolute_in_zip(url, told)):
                 self.passed_over.one("have names that cannot be told in a URL", url)
             elif told.get("flag_bits", 0) & ENCRYPTED:
                 self.passed_over.one("are encrypted in a zip", url)
             elif is_photo(relative):
-                yield _file(url, _under(below, key_of(relative)), told)
+                yield _file(url, f"{below}/{key_of(relative)}" if below else key_of(relative), told)
             elif relative.lower().endswith(TAR_SUFFIX):
                 yield Tar(url, told)
             elif relative.lower().endswith(ZIP_SUFFIX):  # often the photos of the folder, as they were fetched
@@ -203,15 +213,11 @@ class _Listing:
     def _list_file(self, place: str) -> Iterator[Found]:
         """Yield what a list names, a place a line: a path relative to the list's folder, an absolute one, or a URL."""
         folder, name = parent_of(place), printable(place)
-        for number, line in enumerate(_text_of(place).split("\n"), 1):
-            entry = line.strip()
-            if not entry or entry.startswith("#"):
-                continue
-            if "\0" in entry:
-                raise InputError(f"{name}, line {number}: not a text; expected a path or URL a line, in UTF-8")
-            stands_alone = entry.startswith("/") or "://" in entry
-            url = absolute(entry if stands_alone else joined(folder, entry))
-            told = look_at(url)
+        lines = [
+            (number, entry) for number, line in enumerate(_text_of(place).split("\n"), 1) if (entry := line.strip())
+        ]
+        for number, entry, url, told in _looked_at(lines, folder, name):
+            stands_alone = _stands_alone(entry)
             if told is None:
                 raise InputError(f"{name}, line {number}: {printable(entry)}: no such file")
             last, own = name_in(url).lower(), name_in(url) if stands_alone else entry
@@ -234,6 +240,24 @@ def _named_again(filesystem: Any, root: str) -> Iterator[str]:
     for name in again.elements():
         if name.startswith(below) and is_photo(name):
             yield name.removeprefix(below)
+
+
+def _looked_at(lines: Sequence[tuple[int, str]], folder: str, name: str) -> Iterator[tuple[int, str, str, Told | None]]:
+    """Yield the number, the entry and the place of each line of a list, and what there is; comments are passed over."""
+    for start in range(0, len(lines), LOOKED_AT_ONCE):
+        entries = []
+        for number, entry in lines[start : start + LOOKED_AT_ONCE]:
+            if "\0" in entry:
+                raise InputError(f"{name}, line {number}: not a text; expected a path or URL a line, in UTF-8")
+            if not entry.startswith("#"):
+                entries.append((number, entry, absolute(entry if _stands_alone(entry) else joined(folder, entry))))
+        on_disk = look_at_files([open_place(url)[1] for _, _, url in entries if is_local(url)])
+        for number, entry, url in entries:
+            yield number, entry, url, next(on_disk) if is_local(url) else look_at(url)
+
+
+def _stands_alone(entry: str) -> bool:
+    return entry.startswith("/") or "://" in entry
 
 
 def _text_of(place: str) -> str:
@@ -267,14 +291,5 @@ def _is_wanted(name: str) -> bool:
     return name.lower().endswith((*IMAGE_SUFFIXES, TAR_SUFFIX, ZIP_SUFFIX, *PACKED_SUFFIXES))
 
 
-def _is_hidden(path: str) -> bool:
-    has_dot = path.startswith(".") or "/." in path
-    return has_dot and any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
-
-
 def _is_absolute_in_zip(url: str, told: Told) -> bool:
     return url.startswith("zip://") and str(told.get("name")).startswith("/")
-
-
-def _under(below: str, key: str) -> str:
-    return f"{below}/{key}" if below else key

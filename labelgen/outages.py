@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sum_factory.labelgen.settings import WAIT_SECONDS, Missing
+from sum_factory.shared.deadlines import LIST_SECONDS, within
 from sum_factory.shared.errors import InputError, UnreachableError
 from sum_factory.shared.images import IMAGE_SUFFIXES
 from sum_factory.shared.photo_files import PhotoFile, is_readable
-from sum_factory.shared.places import is_local, parent_of
+from sum_factory.shared.places import is_local, parent_of, store_of
 from sum_factory.shared.progress import SPEAKER
 from sum_factory.shared.shortages import is_shortage
 
 LONGEST_PAUSE = 60.0
 FIRST_PAUSE = 1.0
-LOOK_SECONDS = 0.2
+STOP_SECONDS = 0.2
+"""How often it is looked, while waiting, whether the run is to stop."""
 NEIGHBOURS = 4
 """Photos beside one that cannot be read that are tried before it is told whose fault that is."""
 FAILURES_OF_ONE = 3
@@ -91,7 +93,7 @@ class Outages:
         while time.monotonic() < until:
             if self.is_stopping():
                 return False
-            time.sleep(min(LOOK_SECONDS, pause))
+            time.sleep(min(STOP_SECONDS, pause))
         return True
 
 
@@ -129,10 +131,13 @@ def _nearest(photo: PhotoFile, neighbours: Sequence[PhotoFile]) -> list[PhotoFil
 def _holds_others(photo: PhotoFile) -> bool:
     """Whether the folder of a photo on a disk holds others that can be read; an unmounted one may hold other files."""
     own = os.path.basename(photo.url)
-    try:
+
+    def names() -> list[str]:
         with os.scandir(_folder_of(photo)) as entries:
-            others = (entry.path for entry in entries if entry.name != own and _is_photo(entry.name))
-            return any(is_readable(PhotoFile("", path)) for path in others)
+            return [entry.path for entry in entries if entry.name != own and _is_photo(entry.name)]
+
+    try:
+        return any(is_readable(PhotoFile("", path)) for path in within(LIST_SECONDS, store_of(photo.url), names))
     except OSError:
         return False
 

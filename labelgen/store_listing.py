@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from sum_factory.shared.deadlines import LIST_SECONDS, LOOK_SECONDS, within
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.names import printable
 from sum_factory.shared.places import is_local, opened, store_of
-from sum_factory.shared.store.refusals import explained
+from sum_factory.shared.store.refusals import explained, reason_of
 
 Told = Mapping[str, Any]
 """What a file system tells of a file: its ``type``, its ``size`` in bytes, and when it changed."""
 Result = TypeVar("Result")
 DIRECTORY, FILE, IRREGULAR = "directory", "file", "other"
+LOOKED_AT_ONCE = 500
+"""Files that a disk is asked about in one go."""
 NOT_THERE = (404, 410)
 """What an HTTP server answers of a file that it does not have."""
 
 
 def ask(place: str, question: Callable[[], Result], seconds: float = LOOK_SECONDS) -> Result:
-    """Return a store's answer about a place. Raises ``InputError``, naming both, if there is none in time."""
+    """Return a store's or disk's answer about a place. Raises ``InputError``, naming both, if there is none in time."""
     with explained(place, printable(place), InputError):
         return within(seconds, store_of(place), question)
 
@@ -41,10 +44,30 @@ def look_at(place: str) -> Told | None:
     Raises ``InputError``, naming the place, if its store or disk does not say: that is not to be taken for nothing.
     """
     filesystem, path = open_place(place)
-    if not is_local(place):
-        return ask(place, lambda: _told_by_store(filesystem, path))
-    with explained(place, printable(place), InputError):
-        return told_by_disk(path)
+    return ask(place, lambda: told_by_disk(path) if is_local(place) else _told_by_store(filesystem, path))
+
+
+def look_at_files(paths: Sequence[str]) -> Iterator[Told | None]:
+    """Yield what a disk tells of each path, or None if there is nothing. It is asked about many at once, as asking may
+    take a thread that is given up.
+
+    Raises ``InputError``, naming the path.
+    """
+    at = ""
+
+    def look(some: Sequence[str]) -> list[Told | None]:
+        nonlocal at
+        found: list[Told | None] = []
+        for at in some:
+            found.append(told_by_disk(at))
+        return found
+
+    for start in range(0, len(paths), LOOKED_AT_ONCE):
+        try:
+            some = paths[start : start + LOOKED_AT_ONCE]
+            yield from within(LOOK_SECONDS, lambda: store_of(at), partial(look, some))
+        except OSError as error:
+            raise InputError(f"{printable(at)}: cannot be looked at ({reason_of(error)}); check permissions") from error
 
 
 def told_by_disk(path: str) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from sum_factory.labelgen.keys import key_of
+from sum_factory.labelgen.keys import is_hidden, key_of
 from sum_factory.labelgen.passed_over import PassedOver
 from sum_factory.labelgen.store_listing import Told, ask, look_at, open_place
 from sum_factory.shared.deadlines import PatientFile
@@ -61,9 +61,9 @@ def list_tar(
             if isinstance(member, Remainder):
                 passed_over.one("tars are followed by bytes that are no tar", f"{tar.url}, byte {member.at}")
             elif not is_photo(member.name):
-                if member.kind != OTHER and not _is_hidden(member.name):
+                if member.kind != OTHER and not is_hidden(member.name):
                     passed_over.file(member.name)
-            elif _is_hidden(member.name):
+            elif is_hidden(member.name):
                 continue
             elif member.kind == FILE:
                 _require_told(member)
@@ -120,10 +120,6 @@ def _require_told(member: TarMember) -> None:
         raise TarFault(
             f"two headers tell of {member.name_in_header!r} and of {member.name!r}, before byte {member.offset}"
         )
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from sum_factory.shared.progress import SPEAKER
 Result = TypeVar("Result")
 
 LOOK_SECONDS = 60.0
-"""So long a store may take to tell of one file, to give a page of a listing, or to begin to answer."""
+"""So long a store or disk may take to tell of one file, to give a page of a listing, or to begin to answer."""
 LIST_SECONDS = 600.0
-"""So long a store may take to list a folder that it lists at once."""
+"""So long a store may take to list a folder that it lists at once, and a disk to give the names in one."""
 TOLD_SECONDS = 20.0
 """After so long people are told what is being waited for."""
 BYTES_PER_SECOND = 200_000
@@ -38,19 +38,21 @@ class _Call(Generic[Result]):
             self.is_over.set()
 
 
-def within(seconds: float, whom: str, call: Callable[[], Result]) -> Result:
+def within(seconds: float, whom: str | Callable[[], str], call: Callable[[], Result]) -> Result:
     """Return what a call returns, or raise what it raises.
 
     When it takes long, people are told what is waited for; when it takes longer, ``TimeoutError`` is raised, which says
-    that ``whom`` did not answer. The thread of the call is then left behind, and does not keep the process alive.
+    that ``whom``, asked at that moment if it can be called, did not answer. The thread of the call is then left behind,
+    and does not keep the process alive.
     """
+    named = whom if callable(whom) else lambda: whom
     made = _Call(call)
     threading.Thread(target=made.run, name="waiting", daemon=True).start()
     if not made.is_over.wait(min(seconds, TOLD_SECONDS)) and seconds > TOLD_SECONDS:
-        SPEAKER.say(f"{whom} has not answered for {TOLD_SECONDS:.0f} s; it is waited for {seconds:.0f} s")
+        SPEAKER.say(f"{named()} has not answered for {TOLD_SECONDS:.0f} s; it is waited for {seconds:.0f} s")
         made.is_over.wait(seconds - TOLD_SECONDS)
     if not made.is_over.is_set():
-        raise TimeoutError(f"{whom} has not answered within {seconds:.0f} s")
+        raise TimeoutError(f"{named()} has not answered within {seconds:.0f} s")
     if made.error is not None:
         raise made.error
     return made.result

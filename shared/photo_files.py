@@ -88,13 +88,16 @@ def _read(photo: PhotoFile, before: int) -> bytes:
     start = photo.offset - before if photo.member else None
     end = photo.offset + (photo.size or 0) if photo.member else None
     with explained(photo.url, photo.name, InputError, UnreachableError):
-        if is_local(photo.url):
-            size = _require_regular(photo.url, photo.name)
-            _require_sane(photo.size if photo.member else size, photo.name)
-            return _read_part(photo.url, start, end)
         _require_sane(photo.size, photo.name)
+
+        def read() -> bytes:
+            if is_local(photo.url):
+                size = _require_regular(photo.url, photo.name)
+                _require_sane(photo.size if photo.member else size, photo.name)
+            return _read_part(photo.url, start, end)
+
         try:
-            return within(seconds_for(photo.size), store_of(photo.url), lambda: _read_part(photo.url, start, end))
+            return within(seconds_for(photo.size), store_of(photo.url), read)
         except _NOT_UNPACKED as error:
             if not photo.url.startswith("zip://"):
                 raise
@@ -154,10 +157,12 @@ def is_readable(photo: PhotoFile) -> bool:
     """Whether a first byte can be read of the file that a photo is, or is a member of."""
     from sum_factory.shared.places import is_local, store_of
 
-    try:
+    def read() -> bytes:
         if is_local(photo.url):
             _require_regular(photo.url, photo.name)
-            return bool(_read_part(photo.url, 0, 1))
-        return bool(within(seconds_for(1), store_of(photo.url), lambda: _read_part(photo.url, 0, 1)))
+        return _read_part(photo.url, 0, 1)
+
+    try:
+        return bool(within(seconds_for(1), store_of(photo.url), read))
     except Exception:  # whatever it is: it cannot be read
         return False

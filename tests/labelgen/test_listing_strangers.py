@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pydoc
 import socket
 import tarfile
 import threading
@@ -14,17 +15,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from sum_factory.labelgen import listing, store_listing
+from sum_factory.labelgen import disk_listing, listing, store_listing
 from sum_factory.labelgen.keys import Keys, key_of
 from sum_factory.labelgen.listing import NAMED_AGAIN, list_photos
 from sum_factory.labelgen.passed_over import PassedOver
 from sum_factory.shared import deadlines, photo_files
 from sum_factory.shared.errors import ImageError, InputError, UnreachableError
-from sum_factory.shared.photo_files import PhotoFile, read_bytes, read_listed
+from sum_factory.shared.photo_files import PhotoFile, is_readable, read_bytes, read_listed
+from sum_factory.trainer.data.human import mask_files
 
 
 def picture(seed: int) -> bytes:
@@ -414,11 +417,11 @@ def test_store_that_is_silent_is_named_and_not_the_list(server: Callable[[str], 
     assert time.monotonic() - begun < 10
 
 
-@pytest.mark.usefixtures("impatient")
-def test_store_that_drips_is_an_outage(server: Callable[[str], str]) -> None:
+def test_store_that_drips_is_an_outage(server: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     url = server("dripping")
     (photo,) = list_photos([url])
     assert photo == PhotoFile("a", url, size=1000, stamp=photo.stamp)
+    monkeypatch.setattr(photo_files, "within", lambda _, store, call: deadlines.within(0.5, store, call))
     with pytest.raises(UnreachableError, match=r"a\.jpg: cannot be read \(the store http://127.0.0.1:\d+ has not answ"):
         read_listed(photo)
 
@@ -438,6 +441,43 @@ def test_what_is_waited_for_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err == "the store s3://b has not answered for 0 s; it is waited for 0 s\n"
     assert deadlines.within(10, "the store s3://b", lambda: 7) == 7
     assert capsys.readouterr().err == ""
+    over.set()
+
+
+@pytest.mark.parametrize("silent", ["os.scandir", "os.lstat", "os.stat", "pathlib.Path.read_bytes"])
+def test_disk_that_is_silent_is_named_soon_and_not_waited_for_without_end(
+    silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a disk of the network whose server is gone: whoever asks never comes back."""
+    lay_out(tmp_path, "photos/a.jpg", "photos/b.jpg")
+    (photo, _) = list_photos([f"{tmp_path}/photos"])
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/photos/a.jpg\n")
+    over = threading.Event()
+    true = pydoc.locate(silent)
+
+    def never(path: Any, *rest: Any, **more: Any) -> Any:
+        if "photos" in str(path):
+            over.wait(20)
+        return true(path, *rest, **more)  # type: ignore[operator]
+
+    monkeypatch.setattr(silent, never)
+    monkeypatch.setattr(deadlines, "TOLD_SECONDS", 0.01)
+    for module in (store_listing, photo_files, disk_listing, mask_files):
+        monkeypatch.setattr(module, "within", lambda _, whom, call: deadlines.within(0.05, whom, call))
+    if silent in ("os.scandir", "os.lstat"):
+        with pytest.raises(InputError, match=r"the disk of .*/photos.* has not answered within"):
+            list(list_photos([f"{tmp_path}/photos"]))
+    if silent == "os.lstat":
+        with pytest.raises(InputError, match=r"the disk of .*/photos/a\.jpg has not answered within"):
+            list(list_photos([f"{tmp_path}/list.txt"]))
+    if silent == "os.stat":
+        with pytest.raises(UnreachableError, match=r"the disk of .*/photos/a\.jpg has not answered within"):
+            read_listed(photo)
+        assert not is_readable(photo)
+    if silent == "pathlib.Path.read_bytes":
+        with pytest.raises(InputError, match=r"the disk of .*/photos/a\.jpg has not answered within"):
+            mask_files.read_file(tmp_path / "photos" / "a.jpg")
+    assert "photos" in capsys.readouterr().err.partition("has not answered for")[0]
     over.set()
 
 

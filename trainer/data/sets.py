@@ -140,7 +140,7 @@ _told: set[str] = set()
 def open_set(settings: SetSettings) -> HumanSet:
     """Open a set, which checks it, and say on stderr what was found. Raises ``InputError``, naming folder or file."""
     name = settings.name or str(settings.images)
-    with Stage(f"opening {name}"):
+    with Stage(f"opening {name}" if settings.name is None else f"opening {name} in {settings.images}"):
         opened = layout_of(settings)
         findings = opened.findings
     line = f"{name}: {len(opened.keys):,} photos; {'; '.join(findings)}"

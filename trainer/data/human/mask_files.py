@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sum_factory.shared.deadlines import seconds_for, within
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.image_formats import bits_of, open_image
 from sum_factory.shared.images import MAX_PIXELS
+from sum_factory.shared.places import store_of
+from sum_factory.shared.store.refusals import reason_of
 from sum_factory.trainer.data.human.headers import FIRST_BYTES, is_lossy
 
 Values = npt.NDArray[Any]
@@ -108,9 +111,9 @@ def read_mask_file(path: Path) -> MaskFile:
 def read_file(path: Path) -> bytes:
     """Read the bytes of a file. Raises ``InputError``."""
     try:
-        return path.read_bytes()
+        return within(seconds_for(None), store_of(str(path)), path.read_bytes)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise InputError(f"{path}: cannot be read ({reason_of(error)})") from error
 
 
 def code_of(colour: Sequence[int]) -> int:
