@@ -34,7 +34,17 @@ from sum_factory.shared.image_formats import (
 )
 from sum_factory.shared.shortages import is_shortage
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "Opened", "RgbImage", "decode_image", "digest", "open_photo"]
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "Opened",
+    "RgbImage",
+    "as_stored",
+    "decode_image",
+    "digest",
+    "open_photo",
+]
 
 MAX_PIXELS = 178_000_000
 """Larger images are refused: decoded they take half a gigabyte, and some are kept ahead. Pillow's own limit is just
@@ -235,6 +245,11 @@ class Opened:
         return upright
 
 
+def as_stored(upright: RgbImage, orientation: int) -> RgbImage:
+    """Return an upright photo, uint8 (H, W, 3), as it was before EXIF's ``orientation`` was applied: a view of it."""
+    return _STORED[orientation](upright) if orientation in _STORED else upright
+
+
 def _turn_of(image: Image.Image) -> int | None:
     """Return the EXIF orientation, if there is a valid one that is not upright."""
     try:
@@ -248,7 +263,7 @@ def _room_for(size: tuple[int, int], turn: int | None) -> tuple[RgbImage, RgbIma
     """Return room for an upright photo whose file has ``size`` (width, height), and the same as the file has it."""
     width, height = (size[1], size[0]) if turn is not None and turn >= 5 else size
     upright = np.empty((height, width, 3), np.uint8)
-    return upright, upright if turn is None else _STORED[turn](upright)
+    return upright, upright if turn is None else as_stored(upright, turn)
 
 
 def _rows_at_once(width: int) -> int:

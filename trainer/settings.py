@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.store.local_files import read_whole
 from sum_factory.shared.store.refusals import reason_of
-from sum_factory.trainer.yaml_text import MOST_TEXT, absurd_numbers, parse_yaml
+from sum_factory.trainer.yaml_text import MOST_TEXT, absurd_numbers, parse_yaml, under
 
 T = TypeVar("T")
 
@@ -68,10 +68,10 @@ def _flags_as_numbers(given: Any, made: Any, key: str = "") -> Iterator[tuple[st
     """Yield the dotted keys of what was given as true or false and made a number."""
     if isinstance(given, dict) and isinstance(made, dict):
         for name in given.keys() & made.keys():
-            yield from _flags_as_numbers(given[name], made[name], _under(key, str(name)))
+            yield from _flags_as_numbers(given[name], made[name], under(key, str(name)))
     elif isinstance(given, list) and isinstance(made, list | tuple):
         for place, (one, other) in enumerate(zip(given, made, strict=False)):
-            yield from _flags_as_numbers(one, other, _under(key, str(place)))
+            yield from _flags_as_numbers(one, other, under(key, str(place)))
     elif isinstance(given, bool) and isinstance(made, int | float) and not isinstance(made, bool):
         yield key, given
 
@@ -231,7 +231,7 @@ def _fill(data: dict[str, Any], variables: Mapping[str, str], where: str) -> dic
 
     def fill(value: Any, key: str) -> Any:
         if isinstance(value, dict):
-            made = {fill(name, key): fill(item, _under(key, str(name))) for name, item in value.items()}
+            made = {fill(name, key): fill(item, under(key, str(name))) for name, item in value.items()}
             if len(made) < len(value):
                 raise SettingsError(f"{where}: {key or 'the file'}: two keys are equal once variables are filled in")
             return made
@@ -266,7 +266,7 @@ def _unknown_keys(root: Mapping[str, Any], data: Any) -> Iterator[tuple[str, str
         properties, rest = node.get("properties", {}), node.get("additionalProperties")
         if isinstance(value, dict) and node.get("type") == "object":
             for name, item in value.items():
-                inner = _under(key, str(name))
+                inner = under(key, str(name))
                 known = properties.get(name, rest)
                 if isinstance(known, dict):
                     yield from walk(known, item, inner)
@@ -277,7 +277,7 @@ def _unknown_keys(root: Mapping[str, Any], data: Any) -> Iterator[tuple[str, str
         elif isinstance(value, list):
             for place, item in enumerate(value):
                 items = [*node.get("prefixItems", []), *[node.get("items", {})] * len(value)]
-                yield from walk(items[place], item, _under(key, str(place)))
+                yield from walk(items[place], item, under(key, str(place)))
 
     return walk(root, data, "")
 
@@ -307,9 +307,9 @@ def _wrong_values(error: ValidationError, data: Any) -> Iterator[tuple[str, str]
             case "missing" | "missing_argument":
                 yield key, "expected a value, found none"
             case "union_tag_not_found":
-                yield _under(key, context["discriminator"].strip("'")), "expected a value, found none"
+                yield under(key, context["discriminator"].strip("'")), "expected a value, found none"
             case "union_tag_invalid":
-                tag_key = _under(key, context["discriminator"].strip("'"))
+                tag_key = under(key, context["discriminator"].strip("'"))
                 yield tag_key, f"expected one of {context['expected_tags']}, found {context['tag']!r}"
             case "dataclass_type" | "model_type" | "dict_type" | "model_attributes_type":
                 yield key, f"expected keys and values, found {found}"
@@ -332,10 +332,6 @@ def _dotted_key(location: Sequence[int | str], data: Any) -> str:
             continue  # a branch
         parts.append(str(part))
     return ".".join(parts)
-
-
-def _under(key: str, name: str) -> str:
-    return f"{key}.{name}" if key else name
 
 
 def _shortened(value: Any) -> str:

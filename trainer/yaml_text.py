@@ -44,10 +44,10 @@ def absurd_numbers(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Yield the dotted key of each number of plain values that no setting can be, and what was expected."""
     if isinstance(value, dict):
         for name, item in value.items():
-            yield from absurd_numbers(item, _under(key, str(name)))
+            yield from absurd_numbers(item, under(key, str(name)))
     elif isinstance(value, list):
         for place, item in enumerate(value):
-            yield from absurd_numbers(item, _under(key, str(place)))
+            yield from absurd_numbers(item, under(key, str(place)))
     elif isinstance(value, float) and not math.isfinite(value):
         yield key, f"expected a finite number, found {value}"
     elif isinstance(value, int) and abs(value) > LARGEST:
@@ -138,10 +138,10 @@ class _Extent:
         if isinstance(node, yaml.MappingNode):
             for name, item in node.value:
                 yield name, key
-                yield item, _under(key, str(name.value)[:40])
+                yield item, under(key, str(name.value)[:40])
         else:
             for place, item in enumerate(node.value):
-                yield item, _under(key, str(place))
+                yield item, under(key, str(place))
 
 
 def _one_line(error: yaml.YAMLError) -> str:
@@ -151,5 +151,6 @@ def _one_line(error: yaml.YAMLError) -> str:
     return str(error).replace("\n", " ")
 
 
-def _under(key: str, name: str) -> str:
+def under(key: str, name: str) -> str:
+    """Return the dotted key of what is called ``name`` below a key."""
     return f"{key}.{name}" if key else name

@@ -16,11 +16,11 @@ from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 READERS = 8
 """Manifests that are read at once."""
 ALL = "all"
-"""Every kind of error."""
+"""Every error."""
 
 
-def take_back_failed(shards: ShardSet, kind: str, made: Sequence[str]) -> list[str]:
-    """Take back what a run that makes the layers ``made`` can make anew: units with errors that say ``kind``, whatever
+def take_back_failed(shards: ShardSet, text: str, made: Sequence[str]) -> list[str]:
+    """Take back what a run that makes the layers ``made`` can make anew: units with errors that say ``text``, whatever
     their case, or any error if it is "all".
 
     With its masks all layers of a unit go: masks that are made anew may be others. Files are moved aside as ``repair``
@@ -30,10 +30,10 @@ def take_back_failed(shards: ShardSet, kind: str, made: Sequence[str]) -> list[s
     found = [
         (layer, number)
         for number in track(shards.committed(MASKS), "looking for errors", "unit")
-        for layer in _to_be_made_anew(shards, kind, number, made)
+        for layer in _to_be_made_anew(shards, text, number, made)
     ]
     if not found:
-        return [f"no unit has an error that says {kind!r}" if kind != ALL else "no unit has an error"]
+        return [f"no unit has an error that says {text!r}" if text != ALL else "no unit has an error"]
     folder = take_back(shards.storage, tuple(Broken(*one, (), files_of(shards, *one)) for one in found))
     count = len({number for _, number in found})
     notes = [f"{count} units with errors are made anew; what was there is in {shards.storage.path(folder)}"]
@@ -43,10 +43,10 @@ def take_back_failed(shards: ShardSet, kind: str, made: Sequence[str]) -> list[s
     return notes
 
 
-def _to_be_made_anew(shards: ShardSet, kind: str, number: int, made: Sequence[str]) -> list[str]:
+def _to_be_made_anew(shards: ShardSet, text: str, number: int, made: Sequence[str]) -> list[str]:
     """Return the layers of a unit that are to be taken back, in this order."""
     of_masks = _errors_of(shards, MASKS, number)
-    if MASKS in made and any(_says(error, kind) for error in of_masks):
+    if MASKS in made and any(_says(error, text) for error in of_masks):
         layers = [*(layer for layer in shards.dataset.layers if layer != MASKS), MASKS]
         return [layer for layer in layers if _is_there(shards, layer, number)]
     return [
@@ -54,7 +54,7 @@ def _to_be_made_anew(shards: ShardSet, kind: str, number: int, made: Sequence[st
         for layer in made
         if layer != MASKS and _is_there(shards, layer, number)
         # what lacks masks is in no layer, and for the same reason
-        if any(_says(error, kind) for error in _errors_of(shards, layer, number) - of_masks)
+        if any(_says(error, text) for error in _errors_of(shards, layer, number) - of_masks)
     ]
 
 
@@ -75,8 +75,8 @@ def count_errors(shards: ShardSet, layers: Sequence[str], numbers: Collection[in
         return sum(track(pool.map(errors, sorted(numbers)), "reading manifests", "unit", len(numbers)))
 
 
-def _says(error: str, kind: str) -> bool:
-    return kind == ALL or kind.casefold() in error.casefold()
+def _says(error: str, text: str) -> bool:
+    return text == ALL or text.casefold() in error.casefold()
 
 
 def _is_there(shards: ShardSet, layer: str, number: int) -> bool:

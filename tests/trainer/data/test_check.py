@@ -122,7 +122,7 @@ def test_sheet_shows_masks_where_they_are() -> None:
     photo = np.full((HEIGHT, HEIGHT, 3), 100, np.uint8)
     mask = np.zeros((1, HEIGHT, HEIGHT), bool)
     mask[0, :90] = True
-    sheet = contact_sheet([("t\u00eftle", [HumanSample.of_masks("a", photo, 1, mask)])])
+    sheet = contact_sheet([("t\u00eftle", [HumanSample("a", photo, 1, 1, lambda numbers: mask[list(numbers)])])])
     top, bottom = sheet[GAP + CAPTION + 45, GAP + 90], sheet[GAP + CAPTION + 135, GAP + 90]
     assert np.array_equal(bottom, (100, 100, 100))
     assert np.abs(top.astype(int) - 100).max() > 30

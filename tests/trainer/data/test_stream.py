@@ -42,7 +42,9 @@ class MadeUp:
     keys: Sequence[str] = ("made up",)
 
     def load(self, index: int) -> HumanSample:
-        return HumanSample.of_masks(self.keys[index], self.image, self.task, self.masks)
+        return HumanSample(
+            self.keys[index], self.image, self.task, len(self.masks), lambda numbers: self.masks[list(numbers)]
+        )
 
 
 def id_of(index: int = 0, epoch: int = 0) -> SampleId:

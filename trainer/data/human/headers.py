@@ -11,17 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
 from sum_factory.shared.image_formats import open_header
-from sum_factory.shared.images import MAX_PIXELS, RgbImage
+from sum_factory.shared.images import MAX_PIXELS
 from sum_factory.shared.progress import Stage
 
 LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "GIF")
 READERS = 8
 """Threads that read headers: on a disk of the network each waits most of its time."""
-TOGETHER = 64
+READ_AT_ONCE = 64
 """Files that a thread reads at a time: fewer cost more for handing them out than for reading them."""
 FIRST_BYTES, LAST_BYTES = 4_096, 1 << 17
 _TELLING = re.compile(rb"(?s)(?P<length>\0...)(?P<kind>eXIf|iTXt|zTXt|tEXt)")
@@ -47,7 +46,7 @@ class Header:
 
 def read_headers(paths: Sequence[Path]) -> list[Header | str]:
     """Return the header of each file, or in words why it cannot be read."""
-    parts = [paths[start : start + TOGETHER] for start in range(0, len(paths), TOGETHER)]
+    parts = [paths[start : start + READ_AT_ONCE] for start in range(0, len(paths), READ_AT_ONCE)]
     found: list[Header | str] = []
     with (
         warnings.catch_warnings(),
@@ -80,27 +79,6 @@ def _read_header(path: Path) -> Header | str:
         return f"{path}: {reason if error.errno else 'not an image of a known format'}"
     except Exception as error:  # on damaged bytes Pillow's readers raise whatever they run into
         return f"{path}: damaged ({error})"
-
-
-def as_stored(image: RgbImage, orientation: int) -> RgbImage:
-    """Return an upright photo, uint8 (H, W, 3), as it was before EXIF's ``orientation`` was applied."""
-    match orientation:
-        case 2:
-            return image[:, ::-1]
-        case 3:
-            return image[::-1, ::-1]
-        case 4:
-            return image[::-1]
-        case 5:
-            return image.swapaxes(0, 1)
-        case 6:
-            return np.rot90(image, 1)
-        case 7:
-            return image[::-1, ::-1].swapaxes(0, 1)
-        case 8:
-            return np.rot90(image, -1)
-        case _:
-            return image
 
 
 def _orientation_of(image: Image.Image) -> int:

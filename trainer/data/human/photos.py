@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sum_factory.shared.errors import InputError
-from sum_factory.shared.images import FORMATS, RgbImage, decode_image
+from sum_factory.shared.images import FORMATS, RgbImage, as_stored, decode_image
 from sum_factory.trainer.data.human.fitting import Fit
-from sum_factory.trainer.data.human.headers import Header, as_stored
+from sum_factory.trainer.data.human.headers import Header
 from sum_factory.trainer.data.human.mask_files import read_file
 
 Alpha = Literal["white", "dropped"]

@@ -31,11 +31,6 @@ class HumanSample:
     masks_at: Callable[[Sequence[int]], Masks]
     """Returns the masks of these numbers, bool (N, H, W). Raises ``InputError``, naming the file."""
 
-    @classmethod
-    def of_masks(cls, key: str, image: RgbImage, task: int, masks: Masks) -> HumanSample:
-        """Return a sample whose ``masks``, bool (K, H, W), are at hand."""
-        return cls(key, image, task, len(masks), lambda numbers: masks[list(numbers)])
-
     @cached_property
     def masks(self) -> Masks:
         """All masks, bool (K, H, W)."""
