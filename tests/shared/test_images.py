@@ -100,6 +100,15 @@ def test_transparency_shows_white() -> None:
     np.testing.assert_array_equal(decoded[:, -1], photo()[:, -1])
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_photo_that_is_transparent_everywhere_is_refused(mode: str) -> None:
+    """Over white nothing of it would be left, and nobody would be told."""
+    image = Image.fromarray(photo()).convert(mode)
+    image.putalpha(0)
+    with pytest.raises(ImageError, match=r"^a: transparent everywhere, so that nothing of it is seen"):
+        decode_image(encoded(image, "PNG"), "a")
+
+
 def test_transparent_grey_shows_white() -> None:
     grey = np.full((6, 7), 100, np.uint8)
     alpha = np.where(np.arange(7) < 3, 0, 255).astype(np.uint8) * np.ones((6, 1), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def test_options_go_before_the_recipe(file: Path, tmp_path: Path) -> None:
     run = read_header(out / WEIGHTS_FILE)["run"]
     assert (run["method"], run["loss"]["theta"]) == ("vanilla", 0.5)
     assert len(read_log(out)) == 1
+
+
+@pytest.mark.parametrize("command", ["fit", "refiner"])
+def test_run_is_not_written_into_a_pipe(command: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out")
+    result = call(command, "--recipe", "ft_small", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "out is there, and is no folder" in result.output
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def evaluate_command(
 
     tune_malloc()
     torch.set_num_threads(threads or usable_cores())
+    folder = Storage(out)
     sets = read_suite(suite, parse_variables(variables)).sets
     computed_in = settle(precision, pick_device(device)).name
     loaded = load_weights(weights, Runtime(device, computed_in))
@@ -134,7 +135,7 @@ def evaluate_command(
         "seed": seed,
         "precision": computed_in,
     }
-    folder = Storage(out)
+    folder.make()
     results = []
     for result in evaluate_sets(loaded, sets, protocols, max_masks, seed, computed_in):
         results.append(result)

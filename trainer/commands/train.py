@@ -17,10 +17,19 @@ from sum_factory.shared.store.local_files import is_stream
 if TYPE_CHECKING:
     from sum_factory.shared.relocation import Relocation
 
+
+def _folder(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
+    """Refuse what is there and is no folder: click itself lets pipes and devices pass."""
+    if path.exists() and not path.is_dir():
+        raise click.BadParameter(f"{path} is there, and is no folder")
+    return path
+
+
 recipe_option = click.option("--recipe", required=True, help="A YAML file, or the name of one that ships here.")
 out_option = click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
+    callback=_folder,
     required=True,
     help="Folder of the run: checkpoints, log and weights.",
 )

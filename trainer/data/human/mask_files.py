@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sum_factory.shared.deadlines import seconds_for, within
 from sum_factory.shared.errors import ImageError, InputError
-from sum_factory.shared.image_formats import bits_of, open_image
+from sum_factory.shared.image_formats import bits_of, is_negative, open_image
 from sum_factory.shared.images import MAX_PIXELS
 from sum_factory.shared.places import store_of
 from sum_factory.shared.store.refusals import reason_of
@@ -98,7 +98,9 @@ def read_mask_file(path: Path) -> MaskFile:
                 scaled = _SCALED.get(str(image.tile[0].args)) if image.tile and image.format == "PNG" else None
                 image.load()
                 lossy = is_lossy(image, data[:FIRST_BYTES])
+                is_inverted = is_negative(image) and image.mode.startswith("I;16")  # others Pillow has turned
                 file = _of_image(ImageOps.exif_transpose(image), lossy)
+                file = replace(file, values=65_535 - file.values) if is_inverted else file
                 return file if scaled is None else replace(file, scaled=scaled)
     except ImageError:
         raise

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 from PIL import Image, ImageFilter
 
 from sum_factory.shared.errors import ImageError, InputError
@@ -124,6 +125,16 @@ def test_masks_of_every_kind_are_read_as_they_were_drawn(kind: str, tmp_path: Pa
             assert np.count_nonzero(found != mask) <= 4
         else:
             assert np.array_equal(found, mask)
+
+
+def test_deep_tiffs_whose_0_is_white_are_not_inverted(tmp_path: Path) -> None:
+    write(tmp_path, grey(0, 255))
+    for number, mask in enumerate(objects()):
+        (tmp_path / "masks" / f"{number}.png").unlink()
+        stored = np.where(mask, 0, 65_535).astype(np.uint16)
+        tifffile.imwrite(tmp_path / "masks" / f"{number}.tif", stored, photometric="miniswhite")
+    pairs = opened(tmp_path)
+    assert [np.array_equal(pairs.load(n).masks[0], mask) for n, mask in enumerate(objects())] == [True] * 4
 
 
 def test_soft_edges_are_cut_at_half(tmp_path: Path) -> None:
