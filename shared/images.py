@@ -222,7 +222,7 @@ class Opened:
             image.load()
         if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
             return _upright_rgb(image, _from_deep_grey(image, depth, negative, self._stretch, is_unsigned(self._image)))
-        if has_own_alpha and "A" in image.getbands() and image.getextrema()[-1][1] == 0:
+        if has_own_alpha and "A" in image.getbands() and image.getchannel("A").getextrema() == (0, 0):
             raise ImageError(
                 f"{self._name}: transparent everywhere, so that nothing of it is seen; save it without its alpha, or "
                 "leave it out"
