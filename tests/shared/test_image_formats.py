@@ -228,8 +228,8 @@ def test_eight_bits_are_not_stretched() -> None:
 
 
 def bomb(width: int, height: int, depth: int, colour: int) -> bytes:
-    """Return a PNG of zeros, by its rows one after the other."""
-    packer, row = zlib.compressobj(1), bytes(1 + width * depth // 8 * {0: 1, 2: 3, 6: 4}[colour])
+    """Return a PNG of white, opaque if it has an alpha, by its rows one after the other."""
+    packer, row = zlib.compressobj(1), b"\0" + b"\xff" * (width * depth // 8 * {0: 1, 2: 3, 6: 4}[colour])
     rows = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")

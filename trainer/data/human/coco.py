@@ -39,6 +39,8 @@ MOST_EMPTY = 0.5
 """Share of the annotations that may cover nothing: of more, the file is not what it seems."""
 MOST_BEYOND = 0.05
 """Share of the polygons that may end beyond their photos, right or below: of more, these are not what was drawn on."""
+LEAST_OUTLINES, LEAST_REACH = 20, 0.7
+"""Of so many polygons one reaches so far right or down in its photo, or they were drawn on smaller ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +291,11 @@ class CocoInstances:
                     f"size than those in {self.images}; give these, or scale the polygons or cut them at the edges"
                 )
             said.append(f"{what}, and are cut there")
+        if checked.outlines >= LEAST_OUTLINES and checked.reach < LEAST_REACH:
+            said.append(
+                f"no polygon reaches beyond {checked.reach:.0%} of its photo, from the top left: if they were drawn on "
+                "smaller photos, or are percents, scale them"
+            )
         if not problems.counts:
             return photos
         wrong = {id(each) for each, kind in zip(flat, kinds, strict=True) if kind}

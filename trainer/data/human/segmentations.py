@@ -46,6 +46,8 @@ class Checked:
     empty: int = 0
     outlines: int = 0
     beyond: list[int] = field(default_factory=list)
+    reach: float = 0.0
+    """How far these polygons reach at most, from the top left, as a share of the width or of the height."""
     largest: float = -1.0
     """The largest coordinate of all polygons."""
 
@@ -140,6 +142,8 @@ def _check_polygons(
     flat = ~any_of(_areas(safe, lengths) > LEAST_AREA, owner)
     sound = kinds[marks] == SOUND
     beyond = sound & ((high[0] > (1 + TOLERANCE) * width + 1) | (high[1] > (1 + TOLERANCE) * height + 1))
+    reaches = np.maximum(high[0] / width, high[1] / height)
+    checked.reach = max(checked.reach, float(reaches[sound].max(initial=0.0)))
     checked.largest = max(checked.largest, float(safe.max(initial=-1.0)))
     checked.empty += int((flat & sound).sum())
     checked.outlines += int(sound.sum())

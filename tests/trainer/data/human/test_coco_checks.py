@@ -189,6 +189,13 @@ def test_polygons_of_photos_of_another_size_are_refused(scale: float, tmp_path: 
     )
 
 
+def test_polygons_that_all_lie_in_one_corner_are_pointed_out(tmp_path: Path) -> None:
+    drawn = [annotation([[1, 1, 9 + n / 2, 1, 9, 9]], n) for n in range(20)]
+    assert any("no polygon reaches beyond 46% of its photo" in line for line in opened(tmp_path, drawn).findings)
+    drawn.append(annotation([[1, 1, 29, 1, 9, 9]], 20))
+    assert not any("no polygon reaches" in line for line in opened(tmp_path, drawn).findings)
+
+
 def test_first_polygon_of_two_points_is_no_box(tmp_path: Path) -> None:
     (mask,) = opened(tmp_path, [annotation([[2, 2, 9, 9], *SQUARE])]).load(0).masks
     assert np.array_equal(mask, square())
