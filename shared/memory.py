@@ -9,8 +9,6 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
-OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
-"""What is raised when memory runs out: by Python and NumPy, and by torch on a GPU."""
 
 
 @dataclass

@@ -19,6 +19,7 @@ from sum_factory.labelgen.job import Begun, Event, GivenUp, ImageDone, Job, Lost
 from sum_factory.shared.errors import SumError, WorkerError
 from sum_factory.shared.places import absolute
 from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.shared.shortages import is_shortage
 
 POLL_SECONDS = 0.5
 IDLE_SECONDS = 0.05
@@ -115,7 +116,7 @@ class _Pool:
             yield from self._watch()
         yield from self._rest_of_progress()
         for unit in self.scheduler.given_up:
-            yield GivenUp(unit, f"it lost {2 * MAX_DEATHS} workers, though no image of it alone kills one")
+            yield GivenUp(unit, _why_given_up(self.scheduler.lacking.get(unit)))
 
     def _start_workers(self) -> None:
         while True:
@@ -223,11 +224,11 @@ class _Pool:
             return
         name = self.actors[worker].name
         self._remove(worker)
-        loss = self.scheduler.died(worker)
+        loss = self.scheduler.died(worker, is_shortage(getattr(error, "cause", None) or error))
         if loss is None:
             return
         lost = loss.assignment
-        if loss.left_out is not None and not self.scheduler.has_succeeded:
+        if loss.is_final and not self.scheduler.has_succeeded:
             raise WorkerError(
                 f"workers die of whatever they are given: the last one at {lost.unit:06d} ({_why(error)}); try a few "
                 "images with --workers 0, which shows more"
@@ -311,6 +312,12 @@ class _Pool:
             if worker not in self.retiring:
                 yield Notice(f"the node of {self.actors[worker].name} is being drained: it gets no more units")
                 self._retire(worker)
+
+
+def _why_given_up(lacking: int | None) -> str:
+    if lacking is not None:
+        return f"workers run out of memory over its image {lacking} alone: give them more, or leave that photo out"
+    return f"it lost {2 * MAX_DEATHS} workers, though no image of it alone kills one"
 
 
 def _why(error: Exception) -> str:

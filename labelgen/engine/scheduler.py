@@ -4,7 +4,8 @@ A worker may die of anything: a machine that is taken away, memory, an image tha
 counts against the unit that was worked on, and the unit is queued again. A unit that has lost ``MAX_DEATHS`` workers is
 searched: halves of it are labelled for nothing but to see whether they kill, until single images are left. An image
 that has killed ``MAX_DEATHS`` workers alone is left out, and the unit is labelled without it. A unit that kills
-though none of its images does is given up, and the others go on.
+though none of its images does is given up, and the others go on; so is one with an image over which workers run out of
+memory: with more of it they might not.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Loss:
 
     assignment: Assignment
     left_out: int | None = None
+    is_final: bool = False
+    """Whether an image is left out, or its unit given up, that had been tried alone often enough."""
 
 
 @dataclass
@@ -59,6 +62,8 @@ class _Suspect:
     """Whether the search that is going on has found an image to leave out."""
     searched_in_vain: bool = False
     left_out: tuple[int, ...] = ()
+    lacks: int | None = None
+    """The image over which workers ran out of memory alone."""
 
 
 class Scheduler:
@@ -81,6 +86,8 @@ class Scheduler:
         self.has_succeeded = False
         """Whether any assignment has ever been done: if not, the fault may well be with the workers themselves."""
         self.given_up: list[int] = []
+        self.lacking: dict[int, int] = {}
+        """Of the units given up, those over which workers ran out of memory: the image that it took."""
 
     @property
     def is_done(self) -> bool:
@@ -154,9 +161,10 @@ class Scheduler:
         self._ahead.clear()
         self._fresh, self._are_all_known = iter(()), True
 
-    def died(self, worker: WorkerId) -> Loss | None:
+    def died(self, worker: WorkerId, of_shortage: bool = False) -> Loss | None:
         """Forget a worker that died, and queue again what it had; return what it worked on, if anything.
 
+        ``of_shortage`` says that it had too little memory, which is no image's fault.
         A worker does its assignments in the order in which it got them, so it died in the first that was not finished.
         """
         assignments = self._assignments.pop(worker)
@@ -169,7 +177,8 @@ class Scheduler:
         suspect = self._suspects.setdefault(first.unit, _Suspect())
         suspect.attempts += 1
         if first.probe is not None:
-            return Loss(first, self._blame_probe(first, suspect))
+            left_out = self._blame_probe(first, suspect, of_shortage)
+            return Loss(first, left_out, left_out is not None or suspect.lacks is not None)
         self._blame(first, suspect)
         return Loss(first)
 
@@ -187,7 +196,7 @@ class Scheduler:
         images = tuple(i for i in range(self._size_of(assignment.unit)) if i not in suspect.left_out)
         self._queue_halves(assignment.unit, images, suspect)
 
-    def _blame_probe(self, assignment: Assignment, suspect: _Suspect) -> int | None:
+    def _blame_probe(self, assignment: Assignment, suspect: _Suspect, of_shortage: bool) -> int | None:
         """Count a death against some images; return the image that is to be left out, if it is one too many."""
         assert assignment.probe is not None, "only of probes"
         if len(assignment.probe) > 1:
@@ -198,6 +207,10 @@ class Scheduler:
         suspect.alone[image] += 1
         if suspect.alone[image] < MAX_DEATHS:
             self._queue_probe(assignment.unit, assignment.probe, suspect)
+            self._end_probe(assignment.unit)
+            return None
+        if of_shortage:
+            suspect.lacks = image
             self._end_probe(assignment.unit)
             return None
         suspect.found = True
@@ -231,6 +244,11 @@ class Scheduler:
 
     def _end_search(self, unit: int, suspect: _Suspect) -> None:
         """Queue a unit again of which every image is either left out or has been labelled without a death."""
+        if suspect.lacks is not None:
+            del self._suspects[unit]
+            self.given_up.append(unit)
+            self.lacking[unit] = suspect.lacks
+            return
         suspect.deaths, suspect.searched_in_vain = 0, not suspect.found
         suspect.alone.clear()
         self._queue_unit(unit, suspect)

@@ -13,10 +13,10 @@ from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.job import Begun, Event, ImageDone, Job, Units, WeightsRead
 from sum_factory.labelgen.labeler import Labeler
 from sum_factory.shared.allocator import tune_malloc
-from sum_factory.shared.errors import WorkerError
-from sum_factory.shared.memory import OUT_OF_MEMORY
+from sum_factory.shared.errors import SumError, WorkerError
 from sum_factory.shared.sam.checkpoint import SamWeights
 from sum_factory.shared.sam.readings import READINGS
+from sum_factory.shared.shortages import is_shortage
 
 IDLE_SECONDS = 0.05
 
@@ -59,11 +59,14 @@ class SerialExecutor:
                     yield replace(event, unit=number) if isinstance(event, ImageDone) else event
                     if stop.is_overdue:
                         return
-            except OUT_OF_MEMORY as error:
-                raise WorkerError(f"unit {number:06d}: not enough memory ({error}); {REMEDY_FOR_MEMORY}") from error
+            except Exception as error:
+                if isinstance(error, SumError) or not is_shortage(error):
+                    raise
+                why = f"not enough memory, open files or threads ({error})"
+                raise WorkerError(f"unit {number:06d}: {why}; {REMEDY_FOR_MEMORY}") from error
 
 
 REMEDY_FOR_MEMORY = (
     "give the process more, or a smaller --unit-size or --sam; with --workers 1 or more, a single image that needs too "
-    "much is found and left out"
+    "much is found and named"
 )

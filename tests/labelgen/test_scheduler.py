@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 from hypothesis import given
@@ -108,6 +108,28 @@ def test_unit_that_kills_though_no_image_does_is_given_up_and_the_others_are_don
     assert scheduler.given_up == [2]
     assert set(outcome.done) == {0, 1, 3, 4}
     assert outcome.deaths == 2 * MAX_DEATHS
+
+
+def test_image_over_which_workers_run_out_of_memory_is_not_left_out_but_its_unit_given_up() -> None:
+    scheduler = Scheduler(range(3), lambda unit: SIZE)
+    done: list[int] = []
+    for worker in count():
+        if scheduler.is_done:
+            break
+        scheduler.add_worker(worker)
+        list(scheduler.assign())
+        while assignments := scheduler.assignments_of(worker):
+            if assignments[0].unit == 1 and 2 in images_of(assignments[0]):
+                loss = scheduler.died(worker, of_shortage=True)
+                assert loss is not None
+                assert loss.left_out is None
+                break
+            scheduler.done(worker, assignments[0])
+            done += [assignments[0].unit] if assignments[0].probe is None else []
+        else:
+            scheduler.remove_worker(worker)
+    assert (scheduler.given_up, scheduler.lacking) == ([1], {1: 2})
+    assert sorted(done) == [0, 2]
 
 
 @pytest.mark.parametrize(("deaths", "left_out"), [(5, ()), (6, (0,))])
