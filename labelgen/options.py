@@ -56,7 +56,9 @@ WORK_OPTIONS = (
         "--workers", type=click.IntRange(min=0), default=0, help="Ray actors; 0 works in this process, without Ray."
     ),
     click.option(
-        "--ray-address", default=None, help='Address of a running Ray cluster, or "auto" for that of this machine.'
+        "--ray-address",
+        default=None,
+        help='HOST:PORT of a running Ray cluster, or "auto" for that of this machine.',
     ),
     click.option(
         "--gpus-per-worker",

@@ -9,10 +9,20 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from sum_factory.labelgen.engine.address import Door, found_address, require_cluster, shortened
 from sum_factory.labelgen.engine.ray_folder import require_ray_folder
 from sum_factory.labelgen.engine.stop import handlers_kept
 from sum_factory.shared.errors import WorkerError
-from sum_factory.shared.progress import Stage
+from sum_factory.shared.progress import SPEAKER, Stage
+
+OPEN_DOOR = (
+    "has no token authentication: whoever reaches its port can run programs there as its user. Start it with "
+    "RAY_AUTH_MODE=token (docs/cluster.md)"
+)
+GIVE_TOKEN = (
+    "it lets in only those with its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token as on its "
+    "nodes"
+)
 
 
 @dataclass(frozen=True)
@@ -47,18 +57,16 @@ def connected(resources: Resources) -> Iterator[None]:
 
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     what = "starting Ray" if resources.address is None else f"connecting to Ray at {resources.address}"
+    door: Door = "guarded"
     with handlers_kept(), Stage(what):
         if resources.address is None:
             require_ray_folder()
             slots = max(1, ceil(resources.workers * resources.cpus_per_worker))
             ray.init(address="local", num_cpus=slots, include_dashboard=False, **options)
         else:
-            try:
-                ray.init(address=resources.address, **options)
-            except ConnectionError as error:
-                raise WorkerError(
-                    f"no Ray cluster at {resources.address!r} ({error}); check --ray-address, or leave it out"
-                ) from error
+            door = _join(resources.address, options)
+    if door == "open":
+        SPEAKER.say(f"Ray at {resources.address} {OPEN_DOOR}")
     try:
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         gpus = sum(node["Resources"].get("GPU", 0.0) for node in nodes)
@@ -71,6 +79,19 @@ def connected(resources: Resources) -> Iterator[None]:
     finally:
         with handlers_kept(), Stage("leaving Ray"):
             ray.shutdown()
+
+
+def _join(address: str, options: dict[str, Any]) -> Door:
+    """Connect to a running cluster; return whether it lets in everybody. Raises ``WorkerError`` if that fails."""
+    import ray
+
+    door = require_cluster(found_address(address))
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        remedy = f"; {GIVE_TOKEN}" if door == "guarded" else ""
+        raise WorkerError(f"cannot join the Ray cluster at {address!r} ({shortened(str(error))}){remedy}") from error
+    return door
 
 
 def draining_nodes() -> set[str]:
