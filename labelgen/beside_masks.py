@@ -110,7 +110,7 @@ class MakingKept(_OfCommitted):
             resized=photo.resized,
             label_blobs=partial(labeler.shards.label_blobs, self.unit.number, image),
             generate=lambda: labeler.generator.label(*photo),
-            embed=partial(labeler.embedder.embed_crop, photo.pixels, resized=photo.resized),
+            embed=partial(labeler.embed, photo),
         )
         return {layer: KEPT[layer].again(committed) for layer in self.kept.writers}
 
@@ -183,7 +183,7 @@ class MakingMaps(_OfCommitted):
                 embedding = read_embedding(labeler.shards, number, image.index, crop_box)
                 if embedding is not None:
                     return torch.from_numpy(embedding)[None].to(labeler.embedder.sam.device)
-            return None if photo is None else labeler.embedder.embed_crop(photo.pixels, crop_box, photo.resized)
+            return None if photo is None else labeler.embed(photo, crop_box)
 
         return labeler.maker.make(masks, embed), error
 

@@ -207,6 +207,8 @@ class Notice:
     """Something that people who watch the run should know."""
 
     text: str
+    of_waiting: bool = False
+    """Whether a worker waits for what it says; others may wait for the same."""
 
 
 @dataclass(frozen=True)

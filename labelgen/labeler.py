@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from sum_factory.labelgen.beside_masks import Makes, MakingKept, MakingMaps, add_maps_of, all_of, commit_maps
 from sum_factory.labelgen.job import Event, ImageDone, Job, UnitReport
@@ -23,6 +24,7 @@ from sum_factory.labelgen.uncertainty import MaskToRefine, UncertaintyMaker, Unc
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.images import digest
 from sum_factory.shared.photo_files import PhotoFile, read_listed
+from sum_factory.shared.placement import CropBox
 from sum_factory.shared.sam.checkpoint import SamWeights, load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Embedder, place
@@ -108,6 +110,12 @@ class Labeler:
         """Do for the images of a unit that are not ``refused`` what ``label_unit`` would do, but commit nothing."""
         for makes in self._lacking(unit, refused):
             deque(makes.make(), maxlen=0)
+
+    def embed(self, photo: LoadedPhoto, crop_box: CropBox) -> Tensor:
+        """Return the embedding, (1, C, g, g), of a crop of a photo."""
+        embedding = self.embedder.embed_crop(photo.pixels, crop_box, photo.resized)
+        self.lanes.on_step()
+        return embedding
 
     def _lacking(self, unit: Unit, refused: Mapping[str, str]) -> Iterator[Makes]:
         """Yield what makes the layers that a unit lacks, in the order in which they are to be committed.

@@ -9,7 +9,7 @@ from typing import get_args
 import click
 
 from sum_factory.labelgen.masks.settings import DEFAULTS_OF_MODELS, AutomaskSettings
-from sum_factory.labelgen.settings import WAIT_SECONDS, Missing
+from sum_factory.labelgen.settings import SILENT_SECONDS, STUCK_SECONDS, WAIT_SECONDS, Missing
 from sum_factory.shared.commands import threads_option
 from sum_factory.shared.field_docs import docs_of
 from sum_factory.shared.sam.settings import PACKAGED, WEIGHTS_HELP
@@ -91,6 +91,18 @@ WORK_OPTIONS = (
         metavar="all|TEXT",
         default=None,
         help="Make units anew that lack photos because of an error: all, or those of which an error says TEXT.",
+    ),
+    click.option(
+        "--silent-after",
+        type=click.FloatRange(min=30),
+        default=SILENT_SECONDS,
+        help="Seconds after which a Ray worker is replaced that is not heard of, as when it was stopped.",
+    ),
+    click.option(
+        "--stuck-after",
+        type=click.FloatRange(min=60),
+        default=STUCK_SECONDS,
+        help="Seconds after which a Ray worker is replaced that gets nothing done, not even a part of a photo.",
     ),
     click.option(
         "--max-errors",

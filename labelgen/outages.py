@@ -36,14 +36,15 @@ class Outages:
     """Reads photos, and waits up to ``seconds`` in all wherever their place is gone.
 
     With ``missing`` "record", a photo that is gone counts as its own fault, whatever is beside it. ``is_stopping``
-    ends the waiting at once; ``say`` is told of it. May be used by several threads: one of them waits and tells, the
-    others wait for it.
+    ends the waiting at once; ``say`` is told of it, and ``on_look`` is called again and again while it lasts. May be
+    used by several threads: one of them waits and tells, the others wait for it.
     """
 
     seconds: float = WAIT_SECONDS
     missing: Missing = "wait"
     is_stopping: Callable[[], bool] = lambda: False
     say: Callable[[str], None] = SPEAKER.say
+    on_look: Callable[[], object] = lambda: None
     _turn: threading.Lock = field(default_factory=threading.Lock)
     _has_given_up: bool = False
     """Whether it was waited in vain: whoever reads next does not wait again, and the run comes to its end."""
@@ -91,6 +92,7 @@ class Outages:
         self.say(f"{error}; neither can what is beside it: waiting {pause:.0f} s, {left:.0f} s at most")
         until = time.monotonic() + pause
         while time.monotonic() < until:
+            self.on_look()
             if self.is_stopping():
                 return False
             time.sleep(min(STOP_SECONDS, pause))

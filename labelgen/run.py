@@ -12,6 +12,7 @@ import click
 
 from sum_factory.labelgen.engine.cluster import Resources
 from sum_factory.labelgen.engine.pool import RayExecutor
+from sum_factory.labelgen.engine.pulse import Patience
 from sum_factory.labelgen.engine.serial import SerialExecutor
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.event_log import open_log
@@ -32,7 +33,14 @@ from sum_factory.labelgen.plan import prepare
 from sum_factory.labelgen.progress import ProgressReporter, RunSummary
 from sum_factory.labelgen.sam import read_sam, recorded_sam
 from sum_factory.labelgen.sets.retry import count_errors, take_back_failed
-from sum_factory.labelgen.settings import UNIT_SIZE, WAIT_SECONDS, Missing, UncertaintySettings
+from sum_factory.labelgen.settings import (
+    SILENT_SECONDS,
+    STUCK_SECONDS,
+    UNIT_SIZE,
+    WAIT_SECONDS,
+    Missing,
+    UncertaintySettings,
+)
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import SettingsError, ShardError
 from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, resolve, settle
@@ -128,6 +136,11 @@ class RunSettings:
     """What is done about photos that are gone together with all beside them: wait, or record that they are gone."""
     retry_errors: str | None = None
     """Make units anew that lack photos because of an error: "all", or those of whose errors one says this."""
+    silent_after: float = SILENT_SECONDS
+    """Seconds after which a Ray worker is replaced that is not heard of: it was stopped, or is out of reach."""
+    stuck_after: float = STUCK_SECONDS
+    """Seconds after which a Ray worker is replaced that is heard of, and gets nothing done, not even a part of a photo.
+    Waiting for photos counts as getting on: ``wait_for_photos`` limits that."""
     max_errors: int | None = None
     """Stop when more photos than this could not be labelled. By default the run goes on, however many they are."""
     log: str | None = None
@@ -188,6 +201,11 @@ class UncertaintyRunSettings:
     """What is done about photos that are gone together with all beside them: wait, or record that they are gone."""
     retry_errors: str | None = None
     """Make units anew that lack photos because of an error: "all", or those of whose errors one says this."""
+    silent_after: float = SILENT_SECONDS
+    """Seconds after which a Ray worker is replaced that is not heard of: it was stopped, or is out of reach."""
+    stuck_after: float = STUCK_SECONDS
+    """Seconds after which a Ray worker is replaced that is heard of, and gets nothing done, not even a part of a photo.
+    Waiting for photos counts as getting on: ``wait_for_photos`` limits that."""
     max_errors: int | None = None
     """Stop when more photos than this could not be labelled. By default the run goes on, however many they are."""
     log: str | None = None
@@ -401,4 +419,5 @@ def make_executor(
         cpus = cores / workers if settings.ray_address is None else CPUS_ON_CLUSTER
         # Ray counts several CPUs in whole ones, and a part of one in ten-thousandths, which must not add up to more
         cpus = float(int(cpus)) if cpus > 1 else int(cpus * 10_000) / 10_000
-    return RayExecutor(job, Resources(workers, settings.ray_address, settings.gpus_per_worker, cpus))
+    patience = Patience(settings.silent_after, settings.stuck_after)
+    return RayExecutor(job, Resources(workers, settings.ray_address, settings.gpus_per_worker, cpus, patience))

@@ -14,6 +14,10 @@ Missing = Literal["wait", "record"]
 """What is done about a photo that is gone and whose neighbours are, too: wait for them, or record that it is gone."""
 WAIT_SECONDS = 600.0
 """Seconds that a run waits, in all, for a place of photos that is gone."""
+SILENT_SECONDS = 120.0
+"""Seconds without a sign of life after which a Ray worker is replaced."""
+STUCK_SECONDS = 3600.0
+"""Seconds after which a Ray worker is replaced that is heard of, and gets nothing done."""
 REFINEMENT_SOURCE = "refinement"
 SOURCES = (REFINEMENT_SOURCE, *FORMULAS)
 """Where uncertainty comes from: a refiner, or SAM's own confidence in one of two ways."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
 from sum_factory.labelgen.engine.address import Door, found_address, require_cluster, shortened
+from sum_factory.labelgen.engine.pulse import Patience
 from sum_factory.labelgen.engine.ray_folder import require_ray_folder
 from sum_factory.labelgen.engine.stop import handlers_kept
 from sum_factory.shared.errors import WorkerError
@@ -36,6 +37,8 @@ class Resources:
     address: str | None = None
     gpus_per_worker: float = 0.0
     cpus_per_worker: float = 1.0
+    patience: Patience = field(default_factory=Patience)
+    """How long workers may be silent, or get nothing done."""
 
     def each(self) -> str:
         """Say what a worker asks for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -12,6 +12,7 @@ from typing import Any
 
 from sum_factory.labelgen.engine.cluster import Resources, connected, draining_nodes
 from sum_factory.labelgen.engine.metrics import Metrics
+from sum_factory.labelgen.engine.pulse import Pulses
 from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Assignment, Scheduler, WorkerId
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.engine.worker import Answer, Board, Worker
@@ -27,6 +28,10 @@ DRAIN_SECONDS = 5.0
 """How often the cluster is asked which nodes are about to go."""
 NO_WORKER_SECONDS = 60.0
 """After so long without a single worker, people are told what is being waited for."""
+BOARD_SECONDS = 60.0
+"""A board that does not answer for so long is replaced."""
+WAITING_SECONDS = 10.0
+"""Of workers that wait for the same, as when a disk is gone, people are told so often at most."""
 LONGEST_REASON = 300
 SPARE_STARTS = 2
 """Workers beyond the number asked for that may die one after the other, before any of them is ready to work."""
@@ -88,6 +93,7 @@ class _Pool:
         self.board = board.options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
         worker: Any = ray.remote(worker_class)
         self.actor = worker.options(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
+        self.pulses = Pulses(resources.patience)
         self.taken: Any = None
         self.ids = count()
         self.actors: dict[WorkerId, _Actor] = {}
@@ -96,6 +102,7 @@ class _Pool:
         self.retiring: set[WorkerId] = set()
         self.deaths_at_start = 0
         self.told = self.looked = self.waiting_since = time.monotonic()
+        self.asked, self.told_waiting = self.told, float("-inf")
 
     def events(self) -> Iterator[Event]:
         """Work until nothing is left or a stop is overdue; yield what happens."""
@@ -123,8 +130,10 @@ class _Pool:
             active = len(self.actors) - len(self.retiring)
             if active >= self.resources.workers or not self.scheduler.has_work_for(active + 1):
                 return
-            worker, handle = next(self.ids), self.actor.remote(self.job, self.board, self.resources.cpus_per_worker)
+            worker = next(self.ids)
+            handle = self.actor.remote(self.job, self.board, self.resources.cpus_per_worker, worker)
             self.actors[worker] = _Actor(handle)
+            self.pulses.add(worker)
             self.starting[handle.start.remote()] = worker
 
     def _hand_out(self) -> Iterator[Event]:
@@ -132,6 +141,8 @@ class _Pool:
             actor = self.actors[worker]
             answer = actor.handle.work.remote(assignment, self.units.moved.get(assignment.unit))
             self.running[answer] = (worker, assignment)
+            if len(self.scheduler.assignments_of(worker)) == 1:
+                self.pulses.begin(worker)
             yield Begun(assignment.unit, assignment.attempt, actor.name, len(assignment.probe or ()))
 
     def _ready(self) -> list[Any]:
@@ -170,6 +181,7 @@ class _Pool:
             self.actors[worker].node = address.node
             self.actors[worker].name = f"{address.host}, process {address.process}"
             self.scheduler.add_worker(worker)
+            self.pulses.rest(worker)
             yield WeightsRead(self.actors[worker].name, *address.weights)
 
     def _bury_at_start(self, worker: WorkerId, error: Exception) -> None:
@@ -203,6 +215,7 @@ class _Pool:
     def _take(self, reference: Any, answer: Answer) -> Iterator[Event]:
         worker, assignment = self.running.pop(reference)
         self.scheduler.done(worker, assignment)
+        (self.pulses.begin if self.scheduler.assignments_of(worker) else self.pulses.rest)(worker)
         self._dismiss(worker)
         yield from answer.progress
         if answer.report is not None:
@@ -241,6 +254,7 @@ class _Pool:
 
         ray.kill(self.actors.pop(worker).handle)
         self.retiring.discard(worker)
+        self.pulses.forget(worker)
 
     def _dismiss(self, worker: WorkerId) -> None:
         """Let a worker go that was to retire and has nothing left to do."""
@@ -261,38 +275,71 @@ class _Pool:
         """
         self.retiring.add(worker)
         if worker in self.starting.values():
-            reference = next(reference for reference, other in self.starting.items() if other == worker)
-            del self.starting[reference]
+            self._forget_start(worker)
             self._remove(worker)
             return
         self.scheduler.retire(worker)
         self._dismiss(worker)
 
-    def _progress(self) -> Iterator[ImageDone | Notice]:
-        """Yield the progress of units that are being worked on, as far as the driver knows of it."""
+    def _progress(self) -> Iterator[Event]:
+        """Yield the progress of units that are being worked on, and replace workers that are stuck."""
         import ray
         from ray.exceptions import RayError
 
         if self.taken is None:
             if time.monotonic() - self.told < POLL_SECONDS:
                 return
-            self.taken = self.board.take.remote()
+            self.taken, self.asked = self.board.take.remote(), time.monotonic()
         if ray.wait([self.taken], timeout=0)[0]:
             taken, self.taken, self.told = self.taken, None, time.monotonic()
             try:
-                yield from ray.get(taken)
+                events, beats = ray.get(taken)
             except RayError:  # the board is started anew; reports alone tell what is done
                 return
+            yield from self._without_repetition(events)
+            yield from self._replace_stuck(beats)
+        elif time.monotonic() - self.asked > BOARD_SECONDS:
+            self.taken, self.told = None, time.monotonic()
+            ray.kill(self.board, no_restart=False)
+            yield Notice(
+                f"what collects the progress of the workers has not answered for {BOARD_SECONDS:.0f} s, and is replaced"
+            )
 
-    def _rest_of_progress(self) -> Iterator[ImageDone | Notice]:
+    def _without_repetition(self, events: Sequence[ImageDone | Notice]) -> Iterator[Event]:
+        for event in events:
+            if isinstance(event, Notice) and event.of_waiting:
+                if time.monotonic() - self.told_waiting < WAITING_SECONDS:
+                    continue
+                self.told_waiting = time.monotonic()
+            yield event
+
+    def _replace_stuck(self, beats: Mapping[WorkerId, int]) -> Iterator[Event]:
+        """Replace workers that have stopped, or get nothing done: what they had is given to others."""
+        for stuck in self.pulses.take(beats):
+            worker, error = stuck.worker, WorkerError(stuck.text)
+            is_starting = worker in self.starting.values()
+            given = () if is_starting else self.scheduler.assignments_of(worker)
+            if not stuck.is_over or not given:  # else its loss is told of
+                doing = f"unit {given[0].unit:06d}" if given else "loading the models" if is_starting else "idle"
+                yield Notice(f"{doing}: {self.actors[worker].name or f'worker {worker}'}: {stuck.text}")
+            if stuck.is_over and is_starting:
+                self._forget_start(worker)
+                self._bury_at_start(worker, error)
+            elif stuck.is_over:
+                yield from self._bury(worker, error)
+
+    def _forget_start(self, worker: WorkerId) -> None:
+        del self.starting[next(reference for reference, other in self.starting.items() if other == worker)]
+
+    def _rest_of_progress(self) -> Iterator[Event]:
         """Yield what the board still holds when all is done: no photo that failed may be missing from the log."""
         import ray
         from ray.exceptions import RayError
 
         for taken in (self.taken, self.board.take.remote()):
             if taken is not None:
-                with suppress(RayError):  # the board was started anew
-                    yield from ray.get(taken)
+                with suppress(RayError):  # the board was started anew, or does not answer
+                    yield from self._without_repetition(ray.get(taken, timeout=BOARD_SECONDS)[0])
 
     def _watch(self) -> Iterator[Event]:
         """Look after nodes that are about to go, and say so if no worker is there."""

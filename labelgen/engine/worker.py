@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Assignment
+from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Assignment, WorkerId
 from sum_factory.labelgen.job import ImageDone, Job, Notice, UnitReport
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.sam.readings import READINGS
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 TELL_SECONDS = 1.0
 """A worker tells of its progress so often at most."""
+BOARD_SECONDS = 60.0
+"""So long a worker waits, at the end of a unit, until what it has told is on the board."""
 log = logging.getLogger(__name__)
 
 
@@ -46,29 +49,54 @@ class Board:
 
     def __init__(self) -> None:
         self.events: list[ImageDone | Notice] = []
+        self.beats: dict[WorkerId, int] = {}
 
     def put(self, events: Sequence[ImageDone | Notice]) -> None:
         """Add what a worker tells."""
         self.events += events
 
-    def take(self) -> list[ImageDone | Notice]:
-        """Return what was added since the last time."""
-        events, self.events = self.events, []
-        return events
+    def beat(self, worker: WorkerId, done: int) -> None:
+        """Note that a worker is alive and has done so much."""
+        self.beats[worker] = done
+
+    def take(self) -> tuple[list[ImageDone | Notice], dict[WorkerId, int]]:
+        """Return what was added since the last time, and how much the workers had done that were heard of."""
+        events, beats = self.events, self.beats
+        self.events, self.beats = [], {}
+        return events, beats
 
 
 class Worker:
-    """A labeler in an actor."""
+    """A labeler in an actor. A thread of it tells the board, every ``beat_seconds``, that the process is alive."""
 
-    def __init__(self, job: Job, board: Any, cpus: float) -> None:
+    beat_seconds = 5.0
+
+    def __init__(self, job: Job, board: Any, cpus: float, number: WorkerId) -> None:
         self.job = job
         self.board = board
         self.cpus = cpus
+        self.number = number
+        self.done = 0
+        """Photos and parts of them that were done, and looks at whether photos that are away are back."""
+
+    def _beat(self) -> None:
+        while True:
+            self.board.beat.remote(self.number, self.done)
+            time.sleep(self.beat_seconds)
+
+    def _advance(self) -> None:
+        self.done += 1
+
+    def _tell_waiting(self, text: str) -> None:
+        """Have the driver say what this worker waits for: what it prints is in a file of its node."""
+        self.board.put.remote([Notice(f"{socket.gethostname()}: {text}", of_waiting=True)])
 
     def start(self) -> WorkerAddress:
-        """Load the models: not in the constructor, whose errors Ray does not hand on as they are."""
+        """Begin to be heard of, and load the models: not in the constructor, whose errors Ray does not hand on as they
+        are."""
         import ray
 
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
         self.labeler = self.load()
         node = ray.get_runtime_context().get_node_id()
         return WorkerAddress(node, socket.gethostname(), os.getpid(), READINGS.since())
@@ -79,17 +107,14 @@ class Worker:
 
         tune_malloc()
         labeler = Labeler(self.job, max(1, int(self.cpus)))
-        labeler.outages.say = self._say
+        labeler.lanes.on_step = labeler.outages.on_look = self._advance
+        labeler.outages.say = self._tell_waiting
         return labeler
-
-    def _say(self, text: str) -> None:
-        """Have the driver say it: what a worker prints is in a file of its node."""
-        self.board.put.remote([Notice(f"{socket.gethostname()}: {text}")])
 
     def work(self, assignment: Assignment, moved: Unit | None) -> Answer:
         """Label a unit, or try some of its images. ``moved`` is its plan if that is not the one in the shard set.
 
-        When it returns, the board has what was told before.
+        When it returns, the board has what was told before, unless it does not answer.
         """
         import ray
 
@@ -104,7 +129,7 @@ class Worker:
         for event in self.labeler.label_unit(unit, _left_out(unit, assignment)):
             if isinstance(event, UnitReport):
                 log.info("unit %06d, attempt %d: done", assignment.unit, assignment.attempt)
-                ray.wait(on_board, num_returns=len(on_board))
+                ray.wait(on_board, num_returns=len(on_board), timeout=BOARD_SECONDS)
                 return Answer(replace(event, attempt=assignment.attempt), untold)
             assert isinstance(event, ImageDone), "a labeler tells nothing else"
             untold.append(replace(event, unit=assignment.unit, attempt=assignment.attempt))

@@ -47,6 +47,8 @@ class Lanes:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self.on_step: Callable[[], object] = lambda: None
+        """Called by any lane whenever an item is done, or a part of one."""
         self._pool: GeneratorPool | None = None
 
     @overload
@@ -69,15 +71,15 @@ class Lanes:
         if self.count == 1:
             begun: deque[Any] = deque()
             for item in items:
-                begun.append(begin(item))
+                begun.append(self._step(begin, item))
                 if len(begun) > BEHIND:
-                    yield finish(begun.popleft())
+                    yield self._step(finish, begun.popleft())
             while begun:
-                yield finish(begun.popleft())
+                yield self._step(finish, begun.popleft())
             return
 
         def work(item: Item) -> Any:
-            return finish(begin(item))
+            return self._step(finish, self._step(begin, item))
 
         pending: deque[Future[Any]] = deque()
         with GeneratorPool(self.count, initializer=_use_one_core) as self._pool:
@@ -94,9 +96,9 @@ class Lanes:
         To be called by a lane. Raises ``CancelledError`` if nobody waits for its work any more.
         """
         if self._pool is None:
-            return [function(item) for item in items]
+            return [self._step(function, item) for item in items]
         try:
-            parts = [self._pool.submit(function, item) for item in items]
+            parts = [self._pool.submit(self._step, function, item) for item in items]
         except RuntimeError as error:  # shut down
             raise CancelledError from error
         own: list[Result] = []
@@ -105,8 +107,13 @@ class Lanes:
                 raise CancelledError
             if not part.cancel():
                 break
-            own.append(function(item))
+            own.append(self._step(function, item))
         return [part.result() for part in parts[: len(parts) - len(own)]] + own[::-1]
+
+    def _step(self, function: Callable[[Item], Result], item: Item) -> Result:
+        result = function(item)
+        self.on_step()
+        return result
 
 
 def _use_one_core() -> None:

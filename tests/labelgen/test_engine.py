@@ -70,6 +70,20 @@ class CannotWriteUnit1(Worker):
         return super().work(assignment, moved)
 
 
+class IsStoppedOnceInUnit1(Worker):
+    """A worker that is stopped half-way through unit 1, and not dead, if it is the first to label it."""
+
+    beat_seconds = 0.2
+
+    def work(self, assignment: Assignment, moved: Unit | None) -> Answer:
+        tombstone = Path(self.job.shards).with_name("tombstone")
+        if assignment.unit == 1 and not tombstone.exists():
+            next(iter(self.labeler.label_unit(self.labeler.shards.unit(1))))
+            tombstone.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().work(assignment, moved)
+
+
 class LosesPhotos(Worker):
     """A worker whose disk of photos goes before unit 1."""
 
@@ -112,6 +126,30 @@ def test_ray_writes_the_bytes_of_a_serial_run_though_a_worker_is_killed(
     assert (tmp_path / "tombstone").exists()
     assert (summary.units_done, summary.images, summary.masks) == (3, 6, finished[1].masks)
     assert snapshot(tmp_path / "shards") == snapshot(finished[0])
+
+
+def test_worker_that_is_stopped_is_told_of_and_replaced_and_the_bytes_are_those_of_a_serial_run(
+    photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Snapshot, address: str,
+    use_worker: Callable[[type], None], capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    use_worker(IsStoppedOnceInUnit1)
+    summary = label(photos, tmp_path / "shards", workers=1, ray_address=address, silent_after=6.0)
+    stopped = (tmp_path / "tombstone").read_text()
+    assert (summary.units_done, summary.masks, summary.errors) == (3, finished[1].masks, ())
+    assert snapshot(tmp_path / "shards") == snapshot(finished[0])
+    warned, replaced = (
+        line for line in capsys.readouterr().err.splitlines() if f"process {stopped}: not heard" in line
+    )
+    assert "unit 000001: " in warned
+    assert "it is replaced after 6 s (--silent-after)" in warned
+    assert "lost: the worker at unit 000001" in replaced
+    assert "(--silent-after), and replaced" in replaced
+    assert not is_alive(int(stopped))
+
+
+def is_alive(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_photo_that_kills_its_workers_is_found_and_left_out_and_nothing_else_changes(
@@ -188,10 +226,6 @@ def test_ray_makes_maps_later_that_a_serial_run_makes_in_one_pass(
     assert snapshot(own_shards) == snapshot(serial)
 
 
-def test_missing_cluster_is_named(photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**options: Any) -> None:
-        raise ConnectionError("Could not find any running Ray instance")
-
-    monkeypatch.setattr("ray.init", refuse)
-    with pytest.raises(WorkerError, match=r"no Ray cluster at 'auto'.*check --ray-address"):
-        label(photos, tmp_path / "shards", ray_address="auto")
+def test_missing_cluster_is_named(photos: Path, tmp_path: Path, label: Label) -> None:
+    with pytest.raises(WorkerError, match=r"no Ray cluster at '127.0.0.1:1' \(.*refused\); check --ray-address"):
+        label(photos, tmp_path / "shards", ray_address="127.0.0.1:1")

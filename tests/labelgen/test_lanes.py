@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,10 +19,13 @@ from sum_factory.labelgen.engine.worker import Worker
 from sum_factory.labelgen.job import Job
 from sum_factory.labelgen.labeler import Labeler
 from sum_factory.labelgen.masks import lanes as lanes_module
+from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.masks.lanes import BEHIND, LANE_BYTES, Lanes, take_cores
+from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.progress import RunSummary
 from sum_factory.labelgen.run import RunSettings, make_executor
-from sum_factory.shared.errors import SettingsError
+from sum_factory.shared.errors import SettingsError, UnreachableError
+from sum_factory.shared.photo_files import PhotoFile, read_bytes
 from sum_factory.shared.sam.checkpoint import PACKAGED
 from sum_factory.shared.sam.runtime import Runtime
 
@@ -199,11 +203,39 @@ def test_threads_are_about_this_machine(monkeypatch: pytest.MonkeyPatch) -> None
         executor(monkeypatch, threads=2, ray_address="auto")
 
 
+def test_a_worker_gets_on_with_parts_of_photos_and_while_it_waits_for_photos(
+    finished: tuple[Path, RunSummary], loose: AutomaskSettings, tmp_path: Path
+) -> None:
+    threads = torch.get_num_threads()
+    try:
+        worker = Worker(replace(JOB, shards=str(finished[0]), wait_for_photos=0.1), None, 1.0, 0)
+        labeler = worker.load()
+        generator = LabelGenerator(labeler.embedder.sam, replace(loose, points_per_side=4), 4, lanes=labeler.lanes)
+        generator.label(np.zeros((40, 60, 3), np.uint8))
+        assert worker.done == 16 / generator.decoder.points_at_once(4) > 1
+        worker.done = 0
+        labeler.outages.say = lambda text: None
+        gone = PhotoFile("a", str(tmp_path / "gone" / "a.png"))
+        with pytest.raises(UnreachableError):
+            labeler.outages.read(gone, [gone], lambda: read_bytes(gone))
+        assert worker.done > 0
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_step_is_told_of_also_of_what_helps(count: int) -> None:
+    lanes, steps = Lanes(count), []
+    lanes.on_step = lambda: steps.append(None)
+    list(lanes.in_order(lambda item: lanes.spread(lambda part: part, range(3)), range(5)))
+    assert len(steps) == 5 * (3 + 2)
+
+
 @pytest.mark.parametrize(("cpus", "lanes"), [(0.0, 1), (0.5, 1), (1.0, 1), (2.0, 2), (3.9, 3)])
 def test_a_worker_has_a_lane_for_each_whole_cpu(finished: tuple[Path, RunSummary], cpus: float, lanes: int) -> None:
     threads = torch.get_num_threads()
     try:
-        labeler = Worker(replace(JOB, shards=str(finished[0])), None, cpus).load()
+        labeler = Worker(replace(JOB, shards=str(finished[0])), None, cpus, 0).load()
         assert isinstance(labeler, Labeler)
         assert (labeler.lanes.count, torch.get_num_threads()) == (lanes, 1)
     finally:

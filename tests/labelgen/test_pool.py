@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from sum_factory.labelgen.engine import pool, scheduler
+from sum_factory.labelgen.engine.address import require_cluster
 from sum_factory.labelgen.engine.cluster import Resources
 from sum_factory.labelgen.engine.pool import RayExecutor
+from sum_factory.labelgen.engine.pulse import Patience
 from sum_factory.labelgen.engine.stop import Stop
-from sum_factory.labelgen.engine.worker import Worker
+from sum_factory.labelgen.engine.worker import Board, Worker
 from sum_factory.labelgen.job import Begun, Event, GivenUp, ImageDone, Job, Lost, Notice, PlannedUnits, UnitReport
 from sum_factory.shared.errors import StorageError, WorkerError
 from sum_factory.shared.photo_files import PhotoFile
@@ -78,6 +80,11 @@ class Pretender:
             case "memory once":
                 what.unlink()
                 raise MemoryError("nothing left")
+            case "memory":
+                raise MemoryError("nothing left")
+            case "hang once":
+                what.unlink()
+                time.sleep(LONGEST_WAIT)
             case "refuse":
                 raise StorageError("cannot write there: No space left on device; free some")
             case "meet":
@@ -95,6 +102,34 @@ class Light(Worker):
 
     def load(self) -> Any:
         return Pretender(self.job.shards)
+
+
+class Lively(Light):
+    """A worker that is heard of often, so that it need not be missed for long."""
+
+    beat_seconds = 0.2
+
+
+class HangsAtStart(Lively):
+    """A worker that hangs while it loads its models, if it is the first."""
+
+    def load(self) -> Any:
+        hang = Path(self.job.shards) / "hang"
+        if hang.exists():
+            hang.unlink()
+            time.sleep(LONGEST_WAIT)
+        return super().load()
+
+
+class HangsAtFirst(Board):
+    """A board that does not answer, until it is started anew."""
+
+    def take(self) -> Any:
+        import ray
+
+        if not ray.get_runtime_context().was_current_actor_reconstructed:
+            time.sleep(LONGEST_WAIT)
+        return super().take()
 
 
 class DiesAtStart(Worker):
@@ -172,6 +207,11 @@ def workers_in(folder: Path) -> list[int]:
     return [int(path.name.removeprefix("worker-")) for path in folder.glob("worker-*")]
 
 
+def test_cluster_is_found_at_its_address(cluster: Any) -> None:
+    own = "guarded" if os.environ.get("RAY_AUTH_MODE") == "token" else "open"  # Ray sets it once it has started one
+    assert require_cluster(cluster.address) == own
+
+
 def test_all_units_are_done_once_and_progress_is_told_of(work: Work, tmp_path: Path) -> None:
     (tmp_path / "0-0").write_text("meet")  # a second worker that starts slowly must not find all done
     events = work(7, workers=2)
@@ -212,6 +252,48 @@ def test_worker_without_memory_is_replaced(work: Work, tmp_path: Path) -> None:
     assert reported(events) == [0, 1, 2]
     (loss,) = losses(events)
     assert (loss.unit, loss.why) == (1, "MemoryError: nothing left")
+
+
+@pytest.mark.long
+def test_image_that_takes_more_memory_than_there_is_is_named_and_not_written_off(work: Work, tmp_path: Path) -> None:
+    (tmp_path / "1-2").write_text("memory")
+    events = work(3, workers=2)
+    assert reported(events) == [0, 2]
+    (given_up,) = [event for event in events if isinstance(event, GivenUp)]
+    assert (given_up.unit, "out of memory over its image 2 alone" in given_up.why) == (1, True)
+
+
+@pytest.mark.long
+def test_worker_that_hangs_is_told_of_and_replaced(work: Work, tmp_path: Path) -> None:
+    (tmp_path / "0-1").write_text("hang once")
+    events = work(2, workers=1, worker=Lively, patience=Patience(unmoved=3.0))
+    assert reported(events) == [0, 1]
+    (lost,) = losses(events)
+    assert (lost.unit, lost.why) == (0, "nothing done for 3 s (--stuck-after), and replaced")
+    (told,) = [event.text for event in events if isinstance(event, Notice)]
+    assert told.startswith("unit 000000: ")
+    assert "nothing done for 2 s, not even a part of a photo" in told
+
+
+@pytest.mark.long
+def test_worker_that_hangs_while_it_loads_is_told_of_and_replaced(work: Work, tmp_path: Path) -> None:
+    (tmp_path / "hang").touch()
+    events = work(2, workers=1, worker=HangsAtStart, patience=Patience(unmoved=3.0))
+    assert reported(events) == [0, 1]
+    assert losses(events) == []
+    told = [event.text for event in events if isinstance(event, Notice)]
+    assert [text.split(": ")[:2] for text in told] == [["loading the models", "worker 0"]] * 2
+
+
+@pytest.mark.long
+def test_board_that_does_not_answer_is_replaced(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "Board", HangsAtFirst)
+    monkeypatch.setattr(pool, "BOARD_SECONDS", 1.0)
+    events = work(60, workers=1)
+    assert reported(events) == list(range(60))
+    assert any(
+        "progress of the workers has not answered" in event.text for event in events if isinstance(event, Notice)
+    )
 
 
 def test_unit_that_kills_though_no_image_does_is_given_up_and_the_others_are_done(
