@@ -55,6 +55,27 @@ def test_script_for_slurm_is_bash_and_starts_a_command_that_exists() -> None:
     assert options["grace"] < seconds_left
 
 
+def test_every_way_to_start_ray_has_a_token() -> None:
+    assert load("kuberay.yaml")["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    machines = load("aws.yaml")
+    assert machines["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "./auth_token"
+    starts = [*machines["head_start_ray_commands"], *machines["worker_start_ray_commands"]]
+    starts = [command for command in starts if "ray start" in command]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token ray start" in command for command in starts)
+    for script in ((FOLDER / "slurm.sh").read_text(), (FOLDER.parents[1] / "README.md").read_text()):
+        lines = [line.split("#")[0] for line in script.splitlines()]
+        (exported,) = (k for k, line in enumerate(lines) if re.match(r"\s*export RAY_AUTH_MODE=token", line))
+        assert exported < min(k for k, line in enumerate(lines) if "ray start" in line)
+
+
+def test_slurm_makes_another_token_for_each_job() -> None:
+    line = next(line for line in (FOLDER / "slurm.sh").read_text().splitlines() if line.startswith("RAY_AUTH_TOKEN="))
+    tokens = {subprocess.run(["bash", "-c", f"{line}; echo $RAY_AUTH_TOKEN"], capture_output=True).stdout for _ in "ab"}
+    assert len(tokens) == 2
+    assert all(re.fullmatch(rb"[0-9a-f]{64}\n", token) for token in tokens)
+
+
 def test_command_of_the_guide_exists() -> None:
     guide = (FOLDER.parent / "cluster.md").read_text()
     (command,) = re.findall(r"^    (labelgen run (?:.*\\\n)*.*)$", guide, re.MULTILINE)
