@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts
 from sum_factory.trainer.randomness import RowGenerators
 
 Randomness = torch.Generator | RowGenerators
 
+HQ_POINTS = 10
+"""Points that HQ-SAM's training draws in a mask."""
 BOX_NOISE = 0.1
 """Standard deviation of the noise on a box coordinate, as a share of the side."""
 BOX_NOISE_LIMIT = 20 / 1024
@@ -85,6 +88,52 @@ def first_prompts(
     coords = torch.where(chosen[:, None, None], boxes, point_tokens)
     token_types = torch.tensor([[POSITIVE, PAD], [BOX_MIN, BOX_MAX]], device=masks.device)
     return Prompts(coords, token_types[chosen.long()])
+
+
+def hq_prompts(
+    masks: Tensor, weights: Tensor, stride: int, grid: int, generator: Randomness
+) -> tuple[Prompts, Tensor, Tensor]:
+    """Prompt each mask as HQ-SAM's training does: with its exact box, with ``HQ_POINTS`` points in it, or with itself,
+    noised, in equal shares. Where fewer cells of the mask than points have a weight, the box is taken for points.
+
+    Returns the prompts; how many of the tokens of each row are given, int64 (P,): none with a mask prompt; and mask
+    prompts of ``grid`` x ``grid`` cells, float32 (P, 1, h, w), of 0 and 255 as HQ-SAM has them, for the rows without a
+    token. ``weights`` (P, H, W) says how likely each cell is drawn, as in ``first_prompts``.
+    """
+    by_row, count = _by_row(generator, len(masks)), len(masks)
+    kind = (by_row.uniform(count, 1)[:, 0] * 3).long().to(masks.device)
+    scores = by_row.uniform(count, masks[0].numel()).to(masks.device)
+    likely = (weights * masks).flatten(1).double()
+    # The largest of u ** (1 / w) are a draw without replacement in proportion to w (Efraimidis and Spirakis).
+    keys = torch.where(likely > 0, scores.clamp(min=1e-300).log() / likely.clamp(min=1e-300), -torch.inf)
+    cells = keys.topk(min(HQ_POINTS, keys.shape[1]), dim=1).indices
+    few = (likely > 0).sum(1) < HQ_POINTS
+    kind = torch.where(few & (kind == 1), 0, kind)
+    points = torch.zeros(count, HQ_POINTS + 1, 2, device=masks.device)
+    labels = torch.full((count, HQ_POINTS + 1), PAD, device=masks.device)
+    points[:, : cells.shape[1]] = cells_to_input(
+        torch.stack([cells % masks.shape[2], cells // masks.shape[2]], 2), stride
+    )
+    labels[:, :HQ_POINTS] = POSITIVE
+    boxed = kind == 0
+    points[boxed, :2] = boxes_of(masks, stride)[boxed].view(-1, 2, 2)
+    labels[boxed, 0], labels[boxed, 1] = BOX_MIN, BOX_MAX
+    points[kind == 2], labels[kind == 2] = 0, PAD
+    tokens = torch.tensor([2, HQ_POINTS + 1, 0], device=masks.device)[kind]
+    return Prompts(points, labels), tokens, noised(masks, grid, by_row)
+
+
+def noised(masks: Tensor, grid: int, generator: RowGenerators) -> Tensor:
+    """Return masks with noise where they are finest, on a grid of ``grid`` x ``grid``: float32 (P, 1, h, w), 0 or 255.
+
+    Standard normal noise goes to the cells that differ by 0.01 or more when the mask is scaled down by 8 and up again;
+    then the mask is what exceeds 0.5 (HQ-SAM's training).
+    """
+    sized = F.interpolate(masks[:, None].float(), (grid, grid), mode="bilinear", align_corners=False)
+    coarse = F.interpolate(sized, (grid // 8, grid // 8), mode="bilinear", align_corners=False)
+    lost = (F.interpolate(coarse, (grid, grid), mode="bilinear", align_corners=False) - sized).abs() >= 0.01
+    noise = generator.normal(len(masks), grid * grid).to(masks.device).view_as(sized)
+    return ((sized + noise * lost) > 0.5) * 255.0
 
 
 def click_errors(
