@@ -37,10 +37,14 @@ def sample_cells(weights: Tensor, generator: Randomness) -> tuple[Tensor, Tensor
     Returns the cells as int64 (P, 2), x and y, and bool (P,): False where a map is zero everywhere; then the cell means
     nothing. A cell of weight zero is never drawn.
     """
+    return cells_at(weights, _by_row(generator, len(weights)).uniform(len(weights), 1).to(weights.device))
+
+
+def cells_at(weights: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cells, as ``sample_cells``, at which the weights of maps (P, H, W) sum to ``shares`` (P, 1) of all."""
     cumulative = weights.flatten(1).double().cumsum(1)
     total = cumulative[:, -1:]
-    threshold = _by_row(generator, len(weights)).uniform(len(weights), 1).to(weights.device) * total
-    cell = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    cell = torch.searchsorted(cumulative, shares * total, right=True)[:, 0]
     last = weights.flatten(1).shape[1] - 1 - (weights.flatten(1) > 0).flip(1).int().argmax(1)
     cell = torch.minimum(cell, last)  # rounding can put the threshold on the total itself
     return torch.stack([cell % weights.shape[2], cell // weights.shape[2]], 1), total[:, 0] > 0
@@ -101,26 +105,23 @@ def hq_prompts(
     token. ``weights`` (P, H, W) says how likely each cell is drawn, as in ``first_prompts``.
     """
     by_row, count = _by_row(generator, len(masks)), len(masks)
-    kind = (by_row.uniform(count, 1)[:, 0] * 3).long().to(masks.device)
-    scores = by_row.uniform(count, masks[0].numel()).to(masks.device)
-    likely = (weights * masks).flatten(1).double()
-    # The largest of u ** (1 / w) are a draw without replacement in proportion to w (Efraimidis and Spirakis).
-    keys = torch.where(likely > 0, scores.clamp(min=1e-300).log() / likely.clamp(min=1e-300), -torch.inf)
-    cells = keys.topk(min(HQ_POINTS, keys.shape[1]), dim=1).indices
-    few = (likely > 0).sum(1) < HQ_POINTS
+    shares = by_row.uniform(count, 1 + HQ_POINTS).to(masks.device)
+    likely = weights * masks
+    few = (likely > 0).flatten(1).sum(1) < HQ_POINTS
+    kind = (shares[:, 0] * 3).long()
     kind = torch.where(few & (kind == 1), 0, kind)
-    points = torch.zeros(count, HQ_POINTS + 1, 2, device=masks.device)
+    coords = torch.zeros(count, HQ_POINTS + 1, 2, device=masks.device)
     labels = torch.full((count, HQ_POINTS + 1), PAD, device=masks.device)
-    points[:, : cells.shape[1]] = cells_to_input(
-        torch.stack([cells % masks.shape[2], cells // masks.shape[2]], 2), stride
-    )
-    labels[:, :HQ_POINTS] = POSITIVE
-    boxed = kind == 0
-    points[boxed, :2] = boxes_of(masks, stride)[boxed].view(-1, 2, 2)
+    boxed, pointed = (kind == 0).nonzero()[:, 0], (kind == 1).nonzero()[:, 0]
+    coords[boxed, :2] = boxes_of(masks[boxed], stride).view(-1, 2, 2)
     labels[boxed, 0], labels[boxed, 1] = BOX_MIN, BOX_MAX
-    points[kind == 2], labels[kind == 2] = 0, PAD
-    tokens = torch.tensor([2, HQ_POINTS + 1, 0], device=masks.device)[kind]
-    return Prompts(points, labels), tokens, noised(masks, grid, by_row)
+    left = likely[pointed]
+    for k in range(HQ_POINTS):
+        cells, _ = cells_at(left, shares[pointed, 1 + k : 2 + k])
+        left[torch.arange(len(left), device=left.device), cells[:, 1], cells[:, 0]] = 0  # each cell once
+        coords[pointed, k], labels[pointed, k] = cells_to_input(cells, stride), POSITIVE
+    given = torch.tensor([2, HQ_POINTS + 1, 0], device=masks.device)[kind]
+    return Prompts(coords, labels), given, noised(masks, grid, by_row)
 
 
 def noised(masks: Tensor, grid: int, generator: RowGenerators) -> Tensor:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from sum_factory.shared.sam.architecture import ARCHITECTURES, NothingDrawn, bui
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Prompts, decode_prompts
 from sum_factory.shared.sam.hq import HqMaskDecoder, HqOutput, add_vectors, encode
-from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.sam.runtime import Embedder, Runtime
 from sum_factory.shared.sam.settings import WEIGHTS_FILE as WEIGHTS
 from sum_factory.trainer.evaluate.run import load_weights
 from sum_factory.trainer.export import export_plain_sam
@@ -221,6 +224,17 @@ def test_prompts_are_those_of_hq_sams_training() -> None:
     assert set(noise.unique().tolist()) == {0.0, 255.0}
 
 
+def test_points_are_drawn_in_proportion_to_the_certainty() -> None:
+    """Of a mask whose left half is three times as certain, three of four first points are there."""
+    masks = torch.zeros(900, 8, 12, dtype=torch.bool)
+    masks[:, 1:7, 2:10] = True
+    weights = torch.where(torch.arange(12) < 6, 0.9, 0.3).expand(900, 8, 12)
+    prompts, count, _ = hq_prompts(masks, weights, 4, 32, torch.Generator().manual_seed(0))
+    first = prompts.coords[count == HQ_POINTS + 1, 0, 0]
+    assert len(first) == pytest.approx(300, abs=40)
+    assert float((first < 24).float().mean()) == pytest.approx(0.75, abs=0.06)
+
+
 def test_noise_is_where_a_mask_is_finer_than_eight_cells() -> None:
     mask = torch.zeros(1, 64, 64, dtype=torch.bool)
     mask[:, :, :20] = True
@@ -264,35 +278,51 @@ def test_predicted_iou_teaches_nothing(hq_sam: Sam, images: Tensor) -> None:
 
 @pytest.mark.parametrize(("name", "method"), [("hq_sam", "human-only"), ("sum_hq", "sum")])
 def test_recipes_are_the_published_protocol(name: str, method: str) -> None:
-    recipe = read_settings(name, Recipe, {"SAM": "a", "SHARDS": "b", "HUMAN": "c"})
+    recipe = read_settings(name, Recipe, {"SAM": "a", "SHARDS": "b", "HQSEG44K": "c"})
     assert (recipe.variant, recipe.method, recipe.rounds, recipe.first_prompts) == ("hq", method, 1, "hq")
+    assert recipe.stride == 1
     assert recipe.optimizer.learning_rate == 1e-3
     assert dataclasses.replace(recipe, rounds=7, first_prompts="interactive").rounds == 7
 
 
+PUBLISHED = ["segment-anything-hq==0.3", "timm==0.9.16"]
+"""What HQ-SAM's authors publish, and what it imports beside what is here."""
+
+
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-def test_forward_pass_is_that_of_the_published_package(tmp_path: Path) -> None:
-    """A random ViT-B, embedding and early features given: `pip install segment-anything-hq timm==0.9.16` has it run."""
-    hq = pytest.importorskip("segment_anything_hq", reason="segment-anything-hq is not installed")
+def test_forward_pass_is_that_of_the_published_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ViT-B of random weights, in a file that either side reads; the package is installed into a folder for this."""
+    folder = tmp_path / "package"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *PUBLISHED]
+    subprocess.run(pip, check=True)
+    monkeypatch.syspath_prepend(folder)
+    published = importlib.import_module("segment_anything_hq")
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"), NothingDrawn():
         ours = build_architecture(ARCHITECTURES["vit_b"])
         prepare(ours, "hq", NoSettings(), 0)
         shapes = ours.state_dict()
     state = {name: torch.randn(value.shape, generator=generator) * 0.05 for name, value in shapes.items()}
-    torch.save(state, tmp_path / "sam_hq_vit_b.pth")
-    theirs = hq.sam_model_registry["vit_b"](checkpoint=str(tmp_path / "sam_hq_vit_b.pth"))
-    loaded = load_weights(str(tmp_path / "sam_hq_vit_b.pth"), Runtime("cpu"))
+    state |= {name: 1 + value for name, value in state.items() if value.ndim == 1 and name.endswith("weight")}
+    file = tmp_path / "sam_hq_vit_b.pth"
+    torch.save(state, file)
+    predictor = published.SamPredictor(published.sam_model_registry["vit_b"](checkpoint=str(file)))
+    loaded = load_weights(str(file), Runtime("cpu"))
     image = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
-    predictor = hq.SamPredictor(theirs)
     predictor.set_image(image)
-    box = np.array([10, 20, 90, 80])
-    for prompt, asked in (
-        (UserPrompt(((30.0, 60.0),)), {"point_coords": np.array([[30.0, 60.0]]), "point_labels": np.array([1])}),
-        (UserPrompt((), (), (10, 20, 90, 80)), {"box": box}),
-    ):
+    embedding = Embedder(loaded.sam).embed(image)
+    assert torch.allclose(embedding[:, :256], predictor.features, atol=1e-4 * float(predictor.features.abs().max()))
+    point = ({"point_coords": np.array([[30.0, 60.0]]), "point_labels": np.array([1])}, [[30.0, 60.0], [0.0, 0.0]])
+    box = ({"box": np.array([10, 20, 90, 80])}, [[10.0, 20.0], [90.0, 80.0]])
+    for (asked, corners), types in ((point, [POSITIVE, PAD]), (box, [BOX_MIN, BOX_MAX])):
+        coords = torch.tensor(corners) * (1024 / 128)
+        prompts = Prompts(coords[None], torch.tensor([types]))
         for output in ("hq", "hq+sam"):
             loaded.sam.mask_decoder.hq_output = output
-            expected = predictor.predict(**asked, multimask_output=prompt.ambiguous, hq_token_only=output == "hq")[0]
-            found = predict_mask(loaded, image, prompt)
-            assert (found.mask == expected[0]).mean() > 0.999
+            with torch.no_grad():
+                logits, _ = decode_prompts(loaded.sam, embedding, torch.tensor([0]), prompts)
+            how = {"multimask_output": "point_coords" in asked, "hq_token_only": output == "hq"}
+            *_, expected = predictor.predict(**asked, **how)
+            assert expected.std() > 0.05 * np.abs(expected).max()
+            np.testing.assert_allclose(logits[0].numpy(), expected, rtol=0, atol=1e-3 * float(expected.std()))
