@@ -140,9 +140,13 @@ class Recipe:
     def settings_of_variant(self) -> Any:
         """The settings of the variant, checked. Raises ``ValueError`` for those that it does not have."""
         try:
-            return TypeAdapter(variants()[self.variant].settings).validate_python(self.variant_settings)
+            made = TypeAdapter(variants()[self.variant].settings).validate_python(self.variant_settings)
         except ValidationError as error:
             raise ValueError(f"variant_settings of {self.variant}: {_first_of(error, self.variant)}") from error
+        for key, value in self.variant_settings.items():
+            if isinstance(value, bool) and not isinstance(getattr(made, key), bool):
+                raise ValueError(f"variant_settings of {self.variant}: {key}: expected a number, found true or false")
+        return made
 
     @property
     def chosen_method(self) -> Method:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,10 @@ from sum_factory.shared.sam.attention import attend_in_pieces
 from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam, read_header, to_safetensors
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.sam.settings import WEIGHTS_FILE as WEIGHTS
-from sum_factory.trainer.evaluate.run import load_weights
+from sum_factory.trainer.commands.train import fit_command
+from sum_factory.trainer.data.sets import SetSettings
+from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
+from sum_factory.trainer.evaluate.settings import Protocol
 from sum_factory.trainer.export import export_plain_sam
 from sum_factory.trainer.fit import fit, make_model
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer
@@ -226,21 +230,14 @@ def outcome(recipe: Recipe, out: Path) -> tuple[list[dict[str, Any]], dict[str, 
 
 
 @pytest.mark.parametrize("method", ["human-only", "vanilla", "sum"])
-@pytest.mark.parametrize("variant", PARTS)
-def test_variant_trains_resumes_and_saves_only_what_it_trained(
-    make_recipe: MakeRecipe, tmp_path: Path, variant: str, method: str
+@pytest.mark.parametrize("variant", variants())
+def test_variant_trains_resumes_is_judged_and_exported(
+    make_recipe: MakeRecipe, human_sets: tuple[SetSettings, ...], tmp_path: Path, variant: str, method: str
 ) -> None:
     small = {"steps": 2, "batch": 2, "micro_batch": 2, "rounds": 2, "masks": 1, "data_threads": 1}
     recipe = make_recipe(variant=variant, method=method, checkpoint=CheckpointSettings(every=1), **small)
     log, weights = outcome(recipe, tmp_path / "straight")
-    model = make_model(recipe, CPU)
-    assert weights.keys() == model.weights.keys()
-    assert weights.keys() - {"task_prompt.weight"} == trained(model.sam).keys()
-    moved = [name for name, value in model.weights.items() if not torch.equal(value, weights[name])]
-    assert any(name.startswith("mask_decoder." if variant == "hq" else "image_encoder.") for name in moved)
-    header = read_header(tmp_path / "straight" / WEIGHTS)
-    assert header["base"] == {"place": recipe.sam, "sha256": load_sam(recipe.sam).sha256, "model_type": "tiny"}
-    assert header["trained_parameters"] == sum(value.numel() for value in weights.values())
+    assert_saved_what_it_trained(recipe, tmp_path / "straight", weights)
 
     out = shutil.copytree(tmp_path / "straight", tmp_path / "again")
     shutil.rmtree(Checkpoints(out).path(2))
@@ -248,6 +245,36 @@ def test_variant_trains_resumes_and_saves_only_what_it_trained(
     again = outcome(recipe, out)
     assert again[0] == log
     assert all(torch.equal(value, again[1][name]) for name, value in weights.items())
+
+    (scores,) = evaluate_sets(load_weights(str(out), Runtime("cpu")), human_sets[:1], [Protocol("point", 2)], 1)
+    assert scores.rows.num_rows == 2 * scores.images > 0
+    assert scores.prompted_task == ("salient" if method == "sum" else None)
+
+    if variants()[variant].not_plain:
+        with pytest.raises(CheckpointError, match=rf"the variant {variant}, which cannot be written as plain SAM: "):
+            export_plain_sam(str(out), tmp_path / "no.pth")
+        assert not (tmp_path / "no.pth").exists()
+    else:
+        export_plain_sam(str(out), tmp_path / "plain.pth")
+        assert load_weights(str(tmp_path / "plain.pth"), Runtime("cpu")).architecture.name == "tiny"
+
+
+def assert_saved_what_it_trained(recipe: Recipe, out: Path, weights: dict[str, Tensor]) -> None:
+    """Of a variant that is not a whole SAM, no more than that, and the SAM below; and all parts have learnt."""
+    model, header = make_model(recipe, CPU), read_header(out / WEIGHTS)
+    assert weights.keys() == model.weights.keys()
+    of_sam = weights.keys() - {"task_prompt.weight"}
+    if variants()[recipe.variant].is_whole:
+        assert of_sam == model.sam.state_dict().keys()
+        assert "base" not in header
+    else:
+        assert of_sam == trained(model.sam).keys()
+        assert header["base"] == {"place": recipe.sam, "sha256": load_sam(recipe.sam).sha256, "model_type": "tiny"}
+        assert header["trained_parameters"] == sum(value.numel() for value in weights.values())
+    moved = {name for name, value in model.weights.items() if not torch.equal(value, weights[name])}
+    assert moved <= trained(model.sam).keys() | {"task_prompt.weight"}
+    learns = "mask_decoder." if recipe.variant in ("hq", "decoder") else "image_encoder."
+    assert any(name.startswith(learns) for name in moved)
 
 
 @pytest.fixture
@@ -280,7 +307,7 @@ def test_weights_load_as_the_model_that_was_trained(
     assert torch.equal(loaded.task_prompt.weight, model.task_prompt.weight)
 
 
-def test_lora_is_exported_as_plain_sam_and_others_say_why_not(
+def test_lora_is_exported_as_plain_sam(
     trained_part: Callable[[str], tuple[Recipe, Path]], tmp_path: Path, images: Tensor
 ) -> None:
     _, out = trained_part("lora")
@@ -289,11 +316,6 @@ def test_lora_is_exported_as_plain_sam_and_others_say_why_not(
     with torch.no_grad():
         expected = load_weights(str(out), Runtime("cpu")).sam.image_encoder(images)
         assert torch.allclose(plain.sam.image_encoder(images), expected, atol=1e-4)
-    for variant in (name for name in PARTS if variants()[name].not_plain):
-        _, out = trained_part(variant)
-        with pytest.raises(CheckpointError, match=rf"the variant {variant}, which cannot be written as plain SAM: "):
-            export_plain_sam(str(out), tmp_path / "no.pth")
-        assert not (tmp_path / "no.pth").exists()
 
 
 def test_part_needs_the_very_sam_that_it_sits_on(
@@ -333,6 +355,7 @@ def test_settings_are_those_of_the_variant(make_recipe: MakeRecipe) -> None:
         ("lorra", {}, "no such variant; there are adapter, decoder, full, "),
         ("lora", {"rnk": 4}, "variant_settings of lora: unknown key rnk; there are rank, alpha, layers"),
         ("lora", {"rank": 0}, "variant_settings of lora: rank: .*greater than or equal to 1, found 0"),
+        ("lora", {"rank": True}, "variant_settings of lora: rank: expected a number, found true or false"),
         ("lora", {"layers": ["w"]}, "variant_settings of lora: layers.0: "),
         ("adapter", {"after_attention": False, "beside_mlp": False}, "expected an adapter in one place"),
         ("full", {"rank": 4}, "variant_settings of full: unknown key rank; there are none"),
@@ -345,9 +368,27 @@ def test_settings_that_no_variant_has_are_refused(
         make_recipe(variant=variant, variant_settings=settings)
 
 
-@pytest.mark.parametrize("name", ["adapter", "lora", "sam_adapter"])
-def test_recipe_of_a_variant_can_be_read_and_turned_into_sum(name: str) -> None:
-    filled = {"SAM": "sam.pth", "HUMAN": "human"}
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("lora", ["rank=8", "alpha=16", "layers=[q, k, mlp]"], LoraSettings(8, 16, ("q", "k", "mlp"))),
+        ("adapter", ["width=16", "after_attention=false", "scale=1"], AdapterSettings(16, False, True, 1)),
+        ("sam_adapter", ["rank=6", "frequency_share=0.1"], SamAdapterSettings(6, 0.1)),
+    ],
+)
+def test_recipe_of_a_variant_takes_its_settings_and_another_method(
+    name: str, changes: list[str], expected: Any
+) -> None:
+    filled = {"SAM": "sam.pth", "HQSEG44K": "human"}
     recipe = read_settings(name, Recipe, filled)
     assert (recipe.variant.replace("-", "_"), recipe.method) == (name, "human-only")
-    assert read_settings(name, Recipe, filled, ["method=sum", "shards=a"]).layer == "refinement"
+    assert recipe.settings_of_variant == variants()[recipe.variant].settings()
+    changed = [f"variant_settings.{change}" for change in changes]
+    recipe = read_settings(name, Recipe, filled, [*changed, "method=sum", "shards=a"])
+    assert recipe.settings_of_variant == expected
+    assert recipe.layer == "refinement"
+
+
+def test_help_names_every_variant() -> None:
+    told = next(option for option in fit_command.params if option.name == "variant").to_info_dict()["help"]
+    assert set(variants()) <= set(re.findall(r"[\w-]+", told))

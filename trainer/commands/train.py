@@ -101,7 +101,10 @@ def refiner_command(
     help="Which labels are trained on and what certainty weighs: sum, vanilla, ...  [default: the recipe's]",
 )
 @click.option(
-    "--variant", default=None, help="Which weights are trained: full, decoder, lora, ...  [default: the recipe's]"
+    "--variant",
+    default=None,
+    help="Which weights are trained: full, decoder, lora, adapter, sam-adapter or hq; --set variant_settings.KEY=VALUE "
+    "changes the settings of one that has any  [default: the recipe's]",
 )
 @click.option("--device", default=None, help="auto, cpu, cuda, cuda:1 or mps  [default: the recipe's]")
 @click.option(
