@@ -19,6 +19,7 @@ from sum_factory.trainer.evaluate.suites import Suite
 from sum_factory.trainer.interactive import InteractiveSettings
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import RefinerRecipe
+from sum_factory.trainer.variants import variants
 
 
 def settings_in(settings: type) -> Iterator[type]:
@@ -36,7 +37,10 @@ def classes_in(hint: Any) -> Iterator[type]:
 
 
 ROOTS = (Recipe, RefinerRecipe, RunSettings, UncertaintyRunSettings, Filter, Suite, Protocol, InteractiveSettings)
-ALL = {settings for root in ROOTS for settings in settings_in(root) if settings.__name__ != "Relocation"}
+OF_VARIANTS = {variant.settings for variant in variants().values()}
+ALL = {
+    settings for root in (*ROOTS, *OF_VARIANTS) for settings in settings_in(root) if settings.__name__ != "Relocation"
+}
 
 
 def test_settings_are_found_in_settings() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sum_factory.shared.precision import Precision, autocast
+from sum_factory.shared.sam.hq import encode
 from sum_factory.shared.sam.task_prompt import TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.data.samples import TrainingSample
@@ -132,11 +133,9 @@ def backpropagate(
     the encoder once at the end, so that memory does not grow with the rounds.
     """
     device = batch.images.device
-    trains_encoder = next(sam.image_encoder.parameters()).requires_grad
     with autocast(device.type, precision):
-        with torch.set_grad_enabled(trains_encoder):
-            embeddings = sam.image_encoder(batch.images).to(batch.images.dtype)
-        leaf = embeddings.detach().requires_grad_(trains_encoder)
+        embeddings = encode(sam, batch.images).to(batch.images.dtype)
+        leaf = embeddings.detach().requires_grad_(embeddings.requires_grad)
         vectors = None if task_prompt is None else task_prompt(batch.tasks)
         vector_leaf = None if vectors is None else vectors.detach().requires_grad_()
         counts = torch.tensor(batch.counts, device=device, dtype=leaf.dtype)[batch.targets.image_index]
@@ -146,7 +145,7 @@ def backpropagate(
             loss = (result.loss * weight).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             played.append(torch.stack([loss.detach(), result.mask_loss.sum(), result.iou.sum()]))
-    graphs = [(embeddings, leaf)] if trains_encoder else []
+    graphs = [(embeddings, leaf)] if embeddings.requires_grad else []
     graphs += [(vectors, vector_leaf)] if vectors is not None and vector_leaf is not None else []
     if graphs:
         torch.autograd.backward([root for root, _ in graphs], [reached.grad for _, reached in graphs])

@@ -19,6 +19,7 @@ from sum_factory.shared.cores import usable_cores, usable_memory
 from sum_factory.shared.errors import CheckpointError, InputError
 from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, warn_if_emulated
 from sum_factory.shared.progress import Stage, hushed
+from sum_factory.shared.sam.architecture import meta_state
 from sum_factory.shared.sam.checkpoint import LoadedSam, bytes_of, load_sam, to_safetensors
 from sum_factory.shared.sam.runtime import pick_device
 from sum_factory.shared.sam.settings import TASKS, WEIGHTS_FILE
@@ -39,7 +40,8 @@ from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.distributed import Ranks, join_ranks, run_on_ranks
 from sum_factory.trainer.run.loop import Run, Scores, software
 from sum_factory.trainer.run.validation import validate
-from sum_factory.trainer.variants import VARIANTS, apply_variant
+from sum_factory.trainer.variants import prepare, trained, variants
+from sum_factory.trainer.variants.parts import header_of_part
 
 PROCESS_BYTES = 2 << 30
 """Memory of a training process beside its weights, in bytes."""
@@ -76,11 +78,14 @@ class Model:
     sam: Sam
     task_prompt: TaskPrompt | None
     optimizer: torch.optim.Optimizer
+    is_whole: bool = True
+    """Whether all of SAM is saved, or what was trained alone."""
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The tensors of a SUM checkpoint: SAM's own under their own names, and the table of the task prompt."""
-        state: dict[str, Tensor] = dict(self.sam.state_dict())
+        """The tensors that are saved, under their own names: SAM's or those of them that are trained, and the table of
+        the task prompt."""
+        state: dict[str, Tensor] = dict(self.sam.state_dict() if self.is_whole else trained(self.sam))
         return state if self.task_prompt is None else {**state, STATE_KEY: self.task_prompt.weight}
 
     def trained(self, header: Mapping[str, Any]) -> LoadedSam:
@@ -177,8 +182,8 @@ def agree_on_precision(asked: PrecisionSetting, ranks: Ranks) -> Resolved:
 def make_model(recipe: Recipe, device: torch.device) -> Model:
     """Load the SAM that is to be trained; only the weights that the variant trains get gradients."""
     loaded = load_sam(recipe.sam)
+    prepare(loaded.sam, recipe.variant, recipe.settings_of_variant, recipe.seed)
     sam = loaded.sam.to(device)
-    apply_variant(sam, VARIANTS[recipe.variant])
     task_prompt = None
     if recipe.chosen_method.task_prompt != "none":
         task_prompt = (loaded.task_prompt or TaskPrompt(loaded.architecture.prompt_dim)).to(device)
@@ -187,7 +192,8 @@ def make_model(recipe: Recipe, device: torch.device) -> Model:
             f"{recipe.sam}: has a task prompt, which {recipe.method} does without; start from plain SAM "
             "(`trainer export` makes one of it, with the vector of one task folded in)"
         )
-    return Model(loaded, sam, task_prompt, make_optimizer(sam, task_prompt, recipe.optimizer))
+    optimizer = make_optimizer(sam, task_prompt, recipe.optimizer)
+    return Model(loaded, sam, task_prompt, optimizer, variants()[recipe.variant].is_whole)
 
 
 def open_stream(recipe: Recipe, side: int, ranks: Ranks, human: Sequence[HumanSet] | None = None) -> MixedStream:
@@ -223,12 +229,15 @@ def header_of(recipe: Recipe, model: Model, identity: dict[str, Any]) -> dict[st
     trained = {*model.loaded.trained_tasks, *(each.task for each in recipe.human)}
     if recipe.chosen_method.pseudo_labels != "none":
         trained.add(TASKS[UNSPECIFIED])
+    part = header_of_part(recipe.variant, recipe.settings_of_variant, recipe.sam, model.loaded)
     return {
         "kind": "sum",
         "model_type": model.loaded.architecture.name,
         "trained_tasks": sorted(trained, key=TASKS.index) if model.task_prompt is not None else [],
         "software": software(),
         "run": identity,
+        "trained_parameters": sum(parameter.numel() for parameter in model.parameters),
+        **({} if model.is_whole else part),
     }
 
 
@@ -236,10 +245,11 @@ def describe(recipe: Recipe, model: Model, stream: MixedStream, first: int) -> s
     """Say what is about to be trained on what."""
     sizes = ", ".join(f"{len(each.order)} {name} photos" for name, each in stream.streams.items())
     count = sum(parameter.numel() for parameter in model.parameters)
+    total = sum(value.numel() for value in meta_state(model.loaded.architecture).values())
     start = f"from step {first}" if first else "from the start"
     return (
-        f"{recipe.method}, variant {recipe.variant}: {count / 1e6:.1f} M parameters of "
-        f"{model.loaded.architecture.name} on {model.sam.device} in {recipe.computed_in}; {sizes}; "
+        f"{recipe.method}, variant {recipe.variant}: {count:,} parameters are trained ({100 * count / total:.2f} % of "
+        f"{model.loaded.architecture.name}'s {total:,}) on {model.sam.device} in {recipe.computed_in}; {sizes}; "
         f"{recipe.steps} steps of {recipe.batch}, {start}"
     )
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.shared.sam.decode import BOX_MIN, PAD, Prompts, decode_prompts, dense_positions
+from sum_factory.shared.sam.hq import add_vectors
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
-from sum_factory.trainer.prompts import Randomness, click_errors, first_prompts
+from sum_factory.trainer.prompts import Randomness, click_errors, first_prompts, hq_prompts
 
 SEVERAL = slice(1, None)
 """The mask tokens for an ambiguous prompt; token 0 is the one for prompts that leave no doubt."""
@@ -27,6 +28,10 @@ FedOutput = Literal["predicted", "best"]
 """Which output of an ambiguous prompt is the mask prompt of the next round: "predicted", the one of highest predicted
 IoU, which inference without a user takes; or "best", the one of least mask loss, which is trained and which a user
 would go on from."""
+
+
+FirstPrompts = Literal["interactive", "hq"]
+"""Which prompts a mask begins with: "interactive", a noisy box or a point; or "hq", those of HQ-SAM's training."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class InteractiveSettings:
     """Share of the masks whose first prompt is a box. The others begin with a point."""
     fed_output: FedOutput = "predicted"
     """Which of the three outputs of a single point the second round goes on from: predicted or best."""
+    first_prompts: FirstPrompts = "interactive"
+    """Which prompts a mask begins with: interactive (a noisy box or a point), or hq (as HQ-SAM's training)."""
     continuous_task_prompt: bool = False
     """Whether the task is given in every round, not in the first alone."""
     loss: LossSettings = field(default_factory=LossSettings)
@@ -97,14 +104,15 @@ class _Tokens:
         return _Tokens(
             torch.where(given[:, None, None], longer_coords, padded_coords),
             torch.where(given[:, None], longer_types, padded_types),
-            self.count + given.long(),
+            torch.where(given & (self.count == 0), 2, self.count + given.long()),  # the first has padding behind it
         )
 
-    def groups(self, mask_logits: Tensor | None) -> Iterator[tuple[Tensor, Prompts]]:
+    def groups(self, mask_logits: Tensor | None, all_have_masks: bool) -> Iterator[tuple[Tensor, Prompts]]:
         """Yield rows of equal token count with their prompts: one more padding token would change the result."""
         for count in torch.unique(self.count).tolist():
             rows = (self.count == count).nonzero()[:, 0]
-            masks = None if mask_logits is None else mask_logits[rows]
+            given = all_have_masks or count == 0
+            masks = mask_logits[rows] if given and mask_logits is not None else None
             yield rows, Prompts(self.coords[rows, :count], self.token_types[rows, :count], masks)
 
     @property
@@ -127,9 +135,7 @@ def play_rounds(
     embedding in the first round (in all with ``continuous_task_prompt``), or None.
     """
     side = int(sam.image_encoder.img_size)
-    tokens = _Tokens.of(
-        first_prompts(targets.masks, targets.sampling, settings.box_share, targets.stride, side, generator)
-    )
+    tokens, noised = _first(targets, settings, side, generator)
     previous: Tensor | None = None
     for number in range(1, settings.rounds + 1):
         if 1 < number < settings.rounds:
@@ -138,10 +144,23 @@ def play_rounds(
             weights = targets.sampling * targets.valid
             tokens = tokens.add(*click_errors(predicted, targets.masks, weights, targets.stride, generator))
         given = task_vectors_BC if number == 1 or settings.continuous_task_prompt else None
-        source = embeddings_BCHW if given is None else embeddings_BCHW + given[:, :, None, None]
-        logits, predicted_iou = _decode(sam, source, targets.image_index, tokens, previous)
+        source = embeddings_BCHW if given is None else add_vectors(embeddings_BCHW, given)
+        fed = noised if number == 1 else previous
+        logits, predicted_iou = _decode(sam, source, targets.image_index, tokens, fed, number > 1)
         result, previous = _judge(number, logits, predicted_iou, tokens.ambiguous & (number == 1), targets, settings)
         yield result
+
+
+def _first(
+    targets: Targets, settings: InteractiveSettings, side: int, generator: Randomness
+) -> tuple[_Tokens, Tensor | None]:
+    """Return the first tokens, and mask prompts (P, 1, h, w) for the rows without a token, if there may be any."""
+    masks, weights = targets.masks, targets.sampling
+    if settings.first_prompts == "interactive":
+        drawn = first_prompts(masks, weights, settings.box_share, targets.stride, side, generator)
+        return _Tokens.of(drawn), None
+    prompts, count, noised = hq_prompts(masks, weights, targets.stride, side // 4, generator)
+    return _Tokens(prompts.coords, prompts.token_types, count), noised
 
 
 def to_grid(logits: Tensor, targets: Targets) -> Tensor:
@@ -150,12 +169,20 @@ def to_grid(logits: Tensor, targets: Targets) -> Tensor:
 
 
 def _decode(
-    sam: Sam, source: Tensor, image_index: Tensor, tokens: _Tokens, mask_logits: Tensor | None
+    sam: Sam,
+    source: Tensor,
+    image_index: Tensor,
+    tokens: _Tokens,
+    mask_logits: Tensor | None,
+    all_have_masks: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Decode all rows, those of equal token count together; logits (P, 4, h, w) and predicted IoU (P, 4)."""
+    """Decode all rows, those of equal token count together; logits (P, K, h, w) and predicted IoU (P, K).
+
+    Unless ``all_have_masks``, the mask prompts are those of the rows without a token.
+    """
     positions = dense_positions(sam)
     rows, logits, iou = [], [], []
-    for group, prompts in tokens.groups(mask_logits):
+    for group, prompts in tokens.groups(mask_logits, all_have_masks):
         group_logits, group_iou = decode_prompts(sam, source, image_index[group], prompts, positions)
         rows.append(group)
         logits.append(group_logits)
@@ -180,7 +207,7 @@ def _judge(
     row = torch.arange(len(logits), device=logits.device)
     trained = torch.zeros_like(row)
     fed = torch.zeros_like(row)
-    if ambiguous.any():
+    if logits.shape[1] > 1 and ambiguous.any():  # HQ-SAM has one output
         which = ambiguous.nonzero()[:, 0]
         with torch.no_grad():
             losses = [_mask_loss(logits[which, k : k + 1], targets, which, settings) for k in range(1, logits.shape[1])]

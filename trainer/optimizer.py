@@ -38,8 +38,9 @@ class OptimizerSettings:
     """Largest norm of the gradient of all weights together. A larger gradient is scaled down to it."""
     warmup: int = Field(default=0, ge=0, le=10**9)
     """Steps at the start in which the rate rises linearly to its full value. 0 is none."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """What follows the warm-up: a constant rate, or a fall to 0 at the last step, linear or as a cosine."""
+    schedule: Literal["constant", "linear", "cosine", "step"] = "constant"
+    """What follows the warm-up: a constant rate; a fall to 0 at the last step, linear or as a cosine; or step, a tenth
+    of the rate after 10 of 12 parts of the steps, as HQ-SAM's training has it."""
     task_prompt_scale: float = Field(default=1.0, gt=0)
     """Factor of the rate for the task prompt. It starts at zero, so a short run needs more."""
 
@@ -64,7 +65,8 @@ def make_optimizer(model: nn.Module, task_prompt: TaskPrompt | None, settings: O
     Vectors (biases, norms) and the task prompt have no weight decay. Each group holds, beside what AdamW needs, its
     ``scale``, the factor of the learning rate.
     """
-    depth = sum(name.endswith("attn.qkv.weight") for name, _ in model.named_parameters())
+    blocks = (_BLOCK.match(name) for name, _ in model.named_parameters())
+    depth = max((int(block[1]) + 1 for block in blocks if block is not None), default=0)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -112,6 +114,8 @@ def schedule(settings: OptimizerSettings, step: int, steps: int) -> float:
     match settings.schedule:
         case "constant":
             return 1.0
+        case "step":
+            return 1.0 if 12 * step < 10 * steps else 0.1
         case "linear":
             return left
         case "cosine":

@@ -18,6 +18,8 @@ from sum_factory.shared.images import RgbImage
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.precision import Precision
 from sum_factory.shared.sam.checkpoint import LoadedSam
+from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts, decode_prompts
+from sum_factory.shared.sam.hq import add_vectors
 from sum_factory.shared.sam.runtime import Embedder
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.evaluate.run import prompted_task
@@ -77,7 +79,7 @@ def predict_mask(
     embedding = Embedder(sam, precision).embed(image)
     vector = weights.task_vector(task)
     if vector is not None:
-        embedding = embedding + vector.to(sam.device)[None, :, None, None]
+        embedding = add_vectors(embedding, vector.to(sam.device)[None])
     logits, predicted = _decode(sam, embedding, prompt, frame)
     best = int(predicted.argmax())
     mask = (logits[best] > sam.mask_threshold).cpu().numpy()
@@ -91,17 +93,19 @@ def _decode(sam: Sam, embedding: Tensor, prompt: UserPrompt, frame: Frame) -> tu
     def placed(points: Sequence[Sequence[float]]) -> Tensor:
         return torch.as_tensor(frame.to_input(np.array(points, np.float64)), dtype=torch.float32, device=sam.device)
 
-    points = [*prompt.positive, *prompt.negative]
-    labels = torch.tensor([[1] * len(prompt.positive) + [0] * len(prompt.negative)], device=sam.device)
-    sparse, dense = sam.prompt_encoder(
-        points=(placed(points)[None], labels) if points else None,
-        boxes=None if prompt.box is None else placed([prompt.box[:2], prompt.box[2:]]).view(1, 4),
-        masks=None,
-    )
-    low_res, predicted = sam.mask_decoder(
-        embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=prompt.ambiguous
-    )
-    return sam.postprocess_masks(low_res, frame.input_size, frame.crop_size)[0], predicted[0]
+    coords = placed([*prompt.positive, *prompt.negative, *(_corners(prompt) or [(0.0, 0.0)])])
+    labels = [POSITIVE] * len(prompt.positive) + [NEGATIVE] * len(prompt.negative)
+    if prompt.box is None:
+        coords[-1] = 0  # one token of padding, as upstream has it
+    labels += [PAD] if prompt.box is None else [BOX_MIN, BOX_MAX]
+    prompts = Prompts(coords[None], torch.tensor([labels], device=sam.device))
+    low_res, predicted = decode_prompts(sam, embedding, torch.zeros(1, dtype=torch.long, device=sam.device), prompts)
+    counted = slice(1, None) if prompt.ambiguous and low_res.shape[1] > 1 else slice(0, 1)
+    return sam.postprocess_masks(low_res[:, counted], frame.input_size, frame.crop_size)[0], predicted[0, counted]
+
+
+def _corners(prompt: UserPrompt) -> list[Point]:
+    return [] if prompt.box is None else [prompt.box[:2], prompt.box[2:]]
 
 
 def check_task(weights: LoadedSam, task: str) -> None:

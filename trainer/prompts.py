@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts
 from sum_factory.trainer.randomness import RowGenerators
 
 Randomness = torch.Generator | RowGenerators
 
+HQ_POINTS = 10
+"""Points that HQ-SAM's training draws in a mask."""
 BOX_NOISE = 0.1
 """Standard deviation of the noise on a box coordinate, as a share of the side."""
 BOX_NOISE_LIMIT = 20 / 1024
@@ -34,10 +37,14 @@ def sample_cells(weights: Tensor, generator: Randomness) -> tuple[Tensor, Tensor
     Returns the cells as int64 (P, 2), x and y, and bool (P,): False where a map is zero everywhere; then the cell means
     nothing. A cell of weight zero is never drawn.
     """
+    return cells_at(weights, _by_row(generator, len(weights)).uniform(len(weights), 1).to(weights.device))
+
+
+def cells_at(weights: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cells, as ``sample_cells``, at which the weights of maps (P, H, W) sum to ``shares`` (P, 1) of all."""
     cumulative = weights.flatten(1).double().cumsum(1)
     total = cumulative[:, -1:]
-    threshold = _by_row(generator, len(weights)).uniform(len(weights), 1).to(weights.device) * total
-    cell = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    cell = torch.searchsorted(cumulative, shares * total, right=True)[:, 0]
     last = weights.flatten(1).shape[1] - 1 - (weights.flatten(1) > 0).flip(1).int().argmax(1)
     cell = torch.minimum(cell, last)  # rounding can put the threshold on the total itself
     return torch.stack([cell % weights.shape[2], cell // weights.shape[2]], 1), total[:, 0] > 0
@@ -85,6 +92,49 @@ def first_prompts(
     coords = torch.where(chosen[:, None, None], boxes, point_tokens)
     token_types = torch.tensor([[POSITIVE, PAD], [BOX_MIN, BOX_MAX]], device=masks.device)
     return Prompts(coords, token_types[chosen.long()])
+
+
+def hq_prompts(
+    masks: Tensor, weights: Tensor, stride: int, grid: int, generator: Randomness
+) -> tuple[Prompts, Tensor, Tensor]:
+    """Prompt each mask as HQ-SAM's training does: with its exact box, with ``HQ_POINTS`` points in it, or with itself,
+    noised, in equal shares. Where fewer cells of the mask than points have a weight, the box is taken for points.
+
+    Returns the prompts; how many of the tokens of each row are given, int64 (P,): none with a mask prompt; and mask
+    prompts of ``grid`` x ``grid`` cells, float32 (P, 1, h, w), of 0 and 255 as HQ-SAM has them, for the rows without a
+    token. ``weights`` (P, H, W) says how likely each cell is drawn, as in ``first_prompts``.
+    """
+    by_row, count = _by_row(generator, len(masks)), len(masks)
+    shares = by_row.uniform(count, 1 + HQ_POINTS).to(masks.device)
+    likely = weights * masks
+    few = (likely > 0).flatten(1).sum(1) < HQ_POINTS
+    kind = (shares[:, 0] * 3).long()
+    kind = torch.where(few & (kind == 1), 0, kind)
+    coords = torch.zeros(count, HQ_POINTS + 1, 2, device=masks.device)
+    labels = torch.full((count, HQ_POINTS + 1), PAD, device=masks.device)
+    boxed, pointed = (kind == 0).nonzero()[:, 0], (kind == 1).nonzero()[:, 0]
+    coords[boxed, :2] = boxes_of(masks[boxed], stride).view(-1, 2, 2)
+    labels[boxed, 0], labels[boxed, 1] = BOX_MIN, BOX_MAX
+    left = likely[pointed]
+    for k in range(HQ_POINTS):
+        cells, _ = cells_at(left, shares[pointed, 1 + k : 2 + k])
+        left[torch.arange(len(left), device=left.device), cells[:, 1], cells[:, 0]] = 0  # each cell once
+        coords[pointed, k], labels[pointed, k] = cells_to_input(cells, stride), POSITIVE
+    given = torch.tensor([2, HQ_POINTS + 1, 0], device=masks.device)[kind]
+    return Prompts(coords, labels), given, noised(masks, grid, by_row)
+
+
+def noised(masks: Tensor, grid: int, generator: RowGenerators) -> Tensor:
+    """Return masks with noise where they are finest, on a grid of ``grid`` x ``grid``: float32 (P, 1, h, w), 0 or 255.
+
+    Standard normal noise goes to the cells that differ by 0.01 or more when the mask is scaled down by 8 and up again;
+    then the mask is what exceeds 0.5 (HQ-SAM's training).
+    """
+    sized = F.interpolate(masks[:, None].float(), (grid, grid), mode="bilinear", align_corners=False)
+    coarse = F.interpolate(sized, (grid // 8, grid // 8), mode="bilinear", align_corners=False)
+    lost = (F.interpolate(coarse, (grid, grid), mode="bilinear", align_corners=False) - sized).abs() >= 0.01
+    noise = generator.normal(len(masks), grid * grid).to(masks.device).view_as(sized)
+    return ((sized + noise * lost) > 0.5) * 255.0
 
 
 def click_errors(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, field
+from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from sum_factory.shared.precision import Precision, PrecisionSetting, resolve
@@ -16,12 +16,12 @@ from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.store.cache import Cache, default_folder
 from sum_factory.trainer.data.order import Mix
 from sum_factory.trainer.data.sets import SetSettings
-from sum_factory.trainer.interactive import FedOutput, InteractiveSettings
+from sum_factory.trainer.interactive import FedOutput, FirstPrompts, InteractiveSettings
 from sum_factory.trainer.losses import LossSettings
 from sum_factory.trainer.methods import METHODS, Method
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.run.settings import CHECKED, MOST, MOST_STEPS, CheckpointSettings, ValidationSettings
-from sum_factory.trainer.variants import VariantName
+from sum_factory.trainer.variants import variants
 
 _Place = Annotated[str, Field(min_length=1)]
 
@@ -61,9 +61,11 @@ class Recipe:
     method: str = "sum"
     """Which labels are trained on, and what their certainty weighs: human-only, vanilla, mask-refinement, sum,
     sum-no-task-prompt, sum-continuous-tp, sum-no-ua-sampling or sum-confidence-uncer."""
-    variant: VariantName = "full"
-    """Which weights are trained: all of them (full), or those of the prompt encoder and the mask decoder (decoder),
-    which takes less time and memory."""
+    variant: str = "full"
+    """Which weights are trained: all of them (full), those of the prompt encoder and the mask decoder (decoder), or
+    what another one adds to SAM: adapter, hq, lora or sam-adapter."""
+    variant_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the variant, for those that have any: keys of LoraSettings, AdapterSettings or SamAdapterSettings."""
     sam: str = PACKAGED
     """The weights that fine-tuning starts from: a file, a folder, an id on the Hugging Face hub, or vit_micro."""
     uncertainty: str | None = None
@@ -85,6 +87,9 @@ class Recipe:
     last."""
     box_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the masks whose first prompt is a box. The others begin with a point."""
+    first_prompts: FirstPrompts = "interactive"
+    """Which prompts a mask begins with: interactive, a noisy box or a point; or hq, as HQ-SAM's training, its exact
+    box, ten points in it or the noised mask itself, in equal shares."""
     fed_output: FedOutput = "predicted"
     """Which of the three outputs of a single point the second round goes on from: "predicted", the one of highest
     predicted IoU, as in the paper; or "best", the one of least mask loss, which is also the one that is trained. Take
@@ -118,6 +123,31 @@ class Recipe:
             raise ValueError(f"no such method; there are {', '.join(METHODS)}")
         return name
 
+    @field_validator("variant")
+    @classmethod
+    def _is_variant(cls, name: str) -> str:
+        if name not in variants():
+            raise ValueError(f"no such variant; there are {', '.join(variants())}")
+        return name
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Recipe:
+        if self.variant in variants():
+            assert self.settings_of_variant is not None
+        return self
+
+    @property
+    def settings_of_variant(self) -> Any:
+        """The settings of the variant, checked. Raises ``ValueError`` for those that it does not have."""
+        try:
+            made = TypeAdapter(variants()[self.variant].settings).validate_python(self.variant_settings)
+        except ValidationError as error:
+            raise ValueError(f"variant_settings of {self.variant}: {_first_of(error, self.variant)}") from error
+        for key, value in self.variant_settings.items():
+            if isinstance(value, bool) and not isinstance(getattr(made, key), bool):
+                raise ValueError(f"variant_settings of {self.variant}: {key}: expected a number, found true or false")
+        return made
+
     @property
     def chosen_method(self) -> Method:
         """The row of the methods table."""
@@ -146,6 +176,7 @@ class Recipe:
             rounds=self.rounds,
             box_share=self.box_share,
             fed_output=self.fed_output,
+            first_prompts=self.first_prompts,
             continuous_task_prompt=self.chosen_method.task_prompt == "all",
             loss=self.loss,
         )
@@ -170,10 +201,25 @@ class Recipe:
         }
         if self.optimizer.schedule == "constant":
             left_out.add("steps")
-        settings = {**asdict(self), "precision": self.computed_in}
+        of_variant = asdict(self.settings_of_variant)
+        if not of_variant:
+            left_out.add("variant_settings")
+        if self.first_prompts == "interactive":  # what runs were before there was a choice
+            left_out.add("first_prompts")
+        settings = {**asdict(self), "precision": self.computed_in, "variant_settings": of_variant}
         return {name: value for name, value in settings.items() if name not in left_out}
 
     @property
     def computed_in(self) -> Precision:
         """What the precision is on the recipe's device."""
         return resolve(self.precision, pick_device(self.device)).name
+
+
+def _first_of(error: ValidationError, variant: str) -> str:
+    """Return what is wrong with the settings of a variant, and which there are if it is a key."""
+    detail = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "unexpected_keyword_argument":
+        known = ", ".join(each.name for each in fields(variants()[variant].settings)) or "none"
+        return f"unknown key {key}; there are {known}"
+    return f"{key}: {detail['msg']}, found {detail['input']!r}" if key else detail["msg"].partition(", ")[2]

@@ -23,6 +23,7 @@ from sum_factory.trainer.evaluate.suites import Suite
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import RefinerRecipe
 from sum_factory.trainer.settings import built_in_names
+from sum_factory.trainer.variants import variants
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -164,6 +165,12 @@ def recipes_page() -> str:
     parts.append("## What is inside these keys\n")
     for part, places in places_of_parts().items():
         parts.append(f"### {part.__name__}\n\nThe value of {', and of '.join(places)}.\n\n{described(part)}")
+    parts.append("## Settings of variants\n\nWhat `variant_settings` holds, for the variants that have settings.\n")
+    parts += [
+        f"### {variant.settings.__name__}\n\nOf the variant `{variant.name}`.\n\n{described(variant.settings)}"
+        for variant in variants().values()
+        if fields(variant.settings)
+    ]
     parts.append("## Recipes and suites that ship here\n\nGive their names to `--recipe` and `--suite`.\n")
     parts += [f"### {name}\n\n```yaml\n{(RECIPES / f'{name}.yaml').read_text()}```\n" for name in built_in_names()]
     return "\n".join(parts)

@@ -124,7 +124,11 @@ def _is_for_onednn(one: Tensor) -> bool:
 
 
 def attend_in_pieces(encoder: ImageEncoderViT) -> None:
-    """Make ``encoder`` attend by ``PiecewiseAttention``, on the parameters that it has. For inference."""
+    """Make ``encoder`` attend by ``PiecewiseAttention``, on the parameters that it has. For inference.
+
+    Blocks that do more than upstream's stay what they are.
+    """
     for block in encoder.blocks:
-        block.__class__ = WindowedBlock
+        if type(block) is image_encoder.Block:
+            block.__class__ = WindowedBlock
         block.attn.__class__ = PiecewiseAttention

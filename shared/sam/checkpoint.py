@@ -41,6 +41,8 @@ from sum_factory.shared.sam.upstream import Sam
 
 NO_MASK = "prompt_encoder.no_mask_embed.weight"
 """What every prompt without a mask has as its dense embedding: added to the image embedding, as a task's vector is."""
+PART = "part"
+"""Kind, in the header, of a file that holds what was trained without the SAM that it sits on."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def read_weights(weights: str = PACKAGED, model_type: str | None = None) -> SamW
     with _located(weights) as path:
         where = str(path)
         read = read_content(path)
+        _require_whole(read.header, where)
         official = to_official(read, where)
         architecture = identify({name: tuple(value.shape) for name, value in official.state.items()}, where, model_type)
         table = official.task_table
@@ -188,6 +191,15 @@ def load_sam(weights: str | SamWeights = PACKAGED, model_type: str | None = None
 def identify_weights(weights: str = PACKAGED, model_type: str | None = None) -> dict[str, object]:
     """Return what a shard set records of ``weights``, without building the model. Raises as ``load_sam``."""
     return read_weights(weights, model_type).identity
+
+
+def _require_whole(header: Mapping[str, Any], where: str) -> None:
+    """Raise ``CheckpointError`` for what a variant trained, without the SAM that it sits on."""
+    if header.get("kind") == PART:
+        raise CheckpointError(
+            f"{where}: what the variant {header.get('variant')} trained, without the SAM that it sits on; "
+            "make one file of both with `trainer export`"
+        )
 
 
 def bytes_of(weights: str) -> int:

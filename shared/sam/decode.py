@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sum_factory.shared.precision import autocast
+from sum_factory.shared.sam.hq import hq_logits, put_out, split
 from sum_factory.shared.sam.upstream import MaskDecoder, PromptEncoder
 
 PAD, NEGATIVE, POSITIVE, BOX_MIN, BOX_MAX = -1, 0, 1, 2, 3
@@ -46,6 +47,12 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.coords)
+
+    @property
+    def ambiguous(self) -> Tensor:
+        """Which prompts are a single point and nothing else, bool (P,)."""
+        single = self.token_types.shape[1] == 2 and self.mask_logits is None
+        return (self.token_types == PAD).any(1) & single
 
     def with_tokens(self, coords: Tensor, token_types: Tensor) -> Prompts:
         """Return these prompts with the tokens ``coords`` (P, M, 2) and ``token_types`` (P, M) put in front."""
@@ -95,11 +102,15 @@ def decode_prompts(
     """Decode P prompts on B image embeddings; prompt p belongs to image ``image_index_P[p]``.
 
     Returns the logits of all mask tokens (P, 4, h, w) and their predicted IoU (P, 4). Token 0 is the
-    single-mask output, 1 to 3 are the outputs for an ambiguous prompt.
+    single-mask output, 1 to 3 are the outputs for an ambiguous prompt. HQ-SAM has one output, (P, 1, h, w) and (P, 1).
     """
     decoder = sam.mask_decoder
+    embeddings_BCHW, features = split(decoder, embeddings_BCHW)
     sparse, dense = embed_prompts(sam, prompts)
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    own = len(output_tokens)
+    if features is not None:
+        output_tokens = torch.cat([output_tokens, decoder.hf_token.weight])
     tokens = torch.cat([output_tokens.expand(len(prompts), -1, -1), sparse], 1)
     source = embeddings_BCHW[image_index_P] + dense
     count, channels, height, width = source.shape
@@ -110,4 +121,8 @@ def decode_prompts(
     mask_tokens = decoded[:, 1 : 1 + decoder.num_mask_tokens]
     weights = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], 1)
     logits = (weights @ upscaled.flatten(2)).view(count, -1, *upscaled.shape[2:])
-    return logits, decoder.iou_prediction_head(decoded[:, 0])
+    iou = decoder.iou_prediction_head(decoded[:, 0])
+    if features is None:
+        return logits, iou
+    hq = hq_logits(decoder, decoded[:, own], upscaled, features[image_index_P])
+    return put_out(decoder.hq_output, hq, logits, iou, prompts.ambiguous)

@@ -15,6 +15,7 @@ from sum_factory.shared.placement import CropBox, resized_size
 from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, autocast, resolve
 from sum_factory.shared.sam.attention import attend_in_pieces
 from sum_factory.shared.sam.fast_linear import use_fast_linear
+from sum_factory.shared.sam.hq import encode
 from sum_factory.shared.sam.upstream import Sam
 
 
@@ -97,5 +98,5 @@ class Embedder:
     def _embed_resized(self, resized: npt.NDArray[np.uint8]) -> Tensor:
         pixels = torch.as_tensor(resized, device=self.sam.device).permute(2, 0, 1)[None].contiguous()
         with autocast(self.sam.device.type, self.precision):
-            features: Tensor = self.sam.image_encoder(self.sam.preprocess(pixels))
+            features = encode(self.sam, self.sam.preprocess(pixels))
         return features.float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architectur
 from sum_factory.shared.sam.refiner import Refiner
 from sum_factory.shared.sam.task_prompt import TaskPrompt
 from sum_factory.trainer.optimizer import OptimizerSettings, layer_scale, make_optimizer, schedule, set_learning_rate
-from sum_factory.trainer.variants import VARIANTS, VariantName, apply_variant
+from sum_factory.trainer.variants import prepare
+from sum_factory.trainer.variants.variant import NoSettings
 
 
 @pytest.fixture(scope="module", params=["vit_micro", "vit_b"])
@@ -91,10 +92,10 @@ def test_task_prompt_has_its_own_scale_and_no_weight_decay(tiny_sam: Sam) -> Non
 def test_decoder_variant_gives_the_encoder_neither_gradients_nor_a_group(empty: tuple[Sam, int]) -> None:
     sam, _ = empty
     try:
-        apply_variant(sam, VARIANTS["decoder"])
+        prepare(sam, "decoder", NoSettings(), 0)
         groups = groups_by_name(make_optimizer(sam, None, OptimizerSettings()), sam)
     finally:
-        apply_variant(sam, VARIANTS["full"])
+        prepare(sam, "full", NoSettings(), 0)
     assert groups.keys() == {n for n, _ in sam.named_parameters() if not n.startswith("image_encoder.")}
 
 
@@ -154,10 +155,11 @@ def test_rate_warms_up_in_equal_steps_then_follows_its_curve(kind: Any) -> None:
     assert min(curve) > 0
 
 
+def test_stepped_rate_falls_to_a_tenth_for_the_last_sixth() -> None:
+    curve = [schedule(OptimizerSettings(schedule="step"), step, 12) for step in range(12)]
+    assert curve == [1] * 10 + [0.1] * 2
+
+
 def test_rate_starts_at_once_without_warm_up() -> None:
     assert schedule(OptimizerSettings(schedule="cosine"), 0, 10) == 1
     assert schedule(OptimizerSettings(schedule="linear"), 0, 1) == 1
-
-
-def test_every_variant_has_a_name_that_recipes_take() -> None:
-    assert get_args(VariantName) == tuple(VARIANTS)

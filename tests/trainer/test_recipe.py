@@ -38,7 +38,7 @@ def test_defaults_are_the_papers() -> None:
 def test_rounds_are_played_as_the_method_says() -> None:
     for method, continuous in (("sum", False), ("sum-continuous-tp", True), ("vanilla", False)):
         recipe = Recipe(human=HUMAN, method=method, rounds=4, box_share=0.3, fed_output="best")
-        expected = InteractiveSettings(4, 0.3, "best", continuous, recipe.loss)
+        expected = InteractiveSettings(4, 0.3, "best", "interactive", continuous, recipe.loss)
         assert recipe.interactive == expected
 
 
@@ -80,6 +80,7 @@ CHANGES_NOTHING: dict[str, Any] = {
 CHANGES_THE_RESULT: dict[str, Any] = {
     "method": "vanilla",
     "variant": "decoder",
+    "variant_settings": {"rank": 3},
     "mix": Mix(2, 1),
     "batch": 20,
     "micro_batch": 2,
@@ -87,6 +88,7 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "rounds": 6,
     "box_share": 0.4,
     "fed_output": "best",
+    "first_prompts": "hq",
     "stride": 2,
     "loss": {"theta": 0.5},
     "optimizer": {"learning_rate": 1e-4},
@@ -108,7 +110,8 @@ def test_identity_leaves_out_what_does_not_change_the_result(name: str) -> None:
 
 @pytest.mark.parametrize("name", CHANGES_THE_RESULT)
 def test_identity_holds_what_changes_the_result(name: str) -> None:
-    assert replace(PLAIN, **{name: CHANGES_THE_RESULT[name]}).identity() != PLAIN.identity()
+    plain = replace(PLAIN, variant="lora") if name == "variant_settings" else PLAIN  # the full variant has none
+    assert replace(plain, **{name: CHANGES_THE_RESULT[name]}).identity() != plain.identity()
 
 
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp32")])

@@ -14,10 +14,12 @@ from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.precision import PrecisionSetting, precision_option
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.settings import PACKAGED, TASKS, WEIGHTS_HELP
+from sum_factory.trainer.commands.train import below_option
 from sum_factory.trainer.evaluate.settings import FirstPrompt, Output, Protocol
 
 if TYPE_CHECKING:
     from sum_factory.shared.images import RgbImage
+    from sum_factory.shared.sam.hq import HqOutput
     from sum_factory.trainer.predict import Prediction, UserPrompt
 
 MOST_ROUNDS = 9
@@ -28,6 +30,13 @@ weights_option = click.option(
     show_default=True,
     help=f"SAM or SUM weights: {WEIGHTS_HELP}.",
 )
+hq_option = click.option(
+    "--hq-output",
+    type=click.Choice(["hq", "hq+sam"]),
+    default="hq",
+    show_default=True,
+    help="Of HQ-SAM, the mask of its own token, which training teaches, or the sum of its logits and SAM's.",
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 encoder_option = precision_option(
     "fp32",
@@ -37,6 +46,8 @@ encoder_option = precision_option(
 
 @click.command("evaluate")
 @weights_option
+@below_option
+@hq_option
 @click.option("--suite", required=True, help="A YAML file of sets, or a built-in suite: paper14, paper8.")
 @click.option("--out", required=True, help="Folder for masks.parquet, summary.json and table.md: a path or a URL.")
 @click.option(
@@ -87,6 +98,8 @@ encoder_option = precision_option(
 @encoder_option
 def evaluate_command(
     weights: str,
+    sam: str | None,
+    hq_output: HqOutput,
     suite: str,
     out: str,
     first: tuple[FirstPrompt, ...],
@@ -123,12 +136,13 @@ def evaluate_command(
     folder = Storage(out)
     sets = read_suite(suite, parse_variables(variables)).sets
     computed_in = settle(precision, pick_device(device)).name
-    loaded = load_weights(weights, Runtime(device, computed_in))
+    loaded = load_weights(weights, Runtime(device, computed_in), sam, hq_output=hq_output)
     task_rounds = 1 if task_prompt == "first" else rounds
     protocols = [Protocol(name, rounds, output, task_rounds) for name in dict.fromkeys(first)]
     provenance = {
         "weights": {"path": weights, "sha256": loaded.sha256, "model_type": loaded.architecture.name},
         "trained_tasks": loaded.trained_tasks,
+        "hq_output": hq_output if hasattr(loaded.sam.mask_decoder, "hq_output") else None,
         "suite": to_jsonable_python([asdict(settings) for settings in sets]),
         "protocols": [asdict(protocol) for protocol in protocols],
         "max_masks": max_masks,
@@ -153,6 +167,8 @@ def evaluate_command(
     "--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True, help="What kind of mask is meant."
 )
 @weights_option
+@below_option
+@hq_option
 @click.option("--out", required=True, help="Folder for <stem>_mask.png and <stem>_overlay.png: a path or a URL.")
 @device_option
 @threads_option
@@ -164,6 +180,8 @@ def predict_command(
     box: str | None,
     task: str,
     weights: str,
+    sam: str | None,
+    hq_output: HqOutput,
     out: str,
     device: str,
     threads: int | None,
@@ -183,7 +201,7 @@ def predict_command(
     torch.set_num_threads(threads or usable_cores())
     photo = _read_photo(image)
     computed_in = settle(precision, pick_device(device)).name
-    loaded = load_weights(weights, Runtime(device, computed_in))
+    loaded = load_weights(weights, Runtime(device, computed_in), sam, hq_output=hq_output)
     try:
         with Stage("segmenting"):
             prediction = predict_mask(loaded, photo, prompt, task, computed_in)

@@ -48,6 +48,11 @@ training_precision_option = precision_option(
 )
 
 
+below_option = click.option(
+    "--sam", default=None, help="The SAM that weights of a variant sit on  [default: where it lay in training]"
+)
+
+
 @click.command("refiner")
 @recipe_option
 @out_option
@@ -95,6 +100,12 @@ def refiner_command(
     default=None,
     help="Which labels are trained on and what certainty weighs: sum, vanilla, ...  [default: the recipe's]",
 )
+@click.option(
+    "--variant",
+    default=None,
+    help="Which weights are trained: full, decoder, lora, adapter, sam-adapter or hq; --set variant_settings.KEY=VALUE "
+    "changes the settings of one that has any  [default: the recipe's]",
+)
 @click.option("--device", default=None, help="auto, cpu, cuda, cuda:1 or mps  [default: the recipe's]")
 @click.option(
     "--processes",
@@ -135,11 +146,12 @@ def fit_command(
     show_default=True,
     help="The task whose vector becomes part of the weights: plain SAM has no task prompt.",
 )
-def export_command(weights: str, out: Path, task: str) -> None:
-    """Write weights as plain `segment_anything` loads them, for one task."""
+@below_option
+def export_command(weights: str, out: Path, task: str, sam: str | None) -> None:
+    """Write weights as plain `segment_anything` loads them, for one task; of HQ-SAM, as its own software does."""
     from sum_factory.trainer.export import export_plain_sam
 
-    export_plain_sam(weights, out, task)
+    export_plain_sam(weights, out, task, sam)
     click.echo(f"wrote {out}", err=is_stream(out))
 
 

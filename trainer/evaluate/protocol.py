@@ -19,6 +19,7 @@ from torch import Tensor
 from sum_factory.shared.masks import iou
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts, decode_prompts
+from sum_factory.shared.sam.hq import add_vectors
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.evaluate.clicks import Click, click_near_boundary, first_click, next_click
 from sum_factory.trainer.evaluate.metrics import boundary_iou
@@ -103,7 +104,7 @@ def play_image(
             for state in states:
                 _click(state, frame)
         given = task_vector if number <= protocol.task_rounds else None
-        source = embedding if given is None else embedding + given[None, :, None, None]
+        source = embedding if given is None else add_vectors(embedding, given[None])
         for count in sorted({len(state.tokens()[1]) for state in states}):
             rows = [k for k, state in enumerate(states) if len(state.tokens()[1]) == count]
             predicted = _decode(sam, source, [states[k] for k in rows], frame, protocol.output)
@@ -154,7 +155,7 @@ def _decode(sam: Sam, source: Tensor, states: list[_State], frame: Frame, output
     scores = []
     for k, state in enumerate(states):
         ambiguous = output == "oracle" and not state.boxed and state.logits is None
-        candidates = range(1, logits.shape[1]) if ambiguous else range(1)
+        candidates = range(1, logits.shape[1]) if ambiguous and logits.shape[1] > 1 else range(1)
         masks = {c: (frame.upsample(logits[k, c : c + 1]) > 0)[0].cpu().numpy() for c in candidates}
         chosen = max(candidates, key=lambda c: iou(masks[c], state.target))
         state.mask, state.logits = masks[chosen], logits[k, chosen : chosen + 1]

@@ -16,12 +16,14 @@ from sum_factory.shared.images import RgbImage
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.precision import Precision
 from sum_factory.shared.progress import track
-from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam
+from sum_factory.shared.sam.checkpoint import LoadedSam
+from sum_factory.shared.sam.hq import HqOutput
 from sum_factory.shared.sam.runtime import Embedder, Runtime, place
 from sum_factory.trainer.data.human import HumanSample, HumanSet, Masks
 from sum_factory.trainer.data.sets import SetSettings, check_sets, open_set
 from sum_factory.trainer.evaluate.protocol import evaluate_image
 from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.variants.load import load_model
 
 MASKS_TOGETHER = 32
 """Masks of an image that are prompted together, at most."""
@@ -70,9 +72,9 @@ class SetScores:
         )
 
 
-def load_weights(weights: str, runtime: Runtime) -> LoadedSam:
-    """Load weights as ``load_sam`` takes them, and place them. Raises ``CheckpointError``."""
-    loaded = load_sam(weights)
+def load_weights(weights: str, runtime: Runtime, sam: str | None = None, hq_output: HqOutput = "hq") -> LoadedSam:
+    """Load weights as ``load_model`` takes them, and place them. Raises ``CheckpointError``."""
+    loaded = load_model(weights, sam, hq_output=hq_output)
     place(loaded.sam, runtime)
     return loaded
 

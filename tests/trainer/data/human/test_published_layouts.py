@@ -15,6 +15,10 @@ from PIL import ExifTags, Image
 from sum_factory.trainer.data.check import sets_of
 from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.sets import open_set
+from sum_factory.trainer.fit import fit
+from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.run.log import read_log
+from sum_factory.trainer.settings import read_settings
 
 HEIGHT, WIDTH = 24, 36
 Mask = npt.NDArray[np.bool_]
@@ -183,9 +187,12 @@ HQSEG = {
     "ECSSD": (4, 4), "MSRA-10K": (4, 4),
 }  # fmt: skip
 """Photos and masks of each set of the miniature."""
+OF_VARIANTS = {"hq_sam": "hq", "sum_hq": "hq", "sam_adapter": "sam-adapter", "lora": "lora", "adapter": "adapter"}
+"""Recipes of variants on HQSeg-44K, and the variant of each."""
 EXPECTED: dict[str, tuple[Callable[[Path], None], dict[str, str], dict[str, tuple[int, int]]]] = {
     "ft_small": (hqseg_and_entityseg, {"HQSEG44K": "hq"}, HQSEG),
     "refiner_hqseg44k": (hqseg_and_entityseg, {"HQSEG44K": "hq"}, HQSEG),
+    **{name: (hqseg_and_entityseg, {"HQSEG44K": "hq"}, HQSEG) for name in OF_VARIANTS},
     "ft_medium": (
         hqseg_and_entityseg,
         {"HQSEG44K": "hq", "ENTITYSEG": "entity"},
@@ -228,6 +235,29 @@ def test_recipe_opens_its_sets_as_they_are_published(name: str, tmp_path: Path) 
     assert counts == expected
     areas = [sample.masks.mean((1, 2)) for some in samples.values() for sample in some]
     assert all(0 < area < 1 for some in areas for area in some.tolist())
+
+
+@pytest.fixture(scope="module")
+def miniatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """HQSeg-44K and EntitySeg, which no test may change."""
+    root = tmp_path_factory.mktemp("published")
+    hqseg_and_entityseg(root)
+    return root
+
+
+@pytest.mark.parametrize("name", [*OF_VARIANTS, "ft_small", "ft_medium"])
+def test_recipe_trains_on_its_sets_as_they_are_published(
+    name: str, miniatures: Path, tiny_weights: str, known_shards: Any, tmp_path: Path
+) -> None:
+    places = {"HQSEG44K": str(miniatures / "hq"), "ENTITYSEG": str(miniatures / "entity")}
+    variables = {"SAM": tiny_weights, "SHARDS": known_shards.url, **places}
+    small = ["steps=1", "batch=2", "micro_batch=2", "masks=1", "data_threads=1", "device=cpu", "precision=fp32"]
+    recipe = read_settings(name, Recipe, variables, small)
+    assert recipe.variant == OF_VARIANTS.get(name, "full")
+    fit(recipe, tmp_path, say=lambda _: None)
+    (line,) = read_log(tmp_path)
+    assert line["masks"] == 2 or (recipe.method == "sum" and line["masks"] == 1), "labelled photos may have no mask"
+    assert len(line["iou"]) == recipe.rounds
 
 
 def test_masks_of_the_miniatures_are_those_that_were_drawn(tmp_path: Path) -> None:
