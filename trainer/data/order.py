@@ -110,6 +110,17 @@ class Mix:
         return "pseudo", cycle * self.pseudo + turn - self.human
 
 
-def slots_of(step: int, batch: int, rank: int, ranks: int) -> Sequence[int]:
-    """Return the slots of a step (counted from 0) that a rank works on; all ranks together work on all slots."""
-    return range(step * batch + rank, (step + 1) * batch, ranks)
+def slots_of(step: int, batch: int, mix: Mix, together: int = 1, rank: int = 0, ranks: int = 1) -> Sequence[int]:
+    """Return the slots of a step (counted from 0) that a rank works on; all ranks together work on all slots.
+
+    Each rank gets as many pseudo-labelled samples as any other, as far as they can be divided: these have many masks,
+    human ones may have one. Slots that go through the model ``together`` stay together on any number of ranks, if the
+    batch can be divided so; else single slots are dealt.
+    """
+    slots = range(step * batch, (step + 1) * batch)
+    if ranks == 1:
+        return slots
+    size = together if batch % (together * ranks) == 0 else 1
+    groups = [slots[start : start + size] for start in range(0, batch, size)]
+    groups.sort(key=lambda group: sum(mix.locate(slot)[0] == "pseudo" for slot in group))
+    return [slot for group in groups[rank::ranks] for slot in group]

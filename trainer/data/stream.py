@@ -63,13 +63,17 @@ class PseudoStream:
 
 @dataclass
 class MixedStream:
-    """Gives the samples of each step, in the order of the slots. ``waited`` sums the seconds spent waiting for data."""
+    """Gives the samples of each step: of one rank in the order of the slots, of several as ``slots_of`` deals them.
+
+    ``together`` is how many go through the model at once. ``waited`` sums the seconds spent waiting for data.
+    """
 
     streams: dict[str, HumanStream | PseudoStream]
     mix: Mix
     batch: int
     rank: int = 0
     ranks: int = 1
+    together: int = 1
     threads: int = 4
     steps_ahead: int = 2
     waited: float = 0.0
@@ -93,7 +97,7 @@ class MixedStream:
             following = first
             for _ in range(first, last):
                 while following < min(last, first + self.steps_ahead + 1):
-                    slots = slots_of(following, self.batch, self.rank, self.ranks)
+                    slots = slots_of(following, self.batch, self.mix, self.together, self.rank, self.ranks)
                     ahead.append([pool.submit(self.load, slot) for slot in slots])
                     for name, position in map(self.mix.locate, slots):
                         if name in prefetchers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 
@@ -93,10 +94,36 @@ def test_mix_of_nothing_is_refused() -> None:
             Mix(human, pseudo)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 11])
-def test_ranks_share_each_step_out_among_them(ranks: int) -> None:
+@pytest.mark.parametrize("mix", [Mix(1, 1), Mix(2, 1), Mix(1, 3), Mix(1, 0)])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8, 11])
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_ranks_share_each_step_out_among_them(ranks: int, together: int, mix: Mix) -> None:
     for step in (0, 1, 17):
-        shares = [list(slots_of(step, 8, rank, ranks)) for rank in range(ranks)]
+        shares = [list(slots_of(step, 8, mix, together, rank, ranks)) for rank in range(ranks)]
         assert sorted(slot for share in shares for slot in share) == list(range(step * 8, step * 8 + 8))
         sizes = [len(share) for share in shares]
         assert max(sizes) - min(sizes) <= 1
+
+
+def pseudo_in(slots: Iterable[int], mix: Mix) -> int:
+    """Return how many of the slots are of the stream with many masks."""
+    return [mix.locate(slot)[0] for slot in slots].count("pseudo")
+
+
+@pytest.mark.parametrize("mix", [Mix(1, 1), Mix(2, 1), Mix(1, 3)])
+@pytest.mark.parametrize(("batch", "ranks"), [(4, 2), (8, 2), (8, 4), (40, 8), (12, 6), (40, 16)])
+def test_pseudo_labels_are_dealt_evenly(batch: int, ranks: int, mix: Mix) -> None:
+    for step in range(5):
+        counts = [pseudo_in(slots_of(step, batch, mix, 1, rank, ranks), mix) for rank in range(ranks)]
+        assert sum(counts) == pseudo_in(range(step * batch, (step + 1) * batch), mix)
+        assert max(counts) - min(counts) <= 1
+
+
+def test_what_goes_through_the_model_together_does_not_depend_on_the_ranks() -> None:
+    """Two by two: those that one rank takes, in their order; dealing single slots would give others."""
+    for step in (0, 3):
+        alone = list(slots_of(step, 8, Mix(1, 1), 2))
+        expected = sorted(tuple(alone[start : start + 2]) for start in range(0, 8, 2))
+        for ranks in (2, 4):
+            shares = [list(slots_of(step, 8, Mix(1, 1), 2, rank, ranks)) for rank in range(ranks)]
+            assert sorted((share[n], share[n + 1]) for share in shares for n in range(0, len(share), 2)) == expected
