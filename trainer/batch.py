@@ -117,6 +117,18 @@ def no_masks(step: int, photos: int, skipped: int, keys: Sequence[str]) -> str:
     )
 
 
+def keep_company(sam: Sam, precision: Precision) -> None:
+    """Take part in what other processes compute of blocks that are sharded: encode an empty photo, and learn nothing.
+
+    A process calls this where others have masks and it has none; else they would wait for it.
+    """
+    side = int(sam.image_encoder.img_size)
+    with autocast(sam.device.type, precision):
+        embeddings = encode(sam, torch.zeros(1, 3, side, side, device=sam.device))
+    if embeddings.requires_grad:
+        embeddings.backward(torch.zeros_like(embeddings))  # type: ignore[no-untyped-call]
+
+
 def backpropagate(
     sam: Sam,
     task_prompt: TaskPrompt | None,

@@ -27,26 +27,30 @@ from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.batch import Sums, backpropagate, collate, no_masks
+from sum_factory.trainer.activations import recompute_blocks
+from sum_factory.trainer.batch import Sums, backpropagate, collate, keep_company, no_masks
 from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.pseudo import UNSPECIFIED, PseudoSet
 from sum_factory.trainer.data.samples import SampleSettings
 from sum_factory.trainer.data.sets import check_sets, open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
-from sum_factory.trainer.optimizer import make_optimizer, set_learning_rate, take_step
+from sum_factory.trainer.optimizer import make_optimizer, parameters_of, set_learning_rate, take_step
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.distributed import Ranks, join_ranks, run_on_ranks
+from sum_factory.trainer.run.gradients import GradientSum
 from sum_factory.trainer.run.loop import Run, Scores, software
+from sum_factory.trainer.run.sharding import put_together, shard_blocks, whole
 from sum_factory.trainer.run.validation import validate
 from sum_factory.trainer.variants import prepare, trained, variants
 from sum_factory.trainer.variants.parts import header_of_part
 
 PROCESS_BYTES = 2 << 30
 """Memory of a training process beside its weights, in bytes."""
-STATE_COPIES = 4
-"""Numbers that are kept for each weight: itself, its gradient, and two moments of the optimizer."""
+STATE_COPIES = 6
+"""Numbers that a CPU keeps for each weight: itself, its gradient, two moments of the optimizer, and in fp64, which is
+two, the sum of the gradients."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,11 @@ class Model:
     sam: Sam
     task_prompt: TaskPrompt | None
     optimizer: torch.optim.Optimizer
+    gradients: GradientSum
     is_whole: bool = True
     """Whether all of SAM is saved, or what was trained alone."""
+    is_sharded: bool = False
+    """Whether the encoder's blocks are spread over processes."""
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -96,7 +103,7 @@ class Model:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that are trained, in the optimizer's order."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return parameters_of(self.optimizer)
 
 
 def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> FitSummary:
@@ -113,7 +120,7 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
         with hushed(not ranks.leads):
             human = [open_set(each) for each in recipe.human]
             check_sets(recipe.validation.sets if recipe.validation is not None else ())
-        model = make_model(recipe, ranks.device)
+        model = make_model(recipe, ranks)
         stream = open_stream(recipe, int(model.sam.image_encoder.img_size), ranks, human)
         identity = identity_of(recipe, model, stream)
         header = header_of(recipe, model, identity)
@@ -127,11 +134,12 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
             first,
             stream,
             lambda samples, step: train_step(recipe, model, samples, step, ranks),
-            lambda step: validation_after(step, recipe, model, header),
+            lambda step: validation_after(step, recipe, model, header, ranks),
         )
+        weights = whole(model.weights, ranks)
         if ranks.leads:
             with Stage("writing the weights"):
-                final = to_safetensors(model.weights, {**header, "step": recipe.steps})
+                final = to_safetensors(weights, {**header, "step": recipe.steps})
                 Storage(str(out)).write(WEIGHTS_FILE, final)
         seconds = time.perf_counter() - started
         return FitSummary(first, recipe.steps, seconds, stream.waited / max(seconds, 1e-9))
@@ -179,11 +187,16 @@ def agree_on_precision(asked: PrecisionSetting, ranks: Ranks) -> Resolved:
     return Resolved(asked, "fp32", "auto is fp32 where not every process has a device with bfloat16")
 
 
-def make_model(recipe: Recipe, device: torch.device) -> Model:
+def make_model(recipe: Recipe, ranks: Ranks) -> Model:
     """Load the SAM that is to be trained; only the weights that the variant trains get gradients."""
     loaded = load_sam(recipe.sam)
     prepare(loaded.sam, recipe.variant, recipe.settings_of_variant, recipe.seed)
+    device = ranks.device
     sam = loaded.sam.to(device)
+    if recipe.activation_checkpointing:
+        recompute_blocks(sam.image_encoder)
+    if recipe.fsdp:
+        shard_blocks(sam.image_encoder, ranks)
     task_prompt = None
     if recipe.chosen_method.task_prompt != "none":
         task_prompt = (loaded.task_prompt or TaskPrompt(loaded.architecture.prompt_dim)).to(device)
@@ -193,7 +206,9 @@ def make_model(recipe: Recipe, device: torch.device) -> Model:
             "(`trainer export` makes one of it, with the vector of one task folded in)"
         )
     optimizer = make_optimizer(sam, task_prompt, recipe.optimizer)
-    return Model(loaded, sam, task_prompt, optimizer, variants()[recipe.variant].is_whole)
+    gradients = GradientSum(parameters_of(optimizer), ranks)
+    is_sharded = recipe.fsdp and ranks.count > 1
+    return Model(loaded, sam, task_prompt, optimizer, gradients, variants()[recipe.variant].is_whole, is_sharded)
 
 
 def open_stream(recipe: Recipe, side: int, ranks: Ranks, human: Sequence[HumanSet] | None = None) -> MixedStream:
@@ -209,7 +224,15 @@ def open_stream(recipe: Recipe, side: int, ranks: Ranks, human: Sequence[HumanSe
             )
         shards = open_shards(recipe.shards, recipe.cache.make(), recipe.relocation)
         streams["pseudo"] = PseudoStream(PseudoSet(shards, recipe.layer, method, sampled))
-    return MixedStream(streams, recipe.streams, recipe.batch, ranks.rank, ranks.count, threads=recipe.data_threads)
+    return MixedStream(
+        streams,
+        recipe.streams,
+        recipe.batch,
+        ranks.rank,
+        ranks.count,
+        together=recipe.micro_batch,
+        threads=recipe.data_threads,
+    )
 
 
 def identity_of(recipe: Recipe, model: Model, stream: MixedStream) -> dict[str, Any]:
@@ -254,11 +277,13 @@ def describe(recipe: Recipe, model: Model, stream: MixedStream, first: int) -> s
     )
 
 
-def validation_after(step: int, recipe: Recipe, model: Model, header: Mapping[str, Any]) -> Scores | None:
+def validation_after(step: int, recipe: Recipe, model: Model, header: Mapping[str, Any], ranks: Ranks) -> Scores | None:
     """Return the score and what to log of it, or None if no validation is due after this step."""
     if recipe.validation is None or step % recipe.validation.every:
         return None
-    return validate(model.trained(header), recipe.validation, recipe.computed_in)
+    always = recipe.chosen_method.task_prompt == "all"
+    with put_together(model.sam.image_encoder):
+        return validate(model.trained(header), recipe.validation, always, recipe.computed_in, ranks)
 
 
 def train_step(recipe: Recipe, model: Model, samples: Sequence[Sample], step: int, ranks: Ranks) -> dict[str, Any]:
@@ -267,18 +292,27 @@ def train_step(recipe: Recipe, model: Model, samples: Sequence[Sample], step: in
     Raises ``InputError``, before the weights are changed, if no process has a mask to train on.
     """
     rate = set_learning_rate(model.optimizer, recipe.optimizer, step - 1, recipe.steps)
-    model.optimizer.zero_grad(set_to_none=False)
+    model.gradients.clear()
     sums = Sums(recipe.rounds)
-    for start in range(0, len(samples), recipe.micro_batch):
-        placed = [sample.on(model.sam.device) for sample in samples[start : start + recipe.micro_batch]]
+    for part in micro_batches(recipe, samples, ranks):
+        placed = [sample.on(model.sam.device) for sample in part]
         sums.counts["skipped"] += sum(sample.skipped for sample in placed)
         batch = collate(placed, model.sam, recipe.stride, recipe.seed)
         if batch is not None:
             settings = recipe.interactive
             backpropagate(model.sam, model.task_prompt, batch, settings, recipe.batch, sums, recipe.computed_in)
+        elif model.is_sharded:
+            keep_company(model.sam, recipe.computed_in)
+        model.gradients.add()
     total = Sums.from_list(ranks.sum_numbers(sums.to_list()), recipe.rounds)
     if not total.counts["masks"]:
         raise InputError(no_masks(step, recipe.batch, int(total.counts["skipped"]), [each.key for each in samples]))
-    ranks.sum_gradients(model.parameters)
+    model.gradients.finish()
     norm = take_step(model.optimizer, recipe.optimizer, step)
     return {**total.means(), "gradient_norm": norm, "learning_rate": rate}
+
+
+def micro_batches(recipe: Recipe, samples: Sequence[Sample], ranks: Ranks) -> list[Sequence[Sample]]:
+    """Return what goes through the model together: as many batches in each process, the last ones perhaps empty."""
+    count = ceil(ceil(recipe.batch / ranks.count) / recipe.micro_batch)
+    return [samples[number * recipe.micro_batch : (number + 1) * recipe.micro_batch] for number in range(count)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from sum_factory.shared.errors import DivergedError
 from sum_factory.shared.sam.task_prompt import TaskPrompt
+from sum_factory.trainer.run.sharding import is_sharded, whole_norm
 
 _BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
 _STEM = ("image_encoder.patch_embed.", "image_encoder.pos_embed")
@@ -79,7 +81,14 @@ def make_optimizer(model: nn.Module, task_prompt: TaskPrompt | None, settings: O
     if task_prompt is not None:
         task_prompt.weight.grad = torch.zeros_like(task_prompt.weight)
         listed.append({"params": [task_prompt.weight], "scale": settings.task_prompt_scale, "weight_decay": 0.0})
-    return torch.optim.AdamW(listed, lr=settings.learning_rate, betas=settings.betas)
+    mixed = any(is_sharded(parameter) for group in listed for parameter in group["params"])
+    foreach = False if mixed else None  # all of a group at once, which PyTorch cannot if some are sharded
+    return torch.optim.AdamW(listed, lr=settings.learning_rate, betas=settings.betas, foreach=foreach)
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return all parameters, in the optimizer's order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int, steps: int) -> float:
@@ -95,8 +104,7 @@ def take_step(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, ste
 
     Raises ``DivergedError``, before anything is changed, if it is not finite.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
+    norm = _clip(parameters_of(optimizer), settings.clip_norm)
     if not math.isfinite(norm):
         raise DivergedError(
             f"step {step}: the gradient is {norm}; the last checkpoint is sound. Lower optimizer.learning_rate, or "
@@ -104,6 +112,17 @@ def take_step(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, ste
         )
     optimizer.step()
     return norm
+
+
+def _clip(parameters: Sequence[nn.Parameter], most: float) -> float:
+    """Clip the gradients of all parameters together; return their norm before. PyTorch takes no mixture of parameters
+    that are sharded over processes and others."""
+    kinds = [[each for each in parameters if is_sharded(each) == sharded] for sharded in (False, True)]
+    norms = [whole_norm(kind) for kind in kinds if kind]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, most, norm)
+    return float(norm)
 
 
 def schedule(settings: OptimizerSettings, step: int, steps: int) -> float:

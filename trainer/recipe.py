@@ -80,6 +80,12 @@ class Recipe:
     """Photos a step, of both kinds and over all processes."""
     micro_batch: int = Field(default=1, ge=1, le=MOST)
     """Photos that go through the model at once, in each process. More is faster on a GPU, and takes more memory."""
+    activation_checkpointing: bool = False
+    """Whether blocks of the encoder keep their input alone, and compute the rest again for the gradients: less memory,
+    more time, the same losses. Give true where a photo does not fit."""
+    fsdp: bool = False
+    """Whether weights, gradients and moments of the encoder's blocks are spread over the processes, instead of each
+    having all of them: PyTorch's FSDP2. Give true where ViT-H does not fit beside its activations."""
     masks: int = Field(default=30, ge=1, le=MOST)
     """Masks of a photo, at most; of more, so many are drawn at random. Fewer take less time and memory."""
     rounds: int = Field(default=7, ge=1, le=1_000)
@@ -198,6 +204,8 @@ class Recipe:
             "data_threads",
             "uncertainty",
             "cache",
+            "activation_checkpointing",
+            "fsdp",
         }
         if self.optimizer.schedule == "constant":
             left_out.add("steps")

@@ -106,7 +106,7 @@ def take_steps(data: Path, changes: Sequence[str], repeats: int) -> dict[str, St
         auto = resolve("auto", ranks.device).name
         computed_in: dict[str, Precision] = {"fp32": "fp32", "bf16": "bf16", "auto": auto}
         recipes = {name: replace(base, precision=precision) for name, precision in computed_in.items()}
-        taken = {name: Steps(recipe, make_model(recipe, ranks.device)) for name, recipe in recipes.items()}
+        taken = {name: Steps(recipe, make_model(recipe, ranks)) for name, recipe in recipes.items()}
         side = int(taken["fp32"].model.sam.image_encoder.img_size)
         for number, samples in enumerate(open_stream(base, side, ranks).steps(0, repeats + 1)):
             for name, steps in taken.items():

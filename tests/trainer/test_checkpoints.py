@@ -42,7 +42,7 @@ def save(
     checkpoints: Checkpoints, number: int, score: float | None = None, seed: int = 0
 ) -> tuple[nn.Linear, torch.optim.AdamW]:
     model, optimizer = make_run(seed)
-    path = checkpoints.save(number, model.state_dict(), optimizer, IDENTITY, {"kind": "test"}, score)
+    path = checkpoints.save(number, model.state_dict(), optimizer.state_dict(), IDENTITY, {"kind": "test"}, score)
     assert path == checkpoints.path(number)
     return model, optimizer
 

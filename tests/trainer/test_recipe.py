@@ -74,6 +74,8 @@ CHANGES_NOTHING: dict[str, Any] = {
     "checkpoint": CheckpointSettings(every=7),
     "device": "cuda",
     "data_threads": 9,
+    "activation_checkpointing": True,
+    "fsdp": True,
     "steps": 7000,
 }
 """Paths are not what is trained on: the run records ids of the data, the layers and the weights beside these."""

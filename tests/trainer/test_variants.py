@@ -33,6 +33,7 @@ from sum_factory.trainer.fit import fit, make_model
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.distributed import ALONE
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.settings import CheckpointSettings
 from sum_factory.trainer.settings import read_settings
@@ -44,7 +45,6 @@ from sum_factory.trainer.variants.variant import NoSettings
 
 MakeRecipe = Callable[..., Recipe]
 PARTS = [name for name, variant in variants().items() if not variant.is_whole]
-CPU = torch.device("cpu")
 
 
 def made(sam: Sam, name: str, settings: Any) -> Sam:
@@ -261,7 +261,7 @@ def test_variant_trains_resumes_is_judged_and_exported(
 
 def assert_saved_what_it_trained(recipe: Recipe, out: Path, weights: dict[str, Tensor]) -> None:
     """Of a variant that is not a whole SAM, no more than that, and the SAM below; and all parts have learnt."""
-    model, header = make_model(recipe, CPU), read_header(out / WEIGHTS)
+    model, header = make_model(recipe, ALONE), read_header(out / WEIGHTS)
     assert weights.keys() == model.weights.keys()
     of_sam = weights.keys() - {"task_prompt.weight"}
     if variants()[recipe.variant].is_whole:
@@ -294,7 +294,7 @@ def test_weights_load_as_the_model_that_was_trained(
     trained_part: Callable[[str], tuple[Recipe, Path]], images: Tensor, variant: str
 ) -> None:
     recipe, out = trained_part(variant)
-    model = make_model(recipe, CPU)
+    model = make_model(recipe, ALONE)
     with torch.no_grad():
         for name, value in load_file(out / WEIGHTS).items():
             model.weights[name].copy_(value)

@@ -23,6 +23,7 @@ from sum_factory.trainer.data.human import HumanSample, HumanSet, Masks
 from sum_factory.trainer.data.sets import SetSettings, check_sets, open_set
 from sum_factory.trainer.evaluate.protocol import evaluate_image
 from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.run.distributed import ALONE, Ranks
 from sum_factory.trainer.variants.load import load_model
 
 MASKS_TOGETHER = 32
@@ -112,16 +113,18 @@ def evaluate_sets(
     max_masks: int | None = None,
     seed: int = 0,
     precision: Precision = "fp32",
+    ranks: Ranks = ALONE,
 ) -> Iterator[SetScores]:
     """Evaluate sets one after the other, each with all ``protocols``; yield each when it is done.
 
-    At most ``max_masks`` of an image, drawn by the hash of ``seed`` and the image's key. Raises ``InputError`` or
-    ``ImageError`` for a set or file that cannot be used; whether all sets are there is checked first.
+    The processes ``ranks`` share the images, and each of them yields the scores of all. At most ``max_masks`` of an
+    image, drawn by the hash of ``seed`` and the image's key. Raises ``InputError`` or ``ImageError`` for a set or file
+    that cannot be used; whether all sets are there is checked first.
     """
     check_sets(sets)
     embedder = _KeptEmbeddings(Embedder(weights.sam, precision), KEPT_BYTES if len(sets) > 1 else 0)
     for settings in sets:
-        yield _evaluate_set(embedder, weights, settings, protocols, max_masks, seed)
+        yield _evaluate_set(embedder, weights, settings, protocols, max_masks, seed, ranks)
 
 
 def _evaluate_set(
@@ -131,12 +134,14 @@ def _evaluate_set(
     protocols: Sequence[Protocol],
     max_masks: int | None,
     seed: int,
+    ranks: Ranks,
 ) -> SetScores:
     opened = open_set(settings)
     count = len(opened.keys)
-    batches: list[pa.Table] = []
+    batches: dict[int, pa.Table] = {}
     masks = empty = 0
-    for index in track(range(count), f"evaluating {settings.name or settings.task}", "image"):
+    own = range(ranks.rank, count, ranks.count)
+    for index in track(own, f"evaluating {settings.name or settings.task}", "image"):
         sample = _load(opened, index)
         seen = _with_pixels(sample)
         numbers = _drawn(seen, sample.key, max_masks, seed)
@@ -144,11 +149,14 @@ def _evaluate_set(
         masks += len(numbers)
         if numbers:
             rows = _evaluate_sample(embedder, weights, settings, sample, numbers, protocols)
-            batches.append(pa.Table.from_pylist(rows, SCORES))
+            batches[index] = pa.Table.from_pylist(rows, SCORES)
+    masks, empty = (int(number) for number in ranks.sum_numbers([masks, empty]))
     if masks == 0:
         raise InputError(f"{settings.name}: no masks in {count} images ({empty} are empty); nothing to evaluate")
+    of_all = {index: table for part in ranks.gather(batches) for index, table in part.items()}
     task = prompted_task(weights, settings.task)
-    return SetScores(settings, task, count, masks, empty, pa.concat_tables(batches).combine_chunks())
+    scores = pa.concat_tables([of_all[index] for index in sorted(of_all)]).combine_chunks()
+    return SetScores(settings, task, count, masks, empty, scores)
 
 
 def _load(opened: HumanSet, index: int) -> HumanSample:

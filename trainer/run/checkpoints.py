@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sum_factory.shared.errors import CheckpointError, StorageError
 from sum_factory.shared.precision import Resolved
@@ -29,6 +30,7 @@ from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.shared.settings_differ import require_same
 from sum_factory.shared.store.canonical_json import to_json
 from sum_factory.shared.store.storage import TEMPORARY_PREFIX
+from sum_factory.trainer.run.sharding import part_of, parts_of_state
 
 TRAINING, STATE = "training.pt", "state.json"
 REMEDY = "Give the same settings and data to go on with this run, or another --out folder for another."
@@ -74,19 +76,19 @@ class Checkpoints:
         self,
         step: int,
         weights: Mapping[str, Tensor],
-        optimizer: Stateful,
+        moments: Mapping[str, Any],
         identity: Mapping[str, Any],
         header: Mapping[str, Any],
         score: float | None = None,
     ) -> Path:
         """Write the checkpoint of ``step`` and remove those that are no longer kept.
 
-        ``identity`` is what decided the result, ``header`` goes with the weights, ``score`` is that of a validation.
-        Raises ``StorageError``.
+        ``moments`` are the optimizer's state, ``identity`` is what decided the result, ``header`` goes with the
+        weights, ``score`` is that of a validation. Raises ``StorageError``.
         """
         with Stage(f"saving step {step}"):
             buffer = io.BytesIO()
-            torch.save(optimizer.state_dict(), buffer)
+            torch.save(moments, buffer)
             files = {
                 WEIGHTS_FILE: to_safetensors(weights, {**header, "step": step}),
                 TRAINING: buffer.getvalue(),
@@ -210,8 +212,9 @@ def _load(folder: Path, weights: Mapping[str, Tensor], optimizer: Stateful) -> N
         raise ValueError(f"its tensors are not those of this model: {sorted(stored.keys() ^ weights.keys())[:3]}")
     with torch.no_grad():
         for name, value in weights.items():
-            value.copy_(stored[name])
-    optimizer.load_state_dict(torch.load(folder / TRAINING, map_location="cpu", weights_only=True))
+            value.copy_(part_of(stored[name], value))
+    moments = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(parts_of_state(moments, optimizer) if isinstance(optimizer, Optimizer) else moments)
 
 
 def _write_synced(path: Path, data: bytes) -> None:

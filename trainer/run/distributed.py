@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
+from typing import TypeVar
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from sum_factory.shared.cores import divide_cores
@@ -21,8 +22,10 @@ from sum_factory.shared.errors import SumError, WorkerError
 from sum_factory.shared.progress import hushed
 from sum_factory.shared.sam.runtime import pick_device
 
-LONGEST_WAIT = timedelta(hours=4)
-"""How long processes wait for one another: the others wait while the first one validates and saves."""
+T = TypeVar("T")
+
+LONGEST_WAIT = timedelta(minutes=30)
+"""How long processes wait for one another: the others wait while the first one saves, and for the slowest data."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +47,31 @@ class Ranks:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        distributed.all_reduce(flat)
+        self.sum_tensor(flat)
         start = 0
         for gradient in gradients:
             gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
             start += gradient.numel()
 
+    def sum_tensor(self, values: Tensor) -> None:
+        """Add up a tensor of all processes, in place."""
+        if self.count > 1:
+            distributed.all_reduce(values)
+
     def sum_numbers(self, values: Sequence[float]) -> list[float]:
         """Add up numbers over all processes."""
-        if self.count == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        distributed.all_reduce(total)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device if self.count > 1 else None)
+        self.sum_tensor(total)
         summed: list[float] = total.tolist()
         return summed
+
+    def gather(self, own: T) -> list[T]:
+        """Return what each process has, in the order of their numbers; any object that can be pickled."""
+        if self.count == 1:
+            return [own]
+        gathered: list[T] = [own] * self.count
+        distributed.all_gather_object(gathered, own)
+        return gathered
 
     def wait(self) -> None:
         """Return when all processes have come here."""
@@ -71,7 +85,10 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 @contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` started; ``device`` "auto" gives each process a GPU of its own, if any."""
+    """Join the processes that ``torchrun`` started; ``device`` "auto" gives each process a GPU of its own, if any.
+
+    Raises ``WorkerError`` if another process dies meanwhile, at the next time that this one needs it.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Ranks(0, 1, pick_device(device))
@@ -85,6 +102,14 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         ranks = Ranks(distributed.get_rank(), count, own)
         with hushed(not ranks.leads):
             yield ranks
+    except RuntimeError as error:
+        if not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+            raise
+        raise WorkerError(
+            f"process {distributed.get_rank()} of {count} has lost the others ({str(error).splitlines()[0]}): one of "
+            "them has died, or kept the others waiting too long; look at what it says, and at the memory. The same "
+            "command goes on from the last checkpoint"
+        ) from error
     finally:
         distributed.destroy_process_group()
 
@@ -99,17 +124,30 @@ def run_on_ranks(function: Callable[..., object], arguments: Sequence[object], p
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     results: SimpleQueue[object] = get_context("spawn").SimpleQueue()
+    died: ProcessExitedException | None = None
     try:
         spawn(  # type: ignore[no-untyped-call]
             _run_rank, (processes, cores, port, results, function, tuple(arguments)), nprocs=processes
         )
     except ProcessExitedException as error:
-        if results.empty():
-            raise WorkerError(f"one of {processes} training processes died ({error}); look at the memory") from error
-    result = results.get()
-    if isinstance(result, SumError):
-        raise result
-    return result
+        died = error
+    said = []
+    while not results.empty():
+        said.append(results.get())
+    errors = sorted((each for each in said if isinstance(each, SumError)), key=_is_consequence)
+    if died is not None and all(map(_is_consequence, errors)) and (died.signal_name or not errors):
+        raise WorkerError(
+            f"one of {processes} training processes died ({died}); look at the memory. The same command goes on from "
+            "the last checkpoint"
+        ) from died
+    if errors:
+        raise errors[0]
+    return said[0]
+
+
+def _is_consequence(error: SumError) -> bool:
+    """Whether an error may be that of a process which lost another one."""
+    return isinstance(error, WorkerError)
 
 
 def _run_rank(

@@ -11,10 +11,12 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from sum_factory.shared.errors import CheckpointError
 from sum_factory.shared.precision import Resolved
 from sum_factory.trainer.run.checkpoints import Checkpoints, Stateful
 from sum_factory.trainer.run.distributed import ALONE, Ranks
 from sum_factory.trainer.run.log import RunLog
+from sum_factory.trainer.run.sharding import whole
 
 Samples = TypeVar("Samples", covariant=True)
 Scores = tuple[float, Mapping[str, float]]
@@ -38,8 +40,8 @@ class Run:
 
     ``weights`` and ``optimizer`` are the state that a checkpoint holds; resuming changes both in place. ``identity`` is
     all that decides the result: a run can only be resumed with the same. ``header`` is written into the files of
-    weights. If several processes share each step (``ranks``), the one that leads logs, validates and saves. ``what``
-    names the work in messages of progress.
+    weights. If several processes share each step (``ranks``), all of them validate, and the one that leads logs and
+    saves. ``what`` names the work in messages of progress.
     """
 
     checkpoints: Checkpoints
@@ -53,7 +55,16 @@ class Run:
     what: str = "training"
 
     def resume(self, precision: Resolved) -> int:
-        """Load the last checkpoint, if there is one; return how many steps are done. Raises as ``Checkpoints.find``."""
+        """Load the last checkpoint, if there is one; return how many steps are done.
+
+        Raises as ``Checkpoints.find``, and ``CheckpointError`` if processes see different checkpoints.
+        """
+        seen = self.ranks.gather(self.checkpoints.find(self.steps, self.identity, precision))
+        if len({*seen}) > 1:
+            raise CheckpointError(
+                f"{self.checkpoints.out}: processes find checkpoints of different steps ({', '.join(map(str, seen))}); "
+                "give an --out folder that all nodes share"
+            )
         return self.checkpoints.resume(self.steps, self.weights, self.optimizer, self.identity, precision)
 
     def go_on(
@@ -76,16 +87,20 @@ class Run:
         with log if self.ranks.leads else nullcontext():
             for step, samples in enumerate(stream.steps(first, self.steps), first + 1):
                 values = take_step(samples, step)
-                if not self.ranks.leads:
-                    continue
-                log.step(step, values, stream.waited / (time.perf_counter() - started))
+                if self.ranks.leads:
+                    log.step(step, values, stream.waited / (time.perf_counter() - started))
                 validation = validate(step)
-                if validation is not None:
+                if validation is not None and self.ranks.leads:
                     log.validation(step, validation[1])
                 if step % self.save_every == 0 or step == self.steps or validation is not None:
-                    score = None if validation is None else validation[0]
-                    self.checkpoints.save(step, self.weights, self.optimizer, self.identity, self.header, score)
+                    self._save(step, None if validation is None else validation[0])
         self.ranks.wait()
+
+    def _save(self, step: int, score: float | None) -> None:
+        """Write a checkpoint; all processes bring together what is spread over them."""
+        weights, moments = (whole(each, self.ranks) for each in (self.weights, self.optimizer.state_dict()))
+        if self.ranks.leads:
+            self.checkpoints.save(step, weights, moments, self.identity, self.header, score)
 
 
 def software() -> str:

@@ -9,13 +9,20 @@ from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.trainer.evaluate.report import ALL, summarise
 from sum_factory.trainer.evaluate.run import evaluate_sets
 from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.run.distributed import ALONE, Ranks
 from sum_factory.trainer.run.settings import ValidationSettings
 
 
-def validate(model: LoadedSam, settings: ValidationSettings, precision: Precision) -> tuple[float, dict[str, float]]:
-    """Return the score, which is mBIoU over all sets after the last round, and the values to log, by task."""
-    protocol = Protocol(rounds=settings.rounds)
-    results = evaluate_sets(model, settings.sets, [protocol], settings.max_masks, precision=precision)
+def validate(
+    model: LoadedSam, settings: ValidationSettings, task_always: bool, precision: Precision, ranks: Ranks = ALONE
+) -> tuple[float, dict[str, float]]:
+    """Return the score, which is mBIoU over all sets after the last round, and the values to log, by task.
+
+    With ``task_always`` the model is told the task in every round, as in its training, else in the first. All processes
+    share the photos, and each returns the score of all.
+    """
+    protocol = Protocol(rounds=settings.rounds, task_rounds=settings.rounds if task_always else 1)
+    results = evaluate_sets(model, settings.sets, [protocol], settings.max_masks, precision=precision, ranks=ranks)
     means = summarise(pa.concat_tables([result.rows for result in results]))
     key = f"mBIoU@{settings.rounds}"
     scores = {f"{task}_{name}": value for task, values in means.items() for name, value in values.items()}
