@@ -118,7 +118,7 @@ def test_weights_do_not_depend_on_the_number_of_ranks(make_recipe: MakeRecipe, m
     """Photos have 1 to 3 masks here: a mean over those of a rank would not be that over all."""
     recipe = make_recipe(method=method, micro_batch=1, steps=2)
     alone = trained(recipe, ALONE)
-    assert alone[0][0]["masks"] > alone[0][0]["photos"] == 4
+    assert alone[0][0]["masks"] > alone[0][0]["photos"]
     for count in (2, 3):
         for outcome in on_threads(count, lambda ranks: trained(recipe, ranks)):
             assert_equal(outcome, alone)

@@ -105,10 +105,11 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     except RuntimeError as error:
         if not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
             raise
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise WorkerError(
-            f"process {distributed.get_rank()} of {count} has lost the others ({str(error).splitlines()[0]}): one of "
-            "them has died, or kept the others waiting too long; look at what it says, and at the memory. The same "
-            "command goes on from the last checkpoint"
+            f"process {distributed.get_rank()} of {count} has lost the others ({reason}): one of them has died, or "
+            "kept the others waiting too long; look at what it says, and at the memory. The same command goes on from "
+            "the last checkpoint"
         ) from error
     finally:
         distributed.destroy_process_group()
