@@ -30,7 +30,7 @@ def is_sharded(tensor: Any) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """Return the part of ``tensor`` that is here, which shares its memory; all of it, if it is not sharded."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def shard_blocks(encoder: ImageEncoderViT, ranks: Ranks) -> None:
@@ -86,7 +86,7 @@ def whole(value: Any, ranks: Ranks) -> Any:
 def whole_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return the norm of the gradients of parameters, either all sharded or none, over all processes."""
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    return norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined, no-any-return]
+    return norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined]
 
 
 def part_of(full: Tensor, like: Tensor) -> Tensor:
