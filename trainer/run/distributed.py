@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from sum_factory.shared.cores import divide_cores
@@ -97,7 +98,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else pick_device(device)
     if on_gpu:
         torch.cuda.set_device(own)
-    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=LONGEST_WAIT)
+    _join("nccl" if on_gpu else "gloo")
     try:
         ranks = Ranks(distributed.get_rank(), count, own)
         with hushed(not ranks.leads):
@@ -113,6 +114,21 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         ) from error
     finally:
         distributed.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Join the process group.
+
+    When ``torchrun`` starts processes again, the store that it kept still holds where the dead ones could be reached.
+    On one machine all know how often they were started, so each time has names of its own in the store.
+    """
+    started, ranks = os.environ.get("TORCHELASTIC_RESTART_COUNT"), os.environ["WORLD_SIZE"]
+    if started is None or os.environ.get("LOCAL_WORLD_SIZE") != ranks:
+        distributed.init_process_group(backend, timeout=LONGEST_WAIT)
+        return
+    store, rank, count = next(rendezvous("env://", timeout=LONGEST_WAIT))
+    own = distributed.PrefixStore(f"start {started}", store)
+    distributed.init_process_group(backend, store=own, rank=rank, world_size=count, timeout=LONGEST_WAIT)
 
 
 def run_on_ranks(function: Callable[..., object], arguments: Sequence[object], processes: int, cores: int) -> object:

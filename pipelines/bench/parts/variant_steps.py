@@ -25,8 +25,6 @@ from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.distributed import ALONE
 from sum_factory.trainer.variants import prepare, trained, variants
 
-CPU = torch.device("cpu")
-
 
 @dataclass(frozen=True)
 class Workload:
@@ -107,7 +105,7 @@ def take_steps(workload: Workload, names: Sequence[str], repeats: int) -> dict[s
 def begin(workload: Workload, name: str) -> Steps:
     """Return a variant before its first step."""
     recipe = workload.recipe(name)
-    return Steps(recipe, make_model(recipe, CPU))
+    return Steps(recipe, make_model(recipe, ALONE))
 
 
 def frozen(steps: Steps) -> dict[str, nn.Parameter]:
