@@ -127,7 +127,7 @@ def _join(backend: str) -> None:
         distributed.init_process_group(backend, timeout=LONGEST_WAIT)
         return
     store, rank, count = next(rendezvous("env://", timeout=LONGEST_WAIT))
-    own = distributed.PrefixStore(f"start {started}", store)
+    own = distributed.PrefixStore(f"start {started}", store)  # type: ignore[attr-defined]
     distributed.init_process_group(backend, store=own, rank=rank, world_size=count, timeout=LONGEST_WAIT)
 
 
