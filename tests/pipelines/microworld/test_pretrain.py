@@ -256,7 +256,7 @@ def test_embeddings_come_to_hold_the_picture_and_the_run_resumes_with_its_head(c
     errors = [line["picture"] for line in take_steps(run, corpus, range(1, 11))]
     assert sum(errors[-3:]) < 0.8 * sum(errors[:3])
     checkpoints, resumed = checkpoints_of(tmp_path, 1), Pretraining(settings, ALONE)
-    checkpoints.save(10, run.weights, run.optimizers, {}, {})
+    checkpoints.save(10, run.weights, run.optimizers.state_dict(), {}, {})
     assert checkpoints.resume(12, resumed.weights, resumed.optimizers, {}) == 10
     assert take_steps(run, corpus, range(11, 12)) == take_steps(resumed, corpus, range(11, 12))
     assert any(name.startswith("head.") for name in run.weights)
