@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from segment_anything.modeling.image_encoder import Block
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.multiprocessing.spawn import ProcessExitedException
@@ -124,6 +125,21 @@ def test_weights_do_not_depend_on_the_number_of_ranks(make_recipe: MakeRecipe, m
     together = dataclasses.replace(recipe, micro_batch=2)
     for outcome in on_threads(2, lambda ranks: trained(together, ranks)):
         assert_equal(outcome, trained(together, ALONE))
+
+
+def test_blocks_that_are_computed_again_change_no_bit(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe(batch=2, micro_batch=1, steps=2, rounds=2)
+    calls, forward = [0], Block.forward
+
+    def counted(self: Any, x: Tensor) -> Any:
+        calls[0] += 1
+        return forward(self, x)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    plain = trained(recipe, ALONE)
+    once = calls[0]
+    assert_equal(trained(dataclasses.replace(recipe, activation_checkpointing=True), ALONE), plain)
+    assert calls[0] == 3 * once
 
 
 def test_a_step_without_a_mask_ends_every_rank(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
