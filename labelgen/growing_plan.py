@@ -92,9 +92,9 @@ class Plan:
         self._ready.append(number)
 
     def add_listed(self, unit: Unit, written: Unit) -> None:
-        """Have a unit labelled whose plan is ``written``: from where its photos were listed, if that is elsewhere.
+        """Have a unit labelled whose plan on disk is ``written``, its photos read from where the listing found them.
 
-        The URLs of a listing may have credentials, for example, and those of a written plan have none.
+        That may be elsewhere: the URLs of a listing may have credentials, for example, and those of a plan have none.
         """
         if unit != written:
             self.moved[unit.number] = unit

@@ -24,7 +24,7 @@ class Keys:
         self._last: dict[int, int] = {}
 
     def reserve(self, key: str) -> None:
-        """Leave a key to the photo whose own it is, which comes later."""
+        """Leave a key to the photo whose name gives it, which comes later."""
         self._reserved.add(hash(key))
 
     def is_free(self, key: str) -> bool:
@@ -32,7 +32,7 @@ class Keys:
         return hash(key) not in self._taken and not self._known(key)
 
     def take(self, own: str) -> str:
-        """Return the key of a photo whose own is ``own``."""
+        """Return the key of a photo whose name gives the key ``own``: that one, or one with a number if it is taken."""
         key, ordinal = own, self._last.get(hash(own), 1)
         while not self.is_free(key) or (ordinal > 1 and hash(key) in self._reserved):
             ordinal += 1

@@ -188,7 +188,7 @@ class _MakingMasks:
             yield ImageDone(len(generated))
 
     def commit(self) -> UnitReport:
-        """Commit the masks, then what belongs to them: made anew, where another run was first with other masks."""
+        """Commit the masks, then the other layers: made of another run's masks, if it was first with other ones."""
         labeler, work = self.labeler, self.labeler.job.uncertainty
         record, ours = self.masks.commit(labeler.shards.storage)
         if ours:

@@ -1,9 +1,10 @@
 """List photos in folders, list files, zips and tars (SA-1B's or WebDataset's), at local paths or fsspec URLs.
 
 Nothing of a photo is read: names, sizes and time stamps or ETags are those of the folder's or the store's listing, and
-of a tar only the headers are read. Photos are given one by one, as they are found, in a fixed order: what is kept is a
-hash a photo, to give it a key of its own, and the names in one local folder. Each is at an absolute path or a URL,
-however it was spelled. Its key is its path without the extension, relative to the folder, the list, the zip or the tar.
+of a tar only the headers are read. Photos are given one by one, as they are found, in a fixed order. Memory holds one
+hash a photo, so that no two get the same key, and the names in the local folder that is being walked. Each is at an
+absolute path or a URL, however it was spelled. Its key is its path without the extension, relative to the folder, the
+list, the zip or the tar.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ Found = PhotoFile | Tar
 def list_photos(
     places: Iterable[str], reserve: Reserve = lambda key: None, passed_over: PassedOver | None = None
 ) -> Iterator[PhotoFile]:
-    """Yield the photos of all places, in order, each with its own key: ``Keys`` tells equal ones apart.
+    """Yield the photos of all places, in order, each with the key that its name gives.
+
+    Two photos may have the same key; ``Keys`` then adds a number.
 
     A place is a folder (searched to any depth), a tar or zip, a text file with one path or URL a line, an image, or a
     pattern with ``*`` of these. Names that start with a dot are skipped in folders and archives. ``reserve`` is called

@@ -287,7 +287,7 @@ class _Replanning:
             yield photos
 
     def _rest(self, waiting: set[int]) -> Iterator[Unit | None]:
-        """When the listing is at its end, have the units labelled that lack photos where they were: moved or gone."""
+        """At the end of the listing, have those units labelled, too, of which photos were not found: moved or gone."""
         self._take_stock()
         for number in sorted(waiting):
             self._add(number)

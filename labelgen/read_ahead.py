@@ -102,8 +102,9 @@ def load_photo(
 ) -> LoadedPhoto:
     """Return an image, whose file ``read`` gives, for a SAM of input ``side``.
 
-    ``enter`` is told how many bytes that takes before any pixel is decoded, and may have it wait; of a large file, also
-    before it is read, as it may be unpacked. Raises what ``read`` does, and ``ImageError`` if the photo cannot be used.
+    ``enter`` is called with the bytes that are needed before any pixel is decoded, and may wait. For a large file it is
+    also called before reading, as unpacking may take much. Raises what ``read`` does, and ``ImageError`` if the photo
+    cannot be used.
     """
     decoding = decoding or Decoding()
     if (image.size or 0) > LARGE_FILE:

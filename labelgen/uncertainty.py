@@ -185,8 +185,8 @@ class UncertaintyMaker:
     def _decode_again(self, points: Tensor, labels: Tensor, image: PointImage) -> tuple[Tensor, Tensor]:
         """Decode the points (P, 2) that gave the ``labels``, bool (P, h, w), of ``Frame.interpolation_cells``.
 
-        Returns the logits s (P, H, W) on the whole square, of the output that agrees best with the label and with
-        the label's signs where that is known, and the IoU (P,) of that output with the label.
+        Returns the logits s (P, H, W) on the whole square of the output that agrees best with the label, and the IoU
+        (P,) of both. Where the label has cells, s is given the label's signs.
         """
         count, rows, columns = labels.shape
         coords = torch.stack([points, torch.zeros_like(points)], 1)

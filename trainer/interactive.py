@@ -107,7 +107,7 @@ class _Tokens:
             torch.where(given & (self.count == 0), 2, self.count + given.long()),  # the first has padding behind it
         )
 
-    def groups(self, mask_logits: Tensor | None, all_have_masks: bool) -> Iterator[tuple[Tensor, Prompts]]:
+    def alike(self, mask_logits: Tensor | None, all_have_masks: bool) -> Iterator[tuple[Tensor, Prompts]]:
         """Yield rows of equal token count with their prompts: one more padding token would change the result."""
         for count in torch.unique(self.count).tolist():
             rows = (self.count == count).nonzero()[:, 0]
@@ -182,11 +182,11 @@ def _decode(
     """
     positions = dense_positions(sam)
     rows, logits, iou = [], [], []
-    for group, prompts in tokens.groups(mask_logits, all_have_masks):
-        group_logits, group_iou = decode_prompts(sam, source, image_index[group], prompts, positions)
-        rows.append(group)
-        logits.append(group_logits)
-        iou.append(group_iou)
+    for index, prompts in tokens.alike(mask_logits, all_have_masks):
+        some_logits, some_iou = decode_prompts(sam, source, image_index[index], prompts, positions)
+        rows.append(index)
+        logits.append(some_logits)
+        iou.append(some_iou)
     order = torch.cat(rows).argsort()
     return torch.cat(logits)[order].to(source.dtype), torch.cat(iou)[order].to(source.dtype)
 

@@ -41,7 +41,10 @@ def sample_cells(weights: Tensor, generator: Randomness) -> tuple[Tensor, Tensor
 
 
 def cells_at(weights: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cells, as ``sample_cells``, at which the weights of maps (P, H, W) sum to ``shares`` (P, 1) of all."""
+    """Return for each map of (P, H, W) the cell at which its weights, added up, pass ``shares`` (P, 1) of their sum.
+
+    The cells are as those of ``sample_cells``.
+    """
     cumulative = weights.flatten(1).double().cumsum(1)
     total = cumulative[:, -1:]
     cell = torch.searchsorted(cumulative, shares * total, right=True)[:, 0]

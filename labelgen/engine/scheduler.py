@@ -4,8 +4,8 @@ A worker may die of anything: a machine that is taken away, memory, an image tha
 counts against the unit that was worked on, and the unit is queued again. A unit that has lost ``MAX_DEATHS`` workers is
 searched: halves of it are labelled for nothing but to see whether they kill, until single images are left. An image
 that has killed ``MAX_DEATHS`` workers alone is left out, and the unit is labelled without it. A unit that kills
-though none of its images does is given up, and the others go on; so is one with an image over which workers run out of
-memory: with more of it they might not.
+though none of its images does is given up, and the others go on. So is a unit with an image over which workers run out
+of memory: the image is not left out, for a worker with more memory may manage it.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def _as_it_is(begun: Any) -> Any:
 
 
 class Lanes:
-    """Works on ``count`` items at once. One at a time is worked on by the calling thread, with all that torch uses."""
+    """Works on ``count`` items at once. If that is 1, the calling thread does it, with all of torch's threads."""
 
     def __init__(self, count: int) -> None:
         self.count = count

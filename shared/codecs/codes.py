@@ -9,8 +9,8 @@ so that a code of 128 or more is the mask, and in the band its distance from 127
 126, and q = floor((2 c + 1) n / 254) for every n up to 127: nothing is lost. A cell of an uncertainty map of level l,
 of 25 steps (``shared.codecs.uncertainty``), is 10 l.
 
-This is what every encoding of a layer is decoded to. It is a quarter as large as float32, and where the values are
-wanted is where the table is looked up: on the training device, say.
+This is what every encoding of a layer is decoded to. It is a quarter as large as float32, and the table
+is looked up only where the values are needed, on the training device for example.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """SAM's mask decoder for many points on one image: the numbers of upstream's decoder at a fraction of its work.
 
+In names, tokens *read* an image by attention from token to image, and *say* to it what attention from image to token
+adds to it; *placed* keys are keys with positions added. The products are in ``by_head``.
+
 Upstream's ``TwoWayTransformer`` carries an image of N positions x C channels for every prompt. What it does to that
 image takes few numbers to say: each layer adds an attention over T tokens (7 for a point, in H = 8 heads), and then
 normalises every position. So with A_l (J, N), J = H T, the attention of layer l and M_l (J, C) what its tokens say, the
@@ -15,9 +18,6 @@ b are centred over C, so that a variance is a sum of squares in which nothing ca
 
 The quality of a mask is known (``decode``) before its image is upscaled, which is done for wanted masks alone
 (``masks``).
-
-In names, tokens *read* an image by their attention to it, and *say* to it what it gets by its attention to them;
-*placed* keys are keys with positions added. The products are in ``by_head``.
 
 Shape suffixes: P prompts, T tokens, H heads, E channels of a head, J = H T, N positions, C channels.
 """

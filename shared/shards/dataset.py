@@ -37,7 +37,7 @@ OF_MASKS = "masks"
 PHOTOS = "photos"
 """The layer of the photos themselves, at the input side of the SAM that labels them."""
 LOGITS = "logits"
-"""The layer of the full low-resolution logits of each mask."""
+"""The layer of the full logits of each mask."""
 EMBEDDINGS = "embeddings"
 """The layer of what the image encoder made of each crop in which there are masks."""
 OUTPUTS = (LOGITS, EMBEDDINGS)
@@ -181,7 +181,7 @@ class Dataset:
     def with_units(self, units: Sequence[tuple[str, int]]) -> Dataset:
         """Return the dataset with more units, given by id and size.
 
-        Units count as extensions once the first listing has ended: with a unit of another size than ``unit_size``.
+        The first listing ends with the first unit of another size than ``unit_size``; all after it are extensions.
         """
         sizes = [size for _, size in units]
         own = 0
@@ -306,9 +306,9 @@ def add_layer(storage: Storage, layer: Layer, remedy: str) -> Dataset:
     Raises ``SettingsDifferError``, with ``remedy``, if a layer of that name was made with other settings or weights.
 
     Two runs may add layers at once. On a local disk one waits for the other. Elsewhere each reads again what it wrote
-    and merges again if its own layer is not there. What remains is a run whose old copy reaches the store after
-    another has read its own back: the files of that layer stay, and adding it again, as every run does at its end,
-    restores it.
+    and merges again if its own layer is not there. One race remains: a run
+    may overwrite the file with an older copy after another has read its own back. The other's files stay, and its layer
+    is added again at its end, as every run does.
     """
     with storage.locked():
         while True:

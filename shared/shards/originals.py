@@ -83,8 +83,8 @@ def require_old_places(shards: ShardSet) -> None:
 def require_originals(shards: ShardSet, images: Iterable[tuple[PhotoFile, str | None]]) -> None:
     """Raise ``InputError`` if the photo of not a single one of these images, each with its digest, can be found.
 
-    One that is found ends the search. One that is another photo now is not found: all of them are, in a folder of other
-    photos of the same names.
+    One that is found ends the search. A file with another digest counts as not found, so that a folder of other photos
+    with the same names is refused.
     """
     missing: list[InputError | ImageError] = []
     for image, expected_sha256 in images:

@@ -121,6 +121,6 @@ def slots_of(step: int, batch: int, mix: Mix, together: int = 1, rank: int = 0, 
     if ranks == 1:
         return slots
     size = together if batch % (together * ranks) == 0 else 1
-    groups = [slots[start : start + size] for start in range(0, batch, size)]
-    groups.sort(key=lambda group: sum(mix.locate(slot)[0] == "pseudo" for slot in group))
-    return [slot for group in groups[rank::ranks] for slot in group]
+    portions = [slots[start : start + size] for start in range(0, batch, size)]
+    portions.sort(key=lambda portion: sum(mix.locate(slot)[0] == "pseudo" for slot in portion))
+    return [slot for portion in portions[rank::ranks] for slot in portion]

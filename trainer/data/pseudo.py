@@ -86,7 +86,7 @@ class PseudoSet:
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """How many images with masks each committed unit has; units without any are left out."""
+        """How many images with masks each committed unit has, if any: a group is such a unit, counted by itself."""
         return tuple(len(unit.images) for unit in self._units)
 
     @property
@@ -95,8 +95,10 @@ class PseudoSet:
         return None if self.shards.cache is None else self.shards.cache.limit_bytes
 
     def bytes_of(self, group: int) -> int:
-        """Return the bytes that copies of a unit's data take in the cache, of all layers that are read; units are
-        numbered as in ``groups``."""
+        """Return the bytes that copies of a unit's data take in the cache, of all layers that are read.
+
+        ``group`` is its place in ``groups``, where units without masks are not counted: not its number.
+        """
         records = self._units[group].records.values()
         return sum(stored_size(size) for record in records for size, _ in record.each_file)
 
