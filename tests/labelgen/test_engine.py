@@ -152,6 +152,7 @@ def is_alive(process: int) -> bool:
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.mark.long
 def test_photo_that_kills_its_workers_is_found_and_left_out_and_nothing_else_changes(
     photos: Path, finished: Finished, tmp_path: Path, label: Label, snapshot: Snapshot, address: str,
     use_worker: Callable[[type], None], monkeypatch: pytest.MonkeyPatch,
@@ -184,6 +185,7 @@ def without_places(rows: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
     return [{**row, "offset": 0} for row in rows]
 
 
+@pytest.mark.long
 def test_gpus_that_this_machine_does_not_have_are_refused(photos: Path, tmp_path: Path, label: Label) -> None:
     with pytest.raises(WorkerError, match=r"this machine has 0 GPUs, and each worker asks for 0\.5"):
         label(photos, tmp_path / "shards", workers=1, gpus_per_worker=0.5)
@@ -213,6 +215,7 @@ def test_photos_that_a_worker_waits_for_are_told_of_and_no_error_is_recorded(
     assert all(shards.manifest(number)[1].errors == 0 for number in shards.committed())
 
 
+@pytest.mark.long
 def test_ray_makes_maps_later_that_a_serial_run_makes_in_one_pass(
     own_shards: Path, tmp_path: Path, finished: Finished, add_maps: Label, snapshot: Snapshot, address: str,
     use_worker: Callable[[type], None],

@@ -382,6 +382,7 @@ def test_stop_without_grace_abandons_what_is_begun(work: Work, tmp_path: Path) -
 # Nodes
 
 
+@pytest.mark.long
 def test_units_of_a_node_that_is_killed_are_done_elsewhere(work: Work, cluster: Any, tmp_path: Path) -> None:
     node = cluster.add_node(num_cpus=2, resources={"spare": 2})
     (tmp_path / "hold").touch()

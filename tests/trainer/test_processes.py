@@ -93,5 +93,6 @@ def test_processes_that_torchrun_started_stay_as_they_are(
     assert calls == [(1, torch.get_num_threads())]
 
 
+@pytest.mark.long
 def test_threads_reach_the_processes() -> None:
     assert run_on_ranks(torch.get_num_threads, (), 2, 5) == 2

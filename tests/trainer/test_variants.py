@@ -229,7 +229,7 @@ def outcome(recipe: Recipe, out: Path) -> tuple[list[dict[str, Any]], dict[str, 
     return read_log(out), load_file(out / WEIGHTS)
 
 
-@pytest.mark.parametrize("method", ["human-only", "vanilla", "sum"])
+@pytest.mark.parametrize("method", ["human-only", pytest.param("vanilla", marks=pytest.mark.long), "sum"])
 @pytest.mark.parametrize("variant", variants())
 def test_variant_trains_resumes_is_judged_and_exported(
     make_recipe: MakeRecipe, human_sets: tuple[SetSettings, ...], tmp_path: Path, variant: str, method: str
