@@ -347,7 +347,10 @@ def _work(
     say: Callable[[str], None],
     stop: Stop,
 ) -> RunSummary:
-    """Make what ``units`` lack of the job's layers. ``readings`` is what was counted of ``READINGS`` before the run."""
+    """Make what ``units`` lack of the job's layers.
+
+    ``readings`` is how many files of weights this process had read before the run, and how many bytes.
+    """
     storage = Storage(settings.shards)
     _describe(storage, job)
     shards = ShardSet(storage, write_shared_files(storage))

@@ -25,8 +25,8 @@ IDLE_SECONDS = 0.05
 class SerialExecutor:
     """Labels units in order, with one model, in this process, on so many cores.
 
-    ``weights`` are those of the job's SAM, if they have been read; ``readings`` is what was counted of
-    ``READINGS`` before the run.
+    ``weights`` are those of the job's SAM, if they have been read; ``readings`` is how many files
+    of weights this process had read before the run, and how many bytes.
     """
 
     job: Job

@@ -108,7 +108,7 @@ class LayerReader(Protocol):
         """Return the rows of a unit. Raises ``ShardError`` if it is not committed, damaged, or of other masks."""
 
     def read(self, unit: int, picked: Picked, part: Part) -> Codes:
-        """Read and decode what is ``picked`` of a unit, in that order, and nothing else.
+        """Read and decode a ``part`` ("label", "u" or "refined") of what is ``picked`` of a unit, and nothing else.
 
         Raises ``ShardError`` if the layer has no such part, if nothing is known of one of them, and for data that are
         missing, fail their CRC-32, or do not decode.
@@ -150,17 +150,17 @@ def read_blobs(
     start, end = min((first for first, _ in spans), default=0), max((last for _, last in spans), default=0)
     try:
         if end - start > LARGEST_SPAN:
-            parts = [
+            blobs = [
                 storage.read(name, offset, offset + n) if n else b"" for offset, n in zip(offsets, lengths, strict=True)
             ]
         else:
             data = storage.read(name, start, end) if end else b""
-            parts = [data[offset - start : offset - start + n] for offset, n in zip(offsets, lengths, strict=True)]
+            blobs = [data[offset - start : offset - start + n] for offset, n in zip(offsets, lengths, strict=True)]
     except FileNotFoundError:
         raise ShardError(f"{storage.path(name)}: missing; run `labelgen verify`") from None
-    for part, offset, crc32 in zip(parts, offsets, sums, strict=True):
-        if zlib.crc32(part) != crc32:
+    for blob, offset, crc32 in zip(blobs, offsets, sums, strict=True):
+        if zlib.crc32(blob) != crc32:
             raise ShardError(
                 f"{storage.path(name)}: the blob at byte {offset} fails its checksum; run `labelgen verify`"
             )
-    return parts
+    return blobs
