@@ -43,13 +43,13 @@ class PhotoStore(AbstractFileSystem):  # type: ignore[misc]
         bucket, _, key = self._strip_protocol(path).partition("/")
         return bucket, key, None
 
-    def isdir(self, path: str) -> bool:
-        """Whether this is the folder of all photos."""
-        return not self.split_path(path)[1].endswith(".jpg")
-
-    def exists(self, path: str, **options: Any) -> bool:
-        """Whatever is asked for is there."""
-        return True
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        """Tell of the folder of all photos, or of a photo: whatever is asked for is there."""
+        _, key, _ = self.split_path(path)
+        size, _, name = key.partition("/")
+        if not name:
+            return {"name": path, "type": "directory", "size": 0}
+        return {"name": path, "type": "file", "size": size_of(_number_in(name), int(size)), "LastModified": WRITTEN}
 
     def call_s3(self, method: str, Bucket: str, Prefix: str, ContinuationToken: str = "0") -> dict[str, Any]:
         """List a page, as S3's ``list_objects_v2``."""
@@ -65,7 +65,11 @@ class PhotoStore(AbstractFileSystem):  # type: ignore[misc]
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         """Return the bytes of a photo."""
         size, _, name = self.split_path(path)[1].partition("/")
-        return bytes_of(int(name.rpartition("_")[2].removesuffix(".jpg")), int(size))[start:end]
+        return bytes_of(_number_in(name), int(size))[start:end]
+
+
+def _number_in(name: str) -> int:
+    return int(name.rpartition("_")[2].removesuffix(".jpg"))
 
 
 def open_store(count: int, size: int) -> str:
