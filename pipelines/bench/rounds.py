@@ -106,7 +106,7 @@ def run_side(side: str, masks: int, precision: Precision, file: Path) -> tuple[f
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="One repeat, with 20 masks at most.")
+@click.option("--quick", is_flag=True, help="One repeat, with 16 masks at most.")
 @click.option("--masks", default=30, show_default=True)
 @precision_option("fp32", "Of both sides.")
 @click.option("--side", type=click.Choice(SIDES), default=None, hidden=True)
@@ -120,7 +120,7 @@ def main(quick: bool, masks: int, precision: PrecisionSetting, side: str | None,
         torch.save(gradients, file)
         click.echo(json.dumps([memory, seconds]))
         return
-    repeats, masks = (1, min(masks, 20)) if quick else (3, masks)
+    repeats, masks = (1, min(masks, 16)) if quick else (3, masks)
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name in SIDES}
     with TemporaryDirectory() as folder:
         for repeat in range(repeats):
