@@ -230,7 +230,8 @@ def loose_options(loose: AutomaskSettings) -> list[str]:
 @pytest.fixture(scope="session")
 def label(loose: AutomaskSettings) -> Callable[..., RunSummary]:
     """``label(images, shards, **changes)`` labels in this process, with ``loose`` and units of two images."""
-    from sum_factory.labelgen.run import RunSettings, run
+    from sum_factory.labelgen.run import run
+    from sum_factory.labelgen.run_settings import RunSettings
     from sum_factory.shared.sam.runtime import Runtime
 
     def label(images: Path | str, shards: Path | str, stop: Stop | None = None, **changes: Any) -> RunSummary:

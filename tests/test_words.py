@@ -10,7 +10,7 @@ import click
 import pytest
 
 from sum_factory.labelgen.cli import main as labelgen
-from sum_factory.labelgen.run import RunSettings, UncertaintyRunSettings
+from sum_factory.labelgen.run_settings import RunSettings, UncertaintyRunSettings
 from sum_factory.labelgen.sets.select import Filter
 from sum_factory.shared.field_docs import docs_of
 from sum_factory.trainer.cli import main as trainer

@@ -74,7 +74,8 @@ def run_command(
     **options: Any,
 ) -> None:
     """Label images into a shard set. Run it again after any interruption: what is done stays done."""
-    from sum_factory.labelgen.run import RunSettings, run
+    from sum_factory.labelgen.run import run
+    from sum_factory.labelgen.run_settings import RunSettings
     from sum_factory.shared.sam.runtime import Runtime
 
     thresholds = {setting.name: options.pop(setting.name) for setting in fields(AutomaskSettings)}
@@ -115,7 +116,8 @@ def uncertainty_command(
     source: str, min_refine_area: int, device: str, compile_: bool, grace: float, **options: Any
 ) -> None:
     """Add a layer of uncertainty maps to masks that are there: another refiner's, or another source's."""
-    from sum_factory.labelgen.run import UncertaintyRunSettings, add_uncertainty
+    from sum_factory.labelgen.run import add_uncertainty
+    from sum_factory.labelgen.run_settings import UncertaintyRunSettings
     from sum_factory.shared.sam.runtime import Runtime
 
     settings = UncertaintyRunSettings(

@@ -26,7 +26,8 @@ from typing import Any
 import click
 
 from sum_factory.labelgen.masks.settings import settings_for
-from sum_factory.labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
+from sum_factory.labelgen.run import add_uncertainty, run
+from sum_factory.labelgen.run_settings import RunSettings, UncertaintyRunSettings
 from sum_factory.labelgen.settings import UncertaintySettings
 from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.demo.plan import HUMAN_SEED, POOL_SEED

@@ -28,7 +28,8 @@ import click
 from sum_factory.labelgen.engine.serial import SerialExecutor
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.job import Event, Units
-from sum_factory.labelgen.run import RunSettings, run
+from sum_factory.labelgen.run import run
+from sum_factory.labelgen.run_settings import RunSettings
 from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.bench.parts.photo_store import bytes_of, name_of, open_store, photos_of
 

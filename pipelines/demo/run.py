@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from sum_factory.labelgen.masks.settings import settings_for
 from sum_factory.labelgen.page.write import write_page
-from sum_factory.labelgen.run import RunSettings, run
+from sum_factory.labelgen.run import run
+from sum_factory.labelgen.run_settings import RunSettings
 from sum_factory.labelgen.sets.export import export_coco
 from sum_factory.pipelines.demo.announcer import Announcer
 from sum_factory.pipelines.demo.pace import pace_of_this_machine

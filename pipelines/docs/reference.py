@@ -44,7 +44,8 @@ TYPES = {str: "text", int: "whole number", float: "number", bool: "`true` or `fa
 LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 API: Mapping[str, Mapping[str, Sequence[str]]] = {
     "labelgen": {
-        "labelgen.run": ("run", "RunSettings", "add_uncertainty", "UncertaintyRunSettings"),
+        "labelgen.run": ("run", "add_uncertainty"),
+        "labelgen.run_settings": ("RunSettings", "UncertaintyRunSettings"),
         "labelgen.masks.settings": ("AutomaskSettings", "settings_for"),
         "labelgen.settings": ("UncertaintySettings",),
         "labelgen.progress": ("RunSummary",),

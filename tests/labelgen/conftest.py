@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from sum_factory.labelgen import labeler
-from sum_factory.labelgen.run import RunSummary, UncertaintyRunSettings, add_uncertainty
+from sum_factory.labelgen.run import RunSummary, add_uncertainty
+from sum_factory.labelgen.run_settings import UncertaintyRunSettings
 from sum_factory.labelgen.settings import UncertaintySettings
 from sum_factory.shared.sam.checkpoint import SamWeights, load_sam
 from sum_factory.shared.sam.point_decoder import PointDecoder

@@ -7,7 +7,7 @@ from dataclasses import fields
 from sum_factory.labelgen.commands.label import run_command
 from sum_factory.labelgen.kept import KEPT
 from sum_factory.labelgen.layers import KEPT_LAYERS
-from sum_factory.labelgen.run import RunSettings
+from sum_factory.labelgen.run_settings import RunSettings
 from sum_factory.shared.shards.kinds import kinds
 
 NAMES = {name for name, kind in kinds().items() if kind.is_kept}

@@ -23,7 +23,8 @@ from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.masks.lanes import BEHIND, LANE_BYTES, Lanes, take_cores
 from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.progress import RunSummary
-from sum_factory.labelgen.run import RunSettings, make_executor
+from sum_factory.labelgen.run import make_executor
+from sum_factory.labelgen.run_settings import RunSettings
 from sum_factory.shared.errors import SettingsError, UnreachableError
 from sum_factory.shared.photo_files import PhotoFile, read_bytes
 from sum_factory.shared.sam.checkpoint import PACKAGED

@@ -25,7 +25,8 @@ from sum_factory.labelgen import plan
 from sum_factory.labelgen.growing_plan import Plan
 from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.plan import prepare
-from sum_factory.labelgen.run import RunSettings, RunSummary, run
+from sum_factory.labelgen.run import RunSummary, run
+from sum_factory.labelgen.run_settings import RunSettings
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.shards import encoding

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
-from sum_factory.labelgen.run import RunSettings, UncertaintyRunSettings, add_uncertainty, run
+from sum_factory.labelgen.run import add_uncertainty, run
+from sum_factory.labelgen.run_settings import RunSettings, UncertaintyRunSettings
 from sum_factory.labelgen.settings import SOURCES, UncertaintySettings
 from sum_factory.pipelines.microworld.ablation.frozen import make_frozen_model
 from sum_factory.pipelines.microworld.ablation.settings import SEEDS, Plan

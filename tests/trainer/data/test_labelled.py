@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sum_factory.labelgen.run import RunSummary, UncertaintyRunSettings, add_uncertainty
+from sum_factory.labelgen.run import RunSummary, add_uncertainty
+from sum_factory.labelgen.run_settings import UncertaintyRunSettings
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import Refiner, save_refiner
 from sum_factory.shared.sam.runtime import Runtime
