@@ -16,6 +16,7 @@ from sum_factory.shared.store.local_files import is_stream
 
 if TYPE_CHECKING:
     from sum_factory.shared.relocation import Relocation
+    from sum_factory.shared.sam.hq import HqOutput
 
 
 def _folder(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
@@ -50,6 +51,15 @@ training_precision_option = precision_option(
 
 below_option = click.option(
     "--sam", default=None, help="The SAM that weights of a variant sit on  [default: where it lay in training]"
+)
+
+
+hq_option = click.option(
+    "--hq-output",
+    type=click.Choice(["hq", "hq+sam"]),
+    default="hq",
+    show_default=True,
+    help="Of HQ-SAM, the mask of its own token, which training teaches, or the sum of its logits and SAM's.",
 )
 
 
@@ -138,7 +148,9 @@ def fit_command(
 
 @click.command("export")
 @click.option("--weights", required=True, help=f"A SUM checkpoint or SAM weights: {WEIGHTS_HELP}.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .pth file to write.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="The .pth file to write; with --onnx, a folder."
+)
 @click.option(
     "--task",
     type=click.Choice(TASKS),
@@ -147,12 +159,34 @@ def fit_command(
     help="The task whose vector becomes part of the weights: plain SAM has no task prompt.",
 )
 @below_option
-def export_command(weights: str, out: Path, task: str, sam: str | None) -> None:
-    """Write weights as plain `segment_anything` loads them, for one task; of HQ-SAM, as its own software does."""
+@click.option("--onnx", is_flag=True, help="Write encoder.onnx and decoder.onnx, and compare both with torch.")
+@hq_option
+def export_command(weights: str, out: Path, task: str, sam: str | None, onnx: bool, hq_output: HqOutput) -> None:
+    """Write weights as plain `segment_anything` loads them, for one task; of HQ-SAM, as its own software does.
+
+    With --onnx, write the models themselves for onnxruntime, of any variant.
+    """
+    if onnx:
+        from sum_factory.trainer.export_onnx import TOLERANCE, export_onnx
+
+        exported = export_onnx(weights, _folder_for_onnx(out), task, sam, hq_output)
+        click.echo(
+            f"wrote {', '.join(map(str, exported.files))}: in onnxruntime their outputs are equal to torch's to "
+            f"{exported.difference:.1e} of the largest value ({TOLERANCE:g} is allowed)"
+        )
+        return
     from sum_factory.trainer.export import export_plain_sam
 
+    if out.is_dir():
+        raise click.BadParameter(f"{out} is a folder; give a file, or --onnx", param_hint="--out")
     export_plain_sam(weights, out, task, sam)
     click.echo(f"wrote {out}", err=is_stream(out))
+
+
+def _folder_for_onnx(out: Path) -> Path:
+    if out.exists() and not out.is_dir():
+        raise click.BadParameter(f"{out} is there, and is no folder: --onnx writes two files", param_hint="--out")
+    return out
 
 
 def _changed(changes: tuple[str, ...], **options: Any) -> list[str]:
