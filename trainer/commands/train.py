@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,11 @@ def refiner_command(
 )
 @training_precision_option
 @threads_option
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Open all data, take one step, and tell what was found, the memory and the time of the run; write nothing.",
+)
 def fit_command(
     recipe: str,
     out: Path,
@@ -134,16 +140,23 @@ def fit_command(
     processes: int | None,
     threads: int | None,
     photos_from: Relocation,
+    dry_run: bool,
     **chosen: str | None,
 ) -> None:
     """Train on shards and human masks. Run it again after any interruption: it goes on from its last checkpoint."""
-    from sum_factory.trainer.fit import fit_on_ranks
+    from sum_factory.trainer.dry_run import rehearse
+    from sum_factory.trainer.fit import fit_on_ranks, on_ranks
     from sum_factory.trainer.recipe import Recipe
     from sum_factory.trainer.settings import parse_variables, read_settings
 
     moved = json.dumps(dict(photos_from.pairs)) if photos_from else None
     settings = read_settings(recipe, Recipe, parse_variables(variables), _changed(changes, photos_from=moved, **chosen))
-    click.echo(fit_on_ranks(settings, out, processes, threads).lines())
+    if dry_run:
+        told = on_ranks(rehearse, settings, out, processes, threads).lines()
+    else:
+        told = fit_on_ranks(settings, out, processes, threads).lines()
+    if os.environ.get("RANK", "0") == "0":  # of those that torchrun started, the first speaks for all
+        click.echo(told)
 
 
 @click.command("export")

@@ -85,6 +85,11 @@ class PseudoSet:
         return int(self._first[-1])
 
     @property
+    def masks(self) -> int:
+        """How many masks there are, of all images."""
+        return sum(unit.records[MASKS].masks for unit in self._units)
+
+    @property
     def groups(self) -> tuple[int, ...]:
         """How many images with masks each committed unit has, if any: a group is such a unit, counted by itself."""
         return tuple(len(unit.images) for unit in self._units)
