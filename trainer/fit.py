@@ -46,6 +46,7 @@ from sum_factory.trainer.run.sharding import put_together, shard_blocks, whole
 from sum_factory.trainer.run.validation import score_name, validate
 from sum_factory.trainer.shown import pictures_of, samples_to_show
 from sum_factory.trainer.variants import prepare, trained, variants
+from sum_factory.trainer.variants.load import require_no_hq
 from sum_factory.trainer.variants.parts import header_of_part
 
 Summary = TypeVar("Summary")
@@ -237,6 +238,7 @@ def agree_on_precision(asked: PrecisionSetting, ranks: Ranks) -> Resolved:
 
 def make_model(recipe: Recipe, ranks: Ranks) -> Model:
     """Load the SAM that is to be trained; only the weights that the variant trains get gradients."""
+    require_no_hq(recipe.sam)
     loaded = load_sam(recipe.sam)
     prepare(loaded.sam, recipe.variant, recipe.settings_of_variant, recipe.seed)
     device = ranks.device

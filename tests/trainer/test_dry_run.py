@@ -92,7 +92,7 @@ def test_what_is_found_is_told(
     assert f"7 photos with {count} masks in 4 units; layers masks (tar), uncertainty/refinement (tar); " in lines[3]
     assert "photos 128 x 128, embedding 32 x 8 x 8, losses and clicks on a grid of 32 x 32" in lines[4]
     assert lines[5].startswith("step: ")
-    assert "2 photos with " in lines[5]
+    assert "1 photos with 3 masks (3.0 a photo), 4 masks left out" in lines[5], "of the other one no map is known"
     assert lines[6].startswith("memory: at most ")
     seconds = float(lines[5].split()[1])
     each = float(lines[7].partition("validations of ")[2].split()[0])
