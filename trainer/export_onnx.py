@@ -175,16 +175,17 @@ def _write_checked(loaded: LoadedSam, folder: Path) -> float:
         example = (torch.zeros(1, 3, side, side - 16),)
         dynamic = {"image": {2: "height", 3: "width"}}
         _write(Encoder(sam), example, folder / ENCODER, ["image"], ["image_embeddings"], dynamic)
+    with Stage(f"comparing {ENCODER} with torch"):
+        encoded = _Session(folder / ENCODER)
+        images = [torch.rand(1, 3, *_scaled(side, size), generator=_random()) * 255 for size in CHECKED_SIZES[:2]]
+        differences = [encoded.difference({"image": image}, [encode(sam, sam.preprocess(image))]) for image in images]
     cases = _cases(sam)
     with Stage(f"writing {DECODER}"):
         of = HqDecoder if isinstance(sam.mask_decoder, HqMaskDecoder) else Decoder
         axes = {"point_coords": {1: "points"}, "point_labels": {1: "points"}}
         axes |= {"masks": {2: "height", 3: "width"}}
         _write(of(sam, False), tuple(cases[0].values()), folder / DECODER, INPUTS, OUTPUTS, axes)
-    with Stage("comparing with torch"):
-        images = [torch.rand(1, 3, *_scaled(side, size), generator=_random()) * 255 for size in CHECKED_SIZES[:2]]
-        encoded = _Session(folder / ENCODER)
-        differences = [encoded.difference({"image": image}, [encode(sam, sam.preprocess(image))]) for image in images]
+    with Stage(f"comparing {DECODER} with torch"):
         decoded = _Session(folder / DECODER)
         differences += [decoded.difference(case, _expected(sam, case)) for case in cases]
     return max(differences)

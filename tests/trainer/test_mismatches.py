@@ -48,10 +48,10 @@ def files(tiny_file: Path, architectures: None, tmp_path_factory: pytest.TempPat
     def write(name: str, state: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
         (folder / name).write_bytes(to_safetensors(state, header))
 
-    def part(name: str, variant: str, **changed: Any) -> None:
-        loaded, settings = load_sam(plain), variants()[variant].settings()
-        header = {**header_of_part(variant, settings, plain, loaded), "trained_tasks": [], **changed}
-        prepare(loaded.sam, variant, settings, 0)
+    def part(name: str, kind: str, **changed: Any) -> None:
+        loaded, settings = load_sam(plain), variants()[kind].settings()
+        header = {**header_of_part(kind, settings, plain, loaded), "trained_tasks": [], **changed}
+        prepare(loaded.sam, kind, settings, 0)
         write(name, dict(trained(loaded.sam)), header)
 
     write("small", build_architecture(SMALL).state_dict(), {})
