@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from segment_anything.utils.onnx import SamOnnxModel
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 from torch.nn import functional as F
 
 from sum_factory.shared.errors import InputError, StorageError
@@ -78,7 +79,12 @@ class Decoder(SamOnnxModel):  # type: ignore[misc]
         inside = torch.floor(sizes * scale + 0.5).to(torch.int64)
         masks = masks[..., : inside[0], : inside[1]]
         height, width = orig_im_size.to(torch.int64).unbind()
-        resized: Tensor = F.interpolate(masks, (height, width), mode="bilinear", align_corners=False)
+        resized: Tensor = F.interpolate(
+            masks,
+            (height, width),  # type: ignore[arg-type]  # in a trace, sizes are tensors
+            mode="bilinear",
+            align_corners=False,
+        )
         return resized
 
 
@@ -205,7 +211,7 @@ def _write(
     before = {*path.parent.iterdir()}
     with warnings.catch_warnings():
         # of what is constant in a trace, which the comparison with torch is for, and of the exporter that traces
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", TracerWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             module.eval(),

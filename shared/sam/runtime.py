@@ -59,11 +59,16 @@ def pick_device(device: str = "auto") -> torch.device:
 
 def require_device(device: torch.device) -> torch.device:
     """Return ``device``. Raises ``SettingsError`` if this machine has none such that PyTorch can use."""
-    there = {"cuda": torch.cuda.device_count, "mps": lambda: int(torch.backends.mps.is_available())}
-    if device.type in there and (device.index or 0) >= there[device.type]():
+    if device.type == "cuda":
+        there = int(torch.cuda.device_count())
+    elif device.type == "mps":
+        there = int(torch.backends.mps.is_available())
+    else:
+        return device
+    if (device.index or 0) >= there:
         raise SettingsError(
-            f"device {device}: PyTorch finds {there[device.type]()} of these here; look at the driver and at PyTorch's "
-            "build, or give another device (auto takes what there is)"
+            f"device {device}: PyTorch finds {there} of these here; look at the driver and at PyTorch's build, or give "
+            "another device (auto takes what there is)"
         )
     return device
 
