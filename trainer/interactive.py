@@ -73,13 +73,17 @@ class Targets:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One round: the loss of each mask with its graph, (P,), and what to log, detached, (P,) each."""
+    """One round: the loss of each mask with its graph, (P,), and what to log, detached, (P,) each.
+
+    ``predicted`` are the masks that the losses were taken of, bool (P, H, W), on the grid of the targets.
+    """
 
     number: int
     loss: Tensor
     mask_loss: Tensor
     iou: Tensor
     predicted_iou: Tensor
+    predicted: Tensor
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,7 @@ def _judge(
     iou = true_iou(chosen, masks, valid)
     predicted = predicted_iou[row, trained]
     loss = losses_of_masks + settings.loss.iou_weight * (predicted - iou) ** 2
-    result = RoundResult(number, loss, losses_of_masks.detach(), iou, predicted.detach())
+    result = RoundResult(number, loss, losses_of_masks.detach(), iou, predicted.detach(), chosen.detach() > 0)
     return result, logits[row, fed][:, None].detach()
 
 

@@ -140,6 +140,14 @@ class Recipe:
     def _settings_fit(self) -> Recipe:
         if self.variant in variants():
             assert self.settings_of_variant is not None
+        if self.method in METHODS and not self.streams.pseudo and self.chosen_method.pseudo_labels != "none":
+            raise ValueError(
+                f"mix: no pseudo-labels, which the method {self.method} is about; give human-only for none"
+            )
+        if not self.streams.human:
+            raise ValueError(
+                "mix: no photos with human masks, so that their tasks would never be learnt; give 1 or more"
+            )
         return self
 
     @property

@@ -25,7 +25,7 @@ from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam
 from sum_factory.shared.sam.decode import PAD, POSITIVE, Prompts, decode_prompts
 from sum_factory.shared.sam.quality import QualityFilter
 from sum_factory.shared.sam.refiner import Refiner, save_refiner
-from sum_factory.shared.sam.runtime import pick_device
+from sum_factory.shared.sam.runtime import pick_device, require_device
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.batch import Batch, collate, no_masks
@@ -240,7 +240,7 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
     Raises ``SumError`` if data, weights or settings are wrong, or differ from those that the run began with.
     """
     tune_malloc()
-    device = pick_device(recipe.device)
+    device = require_device(pick_device(recipe.device))
     precision = settle(recipe.precision, device)
     recipe = replace(recipe, precision=precision.name)
     sets = [open_set(each) for each in recipe.human]

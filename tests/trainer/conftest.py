@@ -29,6 +29,7 @@ from sum_factory.trainer import fit as module
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.run import log as log_module
 from sum_factory.trainer.run.settings import CheckpointSettings
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (1,), 128, window_size=3, prompt_dim=32, decoder_mlp_dim=64)
@@ -42,6 +43,13 @@ Map = npt.NDArray[np.float32]
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have runs train in the process of the tests, whose ``tiny`` no other knows."""
     monkeypatch.setattr(module, "usable_cores", lambda: 1)
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs draw neither curves nor samples, which takes longer than their steps; tests of these draw them."""
+    monkeypatch.setattr(log_module, "draw_curves", lambda lines: b"")
+    monkeypatch.setattr(module, "SHOWN", 0)
 
 
 @pytest.fixture(scope="session")

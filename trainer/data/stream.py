@@ -84,7 +84,10 @@ class MixedStream:
 
     def load(self, slot: int) -> Sample:
         """Load the sample of a slot: a pure function of the slot."""
-        name, position = self.mix.locate(slot)
+        return self.load_from(*self.mix.locate(slot))
+
+    def load_from(self, name: str, position: int) -> Sample:
+        """Load the sample at a position of a stream, counted over all epochs."""
         epoch, index = self._orders[name].sample(position)
         return self.streams[name].load(index, SampleId(name, epoch, index))
 
