@@ -1,14 +1,15 @@
 """What masks are compared with: how exactly a target draws them, what it costs, and what a model learns from it.
 
-    python -m pipelines.bench.targets            # 84 scenes; eight masks; 60 steps, two seeds
-    python -m pipelines.bench.targets --quick    # four scenes; two masks; two steps, one seed
+    python -m pipelines.bench.targets            # 84 scenes; 60 steps, two seeds
+    python -m pipelines.bench.targets --quick    # six scenes; two steps, one seed
     python -m pipelines.bench.targets --pairs FOLDER    # photos and masks of FOLDER in place of scenes
 
-Three tables. *Drawn*: the boundary IoU of masks with what is left of them in a target, brought to the photo's size as
-inference brings logits there; by the target a perfect model would be judged. *Cost*: processor time and memory of the
-loss of one round, forwards and backwards, for a SAM of 1,024 pixels. *Trained*: ``vit_micro``'s decoder, fine-tuned on
-human masks by the same photos and masks in the same order; processor time of a step with its data, and boundary IoU on
-other photos after one, three and five points.
+Four tables. *Drawn*: the boundary IoU of masks with what is left of them in a target, brought to the photo's size as
+inference brings logits there. *Fitted*: the same of low-resolution logits that were free to become anything, after
+``FITTING`` steps down the loss of that target: what a perfect model would learn from it. *Cost*: processor time and
+memory of the loss of one round, forwards and backwards, for a SAM of 1,024 pixels. *Trained*: ``vit_micro``'s decoder,
+fine-tuned on human masks by the same photos and masks in the same order; processor time of a step with its data, and
+boundary IoU on other photos after one, three and five points.
 
 FOLDER holds ``images``, ``masks``, ``train.txt`` and ``val.txt``. The last line is a JSON object.
 """
@@ -21,7 +22,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -33,7 +34,7 @@ from torch.nn import functional as F
 from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.demo.plan import HELD_OUT_SEED, HUMAN_SEED
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS, describe_set, write_sets
-from sum_factory.shared.placement import Frame
+from sum_factory.shared.placement import CELL, Frame
 from sum_factory.shared.progress import hushed, track
 from sum_factory.trainer.data.grid import coverage_on_grid, is_covered, masks_on_grid, valid_cells
 from sum_factory.trainer.data.human import Masks
@@ -54,6 +55,9 @@ from sum_factory.trainer.target import Target
 SIDES = {"vit_micro": 256, "SAM": 1024}
 ROUNDS = (1, 3, 5)
 MOST_DRAWN = 80
+FITTED = {"vit_micro": 24, "SAM": 6}
+"""Masks that logits are fitted to."""
+FITTING = 150
 SURE = 0.01
 """Shares within this of 0 and 1 are drawn as if they were that near: their logits would be infinite."""
 
@@ -63,7 +67,7 @@ class Candidate:
     """A target on a grid of ``stride`` input pixels a cell."""
 
     target: Target
-    stride: int
+    stride: Literal[1, 2, 4]
 
     def __str__(self) -> str:
         return f"{self.target} at {self.stride}"
@@ -135,38 +139,67 @@ def drawn(mask: Masks, candidate: Candidate, side: int) -> Masks:
     return np.asarray((photo[0, 0] > 0).numpy(), np.bool_)
 
 
-def measure_drawn(sets: Sequence[SetSettings]) -> dict[str, dict[str, float]]:
-    """Return the mean boundary IoU of masks, ``MOST_DRAWN`` at most, with what is drawn of each target, by candidate
-    and model."""
+def targets_of(masks: Sequence[Masks], candidate: Candidate, side: int) -> Targets:
+    """Return human masks of any sizes as targets."""
+    frames, stride = [Frame.whole(side, *mask.shape) for mask in masks], candidate.stride
+    pairs = list(zip(masks, frames, strict=True))
+    bits = torch.cat([masks_on_grid(mask[None], frame, stride) for mask, frame in pairs])
+    valid = torch.zeros_like(bits)
+    for k, frame in enumerate(frames):
+        rows, columns = valid_cells(frame, stride)
+        valid[k, :rows, :columns] = True
+    coverage = pixels = None
+    if candidate.target == "coverage":
+        coverage = torch.cat([coverage_on_grid(mask[None], frame, stride) for mask, frame in pairs])
+    if candidate.target == "points":
+        exact = torch.cat([masks_on_grid(mask[None], frame, 1) for mask, frame in pairs])
+        pixels = PixelMasks(exact, torch.tensor([frame.input_size for frame in frames]))
+    ones = torch.ones(bits.shape)
+    index = torch.zeros(len(masks), dtype=torch.int64)
+    return Targets(bits, valid, ones, ones, index, stride, coverage, pixels)
+
+
+def fit_logits(masks: Sequence[Masks], candidate: Candidate, side: int, steps: int) -> list[Masks]:
+    """Return the masks, bool (H, W), of low-resolution logits that were fitted to ``masks`` by a target's loss."""
+    targets = targets_of(masks, candidate, side)
+    logits = torch.zeros(len(masks), side // CELL, side // CELL, requires_grad=True)
+    optimizer, generator = torch.optim.Adam([logits], 0.1), torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        shifts = targets.shifts(generator)
+        targets.loss(logits, to_grid(logits[:, None], targets)[:, 0], shifts, LossSettings()).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    found = (Frame.whole(side, *mask.shape).upsample(logits[k : k + 1].detach())[0] for k, mask in enumerate(masks))
+    return [np.asarray((each > 0).numpy(), np.bool_) for each in found]
+
+
+def measure_fitted(masks: Sequence[Masks], candidate: Candidate, quick: bool) -> dict[str, float]:
+    """Return the mean boundary IoU of masks with what logits fitted to them draw, by model."""
+    found = {}
+    for name, side in SIDES.items():
+        some = masks[: 2 if quick else FITTED[name]]
+        fitted = fit_logits(some, candidate, side, 2 if quick else FITTING)
+        found[name] = float(np.mean([boundary_iou(*pair) for pair in zip(fitted, some, strict=True)]))
+    return found
+
+
+def measure_drawn(masks: Sequence[Masks]) -> dict[str, dict[str, float]]:
+    """Return the mean boundary IoU of masks with what is drawn of each target, by candidate and model."""
     scores: dict[str, dict[str, list[float]]] = {str(each): {name: [] for name in SIDES} for each in CANDIDATES}
-    for mask in track(list(islice(masks_of(sets), MOST_DRAWN)), "drawing targets", "mask"):
+    for mask in track(masks, "drawing targets", "mask"):
         for candidate in CANDIDATES:
             for name, side in SIDES.items():
                 scores[str(candidate)][name].append(boundary_iou(drawn(mask, candidate, side), mask))
     return {name: {model: float(np.mean(each)) for model, each in of.items()} for name, of in scores.items()}
 
 
-def make_targets(candidate: Candidate, count: int, side: int) -> tuple[Targets, Tensor]:
+def make_discs(candidate: Candidate, count: int, side: int) -> tuple[Targets, Tensor]:
     """Return targets of ``count`` discs, and logits on the low resolution that are nearly right, (count, h, w)."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[0:side, 0:side] / side
     centres, radii = random.uniform(0.3, 0.7, (count, 2)), random.uniform(0.05, 0.3, count)
     distance = np.stack([r - np.hypot(rows - y, columns - x) for (y, x), r in zip(centres, radii, strict=True)])
-    frame, stride = Frame.whole(side, side, side), candidate.stride
-    exact = distance > 0
-    masks = masks_on_grid(exact, frame, stride)
-    ones = torch.ones(masks.shape)
-    size = torch.full((count, 2), side)
-    targets = Targets(
-        masks=masks,
-        valid=ones > 0,
-        certainty=ones,
-        sampling=ones,
-        image_index=torch.zeros(count, dtype=torch.int64),
-        stride=stride,
-        coverage=coverage_on_grid(exact, frame, stride) if candidate.target == "coverage" else None,
-        pixels=PixelMasks(torch.from_numpy(exact), size) if candidate.target == "points" else None,
-    )
+    targets = targets_of(list(distance > 0), candidate, side)
     low = torch.from_numpy(distance[:, 2::4, 2::4].astype(np.float32)) * 40
     return targets, (low + torch.randn(low.shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
 
@@ -174,7 +207,7 @@ def make_targets(candidate: Candidate, count: int, side: int) -> tuple[Targets, 
 def measure_cost(candidate: Candidate, count: int, repeats: int) -> tuple[float, float]:
     """Return the least processor time of one round's loss of ``count`` masks, forwards and backwards, in seconds, and
     the megabytes that autograd keeps in between."""
-    targets, logits = make_targets(candidate, count, SIDES["SAM"])
+    targets, logits = make_discs(candidate, count, SIDES["SAM"])
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -275,15 +308,22 @@ def main(quick: bool, pairs: Path | None, steps: int, seeds: int, trains: bool) 
     figures: dict[str, Any] = {}
     with TemporaryDirectory() as temporary:
         data = scenes_in(Path(temporary), count, held_out) if pairs is None else pairs_in(pairs, held_out)
-        scores = measure_drawn(data.held_out)
+        drawn_masks = list(islice(masks_of(data.held_out), MOST_DRAWN))
+        scores = measure_drawn(drawn_masks)
         say_row("drawn", *(f"{name}, {side}" for name, side in SIDES.items()))
         for name, of_models in scores.items():
             say_row(name, *(f"{value:.3f}" for value in of_models.values()))
+        say_row("fitted", *(f"{name}, {side}" for name, side in SIDES.items()))
+        for each in CANDIDATES:
+            fitted = measure_fitted(drawn_masks, each, quick)
+            say_row(str(each), *(f"{value:.3f}" for value in fitted.values()))
+            figures[each.key] = {f"fitted_{name}": value for name, value in fitted.items()}
         say_row("cost", "a round, ms", "MB kept")
         for each in CANDIDATES:
             seconds, megabytes = measure_cost(each, masks, repeats)
             say_row(str(each), f"{1000 * seconds:.0f}", f"{megabytes:.0f}")
-            figures[each.key] = {**scores[str(each)], "loss_ms": 1000 * seconds, "kept_mb": megabytes}
+            of_models = {f"drawn_{name}": value for name, value in scores[str(each)].items()}
+            figures[each.key] |= {**of_models, "loss_ms": 1000 * seconds, "kept_mb": megabytes}
         for key, of_training in (say_trained(data, training) if trains else {}).items():
             figures[key] = {**figures.get(key, {}), **of_training}
     click.echo(last_line(figures))
