@@ -253,7 +253,7 @@ class Training:
             stride=candidate.stride,
             target=candidate.target,
             loss=LossSettings(temperature=3),
-            optimizer=OptimizerSettings(learning_rate=4e-4, schedule="linear", warmup=8, betas=(0.9, 0.95)),
+            optimizer=OptimizerSettings(learning_rate=1e-4, schedule="linear", warmup=8, betas=(0.9, 0.95)),
             seed=seed,
             device="cpu",
             precision="fp32",
