@@ -304,7 +304,7 @@ def main(quick: bool, pairs: Path | None, steps: int, seeds: int, trains: bool) 
     torch.set_num_threads(1)
     batch = 2 if pairs is None else 6  # of pairs, a photo has one mask
     training = Training(2, 1, 2, 2, 1) if quick else Training(steps, batch, 4, 3, seeds)
-    count, held_out, masks, repeats = (4, 2, 2, 1) if quick else (60, 24, 8, 3)
+    count, held_out, masks, repeats = (4, 2, 2, 1) if quick else (60, 24 if pairs is None else 70, 8, 3)
     figures: dict[str, Any] = {}
     with TemporaryDirectory() as temporary:
         data = scenes_in(Path(temporary), count, held_out) if pairs is None else pairs_in(pairs, held_out)
