@@ -263,7 +263,7 @@ def make_model(recipe: Recipe, ranks: Ranks) -> Model:
 
 def open_stream(recipe: Recipe, side: int, ranks: Ranks, human: Sequence[HumanSet] | None = None) -> MixedStream:
     """Open the data that the method reads: human sets, unless they are given, and shards unless it uses none."""
-    sampled = SampleSettings(side, recipe.stride, recipe.masks, recipe.seed)
+    sampled = SampleSettings(side, recipe.stride, recipe.masks, recipe.seed, recipe.target)
     human = [open_set(each) for each in recipe.human] if human is None else human
     streams: dict[str, HumanStream | PseudoStream] = {"human": HumanStream(human, sampled)}
     method = recipe.chosen_method

@@ -20,7 +20,9 @@ from sum_factory.shared.sam.decode import BOX_MIN, PAD, Prompts, decode_prompts,
 from sum_factory.shared.sam.hq import add_vectors
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
-from sum_factory.trainer.prompts import Randomness, click_errors, first_prompts, hq_prompts
+from sum_factory.trainer.points import PixelMasks, draw_points, values_at
+from sum_factory.trainer.prompts import click_errors, first_prompts, hq_prompts
+from sum_factory.trainer.randomness import Randomness, by_row
 
 SEVERAL = slice(1, None)
 """The mask tokens for an ambiguous prompt; token 0 is the one for prompts that leave no doubt."""
@@ -30,6 +32,8 @@ IoU, which inference without a user takes; or "best", the one of least mask loss
 would go on from."""
 
 
+Rows = Tensor | slice
+"""Which of the masks: int64 numbers, or a slice."""
 FirstPrompts = Literal["interactive", "hq"]
 """Which prompts a mask begins with: "interactive", a noisy box or a point; or "hq", those of HQ-SAM's training."""
 
@@ -57,7 +61,8 @@ class Targets:
     """What P masks of B images should be, on a grid of ``stride`` input pixels a cell.
 
     ``masks`` and ``valid`` are bool (P, H, W). ``certainty`` weighs the losses, ``sampling`` the drawing of points;
-    both float (P, H, W), 1 for human masks. ``image_index`` is int64 (P,).
+    both float (P, H, W), 1 for human masks. ``image_index`` is int64 (P,). Losses compare with ``masks``, unless there
+    are ``coverage``, float32 (P, H, W), or ``pixels``.
     """
 
     masks: Tensor
@@ -66,9 +71,32 @@ class Targets:
     sampling: Tensor
     image_index: Tensor
     stride: int
+    coverage: Tensor | None = None
+    pixels: PixelMasks | None = None
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    def shifts(self, generator: Randomness) -> Tensor | None:
+        """Draw what is random about the points of a round, float64 (P, 2); nothing where masks are compared whole."""
+        if self.pixels is None:
+            return None
+        return by_row(generator, len(self)).uniform(len(self), 2).to(self.masks.device)
+
+    def loss(
+        self, logits: Tensor, grid: Tensor, shifts: Tensor | None, settings: LossSettings, rows: Rows = slice(None)
+    ) -> Tensor:
+        """Return the mask loss of R of the masks, ``rows``, by their low-resolution logits (R, h, w), which on the grid
+        are ``grid`` (R, H, W): (R,)."""
+        if self.pixels is None or shifts is None:
+            wanted = self.masks if self.coverage is None else self.coverage
+            return mask_loss(grid, wanted[rows], self.valid[rows], self.certainty[rows], settings)
+        pixels = self.pixels[rows]
+        places = draw_points(logits, pixels, shifts[rows])
+        certainty = values_at(self.certainty[rows], places, pixels.side)
+        in_photo = torch.ones_like(certainty, dtype=torch.bool)
+        found = values_at(logits, places, pixels.side)
+        return mask_loss(found, pixels.at(places), in_photo, certainty, settings)
 
 
 @dataclass(frozen=True)
@@ -151,7 +179,8 @@ def play_rounds(
         source = embeddings_BCHW if given is None else add_vectors(embeddings_BCHW, given)
         fed = noised if number == 1 else previous
         logits, predicted_iou = _decode(sam, source, targets.image_index, tokens, fed, number > 1)
-        result, previous = _judge(number, logits, predicted_iou, tokens.ambiguous & (number == 1), targets, settings)
+        ambiguous, shifts = tokens.ambiguous & (number == 1), targets.shifts(generator)
+        result, previous = _judge(number, logits, predicted_iou, ambiguous, targets, settings, shifts)
         yield result
 
 
@@ -202,6 +231,7 @@ def _judge(
     ambiguous: Tensor,
     targets: Targets,
     settings: InteractiveSettings,
+    shifts: Tensor | None,
 ) -> tuple[RoundResult, Tensor]:
     """Choose the output that is trained and the one that is fed back, and take the losses of the former.
 
@@ -214,20 +244,19 @@ def _judge(
     if logits.shape[1] > 1 and ambiguous.any():  # HQ-SAM has one output
         which = ambiguous.nonzero()[:, 0]
         with torch.no_grad():
-            losses = [_mask_loss(logits[which, k : k + 1], targets, which, settings) for k in range(1, logits.shape[1])]
+            grids = to_grid(logits[which, SEVERAL], targets)
+            losses = [
+                targets.loss(logits[which, 1 + k], grids[:, k], shifts, settings.loss, which)
+                for k in range(grids.shape[1])
+            ]
         trained[which] = 1 + torch.stack(losses, 1).argmin(1)
         believed = 1 + predicted_iou[which, SEVERAL].detach().argmax(1)
         fed[which] = trained[which] if settings.fed_output == "best" else believed
-    chosen = to_grid(logits[row, trained][:, None], targets)[:, 0]
-    masks, valid = targets.masks, targets.valid
-    losses_of_masks = mask_loss(chosen, masks, valid, targets.certainty, settings.loss)
-    iou = true_iou(chosen, masks, valid)
+    chosen = logits[row, trained]
+    grid = to_grid(chosen[:, None], targets)[:, 0]
+    losses_of_masks = targets.loss(chosen, grid, shifts, settings.loss)
+    iou = true_iou(grid, targets.masks, targets.valid)
     predicted = predicted_iou[row, trained]
     loss = losses_of_masks + settings.loss.iou_weight * (predicted - iou) ** 2
     result = RoundResult(number, loss, losses_of_masks.detach(), iou, predicted.detach(), chosen.detach() > 0)
     return result, logits[row, fed][:, None].detach()
-
-
-def _mask_loss(logits: Tensor, targets: Targets, rows: Tensor, settings: InteractiveSettings) -> Tensor:
-    grid = to_grid(logits, targets)[:, 0]
-    return mask_loss(grid, targets.masks[rows], targets.valid[rows], targets.certainty[rows], settings.loss)

@@ -45,6 +45,11 @@ var_option = click.option(
 set_option = click.option(
     "--set", "changes", multiple=True, help="key=value in place of the recipe's, with dotted keys; repeatable."
 )
+target_option = click.option(
+    "--target",
+    default=None,
+    help="What masks are compared with: authors, bits, coverage or points  [default: the recipe's]",
+)
 training_precision_option = precision_option(
     None, "auto is bf16 where the device has instructions for it, else fp32  [default: the recipe's]"
 )
@@ -76,6 +81,7 @@ hq_option = click.option(
     default=None,
     help="Of weights with a task prompt, the task whose masks are refined  [default: the recipe's]",
 )
+@target_option
 @training_precision_option
 @threads_option
 def refiner_command(
@@ -117,6 +123,7 @@ def refiner_command(
     help="Which weights are trained: full, decoder, lora, adapter, sam-adapter or hq; --set variant_settings.KEY=VALUE "
     "changes the settings of one that has any  [default: the recipe's]",
 )
+@target_option
 @click.option("--device", default=None, help="auto, cpu, cuda, cuda:1 or mps  [default: the recipe's]")
 @click.option(
     "--processes",

@@ -152,6 +152,7 @@ class PseudoSet:
             valid=valid_cells(whole, self.settings.stride),
             task=UNSPECIFIED,
             skipped=end - first - len(usable),
+            target=self.settings.target,
         )
 
     def _read_unit(self, group: int) -> _Unit:
