@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 # `make demo FULL=1` is the long demo; OUT=FOLDER puts either elsewhere.
 FULL ?= 0
 OUT ?=
-# Two more than two cores: tests of Ray wait half of their time.
-TESTERS ?= 4
+# One more than two cores: tests of Ray wait. Each loads the libraries and makes what tests share for itself.
+TESTERS ?= 3
 
 # glibc gives large tensors back to the kernel and page faults are slow; see docs/design.md.
 export MALLOC_MMAP_THRESHOLD_ := 4294967296

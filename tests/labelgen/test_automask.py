@@ -199,7 +199,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 TRIED_ON = {
-    "two layers of crops": ("portrait", "tiny strip"),  # 21 crops; one layer of them has every size
+    "one layer of crops": ("landscape", "odd", "tiny", "tiny strip"),
+    "two layers of crops": ("tiny strip",),  # 21 crops; one layer of them has every size
     "all candidates": ("landscape", "square", "tiny"),
     "other offset": ("portrait", "odd", "tiny strip"),
 }

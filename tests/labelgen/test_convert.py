@@ -115,7 +115,7 @@ def test_run_goes_on_where_the_shard_set_was_brought_to(
     assert all_but_dataset(snapshot(tmp_path / "new")) == all_but_dataset(snapshot(labelled["zarr"]))
 
 
-@pytest.mark.parametrize("last", [0, 3, 8, 13, 20])
+@pytest.mark.parametrize("last", [3, 13, *(pytest.param(last, marks=pytest.mark.long) for last in (0, 8, 20))])
 def test_conversion_that_dies_is_finished_by_the_same_command(
     labelled: Both, tmp_path: Path, last: int, monkeypatch: pytest.MonkeyPatch, snapshot: Snapshot
 ) -> None:

@@ -453,7 +453,7 @@ NAMES = [f"{a}{b}.{c}" for a in ("", "x/", "y/") for b in ("a", "b", "a~2") for 
 names = st.lists(st.sampled_from(NAMES), unique=True, max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(folders=st.lists(names, min_size=1, max_size=4), unit_size=st.integers(1, 3))
 def test_every_photo_that_was_ever_listed_is_in_one_unit_and_stays_there(
     tmp_path_factory: pytest.TempPathFactory, folders: list[list[str]], unit_size: int

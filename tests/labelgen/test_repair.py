@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,23 @@ DAMAGES: dict[str, tuple[Damage, set[str]]] = {
 }  # fmt: skip
 
 
+SELDOM = {
+    "masks cut to nothing",
+    "masks lost",
+    "manifest of masks of another unit",
+    "manifest of masks flipped",
+    "maps lost",
+    "manifest of maps cut",
+    "maps of the other layer flipped",
+    "refined masks lost",
+}
+"""Damages that differ from others by where they are alone: the long tests repair them, too."""
+
+
+def often_or_long(damages: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.long] if name in SELDOM else []) for name in damages]
+
+
 ALL_IN_ZARR = files_in_zarr(MASKS, MAPS, ENTROPY)
 DAMAGES_IN_ZARR: dict[str, tuple[Damage, set[str]]] = {
     "masks cut": (cut(shards_of(MASKS)[0], 700), ALL_IN_ZARR),
@@ -166,7 +183,7 @@ DAMAGES_IN_ZARR: dict[str, tuple[Damage, set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES_IN_ZARR)
+@pytest.mark.parametrize("damage", often_or_long(DAMAGES_IN_ZARR))
 def test_what_is_broken_in_zarr_is_taken_back_and_made_again_bit_identical(
     whole_in_zarr: Path, tmp_path: Path, snapshot: Snapshot, make_again: Callable[..., None],
     problems: Callable[[Path], list[str]], damage: str,
@@ -194,7 +211,7 @@ def test_description_of_an_array_is_left_to_the_command_that_writes_it_anew(
     assert snapshot(own) == snapshot(whole_in_zarr)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", often_or_long(DAMAGES))
 def test_what_is_broken_is_taken_back_and_made_again_bit_identical(
     own: Path, whole: Path, snapshot: Snapshot, make_again: Callable[..., None],
     problems: Callable[[Path], list[str]], damage: str,
@@ -270,7 +287,7 @@ class Interruption(BaseException):
     """What ends a repair in the middle."""
 
 
-@pytest.mark.parametrize("moves", range(6))
+@pytest.mark.parametrize("moves", [0, 3, *(pytest.param(moves, marks=pytest.mark.long) for moves in (1, 2, 4, 5))])
 def test_interrupted_repair_is_repeated(
     own: Path, whole: Path, snapshot: Snapshot, make_again: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch,
     moves: int,

@@ -267,7 +267,7 @@ def outcome(work: Callable[[], object]) -> str:
 
 
 COUNTS = ((2, "a photo that nobody could read"), (3, 1))
-QUICK, LONG = 2, 400
+QUICK, LONG = 1, 400
 """Cases of each kind of change in the tests that always run, and in those that run for long."""
 
 

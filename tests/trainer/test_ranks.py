@@ -199,6 +199,7 @@ def trained_in_process(recipe: Recipe, out: Path, architecture: Any) -> Any:
     return fit(recipe, out, say=lambda _: None)
 
 
+@pytest.mark.long
 def test_two_processes_log_what_one_does_and_one_can_go_on_from_their_checkpoint(
     make_recipe: MakeRecipe, few: tuple[SetSettings, ...], tmp_path: Path
 ) -> None:

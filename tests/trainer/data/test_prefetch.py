@@ -159,7 +159,7 @@ def test_stream_that_is_resumed_begins_with_its_own_window(remote: str, tmp_path
     assert data_reads == tars_of(order, 3)
 
 
-@pytest.mark.parametrize("method", ["vanilla", "sum"])
+@pytest.mark.parametrize("method", [pytest.param("vanilla", marks=pytest.mark.long), "sum"])
 def test_samples_are_the_same_with_and_without(known_shards: Any, remote: str, tmp_path: Path, method: str) -> None:
     loaded = []
     for url, cache in ((known_shards.url, None), (remote, Cache(tmp_path / "cache", PLENTY)), (remote, None)):

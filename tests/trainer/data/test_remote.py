@@ -25,6 +25,7 @@ from sum_factory.trainer.settings import read_settings
 
 SETTINGS = SampleSettings(side=128, stride=4, masks=2, seed=0)
 CPU = torch.device("cpu")
+LONG = pytest.mark.long
 
 
 def open_pseudo(url: str, cache: Cache | None, method: str = "sum") -> PseudoSet:
@@ -68,8 +69,9 @@ def reads(monkeypatch: pytest.MonkeyPatch, object_store: str) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("method", ["vanilla", "mask-refinement", "sum"])
-@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(
+    ("method", "cached"), [("sum", True), ("mask-refinement", False), pytest.param("vanilla", True, marks=LONG)]
+)
 def test_samples_are_those_of_local_shards(
     known_shards: Any, remote: str, tmp_path: Path, method: str, cached: bool
 ) -> None:
@@ -80,7 +82,7 @@ def test_samples_are_those_of_local_shards(
     assert (tmp_path / "cache").exists() == cached
 
 
-@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("cached", [pytest.param(True, marks=LONG), False])
 def test_samples_in_zarr_are_those_of_local_shards(
     known_shards: Any, known_in_zarr: Any, bucket: str, upload: Callable[[Path, str], None], tmp_path: Path,
     cached: bool,
