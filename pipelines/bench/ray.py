@@ -131,7 +131,7 @@ def cluster_of(cores: int) -> Iterator[str]:
     try:
         yield cluster.address
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def measure_labelling(

@@ -109,7 +109,7 @@ def test_run_that_dies_while_it_writes_ends_bit_identical(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It dies before or after each of the renames that make a checkpoint visible or remove an old one."""
-    recipe = dataclasses.replace(recipe, steps=2, checkpoint=CheckpointSettings(every=1, keep=1))
+    recipe = dataclasses.replace(recipe, steps=3, checkpoint=CheckpointSettings(every=1, keep=1))
     straight = run(recipe, tmp_path / "straight")
     for moment in range(1, 7):
         renames = 0
@@ -129,7 +129,7 @@ def test_run_that_dies_while_it_writes_ends_bit_identical(
             with pytest.raises(Died):
                 run(recipe, out)
         assert_same(run(recipe, out), straight)
-        assert [path.name for path in Checkpoints(out).folder.iterdir()] == ["000002"]
+        assert [path.name for path in Checkpoints(out).folder.iterdir()] == ["000003"]
 
 
 def test_optimizer_goes_on_and_does_not_start_anew(recipe: Recipe, tmp_path: Path) -> None:
