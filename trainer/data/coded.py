@@ -26,8 +26,9 @@ class CodedSample:
     reads none.
 
     ``crops`` int64 (K, 4) are the crops that the masks were found in (x0, y0, x1, y1), ``whole`` shows all of the
-    photo. The maps weigh the losses if ``certain_loss``, the drawing of points if ``certain_sampling``. The rest is as
-    in ``TrainingSample``; ``skipped`` counts the masks whose uncertainty is unknown.
+    photo. The maps weigh the losses if ``certain_loss``, the drawing of points if ``certain_sampling``. The labels' logits are
+    kept beside the masks if ``with_logits``. The rest is as in ``TrainingSample``; ``skipped`` counts the masks whose
+    uncertainty is unknown.
     """
 
     id: SampleId
@@ -43,6 +44,8 @@ class CodedSample:
     valid: tuple[int, int]
     task: int
     skipped: int
+    with_logits: bool = False
+    partners: tuple[Tensor, ...] = ()
 
     def on(self, device: torch.device) -> TrainingSample:
         """Look the codes up, bring them to the loss grid and threshold them, all on ``device``.
@@ -51,11 +54,15 @@ class CodedSample:
         """
         cells = self.whole.side // self.stride
         masks = torch.zeros(len(self.crops), cells, cells, dtype=torch.bool, device=device)
+        logits = torch.zeros(masks.shape, device=device) if self.with_logits else None
         doubt = None if self.maps is None else torch.zeros(masks.shape, device=device)
         for frame, rows in self._by_crop():
             places = torch.from_numpy(rows).to(device)
             labels = look_up(self.labels, rows, device)
-            masks[places] = logits_on_grid(labels, frame, self.whole, self.stride) > 0
+            values = logits_on_grid(labels, frame, self.whole, self.stride)
+            masks[places] = values > 0
+            if logits is not None:
+                logits[places] = values
             if self.maps is not None and doubt is not None:
                 maps = look_up(self.maps, rows, device)
                 doubt[places] = maps_on_grid(maps, frame, self.whole, self.stride)
@@ -72,6 +79,8 @@ class CodedSample:
             valid=self.valid,
             task=self.task,
             skipped=self.skipped + len(self.crops) - len(masks),
+            logits=None if logits is None else logits[seen],
+            partners=tuple(partner.to(device) for partner in self.partners),
         )
 
     def _by_crop(self) -> list[tuple[Frame, npt.NDArray[np.int64]]]:

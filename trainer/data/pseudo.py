@@ -139,11 +139,12 @@ class PseudoSet:
             crops=np.stack([unit.masks[name][picked] for name in CROP_BOX], 1).astype(np.int64),
             whole=whole,
             stride=self.settings.stride,
-            certain_loss=self.method.certain_loss,
+            certain_loss=self.method.certain_loss or self.method.reads_certainty,
             certain_sampling=self.method.certain_sampling,
             valid=valid_cells(whole, self.settings.stride),
             task=UNSPECIFIED,
             skipped=end - first - len(usable),
+            with_logits=self.method.reads_logits,
         )
 
     def _read_unit(self, group: int) -> _Unit:

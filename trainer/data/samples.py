@@ -45,7 +45,8 @@ class TrainingSample:
     ``image`` is uint8 (3, h, w), its longer side SAM's. ``masks`` is bool (K, G, G); ``certainty`` float32 (K, G, G)
     weighs the losses, ``sampling`` the drawing of points; None means 1 everywhere. ``valid`` are the rows and columns
     of the grid that show the photo. ``skipped`` counts masks that could not be used: those whose uncertainty is
-    unknown, and those without a cell.
+    unknown, and those without a cell. ``logits``, float32 (K, G, G), are those of the labels, and ``partners`` other photos,
+    uint8 (3, h, w) each: both for methods that ask for them.
     """
 
     id: SampleId
@@ -57,6 +58,8 @@ class TrainingSample:
     valid: tuple[int, int]
     task: int
     skipped: int = 0
+    logits: Tensor | None = None
+    partners: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -69,6 +72,8 @@ class TrainingSample:
             masks=self.masks.to(device),
             certainty=None if self.certainty is None else self.certainty.to(device),
             sampling=None if self.sampling is None else self.sampling.to(device),
+            logits=None if self.logits is None else self.logits.to(device),
+            partners=tuple(partner.to(device) for partner in self.partners),
         )
 
 
