@@ -144,8 +144,8 @@ def backpropagate(
 
     The loss is the mean over the rounds and a photo's masks, summed over the photos and divided by ``photos``, the
     number in the whole step. The image embedding and the task vectors are leaves: each round goes backwards at once,
-    the encoder once at the end, so that memory does not grow with the rounds. ``extra`` is a loss of the embeddings, a sum
-    over the batch's photos, which is added.
+    the encoder once at the end, so that memory does not grow with the rounds. ``extra`` is a loss of the embeddings, a
+    sum over the batch's photos, which is added.
     """
     device = batch.images.device
     with autocast(device.type, precision):

@@ -129,8 +129,8 @@ class _Tokens:
 class Round:
     """A round that was played: the prompts of P masks, and all that the model put out for them.
 
-    ``logits`` are (P, K, h, w), ``predicted_iou`` (P, K); ``ambiguous``, bool (P,), marks a single point and nothing else.
-    ``fed`` are the mask prompts (P, 1, h, w), None in a first round without any.
+    ``logits`` are (P, K, h, w), ``predicted_iou`` (P, K); ``ambiguous``, bool (P,), marks a single point and nothing
+    else. ``fed`` are the mask prompts (P, 1, h, w), None in a first round without any.
     """
 
     number: int
@@ -144,7 +144,8 @@ class Round:
     def again(
         self, sam: Sam, source: Tensor, rows: Tensor, image_index: Tensor, fed: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Decode the prompts of the masks ``rows``, int64 (R,), by another model: logits (R, K, h, w) and predicted IoU.
+        """Decode the prompts of the masks ``rows``, int64 (R,), by another model: logits (R, K, h, w) and predicted
+        IoU.
 
         ``source`` are its embeddings, ``image_index`` (R,) says which is whose, and ``fed`` (R, 1, h, w) are its own
         logits of the round before. In the first round the mask prompts are those of the round, if there were any.

@@ -26,9 +26,9 @@ class CodedSample:
     reads none.
 
     ``crops`` int64 (K, 4) are the crops that the masks were found in (x0, y0, x1, y1), ``whole`` shows all of the
-    photo. The maps weigh the losses if ``certain_loss``, the drawing of points if ``certain_sampling``. The labels' logits are
-    kept beside the masks if ``with_logits``. The rest is as in ``TrainingSample``; ``skipped`` counts the masks whose
-    uncertainty is unknown.
+    photo. The maps weigh the losses if ``certain_loss``, the drawing of points if ``certain_sampling``. The labels'
+    logits are kept beside the masks if ``with_logits``. The rest is as in ``TrainingSample``; ``skipped`` counts the
+    masks whose uncertainty is unknown.
     """
 
     id: SampleId

@@ -45,8 +45,8 @@ class TrainingSample:
     ``image`` is uint8 (3, h, w), its longer side SAM's. ``masks`` is bool (K, G, G); ``certainty`` float32 (K, G, G)
     weighs the losses, ``sampling`` the drawing of points; None means 1 everywhere. ``valid`` are the rows and columns
     of the grid that show the photo. ``skipped`` counts masks that could not be used: those whose uncertainty is
-    unknown, and those without a cell. ``logits``, float32 (K, G, G), are those of the labels, and ``partners`` other photos,
-    uint8 (3, h, w) each: both for methods that ask for them.
+    unknown, and those without a cell. ``logits``, float32 (K, G, G), are those of the labels, and ``partners`` other
+    photos, uint8 (3, h, w) each: both for methods that ask for them.
     """
 
     id: SampleId

@@ -125,8 +125,14 @@ def is_pseudo(sample: TrainingSample) -> bool:
 
 def targets_at(targets: Targets, rows: Tensor) -> Targets:
     """Return the targets of the masks ``rows``, int64 (R,)."""
-    parts = (targets.masks, targets.valid, targets.certainty, targets.sampling, targets.image_index)
-    return Targets(*(part[rows] for part in parts), targets.stride)
+    return replace(
+        targets,
+        masks=targets.masks[rows],
+        valid=targets.valid[rows],
+        certainty=targets.certainty[rows],
+        sampling=targets.sampling[rows],
+        image_index=targets.image_index[rows],
+    )
 
 
 def put(whole: Tensor, rows: Tensor, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The views of AugSeg: a photo turned and scaled with all that lies on it, changed in its colours, and mixed with others.
+"""The views of AugSeg: a photo mirrored and scaled with all that lies on it, changed in its colours, and mixed.
 
 All is drawn from the generator of the sample, so a view depends on nothing but the sample. Colours are changed by
 torchvision, which is imported when it is first used: it takes seconds.
@@ -73,19 +73,19 @@ def moved(
 
 
 def _pixels(photo: torch.Size, cells: tuple[int, int], size: tuple[int, ...], side: int) -> list[int]:
-    """Return the pixels that a cut of ``cells`` gets, scaled as its cells are to ``size``; the last may be cut short."""
+    """Return the pixels that a cut of ``cells`` gets, scaled as its cells are to ``size``; the last may be cut
+    short."""
     return [min(side, max(1, round(pixels * new / old))) for pixels, old, new in zip(photo, cells, size, strict=True)]
 
 
 def only(sample: TrainingSample, kept: Tensor) -> TrainingSample:
     """Return a sample with the masks that ``kept``, bool (K,), marks; the others count as skipped."""
-    parts = {"certainty": sample.certainty, "sampling": sample.sampling, "logits": sample.logits}
-    return replace(
-        sample,
-        masks=sample.masks[kept],
-        skipped=sample.skipped + int((~kept).sum()),
-        **{name: None if part is None else part[kept] for name, part in parts.items()},
+    certainty, sampling, logits = (
+        None if part is None else part[kept] for part in (sample.certainty, sample.sampling, sample.logits)
     )
+    skipped = sample.skipped + int((~kept).sum())
+    masks = sample.masks[kept]
+    return replace(sample, masks=masks, skipped=skipped, certainty=certainty, sampling=sampling, logits=logits)
 
 
 def recoloured(image: Tensor, generator: torch.Generator, most: int) -> Tensor:

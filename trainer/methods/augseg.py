@@ -1,4 +1,5 @@
-"""AugSeg (Zhao et al., CVPR 2023), adapted to prompts: a student learns on strong views what a teacher says of weak ones.
+"""AugSeg (Zhao et al., CVPR 2023), adapted to prompts: the student learns, on strong views, what its teacher says of
+weak ones.
 
 Prompts come from the pseudo-labels, and both models get the same. What the teacher makes of them, binarised, is the
 student's target; the loss is focal and Dice, 20 : 1.
@@ -56,7 +57,7 @@ class AugSegSettings:
 
 
 class AugSeg(Addition):
-    """The teacher, and the two views of each photo with pseudo-labels. With ``box_prompt`` these get their box alone."""
+    """The teacher, and two views of each photo with pseudo-labels. With ``box_prompt`` these get their box alone."""
 
     settings: AugSegSettings
 

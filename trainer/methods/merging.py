@@ -22,8 +22,8 @@ class MergingSettings:
     """Settings of model merging."""
 
     alpha: float = Field(default=0.5, ge=0, le=1)
-    """Where between SAM and the run the weights lie that are written at its end: 0 is SAM, 1 is the run. `trainer merge`
-    makes others of the last checkpoint."""
+    """Where between SAM and the run the weights lie that are written at its end: 0 is SAM, 1 is the run. `trainer
+    merge` makes others of the last checkpoint."""
 
 
 class Merging(Addition):

@@ -26,9 +26,9 @@ class Method:
 
     ``pseudo_labels`` "refined" trains on the refiner's masks in place of SAM's. ``certain_loss`` weighs the losses by
     the certainty, ``certain_sampling`` the drawing of points; both on pseudo-labels only. ``uncertainty`` is the source
-    of the maps; a shard set may hold several layers of one source. ``addition`` makes what a method does beside that, of
-    its ``settings``; ``reads_certainty``, ``reads_logits`` and ``reads_partners`` say what it needs of each sample: the
-    certainty of labels although nothing is weighed by it, the logits of labels, and two other photos.
+    of the maps; a shard set may hold several layers of one source. ``addition`` makes what a method does beside that,
+    of its ``settings``; ``reads_certainty``, ``reads_logits`` and ``reads_partners`` say what it needs of each sample:
+    the certainty of labels although nothing is weighed by it, the logits of labels, and two other photos.
     """
 
     pseudo_labels: PseudoLabels = "raw"

@@ -1,7 +1,7 @@
 """SUM whose maps are made anew in training: the refiner is what the student has become.
 
-At first the maps are those of the shards. After every so many steps a snapshot is taken of a teacher, the moving average
-of the student. It refines each label as a refiner does, from its logits, its box and a point in it, and from then on
+At first the maps are those of the shards. After every so many steps a snapshot is taken of a teacher, the moving
+average of the student. It refines each label as a refiner does, from its logits, its box and a point in it; since then
 
     u = | sigmoid(s) - sigmoid(r) |,   r what the snapshot makes of the label's logits s          (Eq. 3)
 """
@@ -89,7 +89,7 @@ class Online(Addition):
 
     @torch.no_grad()
     def _certainty(self, labelled: Sequence[TrainingSample], images: Tensor, rows: Tensor, every: Targets) -> Tensor:
-        """Return the certainty of pseudo-labels, float32 (R, G, G): the masks ``rows`` of a batch's ``every`` target."""
+        """Return the certainty of pseudo-labels, float32 (R, G, G), which are the targets ``every`` at ``rows``."""
         targets = targets_at(every, rows)
         logits = torch.cat([sample.logits for sample in labelled if sample.logits is not None])
         random = RowGenerators([self.student.random("refined", each) for each in labelled], [*map(len, labelled)])

@@ -5,8 +5,8 @@ With q = sigmoid(r) the refined probability, p the prediction, c the certainty a
     focal = mean of c (alpha q + (1 - alpha) (1 - q)) |q - p|^gamma H(q, p),   H the cross-entropy
     Dice  = 1 - (sum((q + p - |q - p|) k) + eps) / (sum((q + p) k) + eps)
 
-For q of 0 and 1 these are SUM's own losses. For others the focal loss is that of Li et al. (2020) and the Dice loss that
-of Wang et al. (2023), which are least at p = q; the usual ones pull p to 0 or 1 wherever q is.
+For q of 0 and 1 these are SUM's own losses. For others the focal loss is that of Li et al. (2020) and the Dice loss
+that of Wang et al. (2023), which are least at p = q; the usual ones pull p to 0 or 1 wherever q is.
 """
 
 from __future__ import annotations
