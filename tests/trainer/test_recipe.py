@@ -81,6 +81,7 @@ CHANGES_NOTHING: dict[str, Any] = {
 """Paths are not what is trained on: the run records ids of the data, the layers and the weights beside these."""
 CHANGES_THE_RESULT: dict[str, Any] = {
     "method": "vanilla",
+    "method_settings": {"weight": 2.0},
     "variant": "decoder",
     "variant_settings": {"rank": 3},
     "mix": Mix(2, 1),
@@ -112,7 +113,8 @@ def test_identity_leaves_out_what_does_not_change_the_result(name: str) -> None:
 
 @pytest.mark.parametrize("name", CHANGES_THE_RESULT)
 def test_identity_holds_what_changes_the_result(name: str) -> None:
-    plain = replace(PLAIN, variant="lora") if name == "variant_settings" else PLAIN  # the full variant has none
+    having: dict[str, Any] = {"variant_settings": {"variant": "lora"}, "method_settings": {"method": "u2pl"}}
+    plain = replace(PLAIN, **having.get(name, {}))  # the full variant and SUM have no settings
     assert replace(plain, **{name: CHANGES_THE_RESULT[name]}).identity() != plain.identity()
 
 
