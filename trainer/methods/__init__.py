@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from sum_factory.trainer.methods.augseg import AugSeg, AugSegSettings
-from sum_factory.trainer.methods.discrepancy import Discrepancy, DiscrepancySettings
+from sum_factory.trainer.methods.discrepancy import DiscrepancySettings, discrepancy
 from sum_factory.trainer.methods.distillation import DistillationSettings, SelfDistillation
 from sum_factory.trainer.methods.merging import Merging, MergingSettings
 from sum_factory.trainer.methods.method import Method as Method
@@ -30,7 +30,7 @@ METHODS = {
     "sum-discrepancy-uncer": Method(
         certain_loss=True, certain_sampling=True, task_prompt="first", uncertainty="discrepancy"
     ),
-    "sum-discrepancy-online": Method(task_prompt="first", addition=Discrepancy, settings=DiscrepancySettings),
+    "sum-discrepancy-online": Method(task_prompt="first", addition=discrepancy, settings=DiscrepancySettings),
     "augseg-mixed-prompt": Method(addition=AugSeg, settings=AugSegSettings, reads_partners=True),
     "augseg-box-prompt": Method(
         addition=partial(AugSeg, box_prompt=True), settings=AugSegSettings, reads_partners=True

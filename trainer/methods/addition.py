@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sum_factory.shared.precision import autocast
 from sum_factory.shared.sam.task_prompt import TaskPrompt
@@ -66,6 +66,9 @@ class Addition:
 
     What ``state_dict`` returns goes into checkpoints, so that a run that is resumed goes on with the same.
     """
+
+    trained: nn.Module | None = None
+    """What is trained beside the student, by the loss of the lessons' embeddings."""
 
     def __init__(self, student: Student, settings: Any) -> None:
         self.student, self.settings = student, settings

@@ -73,7 +73,7 @@ class AugSeg(Addition):
         seen = self.student.collate(list(weak.values()))
         if seen is None:
             return super().lesson([sample for sample in samples if not is_pseudo(sample)], step)
-        with self.student.autocast():
+        with torch.no_grad(), self.student.autocast():
             embeddings = encode_photos(self.teacher.sam, seen.images)
             confidence = self._confidence(embeddings, seen)
         strong = {n: self._strong(view, sure) for (n, view), sure in zip(weak.items(), confidence, strict=True)}

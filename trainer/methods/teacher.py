@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, Prompts, decode_prompts
+from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, PromptedModel, Prompts, decode_prompts
 from sum_factory.shared.sam.hq import add_vectors, encode
 from sum_factory.shared.sam.task_prompt import TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
@@ -52,9 +52,8 @@ class Teacher:
             own.copy_(weights[name])
 
 
-@torch.no_grad()
 def predict_boxes(
-    sam: Sam, task_prompt: TaskPrompt | None, embeddings: Tensor, batch: Batch, rows: Tensor, index: Tensor
+    model: PromptedModel, task_prompt: TaskPrompt | None, embeddings: Tensor, batch: Batch, rows: Tensor, index: Tensor
 ) -> Tensor:
     """Return the logits on the loss grid, float32 (R, G, G), that a model gives for the boxes of the masks ``rows``.
 
@@ -64,8 +63,8 @@ def predict_boxes(
     corners = boxes_of(targets.masks, targets.stride).view(-1, 2, 2)
     kinds = torch.tensor([[BOX_MIN, BOX_MAX]], device=corners.device).expand(len(corners), -1)
     if task_prompt is not None:
-        embeddings = add_vectors(embeddings, task_prompt(batch.tasks))
-    logits, _ = decode_prompts(sam, embeddings, index, Prompts(corners, kinds))
+        embeddings = add_vectors(embeddings, task_prompt(batch.tasks).detach())
+    logits, _ = decode_prompts(model, embeddings, index, Prompts(corners, kinds))
     return to_grid(logits[:, :1].float(), targets)[:, 0]
 
 

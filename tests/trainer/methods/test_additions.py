@@ -23,7 +23,7 @@ from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
 from sum_factory.trainer.methods.addition import Addition, Lesson, Student
 from sum_factory.trainer.methods.augmentation import beta, moved, pasted, recoloured
 from sum_factory.trainer.methods.augseg import AugSeg, AugSegSettings, Consistency
-from sum_factory.trainer.methods.discrepancy import Discrepancy, DiscrepancySettings
+from sum_factory.trainer.methods.discrepancy import DiscrepancySettings, DualDecoder, TeacherStudent
 from sum_factory.trainer.methods.distillation import Likeness
 from sum_factory.trainer.methods.merging import between
 from sum_factory.trainer.methods.online import Online, OnlineSettings
@@ -228,7 +228,7 @@ def test_teacher_is_the_moving_average(sam: Sam, other: Sam) -> None:
 def test_discrepancy_is_that_of_student_and_teacher_for_the_box(
     sam: Sam, other: Sam, samples: list[TrainingSample]
 ) -> None:
-    addition = Discrepancy(student_of(sam), DiscrepancySettings())
+    addition = TeacherStudent(student_of(sam), DiscrepancySettings())
     bare = certain(samples, None)
     equal = addition.lesson(bare, 1)
     assert equal is not None
@@ -244,6 +244,35 @@ def test_discrepancy_is_that_of_student_and_teacher_for_the_box(
         assert torch.allclose(targets.certainty[row], expected, atol=1e-5)
         assert torch.equal(targets.sampling[row], targets.certainty[row] * targets.valid[row])
     assert targets.certainty[PSEUDO].min() < 0.99
+
+
+def test_second_decoder_learns_boxes_and_leaves_the_student_alone(
+    sam: Sam, other: Sam, samples: list[TrainingSample]
+) -> None:
+    model = copy.deepcopy(sam)
+    addition = DualDecoder(student_of(model), DiscrepancySettings())
+    second = addition.trained
+    second.mask_decoder.load_state_dict(other.mask_decoder.state_dict())
+    lesson = addition.lesson(certain(samples, None), 1)
+    assert lesson is not None
+    targets, images = lesson.batch.targets, lesson.batch.images
+    losses = []
+    for row in range(6):
+        box, image = boxes_of(targets.masks[row : row + 1], STRIDE)[0], images[targets.image_index[row]]
+        one, two = (on_grid(upstream(decoder, sam, image, None, box, None)[0]) for decoder in (sam, second))
+        if row in PSEUDO:
+            expected = 1 - (one.sigmoid() - two.sigmoid()).abs()
+            assert torch.allclose(targets.certainty[row], expected, atol=1e-5)
+        here = (part[row : row + 1] for part in (targets.masks, targets.valid, targets.certainty))
+        losses.append(mask_loss(two[None], *here, LossSettings())[0] / 2)  # two masks a photo
+    embeddings = model.image_encoder(images).detach().requires_grad_()
+    assert lesson.extra is not None
+    found = lesson.extra(embeddings)
+    assert float(found.detach()) == pytest.approx(float(torch.stack(losses).sum()), rel=1e-4)
+    found.backward()
+    assert embeddings.grad is None
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert any(parameter.grad is not None for parameter in second.parameters())
 
 
 def test_online_maps_are_the_refiners_of_the_snapshot(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sum_factory.shared.errors import CheckpointError, SettingsDifferError, SettingsError
 from sum_factory.shared.sam.settings import WEIGHTS_FILE
-from sum_factory.trainer.fit import fit, make_model
+from sum_factory.trainer.fit import fit, make_model, open_stream
 from sum_factory.trainer.merge import merge_weights
 from sum_factory.trainer.methods import METHODS, Method
 from sum_factory.trainer.methods.addition import ADDED, Addition
@@ -77,12 +78,15 @@ def adds(method: Method) -> bool:
     return method.addition is not Addition
 
 
-@pytest.mark.parametrize("method", [*WITH_STATE, "self-distillation"])
+@pytest.mark.parametrize("method", [*WITH_STATE, "self-distillation", "dual-decoder"])
 def test_run_that_lost_its_last_step_ends_bit_identical(
     method: str, recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     """What is not in the checkpoint of the first step is gone, as it is when a process is killed in the second."""
-    recipe = recipe_of(method)
+    if method == "dual-decoder":
+        recipe = recipe_of("sum-discrepancy-online", method_settings={"models": method})
+    else:
+        recipe = recipe_of(method)
     straight = run(recipe, tmp_path / "straight")
     out = shutil.copytree(tmp_path / "straight", tmp_path / "killed")
     shutil.rmtree(Checkpoints(out).path(2))
@@ -108,6 +112,33 @@ def test_methods_go_with_variants(method: str, variant: str, recipe_of: Callable
     log, weights, _ = run(recipe, tmp_path)
     assert log[0]["gradient_norm"] > 0
     assert all(bool(value.isfinite().all()) for value in weights.values())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.addition is not Addition])
+def test_methods_compute_in_bf16_and_accumulate(method: str, recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Photos that go through the model apart give the gradient that they give together, but for rounding."""
+    logs = {}
+    for together in (1, 4):
+        changes: dict[str, Any] = {"batch": 4, "micro_batch": together, "steps": 1, "masks": 2}
+        fp32 = run(recipe_of(method, **changes), tmp_path / f"fp32_{together}")
+        bf16 = run(recipe_of(method, precision="bf16", **changes), tmp_path / f"bf16_{together}")
+        logs[together] = fp32[0][0]
+        assert bf16[0][0]["loss"] == pytest.approx(fp32[0][0]["loss"], rel=0.1)
+    for name in ("loss", "gradient_norm", "iou", "mask_loss"):
+        assert logs[1][name] == pytest.approx(logs[4][name], rel=1e-3)
+
+
+def test_partners_follow_from_the_place_in_the_order(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of("augseg-mixed-prompt", batch=4)
+    paired, plain = (open_stream(replace(recipe, method=name), 128, ALONE) for name in (recipe.method, "vanilla"))
+    found = {slot: paired.load(slot) for slot in range(6)}
+    for turn in range(2):  # slots take human and pseudo-labelled samples in turn
+        human, pseudo, following = (plain.load(2 * turn + each) for each in (0, 1, 3))
+        assert found[2 * turn].partners == ()
+        assert torch.equal(found[2 * turn + 1].image, pseudo.image)
+        for partner, expected in zip(found[2 * turn + 1].partners, (human, following), strict=True):
+            assert torch.equal(partner, expected.image)
 
 
 def test_merged_run_of_0_is_sam_and_of_1_the_run_on_human_masks(
