@@ -84,6 +84,8 @@ class AugSeg(Addition):
             return None
         device = embeddings.device
         rows = are_pseudo(shown).nonzero()[:, 0].to(device)
+        if not len(rows):  # all masks of the photos with pseudo-labels are covered
+            return Lesson(batch)
         counts = torch.tensor([len(sample) for sample, _ in strong.values()])
         index = torch.repeat_interleave(torch.arange(len(strong)), counts).to(device)
         uncovered = ~torch.stack([covered for _, covered in strong.values()])[index]

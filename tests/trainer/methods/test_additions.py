@@ -478,6 +478,19 @@ def test_masks_and_clicks_leave_what_is_covered(sam: Sam) -> None:
         assert torch.equal(view.sampling > 0, ~covered.expand(view.masks.shape))
 
 
+def test_photo_whose_masks_are_all_covered_leaves_the_others(
+    sam: Sam, samples: list[TrainingSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def over_all(image: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+        return image, torch.ones(CELLS, CELLS, dtype=torch.bool)
+
+    monkeypatch.setattr("sum_factory.trainer.methods.augseg.pasted", over_all)
+    addition = AugSeg(student_of(sam), AugSegSettings())
+    found = gradients(sam, addition.lesson(certain(samples, None), 1))
+    assert_same(found, gradients(sam, Addition(student_of(sam), None).lesson(samples[:1], 1)))
+    assert addition.lesson(certain(samples[1:], None), 1) is None
+
+
 def test_colours_change_and_nothing_moves() -> None:
     image = torch.randint(0, 256, (3, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     changed = [recoloured(image, torch.Generator().manual_seed(seed), 3) for seed in range(40)]
