@@ -80,7 +80,8 @@ class Recipe:
     """How many photos with human masks come with how many with pseudo-labels. Methods without pseudo-labels ignore
     it."""
     steps: int = Field(default=6_000, ge=1, le=MOST_STEPS)
-    """Steps of the optimizer. If the learning rate is constant, a finished run goes on when it is given more."""
+    """Steps of the optimizer. If the learning rate is constant, a finished run goes on when it is given more; U2PL's
+    does not, since its unreliable cells become fewer with every step."""
     batch: int = Field(default=40, ge=1, le=MOST)
     """Photos a step, of both kinds and over all processes."""
     micro_batch: int = Field(default=1, ge=1, le=MOST)
@@ -195,8 +196,8 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result: a run is resumed with these unchanged.
 
-        Paths are left out: what the data are is recorded beside it. The number of steps is left out if the learning
-        rate does not depend on it. The precision is the one that is computed in, never "auto".
+        Paths are left out: what the data are is recorded beside it. The number of steps is left out if neither
+        the learning rate nor the method depends on it. The precision is the one that is computed in, never "auto".
         """
         left_out = {
             "human",
@@ -212,7 +213,7 @@ class Recipe:
             "activation_checkpointing",
             "fsdp",
         }
-        if self.optimizer.schedule == "constant":
+        if self.optimizer.schedule == "constant" and not self.chosen_method.reads_steps:
             left_out.add("steps")
         of_variant = asdict(self.settings_of_variant)
         if not of_variant:

@@ -171,3 +171,9 @@ def test_recipe_survives_the_way_through_json() -> None:
     adapter = TypeAdapter(Recipe)
     recipe = Recipe(human=HUMAN, mix=Mix(2, 1), validation=ValidationSettings(HUMAN))
     assert adapter.validate_json(adapter.dump_json(recipe)) == recipe
+
+
+def test_steps_count_where_the_method_depends_on_them() -> None:
+    for method, counts in (("vanilla", False), ("u2pl", True), ("u2pl-entropy", True)):
+        recipe = replace(PLAIN, method=method)
+        assert (recipe.identity() != replace(recipe, steps=7000).identity()) == counts

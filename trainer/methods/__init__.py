@@ -35,8 +35,10 @@ METHODS = {
     "augseg-box-prompt": Method(
         addition=partial(AugSeg, box_prompt=True), settings=AugSegSettings, reads_partners=True
     ),
-    "u2pl": Method(task_prompt="first", addition=U2pl, settings=U2plSettings, reads_certainty=True),
-    "u2pl-entropy": Method(uncertainty="entropy", addition=U2pl, settings=U2plSettings, reads_certainty=True),
+    "u2pl": Method(task_prompt="first", addition=U2pl, settings=U2plSettings, reads_certainty=True, reads_steps=True),
+    "u2pl-entropy": Method(
+        uncertainty="entropy", addition=U2pl, settings=U2plSettings, reads_certainty=True, reads_steps=True
+    ),
     "sum-soft": Method(
         pseudo_labels="refined",
         certain_loss=True,

@@ -77,20 +77,19 @@ class AugSeg(Addition):
             embeddings = encode_photos(self.teacher.sam, seen.images)
             confidence = self._confidence(embeddings, seen)
         strong = {n: self._strong(view, sure) for (n, view), sure in zip(weak.items(), confidence, strict=True)}
-        shown = [strong[n][0] if n in strong else sample for n, sample in enumerate(samples)]
-        shown = [sample for n, sample in enumerate(shown) if n in strong or not is_pseudo(sample)]
+        views = {n: view for n, (view, _) in strong.items()}
+        shown = [views.get(n, sample) for n, sample in enumerate(samples) if n in views or not is_pseudo(sample)]
         batch = self.student.collate(shown)
-        if batch is None:
-            return None
-        device = embeddings.device
-        rows = are_pseudo(shown).nonzero()[:, 0].to(device)
-        if not len(rows):  # all masks of the photos with pseudo-labels are covered
-            return Lesson(batch)
-        counts = torch.tensor([len(sample) for sample, _ in strong.values()])
-        index = torch.repeat_interleave(torch.arange(len(strong)), counts).to(device)
+        rows = are_pseudo(shown).nonzero()[:, 0].to(embeddings.device)
+        if batch is None or not len(rows):  # all masks of the photos with pseudo-labels are covered
+            return None if batch is None else Lesson(batch)
+        counts = torch.tensor([len(view) for view in views.values()])
+        index = torch.repeat_interleave(torch.arange(len(views)), counts).to(embeddings.device)
         uncovered = ~torch.stack([covered for _, covered in strong.values()])[index]
-        judge = Consistency(self.teacher.sam, embeddings, rows, index, uncovered, self.settings.multi_consistency)
-        return Lesson(batch, judge)
+        return Lesson(
+            batch,
+            Consistency(self.teacher.sam, embeddings, rows, index, uncovered, self.settings.multi_consistency),
+        )
 
     def after_step(self, step: int, ranks: Ranks) -> None:
         """Have the teacher follow."""

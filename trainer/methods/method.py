@@ -28,7 +28,8 @@ class Method:
     the certainty, ``certain_sampling`` the drawing of points; both on pseudo-labels only. ``uncertainty`` is the source
     of the maps; a shard set may hold several layers of one source. ``addition`` makes what a method does beside that,
     of its ``settings``; ``reads_certainty``, ``reads_logits`` and ``reads_partners`` say what it needs of each sample:
-    the certainty of labels although nothing is weighed by it, the logits of labels, and two other photos.
+    the certainty of labels although nothing is weighed by it, the logits of labels, and two other photos. What a step
+    does may depend on how many steps there are in all (``reads_steps``): such a run cannot be given more of them later.
     """
 
     pseudo_labels: PseudoLabels = "raw"
@@ -41,6 +42,7 @@ class Method:
     reads_certainty: bool = False
     reads_logits: bool = False
     reads_partners: bool = False
+    reads_steps: bool = False
 
     @property
     def needs_uncertainty(self) -> bool:
