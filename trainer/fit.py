@@ -178,7 +178,7 @@ def choose_processes(recipe: Recipe, out: Path, cores: int) -> int:
         return recorded
     if pick_device(recipe.device).type != "cpu":
         return 1
-    state = STATE_COPIES * bytes_of(recipe.sam)
+    state = (STATE_COPIES + recipe.chosen_method.copies) * bytes_of(recipe.sam)
     return max(1, min(cores, ceil(recipe.batch / recipe.micro_batch), usable_memory() // (PROCESS_BYTES + state)))
 
 

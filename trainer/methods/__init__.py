@@ -30,10 +30,10 @@ METHODS = {
     "sum-discrepancy-uncer": Method(
         certain_loss=True, certain_sampling=True, task_prompt="first", uncertainty="discrepancy"
     ),
-    "sum-discrepancy-online": Method(task_prompt="first", addition=discrepancy, settings=DiscrepancySettings),
-    "augseg-mixed-prompt": Method(addition=AugSeg, settings=AugSegSettings, reads_partners=True),
+    "sum-discrepancy-online": Method(task_prompt="first", addition=discrepancy, settings=DiscrepancySettings, copies=1),
+    "augseg-mixed-prompt": Method(addition=AugSeg, settings=AugSegSettings, reads_partners=True, copies=1),
     "augseg-box-prompt": Method(
-        addition=partial(AugSeg, box_prompt=True), settings=AugSegSettings, reads_partners=True
+        addition=partial(AugSeg, box_prompt=True), settings=AugSegSettings, reads_partners=True, copies=1
     ),
     "u2pl": Method(task_prompt="first", addition=U2pl, settings=U2plSettings, reads_certainty=True, reads_steps=True),
     "u2pl-entropy": Method(
@@ -53,8 +53,9 @@ METHODS = {
         task_prompt="first",
         addition=Online,
         settings=OnlineSettings,
+        copies=2,
         reads_logits=True,
     ),
-    "self-distillation": Method(addition=SelfDistillation, settings=DistillationSettings),
-    "model-merging": Method(pseudo_labels="none", addition=Merging, settings=MergingSettings),
+    "self-distillation": Method(addition=SelfDistillation, settings=DistillationSettings, copies=1),
+    "model-merging": Method(pseudo_labels="none", addition=Merging, settings=MergingSettings, copies=1),
 }

@@ -43,6 +43,8 @@ class Method:
     reads_logits: bool = False
     reads_partners: bool = False
     reads_steps: bool = False
+    copies: int = 0
+    """How many copies of the weights it holds beside the model, such as a teacher."""
 
     @property
     def needs_uncertainty(self) -> bool:
