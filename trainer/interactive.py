@@ -127,13 +127,14 @@ class _Tokens:
 
 @dataclass(frozen=True)
 class Round:
-    """A round that was played: the prompts of P masks, and all that the model put out for them.
+    """A round that was played with P masks of a batch, ``rows`` int64 (P,): their prompts, and what the model put out.
 
     ``logits`` are (P, K, h, w), ``predicted_iou`` (P, K); ``ambiguous``, bool (P,), marks a single point and nothing
     else. ``fed`` are the mask prompts (P, 1, h, w), None in a first round without any.
     """
 
     number: int
+    rows: Tensor
     logits: Tensor
     predicted_iou: Tensor
     ambiguous: Tensor
@@ -142,17 +143,16 @@ class Round:
     fed: Tensor | None
 
     def again(
-        self, sam: Sam, source: Tensor, rows: Tensor, image_index: Tensor, fed: Tensor | None
+        self, sam: Sam, source: Tensor, places: Tensor, image_index: Tensor, fed: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Decode the prompts of the masks ``rows``, int64 (R,), by another model: logits (R, K, h, w) and predicted
-        IoU.
+        """Decode the prompts of the masks at ``places``, int64 (R,), by another model: logits (R, K, h, w) and IoU (R, K).
 
         ``source`` are its embeddings, ``image_index`` (R,) says which is whose, and ``fed`` (R, 1, h, w) are its own
         logits of the round before. In the first round the mask prompts are those of the round, if there were any.
         """
         if self.number == 1:
-            fed = None if self.fed is None else self.fed[rows]
-        return _decode(sam, source, image_index, self.tokens.at(rows), fed, self.number > 1)
+            fed = None if self.fed is None else self.fed[places]
+        return _decode(sam, source, image_index, self.tokens.at(places), fed, self.number > 1)
 
 
 Judge = Callable[[Round, InteractiveSettings], tuple[RoundResult, Tensor]]
@@ -196,7 +196,8 @@ def play_rounds(
         fed = noised if number == 1 else previous
         logits, predicted_iou = _decode(sam, source, targets.image_index, tokens, fed, number > 1)
         ambiguous = tokens.ambiguous & (number == 1)
-        played = Round(number, logits, predicted_iou, ambiguous, targets, tokens, fed)
+        rows = torch.arange(len(targets), device=logits.device)
+        played = Round(number, rows, logits, predicted_iou, ambiguous, targets, tokens, fed)
         result, previous = (judge or judge_round)(played, settings)
         yield result
 

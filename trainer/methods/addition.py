@@ -138,6 +138,14 @@ def targets_at(targets: Targets, rows: Tensor) -> Targets:
     )
 
 
+def in_common(played: Tensor, judged: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places, in each of both, of the masks that are in ``played``, int64 (P,), and in ``judged``, int64 (R,)
+    and ascending."""
+    place = torch.searchsorted(judged, played).clamp(max=len(judged) - 1)
+    here = (judged[place] == played).nonzero()[:, 0]
+    return here, place[here]
+
+
 def put(whole: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     """Return a copy of ``whole`` (P, ...) with ``values`` (R, ...) at ``rows``; gradients pass through both."""
     return whole.index_put((rows,), values.to(whole.dtype))

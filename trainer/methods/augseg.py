@@ -31,7 +31,16 @@ from sum_factory.trainer.interactive import (
     to_grid,
 )
 from sum_factory.trainer.losses import true_iou
-from sum_factory.trainer.methods.addition import Addition, Lesson, Student, are_pseudo, is_pseudo, put, targets_at
+from sum_factory.trainer.methods.addition import (
+    Addition,
+    Lesson,
+    Student,
+    are_pseudo,
+    in_common,
+    is_pseudo,
+    put,
+    targets_at,
+)
 from sum_factory.trainer.methods.augmentation import beta, draw, moved, only, pasted, recoloured
 from sum_factory.trainer.methods.teacher import Teacher, encode_photos, predict_boxes
 from sum_factory.trainer.prompts import boxes_of
@@ -156,41 +165,47 @@ class Consistency:
 
     def __call__(self, played: Round, settings: InteractiveSettings) -> tuple[RoundResult, Tensor]:
         """Take the losses against what the teacher makes of the same prompts; of human masks, as ever."""
+        here, mine = in_common(played.rows, self.rows)
+        if not len(here):
+            return judge_round(played, settings)
         with torch.no_grad():
-            logits, predicted = played.again(self.teacher, self.embeddings, self.rows, self.index, self.fed)
-            own = replace(
-                played,
-                logits=logits,
-                predicted_iou=predicted,
-                ambiguous=played.ambiguous[self.rows],
-                targets=targets_at(played.targets, self.rows),
-            )
-            best, fed = choose(own, settings)
+            fed = None if self.fed is None else self.fed[mine]
+            logits, predicted = played.again(self.teacher, self.embeddings, here, self.index[mine], fed)
+            targets, ambiguous = targets_at(played.targets, here), played.ambiguous[here]
+            own = replace(played, logits=logits, predicted_iou=predicted, ambiguous=ambiguous, targets=targets)
+            best, fed_back = choose(own, settings)
             row = torch.arange(len(logits), device=logits.device)
-            self.fed = logits[row, fed][:, None]
-            masks = self._masks(logits[row, best][:, None], own.targets)[:, 0]
-        taught = replace(played.targets, masks=put(played.targets.masks, self.rows, masks))
+            self._feed(mine, logits[row, fed_back][:, None])
+            masks = self._masks(logits[row, best], targets, mine)
+        taught = replace(played.targets, masks=put(played.targets.masks, here, masks))
         result, previous = judge_round(played, settings, taught)
-        if self.multi and bool(own.ambiguous.any()) and logits.shape[1] > 1:
-            several = own.ambiguous.nonzero()[:, 0]
-            loss = self._of_all(played, logits[several], several, settings)
-            result = replace(result, loss=put(result.loss, self.rows[several], loss))
+        if self.multi and bool(ambiguous.any()) and logits.shape[1] > 1:
+            several = ambiguous.nonzero()[:, 0]
+            loss = self._of_all(played, logits[several], here[several], mine[several], settings)
+            result = replace(result, loss=put(result.loss, here[several], loss))
         return result, previous
 
-    def _masks(self, logits: Tensor, targets: Targets) -> Tensor:
-        """Return the teacher's masks, bool (R, K, G, G), where the student sees the same photo."""
-        return (to_grid(logits, targets) > 0) & (self.uncovered & targets.valid)[:, None]
+    def _feed(self, mine: Tensor, logits: Tensor) -> None:
+        """Keep logits (N, 1, h, w) as the mask prompts of the next round, of the masks ``mine`` of those taught."""
+        if self.fed is None:
+            self.fed = logits.new_zeros(len(self.rows), *logits.shape[1:])
+        self.fed[mine] = logits
 
-    def _of_all(self, played: Round, logits: Tensor, several: Tensor, settings: InteractiveSettings) -> Tensor:
-        """Return the mean loss of the three outputs for a single point, each against the teacher's, (R,)."""
-        rows = self.rows[several]
-        targets = targets_at(played.targets, rows)
+    def _masks(self, logits: Tensor, targets: Targets, mine: Tensor) -> Tensor:
+        """Return the teacher's masks, bool (N, G, G), of logits (N, h, w), where the student sees the same photo."""
+        return (to_grid(logits[:, None], targets)[:, 0] > 0) & self.uncovered[mine] & targets.valid
+
+    def _of_all(
+        self, played: Round, logits: Tensor, here: Tensor, mine: Tensor, settings: InteractiveSettings
+    ) -> Tensor:
+        """Return the mean loss of the three outputs for a single point, each against the teacher's, (N,)."""
+        targets = targets_at(played.targets, here)
         losses = []
         for k in range(1, logits.shape[1]):
-            masks = (to_grid(logits[:, k : k + 1], targets)[:, 0] > 0) & self.uncovered[several] & targets.valid
-            grid = to_grid(played.logits[rows, k][:, None], targets)[:, 0]
+            masks = self._masks(logits[:, k], targets, mine)
+            grid = to_grid(played.logits[here, k][:, None], targets)[:, 0]
             iou = true_iou(grid, masks, targets.valid)
-            error = settings.loss.iou_weight * (played.predicted_iou[rows, k] - iou) ** 2
+            error = settings.loss.iou_weight * (played.predicted_iou[here, k] - iou) ** 2
             losses.append(target_loss(grid, replace(targets, masks=masks), settings.loss) + error)
         return torch.stack(losses).mean(0)
 

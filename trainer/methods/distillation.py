@@ -25,7 +25,7 @@ from sum_factory.trainer.interactive import (
     judge_round,
     to_grid,
 )
-from sum_factory.trainer.methods.addition import Addition, Lesson, Student, are_pseudo, put, targets_at
+from sum_factory.trainer.methods.addition import Addition, Lesson, Student, are_pseudo, in_common, put, targets_at
 from sum_factory.trainer.methods.teacher import encode_photos
 from sum_factory.trainer.run.settings import CHECKED
 
@@ -73,18 +73,21 @@ class Likeness:
     def __call__(self, played: Round, settings: InteractiveSettings) -> tuple[RoundResult, Tensor]:
         """Take the losses: of human masks as ever."""
         result, previous = judge_round(played, settings)
-        fed = None if played.fed is None else played.fed[self.rows]
+        here, mine = in_common(played.rows, self.rows)
+        if not len(here):
+            return result, previous
+        fed = None if played.fed is None else played.fed[here]
         with torch.no_grad():
-            logits, iou = played.again(self.frozen, self.embeddings, self.rows, self.index, fed)
-        loss = self._loss(played, logits, iou, settings)
-        likeness = put(result.mask_loss, self.rows, loss.detach())
-        return replace(result, loss=put(result.loss, self.rows, loss), mask_loss=likeness), previous
+            logits, iou = played.again(self.frozen, self.embeddings, here, self.index[mine], fed)
+        loss = self._loss(played, here, logits, iou, settings)
+        likeness = put(result.mask_loss, here, loss.detach())
+        return replace(result, loss=put(result.loss, here, loss), mask_loss=likeness), previous
 
-    def _loss(self, played: Round, logits: Tensor, iou: Tensor, settings: InteractiveSettings) -> Tensor:
+    def _loss(self, played: Round, here: Tensor, logits: Tensor, iou: Tensor, settings: InteractiveSettings) -> Tensor:
         """Return the loss (R,): of the three outputs for a single point, else of the single-mask output."""
-        targets = targets_at(played.targets, self.rows)
-        own, own_iou = played.logits[self.rows], played.predicted_iou[self.rows]
-        several = played.ambiguous[self.rows]
+        targets = targets_at(played.targets, here)
+        own, own_iou = played.logits[here], played.predicted_iou[here]
+        several = played.ambiguous[here]
         if own.shape[1] == 1:  # HQ-SAM has one output: it learns what SAM would give a user
             row = torch.arange(len(logits), device=logits.device)
             best = torch.where(several, 1 + iou[:, 1:].argmax(1), 0)

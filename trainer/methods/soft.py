@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.trainer.data.samples import TrainingSample
-from sum_factory.trainer.interactive import Targets, judge_round
+from sum_factory.trainer.interactive import InteractiveSettings, Round, RoundResult, Targets, judge_round
 from sum_factory.trainer.losses import LossSettings
 from sum_factory.trainer.methods.addition import Addition, Lesson
 
@@ -33,7 +33,11 @@ class SoftTargets(Addition):
         if plain is None:
             return None
         wanted = torch.cat([_probability(sample) for sample in samples])
-        return Lesson(plain.batch, partial(judge_round, loss_of=partial(soft_loss, wanted)))
+
+        def judge(played: Round, settings: InteractiveSettings) -> tuple[RoundResult, Tensor]:
+            return judge_round(played, settings, loss_of=partial(soft_loss, wanted[played.rows]))
+
+        return Lesson(plain.batch, judge)
 
 
 def _probability(sample: TrainingSample) -> Tensor:

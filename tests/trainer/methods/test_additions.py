@@ -20,7 +20,7 @@ from sum_factory.trainer.batch import Sums, backpropagate
 from sum_factory.trainer.data.samples import SampleId, TrainingSample
 from sum_factory.trainer.interactive import InteractiveSettings, Round, play_rounds
 from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
-from sum_factory.trainer.methods.addition import Addition, Lesson, Student
+from sum_factory.trainer.methods.addition import Addition, Lesson, Student, targets_at
 from sum_factory.trainer.methods.augmentation import beta, moved, pasted, recoloured
 from sum_factory.trainer.methods.augseg import AugSeg, AugSegSettings, Consistency
 from sum_factory.trainer.methods.discrepancy import DiscrepancySettings, DualDecoder, TeacherStudent
@@ -362,6 +362,36 @@ def judge_iou(model: Sam, image: Tensor, point: Tensor) -> Tensor:
     encoded = model.image_encoder(image[None])
     iou: Tensor = model.mask_decoder.predict_masks(encoded, model.prompt_encoder.get_dense_pe(), sparse, dense)[1][0]
     return iou
+
+
+def test_masks_may_be_judged_in_groups(sam: Sam, other: Sam, samples: list[TrainingSample]) -> None:
+    lesson = plain(sam, samples)
+    soft = SoftTargets(student_of(sam), None).lesson(samples, 1)
+    assert soft is not None
+    nothing = torch.zeros(1, CELLS, CELLS, dtype=torch.bool)
+    for make in (
+        lambda: consistency(other, lesson, nothing, multi=True),
+        lambda: likeness(other, lesson),
+        lambda: soft.judge,
+    ):
+        whole, parts = make(), make()
+        for played, _ in first_rounds(sam, lesson, InteractiveSettings(rounds=3, box_share=0.5)):
+            found, fed = whole(played, POINTS)
+            for rows in (torch.tensor([5, 0]), torch.tensor([1]), torch.tensor([2, 4, 3])):
+                of_rows = dataclasses.replace(
+                    played,
+                    rows=rows,
+                    logits=played.logits[rows],
+                    predicted_iou=played.predicted_iou[rows],
+                    ambiguous=played.ambiguous[rows],
+                    targets=targets_at(played.targets, rows),
+                    tokens=played.tokens.at(rows),
+                    fed=None if played.fed is None else played.fed[rows],
+                )
+                part, fed_part = parts(of_rows, POINTS)
+                assert torch.allclose(part.loss, found.loss[rows], atol=1e-6)
+                assert torch.allclose(part.mask_loss, found.mask_loss[rows], atol=1e-6)
+                assert torch.equal(fed_part, fed[rows])
 
 
 # AugSeg
