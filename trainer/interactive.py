@@ -145,7 +145,7 @@ class Round:
     def again(
         self, sam: Sam, source: Tensor, places: Tensor, image_index: Tensor, fed: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Decode the prompts of the masks at ``places``, int64 (R,), by another model: logits (R, K, h, w) and IoU (R, K).
+        """Decode the prompts of the masks at ``places``, int64 (R,), by another model: logits (R, K, h, w), IoU (R, K).
 
         ``source`` are its embeddings, ``image_index`` (R,) says which is whose, and ``fed`` (R, 1, h, w) are its own
         logits of the round before. In the first round the mask prompts are those of the round, if there were any.
