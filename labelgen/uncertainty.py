@@ -19,8 +19,8 @@ from torch import Tensor
 
 from sum_factory.labelgen.formulas import FORMULAS, LABEL_FORMULAS, refinement
 from sum_factory.labelgen.settings import UncertaintySettings
-from sum_factory.shared.codecs.label import decode_label
-from sum_factory.shared.codecs.uncertainty import encode_refined, encode_uncertainty
+from sum_factory.shared.codecs.label import decode_label, encode_label
+from sum_factory.shared.codecs.uncertainty import encode_uncertainty
 from sum_factory.shared.masks import ious
 from sum_factory.shared.memory import BatchSize
 from sum_factory.shared.placement import CELL, CropBox, Frame
@@ -200,7 +200,7 @@ class UncertaintyMaker:
             usable &= r.isfinite().flatten(1).all(1)
             u = refinement(s, r)
             r_cut = r[:, :rows, :columns].cpu().numpy()
-            refined = [encode_refined(r_cut[k]) if usable[k] else b"" for k in range(len(masks))]
+            refined = [encode_label(r_cut[k]) if usable[k] else b"" for k in range(len(masks))]
         return _encoded(u, usable, frame, refined)
 
     def _logits_of(

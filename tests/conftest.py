@@ -5,14 +5,19 @@ What takes long to import is imported by who uses it: the process that only hand
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
+import os
 import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +32,24 @@ from sum_factory.shared.progress import Speaker
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pyarrow as pa
     from segment_anything.modeling import Sam
 
     from sum_factory.labelgen.engine.stop import Stop
     from sum_factory.labelgen.progress import RunSummary
+    from sum_factory.shared.sam.checkpoint import SamWeights
+
+MANIFESTS = 512
+"""Manifests of which is remembered what is in them."""
 
 # The same examples every time, and as slow as they like: what a test says must not depend on luck or load.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steady")
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector leave alone what libraries and tests are made of: it is there until the end."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,6 +78,59 @@ def told_of_emulation() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(TOLD, "1")
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def manifests_parsed_once() -> Iterator[None]:
+    """The same bytes are parsed, and found to be as they should, once: thousands of tests read a few manifests."""
+    from sum_factory.shared.shards import shard_set
+    from sum_factory.shared.shards.manifest import UnitRecord
+    from sum_factory.shared.shards.manifest_checks import Bounds
+
+    parse, require = lru_cache(MANIFESTS)(shard_set.read_manifest), shard_set.require_rows
+    sound: OrderedDict[int, tuple[pa.Table, list[Bounds]]] = OrderedDict()
+
+    def parse_once(data: bytes, name: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, UnitRecord]:
+        return parse(data, name, None if columns is None else tuple(columns))
+
+    def require_once(table: pa.Table, bounds: Bounds) -> None:
+        _, met = sound.setdefault(id(table), (table, []))  # which is kept, so that no other gets its id
+        if bounds not in met:
+            require(table, bounds)
+            met.append(bounds)
+        if len(sound) > MANIFESTS:
+            sound.popitem(last=False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_set, "read_manifest", parse_once)
+        patch.setattr(shard_set, "require_rows", require_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def weights_read_once() -> Iterator[Callable[..., SamWeights]]:
+    """A file of weights is read, and found to be sound, again only if it has changed; yields what does read it."""
+    from sum_factory.labelgen import sam as of_labelgen
+    from sum_factory.shared.sam import checkpoint
+
+    read = checkpoint.read_weights
+    known: dict[object, SamWeights] = {}
+
+    def read_once(weights: str = checkpoint.PACKAGED, model_type: str | None = None) -> SamWeights:
+        status = os.stat(weights) if os.path.isfile(weights) else None
+        if status is None and weights != checkpoint.PACKAGED:
+            return read(weights, model_type)
+        key = (weights, model_type, status and (status.st_ino, status.st_size, status.st_mtime_ns))
+        if key not in known:
+            known[key] = read(weights, model_type)
+        kept = known[key]  # whoever gets the tensors may train them
+        table = None if kept.task_table is None else kept.task_table.clone()
+        return replace(kept, state={name: value.clone() for name, value in kept.state.items()}, task_table=table)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (checkpoint, of_labelgen):
+            patch.setattr(module, "read_weights", read_once)
+        yield read
 
 
 @pytest.fixture

@@ -101,3 +101,10 @@ def test_views_are_made_without_torch(finished: tuple[Path, object], tmp_path: P
     )
     by_command = imported("sum_factory.labelgen.cli", calls, {"torch", "ray", "numba", "pyarrow"})
     assert by_command == {"select": {"pyarrow"}, "merge": set()}
+
+
+def test_runs_are_listed_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    about = '{"what": "training", "steps": 9, "method": "sum", "variant": "full", "data": "a"}'
+    (tmp_path / "run" / "run.json").write_text(about)
+    assert imported("sum_factory.trainer.cli", f"call(['runs', {str(tmp_path)!r}])") == {"runs": set()}

@@ -16,6 +16,7 @@ from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.data.samples import TrainingSample
 from sum_factory.trainer.interactive import InteractiveSettings, Judge, Targets, judge_round, play_rounds
 from sum_factory.trainer.losses import kept_fraction
+from sum_factory.trainer.points import PixelMasks
 from sum_factory.trainer.randomness import RowGenerators, generator_of
 
 COUNTED = ("loss", "photos", "masks", "skipped", "kept")
@@ -101,10 +102,24 @@ def collate(samples: Sequence[TrainingSample], sam: Sam, stride: int, seed: int)
         sampling=torch.cat(sampling) * valid,
         image_index=index.to(device),
         stride=stride,
+        coverage=_together([sample.coverage for sample in used]),
+        pixels=_pixels(used, index),
     )
     generators = [generator_of(seed, "rounds", s.id.stream, s.id.epoch, s.id.index) for s in used]
     tasks = torch.tensor([sample.task for sample in used], device=device)
     return Batch(images, tasks, targets, counts, RowGenerators(generators, counts))
+
+
+def _together(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Return one tensor of the parts of all samples, if they have them: all of them, or none."""
+    given = [part for part in parts if part is not None]
+    return torch.cat(given) if len(given) == len(parts) else None
+
+
+def _pixels(samples: Sequence[TrainingSample], index: Tensor) -> PixelMasks | None:
+    masks = _together([sample.pixels for sample in samples])
+    sizes = torch.tensor([sample.image.shape[1:] for sample in samples])
+    return None if masks is None else PixelMasks(masks, sizes[index].to(masks.device))
 
 
 def no_masks(step: int, photos: int, skipped: int, keys: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ def export_plain_sam(weights: str, out: Path, task: str = TASKS[0], sam: str | N
     LoRA are merged into it; HQ-SAM is written in its own layout. Raises ``CheckpointError``, also for a variant that no
     other software reads; ``SettingsError`` for a task that the weights were never trained for; or ``StorageError``.
     """
-    state = _for_task(load_model(weights, sam, for_others=True), weights, task)
+    state = for_task(load_model(weights, sam, for_others=True), weights, task)
     with Stage(f"writing {out}"):
         buffer = io.BytesIO()
         torch.save(dict(state.state), buffer)
@@ -31,7 +31,9 @@ def export_plain_sam(weights: str, out: Path, task: str = TASKS[0], sam: str | N
             file.write(buffer.getvalue())
 
 
-def _for_task(loaded: LoadedSam, weights: str, task: str) -> SamWeights:
+def for_task(loaded: LoadedSam, weights: str, task: str) -> SamWeights:
+    """Return the weights with the vector of ``task`` folded in. Raises ``SettingsError`` if they were never trained for
+    it."""
     table = None if loaded.task_prompt is None else loaded.task_prompt.weight.detach()
     state, tasks = loaded.sam.state_dict(), loaded.trained_tasks
     whole = SamWeights(Path(weights), state, loaded.architecture, loaded.sha256, table, tasks, loaded.task)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import click
 import torch
@@ -43,10 +44,16 @@ from sum_factory.trainer.run.distributed import Ranks, join_ranks, run_on_ranks
 from sum_factory.trainer.run.gradients import GradientSum
 from sum_factory.trainer.run.loop import Run, Scores, software
 from sum_factory.trainer.run.sharding import put_together, shard_blocks, whole
-from sum_factory.trainer.run.validation import validate
+from sum_factory.trainer.run.validation import score_name, validate
+from sum_factory.trainer.shown import pictures_of, samples_to_show
 from sum_factory.trainer.variants import prepare, trained, variants
+from sum_factory.trainer.variants.load import require_no_hq
 from sum_factory.trainer.variants.parts import header_of_part
 
+Summary = TypeVar("Summary")
+
+SHOWN = 2
+"""Photos of each stream of which TensorBoard shows predictions."""
 PROCESS_BYTES = 2 << 30
 """Memory of a training process beside its weights, in bytes."""
 STATE_COPIES = 6
@@ -108,10 +115,30 @@ class Model:
         return parameters_of(self.optimizer)
 
 
-def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> FitSummary:
-    """Train as ``recipe`` says into ``out``, from its last checkpoint on if there is one.
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to go on after step ``first``: what it trains, on which data, and where it is saved."""
 
-    Raises ``SumError`` if data, weights or settings are wrong, or differ from those that the run began with.
+    recipe: Recipe
+    ranks: Ranks
+    model: Model
+    human: Sequence[HumanSet]
+    stream: MixedStream
+    header: Mapping[str, Any]
+    run: Run
+    first: int
+
+    def take_step(self, samples: Sequence[Sample], step: int) -> dict[str, Any]:
+        """Take a step; return what to log."""
+        return train_step(self.recipe, self.model, samples, step, self.ranks)
+
+
+@contextmanager
+def prepared(recipe: Recipe, out: Path) -> Iterator[Prepared]:
+    """Join the other processes, open data and weights, and load the last checkpoint in ``out`` if there is one.
+
+    Nothing is written. Raises ``SumError`` if data, weights or settings are wrong, or differ from those that the run
+    began with.
     """
     tune_malloc()
     with join_ranks(recipe.device) as ranks:
@@ -127,29 +154,47 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
         identity = identity_of(recipe, model, stream)
         header = header_of(recipe, model, identity)
         checkpoints, every = Checkpoints(out, recipe.checkpoint.keep, ranks.count), recipe.checkpoint.every
-        state = state_of(model.optimizer, model.addition)
-        run = Run(checkpoints, recipe.steps, every, model.weights, state, identity, header, ranks)
-        first = run.resume(precision)
+        state = model.weights, state_of(model.optimizer, model.addition)
+        run = Run(checkpoints, recipe.steps, every, *state, identity, header, ranks, about=about(recipe, model, stream))
+        yield Prepared(recipe, ranks, model, human, stream, header, run, run.resume(precision))
+
+
+def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> FitSummary:
+    """Train as ``recipe`` says into ``out``, from its last checkpoint on if there is one.
+
+    Raises ``SumError`` as ``prepared``, and if a step cannot be taken or saved.
+    """
+    with prepared(recipe, out) as ready:
+        recipe, ranks, model, first = ready.recipe, ready.ranks, ready.model, ready.first
         if ranks.leads:
-            say(describe(recipe, model, stream, first))
+            say(describe(recipe, model, ready.stream, first))
+        shown = samples_to_show(ready.stream, SHOWN) if ranks.leads and first < recipe.steps else {}
         started = time.perf_counter()
-        run.go_on(
+        ready.run.go_on(
             first,
-            stream,
-            lambda samples, step: train_step(recipe, model, samples, step, ranks),
-            lambda step: validation_after(step, recipe, model, header, ranks),
+            ready.stream,
+            ready.take_step,
+            lambda step: validation_after(step, recipe, model, ready.header, ranks),
+            lambda step: pictures_of(recipe, model, shown),
         )
         weights = whole(model.weights, ranks)
         if ranks.leads:
             with Stage("writing the weights"):
-                final = to_safetensors(model.addition.final(weights), {**header, "step": recipe.steps})
+                final = to_safetensors(model.addition.final(weights), {**ready.header, "step": recipe.steps})
                 Storage(str(out)).write(WEIGHTS_FILE, final)
         seconds = time.perf_counter() - started
-        return FitSummary(first, recipe.steps, seconds, stream.waited / max(seconds, 1e-9))
+        return FitSummary(first, recipe.steps, seconds, ready.stream.waited / max(seconds, 1e-9))
 
 
-def fit_on_ranks(recipe: Recipe, out: Path, processes: int | None = None, threads: int | None = None) -> FitSummary:
-    """Train as ``fit`` in so many processes of this machine, each on a device or on a share of ``threads`` cores.
+def on_ranks(
+    function: Callable[[Recipe, Path], Summary],
+    recipe: Recipe,
+    out: Path,
+    processes: int | None = None,
+    threads: int | None = None,
+) -> Summary:
+    """Call ``function``, which is ``fit`` or ``rehearse``, in so many processes of this machine, each on a device or on
+    a share of ``threads`` cores; return what the first one returns.
 
     By default it takes all cores that this process may use, and as many processes as ``choose_processes`` returns. A
     process that ``torchrun`` started starts no others.
@@ -161,10 +206,13 @@ def fit_on_ranks(recipe: Recipe, out: Path, processes: int | None = None, thread
     if processes == 1:
         if threads is not None or not started_by_torchrun:
             torch.set_num_threads(cores)
-        return fit(recipe, out)
-    summary = run_on_ranks(fit, (recipe, out), processes, cores)
-    assert isinstance(summary, FitSummary), "a run ends with its summary"
-    return summary
+        return function(recipe, out)
+    return cast("Summary", run_on_ranks(function, (recipe, out), processes, cores))
+
+
+def fit_on_ranks(recipe: Recipe, out: Path, processes: int | None = None, threads: int | None = None) -> FitSummary:
+    """Train as ``fit``, in processes as ``on_ranks`` starts them."""
+    return on_ranks(fit, recipe, out, processes, threads)
 
 
 def choose_processes(recipe: Recipe, out: Path, cores: int) -> int:
@@ -192,6 +240,7 @@ def agree_on_precision(asked: PrecisionSetting, ranks: Ranks) -> Resolved:
 
 def make_model(recipe: Recipe, ranks: Ranks) -> Model:
     """Load the SAM that is to be trained; only the weights that the variant trains get gradients."""
+    require_no_hq(recipe.sam)
     loaded = load_sam(recipe.sam)
     prepare(loaded.sam, recipe.variant, recipe.settings_of_variant, recipe.seed)
     device = ranks.device
@@ -228,7 +277,7 @@ def make_task_prompt(recipe: Recipe, loaded: LoadedSam, device: torch.device) ->
 
 def open_stream(recipe: Recipe, side: int, ranks: Ranks, human: Sequence[HumanSet] | None = None) -> MixedStream:
     """Open the data that the method reads: human sets, unless they are given, and shards unless it uses none."""
-    sampled = SampleSettings(side, recipe.stride, recipe.masks, recipe.seed)
+    sampled = SampleSettings(side, recipe.stride, recipe.masks, recipe.seed, recipe.target)
     human = [open_set(each) for each in recipe.human] if human is None else human
     streams: dict[str, HumanStream | PseudoStream] = {"human": HumanStream(human, sampled)}
     method = recipe.chosen_method
@@ -291,6 +340,17 @@ def describe(recipe: Recipe, model: Model, stream: MixedStream, first: int) -> s
         f"{model.loaded.architecture.name}'s {total:,}) on {model.sam.device} in {recipe.computed_in}; {sizes}; "
         f"{recipe.steps} steps of {recipe.batch}, {start}"
     )
+
+
+def about(recipe: Recipe, model: Model, stream: MixedStream) -> dict[str, str]:
+    """Return what `trainer runs` tells of the run: its method, variant, model and data, and the name of its score."""
+    data = [each.name or each.images.name for each in recipe.human]
+    for each in stream.streams.values():
+        if isinstance(each, PseudoStream):
+            data.append(each.shards.shards.storage.url.rstrip("/").rpartition("/")[2])
+    told = {"method": recipe.method, "variant": recipe.variant, "model": model.loaded.architecture.name}
+    told["data"] = " + ".join(data)
+    return told if recipe.validation is None else {**told, "score": score_name(recipe.validation)}
 
 
 def validation_after(step: int, recipe: Recipe, model: Model, header: Mapping[str, Any], ranks: Ranks) -> Scores | None:

@@ -20,7 +20,9 @@ from sum_factory.shared.sam.decode import BOX_MIN, PAD, Prompts, decode_prompts,
 from sum_factory.shared.sam.hq import add_vectors
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
-from sum_factory.trainer.prompts import Randomness, click_errors, first_prompts, hq_prompts
+from sum_factory.trainer.points import PixelMasks, draw_points, values_at
+from sum_factory.trainer.prompts import click_errors, first_prompts, hq_prompts
+from sum_factory.trainer.randomness import Randomness, by_row
 
 SEVERAL = slice(1, None)
 """The mask tokens for an ambiguous prompt; token 0 is the one for prompts that leave no doubt."""
@@ -30,6 +32,8 @@ IoU, which inference without a user takes; or "best", the one of least mask loss
 would go on from."""
 
 
+Rows = Tensor | slice
+"""Which of the masks: int64 numbers, or a slice."""
 FirstPrompts = Literal["interactive", "hq"]
 """Which prompts a mask begins with: "interactive", a noisy box or a point; or "hq", those of HQ-SAM's training."""
 
@@ -57,7 +61,8 @@ class Targets:
     """What P masks of B images should be, on a grid of ``stride`` input pixels a cell.
 
     ``masks`` and ``valid`` are bool (P, H, W). ``certainty`` weighs the losses, ``sampling`` the drawing of points;
-    both float (P, H, W), 1 for human masks. ``image_index`` is int64 (P,).
+    both float (P, H, W), 1 for human masks. ``image_index`` is int64 (P,). Losses compare with ``masks``, unless there
+    are ``coverage``, float32 (P, H, W), or ``pixels``.
     """
 
     masks: Tensor
@@ -66,20 +71,47 @@ class Targets:
     sampling: Tensor
     image_index: Tensor
     stride: int
+    coverage: Tensor | None = None
+    pixels: PixelMasks | None = None
 
     def __len__(self) -> int:
         return len(self.masks)
 
+    def shifts(self, generator: Randomness) -> Tensor | None:
+        """Draw what is random about the points of a round, float64 (P, 2); nothing where masks are compared whole."""
+        if self.pixels is None:
+            return None
+        return by_row(generator, len(self)).uniform(len(self), 2).to(self.masks.device)
+
+    def loss(
+        self, logits: Tensor, grid: Tensor, shifts: Tensor | None, settings: LossSettings, rows: Rows = slice(None)
+    ) -> Tensor:
+        """Return the mask loss of R of the masks, ``rows``, by their low-resolution logits (R, h, w), which on the grid
+        are ``grid`` (R, H, W): (R,)."""
+        if self.pixels is None or shifts is None:
+            wanted = self.masks if self.coverage is None else self.coverage
+            return mask_loss(grid, wanted[rows], self.valid[rows], self.certainty[rows], settings)
+        pixels = self.pixels[rows]
+        places = draw_points(logits, pixels, shifts[rows])
+        certainty = values_at(self.certainty[rows], places, pixels.side)
+        in_photo = torch.ones_like(certainty, dtype=torch.bool)
+        found = values_at(logits, places, pixels.side)
+        return mask_loss(found, pixels.at(places), in_photo, certainty, settings)
+
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One round: the loss of each mask with its graph, (P,), and what to log, detached, (P,) each."""
+    """One round: the loss of each mask with its graph, (P,), and what to log, detached, (P,) each.
+
+    ``predicted`` are the masks that the losses were taken of, bool (P, H, W), on the grid of the targets.
+    """
 
     number: int
     loss: Tensor
     mask_loss: Tensor
     iou: Tensor
     predicted_iou: Tensor
+    predicted: Tensor
 
 
 @dataclass(frozen=True)
@@ -130,7 +162,8 @@ class Round:
     """A round that was played with P masks of a batch, ``rows`` int64 (P,): their prompts, and what the model put out.
 
     ``logits`` are (P, K, h, w), ``predicted_iou`` (P, K); ``ambiguous``, bool (P,), marks a single point and nothing
-    else. ``fed`` are the mask prompts (P, 1, h, w), None in a first round without any.
+    else. ``shifts`` are what ``Targets.shifts`` drew, and ``fed`` the mask prompts (P, 1, h, w), None in a first round
+    without any.
     """
 
     number: int
@@ -139,6 +172,7 @@ class Round:
     predicted_iou: Tensor
     ambiguous: Tensor
     targets: Targets
+    shifts: Tensor | None
     tokens: _Tokens
     fed: Tensor | None
 
@@ -157,13 +191,6 @@ class Round:
 
 Judge = Callable[[Round, InteractiveSettings], tuple[RoundResult, Tensor]]
 """Takes the losses of a round; also returns the logits (P, 1, h, w) that are the mask prompts of the next one."""
-TargetLoss = Callable[[Tensor, Targets, LossSettings], Tensor]
-"""The loss (P,) of logits (P, H, W) on the grid of the targets."""
-
-
-def target_loss(logits: Tensor, targets: Targets, settings: LossSettings) -> Tensor:
-    """Return the uncertainty-aware loss of masks as the targets have them."""
-    return mask_loss(logits, targets.masks, targets.valid, targets.certainty, settings)
 
 
 def play_rounds(
@@ -195,9 +222,9 @@ def play_rounds(
         source = embeddings_BCHW if given is None else add_vectors(embeddings_BCHW, given)
         fed = noised if number == 1 else previous
         logits, predicted_iou = _decode(sam, source, targets.image_index, tokens, fed, number > 1)
-        ambiguous = tokens.ambiguous & (number == 1)
         rows = torch.arange(len(targets), device=logits.device)
-        played = Round(number, rows, logits, predicted_iou, ambiguous, targets, tokens, fed)
+        ambiguous, shifts = tokens.ambiguous & (number == 1), targets.shifts(generator)
+        played = Round(number, rows, logits, predicted_iou, ambiguous, targets, shifts, tokens, fed)
         result, previous = (judge or judge_round)(played, settings)
         yield result
 
@@ -254,7 +281,11 @@ def choose(played: Round, settings: InteractiveSettings) -> tuple[Tensor, Tensor
     if logits.shape[1] > 1 and played.ambiguous.any():  # HQ-SAM has one output
         which = played.ambiguous.nonzero()[:, 0]
         with torch.no_grad():
-            losses = [_mask_loss(logits[which, k : k + 1], targets, which, settings) for k in range(1, logits.shape[1])]
+            grids = to_grid(logits[which, SEVERAL], targets)
+            losses = [
+                targets.loss(logits[which, 1 + k], grids[:, k], played.shifts, settings.loss, which)
+                for k in range(grids.shape[1])
+            ]
         trained[which] = 1 + torch.stack(losses, 1).argmin(1)
         believed = 1 + played.predicted_iou[which, SEVERAL].detach().argmax(1)
         fed[which] = trained[which] if settings.fed_output == "best" else believed
@@ -262,21 +293,17 @@ def choose(played: Round, settings: InteractiveSettings) -> tuple[Tensor, Tensor
 
 
 def judge_round(
-    played: Round, settings: InteractiveSettings, taught: Targets | None = None, loss_of: TargetLoss = target_loss
+    played: Round, settings: InteractiveSettings, taught: Targets | None = None
 ) -> tuple[RoundResult, Tensor]:
     """Take the losses of the outputs that ``choose`` names, against ``taught`` in place of the round's own targets."""
     logits, targets = played.logits, taught or played.targets
     row = torch.arange(len(logits), device=logits.device)
     trained, fed = choose(played, settings)
-    chosen = to_grid(logits[row, trained][:, None], targets)[:, 0]
-    losses = loss_of(chosen, targets, settings.loss)
-    iou = true_iou(chosen, targets.masks, targets.valid)
+    chosen = logits[row, trained]
+    grid = to_grid(chosen[:, None], targets)[:, 0]
+    losses = targets.loss(chosen, grid, played.shifts, settings.loss)
+    iou = true_iou(grid, targets.masks, targets.valid)
     predicted = played.predicted_iou[row, trained]
     loss = losses + settings.loss.iou_weight * (predicted - iou) ** 2
-    result = RoundResult(played.number, loss, losses.detach(), iou, predicted.detach())
+    result = RoundResult(played.number, loss, losses.detach(), iou, predicted.detach(), grid.detach() > 0)
     return result, logits[row, fed][:, None].detach()
-
-
-def _mask_loss(logits: Tensor, targets: Targets, rows: Tensor, settings: InteractiveSettings) -> Tensor:
-    grid = to_grid(logits, targets)[:, 0]
-    return mask_loss(grid, targets.masks[rows], targets.valid[rows], targets.certainty[rows], settings.loss)

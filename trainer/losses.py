@@ -1,9 +1,19 @@
 """Losses on masks that are only partly to be trusted (SUM, Sec. 3.2.1, App. B.1).
 
-All take logits and targets of P masks on one grid, (P, H, W), with ``valid`` True where the photo is: the padding of
-SAM's square enters no sum and no mean. ``certainty`` is c = 1 - u in [0, 1], or None for masks that count as certain
-everywhere: human masks, and labels where the method weighs no loss. With c = 1 everywhere the uncertainty-aware losses
-are the plain ones. All return one value a mask, (P,).
+All take logits and targets of P masks on one grid, (P, H, W), or in N points, (P, N), with ``valid`` True where the
+photo is: the padding of SAM's square enters no sum and no mean. ``certainty`` is c = 1 - u in [0, 1], or None for masks
+that count as certain everywhere: human masks, and labels where the method weighs no loss. With c = 1 everywhere the
+uncertainty-aware losses are the plain ones. All return one value a mask, (P,).
+
+Targets y are bool, or float: the share of a cell that the mask covers. Of shares, focal and Dice as published are least
+not where p = y, but where p is 0 or 1 (Dice), or drawn to 0 (focal, whose alpha weighs what is outside three times).
+So both are written such that they are the published ones if y is 0 or 1, and least at p = y whatever it is:
+
+    focal   w(y) |y - p|^gamma CE(p, y),  w(y) = alpha y + (1 - alpha) (1 - y)    (Li et al., Generalized Focal Loss)
+    Dice    min(p, y) in place of p y                                             (Wang et al., Dice Semimetric Losses)
+
+CE is least at p = y, and the factor |y - p|^gamma is 0 there and grows to both sides. 2 sum min(p, y) is at most
+sum (p + y), and is that if p = y alone.
 """
 
 from __future__ import annotations
@@ -47,9 +57,8 @@ def focal_loss(
     """UA-focal: the mean over *all* valid pixels of c * focal(p, y); not divided by the sum of c."""
     wanted = targets.to(logits.dtype)
     entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    probability = logits.sigmoid()
-    miss = torch.where(targets, 1 - probability, probability)
-    balance = torch.where(targets, settings.alpha, 1 - settings.alpha)
+    miss = (wanted - logits.sigmoid()).abs()
+    balance = wanted * settings.alpha + (1 - wanted) * (1 - settings.alpha)
     per_pixel = balance * miss**settings.gamma * entropy
     if certainty is not None:
         per_pixel = per_pixel * certainty
@@ -60,7 +69,7 @@ def focal_loss(
 def dice_loss(
     logits: Tensor, targets: Tensor, valid: Tensor, certainty: Tensor | None, settings: LossSettings
 ) -> Tensor:
-    """UA-Dice: 1 - (2 sum(y p k) + eps) / (sum((y + p) k) + eps), with k = [c > theta] on valid pixels.
+    """UA-Dice: 1 - (2 sum(min(y, p) k) + eps) / (sum((y + p) k) + eps), with k = [c > theta] on valid pixels.
 
     If nothing is kept the loss is 0.
     """
@@ -68,7 +77,7 @@ def dice_loss(
     k = kept.to(logits.dtype)
     probability = logits.sigmoid() * k
     wanted = targets.to(logits.dtype) * k
-    overlap = (probability * wanted).flatten(1).sum(1)
+    overlap = torch.minimum(probability, wanted).flatten(1).sum(1)
     total = (probability + wanted).flatten(1).sum(1)
     return 1 - (2 * overlap + settings.epsilon) / (total + settings.epsilon)
 
@@ -84,7 +93,7 @@ def mask_loss(
 
 
 def true_iou(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """IoU of [logits > 0] with the target on valid pixels, float32; empty with empty is 1. No gradient."""
+    """IoU of [logits > 0] with the target, bool, on valid pixels, float32; empty with empty is 1. No gradient."""
     return ious((logits > 0) & valid, targets & valid)
 
 

@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts
-from sum_factory.trainer.randomness import RowGenerators
-
-Randomness = torch.Generator | RowGenerators
+from sum_factory.trainer.randomness import Randomness, RowGenerators, by_row
 
 HQ_POINTS = 10
 """Points that HQ-SAM's training draws in a mask."""
@@ -37,7 +35,7 @@ def sample_cells(weights: Tensor, generator: Randomness) -> tuple[Tensor, Tensor
     Returns the cells as int64 (P, 2), x and y, and bool (P,): False where a map is zero everywhere; then the cell means
     nothing. A cell of weight zero is never drawn.
     """
-    return cells_at(weights, _by_row(generator, len(weights)).uniform(len(weights), 1).to(weights.device))
+    return cells_at(weights, by_row(generator, len(weights)).uniform(len(weights), 1).to(weights.device))
 
 
 def cells_at(weights: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +66,7 @@ def boxes_of(masks: Tensor, stride: int) -> Tensor:
 def jitter_boxes(boxes: Tensor, input_side: int, generator: Randomness) -> Tensor:
     """Add Gaussian noise to each coordinate independently: 10 % of the side, clipped to 20 px of 1024, both ways."""
     sides = (boxes[:, 2:] - boxes[:, :2] + 1).repeat(1, 2)
-    noise = _by_row(generator, len(boxes)).normal(len(boxes), 4).to(boxes.device) * BOX_NOISE * sides
+    noise = by_row(generator, len(boxes)).normal(len(boxes), 4).to(boxes.device) * BOX_NOISE * sides
     limit = BOX_NOISE_LIMIT * input_side
     return (boxes + noise.clamp(-limit, limit)).clamp(0, input_side - 1)
 
@@ -89,7 +87,7 @@ def first_prompts(
     cells, found = sample_cells(weights * masks, generator)
     boxes = jitter_boxes(boxes_of(masks, stride), input_side, generator).view(-1, 2, 2)
     share = box_share.cpu() if isinstance(box_share, Tensor) else box_share
-    chosen = (_by_row(generator, len(masks)).uniform(len(masks), 1)[:, 0] < share).to(masks.device) | ~found
+    chosen = (by_row(generator, len(masks)).uniform(len(masks), 1)[:, 0] < share).to(masks.device) | ~found
     points = cells_to_input(cells, stride)
     point_tokens = torch.stack([points, torch.zeros_like(points)], 1)
     coords = torch.where(chosen[:, None, None], boxes, point_tokens)
@@ -107,8 +105,8 @@ def hq_prompts(
     prompts of ``grid`` x ``grid`` cells, float32 (P, 1, h, w), of 0 and 255 as HQ-SAM has them, for the rows without a
     token. ``weights`` (P, H, W) says how likely each cell is drawn, as in ``first_prompts``.
     """
-    by_row, count = _by_row(generator, len(masks)), len(masks)
-    shares = by_row.uniform(count, 1 + HQ_POINTS).to(masks.device)
+    rows, count = by_row(generator, len(masks)), len(masks)
+    shares = rows.uniform(count, 1 + HQ_POINTS).to(masks.device)
     likely = weights * masks
     few = (likely > 0).flatten(1).sum(1) < HQ_POINTS
     kind = (shares[:, 0] * 3).long()
@@ -124,7 +122,7 @@ def hq_prompts(
         left[torch.arange(len(left), device=left.device), cells[:, 1], cells[:, 0]] = 0  # each cell once
         coords[pointed, k], labels[pointed, k] = cells_to_input(cells, stride), POSITIVE
     given = torch.tensor([2, HQ_POINTS + 1, 0], device=masks.device)[kind]
-    return Prompts(coords, labels), given, noised(masks, grid, by_row)
+    return Prompts(coords, labels), given, noised(masks, grid, rows)
 
 
 def noised(masks: Tensor, grid: int, generator: RowGenerators) -> Tensor:
@@ -154,7 +152,3 @@ def click_errors(
     wanted = masks[torch.arange(len(masks), device=masks.device), cells[:, 1], cells[:, 0]]
     token_types = torch.where(wanted, POSITIVE, NEGATIVE)
     return cells_to_input(cells, stride), token_types, found
-
-
-def _by_row(generator: Randomness, rows: int) -> RowGenerators:
-    return RowGenerators.of(generator, rows) if isinstance(generator, torch.Generator) else generator

@@ -58,3 +58,12 @@ class RowGenerators:
     def _require(self, rows: int) -> None:
         if rows != sum(self.counts):
             raise ValueError(f"generators of {sum(self.counts)} rows were asked for {rows}")
+
+
+Randomness = torch.Generator | RowGenerators
+"""One generator for all rows, or one for the rows of each sample."""
+
+
+def by_row(generator: Randomness, rows: int) -> RowGenerators:
+    """Return the generators of ``rows`` rows: one for all of them, if there is one."""
+    return RowGenerators.of(generator, rows) if isinstance(generator, torch.Generator) else generator

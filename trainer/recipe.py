@@ -21,6 +21,7 @@ from sum_factory.trainer.losses import LossSettings
 from sum_factory.trainer.methods import METHODS, Method
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.run.settings import CHECKED, MOST, MOST_STEPS, CheckpointSettings, ValidationSettings
+from sum_factory.trainer.target import DEFAULT, Target, require_target, target_in_identity
 from sum_factory.trainer.variants import variants
 
 _Place = Annotated[str, Field(min_length=1)]
@@ -48,7 +49,7 @@ class CacheSettings:
 
 @dataclass(frozen=True, config=CHECKED)
 class Recipe:
-    """All settings of a training run. The defaults are the paper's, but for the model."""
+    """All settings of a training run. The defaults are the paper's, but for the model and the target."""
 
     human: tuple[SetSettings, ...] = Field(min_length=1)
     """Sets of photos with human masks. Each photo of all sets together comes once an epoch."""
@@ -109,6 +110,10 @@ class Recipe:
     stride: Literal[1, 2, 4] = 4
     """Input pixels a cell of the grid on which losses are taken and clicks drawn. 4 is SAM's own low resolution; give
     less for structures that are thinner than a cell, at the price of memory."""
+    target: Target = DEFAULT
+    """What masks are compared with: authors, a bit a cell of stride 4, as the authors' code; bits, a bit a cell;
+    coverage, the share of each cell that the mask covers; or points, the mask on SAM's input itself, in points of which
+    most are drawn where the logits are nearest to 0."""
     loss: LossSettings = field(default_factory=LossSettings)
     """Weights and constants of the mask loss."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -148,6 +153,20 @@ class Recipe:
             assert self.settings_of_variant is not None
         if self.method in METHODS:
             assert self.settings_of_method is not None
+            if self.target == "points" and not self.chosen_method.takes_points:
+                raise ValueError(
+                    f"target: the method {self.method} makes targets on the loss grid, not on SAM's input; give the "
+                    "target bits or coverage"
+                )
+        if self.method in METHODS and not self.streams.pseudo and self.chosen_method.pseudo_labels != "none":
+            raise ValueError(
+                f"mix: no pseudo-labels, which the method {self.method} is about; give human-only for none"
+            )
+        if not self.streams.human:
+            raise ValueError(
+                "mix: no photos with human masks, so that their tasks would never be learnt; give 1 or more"
+            )
+        require_target(self.target, self.stride)
         return self
 
     @property
@@ -212,6 +231,7 @@ class Recipe:
             "cache",
             "activation_checkpointing",
             "fsdp",
+            "target",
         }
         if self.optimizer.schedule == "constant" and not self.chosen_method.reads_steps:
             left_out.add("steps")
@@ -225,7 +245,8 @@ class Recipe:
             left_out.add("first_prompts")
         of_parts = {"variant_settings": of_variant, "method_settings": of_method}
         settings = {**asdict(self), "precision": self.computed_in, **of_parts}
-        return {name: value for name, value in settings.items() if name not in left_out}
+        kept = {name: value for name, value in settings.items() if name not in left_out}
+        return kept | target_in_identity(self.target)
 
     @property
     def computed_in(self) -> Precision:

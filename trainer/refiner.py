@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import click
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,7 +25,7 @@ from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam
 from sum_factory.shared.sam.decode import PAD, POSITIVE, Prompts, decode_prompts
 from sum_factory.shared.sam.quality import QualityFilter
 from sum_factory.shared.sam.refiner import Refiner, save_refiner
-from sum_factory.shared.sam.runtime import pick_device
+from sum_factory.shared.sam.runtime import pick_device, require_device
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.batch import Batch, collate, no_masks
@@ -35,12 +35,13 @@ from sum_factory.trainer.data.samples import SampleSettings, TrainingSample
 from sum_factory.trainer.data.sets import SetSettings, Task, open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream
 from sum_factory.trainer.interactive import to_grid
-from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
+from sum_factory.trainer.losses import LossSettings, true_iou
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer, set_learning_rate, take_step
 from sum_factory.trainer.prompts import boxes_of, cells_to_input, sample_cells
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.loop import Run, software
 from sum_factory.trainer.run.settings import CHECKED, MOST, MOST_STEPS, CheckpointSettings
+from sum_factory.trainer.target import DEFAULT, Target, require_target, target_in_identity
 
 REFINER = "refiner.safetensors"
 
@@ -73,6 +74,8 @@ class RefinerRecipe:
     stride: Literal[1, 2, 4] = 4
     """Input pixels a cell of the grid on which losses are taken and points drawn. 4 is SAM's own low resolution; give
     less for structures that are thinner than a cell."""
+    target: Target = DEFAULT
+    """What refined masks are compared with, as in `trainer fit`: authors, bits, coverage or points."""
     loss: LossSettings = field(default_factory=LossSettings)
     """Weights and constants of the mask loss."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -92,11 +95,17 @@ class RefinerRecipe:
     data_threads: int = Field(default=4, ge=1, le=1_024)
     """Threads that read and decode photos ahead of the model."""
 
+    @model_validator(mode="after")
+    def _settings_fit(self) -> RefinerRecipe:
+        require_target(self.target, self.stride)
+        return self
+
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result; of the precision, what it is on the device."""
-        left_out = {"human", "sam", "task", "checkpoint", "kept_embeddings", "device", "data_threads"}
+        left_out = {"human", "sam", "task", "checkpoint", "kept_embeddings", "device", "data_threads", "target"}
         settings = {**asdict(self), "precision": self.computed_in}
-        return {name: value for name, value in settings.items() if name not in left_out}
+        kept = {name: value for name, value in settings.items() if name not in left_out}
+        return kept | target_in_identity(self.target)
 
     @property
     def computed_in(self) -> Precision:
@@ -205,7 +214,7 @@ class RefinerTraining:
         refined = self.refiner.refine(embeddings, index, pairs.points, pairs.boxes, pairs.logits).float()
         grid = to_grid(refined[:, None], targets)[:, 0]
         masks, valid = targets.masks[pairs.rows], targets.valid[pairs.rows]
-        loss = mask_loss(grid, masks, valid, None, self.recipe.loss).mean()
+        loss = targets.loss(refined, grid, targets.shifts(batch.random), self.recipe.loss, pairs.rows).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         after = true_iou(grid.detach(), masks, valid).mean()
         before = pairs.iou.mean()
@@ -240,7 +249,7 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
     Raises ``SumError`` if data, weights or settings are wrong, or differ from those that the run began with.
     """
     tune_malloc()
-    device = pick_device(recipe.device)
+    device = require_device(pick_device(recipe.device))
     precision = settle(recipe.precision, device)
     recipe = replace(recipe, precision=precision.name)
     sets = [open_set(each) for each in recipe.human]
@@ -250,7 +259,8 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
     optimizer = make_optimizer(refiner, None, recipe.optimizer)
     quality = recipe.quality(loaded.architecture.name)
     training = RefinerTraining(recipe, loaded, refiner, optimizer, quality)
-    sampled = SampleSettings(int(loaded.sam.image_encoder.img_size), recipe.stride, recipe.masks, recipe.seed)
+    side = int(loaded.sam.image_encoder.img_size)
+    sampled = SampleSettings(side, recipe.stride, recipe.masks, recipe.seed, recipe.target)
     human = HumanStream(sets, sampled)
     identity = {
         **recipe.identity(),

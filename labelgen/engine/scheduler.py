@@ -81,6 +81,8 @@ class Scheduler:
         self._size_of = size_of
         self._assignments: dict[WorkerId, deque[Assignment]] = {}
         self._retiring: set[WorkerId] = set()
+        self._with_load: tuple[set[WorkerId], ...] = tuple(set() for _ in range(IN_FLIGHT))
+        """The workers that may be given more, by how many assignments they have."""
         self._suspects: dict[int, _Suspect] = {}
         self._stopped = False
         self.has_succeeded = False
@@ -117,16 +119,28 @@ class Scheduler:
     def add_worker(self, worker: WorkerId) -> None:
         """Count on a worker that is ready to work."""
         self._assignments[worker] = deque()
+        self._sort_in(worker)
+
+    def _sort_in(self, worker: WorkerId) -> None:
+        """Find a worker its place again: its load has changed, or it has come, retired or gone."""
+        may_get_more = worker in self._assignments and worker not in self._retiring
+        for load, workers in enumerate(self._with_load):
+            if may_get_more and len(self._assignments[worker]) == load:
+                workers.add(worker)
+            else:
+                workers.discard(worker)
 
     def retire(self, worker: WorkerId) -> None:
         """Give a worker no more than it has."""
         self._retiring.add(worker)
+        self._sort_in(worker)
 
     def remove_worker(self, worker: WorkerId) -> None:
         """Forget a worker that has nothing to do."""
         assert not self._assignments[worker], "its assignments would be lost"
         del self._assignments[worker]
         self._retiring.discard(worker)
+        self._sort_in(worker)
 
     def assignments_of(self, worker: WorkerId) -> tuple[Assignment, ...]:
         """Return what a worker was given and has not finished: the first it works on, the others wait there."""
@@ -137,18 +151,20 @@ class Scheduler:
 
         Towards the end an assignment waits here for whoever is free first, and not behind one that may take long.
         """
-        free = [worker for worker in self._assignments if worker not in self._retiring]
-        for load in range(IN_FLIGHT):
-            for worker in free:
-                if len(self._assignments[worker]) == load and self._waiting(1 if load == 0 else len(free) + 1):
-                    assignment = self._again.popleft() if self._again else Assignment(self._ahead.popleft())
-                    self._assignments[worker].append(assignment)
-                    yield worker, assignment
+        for load, workers in enumerate(self._with_load):
+            for worker in sorted(workers):
+                if not self._waiting(1 if load == 0 else self.workers + 1):
+                    break
+                assignment = self._again.popleft() if self._again else Assignment(self._ahead.popleft())
+                self._assignments[worker].append(assignment)
+                self._sort_in(worker)
+                yield worker, assignment
 
     def done(self, worker: WorkerId, assignment: Assignment) -> None:
         """Note that a worker has finished an assignment."""
         self.has_succeeded = True
         self._assignments[worker].remove(assignment)
+        self._sort_in(worker)
         if assignment.probe is None:
             self._suspects.pop(assignment.unit, None)
         else:
@@ -169,6 +185,7 @@ class Scheduler:
         """
         assignments = self._assignments.pop(worker)
         self._retiring.discard(worker)
+        self._sort_in(worker)
         if not assignments:
             return None
         first = assignments.popleft()

@@ -18,12 +18,15 @@ driver grows.
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import secrets
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,8 @@ SECONDS_AN_IMAGE = 1.0
 """Mean, of a simulated worker: what docs/cluster.md assumes of a GPU."""
 SPREAD = 0.6
 """Standard deviation of the logarithm of an image's time: photos with many masks take several times the median."""
+DEVIATION = math.sqrt(math.exp(SPREAD**2) - 1)
+"""Standard deviation of an image's time of mean 1."""
 START_SECONDS = 60.0
 STALL_SHARE, LONGEST_STALL = 0.02, 4.0
 """Units that wait for a slow store or node, and for how many times their own length at most."""
@@ -70,9 +75,9 @@ HOURS_A_MACHINE_LASTS = 24.0
 
 
 def label_all(
-    photos: Path, shards: Path, unit_size: int, workers: int, points: int, precision: Precision
+    photos: Path, shards: Path, unit_size: int, workers: int, points: int, precision: Precision, address: str
 ) -> list[float]:
-    """Label ``photos`` and return when each unit was reported, in seconds."""
+    """Label ``photos`` and return when each unit was reported, in seconds; ``address`` is that of the Ray cluster."""
     times: list[float] = []
     executor = RayExecutor if workers else SerialExecutor
     original = executor.run
@@ -90,10 +95,11 @@ def label_all(
             "automask": settings,
             "unit_size": unit_size,
             "runtime": Runtime("cpu", precision),
-            "workers": workers,
-            "threads": max(1, workers),  # a core each
         }
-        run(RunSettings((str(photos),), str(shards), **shared), say=lambda line: None)  # type: ignore[arg-type]
+        a_core_each = (
+            {"workers": workers, "ray_address": address, "cpus_per_worker": 1.0} if workers else {"threads": 1}
+        )
+        run(RunSettings((str(photos),), str(shards), **shared, **a_core_each), say=lambda line: None)  # type: ignore[arg-type]
     finally:
         executor.run = original  # type: ignore[method-assign]
     return times
@@ -115,20 +121,34 @@ def seconds_a_unit(times: list[float], workers: int) -> float:
     return (times[-1] - times[left_out - 1]) / (len(times) - left_out)
 
 
-def measure_labelling(photos: int, repeats: int, points: int, unit_size: int, precision: Precision) -> dict[str, Any]:
+@contextmanager
+def cluster_of(cores: int) -> Iterator[str]:
+    """Start a Ray cluster on this machine and yield its address: all runs join it, so that it is started once."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    import ray.cluster_utils  # which reads the environment
+
+    cluster = ray.cluster_utils.Cluster(True, head_node_args={"num_cpus": cores, "include_dashboard": False})
+    try:
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def measure_labelling(
+    photos: int, repeats: int, points: int, unit_size: int, precision: Precision, address: str
+) -> dict[str, Any]:
     """Compare one and two Ray workers with a serial run, in turn, and their bytes."""
     each: dict[int, list[float]] = {0: [], 1: [], 2: []}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         with Stage("drawing photos"):
             make_photos(folder / "photos", photos)
-        label_all(folder / "photos", folder / "warm", photos, 0, 2, precision)
+        label_all(folder / "photos", folder / "warm", photos, 0, 2, precision, address)
         for repeat in range(repeats):
             for workers in each:
                 with Stage(f"{workers} Ray workers, repeat {repeat + 1} of {repeats}"):
-                    times = label_all(
-                        folder / "photos", folder / f"{repeat}-{workers}", unit_size, workers, points, precision
-                    )
+                    made_at = folder / f"{repeat}-{workers}"
+                    times = label_all(folder / "photos", made_at, unit_size, workers, points, precision, address)
                 each[workers].append(seconds_a_unit(times, workers))
         made = [bytes_of(folder / f"{repeat}-{workers}") for repeat in range(repeats) for workers in each]
     if any(files != made[0] for files in made):
@@ -177,7 +197,7 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGESIZE") / 1e6
 
 
-def drive(units: int, workers: int) -> tuple[float, float, float]:
+def drive(units: int, workers: int, address: str) -> tuple[float, float, float]:
     """Let the real pool hand out so many units.
 
     Returns its CPU seconds a unit, and its memory in MB after ``FEW`` units and at the end.
@@ -185,7 +205,7 @@ def drive(units: int, workers: int) -> tuple[float, float, float]:
     job = Job("/nowhere", "vit_micro", None, Runtime("cpu"), 1)
     planned = PlannedUnits(range(units), lambda number: IMAGES)
     first, few, done = 0.0, 0.0, 0
-    for event in RayExecutor(job, Resources(workers, None, 0.0, 0.5), IdleWorker).run(planned, Stop()):
+    for event in RayExecutor(job, Resources(workers, address, 0.0, 0.5), IdleWorker).run(planned, Stop()):
         if isinstance(event, UnitReport):
             first = first or time.process_time()
             done += 1
@@ -194,10 +214,10 @@ def drive(units: int, workers: int) -> tuple[float, float, float]:
     return (time.process_time() - first) / (done - 1), few, resident_mb()
 
 
-def measure_driver(units: int) -> dict[str, Any]:
+def measure_driver(units: int, address: str) -> dict[str, Any]:
     """Compare the driver's memory after few units and after many, and its time a unit."""
     with Stage(f"driving {units} units of idle workers"):
-        seconds, few, many = drive(units, 2)
+        seconds, few, many = drive(units, 2, address)
     grown = many - few
     click.echo(f"driver: {few:.0f} MB after {FEW} units, {many:.0f} after {units}; {seconds * 1e3:.2f} ms CPU a unit")
     return {
@@ -216,7 +236,7 @@ def simulate_cluster(workers: int, units: int, unit_size: int, driver_seconds: f
     started_late = [chance.gauss(0, 1) for _ in range(1000)]
 
     def seconds(assignment: Assignment) -> float:
-        mean, deviation = unit_size * SECONDS_AN_IMAGE, SECONDS_AN_IMAGE * _deviation() * unit_size**0.5
+        mean, deviation = unit_size * SECONDS_AN_IMAGE, SECONDS_AN_IMAGE * DEVIATION * unit_size**0.5
         images = unit_size if assignment.probe is None else len(assignment.probe)
         stall = min(LONGEST_STALL, chance.paretovariate(1.5) - 1) if chance.random() < STALL_SHARE else 0.0
         return max(1.0, (chance.gauss(mean, deviation) + stall * mean) * images / unit_size)
@@ -241,11 +261,6 @@ def simulate_cluster(workers: int, units: int, unit_size: int, driver_seconds: f
     return efficiency, outcome.seconds / 3600
 
 
-def _deviation() -> float:
-    """Return the standard deviation of a log-normal image time of mean 1."""
-    return float((torch.tensor(SPREAD**2).exp() - 1).sqrt())
-
-
 @click.command()
 @click.option("--quick", is_flag=True, help="Fewer photos, one repeat, fewer units.")
 @precision_option("fp32", "Of the labelling.")
@@ -253,8 +268,9 @@ def main(quick: bool, precision: PrecisionSetting) -> None:
     """Run all parts and print the figures."""
     computed_in = settle(precision, torch.device("cpu")).name
     os.environ[NICENESS] = "0"  # else workers yield to whatever runs beside them, and the serial run does not
-    figures = measure_labelling(*((20, 1, 8, 2) if quick else (96, 3, 16, 4)), computed_in)
-    figures |= measure_driver(1_000 if quick else 10_000)
+    with cluster_of(2) as address:
+        figures = measure_labelling(*((20, 1, 8, 2) if quick else (96, 3, 16, 4)), computed_in, address)
+        figures |= measure_driver(1_000 if quick else 10_000, address)
     driver_seconds = figures["driver_cpu_ms_per_unit"] / 1e3
     # SA-250K in units of 32, and SA-1B's 11 million images in units of 256
     figures["efficiency_64"], _ = simulate_cluster(64, 250_000 // 32, 32, driver_seconds)

@@ -72,8 +72,11 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
         "trainer.evaluate.settings": ("Protocol",),
         "trainer.evaluate.metrics": ("boundary_iou",),
         "trainer.predict": ("predict_mask", "UserPrompt", "Prediction"),
+        "trainer.dry_run": ("rehearse", "Rehearsal"),
         "trainer.export": ("export_plain_sam",),
         "trainer.merge": ("merge_weights",),
+        "trainer.export_onnx": ("export_onnx", "Exported"),
+        "trainer.run.overview": ("find_runs", "RunState", "Skipped"),
     },
     "shared": {
         "shared.shards.selection.opened": ("open_shards",),

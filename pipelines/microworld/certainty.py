@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from scipy.stats import mannwhitneyu
 
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
 from sum_factory.shared.masks import iou
@@ -129,6 +128,8 @@ def auroc(score: Values, positive: Masks) -> float:
     count = int(positive.sum())
     if count in (0, len(positive)):
         return float("nan")
+    from scipy.stats import mannwhitneyu  # takes seconds to import
+
     exact = score.astype(np.float64)  # ranks have the type of scores, and are summed
     statistic = mannwhitneyu(exact[positive], exact[~positive], method="asymptotic").statistic
     return float(statistic / (count * (len(positive) - count)))

@@ -44,8 +44,8 @@ _NEIGHBOURHOOD = np.ones((3, 3), np.uint8)
 _SMALLEST_TYPICAL, LARGEST_TYPICAL = 2.0**-14, 2.0**15
 
 
-def encode_label(logits: npt.NDArray[np.float32], most_steps: int = MOST_STEPS) -> bytes:
-    """Encode finite low-resolution logits, float32 (h, w), sides 1 to 256, as one blob of ``most_steps`` at most."""
+def encode_label(logits: npt.NDArray[np.float32]) -> bytes:
+    """Encode finite low-resolution logits, float32 (h, w), sides 1 to 256, as one blob."""
     rows, columns = logits.shape
     if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE):
         raise ValueError(f"a label's grid has sides of 1 to {LARGEST_SIDE} cells, not {rows} x {columns}")
@@ -56,7 +56,7 @@ def encode_label(logits: npt.NDArray[np.float32], most_steps: int = MOST_STEPS) 
     median = np.median(magnitudes) if magnitudes.size else 1.0
     typical = float(np.float16(np.clip(median, _SMALLEST_TYPICAL, LARGEST_TYPICAL)))
     wanted = max(STEPS_PER_SHARE * magnitudes.size / np.count_nonzero(positive), STEPS_PER_GRID / max(rows, columns))
-    steps = min(max(round(wanted), LEAST_STEPS), most_steps)
+    steps = min(max(round(wanted), LEAST_STEPS), MOST_STEPS)
     q = np.minimum(steps * (magnitudes / (magnitudes + typical)), steps - 1).astype(np.uint8)
     return blob_of_steps(positive, typical, steps, q)
 

@@ -4,7 +4,7 @@ u is rounded to the nearest of 0, 1 / 25, ..., 1, so no cell is off by more than
 the rounding noise of two decoders that agree, becomes 0. What is left is a thin band in most masks.
 
 A blob is the length of its first part (u32, little-endian), the map u, and the refined label as ``codecs.label``
-encodes it, but in few steps; a map that no refiner made has no second part. The map is a header and a raw deflate
+encodes every label; a map that no refiner made has no second part. The map is a header and a raw deflate
 stream (RFC 1951). Header: six bytes, the last row and the last column of the grid, then of the box of the cells above
 0 the top, the left, the last row and the last column. The stream holds (1) which cells of the box are above 0, row by
 row, each row but the first XORed with the one above, packed eight to a byte from the highest bit on, padded with 0;
@@ -25,7 +25,6 @@ from sum_factory.shared.codecs.label import (
     LARGEST_SIDE,
     decode_label,
     deflate,
-    encode_label,
     inflate,
     pack_bits,
     unpack_bits,
@@ -34,8 +33,6 @@ from sum_factory.shared.errors import ShardError
 
 STEPS = 25
 """Steps from u = 0 to u = 1."""
-REFINED_STEPS_PER_GRID = 256
-"""Steps of a refined label, times the longer side of its grid: 4 for 64 cells, 1 for 256, its signs alone."""
 LENGTH = struct.Struct("<I")
 HEADER = struct.Struct("<6B")
 
@@ -52,7 +49,7 @@ class Uncertainty(NamedTuple):
 def encode_uncertainty(u: Map, refined: bytes = b"") -> bytes:
     """Encode a map u in [0, 1], float32 (h, w) with sides of 1 to 256, as one blob.
 
-    ``refined`` is the blob of the refined label (``encode_refined``); empty if there was no refiner.
+    ``refined`` is the blob of the refined label (``encode_label``); empty if there was no refiner.
     """
     rows, columns = u.shape
     if not (0 < rows <= LARGEST_SIDE and 0 < columns <= LARGEST_SIDE):
@@ -60,11 +57,6 @@ def encode_uncertainty(u: Map, refined: bytes = b"") -> bytes:
     if not ((u >= 0) & (u <= 1)).all():
         raise ValueError("uncertainty lies between 0 and 1")
     return blob_of_levels(np.rint(u * np.float32(STEPS)).astype(np.uint8), refined)
-
-
-def encode_refined(logits: Map) -> bytes:
-    """Encode refined logits r, float32 (h, w), as a label of few steps: u says how far the boundary can be trusted."""
-    return encode_label(logits, max(round(REFINED_STEPS_PER_GRID / max(logits.shape)), 1))
 
 
 def blob_of_levels(levels: npt.NDArray[np.uint8], refined: bytes = b"") -> bytes:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.placement import CropBox, resized_size
 from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, autocast, resolve
 from sum_factory.shared.sam.attention import attend_in_pieces
@@ -42,9 +43,13 @@ class Runtime:
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """Return the device that ``device`` names; "auto" picks the best there is."""
+    """Return the device that ``device`` names; "auto" picks the best there is. Raises ``SettingsError`` for no name of
+    any."""
     if device != "auto":
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise SettingsError(f"device {device!r}: there is none; expected auto, cpu, cuda, cuda:1 or mps") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -52,9 +57,28 @@ def pick_device(device: str = "auto") -> torch.device:
     return torch.device("cpu")
 
 
+def require_device(device: torch.device) -> torch.device:
+    """Return ``device``. Raises ``SettingsError`` if this machine has none such that PyTorch can use."""
+    if device.type == "cuda":
+        there = int(torch.cuda.device_count())
+    elif device.type == "mps":
+        there = int(torch.backends.mps.is_available())
+    else:
+        return device
+    if (device.index or 0) >= there:
+        raise SettingsError(
+            f"device {device}: PyTorch finds {there} of these here; look at the driver and at PyTorch's build, or give "
+            "another device (auto takes what there is)"
+        )
+    return device
+
+
 def place(sam: Sam, runtime: Runtime) -> Sam:
-    """Move ``sam`` to its device, and compile its encoder if that is asked for; returns the same object."""
-    sam.to(pick_device(runtime.device))
+    """Move ``sam`` to its device, and compile its encoder if that is asked for; returns the same object.
+
+    Raises ``SettingsError`` if there is no such device.
+    """
+    sam.to(require_device(pick_device(runtime.device)))
     attend_in_pieces(sam.image_encoder)
     use_fast_linear(sam.image_encoder)
     if runtime.compile:

@@ -164,6 +164,8 @@ def assert_maps_are_naive(
         assert decoded.refined is not None
         certain = np.abs(r[:rows, :columns]) > 1e-3
         np.testing.assert_array_equal((decoded.refined > 0)[certain], (r[:rows, :columns] > 0)[certain])
+        steps = refined_label(one.blob)[8]
+        assert steps == encode_label(decoded.refined)[8]  # which follows from the signs
         doubt = max(doubt, float(expected.max()))
     assert doubt > 0.1
 

@@ -13,13 +13,12 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
-from sum_factory.shared.codecs.label import decode_label, encode_label
+from sum_factory.shared.codecs.label import band_of, blob_of_steps, decode_label, encode_label
 from sum_factory.shared.codecs.uncertainty import (
     HEADER,
     LENGTH,
     decode_u,
     decode_uncertainty,
-    encode_refined,
     encode_uncertainty,
     refined_label,
 )
@@ -130,17 +129,18 @@ def test_refined_label_comes_back_as_the_label_codec_makes_it() -> None:
     np.testing.assert_array_equal(decoded.u, decode_u(blob))
 
 
-@pytest.mark.parametrize(("shape", "steps"), [((49, 64), 4), ((64, 43), 4), ((193, 256), 1), ((12, 9), 21)])
-def test_refined_label_has_exact_signs_and_few_steps(shape: tuple[int, int], steps: int) -> None:
-    r = smooth(5, *shape) * 5
-    label = encode_refined(r)
-    assert label[8] == steps
-    np.testing.assert_array_equal(decode_label(label) > 0, r > 0)
-    assert len(label) < len(encode_label(r))
-
-
-def test_refined_label_without_a_positive_cell_has_no_steps() -> None:
-    assert encode_refined(np.full((49, 64), -3, np.float32))[8] == 0
+@pytest.mark.parametrize("steps", [1, 4])
+def test_refined_label_of_few_steps_is_read(steps: int) -> None:
+    """Sets hold such labels: of 4 steps on a grid of 64 cells, of 1 on one of 256."""
+    r = smooth(5, 49, 64) * 5
+    positive = (r > 0).astype(np.uint8)
+    magnitudes = np.abs(r[band_of(positive)])
+    typical = float(np.float16(np.median(magnitudes)))
+    label = blob_of_steps(positive, typical, steps, (steps * magnitudes / (magnitudes + typical)).astype(np.uint8))
+    decoded = decode_uncertainty(encode_uncertainty(plausible(5, 49, 64), label)).refined
+    assert decoded is not None
+    np.testing.assert_array_equal(decoded > 0, r > 0)
+    assert len(np.unique(np.abs(decoded))) == steps + 1
 
 
 def test_first_four_bytes_say_how_long_the_map_is() -> None:

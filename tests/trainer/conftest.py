@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from sum_factory.trainer import fit as module
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.run import log as log_module
 from sum_factory.trainer.run.settings import CheckpointSettings
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (1,), 128, window_size=3, prompt_dim=32, decoder_mlp_dim=64)
@@ -42,6 +44,13 @@ Map = npt.NDArray[np.float32]
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have runs train in the process of the tests, whose ``tiny`` no other knows."""
     monkeypatch.setattr(module, "usable_cores", lambda: 1)
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs draw neither curves nor samples, which takes longer than their steps; tests of these draw them."""
+    monkeypatch.setattr(log_module, "draw_curves", lambda lines: b"")
+    monkeypatch.setattr(module, "SHOWN", 0)
 
 
 @pytest.fixture(scope="session")
@@ -280,3 +289,32 @@ def make_recipe(
         return Recipe(**{**settings, **changes})
 
     return make_recipe
+
+
+def lattice(shift: list[float], size: list[int], first: int, count: int) -> list[tuple[int, int]]:
+    """Return points of a mask's lattice, x and y."""
+    plastic = ((9 + math.sqrt(69)) / 18) ** (1 / 3) + ((9 - math.sqrt(69)) / 18) ** (1 / 3)
+    points = []
+    for number in range(first, first + count):
+        x, y = (shift[0] + number / plastic) % 1, (shift[1] + number / plastic**2) % 1
+        points.append((int(x * size[1]), int(y * size[0])))
+    return points
+
+
+@pytest.fixture(scope="session")
+def naive_points() -> Callable[..., list[tuple[int, int]]]:
+    """``naive_points(logits, shift, size, side)`` are the points of one mask, by its logits (h, w)."""
+
+    from torch.nn import functional as F
+
+    def naive_points(logits: Any, shift: list[float], size: list[int], side: int) -> list[tuple[int, int]]:
+        """Return the points of one mask by its logits (h, w): three quarters nearest to 0 of three times as many, and a
+        quarter wherever the lattice goes on."""
+        count = max(1, round(112 * 112 * side * side / 1024 / 1024))
+        full = F.interpolate(logits[None, None], (side, side), mode="bilinear", align_corners=False)[0, 0]
+        looked_at = lattice(shift, size, 0, 3 * count)
+        kept = round(0.75 * count)
+        nearest = sorted(looked_at, key=lambda place: abs(float(full[place[1], place[0]])))[:kept]
+        return nearest + lattice(shift, size, 3 * count, count - kept)
+
+    return naive_points

@@ -19,7 +19,7 @@ from sum_factory.shared.sam.decode import BOX_MIN
 from sum_factory.shared.sam.task_prompt import TaskPrompt
 from sum_factory.trainer.batch import Batch, Sums, backpropagate, collate
 from sum_factory.trainer.data.samples import SampleId, TrainingSample
-from sum_factory.trainer.interactive import InteractiveSettings
+from sum_factory.trainer.interactive import InteractiveSettings, Targets
 from sum_factory.trainer.losses import LossSettings
 from sum_factory.trainer.prompts import click_errors, first_prompts
 
@@ -27,6 +27,7 @@ TINY = SamArchitecture("tiny", 32, 2, 2, (), 64, window_size=0, prompt_dim=32, d
 STRIDE, CELLS = 2, 32
 PHOTOS = 3
 """In the whole step: two in the batch, one that had no masks."""
+Points = Callable[..., list[tuple[int, int]]]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,18 @@ def samples() -> list[TrainingSample]:
     ]
 
 
+def with_target(sample: TrainingSample, target: str) -> TrainingSample:
+    """Return a sample whose losses compare with random shares of its cells, or with random pixels."""
+    generator, count = torch.Generator().manual_seed(len(sample)), len(sample)
+    shares = torch.rand(count, CELLS, CELLS, generator=generator).mul(2).sub(0.5).clamp(0, 1)
+    pixels = torch.rand(count, TINY.image_size, TINY.image_size, generator=generator) > 0.6
+    return dataclasses.replace(
+        sample,
+        coverage=shares if target == "coverage" else None,
+        pixels=pixels if target == "points" else None,
+    )
+
+
 def make_batch(samples: list[TrainingSample], sam: Sam, seed: int = 0) -> Batch:
     """Return the samples as a batch in double precision."""
     batch = collate(samples, sam, STRIDE, seed)
@@ -86,14 +99,31 @@ def make_batch(samples: list[TrainingSample], sam: Sam, seed: int = 0) -> Batch:
 
 
 def naive_mask_loss(logits: Tensor, mask: Tensor, valid: Tensor, certainty: Tensor, settings: LossSettings) -> Tensor:
-    """20 focal + Dice of one mask, over its valid pixels one after the other."""
+    """20 focal + Dice of one mask, or of its shares, over its valid pixels one after the other."""
     p, y, c = logits[valid].sigmoid(), mask[valid].double(), certainty[valid].double()
-    at_truth = y * p + (1 - y) * (1 - p)
     alpha = 0.25 * y + 0.75 * (1 - y)
-    focal = (c * -alpha * (1 - at_truth) ** 2 * at_truth.log()).mean()
+    entropy = -(y * p.log() + (1 - y) * (1 - p).log())
+    focal = (c * alpha * (y - p).abs() ** 2 * entropy).mean()
     kept = c > settings.theta
-    dice = 1 - (2 * (y * p)[kept].sum() + 1) / ((y + p)[kept].sum() + 1)
+    dice = 1 - (2 * torch.where(p < y, p, y)[kept].sum() + 1) / ((y + p)[kept].sum() + 1)
     return 20 * focal + dice
+
+
+def naive_target_loss(
+    low: Tensor, targets: Targets, k: int, shifts: Tensor | None, settings: LossSettings, points: Points | None
+) -> Tensor:
+    """The mask loss of target ``k`` by its low-resolution logits (1, 1, h, w)."""
+    if targets.pixels is None or shifts is None or points is None:
+        wanted = targets.masks if targets.coverage is None else targets.coverage
+        return naive_mask_loss(_grid(low)[0, 0], wanted[k], targets.valid[k], targets.certainty[k], settings)
+    side = TINY.image_size
+    places = points(low[0, 0].detach(), shifts[k].tolist(), targets.pixels.sizes[k].tolist(), side)
+    full, c = (
+        F.interpolate(each, (side, side), mode="bilinear", align_corners=False)[0, 0]
+        for each in (low, targets.certainty[k][None, None])
+    )
+    found, wanted, c = (torch.stack([each[y, x] for x, y in places]) for each in (full, targets.pixels.masks[k], c))
+    return naive_mask_loss(found, wanted, torch.ones_like(wanted), c, settings)
 
 
 def naive_iou(logits: Tensor, mask: Tensor, valid: Tensor) -> float:
@@ -101,7 +131,14 @@ def naive_iou(logits: Tensor, mask: Tensor, valid: Tensor) -> float:
     return float((found & mask).sum() / (found | mask).sum())
 
 
-def naive_loss(sam: Sam, prompt: TaskPrompt | None, batch: Batch, settings: InteractiveSettings, photos: int) -> Tensor:
+def naive_loss(
+    sam: Sam,
+    prompt: TaskPrompt | None,
+    batch: Batch,
+    settings: InteractiveSettings,
+    photos: int,
+    naive_points: Points | None = None,
+) -> Tensor:
     """Return the loss of all rounds with its whole graph."""
     targets, random = batch.targets, batch.random
     embeddings = sam.image_encoder(batch.images)
@@ -116,6 +153,7 @@ def naive_loss(sam: Sam, prompt: TaskPrompt | None, batch: Batch, settings: Inte
             coords, token_types, found = click_errors(predicted, targets.masks, targets.sampling, STRIDE, random)
             for k in found.nonzero()[:, 0].tolist():
                 points[k].append((coords[k], token_types[k]))
+        shifts = None if targets.pixels is None else random.uniform(len(targets), 2)
         for k, box in enumerate(boxed):
             image = int(targets.image_index[k])
             source = embeddings[image]
@@ -126,13 +164,14 @@ def naive_loss(sam: Sam, prompt: TaskPrompt | None, batch: Batch, settings: Inte
             positions = sam.prompt_encoder.get_dense_pe()
             logits, iou = sam.mask_decoder.predict_masks(source[None], positions, sparse, dense)
             trained = fed = 0
-            truth = targets.masks[k], targets.valid[k], targets.certainty[k], settings.loss
+            truth = targets, k, shifts, settings.loss, naive_points
             if number == 1 and not box:
-                losses = [float(naive_mask_loss(_grid(logits.detach()[:, i : i + 1])[0, 0], *truth)) for i in (1, 2, 3)]
+                losses = [float(naive_target_loss(logits.detach()[:, i : i + 1], *truth)) for i in (1, 2, 3)]
                 trained = 1 + losses.index(min(losses))
                 fed = 1 + int(iou[0, 1:].argmax())
-            chosen = _grid(logits[:, trained : trained + 1])[0, 0]
-            loss = naive_mask_loss(chosen, *truth) + (iou[0, trained] - naive_iou(chosen, *truth[:2])) ** 2
+            chosen = logits[:, trained : trained + 1]
+            true = naive_iou(_grid(chosen)[0, 0], targets.masks[k], targets.valid[k])
+            loss = naive_target_loss(chosen, *truth) + (iou[0, trained] - true) ** 2
             total = total + loss / (batch.counts[image] * settings.rounds * photos)
             previous[k] = logits[:, fed : fed + 1].detach()
     return total
@@ -151,12 +190,22 @@ def gradients(sam: Sam, prompt: TaskPrompt | None) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize(
+    ("continuous", "target", "rounds"),
+    [(False, "bits", 7), (True, "bits", 7), (False, "coverage", 3), (False, "points", 3)],
+)
 def test_rounds_backpropagated_one_by_one_give_the_gradients_of_the_whole_graph(
-    sam: Sam, task_prompt: TaskPrompt, samples: list[TrainingSample], continuous: bool
+    sam: Sam,
+    task_prompt: TaskPrompt,
+    samples: list[TrainingSample],
+    naive_points: Points,
+    continuous: bool,
+    target: str,
+    rounds: int,
 ) -> None:
-    settings = InteractiveSettings(continuous_task_prompt=continuous)
-    expected = naive_loss(sam, task_prompt, make_batch(samples, sam), settings, PHOTOS)
+    settings = InteractiveSettings(rounds, continuous_task_prompt=continuous)
+    samples = [with_target(sample, target) for sample in samples]
+    expected = naive_loss(sam, task_prompt, make_batch(samples, sam), settings, PHOTOS, naive_points)
     expected.backward()
     naive = gradients(sam, task_prompt)
     sums = Sums(settings.rounds)

@@ -51,12 +51,11 @@ def test_fit_trains_and_says_so_and_again_has_nothing_to_do(file: Path, tmp_path
 
 def test_options_go_before_the_recipe(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = call(
-        "fit", "--recipe", file, "--out", out, "--method", "vanilla", "--set", "loss.theta=0.5", "--set=steps=1"
-    )
+    options = ("--method", "vanilla", "--target", "points", "--set", "loss.theta=0.5", "--set=steps=1")
+    result = call("fit", "--recipe", file, "--out", out, *options)
     assert result.exit_code == 0, result.output
     run = read_header(out / WEIGHTS_FILE)["run"]
-    assert (run["method"], run["loss"]["theta"]) == ("vanilla", 0.5)
+    assert (run["method"], run["target"], run["loss"]["theta"]) == ("vanilla", "points", 0.5)
     assert len(read_log(out)) == 1
 
 
@@ -73,6 +72,8 @@ def test_run_is_not_written_into_a_pipe(command: str, tmp_path: Path) -> None:
     [
         (["--method", "som"], "no such method; there are human-only"),
         (["--set", "loss.tetha=0.5"], "loss.tetha"),
+        (["--target", "shares"], "target: expected 'authors', 'bits', 'coverage' or 'points', found 'shares'"),
+        (["--target", "authors", "--set", "stride=2"], "the stride is 2; give stride=4, or the target bits"),
         (["--shards", "nowhere"], "nowhere is no shard set"),
         (["--sam", "none.pth"], "none.pth: no such file"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,54 @@ def test_losses_equal_naive_sums_over_the_valid_area() -> None:
             naive_dice(logits[k], targets[k], valid[k], certainty[k], 0.6), rel=1e-10
         )
     assert torch.allclose(mask_loss(logits, targets, valid, certainty, SETTINGS), 20 * focal + dice)
+
+
+def shares(seed: int = 1) -> Tensor:
+    """Targets of cells that masks cover in part, with some that they cover whole or not at all."""
+    drawn = torch.rand(3, 9, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return ((drawn - 0.25) * 2).clamp(0, 1)
+
+
+def test_losses_of_shares_equal_naive_sums() -> None:
+    logits, _, valid, certainty = example()
+    targets = shares()
+    assert 0.2 < float(((targets > 0) & (targets < 1)).double().mean()) < 0.8
+    for k in range(3):
+        focal = overlap = both = 0.0
+        for y, x in valid[k].nonzero().tolist():
+            p, t, c = 1 / (1 + math.exp(-float(logits[k, y, x]))), float(targets[k, y, x]), float(certainty[k, y, x])
+            entropy = -t * math.log(p) - (1 - t) * math.log(1 - p)
+            focal += c * (0.25 * t + 0.75 * (1 - t)) * abs(t - p) ** 2 * entropy
+            if c > 0.6:
+                overlap, both = overlap + min(p, t), both + p + t
+        each = logits[k : k + 1], targets[k : k + 1], valid[k : k + 1], certainty[k : k + 1], SETTINGS
+        assert float(focal_loss(*each)) == pytest.approx(focal / int(valid[k].sum()), rel=1e-10)
+        assert float(dice_loss(*each)) == pytest.approx(1 - (2 * overlap + 1) / (both + 1), rel=1e-10)
+
+
+def test_shares_of_none_and_all_have_the_losses_and_gradients_of_bits() -> None:
+    found = []
+    logits, targets, valid, certainty = example()
+    for each in (targets, targets.double()):
+        leaf = logits.clone().requires_grad_()
+        losses = torch.stack([loss(leaf, each, valid, certainty, SETTINGS) for loss in (focal_loss, dice_loss)])
+        losses.sum().backward()
+        found.append((losses.detach(), leaf.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(*(gradient for _, gradient in found if gradient is not None))
+
+
+@pytest.mark.parametrize("loss", [focal_loss, dice_loss])
+def test_losses_of_shares_are_least_where_the_prediction_is_the_share(loss: Any) -> None:
+    """As published they would not be: Dice of a share of 0.4 is least at 1, focal of one of 0.5 below 0.5."""
+    valid = torch.ones(1, 1, 99, dtype=torch.bool)
+    for share in (0.1, 0.4, 0.5, 0.75):
+        predicted = torch.arange(1, 100, dtype=torch.float64).view(99, 1, 1).expand(-1, 1, 99) / 100
+        targets = torch.full((99, 1, 99), share, dtype=torch.float64)
+        losses = loss(torch.logit(predicted), targets, valid.expand(99, -1, -1), None, SETTINGS)
+        assert int(losses.argmin()) + 1 == round(100 * share)
+        assert (losses.diff()[: int(losses.argmin())] < 0).all()
+        assert (losses.diff()[int(losses.argmin()) :] > 0).all()
 
 
 def test_padding_has_no_effect_on_any_loss() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +18,7 @@ from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import CacheSettings, Recipe
 from sum_factory.trainer.refiner import RefinerRecipe
 from sum_factory.trainer.run.settings import CheckpointSettings, ValidationSettings
+from sum_factory.trainer.target import Target
 
 HUMAN: tuple[SetSettings, ...] = (FolderPairsSettings("folder-pairs", Path("a"), Path("b"), "salient"),)
 PLAIN = Recipe(human=HUMAN, precision="fp32")
@@ -93,6 +94,7 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "fed_output": "best",
     "first_prompts": "hq",
     "stride": 2,
+    "target": "points",
     "loss": {"theta": 0.5},
     "optimizer": {"learning_rate": 1e-4},
     "seed": 1,
@@ -149,6 +151,7 @@ def test_unknown_method_is_refused_and_the_known_ones_are_listed() -> None:
         ("variant", "lora-and-more"),
         ("human", ()),
         ("stride", 3),
+        ("target", "coverages"),
         ("steps", 0),
         ("batch", 0),
         ("box_share", 1.5),
@@ -165,6 +168,31 @@ def test_unknown_method_is_refused_and_the_known_ones_are_listed() -> None:
 def test_values_that_make_no_sense_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ValidationError):
         Recipe(**{"human": HUMAN, name: value})
+
+
+@pytest.mark.parametrize("type_", [Recipe, RefinerRecipe])
+@pytest.mark.parametrize(
+    ("target", "stride", "problem"),
+    [
+        (
+            "authors",
+            2,
+            r"authors is a bit a cell of SAM's low resolution, a stride of 4, and the stride is 2; give str",
+        ),
+        ("coverage", 1, r"coverage is finer than labels are: .*one pixel of SAM's input; give a stride of 2 or 4"),
+    ],
+)
+def test_target_that_its_stride_does_not_have_is_refused(type_: Any, target: str, stride: int, problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        type_(human=HUMAN, target=target, stride=stride)
+    assert type_(human=HUMAN, target="points", stride=stride).target == "points"
+
+
+@pytest.mark.parametrize("type_", [Recipe, RefinerRecipe])
+def test_target_is_what_runs_differ_in_and_that_of_the_authors_is_bits_on_their_grid(type_: Any) -> None:
+    identities = {target: type_(human=HUMAN, target=target).identity() for target in get_args(Target)}
+    assert identities["authors"] == identities["bits"]
+    assert len({str(identity) for identity in identities.values()}) == len(identities) - 1
 
 
 def test_recipe_survives_the_way_through_json() -> None:

@@ -173,6 +173,7 @@ def test_run_is_not_resumed_with_other_settings(recipe: Recipe, tmp_path: Path, 
         "batch": {"batch": 4},
         "steps": {"steps": 8},  # on which the falling rate depends
         "stride": {"stride": 2},
+        "target": {"target": "points"},
         "masks": {"masks": 2},
         "human_data": {"human": (salient, dataclasses.replace(parts, task="entity"))},
     }

@@ -14,7 +14,7 @@ from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.precision import PrecisionSetting, precision_option
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.settings import PACKAGED, TASKS, WEIGHTS_HELP
-from sum_factory.trainer.commands.train import below_option
+from sum_factory.trainer.commands.train import below_option, hq_option
 from sum_factory.trainer.evaluate.settings import FirstPrompt, Output, Protocol
 
 if TYPE_CHECKING:
@@ -29,13 +29,6 @@ weights_option = click.option(
     default=PACKAGED,
     show_default=True,
     help=f"SAM or SUM weights: {WEIGHTS_HELP}.",
-)
-hq_option = click.option(
-    "--hq-output",
-    type=click.Choice(["hq", "hq+sam"]),
-    default="hq",
-    show_default=True,
-    help="Of HQ-SAM, the mask of its own token, which training teaches, or the sum of its logits and SAM's.",
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 encoder_option = precision_option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from sum_factory.shared.store.local_files import is_stream
 
 if TYPE_CHECKING:
     from sum_factory.shared.relocation import Relocation
+    from sum_factory.shared.sam.hq import HqOutput
 
 
 def _folder(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
@@ -43,6 +45,11 @@ var_option = click.option(
 set_option = click.option(
     "--set", "changes", multiple=True, help="key=value in place of the recipe's, with dotted keys; repeatable."
 )
+target_option = click.option(
+    "--target",
+    default=None,
+    help="What masks are compared with: authors, bits, coverage or points  [default: the recipe's]",
+)
 training_precision_option = precision_option(
     None, "auto is bf16 where the device has instructions for it, else fp32  [default: the recipe's]"
 )
@@ -50,6 +57,15 @@ training_precision_option = precision_option(
 
 below_option = click.option(
     "--sam", default=None, help="The SAM that weights of a variant sit on  [default: where it lay in training]"
+)
+
+
+hq_option = click.option(
+    "--hq-output",
+    type=click.Choice(["hq", "hq+sam"]),
+    default="hq",
+    show_default=True,
+    help="Of HQ-SAM, the mask of its own token, which training teaches, or the sum of its logits and SAM's.",
 )
 
 
@@ -65,6 +81,7 @@ below_option = click.option(
     default=None,
     help="Of weights with a task prompt, the task whose masks are refined  [default: the recipe's]",
 )
+@target_option
 @training_precision_option
 @threads_option
 def refiner_command(
@@ -106,6 +123,7 @@ def refiner_command(
     help="Which weights are trained: full, decoder, lora, adapter, sam-adapter or hq; --set variant_settings.KEY=VALUE "
     "changes the settings of one that has any  [default: the recipe's]",
 )
+@target_option
 @click.option("--device", default=None, help="auto, cpu, cuda, cuda:1 or mps  [default: the recipe's]")
 @click.option(
     "--processes",
@@ -116,6 +134,11 @@ def refiner_command(
 )
 @training_precision_option
 @threads_option
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Open all data, take one step, and tell what was found, the memory and the time of the run; write nothing.",
+)
 def fit_command(
     recipe: str,
     out: Path,
@@ -124,21 +147,30 @@ def fit_command(
     processes: int | None,
     threads: int | None,
     photos_from: Relocation,
+    dry_run: bool,
     **chosen: str | None,
 ) -> None:
     """Train on shards and human masks. Run it again after any interruption: it goes on from its last checkpoint."""
-    from sum_factory.trainer.fit import fit_on_ranks
+    from sum_factory.trainer.dry_run import rehearse
+    from sum_factory.trainer.fit import fit_on_ranks, on_ranks
     from sum_factory.trainer.recipe import Recipe
     from sum_factory.trainer.settings import parse_variables, read_settings
 
     moved = json.dumps(dict(photos_from.pairs)) if photos_from else None
     settings = read_settings(recipe, Recipe, parse_variables(variables), _changed(changes, photos_from=moved, **chosen))
-    click.echo(fit_on_ranks(settings, out, processes, threads).lines())
+    if dry_run:
+        told = on_ranks(rehearse, settings, out, processes, threads).lines()
+    else:
+        told = fit_on_ranks(settings, out, processes, threads).lines()
+    if os.environ.get("RANK", "0") == "0":  # of those that torchrun started, the first speaks for all
+        click.echo(told)
 
 
 @click.command("export")
 @click.option("--weights", required=True, help=f"A SUM checkpoint or SAM weights: {WEIGHTS_HELP}.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The .pth file to write.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="The .pth file to write; with --onnx, a folder."
+)
 @click.option(
     "--task",
     type=click.Choice(TASKS),
@@ -147,12 +179,34 @@ def fit_command(
     help="The task whose vector becomes part of the weights: plain SAM has no task prompt.",
 )
 @below_option
-def export_command(weights: str, out: Path, task: str, sam: str | None) -> None:
-    """Write weights as plain `segment_anything` loads them, for one task; of HQ-SAM, as its own software does."""
+@click.option("--onnx", is_flag=True, help="Write encoder.onnx and decoder.onnx, and compare both with torch.")
+@hq_option
+def export_command(weights: str, out: Path, task: str, sam: str | None, onnx: bool, hq_output: HqOutput) -> None:
+    """Write weights as plain `segment_anything` loads them, for one task; of HQ-SAM, as its own software does.
+
+    With --onnx, write the models themselves for onnxruntime, of any variant.
+    """
+    if onnx:
+        from sum_factory.trainer.export_onnx import TOLERANCE, export_onnx
+
+        exported = export_onnx(weights, _folder_for_onnx(out), task, sam, hq_output)
+        click.echo(
+            f"wrote {', '.join(map(str, exported.files))}: in onnxruntime their outputs are equal to torch's to "
+            f"{exported.difference:.1e} of the largest value ({TOLERANCE:g} is allowed)"
+        )
+        return
     from sum_factory.trainer.export import export_plain_sam
 
+    if out.is_dir():
+        raise click.BadParameter(f"{out} is a folder; give a file, or --onnx", param_hint="--out")
     export_plain_sam(weights, out, task, sam)
     click.echo(f"wrote {out}", err=is_stream(out))
+
+
+def _folder_for_onnx(out: Path) -> Path:
+    if out.exists() and not out.is_dir():
+        raise click.BadParameter(f"{out} is there, and is no folder: --onnx writes two files", param_hint="--out")
+    return out
 
 
 def _changed(changes: tuple[str, ...], **options: Any) -> list[str]:

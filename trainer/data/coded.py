@@ -16,8 +16,15 @@ from torch import Tensor
 
 from sum_factory.shared.codecs.codes import Codes
 from sum_factory.shared.placement import Frame
-from sum_factory.trainer.data.grid import logits_on_grid, maps_on_grid
+from sum_factory.trainer.data.grid import (
+    coverage_of_pixels,
+    is_covered,
+    label_pixels,
+    logits_on_grid,
+    maps_on_grid,
+)
 from sum_factory.trainer.data.samples import SampleId, TrainingSample
+from sum_factory.trainer.target import Target
 
 
 @dataclass(frozen=True)
@@ -26,9 +33,9 @@ class CodedSample:
     reads none.
 
     ``crops`` int64 (K, 4) are the crops that the masks were found in (x0, y0, x1, y1), ``whole`` shows all of the
-    photo. The maps weigh the losses if ``certain_loss``, the drawing of points if ``certain_sampling``. The labels'
-    logits are kept beside the masks if ``with_logits``. The rest is as in ``TrainingSample``; ``skipped`` counts the
-    masks whose uncertainty is unknown.
+    photo. The maps weigh the losses if ``certain_loss``, the drawing of points if ``certain_sampling``. ``target`` says
+    what losses compare with; the labels' logits are kept beside that if ``with_logits``. The rest is as in
+    ``TrainingSample``; ``skipped`` counts the masks whose uncertainty is unknown.
     """
 
     id: SampleId
@@ -44,6 +51,7 @@ class CodedSample:
     valid: tuple[int, int]
     task: int
     skipped: int
+    target: Target = "bits"
     with_logits: bool = False
     partners: tuple[Tensor, ...] = ()
 
@@ -52,17 +60,29 @@ class CodedSample:
 
         Masks without a cell there are left out and counted.
         """
-        cells = self.whole.side // self.stride
+        side, cells = self.whole.side, self.whole.side // self.stride
         masks = torch.zeros(len(self.crops), cells, cells, dtype=torch.bool, device=device)
         logits = torch.zeros(masks.shape, device=device) if self.with_logits else None
+        coverage = torch.zeros(masks.shape, device=device) if self.target == "coverage" else None
+        pixels = (
+            torch.zeros(len(masks), side, side, dtype=torch.bool, device=device) if self.target == "points" else None
+        )
         doubt = None if self.maps is None else torch.zeros(masks.shape, device=device)
         for frame, rows in self._by_crop():
             places = torch.from_numpy(rows).to(device)
             labels = look_up(self.labels, rows, device)
-            values = logits_on_grid(labels, frame, self.whole, self.stride)
-            masks[places] = values > 0
             if logits is not None:
-                logits[places] = values
+                logits[places] = logits_on_grid(labels, frame, self.whole, self.stride)
+            if coverage is None and pixels is None:
+                masks[places] = logits_on_grid(labels, frame, self.whole, self.stride) > 0
+            else:
+                exact = label_pixels(labels, frame, self.whole)
+                shares = coverage_of_pixels(exact, self.whole, self.stride)
+                masks[places] = is_covered(shares)
+                if coverage is not None:
+                    coverage[places] = shares
+                if pixels is not None:
+                    pixels[places] = exact
             if self.maps is not None and doubt is not None:
                 maps = look_up(self.maps, rows, device)
                 doubt[places] = maps_on_grid(maps, frame, self.whole, self.stride)
@@ -81,6 +101,8 @@ class CodedSample:
             skipped=self.skipped + len(self.crops) - len(masks),
             logits=None if logits is None else logits[seen],
             partners=tuple(partner.to(device) for partner in self.partners),
+            coverage=None if coverage is None else coverage[seen],
+            pixels=None if pixels is None else pixels[seen],
         )
 
     def _by_crop(self) -> list[tuple[Frame, npt.NDArray[np.int64]]]:

@@ -50,7 +50,7 @@ def thumbnail(sample: HumanSample) -> RgbImage:
     for number in range(min(sample.count, MOST_MASKS)):
         whole = sample.masks_at([number])[0].astype(np.float32)
         mask = cv2.resize(whole, size, interpolation=cv2.INTER_AREA) >= 0.5
-        draw_mask(drawn, photo, mask, _colour(number))
+        draw_mask(drawn, photo, mask, colour_of(number))
     return np.rint(drawn).astype(np.uint8)
 
 
@@ -60,6 +60,7 @@ def jpeg(picture: RgbImage) -> bytes:
     return bytes(data)
 
 
-def _colour(number: int) -> npt.NDArray[np.float32]:
+def colour_of(number: int) -> npt.NDArray[np.float32]:
+    """Return the colour, RGB float32 (3,), of a photo's mask of this number."""
     pixel = np.array([[[number * HUE_STEP % 360, 0.9, 1.0]]], np.float32)
     return np.asarray(255 * cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0], np.float32)

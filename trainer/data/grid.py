@@ -1,7 +1,8 @@
 """Bring masks, label logits and uncertainty maps to the grid on which the losses are taken.
 
-The grid covers SAM's square input with ``stride`` input pixels a cell. The photo fills its upper left part, the *valid*
-cells; the rest is padding, where masks are False and maps 0.
+A mask there is the share of each cell that it covers, or a bit a cell: whether it covers half of it. The grid covers
+SAM's square input with ``stride`` input pixels a cell. The photo fills its upper left part, the *valid* cells; the rest
+is padding, where masks are False and maps 0.
 """
 
 from __future__ import annotations
@@ -28,12 +29,46 @@ def valid_cells(frame: Frame, stride: int) -> tuple[int, int]:
 
 def masks_on_grid(masks: npt.NDArray[np.bool_], frame: Frame, stride: int) -> Tensor:
     """Bring masks of a photo, bool (K, H, W), to the grid, bool (K, G, G): set where half a cell or more is."""
-    height, width = frame.input_size
-    rows, columns = valid_cells(frame, stride)
     grid = torch.zeros(len(masks), frame.side // stride, frame.side // stride, dtype=torch.bool)
     for k, mask in enumerate(masks):
+        grid[k] = is_covered(coverage_on_grid(mask[None], frame, stride)[0])
+    return grid
+
+
+def coverage_on_grid(masks: npt.NDArray[np.bool_], frame: Frame, stride: int) -> Tensor:
+    """Return the share of each cell that masks of a photo, bool (K, H, W), cover: float32 (K, G, G), 0 to 1.
+
+    It is exact but for the rounding of a pixel of the input to a 255th.
+    """
+    height, width = frame.input_size
+    rows, columns = valid_cells(frame, stride)
+    grid = torch.zeros(len(masks), frame.side // stride, frame.side // stride)
+    for k, mask in enumerate(masks):
         scaled = cv2.resize(mask.astype(np.uint8) * np.uint8(255), (width, height), interpolation=cv2.INTER_AREA)
-        grid[k, :rows, :columns] = _cell_means(torch.from_numpy(scaled).double(), stride) >= 127.5
+        grid[k, :rows, :columns] = _cell_means(torch.from_numpy(scaled)[None].double(), stride)[0] / 255
+    return grid
+
+
+def is_covered(coverage: Tensor) -> Tensor:
+    """Return the bit of each cell, bool, of the share that a mask covers."""
+    return coverage >= 0.5
+
+
+def label_pixels(logits: Tensor, frame: Frame, whole: Frame) -> Tensor:
+    """Return the masks that label logits (K, h, w) mean on SAM's input, bool (K, S, S); as ``logits_on_grid``."""
+    pixels = torch.zeros(len(logits), whole.side, whole.side, dtype=torch.bool, device=logits.device)
+    for k in range(len(logits)):
+        pixels[k] = logits_on_grid(logits[k : k + 1], frame, whole, 1)[0] > 0
+    return pixels
+
+
+def coverage_of_pixels(pixels: Tensor, whole: Frame, stride: int) -> Tensor:
+    """Return the share of each cell that masks on SAM's input, bool (K, S, S), cover: float32 (K, G, G), 0 to 1."""
+    height, width = whole.input_size
+    rows, columns = valid_cells(whole, stride)
+    grid = torch.zeros(len(pixels), whole.side // stride, whole.side // stride, device=pixels.device)
+    for k in range(len(pixels)):
+        grid[k, :rows, :columns] = _cell_means(pixels[k : k + 1, :height, :width].float(), stride)[0]
     return grid
 
 
@@ -81,21 +116,21 @@ def _pasted(values: Tensor, frame: Frame, whole: Frame, stride: int, outside: fl
     """Bring values (1, h, w) of a crop to the valid cells of the grid, (rows, columns)."""
     photo = paste(frame.upsample(values) - outside, frame, *whole.crop_size) + outside
     scaled = F.interpolate(photo[None], whole.input_size, mode="bilinear", align_corners=False, antialias=True)
-    return _cell_means(scaled[0, 0], stride)
+    return _cell_means(scaled[0], stride)[0]
 
 
 def _cell_means(values: Tensor, stride: int) -> Tensor:
-    """Return the mean of each cell of ``stride`` pixels a side of float (H, W); the last cells may be cut short.
+    """Return the mean of each cell of ``stride`` pixels a side of float (1, H, W); the last cells may be cut short.
 
     Sums are taken in a fixed order, along rows first: the same on every device.
     """
-    height, width = values.shape
-    padded = F.pad(values[None, None], (0, -width % stride, 0, -height % stride), mode="replicate")[0, 0]
-    blocks = padded.view(padded.shape[0] // stride, stride, padded.shape[1] // stride, stride)
+    height, width = values.shape[1:]
+    padded = F.pad(values[None], (0, -width % stride, 0, -height % stride), mode="replicate")[0]
+    blocks = padded.view(-1, padded.shape[1] // stride, stride, padded.shape[2] // stride, stride)
     across = blocks[..., 0]
     for place in range(1, stride):
         across = across + blocks[..., place]
-    total = across[:, 0]
+    total = across[:, :, 0]
     for place in range(1, stride):
-        total = total + across[:, place]
+        total = total + across[:, :, place]
     return total / stride**2

@@ -50,7 +50,8 @@ class PseudoSet:
     ``layer`` names the uncertainty layer that ``method`` reads, or is None; ``layer_ids`` are the ids of all layers
     that are read, ``recorded`` is what a run records of them. Photos are read from the layer ``photos`` if there is
     one, else from where they lie now. Opening it checks every committed unit (``trainer/data/survey.py``) and keeps
-    little: raises ``ShardError`` if one is damaged, if there is no such layer, if the layer ``photos`` lacks a photo,
+    little: raises ``ShardError`` if one is damaged, if there is no such layer or it is of another source than the
+    method's, if the layer ``photos`` lacks a photo,
     or if the masks are on another grid than the model's. Without the layer ``photos`` it looks for a few photos and
     raises ``InputError`` or ``ImageError`` as ``load`` does.
     """
@@ -64,6 +65,8 @@ class PseudoSet:
                 f"to be trained takes {settings.side}; label the photos with a SAM of that size"
             )
         self.shards, self.method, self.settings = shards, method, settings
+        if method.needs_uncertainty and layer is not None:
+            _require_source(shards, layer, method)
         self.layer = layer if method.needs_uncertainty else None
         layers = [MASKS] if self.layer is None else [MASKS, uncertainty_layer(self.layer)]
         if PHOTOS in shards.dataset.layers:
@@ -83,6 +86,11 @@ class PseudoSet:
 
     def __len__(self) -> int:
         return int(self._first[-1])
+
+    @property
+    def masks(self) -> int:
+        """How many masks there are, of all images."""
+        return sum(unit.records[MASKS].masks for unit in self._units)
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -145,6 +153,7 @@ class PseudoSet:
             task=UNSPECIFIED,
             skipped=end - first - len(usable),
             with_logits=self.method.reads_logits,
+            target=self.settings.target,
         )
 
     def _read_unit(self, group: int) -> _Unit:
@@ -174,3 +183,13 @@ class PseudoSet:
     def _maps(self) -> LayerReader:
         assert self.layer is not None, "only a method that reads a layer gets here"
         return self.shards.reader(uncertainty_layer(self.layer))
+
+
+def _require_source(shards: ShardSet, layer: str, method: Method) -> None:
+    """Raise ``ShardError`` if a layer says that its maps are of another source than that of ``method``."""
+    source = shards.layer(uncertainty_layer(layer)).settings.get("source", method.uncertainty)
+    if source.removeprefix("label-") != method.uncertainty:
+        raise ShardError(
+            f"{shards.storage.url}: the maps of layer {layer!r} are of the source {source}, and this method is about "
+            f"{method.uncertainty}; name a layer of that (--set uncertainty=NAME), or give the method for {source}"
+        )

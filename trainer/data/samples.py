@@ -13,9 +13,10 @@ from sum_factory.shared.errors import ImageError
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.runtime import resize
-from sum_factory.trainer.data.grid import masks_on_grid, valid_cells
+from sum_factory.trainer.data.grid import coverage_on_grid, is_covered, masks_on_grid, valid_cells
 from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.randomness import generator_of
+from sum_factory.trainer.target import Target
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class SampleId:
 @dataclass(frozen=True)
 class SampleSettings:
     """How photos become samples. ``side``: pixels of SAM's square input; ``stride``: input pixels a cell of the loss
-    grid; ``masks``: how many random masks of a photo are used at most; ``seed``: what is drawn follows from it."""
+    grid; ``masks``: how many random masks of a photo are used at most; ``seed``: what is drawn follows from it;
+    ``target``: what masks are compared with."""
 
     side: int
     stride: int
     masks: int
     seed: int
+    target: Target = "bits"
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class TrainingSample:
     of the grid that show the photo. ``skipped`` counts masks that could not be used: those whose uncertainty is
     unknown, and those without a cell. ``logits``, float32 (K, G, G), are those of the labels, and ``partners`` other
     photos, uint8 (3, h, w) each: both for methods that ask for them.
+
+    What losses compare with, beside the bits of ``masks``: ``coverage`` float32 (K, G, G), the share of each cell that
+    a mask covers, or ``pixels`` bool (K, S, S), the masks on SAM's input; None where the target is another.
     """
 
     id: SampleId
@@ -60,6 +66,8 @@ class TrainingSample:
     skipped: int = 0
     logits: Tensor | None = None
     partners: tuple[Tensor, ...] = ()
+    coverage: Tensor | None = None
+    pixels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -74,6 +82,8 @@ class TrainingSample:
             sampling=None if self.sampling is None else self.sampling.to(device),
             logits=None if self.logits is None else self.logits.to(device),
             partners=tuple(partner.to(device) for partner in self.partners),
+            coverage=None if self.coverage is None else self.coverage.to(device),
+            pixels=None if self.pixels is None else self.pixels.to(device),
         )
 
 
@@ -85,7 +95,10 @@ def load_human(human: HumanSet, index: int, id: SampleId, settings: SampleSettin
     if 0 in frame.input_size:
         raise ImageError(f"{sample.key}: {width} x {height} is too thin for SAM; cut it up or leave it out")
     picked = pick(sample.count, settings, id)
-    masks = masks_on_grid(sample.masks_at(picked.tolist()), frame, settings.stride)
+    exact = sample.masks_at(picked.tolist())
+    coverage = coverage_on_grid(exact, frame, settings.stride) if settings.target == "coverage" else None
+    masks = masks_on_grid(exact, frame, settings.stride) if coverage is None else is_covered(coverage)
+    pixels = masks_on_grid(exact, frame, 1) if settings.target == "points" else None
     seen = masks.flatten(1).any(1)
     return TrainingSample(
         id=id,
@@ -97,6 +110,8 @@ def load_human(human: HumanSet, index: int, id: SampleId, settings: SampleSettin
         valid=valid_cells(frame, settings.stride),
         task=sample.task,
         skipped=int((~seen).sum()),
+        coverage=None if coverage is None else coverage[seen],
+        pixels=None if pixels is None else pixels[seen],
     )
 
 

@@ -88,14 +88,14 @@ class MixedStream:
     def load(self, slot: int) -> Sample:
         """Load the sample of a slot: a pure function of the slot."""
         name, position = self.mix.locate(slot)
-        sample = self._load(name, position)
+        sample = self.load_from(name, position)
         if not self.partners or name != "pseudo":
             return sample
-        others = self._load("human", position), self._load("pseudo", position + 1)
+        others = self.load_from("human", position), self.load_from("pseudo", position + 1)
         return replace(sample, partners=tuple(other.image for other in others))
 
-    def _load(self, name: str, position: int) -> Sample:
-        """Load the sample at a position of a stream."""
+    def load_from(self, name: str, position: int) -> Sample:
+        """Load the sample at a position of a stream, counted over all epochs."""
         epoch, index = self._orders[name].sample(position)
         return self.streams[name].load(index, SampleId(name, epoch, index))
 

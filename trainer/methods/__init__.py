@@ -31,9 +31,15 @@ METHODS = {
         certain_loss=True, certain_sampling=True, task_prompt="first", uncertainty="discrepancy"
     ),
     "sum-discrepancy-online": Method(task_prompt="first", addition=discrepancy, settings=DiscrepancySettings, copies=1),
-    "augseg-mixed-prompt": Method(addition=AugSeg, settings=AugSegSettings, reads_partners=True, copies=1),
+    "augseg-mixed-prompt": Method(
+        addition=AugSeg, settings=AugSegSettings, reads_partners=True, takes_points=False, copies=1
+    ),
     "augseg-box-prompt": Method(
-        addition=partial(AugSeg, box_prompt=True), settings=AugSegSettings, reads_partners=True, copies=1
+        addition=partial(AugSeg, box_prompt=True),
+        settings=AugSegSettings,
+        reads_partners=True,
+        takes_points=False,
+        copies=1,
     ),
     "u2pl": Method(task_prompt="first", addition=U2pl, settings=U2plSettings, reads_certainty=True, reads_steps=True),
     "u2pl-entropy": Method(
@@ -46,6 +52,7 @@ METHODS = {
         task_prompt="first",
         addition=SoftTargets,
         reads_logits=True,
+        takes_points=False,
     ),
     "sum-online": Method(
         certain_loss=True,

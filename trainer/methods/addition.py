@@ -135,6 +135,8 @@ def targets_at(targets: Targets, rows: Tensor) -> Targets:
         certainty=targets.certainty[rows],
         sampling=targets.sampling[rows],
         image_index=targets.image_index[rows],
+        coverage=None if targets.coverage is None else targets.coverage[rows],
+        pixels=None if targets.pixels is None else targets.pixels[rows],
     )
 
 

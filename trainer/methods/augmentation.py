@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sum_factory.trainer.data.grid import is_covered
 from sum_factory.trainer.data.samples import TrainingSample
 
 FLIPPED = 0.5
@@ -58,12 +59,14 @@ def moved(
         placed[:, : size[0], : size[1]] = scaled.flip(2) if mirrored else scaled
         return placed
 
-    masks = cut(sample.masks) >= 0.5
+    coverage = None if sample.coverage is None else cut(sample.coverage)
+    masks = cut(sample.masks) >= 0.5 if coverage is None else is_covered(coverage)
     kept = masks.flatten(1).any(1)
     view = replace(
         sample,
         image=(image.flip(2) if mirrored else image).round().clamp(0, 255).to(torch.uint8),
         masks=masks,
+        coverage=coverage,
         certainty=None if sample.certainty is None else cut(sample.certainty),
         sampling=None if sample.sampling is None else cut(sample.sampling),
         logits=None if sample.logits is None else cut(sample.logits),
@@ -80,12 +83,14 @@ def _pixels(photo: torch.Size, cells: tuple[int, int], size: tuple[int, ...], si
 
 def only(sample: TrainingSample, kept: Tensor) -> TrainingSample:
     """Return a sample with the masks that ``kept``, bool (K,), marks; the others count as skipped."""
-    certainty, sampling, logits = (
-        None if part is None else part[kept] for part in (sample.certainty, sample.sampling, sample.logits)
-    )
     skipped = sample.skipped + int((~kept).sum())
     masks = sample.masks[kept]
-    return replace(sample, masks=masks, skipped=skipped, certainty=certainty, sampling=sampling, logits=logits)
+    certainty, sampling, logits, coverage = (
+        None if part is None else part[kept]
+        for part in (sample.certainty, sample.sampling, sample.logits, sample.coverage)
+    )
+    weights = replace(sample, certainty=certainty, sampling=sampling, logits=logits)
+    return replace(weights, masks=masks, coverage=coverage, skipped=skipped)
 
 
 def recoloured(image: Tensor, generator: torch.Generator, most: int) -> Tensor:

@@ -27,10 +27,9 @@ from sum_factory.trainer.interactive import (
     Targets,
     choose,
     judge_round,
-    target_loss,
     to_grid,
 )
-from sum_factory.trainer.losses import true_iou
+from sum_factory.trainer.losses import mask_loss, true_iou
 from sum_factory.trainer.methods.addition import (
     Addition,
     Lesson,
@@ -146,7 +145,8 @@ class AugSeg(Addition):
             covered |= here
         masks = weak.masks & ~covered
         drawn = torch.zeros_like(covered) if self.box_prompt else ~covered
-        view = replace(weak, image=image, masks=masks, sampling=drawn.expand(masks.shape).float())
+        coverage = None if weak.coverage is None else weak.coverage * ~covered
+        view = replace(weak, image=image, masks=masks, coverage=coverage, sampling=drawn.expand(masks.shape).float())
         return only(view, masks.flatten(1).any(1)), covered
 
 
@@ -172,12 +172,13 @@ class Consistency:
             fed = None if self.fed is None else self.fed[mine]
             logits, predicted = played.again(self.teacher, self.embeddings, here, self.index[mine], fed)
             targets, ambiguous = targets_at(played.targets, here), played.ambiguous[here]
-            own = replace(played, logits=logits, predicted_iou=predicted, ambiguous=ambiguous, targets=targets)
+            said = replace(played, logits=logits, predicted_iou=predicted)
+            own = replace(said, ambiguous=ambiguous, targets=targets)
             best, fed_back = choose(own, settings)
             row = torch.arange(len(logits), device=logits.device)
             self._feed(mine, logits[row, fed_back][:, None])
             masks = self._masks(logits[row, best], targets, mine)
-        taught = replace(played.targets, masks=put(played.targets.masks, here, masks))
+        taught = with_masks(played.targets, here, masks)
         result, previous = judge_round(played, settings, taught)
         if self.multi and bool(ambiguous.any()) and logits.shape[1] > 1:
             several = ambiguous.nonzero()[:, 0]
@@ -206,8 +207,14 @@ class Consistency:
             grid = to_grid(played.logits[here, k][:, None], targets)[:, 0]
             iou = true_iou(grid, masks, targets.valid)
             error = settings.loss.iou_weight * (played.predicted_iou[here, k] - iou) ** 2
-            losses.append(target_loss(grid, replace(targets, masks=masks), settings.loss) + error)
+            losses.append(mask_loss(grid, masks, targets.valid, targets.certainty, settings.loss) + error)
         return torch.stack(losses).mean(0)
+
+
+def with_masks(targets: Targets, rows: Tensor, masks: Tensor) -> Targets:
+    """Return targets of which the masks ``rows`` are other ones, bool (R, G, G): whole cells of them, or none."""
+    coverage = None if targets.coverage is None else put(targets.coverage, rows, masks)
+    return replace(targets, masks=put(targets.masks, rows, masks), coverage=coverage)
 
 
 def entropy(logits: Tensor) -> Tensor:

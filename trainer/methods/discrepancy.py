@@ -20,7 +20,6 @@ from torch import Tensor
 from sum_factory.shared.sam.refiner import Refiner
 from sum_factory.trainer.batch import Batch
 from sum_factory.trainer.data.samples import TrainingSample
-from sum_factory.trainer.interactive import target_loss
 from sum_factory.trainer.methods.addition import Addition, Lesson, Student, are_pseudo, with_certainty
 from sum_factory.trainer.methods.teacher import Teacher, encode_photos, predict_boxes
 from sum_factory.trainer.run.distributed import Ranks
@@ -117,7 +116,7 @@ class DualDecoder(Discrepancy):
         def loss(embeddings: Tensor) -> Tensor:
             seen, index = embeddings.detach(), targets.image_index
             logits = predict_boxes(self.trained, self.student.task_prompt, seen, batch, rows, index)
-            return (target_loss(logits, targets, self.student.recipe.loss) * weight).sum()
+            return (targets.loss(logits, logits, None, self.student.recipe.loss) * weight).sum()
 
         return loss
 

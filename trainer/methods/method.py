@@ -43,6 +43,8 @@ class Method:
     reads_logits: bool = False
     reads_partners: bool = False
     reads_steps: bool = False
+    takes_points: bool = True
+    """Whether masks may be compared in points of SAM's input (the target "points"): not where targets are made here."""
     copies: int = 0
     """How many copies of the weights it holds beside the model, such as a teacher."""
 

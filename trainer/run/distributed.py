@@ -21,7 +21,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, spawn
 from sum_factory.shared.cores import divide_cores
 from sum_factory.shared.errors import SumError, WorkerError
 from sum_factory.shared.progress import hushed
-from sum_factory.shared.sam.runtime import pick_device
+from sum_factory.shared.sam.runtime import pick_device, require_device
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        yield Ranks(0, 1, pick_device(device))
+        yield Ranks(0, 1, require_device(pick_device(device)))
         return
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else pick_device(device)

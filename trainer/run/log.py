@@ -1,44 +1,54 @@
-"""The log of a run: a line of JSON for each step, the same numbers for TensorBoard, and the progress for people."""
+"""The log of a run: a line of JSON a step, numbers and pictures for TensorBoard, curves and progress for people."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from sum_factory.shared.images import RgbImage
 from sum_factory.shared.progress import Stage
+from sum_factory.shared.store.canonical_json import to_json
 from sum_factory.shared.store.storage import Storage
+from sum_factory.trainer.run.curves import draw_curves
+from sum_factory.trainer.run.overview import ABOUT, LOG
 
-LOG = "log.jsonl"
+CURVES = "curves.png"
+FLUSH_SECONDS = 30
+"""How long numbers wait, at most, until TensorBoard can read them."""
 
 
 @dataclass
 class RunLog:
-    """The log of the run in ``out``. Lines of steps after ``first``, left by a run that died, are dropped."""
+    """The log of the run in ``out``. Lines of steps after ``first``, left by a run that died, are dropped.
+
+    ``about`` is what `trainer runs` tells of the run beside its steps.
+    """
 
     out: Path
     first: int
     steps: int
     what: str = "training"
+    about: Mapping[str, Any] = field(default_factory=dict)
     _writer: Any = None
     _file: Any = None
     _stage: Any = None
 
     def __enter__(self) -> Self:
         self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / LOG
+        path, storage = self.out / LOG, Storage(str(self.out))
+        storage.write(ABOUT, to_json({"what": self.what, "steps": self.steps, **self.about}))
         if path.exists():
-            kept = [
-                line for line in Storage(str(self.out)).read(LOG).decode().splitlines() if _step_of(line) <= self.first
-            ]
-            Storage(str(self.out)).write(LOG, "".join(f"{line}\n" for line in kept).encode())
+            kept = [line for line in storage.read(LOG).decode().splitlines() if _step_of(line) <= self.first]
+            storage.write(LOG, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", buffering=1)
-        self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.first + 1)
+        folder = str(self.out / "tensorboard")
+        self._writer = SummaryWriter(folder, purge_step=self.first + 1, flush_secs=FLUSH_SECONDS)
         self._stage = Stage(self.what, self.steps, "step", self.first, seconds_each=True).__enter__()
         return self
 
@@ -59,6 +69,13 @@ class RunLog:
         self._file.write(json.dumps({"step": step, "validation": dict(scores)}) + "\n")
         for name, value in scores.items():
             self._writer.add_scalar(f"validation/{name}", value, step)
+
+    def show(self, step: int, pictures: Mapping[str, RgbImage]) -> None:
+        """Draw the curves up to ``step``, and give ``pictures``, uint8 (H, W, 3), to TensorBoard."""
+        for name, picture in pictures.items():
+            self._writer.add_image(f"samples/{name}", picture, step, dataformats="HWC")
+        self._writer.flush()
+        Storage(str(self.out)).write(CURVES, draw_curves(read_log(self.out)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from sum_factory.shared.errors import CheckpointError
+from sum_factory.shared.images import RgbImage
 from sum_factory.shared.precision import Resolved
 from sum_factory.trainer.run.checkpoints import Checkpoints, Stateful
 from sum_factory.trainer.run.distributed import ALONE, Ranks
@@ -41,7 +42,8 @@ class Run:
     ``weights`` and ``optimizer`` are the state that a checkpoint holds; resuming changes both in place. ``identity`` is
     all that decides the result: a run can only be resumed with the same. ``header`` is written into the files of
     weights. If several processes share each step (``ranks``), all of them validate, and the one that leads logs and
-    saves. ``what`` names the work in messages of progress.
+    saves. ``what`` names the work in messages of progress, ``about`` says of it what `trainer runs` tells beside the
+    steps: its method, variant, data, and the name of the logged value that is the score.
     """
 
     checkpoints: Checkpoints
@@ -53,6 +55,7 @@ class Run:
     header: Mapping[str, Any]
     ranks: Ranks = ALONE
     what: str = "training"
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def resume(self, precision: Resolved) -> int:
         """Load the last checkpoint, if there is one; return how many steps are done.
@@ -73,20 +76,20 @@ class Run:
         stream: Stream[Samples],
         take_step: Callable[[Samples, int], Mapping[str, Any]],
         validate: Callable[[int], Scores | None] = lambda step: None,
+        show: Callable[[int], Mapping[str, RgbImage]] = lambda step: {},
     ) -> None:
         """Take the steps ``first`` + 1 to the last, if any are left.
 
         ``take_step(samples, step)`` returns the values to log by name, among them ``loss``. ``validate(step)`` is
         called after each step; it returns the score and the values to log, or None if no validation is due. Each
-        validation saves a checkpoint, too.
+        validation saves a checkpoint, too. ``show(step)`` is called after each checkpoint; it returns pictures by name.
         """
         if first == self.steps:
             return
-        log = RunLog(self.checkpoints.out, first, self.steps, self.what)
+        log = RunLog(self.checkpoints.out, first, self.steps, self.what, self.about)
         started = time.perf_counter()
         with log if self.ranks.leads else nullcontext():
-            for step, samples in enumerate(stream.steps(first, self.steps), first + 1):
-                values = take_step(samples, step)
+            for step, values in self._take(first, self.steps, stream, take_step):
                 if self.ranks.leads:
                     log.step(step, values, stream.waited / (time.perf_counter() - started))
                 validation = validate(step)
@@ -94,7 +97,25 @@ class Run:
                     log.validation(step, validation[1])
                 if step % self.save_every == 0 or step == self.steps or validation is not None:
                     self._save(step, None if validation is None else validation[0])
+                    pictures = show(step)
+                    if self.ranks.leads:
+                        log.show(step, pictures)
         self.ranks.wait()
+
+    def rehearse(
+        self, first: int, stream: Stream[Samples], take_step: Callable[[Samples, int], Mapping[str, Any]]
+    ) -> Mapping[str, Any]:
+        """Take the one step after ``first`` as ``go_on`` does; log and save nothing, and return its values."""
+        [(_, values)] = self._take(first, first + 1, stream, take_step)
+        return values
+
+    @staticmethod
+    def _take(
+        first: int, last: int, stream: Stream[Samples], take_step: Callable[[Samples, int], Mapping[str, Any]]
+    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Take the steps ``first`` + 1 to ``last``; yield the number of each and the values to log."""
+        for step, samples in enumerate(stream.steps(first, last), first + 1):
+            yield step, take_step(samples, step)
 
     def _save(self, step: int, score: float | None) -> None:
         """Write a checkpoint; all processes bring together what is spread over them."""

@@ -24,6 +24,10 @@ def validate(
     protocol = Protocol(rounds=settings.rounds, task_rounds=settings.rounds if task_always else 1)
     results = evaluate_sets(model, settings.sets, [protocol], settings.max_masks, precision=precision, ranks=ranks)
     means = summarise(pa.concat_tables([result.rows for result in results]))
-    key = f"mBIoU@{settings.rounds}"
     scores = {f"{task}_{name}": value for task, values in means.items() for name, value in values.items()}
-    return means[ALL][key], scores
+    return scores[score_name(settings)], scores
+
+
+def score_name(settings: ValidationSettings) -> str:
+    """Return the name, among the values to log, of the score that decides which checkpoint is the best."""
+    return f"{ALL}_mBIoU@{settings.rounds}"

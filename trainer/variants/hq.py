@@ -5,9 +5,12 @@ Its file of weights, exported, has the names that HQ-SAM publishes: those of SAM
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from sum_factory.shared.errors import CheckpointError
 from sum_factory.shared.sam.checkpoint import LoadedSam, SamWeights, digest_of, identify, load_sam
@@ -56,8 +59,8 @@ def is_public(names: Collection[str]) -> bool:
 def load_public(path: Path, sam: str | None = None) -> LoadedSam:
     """Load HQ-SAM from a file in its public layout: all of it, or the decoder alone, as its training writes it.
 
-    A decoder needs ``sam``, the SAM that it sits on. Raises ``CheckpointError`` if that is missing, or if names or
-    shapes do not fit.
+    A decoder needs ``sam``, the SAM that it sits on. Raises ``CheckpointError`` if that is missing or another one, or
+    if names or shapes do not fit.
     """
     read, where = read_content(path), str(path)
     tensors = flatten(read.content)
@@ -67,6 +70,7 @@ def load_public(path: Path, sam: str | None = None) -> LoadedSam:
             raise CheckpointError(f"{path}: the decoder of HQ-SAM alone; give the SAM that it sits on as --sam")
         loaded = load_sam(sam)
         state = {plain(key).removeprefix(DECODER): value for key, value in tensors.items()}
+        _require_same(state, loaded, path, sam)
     else:
         if sam is not None:
             raise CheckpointError(f"{path}: sits on no other SAM; leave --sam out")
@@ -81,3 +85,13 @@ def load_public(path: Path, sam: str | None = None) -> LoadedSam:
         reason = str(error).splitlines()[1].strip()
         raise CheckpointError(f"{path}: this HQ-SAM does not fit {loaded.architecture.name}: {reason}") from error
     return replace(loaded, sha256=digest_of(loaded.sam.state_dict()), file_sha256=read.sha256)
+
+
+def _require_same(state: Mapping[str, Tensor], loaded: LoadedSam, path: Path, sam: str) -> None:
+    """Raise ``CheckpointError`` if a decoder's own copy of SAM's, which HQ-SAM leaves as it was, is not that of the
+    SAM that is given: the image encoder would be another, too."""
+    for name, value in loaded.sam.mask_decoder.state_dict().items():
+        copy = state.get(name)
+        same_shape = copy is not None and copy.shape == value.shape
+        if copy is not None and same_shape and not torch.allclose(copy.float(), value, rtol=2e-3, atol=1e-4):
+            raise CheckpointError(f"{path}: sits on another SAM than {sam}: {name} differs; give that one as --sam")

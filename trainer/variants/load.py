@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from sum_factory.shared.errors import CheckpointError
+from sum_factory.shared.errors import CheckpointError, SettingsError
 from sum_factory.shared.sam.checkpoint import PART, LoadedSam, load_sam
 from sum_factory.shared.sam.forms.names import flatten, plain
 from sum_factory.shared.sam.forms.reading import is_safetensors, read_header
@@ -23,7 +23,7 @@ def load_model(weights: str, sam: str | None = None, for_others: bool = False, h
 
     ``sam`` is the SAM that the weights of a variant, or a decoder of HQ-SAM, sit on; for a variant by default where it
     lay in training. ``hq_output`` is what HQ-SAM puts out. Raises ``CheckpointError``; if the model is ``for_others``,
-    also for a variant that no other software can read.
+    also for a variant that no other software can read; and ``SettingsError`` for an output that weights do not have.
     """
     path = _file_of(weights)
     if path is not None and read_header(path).get("kind") == PART:
@@ -36,7 +36,19 @@ def load_model(weights: str, sam: str | None = None, for_others: bool = False, h
         loaded = load_sam(weights)
     if isinstance(loaded.sam.mask_decoder, HqMaskDecoder):
         loaded.sam.mask_decoder.hq_output = hq_output
+    elif hq_output != "hq":
+        raise SettingsError(f"{weights}: no HQ-SAM, which alone has an output {hq_output}; leave --hq-output out")
     return loaded
+
+
+def require_no_hq(weights: str) -> None:
+    """Raise ``CheckpointError`` if ``weights`` are HQ-SAM's, which training would drop the own tensors of."""
+    path = _file_of(weights)
+    if path is not None and is_public(_names_in(path)):
+        raise CheckpointError(
+            f"{weights}: HQ-SAM's, and training starts from a SAM: its own tensors would be left out. Give the SAM "
+            "that it sits on, whose weights it holds unchanged"
+        )
 
 
 def _file_of(weights: str) -> Path | None:

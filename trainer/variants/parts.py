@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from sum_factory.shared.errors import CheckpointError
 from sum_factory.shared.sam.checkpoint import PART, LoadedSam, digest_of, load_sam
 from sum_factory.shared.sam.forms.reading import read_content
+from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from sum_factory.trainer.variants import prepare, trained, variants
+from sum_factory.trainer.variants.variant import Variant
+
+_OF_BASE = ("place", "sha256", "model_type")
 
 
 def header_of_part(name: str, settings: Any, place: str, base: LoadedSam) -> dict[str, Any]:
@@ -32,10 +36,11 @@ def load_part(path: Path, sam: str | None = None, for_others: bool = False) -> L
     """
     read = read_content(path)
     header = read.header
-    variant, base = variants().get(header["variant"]), header["base"]
+    _require_header(path, header)
+    variant, base = variants().get(header.get("variant", "")), header["base"]
     if variant is None:
         raise CheckpointError(
-            f"{path}: of the variant {header['variant']!r}, which this software does not know; "
+            f"{path}: of the variant {header.get('variant')!r}, which this software does not know; "
             f"there are {', '.join(variants())}"
         )
     if for_others and variant.merge is None and not variant.public_form:
@@ -43,7 +48,7 @@ def load_part(path: Path, sam: str | None = None, for_others: bool = False) -> L
             f"{path}: of the variant {variant.name}, which cannot be written as plain SAM: {variant.not_plain}"
         )
     loaded = _base(path, base, sam)
-    settings = TypeAdapter(variant.settings).validate_python(header["variant_settings"])
+    settings = _settings(path, variant, header.get("variant_settings"))
     prepare(loaded.sam, variant.name, settings, 0)
     state: dict[str, Tensor] = dict(read.content)
     table = state.pop(STATE_KEY, None)
@@ -65,6 +70,30 @@ def load_part(path: Path, sam: str | None = None, for_others: bool = False) -> L
     tasks = tuple(header["trained_tasks"])
     digest = digest_of(loaded.sam.state_dict(), table, tasks)
     return replace(loaded, sha256=digest, file_sha256=read.sha256, task_prompt=prompt, trained_tasks=tasks, task=None)
+
+
+def _require_header(path: Path, header: Mapping[str, Any]) -> None:
+    """Raise ``CheckpointError`` if a header does not say what was trained on which SAM."""
+    base = header.get("base")
+    named = isinstance(base, Mapping) and all(isinstance(base.get(key), str) for key in _OF_BASE)
+    tasks = header.get("trained_tasks")
+    if not named or not isinstance(tasks, list) or not {*map(str, tasks)} <= {*TASKS}:
+        raise CheckpointError(
+            f"{path}: damaged: its header does not say on which SAM it sits and which tasks it was trained for; train "
+            "it again, or take another checkpoint of its run"
+        )
+
+
+def _settings(path: Path, variant: Variant, given: Any) -> Any:
+    try:
+        return TypeAdapter(variant.settings).validate_python(given)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        key = ".".join(map(str, detail["loc"]))
+        raise CheckpointError(
+            f"{path}: its header has settings that the variant {variant.name} does not know: {key}: {detail['msg']}; "
+            "load it with the version that wrote it"
+        ) from error
 
 
 def _base(path: Path, base: Mapping[str, Any], sam: str | None) -> LoadedSam:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchvision.ops import box_iou
 
 from sum_factory.labelgen.masks.automask import GeneratedMasks
 from sum_factory.labelgen.masks.rle import Rle, decode_rle
@@ -148,5 +147,7 @@ class _Kept:
 
 
 def _overlap(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+    from torchvision.ops import box_iou  # brings torch's compiler, seconds of it
+
     corners = [torch.tensor([[x, y, x + w, y + h]], dtype=torch.float32) for x, y, w, h in (one, other)]
     return float(box_iou(*corners))

@@ -16,7 +16,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from sum_factory.pipelines.bench.parts.shard_material import Floats, LabelledPhoto
 from sum_factory.shared.codecs.label import encode_label
 from sum_factory.shared.codecs.photo import encode_photo
-from sum_factory.shared.codecs.uncertainty import encode_refined, encode_uncertainty
+from sum_factory.shared.codecs.uncertainty import encode_uncertainty
 from sum_factory.shared.images import RgbImage, decode_image, digest
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.shards.dataset import (
@@ -84,7 +84,7 @@ class Blobs(NamedTuple):
 def encode(photo: LabelledPhoto) -> Blobs:
     """Encode the masks and maps of a photo."""
     (s, r, u), (rows, columns) = photo.grids, photo.frame.photo_cells
-    maps = [encode_uncertainty(one, encode_refined(logits)) for one, logits in zip(u, r, strict=True)]
+    maps = [encode_uncertainty(one, encode_label(logits)) for one, logits in zip(u, r, strict=True)]
     means = u[:, :rows, :columns].mean((1, 2), np.float64).tolist()
     return Blobs([encode_label(logits) for logits in s], maps, means)
 

@@ -25,6 +25,7 @@ from sum_factory.trainer.data.grid import BEYOND, valid_cells
 from sum_factory.trainer.data.pseudo import UNSPECIFIED, PseudoSet
 from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
 from sum_factory.trainer.methods import METHODS
+from sum_factory.trainer.target import Target
 
 CPU = torch.device("cpu")
 METHOD_NAMES = ["vanilla", "mask-refinement", "sum", "sum-no-ua-sampling"]
@@ -57,16 +58,23 @@ def naive_sample(
     coded: CodedSample, labels: list[npt.NDArray[np.float32]], maps: list[npt.NDArray[np.float32]] | None
 ) -> TrainingSample:
     """Make the sample of decoded labels and maps, mask by mask."""
-    masks, certainty = [], []
+    masks, certainty, coverage, pixels = [], [], [], []
     for k, label in enumerate(labels):
         frame = Frame.crop(coded.whole.side, coded.crops[k])
-        mask = naive_grid(label, frame, coded.whole, coded.stride, BEYOND) > 0
+        exact = naive_grid(label, frame, coded.whole, 1, BEYOND) > 0
+        shares = naive_shares(exact, coded.whole, coded.stride)
+        mask = shares >= 0.5
+        if coded.target == "bits":
+            mask = naive_grid(label, frame, coded.whole, coded.stride, BEYOND) > 0
         if mask.any():
             masks.append(mask)
+            coverage.append(shares)
+            pixels.append(exact)
             if maps is not None:
                 certainty.append(1 - naive_grid(maps[k], frame, coded.whole, coded.stride, 0.0))
-    cells = coded.whole.side // coded.stride
+    side, cells = coded.whole.side, coded.whole.side // coded.stride
     c = torch.stack(certainty) if certainty else torch.zeros(0, cells, cells)
+    none = {"coverage": torch.zeros(0, cells, cells), "points": torch.zeros(0, side, side, dtype=torch.bool)}
     return TrainingSample(
         coded.id,
         coded.key,
@@ -77,7 +85,19 @@ def naive_sample(
         coded.valid,
         coded.task,
         coded.skipped + len(labels) - len(masks),
+        (torch.stack(coverage) if masks else none["coverage"]) if coded.target == "coverage" else None,
+        (torch.stack(pixels) if masks else none["points"]) if coded.target == "points" else None,
     )
+
+
+def naive_shares(exact: Tensor, whole: Frame, stride: int) -> Tensor:
+    """Return the share of each cell of the loss grid that a mask on SAM's input covers, (G, G)."""
+    height, width = whole.input_size
+    padded = np.pad(exact[:height, :width].numpy(), ((0, -height % stride), (0, -width % stride)), mode="edge")
+    rows, columns = padded.shape[0] // stride, padded.shape[1] // stride
+    result = torch.zeros(whole.side // stride, whole.side // stride)
+    result[:rows, :columns] = torch.from_numpy(padded.reshape(rows, stride, columns, stride).mean((1, 3)))
+    return result
 
 
 def require_same(found: TrainingSample, expected: TrainingSample) -> None:
@@ -87,11 +107,13 @@ def require_same(found: TrainingSample, expected: TrainingSample) -> None:
         assert torch.equal(one, other) if isinstance(other, Tensor) else one == other, field.name
 
 
-def naive_samples(url: str, method: str, stride: int) -> list[tuple[CodedSample, TrainingSample]]:
+def naive_samples(
+    url: str, method: str, stride: int, target: Target = "bits"
+) -> list[tuple[CodedSample, TrainingSample]]:
     """Load all samples of a shard set, and make each of the blobs as they are stored besides."""
     layer = "refinement" if METHODS[method].needs_uncertainty else None
     shards = ShardSet.open(url)
-    pseudo = PseudoSet(shards, layer, METHODS[method], SampleSettings(128, stride, 30, 0))
+    pseudo = PseudoSet(shards, layer, METHODS[method], SampleSettings(128, stride, 30, 0, target))
     loaded = [pseudo.load(index, SampleId("pseudo", 0, index)) for index in range(len(pseudo))]
     made = []
     images = [(number, image) for number, image in shards.walk() if image.masks]
@@ -118,6 +140,18 @@ def test_samples_are_those_of_the_naive_version_bit_for_bit(known_shards: Any, m
     assert any(len(expected) == 0 for _, expected in compared) == (method != "vanilla")
     for coded, expected in compared:
         require_same(coded.on(CPU), expected)
+
+
+@pytest.mark.parametrize(("target", "stride"), [("coverage", 2), ("coverage", 4), ("points", 4)])
+def test_samples_of_other_targets_are_those_of_the_naive_version_bit_for_bit(
+    known_shards: Any, target: Target, stride: int
+) -> None:
+    compared = naive_samples(known_shards.url, "sum", stride, target)
+    for coded, expected in compared:
+        require_same(coded.on(CPU), expected)
+    exact = [sample.coverage if target == "coverage" else sample.pixels for _, sample in compared]
+    assert all(each is not None for each in exact)
+    assert target == "points" or any(bool(((each > 0) & (each < 1)).any()) for each in exact if each is not None)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])

@@ -10,7 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.shared.placement import Frame
-from sum_factory.trainer.data.grid import BEYOND, logits_on_grid, maps_on_grid, masks_on_grid, valid_cells
+from sum_factory.trainer.data.grid import (
+    BEYOND,
+    coverage_of_pixels,
+    coverage_on_grid,
+    label_pixels,
+    logits_on_grid,
+    maps_on_grid,
+    masks_on_grid,
+    valid_cells,
+)
 
 SIDE = 128
 SIZES = {
@@ -69,6 +78,46 @@ def test_cell_is_set_where_half_of_it_or_more_is(name: str, stride: int) -> None
         assert np.array_equal(found[:rows, :columns][clear], (share >= 0.5)[clear])
         assert not found[rows:].any()
         assert not found[:, columns:].any()
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+@pytest.mark.parametrize("name", SIZES)
+def test_coverage_is_the_share_of_a_cell_that_the_mask_has(name: str, stride: int) -> None:
+    height, width = SIZES[name]
+    frame = Frame.whole(SIDE, height, width)
+    masks = random_masks(0, height, width)
+    grid = coverage_on_grid(masks, frame, stride).numpy()
+    rows, columns = valid_cells(frame, stride)
+    down = overlaps(height, rows, frame.input_size[0], stride)
+    across = overlaps(width, columns, frame.input_size[1], stride)
+    for found, mask in zip(grid, masks, strict=True):
+        assert np.abs(found[:rows, :columns] - down @ mask.astype(np.float64) @ across.T).max() < 0.003
+        assert not found[rows:].any()
+        assert not found[:, columns:].any()
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+@pytest.mark.parametrize("name", ["landscape", "odd", "tiny"])
+def test_coverage_of_a_label_counts_the_pixels_that_its_logits_mean(name: str, stride: int) -> None:
+    """At the photo's edge a cell is cut short; its last pixels are repeated, as those of human masks are."""
+    frame = Frame.whole(SIDE, *SIZES[name])
+    square = smooth(1, 32, 32)
+    low_rows, low_columns = frame.interpolation_cells
+    height, width = frame.input_size
+    pixels = label_pixels(square[None, :low_rows, :low_columns], frame, frame)
+    full = F.interpolate(square[None, None], (SIDE, SIDE), mode="bilinear", align_corners=False)[0, 0].numpy() > 0
+    assert (pixels[0, :height, :width].numpy() == full[:height, :width]).mean() > 0.999
+    assert not pixels[0, height:].any()
+    assert not pixels[0, :, width:].any()
+    found = coverage_of_pixels(pixels, frame, stride)[0].numpy()
+    padded = np.pad(pixels[0, :height, :width].numpy(), ((0, -height % stride), (0, -width % stride)), mode="edge")
+    rows, columns = valid_cells(frame, stride)
+    expected = np.zeros((SIDE // stride,) * 2)
+    for row in range(rows):
+        for column in range(columns):
+            cell = padded[row * stride : (row + 1) * stride, column * stride : (column + 1) * stride]
+            expected[row, column] = np.count_nonzero(cell) / stride**2
+    assert np.array_equal(found, expected)
 
 
 def test_valid_cells_show_some_of_the_photo() -> None:

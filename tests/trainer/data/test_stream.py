@@ -19,7 +19,7 @@ from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.trainer.data.coded import Sample
-from sum_factory.trainer.data.grid import masks_on_grid, valid_cells
+from sum_factory.trainer.data.grid import coverage_on_grid, masks_on_grid, valid_cells
 from sum_factory.trainer.data.human import FolderPairs, HumanSample
 from sum_factory.trainer.data.order import Mix
 from sum_factory.trainer.data.pseudo import PseudoSet
@@ -27,6 +27,7 @@ from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingS
 from sum_factory.trainer.data.sets import SetSettings, open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
 from sum_factory.trainer.methods import METHODS
+from sum_factory.trainer.target import Target
 
 SETTINGS = SampleSettings(side=128, stride=4, masks=2, seed=5)
 CPU = torch.device("cpu")
@@ -100,6 +101,25 @@ def test_human_sample_is_trusted_everywhere_and_knows_its_task_and_valid_cells(s
     assert sample.image.shape == (3, 102, 128)
     assert sample.valid == valid_cells(Frame.whole(128, 80, 100), 4) == (26, 32)
     assert sample.key == "made up"
+
+
+@pytest.mark.parametrize("target", ["coverage", "points"])
+def test_human_sample_has_what_its_target_compares_with(stripes: MadeUp, target: Target) -> None:
+    masks = stripes.masks[:3].copy()
+    masks[1] = False  # has no cell, and is left out of all that the sample has
+    settings = dataclasses.replace(SETTINGS, masks=9, target=target)
+    sample = load_human(dataclasses.replace(stripes, masks=masks), 0, id_of(), settings)
+    frame, seen = Frame.whole(128, 80, 100), masks[[0, 2]]
+    assert torch.equal(sample.masks, masks_on_grid(seen, frame, 4))
+    found = sample.on(torch.device("cpu"))
+    if target == "coverage":
+        assert found.pixels is None
+        assert found.coverage is not None
+        assert torch.equal(found.coverage, coverage_on_grid(seen, frame, 4))
+    else:
+        assert found.coverage is None
+        assert found.pixels is not None
+        assert torch.equal(found.pixels, masks_on_grid(seen, frame, 1))
 
 
 def test_mask_without_a_cell_is_left_out_and_counted(stripes: MadeUp) -> None:

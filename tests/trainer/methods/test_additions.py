@@ -22,12 +22,12 @@ from sum_factory.trainer.interactive import InteractiveSettings, Round, play_rou
 from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
 from sum_factory.trainer.methods.addition import Addition, Lesson, Student, targets_at
 from sum_factory.trainer.methods.augmentation import beta, moved, pasted, recoloured
-from sum_factory.trainer.methods.augseg import AugSeg, AugSegSettings, Consistency
+from sum_factory.trainer.methods.augseg import AugSeg, AugSegSettings, Consistency, with_masks
 from sum_factory.trainer.methods.discrepancy import DiscrepancySettings, DualDecoder, TeacherStudent
 from sum_factory.trainer.methods.distillation import Likeness
 from sum_factory.trainer.methods.merging import between
 from sum_factory.trainer.methods.online import Online, OnlineSettings
-from sum_factory.trainer.methods.soft import SoftTargets, soft_dice_loss, soft_focal_loss
+from sum_factory.trainer.methods.soft import SoftTargets
 from sum_factory.trainer.methods.teacher import Teacher
 from sum_factory.trainer.methods.u2pl import U2pl, U2plSettings
 from sum_factory.trainer.prompts import boxes_of
@@ -172,12 +172,10 @@ def test_theta_above_every_certainty_leaves_no_dice(samples: list[TrainingSample
     batch = student_of(sam).collate(certain(samples, 0.5))
     assert batch is not None
     logits = torch.randn(batch.targets.masks.shape, generator=torch.Generator().manual_seed(0))
-    wanted = torch.rand(batch.targets.masks.shape, generator=torch.Generator().manual_seed(1))
     t = batch.targets
     alone = LossSettings(focal_weight=0)
     assert (mask_loss(logits, t.masks, t.valid, t.certainty, alone) == 0).all()
-    assert (soft_dice_loss(logits, wanted, t, LossSettings()) == 0).all()
-    assert (soft_dice_loss(logits, wanted, t, LossSettings(theta=0.4)) > 0).all()
+    assert (mask_loss(logits, t.masks, t.valid, t.certainty, LossSettings(focal_weight=0, theta=0.4)) > 0).all()
 
 
 def test_soft_targets_of_0_and_1_are_the_hard_ones(sam: Sam, samples: list[TrainingSample]) -> None:
@@ -187,25 +185,31 @@ def test_soft_targets_of_0_and_1_are_the_hard_ones(sam: Sam, samples: list[Train
     assert gradients(sam, soft.lesson(samples, 1))[0] != pytest.approx(gradients(sam, plain.lesson(samples, 1))[0])
 
 
-def test_soft_losses_are_least_where_prediction_and_target_agree(sam: Sam) -> None:
-    sample = make_sample(1, "pseudo")
-    batch = student_of(sam).collate([sample])
-    assert batch is not None
-    settings, wanted = LossSettings(), torch.full((2, CELLS, CELLS), 0.3)
-    tried = torch.linspace(-3, 3, 601)
-    losses = []
-    for value in tried:
-        logits = torch.full(wanted.shape, float(value))
-        focal, dice = (loss(logits, wanted, batch.targets, settings) for loss in (soft_focal_loss, soft_dice_loss))
-        losses.append((float(focal[0]), float(dice[0])))
-    best = torch.tensor(losses).argmin(0)
-    assert torch.allclose(tried[best].sigmoid(), torch.tensor(0.3), atol=0.01)
-    q, p, c = 0.3, 0.7, sample.certainty
-    assert c is not None
-    logits = torch.full(wanted.shape, p).logit()
-    entropy = -(q * torch.tensor(p).log() + (1 - q) * torch.tensor(1 - p).log())
-    expected = (c * (0.25 * q + 0.75 * (1 - q)) * abs(q - p) ** 2 * entropy).mean((1, 2))
-    assert torch.allclose(soft_focal_loss(logits, wanted, batch.targets, settings), expected, rtol=1e-4)
+def test_soft_targets_are_refined_probabilities(sam: Sam, samples: list[TrainingSample]) -> None:
+    lesson = SoftTargets(student_of(sam), None).lesson(samples, 1)
+    assert lesson is not None
+    played, result = first_rounds(sam, lesson, BOXES)[0]
+    t, q = played.targets, torch.cat([s.masks.float() if s.logits is None else s.logits.sigmoid() for s in samples])
+    for row in range(6):
+        p, c, v = on_grid(played.logits[row, 0]).sigmoid(), t.certainty[row], t.valid[row]
+        wanted, at = q[row][v], p[v]
+        entropy = -(wanted * at.log() + (1 - wanted) * (1 - at).log())
+        focal = (c[v] * (0.25 * wanted + 0.75 * (1 - wanted)) * (wanted - at).abs() ** 2 * entropy).mean()
+        kept = c[v] > 0.6
+        both, total = torch.minimum(wanted, at)[kept].sum(), (wanted + at)[kept].sum()
+        dice = 1 - (2 * both + 1) / (total + 1)
+        assert float(result.mask_loss[row]) == pytest.approx(float(20 * focal + dice), rel=1e-4)
+
+
+def test_human_masks_keep_their_target_beside_soft_ones(sam: Sam, samples: list[TrainingSample]) -> None:
+    shares = [torch.rand(sample.masks.shape, generator=torch.Generator().manual_seed(7)) for sample in samples]
+    covered = [dataclasses.replace(s, coverage=share) for s, share in zip(samples, shares, strict=True)]
+    lesson = SoftTargets(student_of(sam), None).lesson(covered, 1)
+    assert lesson is not None
+    coverage = lesson.batch.targets.coverage
+    assert coverage is not None
+    assert torch.equal(coverage[:2], shares[0])
+    assert torch.equal(coverage[2:4], torch.where(samples[1].masks, 3.0, -3.0).sigmoid())
 
 
 # Teachers
@@ -385,6 +389,7 @@ def test_masks_may_be_judged_in_groups(sam: Sam, other: Sam, samples: list[Train
                     predicted_iou=played.predicted_iou[rows],
                     ambiguous=played.ambiguous[rows],
                     targets=targets_at(played.targets, rows),
+                    shifts=None,
                     tokens=played.tokens.at(rows),
                     fed=None if played.fed is None else played.fed[rows],
                 )
@@ -483,6 +488,26 @@ def test_a_moved_mask_stays_on_what_it_is_of(seed: int) -> None:
         matching = [float((mask[:rows, :columns].float() - bright).abs().sum()) for mask in view.masks]
         if bright.sum() > 4:
             assert min(matching) <= 0.25 * float(bright.sum()) + 4
+
+
+def test_coverage_moves_with_the_masks_and_is_the_teachers_in_the_end(sam: Sam, samples: list[TrainingSample]) -> None:
+    shares = [sample.masks.float() for sample in samples]
+    bare = [dataclasses.replace(s, coverage=share) for s, share in zip(certain(samples, None), shares, strict=True)]
+    lesson = AugSeg(student_of(sam), AugSegSettings()).lesson(bare, 1)
+    assert lesson is not None
+    t = lesson.batch.targets
+    assert t.coverage is not None
+    assert torch.equal(t.coverage[2:] * t.valid[2:] >= 0.5, t.masks[2:])
+    seen: list[Any] = []
+
+    def judge(played: Round, settings: InteractiveSettings) -> Any:
+        seen.append(with_masks(played.targets, torch.tensor([2]), ~played.targets.masks[2:3]))
+        return lesson.judge(played, settings)
+
+    first_rounds(sam, dataclasses.replace(lesson, judge=judge), POINTS)
+    for taught in seen:
+        assert torch.equal(taught.coverage[2], taught.masks[2].float())
+        assert torch.equal(taught.coverage[0], t.coverage[0])
 
 
 def test_pasted_part_is_the_other_photos_and_the_rest_is_not() -> None:

@@ -179,6 +179,7 @@ def test_command_merges_two_files(tmp_path: Path, tiny_weights: str) -> None:
         ({"method": "u2pl", "method_settings": {"weight": -1}}, "method_settings of u2pl: weight: .*found -1"),
         ({"method": "model-merging", "method_settings": {"alpha": True}}, "alpha: expected a number, found true"),
         ({"method": "sum", "method_settings": {"alpha": 1}}, "unknown key alpha; there are none"),
+        ({"method": "sum-soft", "target": "points"}, "sum-soft makes targets on the loss grid"),
     ],
 )
 def test_settings_that_a_method_does_not_have_are_refused(
