@@ -64,10 +64,10 @@ class TrainingSample:
     valid: tuple[int, int]
     task: int
     skipped: int = 0
-    logits: Tensor | None = None
-    partners: tuple[Tensor, ...] = ()
     coverage: Tensor | None = None
     pixels: Tensor | None = None
+    logits: Tensor | None = None
+    partners: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.masks)

@@ -81,17 +81,16 @@ def make_sample(index: int, stream: str, size: tuple[int, int] = (64, 64)) -> Tr
     logits = torch.where(masks, 3.0, -3.0) if stream == "pseudo" else None
     partners = tuple(torch.full((3, *size), shade, dtype=torch.uint8) for shade in (100, 200))
     return TrainingSample(
-        SampleId(stream, 0, index),
-        str(index),
-        image,
-        masks,
-        certainty,
-        certainty,
-        (rows, columns),
-        0,
-        0,
-        logits,
-        partners,
+        id=SampleId(stream, 0, index),
+        key=str(index),
+        image=image,
+        masks=masks,
+        certainty=certainty,
+        sampling=certainty,
+        valid=(rows, columns),
+        task=0,
+        logits=logits,
+        partners=partners,
     )
 
 
