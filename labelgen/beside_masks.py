@@ -148,6 +148,8 @@ class MakingMaps(_OfCommitted):
     def _needs_photo(self, image: ImageRows) -> bool:
         """Whether the maps of a committed image cannot be made from kept layers alone."""
         shards, number, work = self.labeler.shards, self.unit.number, self.work
+        if work.settings.reads_labels or work.teacher is not None:
+            return bool(image.masks) and work.teacher is not None
         masks: Iterable[Mapping[str, Any]] = image.masks
         if work.refiner is None and LOGITS in work.use_kept:
             masks = compress(masks, ~are_logits_known(shards, number, image))
@@ -185,7 +187,10 @@ class MakingMaps(_OfCommitted):
                     return torch.from_numpy(embedding)[None].to(labeler.embedder.sam.device)
             return None if photo is None else labeler.embed(photo, crop_box)
 
-        return labeler.maker.make(masks, embed), error
+        def embed_for_teacher(crop_box: CropBox) -> Tensor | None:
+            return None if photo is None else labeler.embed_for_teacher(photo, crop_box)
+
+        return labeler.maker.make(masks, embed, embed_for_teacher), error
 
 
 def all_of(makes: Makes) -> UnitReport:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def refinement(s: Tensor, r: Tensor) -> Tensor:
-    """Return u = |sigmoid(s) - sigmoid(r)| of logits s and refined logits r (Eq. 3), in [0, 1]."""
+    """Return u = |sigmoid(s) - sigmoid(r)| of logits s and refined logits r (Eq. 3), in [0, 1].
+
+    It is also how far two models differ in what they make of one prompt.
+    """
     return (s.sigmoid() - r.sigmoid()).abs()
 
 
@@ -32,4 +35,6 @@ def entropy(s: Tensor) -> Tensor:
 
 
 FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": entropy}
-"""How u follows from SAM's own logits, by the name of the source. Every other source takes a refiner."""
+"""How u follows from SAM's own logits, by the name of the source."""
+LABEL_FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {f"label-{name}": each for name, each in FORMULAS.items()}
+"""How u follows from the logits that a stored label decodes to, by the name of the source: no model is run."""

@@ -28,13 +28,14 @@ class MasksWork:
 
 @dataclass(frozen=True)
 class MapsWork:
-    """The uncertainty maps that a job makes, and their layer. ``refiner`` is the path of its file."""
+    """The uncertainty maps that a job makes, and their layer. ``refiner`` and ``teacher`` are paths of weights."""
 
     settings: UncertaintySettings
     refiner: str | None
     layer: Layer
     use_kept: tuple[str, ...] = ()
     """Kept layers from which the maps are made; what they lack is made anew."""
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from sum_factory.shared.placement import CropBox
 from sum_factory.shared.sam.checkpoint import SamWeights, load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Embedder, place
+from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.shards.dataset import Layer, Unit
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.originals import is_stretched
@@ -83,7 +84,16 @@ class Labeler:
         if job.uncertainty is not None:
             path, settings = job.uncertainty.refiner, job.uncertainty.settings
             refiner = None if path is None else load_refiner(path, loaded).to(sam.device)
-            self.maker = UncertaintyMaker(sam, refiner, settings, job.points_per_batch)
+            self.second = self._second_embedder(job)
+            teacher = None if self.second is None else self.second.sam
+            self.maker = UncertaintyMaker(sam, refiner, settings, job.points_per_batch, teacher)
+
+    def _second_embedder(self, job: Job) -> Embedder | None:
+        """Return the embedder of the teacher that maps are made with, if they are."""
+        if job.uncertainty is None or job.uncertainty.teacher is None:
+            return None
+        loaded = load_sam(job.uncertainty.teacher, None, job.task or TASKS[0])
+        return Embedder(place(loaded.sam, job.runtime), job.runtime.resolve().name)
 
     def label_unit(self, unit: Unit, refused: Mapping[str, str] | None = None) -> Iterator[Event]:
         """Make what a unit lacks of the job's layers: the masks, then the others.
@@ -116,6 +126,10 @@ class Labeler:
         embedding = self.embedder.embed_crop(photo.pixels, crop_box, photo.resized)
         self.lanes.on_step()
         return embedding
+
+    def embed_for_teacher(self, photo: LoadedPhoto, crop_box: CropBox) -> Tensor | None:
+        """Return the teacher's embedding of a crop of a photo; None if maps are made without one."""
+        return None if self.second is None else self.second.embed_crop(photo.pixels, crop_box, photo.resized)
 
     def _lacking(self, unit: Unit, refused: Mapping[str, str]) -> Iterator[Makes]:
         """Yield what makes the layers that a unit lacks, in the order in which they are to be committed.

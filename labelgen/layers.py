@@ -89,8 +89,12 @@ def maps_layer(
     encoding: str = TAR,
     use_kept: Sequence[Layer] = (),
     known_as: Sequence[str] = (),
+    teacher: Mapping[str, object] | None = None,
 ) -> Layer:
     """Describe the layer of uncertainty maps called ``name``, of ``masks``, by the refiner at a path.
+
+    ``teacher`` is what ``identify_weights`` says of another SAM, which the source discrepancy may compare with, in
+    place of a refiner as second decoder.
 
     ``use_kept`` are the layers that the maps are made from, as far as they go. Kept layers are rounded to half floats,
     so the choice changes the maps; each layer's id is therefore a setting. ``known_as`` are other SHA-256s of the
@@ -99,13 +103,22 @@ def maps_layer(
     Raises ``CheckpointError`` for a file that is not a refiner, or is that of another SAM, and ``SettingsError`` if the
     source needs a refiner and none is given, or the other way round.
     """
-    weights = {"sam": masks.weights["sam"]}
-    if settings.needs_refiner and refiner is None:
-        raise SettingsError(f"source {settings.source} needs a refiner: give --refiner, or another --source")
+    _require_models(settings, refiner is not None, teacher is not None)
+    for layer in use_kept:
+        if layer.name not in settings.outputs:
+            raise SettingsError(f"source {settings.source} is not made from {layer.name}: leave --use-kept out")
+    sam = masks.weights["sam"]
+    weights = {"sam": sam}
     if refiner is not None:
-        if not settings.needs_refiner:
-            raise SettingsError(f"source {settings.source} uses no refiner: leave --refiner out")
-        weights["refiner"] = identify_refiner(refiner, masks.weights["sam"], known_as)
+        as_what = "second_decoder" if settings.compares_models else "refiner"
+        weights[as_what] = identify_refiner(refiner, sam, known_as)
+    if teacher is not None:
+        if teacher["image_size"] != sam["image_size"]:
+            raise SettingsError(
+                f"--teacher takes photos of {teacher['image_size']} pixels, and the SAM of the masks of "
+                f"{sam['image_size']}: give one of the same size"
+            )
+        weights["teacher"] = dict(teacher)
     made_from = {layer.name: layer.id for layer in use_kept}
     return Layer(
         name=uncertainty_layer(name),
@@ -119,6 +132,24 @@ def maps_layer(
         weights=weights,
         provenance=_provenance(encoding),
     )
+
+
+def _require_models(settings: UncertaintySettings, has_refiner: bool, has_teacher: bool) -> None:
+    """Raise ``SettingsError`` if the models that are given are not those that the source takes."""
+    source = settings.source
+    if settings.compares_models:
+        if has_refiner == has_teacher:
+            raise SettingsError(
+                f"source {source} compares SAM with one other model: give --refiner for a second decoder, or --teacher "
+                "for another SAM"
+            )
+        return
+    if settings.needs_refiner and not has_refiner:
+        raise SettingsError(f"source {source} needs a refiner: give --refiner, or another --source")
+    if has_refiner and not settings.needs_refiner:
+        raise SettingsError(f"source {source} uses no refiner: leave --refiner out")
+    if has_teacher:
+        raise SettingsError(f"source {source} uses no teacher: leave --teacher out")
 
 
 def _provenance(encoding: str) -> dict[str, Any]:

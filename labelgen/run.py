@@ -40,9 +40,10 @@ from sum_factory.labelgen.settings import (
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import SettingsError, ShardError
 from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, resolve, settle
-from sum_factory.shared.sam.checkpoint import SamWeights
+from sum_factory.shared.sam.checkpoint import SamWeights, read_weights
 from sum_factory.shared.sam.readings import READINGS
 from sum_factory.shared.sam.runtime import pick_device
+from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.settings_differ import REMEDY_FOR_SETTINGS, require_same
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, Layer, add_layer
 from sum_factory.shared.shards.encoding import write_shared_files
@@ -131,20 +132,23 @@ def add_uncertainty(
     name = settings.layer_name or uncertainty.source
     numbers = shards.committed(MASKS)
     kept = [_require_kept(shards, layer, numbers) for layer in settings.use_kept]
-    maps = maps_layer(name, uncertainty, settings.refiner, masks, settings.encoding, kept, sam.known_as)
+    teacher = None
+    if settings.teacher is not None:
+        teacher = read_weights(settings.teacher).for_task(sam.task or TASKS[0]).identity
+    maps = maps_layer(name, uncertainty, settings.refiner, masks, settings.encoding, kept, sam.known_as, teacher)
     job = Job(
         shards=settings.shards,
         sam=settings.sam,
         model_type=settings.model_type,
         runtime=replace(settings.runtime, precision=precision.name),
         points_per_batch=settings.points_per_batch,
-        uncertainty=MapsWork(uncertainty, settings.refiner, maps, settings.use_kept),
+        uncertainty=MapsWork(uncertainty, settings.refiner, maps, settings.use_kept, settings.teacher),
         photos_from=settings.photos_from,
         wait_for_photos=settings.wait_for_photos,
         missing_photos=settings.missing_photos,
         task=sam.task,
     )
-    if EMBEDDINGS not in settings.use_kept and (uncertainty.needs_refiner or LOGITS not in settings.use_kept):
+    if _needs_photos(settings):
         _find_photos(shards, sorted({*numbers} - {*shards.committed(maps.name)}))
     if len(numbers) < shards.unit_count:
         say(f"{shards.unit_count - len(numbers)} of {shards.unit_count} units have no masks yet and are left out")
@@ -162,6 +166,15 @@ def settle_precision(settings: RunSettings | UncertaintyRunSettings, asked: Prec
             "--precision auto asks the machine that computes, and --ray-address has others compute: give fp32 or bf16"
         )
     return resolve(asked, device)
+
+
+def _needs_photos(settings: UncertaintyRunSettings) -> bool:
+    """Whether maps cannot be made without photos, however much is kept."""
+    uncertainty, kept = settings.uncertainty, settings.use_kept
+    if uncertainty.reads_labels:
+        return False
+    encodes = uncertainty.needs_refiner or uncertainty.compares_models or LOGITS not in kept
+    return settings.teacher is not None or (EMBEDDINGS not in kept and encodes)
 
 
 def _find_photos(shards: ShardSet, pending: Sequence[int]) -> None:

@@ -119,7 +119,10 @@ class UncertaintyRunSettings:
     shards: str
     """Folder or URL of the shard set whose masks get maps."""
     refiner: str | None = None
-    """Weights of a refiner, or vit_micro for the one that ships here. Only the source refinement takes one."""
+    """Weights of a refiner, or vit_micro for the one that ships here. The source refinement takes one; so does
+    discrepancy, as a second decoder."""
+    teacher: str | None = None
+    """Weights of another SAM, which the source discrepancy compares with: that of a run on human masks, for example."""
     layer_name: str | None = None
     """Name of the layer of maps, as in ``uncertainty/NAME``. By default that of the source."""
     photos_from: Relocation = UNMOVED

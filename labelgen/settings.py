@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sum_factory.labelgen.formulas import FORMULAS
+from sum_factory.labelgen.formulas import FORMULAS, LABEL_FORMULAS
 from sum_factory.shared.errors import SettingsError
+from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS
 
 UNIT_SIZE = 256
 """Images a unit."""
@@ -19,8 +20,10 @@ SILENT_SECONDS = 120.0
 STUCK_SECONDS = 3600.0
 """Seconds after which a Ray worker is replaced that is heard of, and gets nothing done."""
 REFINEMENT_SOURCE = "refinement"
-SOURCES = (REFINEMENT_SOURCE, *FORMULAS)
-"""Where uncertainty comes from: a refiner, or SAM's own confidence in one of two ways."""
+DISCREPANCY_SOURCE = "discrepancy"
+SOURCES = (REFINEMENT_SOURCE, DISCREPANCY_SOURCE, *FORMULAS, *LABEL_FORMULAS)
+"""Where uncertainty comes from: a refiner, two models that differ, SAM's own confidence in one of two ways, or that of
+the stored label."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class UncertaintySettings:
     """
 
     source: str = REFINEMENT_SOURCE
-    """refinement: how far a refiner's mask differs from SAM's. confidence or entropy: how unsure SAM itself is."""
+    """refinement: how far a refiner's mask differs from SAM's. discrepancy: how far two models differ in what they make
+    of the label's box. confidence or entropy: how unsure SAM itself is. label-confidence or label-entropy: the same of
+    the stored label, whose magnitudes are kept near the boundary alone; no model is run."""
     min_refine_area: int = 0
     """Masks of fewer pixels, in a photo whose longer side is 1024, are not refined but taken as certain. 0 refines
     all."""
@@ -42,6 +47,23 @@ class UncertaintySettings:
     def needs_refiner(self) -> bool:
         """Whether maps of this source are made with a refiner."""
         return self.source == REFINEMENT_SOURCE
+
+    @property
+    def compares_models(self) -> bool:
+        """Whether maps of this source are made with a second model."""
+        return self.source == DISCREPANCY_SOURCE
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether maps of this source are made from the stored labels alone."""
+        return self.source in LABEL_FORMULAS
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The kept layers that maps of this source can be made from."""
+        if self.reads_labels:
+            return ()
+        return (EMBEDDINGS,) if self.compares_models else (LOGITS, EMBEDDINGS)
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:

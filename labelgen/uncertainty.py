@@ -1,4 +1,5 @@
-"""Uncertainty maps of masks that SAM made (SUM, Sec. 3.2.3): by a refiner, or from SAM's own confidence.
+"""Uncertainty maps of masks that SAM made (SUM, Sec. 3.2.3): by a refiner, by how far two models differ, or from the
+confidence of SAM or of its stored labels.
 
 The labels in a shard set keep magnitudes near the boundary only, so a mask's logits s are decoded again: of the three
 outputs for its point, on the embedding of its crop, the one that is the label. A run that labels and refines in one
@@ -8,7 +9,7 @@ pass does the same on the embeddings that it has, so that both ways give equal b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sum_factory.labelgen.formulas import FORMULAS, refinement
+from sum_factory.labelgen.formulas import FORMULAS, LABEL_FORMULAS, refinement
 from sum_factory.labelgen.settings import UncertaintySettings
 from sum_factory.shared.codecs.label import decode_label, encode_label
 from sum_factory.shared.codecs.uncertainty import encode_uncertainty
 from sum_factory.shared.masks import ious
 from sum_factory.shared.memory import BatchSize
 from sum_factory.shared.placement import CELL, CropBox, Frame
-from sum_factory.shared.sam.decode import PAD, POSITIVE, Prompts, embed_prompts
+from sum_factory.shared.sam.decode import (
+    BOX_MAX,
+    BOX_MIN,
+    PAD,
+    POSITIVE,
+    PromptedModel,
+    Prompts,
+    decode_prompts,
+    embed_prompts,
+)
 from sum_factory.shared.sam.point_decoder import POINT_OUTPUTS, PointDecoder, PointImage
 from sum_factory.shared.sam.refiner import Refiner
 from sum_factory.shared.sam.upstream import Sam
@@ -86,23 +96,60 @@ UNKNOWN = UncertaintyMap()
 
 
 class UncertaintyMaker:
-    """Makes the maps of an image's masks; holds SAM and, for refinement, the refiner, on one device, in eval mode."""
+    """Makes the maps of an image's masks; holds SAM, and the refiner or the teacher, on one device, in eval mode."""
 
-    def __init__(self, sam: Sam, refiner: Refiner | None, settings: UncertaintySettings, batch: int) -> None:
-        assert (refiner is not None) == settings.needs_refiner, "checked when the layer was described"
-        self.sam, self.refiner = sam, refiner
+    def __init__(
+        self,
+        sam: Sam,
+        refiner: Refiner | None,
+        settings: UncertaintySettings,
+        batch: int,
+        teacher: Sam | None = None,
+    ) -> None:
+        takes_refiner = settings.needs_refiner or (settings.compares_models and teacher is None)
+        assert (refiner is not None) == takes_refiner, "checked when the layer was described"
+        self.sam, self.refiner, self.teacher = sam, refiner, teacher
         self.settings, self.batch = settings, BatchSize(batch)
         self.decoder = PointDecoder(sam)
 
     @torch.no_grad()
-    def make(self, masks: Sequence[MaskToRefine], embed: Embed) -> list[UncertaintyMap]:
-        """Make the maps of the masks of one image, in order; ``embed`` is called at most once a crop.
+    def make(
+        self, masks: Sequence[MaskToRefine], embed: Embed, embed_for_teacher: Embed | None = None
+    ) -> list[UncertaintyMap]:
+        """Make the maps of the masks of one image, in order; ``embed`` is called at most once a crop, and so is
+        ``embed_for_teacher``, if there is a teacher.
 
         Masks that need an embedding which is not to be had are unknown. When a GPU's memory runs out, fewer are made
         together from then on, and the image is begun anew. Raises ``torch.OutOfMemoryError`` if one at a time is too
         much.
         """
+        if self.settings.compares_models:
+            second = embed if self.teacher is None else embed_for_teacher
+            assert second is not None, "a teacher sees the photo"
+            return self.batch.fit(lambda: self._compare(masks, embed, second))
+        if self.settings.reads_labels:
+            cells = int(self.sam.image_encoder.img_size) // CELL
+            masks = [replace(mask, logits=logits_of_label(mask.label, cells)) for mask in masks]
         return self.batch.fit(lambda: self._make(masks, embed))
+
+    def _compare(self, masks: Sequence[MaskToRefine], embed: Embed, second: Embed) -> list[UncertaintyMap]:
+        """Make the maps of masks by how far SAM and the other model differ in what they make of a mask's box."""
+        maps = [UNKNOWN] * len(masks)
+        for crop_box in dict.fromkeys(mask.frame.crop_box for mask in masks):
+            own = embed(crop_box)
+            other = own if self.teacher is None else second(crop_box)
+            if own is None or other is None:
+                continue
+            indices = [k for k, mask in enumerate(masks) if mask.frame.crop_box == crop_box]
+            for start in range(0, len(indices), self.batch.size):
+                chunk = indices[start : start + self.batch.size]
+                boxes = _boxes_of([masks[k] for k in chunk]).to(own)
+                said = predict_boxes(self.sam, own, boxes), predict_boxes(self.teacher or self.refiner, other, boxes)
+                usable = torch.stack([each.isfinite().flatten(1).all(1) for each in said]).all(0)
+                made = _encoded(refinement(*said), usable, masks[chunk[0]].frame, [b""] * len(chunk))
+                for k, one in zip(chunk, made, strict=True):
+                    maps[k] = one
+        return maps
 
     def _make(self, masks: Sequence[MaskToRefine], embed: Embed) -> list[UncertaintyMap]:
         maps = [self._map_if_small(mask) for mask in masks]
@@ -144,24 +191,17 @@ class UncertaintyMaker:
         usable = (agreement >= LEAST_IOU) & s.isfinite().flatten(1).all(1)
         refined: list[bytes] = [b""] * len(masks)
         if self.refiner is None:
-            u = FORMULAS[self.settings.source](s)
+            u = {**FORMULAS, **LABEL_FORMULAS}[self.settings.source](s)
         else:
             assert embedding is not None, "made for the refiner"
-            corners = [corner for mask in masks for corner in (mask.box[:2], mask.box[2:])]
-            boxes = photo_to_input(corners, frame).to(embedding).view(-1, 4)
+            boxes = _boxes_of(masks).to(embedding)
             index = torch.zeros(len(masks), dtype=torch.int64, device=embedding.device)
             r = self.refiner.refine(embedding, index, points, boxes, s)
             usable &= r.isfinite().flatten(1).all(1)
             u = refinement(s, r)
             r_cut = r[:, :rows, :columns].cpu().numpy()
             refined = [encode_label(r_cut[k]) if usable[k] else b"" for k in range(len(masks))]
-        height, width = frame.photo_cells
-        means = u[:, :height, :width].double().mean((1, 2)).tolist()
-        u_cut = u[:, :rows, :columns].cpu().numpy()
-        return [
-            UncertaintyMap(encode_uncertainty(u_cut[k], refined[k]), means[k]) if usable[k] else UNKNOWN
-            for k in range(len(masks))
-        ]
+        return _encoded(u, usable, frame, refined)
 
     def _logits_of(
         self, masks: Sequence[MaskToRefine], points: Tensor, image: PointImage | None
@@ -205,6 +245,40 @@ class UncertaintyMaker:
         part = s[:, :rows, :columns]
         part.copy_(torch.where(labels, part.abs(), -part.abs()))
         return s, agreement
+
+
+def _encoded(u: Tensor, usable: Tensor, frame: Frame, refined: Sequence[bytes]) -> list[UncertaintyMap]:
+    """Encode maps (P, H, W) on the square of one crop, with what a refiner made of the masks; unknown if not usable."""
+    height, width = frame.photo_cells
+    rows, columns = frame.interpolation_cells
+    means = u[:, :height, :width].double().mean((1, 2)).tolist()
+    u_cut = u[:, :rows, :columns].cpu().numpy()
+    return [
+        UncertaintyMap(encode_uncertainty(u_cut[k], refined[k]), means[k]) if usable[k] else UNKNOWN
+        for k in range(len(u_cut))
+    ]
+
+
+def predict_boxes(model: PromptedModel | None, embedding: Tensor, boxes: Tensor) -> Tensor:
+    """Return the logits (P, H, W) that a model makes of boxes (P, 4), on the embedding (1, C, g, g) of one crop."""
+    assert model is not None, "checked when the layer was described"
+    corners = boxes.view(-1, 2, 2)
+    kinds = torch.tensor([[BOX_MIN, BOX_MAX]], device=boxes.device).expand(len(boxes), -1)
+    index = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    return decode_prompts(model, embedding, index, Prompts(corners, kinds))[0][:, 0]
+
+
+def logits_of_label(blob: bytes, cells: int) -> npt.NDArray[np.float32]:
+    """Return what a label decodes to, float32 (cells, cells): beyond its own grid as at the grid's edge."""
+    label = decode_label(blob)
+    beyond = [(0, cells - size) for size in label.shape]
+    return np.pad(label, beyond, mode="edge")
+
+
+def _boxes_of(masks: Sequence[MaskToRefine]) -> Tensor:
+    """Return the boxes of masks of one crop in pixels of the square input, float32 (P, 4)."""
+    corners = [corner for mask in masks for corner in (mask.box[:2], mask.box[2:])]
+    return photo_to_input(corners, masks[0].frame).view(-1, 4)
 
 
 def photo_to_input(coords: Sequence[Sequence[float]], frame: Frame) -> Tensor:

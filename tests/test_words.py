@@ -17,6 +17,7 @@ from sum_factory.trainer.cli import main as trainer
 from sum_factory.trainer.evaluate.settings import Protocol
 from sum_factory.trainer.evaluate.suites import Suite
 from sum_factory.trainer.interactive import InteractiveSettings
+from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import RefinerRecipe
 from sum_factory.trainer.variants import variants
@@ -38,8 +39,12 @@ def classes_in(hint: Any) -> Iterator[type]:
 
 ROOTS = (Recipe, RefinerRecipe, RunSettings, UncertaintyRunSettings, Filter, Suite, Protocol, InteractiveSettings)
 OF_VARIANTS = {variant.settings for variant in variants().values()}
+OF_METHODS = {method.settings for method in METHODS.values()}
 ALL = {
-    settings for root in (*ROOTS, *OF_VARIANTS) for settings in settings_in(root) if settings.__name__ != "Relocation"
+    settings
+    for root in (*ROOTS, *OF_VARIANTS, *OF_METHODS)
+    for settings in settings_in(root)
+    if settings.__name__ != "Relocation"
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from sum_factory.shared.sam.hq import encode
 from sum_factory.shared.sam.task_prompt import TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.data.samples import TrainingSample
-from sum_factory.trainer.interactive import InteractiveSettings, Targets, play_rounds
+from sum_factory.trainer.interactive import InteractiveSettings, Judge, Targets, judge_round, play_rounds
 from sum_factory.trainer.losses import kept_fraction
 from sum_factory.trainer.points import PixelMasks
 from sum_factory.trainer.randomness import RowGenerators, generator_of
@@ -152,12 +152,15 @@ def backpropagate(
     photos: int,
     sums: Sums,
     precision: Precision = "fp32",
+    judge: Judge = judge_round,
+    extra: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """Add the gradients of a batch to those of the parameters, and what is logged of it to ``sums``.
 
     The loss is the mean over the rounds and a photo's masks, summed over the photos and divided by ``photos``, the
     number in the whole step. The image embedding and the task vectors are leaves: each round goes backwards at once,
-    the encoder once at the end, so that memory does not grow with the rounds.
+    the encoder once at the end, so that memory does not grow with the rounds. ``extra`` is a loss of the embeddings, a
+    sum over the batch's photos, which is added.
     """
     device = batch.images.device
     with autocast(device.type, precision):
@@ -168,10 +171,14 @@ def backpropagate(
         counts = torch.tensor(batch.counts, device=device, dtype=leaf.dtype)[batch.targets.image_index]
         weight = 1 / (counts * settings.rounds * photos)
         played: list[Tensor] = []
-        for result in play_rounds(sam, leaf, vector_leaf, batch.targets, settings, batch.random):
+        for result in play_rounds(sam, leaf, vector_leaf, batch.targets, settings, batch.random, judge):
             loss = (result.loss * weight).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             played.append(torch.stack([loss.detach(), result.mask_loss.sum(), result.iou.sum()]))
+        if extra is not None:
+            added = extra(leaf) / photos
+            added.backward()  # type: ignore[no-untyped-call]
+            sums.counts["loss"] += float(added.detach())
     graphs = [(embeddings, leaf)] if embeddings.requires_grad else []
     graphs += [(vectors, vector_leaf)] if vectors is not None and vector_leaf is not None else []
     if graphs:

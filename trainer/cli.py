@@ -12,6 +12,7 @@ MODULES = {
     "data": "sum_factory.trainer.commands.data:data_command",
     "refiner": "sum_factory.trainer.commands.train:refiner_command",
     "fit": "sum_factory.trainer.commands.train:fit_command",
+    "merge": "sum_factory.trainer.commands.merge:merge_command",
     "runs": "sum_factory.trainer.commands.runs:runs_command",
     "export": "sum_factory.trainer.commands.train:export_command",
     "evaluate": "sum_factory.trainer.commands.evaluate:evaluate_command",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.cores import usable_cores, usable_memory
-from sum_factory.shared.errors import CheckpointError, InputError
+from sum_factory.shared.errors import CheckpointError, InputError, SettingsError
 from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, warn_if_emulated
 from sum_factory.shared.progress import Stage, hushed
 from sum_factory.shared.sam.architecture import meta_state
@@ -29,13 +29,14 @@ from sum_factory.shared.sam.upstream import Sam
 from sum_factory.shared.shards.selection.opened import open_shards
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.activations import recompute_blocks
-from sum_factory.trainer.batch import Sums, backpropagate, collate, keep_company, no_masks
+from sum_factory.trainer.batch import Sums, backpropagate, keep_company, no_masks
 from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.pseudo import UNSPECIFIED, PseudoSet
 from sum_factory.trainer.data.samples import SampleSettings
 from sum_factory.trainer.data.sets import check_sets, open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
+from sum_factory.trainer.methods.addition import Addition, Student, state_of
 from sum_factory.trainer.optimizer import make_optimizer, parameters_of, set_learning_rate, take_step
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
@@ -90,6 +91,7 @@ class Model:
     task_prompt: TaskPrompt | None
     optimizer: torch.optim.Optimizer
     gradients: GradientSum
+    addition: Addition
     is_whole: bool = True
     """Whether all of SAM is saved, or what was trained alone."""
     is_sharded: bool = False
@@ -152,7 +154,7 @@ def prepared(recipe: Recipe, out: Path) -> Iterator[Prepared]:
         identity = identity_of(recipe, model, stream)
         header = header_of(recipe, model, identity)
         checkpoints, every = Checkpoints(out, recipe.checkpoint.keep, ranks.count), recipe.checkpoint.every
-        state = model.weights, model.optimizer
+        state = model.weights, state_of(model.optimizer, model.addition)
         run = Run(checkpoints, recipe.steps, every, *state, identity, header, ranks, about=about(recipe, model, stream))
         yield Prepared(recipe, ranks, model, human, stream, header, run, run.resume(precision))
 
@@ -178,7 +180,7 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
         weights = whole(model.weights, ranks)
         if ranks.leads:
             with Stage("writing the weights"):
-                final = to_safetensors(weights, {**ready.header, "step": recipe.steps})
+                final = to_safetensors(model.addition.final(weights), {**ready.header, "step": recipe.steps})
                 Storage(str(out)).write(WEIGHTS_FILE, final)
         seconds = time.perf_counter() - started
         return FitSummary(first, recipe.steps, seconds, ready.stream.waited / max(seconds, 1e-9))
@@ -224,7 +226,7 @@ def choose_processes(recipe: Recipe, out: Path, cores: int) -> int:
         return recorded
     if pick_device(recipe.device).type != "cpu":
         return 1
-    state = STATE_COPIES * bytes_of(recipe.sam)
+    state = (STATE_COPIES + recipe.chosen_method.copies) * bytes_of(recipe.sam)
     return max(1, min(cores, ceil(recipe.batch / recipe.micro_batch), usable_memory() // (PROCESS_BYTES + state)))
 
 
@@ -243,22 +245,34 @@ def make_model(recipe: Recipe, ranks: Ranks) -> Model:
     prepare(loaded.sam, recipe.variant, recipe.settings_of_variant, recipe.seed)
     device = ranks.device
     sam = loaded.sam.to(device)
+    task_prompt = make_task_prompt(recipe, loaded, device)
+    addition = recipe.chosen_method.addition(Student(sam, task_prompt, recipe), recipe.settings_of_method)
+    if recipe.fsdp and addition.state_dict():
+        raise SettingsError(
+            f"the method {recipe.method} keeps a state beside the weights, which is not spread over processes: leave "
+            "fsdp out"
+        )
     if recipe.activation_checkpointing:
         recompute_blocks(sam.image_encoder)
     if recipe.fsdp:
         shard_blocks(sam.image_encoder, ranks)
-    task_prompt = None
+    optimizer = make_optimizer(sam, task_prompt, recipe.optimizer, addition.trained)
+    gradients = GradientSum(parameters_of(optimizer), ranks)
+    is_sharded = recipe.fsdp and ranks.count > 1
+    is_whole = variants()[recipe.variant].is_whole
+    return Model(loaded, sam, task_prompt, optimizer, gradients, addition, is_whole, is_sharded)
+
+
+def make_task_prompt(recipe: Recipe, loaded: LoadedSam, device: torch.device) -> TaskPrompt | None:
+    """Return the task prompt that is trained, None if the method has none; refuse weights that have one then."""
     if recipe.chosen_method.task_prompt != "none":
-        task_prompt = (loaded.task_prompt or TaskPrompt(loaded.architecture.prompt_dim)).to(device)
-    elif loaded.task_prompt is not None:
+        return (loaded.task_prompt or TaskPrompt(loaded.architecture.prompt_dim)).to(device)
+    if loaded.task_prompt is not None:
         raise CheckpointError(
             f"{recipe.sam}: has a task prompt, which {recipe.method} does without; start from plain SAM "
             "(`trainer export` makes one of it, with the vector of one task folded in)"
         )
-    optimizer = make_optimizer(sam, task_prompt, recipe.optimizer)
-    gradients = GradientSum(parameters_of(optimizer), ranks)
-    is_sharded = recipe.fsdp and ranks.count > 1
-    return Model(loaded, sam, task_prompt, optimizer, gradients, variants()[recipe.variant].is_whole, is_sharded)
+    return None
 
 
 def open_stream(recipe: Recipe, side: int, ranks: Ranks, human: Sequence[HumanSet] | None = None) -> MixedStream:
@@ -282,6 +296,7 @@ def open_stream(recipe: Recipe, side: int, ranks: Ranks, human: Sequence[HumanSe
         ranks.count,
         together=recipe.micro_batch,
         threads=recipe.data_threads,
+        partners=method.reads_partners,
     )
 
 
@@ -358,10 +373,11 @@ def train_step(recipe: Recipe, model: Model, samples: Sequence[Sample], step: in
     for part in micro_batches(recipe, samples, ranks):
         placed = [sample.on(model.sam.device) for sample in part]
         sums.counts["skipped"] += sum(sample.skipped for sample in placed)
-        batch = collate(placed, model.sam, recipe.stride, recipe.seed)
-        if batch is not None:
-            settings = recipe.interactive
-            backpropagate(model.sam, model.task_prompt, batch, settings, recipe.batch, sums, recipe.computed_in)
+        lesson = model.addition.lesson(placed, step)
+        if lesson is not None:
+            settings, judged = recipe.interactive, (lesson.judge, lesson.extra)
+            photos, precision = recipe.batch, recipe.computed_in
+            backpropagate(model.sam, model.task_prompt, lesson.batch, settings, photos, sums, precision, *judged)
         elif model.is_sharded:
             keep_company(model.sam, recipe.computed_in)
         model.gradients.add()
@@ -370,6 +386,7 @@ def train_step(recipe: Recipe, model: Model, samples: Sequence[Sample], step: in
         raise InputError(no_masks(step, recipe.batch, int(total.counts["skipped"]), [each.key for each in samples]))
     model.gradients.finish()
     norm = take_step(model.optimizer, recipe.optimizer, step)
+    model.addition.after_step(step, ranks)
     return {**total.means(), "gradient_norm": norm, "learning_rate": rate}
 
 

@@ -8,7 +8,7 @@ grow with the rounds while gradients stay those of the whole graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -139,6 +139,10 @@ class _Tokens:
             torch.where(given & (self.count == 0), 2, self.count + given.long()),  # the first has padding behind it
         )
 
+    def at(self, rows: Tensor) -> _Tokens:
+        """Return the tokens of these rows, int64 (R,)."""
+        return _Tokens(self.coords[rows], self.token_types[rows], self.count[rows])
+
     def alike(self, mask_logits: Tensor | None, all_have_masks: bool) -> Iterator[tuple[Tensor, Prompts]]:
         """Yield rows of equal token count with their prompts: one more padding token would change the result."""
         for count in torch.unique(self.count).tolist():
@@ -153,6 +157,42 @@ class _Tokens:
         return (self.count == 2) & (self.token_types != BOX_MIN).all(1)
 
 
+@dataclass(frozen=True)
+class Round:
+    """A round that was played with P masks of a batch, ``rows`` int64 (P,): their prompts, and what the model put out.
+
+    ``logits`` are (P, K, h, w), ``predicted_iou`` (P, K); ``ambiguous``, bool (P,), marks a single point and nothing
+    else. ``shifts`` are what ``Targets.shifts`` drew, and ``fed`` the mask prompts (P, 1, h, w), None in a first round
+    without any.
+    """
+
+    number: int
+    rows: Tensor
+    logits: Tensor
+    predicted_iou: Tensor
+    ambiguous: Tensor
+    targets: Targets
+    shifts: Tensor | None
+    tokens: _Tokens
+    fed: Tensor | None
+
+    def again(
+        self, sam: Sam, source: Tensor, places: Tensor, image_index: Tensor, fed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Decode the prompts of the masks at ``places``, int64 (R,), by another model: logits (R, K, h, w), IoU (R, K).
+
+        ``source`` are its embeddings, ``image_index`` (R,) says which is whose, and ``fed`` (R, 1, h, w) are its own
+        logits of the round before. In the first round the mask prompts are those of the round, if there were any.
+        """
+        if self.number == 1:
+            fed = None if self.fed is None else self.fed[places]
+        return _decode(sam, source, image_index, self.tokens.at(places), fed, self.number > 1)
+
+
+Judge = Callable[[Round, InteractiveSettings], tuple[RoundResult, Tensor]]
+"""Takes the losses of a round; also returns the logits (P, 1, h, w) that are the mask prompts of the next one."""
+
+
 def play_rounds(
     sam: Sam,
     embeddings_BCHW: Tensor,
@@ -160,8 +200,11 @@ def play_rounds(
     targets: Targets,
     settings: InteractiveSettings,
     generator: Randomness,
+    judge: Judge | None = None,
 ) -> Iterator[RoundResult]:
     """Play all rounds and yield each one's result; the caller backpropagates a result before asking for the next.
+
+    ``judge`` takes the losses, by default ``judge_round``.
 
     ``embeddings_BCHW`` are the image embeddings, ``task_vectors_BC`` the vector of each image's task, added to its
     embedding in the first round (in all with ``continuous_task_prompt``), or None.
@@ -179,8 +222,10 @@ def play_rounds(
         source = embeddings_BCHW if given is None else add_vectors(embeddings_BCHW, given)
         fed = noised if number == 1 else previous
         logits, predicted_iou = _decode(sam, source, targets.image_index, tokens, fed, number > 1)
+        rows = torch.arange(len(targets), device=logits.device)
         ambiguous, shifts = tokens.ambiguous & (number == 1), targets.shifts(generator)
-        result, previous = _judge(number, logits, predicted_iou, ambiguous, targets, settings, shifts)
+        played = Round(number, rows, logits, predicted_iou, ambiguous, targets, shifts, tokens, fed)
+        result, previous = (judge or judge_round)(played, settings)
         yield result
 
 
@@ -224,39 +269,41 @@ def _decode(
     return torch.cat(logits)[order].to(source.dtype), torch.cat(iou)[order].to(source.dtype)
 
 
-def _judge(
-    number: int,
-    logits: Tensor,
-    predicted_iou: Tensor,
-    ambiguous: Tensor,
-    targets: Targets,
-    settings: InteractiveSettings,
-    shifts: Tensor | None,
-) -> tuple[RoundResult, Tensor]:
-    """Choose the output that is trained and the one that is fed back, and take the losses of the former.
+def choose(played: Round, settings: InteractiveSettings) -> tuple[Tensor, Tensor]:
+    """Return the outputs that are trained and those that are fed back, int64 (P,) each.
 
     An ambiguous prompt trains the best of its three outputs by mask loss, and feeds back that one or the one of highest
     *predicted* IoU, as ``settings.fed_output`` says. Otherwise both are the single-mask output.
     """
-    row = torch.arange(len(logits), device=logits.device)
-    trained = torch.zeros_like(row)
-    fed = torch.zeros_like(row)
-    if logits.shape[1] > 1 and ambiguous.any():  # HQ-SAM has one output
-        which = ambiguous.nonzero()[:, 0]
+    logits, targets = played.logits, played.targets
+    trained = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    fed = torch.zeros_like(trained)
+    if logits.shape[1] > 1 and played.ambiguous.any():  # HQ-SAM has one output
+        which = played.ambiguous.nonzero()[:, 0]
         with torch.no_grad():
             grids = to_grid(logits[which, SEVERAL], targets)
             losses = [
-                targets.loss(logits[which, 1 + k], grids[:, k], shifts, settings.loss, which)
+                targets.loss(logits[which, 1 + k], grids[:, k], played.shifts, settings.loss, which)
                 for k in range(grids.shape[1])
             ]
         trained[which] = 1 + torch.stack(losses, 1).argmin(1)
-        believed = 1 + predicted_iou[which, SEVERAL].detach().argmax(1)
+        believed = 1 + played.predicted_iou[which, SEVERAL].detach().argmax(1)
         fed[which] = trained[which] if settings.fed_output == "best" else believed
+    return trained, fed
+
+
+def judge_round(
+    played: Round, settings: InteractiveSettings, taught: Targets | None = None
+) -> tuple[RoundResult, Tensor]:
+    """Take the losses of the outputs that ``choose`` names, against ``taught`` in place of the round's own targets."""
+    logits, targets = played.logits, taught or played.targets
+    row = torch.arange(len(logits), device=logits.device)
+    trained, fed = choose(played, settings)
     chosen = logits[row, trained]
     grid = to_grid(chosen[:, None], targets)[:, 0]
-    losses_of_masks = targets.loss(chosen, grid, shifts, settings.loss)
+    losses = targets.loss(chosen, grid, played.shifts, settings.loss)
     iou = true_iou(grid, targets.masks, targets.valid)
-    predicted = predicted_iou[row, trained]
-    loss = losses_of_masks + settings.loss.iou_weight * (predicted - iou) ** 2
-    result = RoundResult(number, loss, losses_of_masks.detach(), iou, predicted.detach(), chosen.detach() > 0)
+    predicted = played.predicted_iou[row, trained]
+    loss = losses + settings.loss.iou_weight * (predicted - iou) ** 2
+    result = RoundResult(played.number, loss, losses.detach(), iou, predicted.detach(), grid.detach() > 0)
     return result, logits[row, fed][:, None].detach()

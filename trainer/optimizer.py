@@ -58,8 +58,12 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
     return 1.0 if block is None else float(decay ** (depth - int(block[1])))
 
 
-def make_optimizer(model: nn.Module, task_prompt: TaskPrompt | None, settings: OptimizerSettings) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, task_prompt: TaskPrompt | None, settings: OptimizerSettings, beside: nn.Module | None = None
+) -> torch.optim.AdamW:
     """Make AdamW over the parameters of a SAM or a refiner that need gradients, and give each a gradient of 0.
+
+    ``beside`` are modules that a method trains beside the model.
 
     A parameter that a step does not reach then has a gradient of 0 instead of None, in every process that shares the
     step.
@@ -70,7 +74,8 @@ def make_optimizer(model: nn.Module, task_prompt: TaskPrompt | None, settings: O
     blocks = (_BLOCK.match(name) for name, _ in model.named_parameters())
     depth = max((int(block[1]) + 1 for block in blocks if block is not None), default=0)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    named = [*model.named_parameters(), *(() if beside is None else beside.named_parameters())]
+    for name, parameter in named:
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0

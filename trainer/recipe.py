@@ -60,8 +60,13 @@ class Recipe:
     cache: CacheSettings = field(default_factory=CacheSettings)
     """Copies of remote shards on a disk of this machine. Shards on a disk are read where they are."""
     method: str = "sum"
-    """Which labels are trained on, and what their certainty weighs: human-only, vanilla, mask-refinement, sum,
-    sum-no-task-prompt, sum-continuous-tp, sum-no-ua-sampling or sum-confidence-uncer."""
+    """Which labels are trained on, what their certainty weighs, and what is added to the losses: human-only, vanilla,
+    mask-refinement, sum, sum-no-task-prompt, sum-continuous-tp, sum-no-ua-sampling, sum-confidence-uncer,
+    sum-discrepancy-uncer, sum-discrepancy-online, sum-soft, sum-online, augseg-mixed-prompt, augseg-box-prompt, u2pl,
+    u2pl-entropy, self-distillation or model-merging."""
+    method_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the method, for those that have any: keys of AugSegSettings, U2plSettings, DiscrepancySettings,
+    OnlineSettings, DistillationSettings or MergingSettings."""
     variant: str = "full"
     """Which weights are trained: all of them (full), those of the prompt encoder and the mask decoder (decoder), or
     what another one adds to SAM: adapter, hq, lora or sam-adapter."""
@@ -70,13 +75,14 @@ class Recipe:
     sam: str = PACKAGED
     """The weights that fine-tuning starts from: a file, a folder, an id on the Hugging Face hub, or vit_micro."""
     uncertainty: str | None = None
-    """Name of the uncertainty layer, as in ``uncertainty/NAME``; by default that of the method: refinement or
-    confidence."""
+    """Name of the uncertainty layer, as in ``uncertainty/NAME``; by default that of the method: refinement,
+    confidence, discrepancy or entropy."""
     mix: Mix = field(default_factory=Mix)
     """How many photos with human masks come with how many with pseudo-labels. Methods without pseudo-labels ignore
     it."""
     steps: int = Field(default=6_000, ge=1, le=MOST_STEPS)
-    """Steps of the optimizer. If the learning rate is constant, a finished run goes on when it is given more."""
+    """Steps of the optimizer. If the learning rate is constant, a finished run goes on when it is given more; U2PL's
+    does not, since its unreliable cells become fewer with every step."""
     batch: int = Field(default=40, ge=1, le=MOST)
     """Photos a step, of both kinds and over all processes."""
     micro_batch: int = Field(default=1, ge=1, le=MOST)
@@ -145,6 +151,13 @@ class Recipe:
     def _settings_fit(self) -> Recipe:
         if self.variant in variants():
             assert self.settings_of_variant is not None
+        if self.method in METHODS:
+            assert self.settings_of_method is not None
+            if self.target == "points" and not self.chosen_method.takes_points:
+                raise ValueError(
+                    f"target: the method {self.method} makes targets on the loss grid, not on SAM's input; give the "
+                    "target bits or coverage"
+                )
         if self.method in METHODS and not self.streams.pseudo and self.chosen_method.pseudo_labels != "none":
             raise ValueError(
                 f"mix: no pseudo-labels, which the method {self.method} is about; give human-only for none"
@@ -159,14 +172,12 @@ class Recipe:
     @property
     def settings_of_variant(self) -> Any:
         """The settings of the variant, checked. Raises ``ValueError`` for those that it does not have."""
-        try:
-            made = TypeAdapter(variants()[self.variant].settings).validate_python(self.variant_settings)
-        except ValidationError as error:
-            raise ValueError(f"variant_settings of {self.variant}: {_first_of(error, self.variant)}") from error
-        for key, value in self.variant_settings.items():
-            if isinstance(value, bool) and not isinstance(getattr(made, key), bool):
-                raise ValueError(f"variant_settings of {self.variant}: {key}: expected a number, found true or false")
-        return made
+        return _settings_of("variant", self.variant, variants()[self.variant].settings, self.variant_settings)
+
+    @property
+    def settings_of_method(self) -> Any:
+        """The settings of the method, checked. Raises ``ValueError`` for those that it does not have."""
+        return _settings_of("method", self.method, METHODS[self.method].settings, self.method_settings)
 
     @property
     def chosen_method(self) -> Method:
@@ -204,8 +215,8 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result: a run is resumed with these unchanged.
 
-        Paths are left out: what the data are is recorded beside it. The number of steps is left out if the learning
-        rate does not depend on it. The precision is the one that is computed in, never "auto".
+        Paths are left out: what the data are is recorded beside it. The number of steps is left out if neither
+        the learning rate nor the method depends on it. The precision is the one that is computed in, never "auto".
         """
         left_out = {
             "human",
@@ -222,14 +233,18 @@ class Recipe:
             "fsdp",
             "target",
         }
-        if self.optimizer.schedule == "constant":
+        if self.optimizer.schedule == "constant" and not self.chosen_method.reads_steps:
             left_out.add("steps")
         of_variant = asdict(self.settings_of_variant)
         if not of_variant:
             left_out.add("variant_settings")
+        of_method = asdict(self.settings_of_method)
+        if not of_method:
+            left_out.add("method_settings")
         if self.first_prompts == "interactive":  # what runs were before there was a choice
             left_out.add("first_prompts")
-        settings = {**asdict(self), "precision": self.computed_in, "variant_settings": of_variant}
+        of_parts = {"variant_settings": of_variant, "method_settings": of_method}
+        settings = {**asdict(self), "precision": self.computed_in, **of_parts}
         kept = {name: value for name, value in settings.items() if name not in left_out}
         return kept | target_in_identity(self.target)
 
@@ -239,11 +254,24 @@ class Recipe:
         return resolve(self.precision, pick_device(self.device)).name
 
 
-def _first_of(error: ValidationError, variant: str) -> str:
-    """Return what is wrong with the settings of a variant, and which there are if it is a key."""
+def _settings_of(kind: str, name: str, settings: type[Any], given: dict[str, Any]) -> Any:
+    """Return the settings of a variant or method. Raises ``ValueError`` for what it does not have."""
+    where = f"{kind}_settings of {name}"
+    try:
+        made = TypeAdapter(settings).validate_python(given)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {_first_of(error, settings)}") from error
+    for key, value in given.items():
+        if isinstance(value, bool) and not isinstance(getattr(made, key), bool):
+            raise ValueError(f"{where}: {key}: expected a number, found true or false")
+    return made
+
+
+def _first_of(error: ValidationError, settings: type[Any]) -> str:
+    """Return what is wrong with settings, and which there are if it is a key."""
     detail = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "unexpected_keyword_argument":
-        known = ", ".join(each.name for each in fields(variants()[variant].settings)) or "none"
+        known = ", ".join(each.name for each in fields(settings)) or "none"
         return f"unknown key {key}; there are {known}"
     return f"{key}: {detail['msg']}, found {detail['input']!r}" if key else detail["msg"].partition(", ")[2]

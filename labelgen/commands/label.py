@@ -14,7 +14,7 @@ from sum_factory.labelgen.settings import REFINEMENT_SOURCE, SOURCES, UNIT_SIZE,
 from sum_factory.shared.commands import FAILED, photos_from_option
 from sum_factory.shared.names import printable_lines
 from sum_factory.shared.precision import PrecisionSetting, precision_option
-from sum_factory.shared.sam.settings import TASKS
+from sum_factory.shared.sam.settings import TASKS, WEIGHTS_HELP
 from sum_factory.shared.shards.dataset import OUTPUTS, REFINEMENT
 
 if TYPE_CHECKING:
@@ -98,7 +98,10 @@ def run_command(
     "--source",
     type=click.Choice(SOURCES),
     default=REFINEMENT_SOURCE,
-    help="What makes the maps: a refiner, or SAM's own confidence or entropy.",
+    help="What makes the maps: a refiner, two models that differ, SAM's own confidence or entropy, or the label's.",
+)
+@click.option(
+    "--teacher", default=None, help=f"Another SAM, for --source discrepancy without --refiner: {WEIGHTS_HELP}."
 )
 @click.option("--layer-name", default=None, help="Name of the layer  [default: that of the source]")
 @click.option(

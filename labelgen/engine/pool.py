@@ -60,9 +60,11 @@ class RayExecutor:
 def _for_any_folder(job: Job) -> Job:
     """Return a job whose paths mean the same in every working directory, as workers may have another one."""
     job = replace(job, shards=absolute(job.shards), sam=_weights(job.sam))
-    if job.uncertainty is None or job.uncertainty.refiner is None:
+    work = job.uncertainty
+    if work is None:
         return job
-    return replace(job, uncertainty=replace(job.uncertainty, refiner=_weights(job.uncertainty.refiner)))
+    refiner, teacher = (None if each is None else _weights(each) for each in (work.refiner, work.teacher))
+    return replace(job, uncertainty=replace(work, refiner=refiner, teacher=teacher))
 
 
 def _weights(name: str) -> str:

@@ -20,6 +20,7 @@ import click
 from sum_factory.pipelines.docs.errors import errors_page
 from sum_factory.shared.field_docs import docs_of
 from sum_factory.trainer.evaluate.suites import Suite
+from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import RefinerRecipe
 from sum_factory.trainer.settings import built_in_names
@@ -73,6 +74,7 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
         "trainer.predict": ("predict_mask", "UserPrompt", "Prediction"),
         "trainer.dry_run": ("rehearse", "Rehearsal"),
         "trainer.export": ("export_plain_sam",),
+        "trainer.merge": ("merge_weights",),
         "trainer.export_onnx": ("export_onnx", "Exported"),
         "trainer.run.overview": ("find_runs", "RunState", "Skipped"),
     },
@@ -175,6 +177,11 @@ def recipes_page() -> str:
         for variant in variants().values()
         if fields(variant.settings)
     ]
+    parts.append("## Settings of methods\n\nWhat `method_settings` holds, for the methods that have settings.\n")
+    for settings in dict.fromkeys(method.settings for method in METHODS.values()):
+        named = ", ".join(f"`{name}`" for name, method in METHODS.items() if method.settings is settings)
+        if fields(settings):
+            parts.append(f"### {settings.__name__}\n\nOf {named}.\n\n{described(settings)}")
     parts.append("## Recipes and suites that ship here\n\nGive their names to `--recipe` and `--suite`.\n")
     parts += [f"### {name}\n\n```yaml\n{(RECIPES / f'{name}.yaml').read_text()}```\n" for name in built_in_names()]
     return "\n".join(parts)

@@ -20,6 +20,16 @@ ROWS = {
     "sum-continuous-tp": ("raw", LOSS_AND_SAMPLING, "refinement", "all"),
     "sum-no-ua-sampling": ("raw", LOSS_ONLY, "refinement", "first"),
     "sum-confidence-uncer": ("raw", LOSS_AND_SAMPLING, "confidence", "first"),
+    "sum-discrepancy-uncer": ("raw", LOSS_AND_SAMPLING, "discrepancy", "first"),
+    "sum-discrepancy-online": ("raw", NOTHING, None, "first"),
+    "augseg-mixed-prompt": ("raw", NOTHING, None, "none"),
+    "augseg-box-prompt": ("raw", NOTHING, None, "none"),
+    "u2pl": ("raw", NOTHING, "refinement", "first"),
+    "u2pl-entropy": ("raw", NOTHING, "entropy", "none"),
+    "sum-soft": ("refined", LOSS_AND_SAMPLING, "refinement", "first"),
+    "sum-online": ("raw", LOSS_AND_SAMPLING, "refinement", "first"),
+    "self-distillation": ("raw", NOTHING, None, "none"),
+    "model-merging": ("none", NOTHING, None, "none"),
 }
 
 
@@ -47,6 +57,7 @@ def test_row_is_the_papers(name: str) -> None:
         (Method(certain_loss=True), True),
         (Method(certain_sampling=True), True),
         (Method(pseudo_labels="refined"), True),
+        (Method(reads_certainty=True), True),
     ],
 )
 def test_uncertainty_is_read_if_anything_depends_on_it(method: Method, needs: bool) -> None:

@@ -113,7 +113,16 @@ def assert_equal(found: Outcome, expected: Outcome) -> None:
     assert [name for name, value in expected[1].items() if not torch.equal(found[1][name], value)] == []
 
 
-@pytest.mark.parametrize("method", [pytest.param("human-only", marks=pytest.mark.long), "sum"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "sum",
+        *(
+            pytest.param(each, marks=pytest.mark.long)
+            for each in ("human-only", "augseg-mixed-prompt", "u2pl", "sum-discrepancy-online", "self-distillation")
+        ),
+    ],
+)
 def test_weights_do_not_depend_on_the_number_of_ranks(make_recipe: MakeRecipe, method: str) -> None:
     """Photos have 1 to 3 masks here: a mean over those of a rank would not be that over all."""
     recipe = make_recipe(method=method, micro_batch=1, steps=2)

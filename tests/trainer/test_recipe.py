@@ -82,6 +82,7 @@ CHANGES_NOTHING: dict[str, Any] = {
 """Paths are not what is trained on: the run records ids of the data, the layers and the weights beside these."""
 CHANGES_THE_RESULT: dict[str, Any] = {
     "method": "vanilla",
+    "method_settings": {"weight": 2.0},
     "variant": "decoder",
     "variant_settings": {"rank": 3},
     "mix": Mix(2, 1),
@@ -114,7 +115,8 @@ def test_identity_leaves_out_what_does_not_change_the_result(name: str) -> None:
 
 @pytest.mark.parametrize("name", CHANGES_THE_RESULT)
 def test_identity_holds_what_changes_the_result(name: str) -> None:
-    plain = replace(PLAIN, variant="lora") if name == "variant_settings" else PLAIN  # the full variant has none
+    having: dict[str, Any] = {"variant_settings": {"variant": "lora"}, "method_settings": {"method": "u2pl"}}
+    plain = replace(PLAIN, **having.get(name, {}))  # the full variant and SUM have no settings
     assert replace(plain, **{name: CHANGES_THE_RESULT[name]}).identity() != plain.identity()
 
 
@@ -197,3 +199,9 @@ def test_recipe_survives_the_way_through_json() -> None:
     adapter = TypeAdapter(Recipe)
     recipe = Recipe(human=HUMAN, mix=Mix(2, 1), validation=ValidationSettings(HUMAN))
     assert adapter.validate_json(adapter.dump_json(recipe)) == recipe
+
+
+def test_steps_count_where_the_method_depends_on_them() -> None:
+    for method, counts in (("vanilla", False), ("u2pl", True), ("u2pl-entropy", True)):
+        recipe = replace(PLAIN, method=method)
+        assert (recipe.identity() != replace(recipe, steps=7000).identity()) == counts

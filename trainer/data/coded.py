@@ -34,8 +34,8 @@ class CodedSample:
 
     ``crops`` int64 (K, 4) are the crops that the masks were found in (x0, y0, x1, y1), ``whole`` shows all of the
     photo. The maps weigh the losses if ``certain_loss``, the drawing of points if ``certain_sampling``. ``target`` says
-    what losses compare with. The rest is as in ``TrainingSample``; ``skipped`` counts the masks whose uncertainty is
-    unknown.
+    what losses compare with; the labels' logits are kept beside that if ``with_logits``. The rest is as in
+    ``TrainingSample``; ``skipped`` counts the masks whose uncertainty is unknown.
     """
 
     id: SampleId
@@ -52,6 +52,8 @@ class CodedSample:
     task: int
     skipped: int
     target: Target = "bits"
+    with_logits: bool = False
+    partners: tuple[Tensor, ...] = ()
 
     def on(self, device: torch.device) -> TrainingSample:
         """Look the codes up, bring them to the loss grid and threshold them, all on ``device``.
@@ -60,6 +62,7 @@ class CodedSample:
         """
         side, cells = self.whole.side, self.whole.side // self.stride
         masks = torch.zeros(len(self.crops), cells, cells, dtype=torch.bool, device=device)
+        logits = torch.zeros(masks.shape, device=device) if self.with_logits else None
         coverage = torch.zeros(masks.shape, device=device) if self.target == "coverage" else None
         pixels = (
             torch.zeros(len(masks), side, side, dtype=torch.bool, device=device) if self.target == "points" else None
@@ -68,6 +71,8 @@ class CodedSample:
         for frame, rows in self._by_crop():
             places = torch.from_numpy(rows).to(device)
             labels = look_up(self.labels, rows, device)
+            if logits is not None:
+                logits[places] = logits_on_grid(labels, frame, self.whole, self.stride)
             if coverage is None and pixels is None:
                 masks[places] = logits_on_grid(labels, frame, self.whole, self.stride) > 0
             else:
@@ -94,6 +99,8 @@ class CodedSample:
             valid=self.valid,
             task=self.task,
             skipped=self.skipped + len(self.crops) - len(masks),
+            logits=None if logits is None else logits[seen],
+            partners=tuple(partner.to(device) for partner in self.partners),
             coverage=None if coverage is None else coverage[seen],
             pixels=None if pixels is None else pixels[seen],
         )

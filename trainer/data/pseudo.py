@@ -147,11 +147,12 @@ class PseudoSet:
             crops=np.stack([unit.masks[name][picked] for name in CROP_BOX], 1).astype(np.int64),
             whole=whole,
             stride=self.settings.stride,
-            certain_loss=self.method.certain_loss,
+            certain_loss=self.method.certain_loss or self.method.reads_certainty,
             certain_sampling=self.method.certain_sampling,
             valid=valid_cells(whole, self.settings.stride),
             task=UNSPECIFIED,
             skipped=end - first - len(usable),
+            with_logits=self.method.reads_logits,
             target=self.settings.target,
         )
 
@@ -187,7 +188,7 @@ class PseudoSet:
 def _require_source(shards: ShardSet, layer: str, method: Method) -> None:
     """Raise ``ShardError`` if a layer says that its maps are of another source than that of ``method``."""
     source = shards.layer(uncertainty_layer(layer)).settings.get("source", method.uncertainty)
-    if source != method.uncertainty:
+    if source.removeprefix("label-") != method.uncertainty:
         raise ShardError(
             f"{shards.storage.url}: the maps of layer {layer!r} are of the source {source}, and this method is about "
             f"{method.uncertainty}; name a layer of that (--set uncertainty=NAME), or give the method for {source}"

@@ -48,7 +48,8 @@ class TrainingSample:
     ``image`` is uint8 (3, h, w), its longer side SAM's. ``masks`` is bool (K, G, G); ``certainty`` float32 (K, G, G)
     weighs the losses, ``sampling`` the drawing of points; None means 1 everywhere. ``valid`` are the rows and columns
     of the grid that show the photo. ``skipped`` counts masks that could not be used: those whose uncertainty is
-    unknown, and those without a cell.
+    unknown, and those without a cell. ``logits``, float32 (K, G, G), are those of the labels, and ``partners`` other
+    photos, uint8 (3, h, w) each: both for methods that ask for them.
 
     What losses compare with, beside the bits of ``masks``: ``coverage`` float32 (K, G, G), the share of each cell that
     a mask covers, or ``pixels`` bool (K, S, S), the masks on SAM's input; None where the target is another.
@@ -65,6 +66,8 @@ class TrainingSample:
     skipped: int = 0
     coverage: Tensor | None = None
     pixels: Tensor | None = None
+    logits: Tensor | None = None
+    partners: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -77,6 +80,8 @@ class TrainingSample:
             masks=self.masks.to(device),
             certainty=None if self.certainty is None else self.certainty.to(device),
             sampling=None if self.sampling is None else self.sampling.to(device),
+            logits=None if self.logits is None else self.logits.to(device),
+            partners=tuple(partner.to(device) for partner in self.partners),
             coverage=None if self.coverage is None else self.coverage.to(device),
             pixels=None if self.pixels is None else self.pixels.to(device),
         )

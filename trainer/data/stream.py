@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -65,7 +65,9 @@ class PseudoStream:
 class MixedStream:
     """Gives the samples of each step: of one rank in the order of the slots, of several as ``slots_of`` deals them.
 
-    ``together`` is how many go through the model at once. ``waited`` sums the seconds spent waiting for data.
+    ``together`` is how many go through the model at once. ``waited`` sums the seconds spent waiting for data. With
+    ``partners`` each pseudo-labelled sample brings two other photos: of a human sample, and of the pseudo-labelled one
+    that comes after it.
     """
 
     streams: dict[str, HumanStream | PseudoStream]
@@ -77,6 +79,7 @@ class MixedStream:
     threads: int = 4
     steps_ahead: int = 2
     waited: float = 0.0
+    partners: bool = False
     _orders: dict[str, Order] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +87,12 @@ class MixedStream:
 
     def load(self, slot: int) -> Sample:
         """Load the sample of a slot: a pure function of the slot."""
-        return self.load_from(*self.mix.locate(slot))
+        name, position = self.mix.locate(slot)
+        sample = self.load_from(name, position)
+        if not self.partners or name != "pseudo":
+            return sample
+        others = self.load_from("human", position), self.load_from("pseudo", position + 1)
+        return replace(sample, partners=tuple(other.image for other in others))
 
     def load_from(self, name: str, position: int) -> Sample:
         """Load the sample at a position of a stream, counted over all epochs."""

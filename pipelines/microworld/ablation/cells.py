@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sum_factory.pipelines.microworld.ablation.prepare import refiner_recipe
-from sum_factory.pipelines.microworld.ablation.settings import SETTINGS, Plan
+from sum_factory.pipelines.microworld.ablation.settings import METHOD_CHANGES, SETTINGS, Plan
 from sum_factory.shared.sam.checkpoint import identify_weights
 from sum_factory.shared.shards.dataset import uncertainty_layer
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
@@ -95,6 +95,7 @@ def recipe_of(plan: Plan, cell: Cell) -> Recipe:
         f"precision={plan.precision}",
         *plan.fit_changes,
         f"method={cell.method}",
+        *METHOD_CHANGES.get(cell.method, ()),
         f"seed={cell.seed}",
         *cell.changes,
     )

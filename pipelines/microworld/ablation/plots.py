@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 INCHES = (7.2, 4.0)
 AXES = (0.09, 0.12, 0.58, 0.79)
 """Left, bottom, width and height of the plot, as shares of the picture: the legend is on its right."""
-MARKERS = "osD^v<>PX*p"
+MARKERS = "osD^v<>PX*phH8d+x1234"
 """One a line, beside its colour, for whoever cannot tell these apart."""
+COLOURS = ("petroff10", "Dark2", "Set1")
+"""Matplotlib's sequences of colours, one after the other, behind black."""
 STYLE: Mapping[Any, Any] = {
     "font.size": 9,
     "font.sans-serif": ["DejaVu Sans"],  # which comes with matplotlib
@@ -51,12 +53,15 @@ def draw_lines(title: str, x_label: str, y_label: str, lines: Mapping[str, Line]
 
     if not any(len(line.x) for line in lines.values()):
         raise ValueError("a chart needs a point")
-    figure, styles = Figure(INCHES), zip(cycle(("black", *color_sequences["petroff10"])), cycle(MARKERS))
+    colours = ["black", *(colour for name in COLOURS for colour in color_sequences[name])]
+    figure, styles = Figure(INCHES), zip(cycle(colours), cycle(MARKERS))
     axes = figure.add_axes(AXES, title=title, xlabel=x_label, ylabel=y_label)
     for (name, line), (colour, marker) in zip(lines.items(), styles, strict=False):
         axes.errorbar(line.x, line.y, line.spread or None, label=name, color=colour, marker=marker, markersize=4)
     if diagonal:
         axes.axline((0, 0), slope=1, color="0.6", linestyle="--")
     axes.grid(axis="y", color="0.9")
-    figure.legend(loc="upper left", bbox_to_anchor=(AXES[0] + AXES[2], AXES[1] + AXES[3]), frameon=False)
+    figure.legend(
+        loc="upper left", bbox_to_anchor=(AXES[0] + AXES[2], AXES[1] + AXES[3]), frameon=False, labelspacing=0.2
+    )
     return figure

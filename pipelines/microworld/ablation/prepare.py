@@ -14,7 +14,8 @@ from sum_factory.pipelines.microworld.ablation.frozen import make_frozen_model
 from sum_factory.pipelines.microworld.ablation.settings import SEEDS, Plan
 from sum_factory.pipelines.microworld.sets import write_sets
 from sum_factory.shared.sam.settings import PACKAGED
-from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS
+from sum_factory.shared.shards.dataset import LOGITS
+from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.refiner import RefinerRecipe, train_refiner
 from sum_factory.trainer.settings import read_settings
 
@@ -40,19 +41,25 @@ def prepare(plan: Plan, processes: int, say: Callable[[str], None]) -> Path:
     )
     say(run(labels, say).lines())
     refiner = train_refiner(refiner_recipe(plan), plan.out / "refiner", say)
-    for source in SOURCES:
+    for source in sources_read():
         uncertainty = UncertaintySettings(source)
         settings = UncertaintyRunSettings(
             str(plan.shards),
-            refiner=str(refiner) if uncertainty.needs_refiner else None,
+            refiner=str(refiner) if uncertainty.needs_refiner or uncertainty.compares_models else None,
             sam=plan.sam,
             layer_name=source,
             uncertainty=uncertainty,
-            use_kept=(LOGITS, EMBEDDINGS) if uncertainty.needs_refiner else (LOGITS,),
+            use_kept=uncertainty.outputs if uncertainty.needs_refiner or uncertainty.compares_models else (LOGITS,),
             workers=workers,
         )
         say(f"{source}: {add_uncertainty(settings, say).lines()}")
     return refiner
+
+
+def sources_read() -> list[str]:
+    """Return the sources of uncertainty that any method reads."""
+    read = {method.uncertainty for method in METHODS.values() if method.needs_uncertainty}
+    return [source for source in SOURCES if source in read]
 
 
 def refiner_recipe(plan: Plan) -> RefinerRecipe:

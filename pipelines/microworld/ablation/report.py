@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sum_factory.pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, STUDY_SETTING, cells_of
-from sum_factory.pipelines.microworld.ablation.claims import ABSENT, CLAIMS, anchors, difference, scores_of, verdict
+from sum_factory.pipelines.microworld.ablation.claims import CLAIMS, anchors, difference, scores_of, verdict
 from sum_factory.pipelines.microworld.ablation.plots import Line, line_chart
 from sum_factory.pipelines.microworld.ablation.reported import Reported
 from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
@@ -176,14 +176,13 @@ def claims_table(results: Results, setting: str) -> str:
     is judged; beside it stand the single output and a box."""
     rows = []
     for claim in CLAIMS:
-        if not ABSENT & {claim.better, claim.worse}:
-            cells: list[object] = [claim.text, claim.task, claim.measure.round]
-            cells.append("" if claim.published is None else f"{claim.published:+.1f}")
-            found, *others = (
-                difference(results, setting, claim.better, claim.worse, claim.task, measure)
-                for measure in (claim.measure, replace(claim.measure, output="single"), BOX)
-            )
-            rows.append([*cells, found or "", verdict(found), *(other or "" for other in others)])
+        cells: list[object] = [claim.text, claim.task, claim.measure.round]
+        cells.append("" if claim.published is None else f"{claim.published:+.1f}")
+        found, *others = (
+            difference(results, setting, claim.better, claim.worse, claim.task, measure)
+            for measure in (claim.measure, replace(claim.measure, output="single"), BOX)
+        )
+        rows.append([*cells, found or "", verdict(found), *(other or "" for other in others)])
     return table(
         ["claim", "task", "points", "paper, mIoU", "here, mBIoU", "verdict", "single output", "box, no point"], rows
     )

@@ -64,6 +64,9 @@ SETTINGS: dict[str, tuple[Task, ...]] = {
 """The tasks of the human masks: those of the paper's FT-Small, FT-Medium and FT-Large. The refiner sees salient masks
 in all."""
 
+METHOD_CHANGES: dict[str, tuple[str, ...]] = {"sum-online": ("method_settings.every=20",)}
+"""What changes the recipe for one method: by default no run here is long enough for a snapshot of the refiner."""
+
 QUICK_SETTING = "large"
 """Where the fewest steps show that training works."""
 

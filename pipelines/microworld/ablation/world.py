@@ -14,8 +14,7 @@ import torch
 
 from sum_factory.labelgen.formulas import refinement
 from sum_factory.labelgen.masks.automask import LabelGenerator
-from sum_factory.labelgen.settings import SOURCES
-from sum_factory.pipelines.microworld.ablation.prepare import UNIT_SIZE, automask_of
+from sum_factory.pipelines.microworld.ablation.prepare import UNIT_SIZE, automask_of, sources_read
 from sum_factory.pipelines.microworld.ablation.settings import SEEDS, Plan
 from sum_factory.pipelines.microworld.certainty import (
     LEAST_IOU,
@@ -69,8 +68,8 @@ def is_prepared(plan: Plan, refiner: Path) -> bool:
         return False
     shards = ShardSet.open(str(plan.shards))
     units = shards.unit_count
-    return set(SOURCES) <= set(shards.uncertainty_layers) and all(
-        len(shards.committed(uncertainty_layer(source))) == units for source in SOURCES
+    return set(sources_read()) <= set(shards.uncertainty_layers) and all(
+        len(shards.committed(uncertainty_layer(source))) == units for source in sources_read()
     )
 
 
@@ -86,7 +85,7 @@ def describe_world(plan: Plan, refiner: Path) -> dict[str, Any]:
     shards = ShardSet.open(str(plan.shards))
     units = max(1, plan.described // UNIT_SIZE)
     world["sources"] = {}
-    for source in SOURCES:
+    for source in sources_read():
         judged = list(judge_labels(shards, source, plan.scenes("pool"), units))
         with Stage(f"averaging labels by {source}"):
             world["sources"][source] = {**figures_by_task(judged), "calibration": calibration(judged)}

@@ -1,0 +1,55 @@
+"""What a row of the table of methods says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from sum_factory.trainer.methods.addition import Addition, Student
+from sum_factory.trainer.run.settings import CHECKED
+
+PseudoLabels = Literal["none", "raw", "refined"]
+TaskPromptRounds = Literal["none", "first", "all"]
+
+
+@checked_dataclass(frozen=True, config=CHECKED)
+class NoSettings:
+    """Of a method that has none."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method trains on, what it does about uncertainty, and what it adds to a step.
+
+    ``pseudo_labels`` "refined" trains on the refiner's masks in place of SAM's. ``certain_loss`` weighs the losses by
+    the certainty, ``certain_sampling`` the drawing of points; both on pseudo-labels only. ``uncertainty`` is the source
+    of the maps; a shard set may hold several layers of one source. ``addition`` makes what a method does beside that,
+    of its ``settings``; ``reads_certainty``, ``reads_logits`` and ``reads_partners`` say what it needs of each sample:
+    the certainty of labels although nothing is weighed by it, the logits of labels, and two other photos. What a step
+    does may depend on how many steps there are in all (``reads_steps``): such a run cannot be given more of them later.
+    """
+
+    pseudo_labels: PseudoLabels = "raw"
+    certain_loss: bool = False
+    certain_sampling: bool = False
+    uncertainty: str = "refinement"
+    task_prompt: TaskPromptRounds = "none"
+    addition: Callable[[Student, Any], Addition] = Addition
+    settings: type[Any] = NoSettings
+    reads_certainty: bool = False
+    reads_logits: bool = False
+    reads_partners: bool = False
+    reads_steps: bool = False
+    takes_points: bool = True
+    """Whether masks may be compared in points of SAM's input (the target "points"): not where targets are made here."""
+    copies: int = 0
+    """How many copies of the weights it holds beside the model, such as a teacher."""
+
+    @property
+    def needs_uncertainty(self) -> bool:
+        """Whether the method reads an uncertainty layer; the refined masks lie in one too."""
+        weighed = self.certain_loss or self.certain_sampling or self.reads_certainty
+        return weighed or self.pseudo_labels == "refined"
