@@ -134,6 +134,13 @@ def weights_read_once() -> Iterator[Callable[..., SamWeights]]:
 
 
 @pytest.fixture
+def weights_read_again(weights_read_once: Callable[..., SamWeights], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are read each time all the same: the test is about that."""
+    for module in ("labelgen.sam", "shared.sam.checkpoint"):
+        monkeypatch.setattr(f"sum_factory.{module}.read_weights", weights_read_once)
+
+
+@pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> Speaker:
     """The one speaker of the test: it tells of every stage at once, whenever it advances and never else."""
     speaker = Speaker(timer=False)

@@ -33,6 +33,7 @@ def told(result: Result, *beginnings: str) -> None:
     assert not any(beginning.split(":")[0] + ":" in result.stdout for beginning in beginnings)
 
 
+@pytest.mark.usefixtures("weights_read_again")
 def test_run_tells_of_every_stage(photos: Path, tmp_path: Path, loose_options: Sequence[str], eager: Speaker) -> None:
     shards = tmp_path / "shards"
     result = labelgen("run", "--images", photos, "--shards", shards, *loose_options)

@@ -13,11 +13,12 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from sum_factory.labelgen import sam
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.shared.sam.checkpoint import SamWeights, identify_weights, load_sam
+from sum_factory.shared.sam.checkpoint import identify_weights, load_sam
 from sum_factory.shared.shards.shard_set import ShardSet
+
+pytestmark = pytest.mark.usefixtures("weights_read_again")
 
 Label = Callable[..., RunSummary]
 
@@ -50,12 +51,6 @@ def read(own_weights: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("load_file", "safe_open"):
         monkeypatch.setattr(f"safetensors.torch.{name}", lambda *_, **__: pytest.fail("read in another way"))
     return calls
-
-
-@pytest.fixture(autouse=True)
-def read_each_time(weights_read_once: Callable[..., SamWeights], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readings are counted here."""
-    monkeypatch.setattr(sam, "read_weights", weights_read_once)
 
 
 def told_of_weights(log: Path) -> list[tuple[str, int, int]]:

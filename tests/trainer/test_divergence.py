@@ -16,6 +16,7 @@ from sum_factory.shared.sam.checkpoint import LoadedSam, read_header
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from sum_factory.trainer import fit as module
 from sum_factory.trainer.fit import fit
+from sum_factory.trainer.methods import addition
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer, take_step
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
@@ -39,7 +40,7 @@ def test_gradient_that_is_no_number_changes_nothing(value: float) -> None:
 def test_run_stops_at_a_loss_that_is_no_number_and_keeps_its_checkpoint(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collate = module.collate
+    collate = addition.collate
     calls = []
 
     def spoiled(samples: Any, *rest: Any) -> Any:
@@ -49,7 +50,7 @@ def test_run_stops_at_a_loss_that_is_no_number_and_keeps_its_checkpoint(
             batch.images[:] = float("nan")
         return batch
 
-    monkeypatch.setattr(module, "collate", spoiled)
+    monkeypatch.setattr(addition, "collate", spoiled)
     recipe = make_recipe(steps=4, method="human-only", checkpoint=CheckpointSettings(every=1, keep=9), micro_batch=8)
     with pytest.raises(DivergedError, match=r"step 3: "):
         fit(recipe, tmp_path, say=lambda _: None)

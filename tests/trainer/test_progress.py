@@ -48,6 +48,7 @@ def write(tmp_path: Path) -> Callable[[Any, Any], Path]:
     return write
 
 
+@pytest.mark.usefixtures("weights_read_again")
 def test_fit_tells_of_steps_and_of_what_is_within(
     make_recipe: Callable[..., Recipe],
     human_sets: tuple[SetSettings, ...],

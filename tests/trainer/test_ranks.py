@@ -153,7 +153,7 @@ def test_blocks_that_are_computed_again_change_no_bit(make_recipe: MakeRecipe, m
 
 def test_a_step_without_a_mask_ends_every_rank(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_recipe(steps=1)
-    monkeypatch.setattr(module, "collate", lambda *_: None)
+    monkeypatch.setattr("sum_factory.trainer.methods.addition.collate", lambda *_: None)
     failed = []
 
     def work(ranks: Ranks) -> None:
