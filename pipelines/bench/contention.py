@@ -153,7 +153,7 @@ def training(data: Path, steps: int) -> Work:
         "--device=cpu",
         "--precision=fp32",
     ]
-    start += [f"--var=SHARDS={data / 'shards'}", f"--var=SCENES={data / 'human'}", "--set=uncertainty=confidence"]
+    start += [f"--var=SHARDS={data / 'shards'}", f"--var=SCENES={data / 'human'}", "--set=method=sum-confidence-uncer"]
     start += [f"--set=steps={steps}", f"--set=checkpoint.every={steps}", "--set=optimizer.warmup=2"]
     return lambda out: run_and_measure([*start, f"--out={out / 'sum'}"])
 

@@ -100,7 +100,7 @@ def take_steps(data: Path, changes: Sequence[str], repeats: int) -> dict[str, St
     taken once, as it may take half a minute.
     """
     variables = {"SHARDS": str(data / "shards"), "SCENES": str(data / "human")}
-    settings = ("uncertainty=confidence", "device=cpu", "optimizer.warmup=0", *changes)
+    settings = ("method=sum-confidence-uncer", "device=cpu", "optimizer.warmup=0", *changes)
     base = read_settings("microworld", Recipe, variables, settings)
     with join_ranks("cpu") as ranks:
         auto = resolve("auto", ranks.device).name
