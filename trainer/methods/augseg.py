@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -31,7 +30,6 @@ from sum_factory.trainer.interactive import (
 )
 from sum_factory.trainer.losses import mask_loss, true_iou
 from sum_factory.trainer.methods.addition import (
-    Addition,
     Lesson,
     Student,
     are_pseudo,
@@ -41,9 +39,8 @@ from sum_factory.trainer.methods.addition import (
     targets_at,
 )
 from sum_factory.trainer.methods.augmentation import beta, draw, moved, only, pasted, recoloured
-from sum_factory.trainer.methods.teacher import Teacher, encode_photos, predict_boxes
+from sum_factory.trainer.methods.teacher import Teacher, WithTeacher, encode_photos, predict_boxes
 from sum_factory.trainer.prompts import boxes_of
-from sum_factory.trainer.run.distributed import Ranks
 from sum_factory.trainer.run.settings import CHECKED
 
 
@@ -64,7 +61,7 @@ class AugSegSettings:
     match the pseudo-label best."""
 
 
-class AugSeg(Addition):
+class AugSeg(WithTeacher):
     """The teacher, and two views of each photo with pseudo-labels. With ``box_prompt`` these get their box alone."""
 
     settings: AugSegSettings
@@ -98,18 +95,6 @@ class AugSeg(Addition):
             batch,
             Consistency(self.teacher.sam, embeddings, rows, index, uncovered, self.settings.multi_consistency),
         )
-
-    def after_step(self, step: int, ranks: Ranks) -> None:
-        """Have the teacher follow."""
-        self.teacher.follow(step)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the teacher's weights."""
-        return self.teacher.weights
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Set the teacher's weights."""
-        self.teacher.load(state_dict)
 
     def _weak(self, sample: TrainingSample) -> TrainingSample:
         """Return the view of the teacher: mirrored and scaled."""

@@ -21,8 +21,7 @@ from sum_factory.shared.sam.refiner import Refiner
 from sum_factory.trainer.batch import Batch
 from sum_factory.trainer.data.samples import TrainingSample
 from sum_factory.trainer.methods.addition import Addition, Lesson, Student, are_pseudo, with_certainty
-from sum_factory.trainer.methods.teacher import Teacher, encode_photos, predict_boxes
-from sum_factory.trainer.run.distributed import Ranks
+from sum_factory.trainer.methods.teacher import Teacher, WithTeacher, encode_photos, predict_boxes
 from sum_factory.trainer.run.settings import CHECKED
 
 
@@ -70,7 +69,7 @@ class Discrepancy(Addition):
         return None
 
 
-class TeacherStudent(Discrepancy):
+class TeacherStudent(Discrepancy, WithTeacher):
     """The other model is the teacher."""
 
     settings: DiscrepancySettings
@@ -83,18 +82,6 @@ class TeacherStudent(Discrepancy):
         teacher = self.teacher
         seen = encode_photos(teacher.sam, shown.images)
         return predict_boxes(teacher.sam, teacher.task_prompt, seen, shown, rows, index)
-
-    def after_step(self, step: int, ranks: Ranks) -> None:
-        """Have the teacher follow."""
-        self.teacher.follow(step)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the teacher's weights."""
-        return self.teacher.weights
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Set the teacher's weights."""
-        self.teacher.load(state_dict)
 
 
 class DualDecoder(Discrepancy):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from sum_factory.shared.sam.task_prompt import TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.batch import Batch
 from sum_factory.trainer.interactive import to_grid
-from sum_factory.trainer.methods.addition import Student, targets_at
+from sum_factory.trainer.methods.addition import Addition, Student, targets_at
 from sum_factory.trainer.prompts import boxes_of
+from sum_factory.trainer.run.distributed import Ranks
 
 
 class Teacher:
@@ -50,6 +52,24 @@ class Teacher:
         """Take over such weights."""
         for name, own, _ in self._pairs:
             own.copy_(weights[name])
+
+
+class WithTeacher(Addition):
+    """Has a teacher that follows the student after each step, and whose weights are all of its state."""
+
+    teacher: Teacher
+
+    def after_step(self, step: int, ranks: Ranks) -> None:
+        """Have the teacher follow."""
+        self.teacher.follow(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the teacher's weights."""
+        return self.teacher.weights
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Set the teacher's weights."""
+        self.teacher.load(state_dict)
 
 
 def predict_boxes(
