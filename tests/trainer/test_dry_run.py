@@ -100,7 +100,10 @@ def test_what_is_found_is_told(
 
 
 SOME = {("human-only", "full"), ("mask-refinement", "decoder"), ("sum-continuous-tp", "hq")}
-ALL = {*((method, "decoder") for method in METHODS), *(("sum", variant) for variant in variants())}
+ALL = {
+    *((method, "full" if "u2pl" in method else "decoder") for method in METHODS),
+    *(("sum", variant) for variant in variants()),
+}
 
 
 @pytest.mark.parametrize(
@@ -111,10 +114,11 @@ def test_every_method_and_variant_can_be_rehearsed(
     make_recipe: MakeRecipe, tmp_path: Path, method: str, variant: str
 ) -> None:
     uncertainty = "refinement" if METHODS[method].needs_uncertainty else None
-    recipe = make_recipe(method=method, variant=variant, batch=2, rounds=1, uncertainty=uncertainty)
+    changes = {"method_settings": {"every": 1}} if method == "sum-online" else {}
+    recipe = make_recipe(method=method, variant=variant, batch=2, rounds=1, uncertainty=uncertainty, **changes)
     found = rehearse(recipe, tmp_path / "out", say=lambda _: None)
     assert found.seconds > 0
-    assert found.lines().count("shards ") == (method != "human-only")
+    assert found.lines().count("shards ") == (METHODS[method].pseudo_labels != "none")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.sam.refiner import Refiner
 from sum_factory.trainer.data.samples import TrainingSample
 from sum_factory.trainer.interactive import Targets, to_grid
@@ -42,7 +43,8 @@ class OnlineSettings:
     """Settings of maps that are made anew in training."""
 
     every: int = Field(default=500, ge=1, le=MOST_STEPS)
-    """Steps from one snapshot of the refiner to the next. Until the first the maps are those of the shards."""
+    """Steps from one snapshot of the refiner to the next, fewer than those of the run. Until the first the maps are
+    those of the shards."""
     momentum: float = Field(default=0.996, ge=0, lt=1)
     """How much of the teacher's weights stays at each step, at most; the rest comes from the student."""
 
@@ -54,6 +56,11 @@ class Online(Addition):
 
     def __init__(self, student: Student, settings: OnlineSettings) -> None:
         super().__init__(student, settings)
+        if settings.every >= student.recipe.steps:
+            raise SettingsError(
+                f"method_settings.every={settings.every} of {student.recipe.steps} steps: no map would be made anew, "
+                "and the run would be that of the method sum; give fewer, or more steps"
+            )
         self.teacher, self.snapshot = Teacher(student, settings.momentum), Teacher(student, settings.momentum)
         self.taken = 0
 

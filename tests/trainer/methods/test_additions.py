@@ -310,6 +310,12 @@ def test_online_maps_are_the_refiners_of_the_snapshot(
     assert (targets.certainty[:2] == 1).all()
 
 
+def test_maps_that_would_never_be_made_anew_are_refused(sam: Sam) -> None:
+    with pytest.raises(SettingsError, match="every=10 of 10 steps: no map would be made anew"):
+        Online(student_of(sam), OnlineSettings(every=10))
+    assert Online(student_of(sam), OnlineSettings(every=9)).taken == 0
+
+
 # Self-distillation
 
 
