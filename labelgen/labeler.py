@@ -1,4 +1,5 @@
-"""One worker: makes what a unit lacks of a job's layers, and commits it to the shard set."""
+"""What a worker does, or the run's own process where there are none: it makes what a unit lacks of a job's layers, and
+commits it to the shard set."""
 
 from __future__ import annotations
 
