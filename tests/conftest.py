@@ -81,6 +81,17 @@ def told_of_emulation() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks() -> Iterator[None]:
+    """Files need not outlive a loss of power: tests write some thousands, and a disk takes milliseconds for each.
+
+    That files are synchronised, and when, is told by tests that look on.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def manifests_parsed_once() -> Iterator[None]:
     """The same bytes are parsed, and found to be as they should, once: thousands of tests read a few manifests."""
     from sum_factory.shared.shards import shard_set
