@@ -21,6 +21,7 @@ from sum_factory.shared.errors import CheckpointError, InputError, SettingsError
 from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, warn_if_emulated
 from sum_factory.shared.progress import Stage, hushed
 from sum_factory.shared.sam.architecture import meta_state
+from sum_factory.shared.sam.attention import attend_in_pieces
 from sum_factory.shared.sam.checkpoint import LoadedSam, bytes_of, load_sam, to_safetensors
 from sum_factory.shared.sam.runtime import pick_device
 from sum_factory.shared.sam.settings import TASKS, WEIGHTS_FILE
@@ -243,6 +244,7 @@ def make_model(recipe: Recipe, ranks: Ranks) -> Model:
     require_no_hq(recipe.sam)
     loaded = load_sam(recipe.sam)
     prepare(loaded.sam, recipe.variant, recipe.settings_of_variant, recipe.seed)
+    attend_in_pieces(loaded.sam.image_encoder)
     device = ranks.device
     sam = loaded.sam.to(device)
     task_prompt = make_task_prompt(recipe, loaded, device)

@@ -1,7 +1,8 @@
 """Attention of SAM's image encoder in pieces that fit a cache: upstream's numbers without its N x N matrices.
 
 For a global block of 64 x 64 tokens and 12 heads, upstream writes 0.8 GB of scores, adds positions to them twice, and
-reads them back. Rows of a softmax do not depend on each other, so a piece of rows at a time gives the same.
+reads them back. Rows of a softmax do not depend on each other, so a piece of rows at a time gives the same. For a
+backward pass nothing of the scores is kept: they are computed again, piece by piece.
 
 Where windows do not divide the grid, upstream pads it with zeros, 70 x 70 tokens instead of 64 x 64. Query, key and
 value of a zero are the bias of the projection, which takes no product, and what padded tokens read is thrown away. So
@@ -9,6 +10,9 @@ on a CPU the projections before and after the attention see the real tokens alon
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +37,7 @@ class PiecewiseAttention(image_encoder.Attention):  # type: ignore[misc]
         """Attend within windows of ``side`` x ``side`` tokens of B images, (B, H, W, C), padded as upstream pads."""
         qkv = self.qkv(x)
         padding = 0 if self.qkv.bias is None else self.qkv.bias.to(qkv.dtype)
-        out = qkv.new_empty(x.shape)
+        rows = []
         for top in range(0, x.shape[1], side):  # a row of windows at a time, which fits a cache
             real = qkv[:, top : top + side]
             count, height, width, channels = real.shape
@@ -44,8 +48,8 @@ class PiecewiseAttention(image_encoder.Attention):  # type: ignore[misc]
             padded[:, :height, width:] = padding
             windows = torch.unflatten(padded, 2, (across, side)).transpose(1, 2)
             attended = torch.unflatten(self._attend(windows.flatten(0, 1)), 0, (count, across))
-            out[:, top : top + side] = attended.transpose(1, 2).flatten(2, 3)[:, :height, :width]
-        projected: Tensor = self.proj(out)
+            rows.append(attended.transpose(1, 2).flatten(2, 3)[:, :height, :width])
+        projected: Tensor = self.proj(torch.cat(rows, 1))
         return projected
 
     def _attend(self, qkv: Tensor) -> Tensor:
@@ -54,22 +58,10 @@ class PiecewiseAttention(image_encoder.Attention):  # type: ignore[misc]
         tokens = height * width
         by_head = qkv.reshape(count, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = by_head.reshape(3, count * self.num_heads, tokens, -1).unbind(0)
-        positions = self._positions(torch.unflatten(q, 1, (height, width))) if self.use_rel_pos else None
-        out = torch.empty_like(q)
-        across, rows = _piece_of(q, height, width)
-        for start in range(0, len(q), across):
-            here = slice(start, start + across)
-            for top in range(0, height, rows):
-                part = slice(top * width, (top + rows) * width)
-                if positions is None:
-                    scores = _product(q[here, part] * self.scale, k[here])
-                else:
-                    vertical, horizontal = (added[here, top : top + rows] for added in positions)
-                    base = (vertical[..., None] + horizontal[..., None, :]).flatten(3).flatten(1, 2)
-                    scores = _add_product(base, q[here, part], k[here], self.scale)
-                out[here, part] = _product(scores.softmax(-1), v[here].mT)
-        out = out.view(count, self.num_heads, height, width, -1).permute(0, 2, 3, 1, 4)
-        return out.reshape(count, height, width, -1)
+        positions = self._positions(torch.unflatten(q, 1, (height, width))) if self.use_rel_pos else (None, None)
+        out: Tensor = _Attend.apply(q, k, v, *positions, (height, width), self.scale)
+        by_token = out.view(count, self.num_heads, height, width, -1).permute(0, 2, 3, 1, 4)
+        return by_token.reshape(count, height, width, -1)
 
     def _positions(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Return what relative positions add to the scores of queries (B, H, W, E): by row of the key, (B, H, W, H),
@@ -80,6 +72,70 @@ class PiecewiseAttention(image_encoder.Attention):  # type: ignore[misc]
         vertical = torch.einsum("bhwc,hkc->bhwk", queries, by_row)
         horizontal = torch.einsum("bhwc,wkc->bhwk", queries, by_column)
         return vertical.contiguous(), horizontal.contiguous()  # or sums of theirs, which are large, would be copied
+
+
+class _Attend(torch.autograd.Function):
+    """What queries (B, N, E) read, (B, N, E), given keys, values, and what positions add, a piece at a time.
+
+    Takes what positions add by row and by column, or None twice, the height and width that N is made of, and the scale.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        by_row: Tensor | None,
+        by_column: Tensor | None,
+        size: tuple[int, int],
+        scale: float,
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, by_row, by_column)
+        ctx.size, ctx.scale = size, scale
+        out = torch.empty_like(q)
+        for here, rows, part in _pieces(q, *size):
+            scores = _scores(q[here, part], k[here], _added(by_row, by_column, here, rows), scale)
+            out[here, part] = _product(scores.softmax(-1), v[here].mT)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, by_row, by_column = ctx.saved_tensors
+        height, width = ctx.size
+        of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        of_row, of_column = (None if each is None else torch.empty_like(each) for each in (by_row, by_column))
+        for here, rows, part in _pieces(q, height, width):
+            scores = _scores(q[here, part], k[here], _added(by_row, by_column, here, rows), ctx.scale)
+            weights = scores.softmax(-1).to(v.dtype)
+            of_piece = of_out[here, part]
+            of_v[here] += weights.mT @ of_piece
+            of_scores = torch._softmax_backward_data(of_piece @ v[here].mT, weights, -1, weights.dtype)
+            of_q[here, part] = (of_scores @ k[here]).mul_(ctx.scale)
+            of_k[here] += (of_scores.mT @ q[here, part]).mul_(ctx.scale)
+            if of_row is not None and of_column is not None:
+                by_cell = of_scores.view(len(of_scores), -1, width, height, width)
+                of_row[here, rows], of_column[here, rows] = by_cell.sum(-1), by_cell.sum(-2)
+        return of_q, of_k, of_v, of_row, of_column, None, None
+
+
+def _pieces(q: Tensor, height: int, width: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield which heads, which rows of queries, and which queries these are, of each piece."""
+    across, rows = _piece_of(q, height, width)
+    for start in range(0, len(q), across):
+        for top in range(0, height, rows):
+            yield slice(start, start + across), slice(top, top + rows), slice(top * width, (top + rows) * width)
+
+
+def _added(by_row: Tensor | None, by_column: Tensor | None, here: slice, rows: slice) -> Tensor | None:
+    """Return what positions add to the scores of a piece, (B, n, N), if anything."""
+    if by_row is None or by_column is None:
+        return None
+    return (by_row[here, rows][..., None] + by_column[here, rows][..., None, :]).flatten(3).flatten(1, 2)
+
+
+def _scores(q: Tensor, k: Tensor, added: Tensor | None, scale: float) -> Tensor:
+    return _product(q * scale, k) if added is None else _add_product(added, q, k, scale)
 
 
 class WindowedBlock(image_encoder.Block):  # type: ignore[misc]
@@ -124,7 +180,7 @@ def _is_for_onednn(one: Tensor) -> bool:
 
 
 def attend_in_pieces(encoder: ImageEncoderViT) -> None:
-    """Make ``encoder`` attend by ``PiecewiseAttention``, on the parameters that it has. For inference.
+    """Make ``encoder`` attend by ``PiecewiseAttention``, on the parameters that it has.
 
     Blocks that do more than upstream's stay what they are.
     """

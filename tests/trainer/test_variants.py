@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from segment_anything.modeling import Sam
-from torch import Tensor
+from torch import Tensor, nn
 
 from sum_factory.shared.errors import CheckpointError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, NothingDrawn, build_architecture
@@ -39,7 +39,7 @@ from sum_factory.trainer.run.settings import CheckpointSettings
 from sum_factory.trainer.settings import read_settings
 from sum_factory.trainer.variants import prepare, trained, variants
 from sum_factory.trainer.variants.adapter import AdapterSettings
-from sum_factory.trainer.variants.lora import LoraSettings, merge
+from sum_factory.trainer.variants.lora import LoraSettings, SplitQkv, merge
 from sum_factory.trainer.variants.sam_adapter import SamAdapterSettings, high_pass
 from sum_factory.trainer.variants.variant import NoSettings
 
@@ -392,3 +392,12 @@ def test_recipe_of_a_variant_takes_its_settings_and_another_method(
 def test_help_names_every_variant() -> None:
     told = next(option for option in fit_command.params if option.name == "variant").to_info_dict()["help"]
     assert set(variants()) <= set(re.findall(r"[\w-]+", told))
+
+
+def test_a_split_projection_has_the_bias_of_the_joint_one() -> None:
+    """Attention pads windows with it."""
+    joint = nn.Linear(6, 18)
+    bias = SplitQkv(joint).bias
+    assert bias is not None
+    assert torch.equal(bias, joint.bias)
+    assert SplitQkv(nn.Linear(6, 18, bias=False)).bias is None

@@ -47,6 +47,12 @@ class SplitQkv(nn.Module):
         """Project tokens."""
         return torch.cat([self.q(x), self.k(x), self.v(x)], -1)
 
+    @property
+    def bias(self) -> Tensor | None:
+        """What a token of zeros is projected to, (3 C,)."""
+        biases = self.q.bias, self.k.bias, self.v.bias
+        return None if biases[0] is None else torch.cat(biases)
+
     def joint(self) -> nn.Linear:
         """Return the one layer again."""
         parts = (self.q, self.k, self.v)

@@ -64,6 +64,20 @@ def test_pieces_of_any_size_give_upstreams_embedding(
         torch.testing.assert_close(encoder(images), sam.image_encoder(images), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("piece", [100, 700, 1 << 20])
+def test_gradients_of_pieces_are_upstreams(
+    sam: Sam, images: torch.Tensor, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "PIECE_ON_CPU", piece)
+    monkeypatch.setattr(attention, "PIECE_OF_THREAD", piece)
+    upstream, encoder = deepcopy(sam.image_encoder).double(), deepcopy(sam.image_encoder).double()
+    attend_in_pieces(encoder)
+    for each in (upstream, encoder):
+        each(images.double()).square().sum().backward()
+    for (name, expected), found in zip(upstream.named_parameters(), encoder.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-9, atol=1e-9, msg=name)
+
+
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 7, 8, 11])
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_windows_of_any_size_give_upstreams_embedding(images: torch.Tensor, window: int, qkv_bias: bool) -> None:
