@@ -10,6 +10,7 @@ from torch import Tensor
 from sum_factory.shared.precision import autocast
 from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
 from sum_factory.shared.sam.decode import (
+    ABSENT,
     BOX_MAX,
     BOX_MIN,
     NEGATIVE,
@@ -113,6 +114,30 @@ def test_decoding_several_images_equals_one_by_one(tiny_sam: Sam, embedding: Ten
         expected = decode_prompts(tiny_sam, embedding[image][None], torch.tensor([0]), alone)
         torch.testing.assert_close((logits[k : k + 1], iou[k : k + 1]), expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_absent_tokens_change_nothing(tiny_sam: Sam, embedding: Tensor, kind: str) -> None:
+    _, prompts = build(kind)
+    longer = Prompts(
+        torch.cat([prompts.coords, pixels(2, seed=9)], 1),
+        torch.cat([prompts.token_types, torch.full((COUNT, 2), ABSENT)], 1),
+        prompts.mask_logits,
+    )
+    index = torch.tensor([3, 0, 3])
+    found, expected = (decode_prompts(tiny_sam, embedding, index, each) for each in (longer, prompts))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert longer.ambiguous.tolist() == prompts.ambiguous.tolist()
+
+
+@torch.no_grad()
+def test_the_single_output_alone_is_the_first_of_all(tiny_sam: Sam, embedding: Tensor) -> None:
+    _, prompts = build("points+box+mask")
+    index = torch.tensor([3, 0, 3])
+    logits, iou = decode_prompts(tiny_sam, embedding, index, prompts, single=True)
+    expected, expected_iou = decode_prompts(tiny_sam, embedding, index, prompts)
+    torch.testing.assert_close((logits, iou), (expected[:, :1], expected_iou[:, :1]), rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
