@@ -170,11 +170,11 @@ def backpropagate(
         vector_leaf = None if vectors is None else vectors.detach().requires_grad_()
         counts = torch.tensor(batch.counts, device=device, dtype=leaf.dtype)[batch.targets.image_index]
         weight = 1 / (counts * settings.rounds * photos)
-        played: list[Tensor] = []
+        played = torch.zeros(settings.rounds, 3, device=device, dtype=leaf.dtype)
         for result in play_rounds(sam, leaf, vector_leaf, batch.targets, settings, batch.random, judge):
-            loss = (result.loss * weight).sum()
+            loss = (result.loss * weight[result.rows]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
-            played.append(torch.stack([loss.detach(), result.mask_loss.sum(), result.iou.sum()]))
+            played[result.number - 1] += torch.stack([loss.detach(), result.mask_loss.sum(), result.iou.sum()])
         if extra is not None:
             added = extra(leaf) / photos
             added.backward()  # type: ignore[no-untyped-call]
@@ -183,7 +183,7 @@ def backpropagate(
     graphs += [(vectors, vector_leaf)] if vectors is not None and vector_leaf is not None else []
     if graphs:
         torch.autograd.backward([root for root, _ in graphs], [reached.grad for _, reached in graphs])
-    for number, (loss, mask_loss, iou) in enumerate(torch.stack(played).tolist()):  # one wait for the device
+    for number, (loss, mask_loss, iou) in enumerate(played.tolist()):  # one wait for the device
         sums.counts["loss"] += loss
         sums.mask_loss[number] += mask_loss
         sums.iou[number] += iou

@@ -3,27 +3,33 @@
 Round 1 gives a box or a point, rounds 2 to 6 add one click at an error each, round 7 adds nothing. Every round also
 gets the logits of the one before as mask prompt, detached. The image embedding is a detached leaf: each round is
 backpropagated at once into its gradient, and the encoder is run backwards once at the end, so that memory does not
-grow with the rounds while gradients stay those of the whole graph.
+grow with the rounds while gradients stay those of the whole graph. Masks do not depend on each other, so a round is
+played in groups of them, and memory does not grow with the masks either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sum_factory.shared.sam.decode import BOX_MIN, PAD, Prompts, decode_prompts, dense_positions
+from sum_factory.shared.precision import autocast
+from sum_factory.shared.sam.decode import ABSENT, BOX_MIN, PAD, Prompts, decode_prompts, dense_positions
 from sum_factory.shared.sam.hq import add_vectors
 from sum_factory.shared.sam.upstream import Sam
+from sum_factory.trainer.by_rows import judge_by_rows
 from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
 from sum_factory.trainer.points import PixelMasks, draw_points, values_at
-from sum_factory.trainer.prompts import click_errors, first_prompts, hq_prompts
+from sum_factory.trainer.prompts import clicks_at, draw_shares, first_prompts, hq_prompts
 from sum_factory.trainer.randomness import Randomness, by_row
 
+ELEMENTS_ON_CPU, ELEMENTS = 1 << 20, 1 << 26
+"""Numbers in the embeddings of the images of masks that are decoded together."""
 SEVERAL = slice(1, None)
 """The mask tokens for an ambiguous prompt; token 0 is the one for prompts that leave no doubt."""
 FedOutput = Literal["predicted", "best"]
@@ -54,6 +60,8 @@ class InteractiveSettings:
     """Whether the task is given in every round, not in the first alone."""
     loss: LossSettings = field(default_factory=LossSettings)
     """Weights and constants of the mask loss."""
+    masks_at_once: int | None = None
+    """Masks that are decoded together at most; by default as many as ``masks_together`` returns."""
 
 
 @dataclass(frozen=True)
@@ -77,36 +85,47 @@ class Targets:
     def __len__(self) -> int:
         return len(self.masks)
 
+    def __getitem__(self, rows: Rows) -> Targets:
+        """Return those of some masks."""
+        return Targets(
+            self.masks[rows],
+            self.valid[rows],
+            self.certainty[rows],
+            self.sampling[rows],
+            self.image_index[rows],
+            self.stride,
+            None if self.coverage is None else self.coverage[rows],
+            None if self.pixels is None else self.pixels[rows],
+        )
+
     def shifts(self, generator: Randomness) -> Tensor | None:
         """Draw what is random about the points of a round, float64 (P, 2); nothing where masks are compared whole."""
         if self.pixels is None:
             return None
         return by_row(generator, len(self)).uniform(len(self), 2).to(self.masks.device)
 
-    def loss(
-        self, logits: Tensor, grid: Tensor, shifts: Tensor | None, settings: LossSettings, rows: Rows = slice(None)
-    ) -> Tensor:
-        """Return the mask loss of R of the masks, ``rows``, by their low-resolution logits (R, h, w), which on the grid
-        are ``grid`` (R, H, W): (R,)."""
+    def loss(self, logits: Tensor, grid: Tensor, shifts: Tensor | None, settings: LossSettings) -> Tensor:
+        """Return the mask losses (P,) of low-resolution logits (P, h, w), which on the grid are ``grid`` (P, H, W)."""
         if self.pixels is None or shifts is None:
             wanted = self.masks if self.coverage is None else self.coverage
-            return mask_loss(grid, wanted[rows], self.valid[rows], self.certainty[rows], settings)
-        pixels = self.pixels[rows]
-        places = draw_points(logits, pixels, shifts[rows])
-        certainty = values_at(self.certainty[rows], places, pixels.side)
+            return mask_loss(grid, wanted, self.valid, self.certainty, settings)
+        places = draw_points(logits, self.pixels, shifts)
+        certainty = values_at(self.certainty, places, self.pixels.side)
         in_photo = torch.ones_like(certainty, dtype=torch.bool)
-        found = values_at(logits, places, pixels.side)
-        return mask_loss(found, pixels.at(places), in_photo, certainty, settings)
+        found = values_at(logits, places, self.pixels.side)
+        return mask_loss(found, self.pixels.at(places), in_photo, certainty, settings)
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One round: the loss of each mask with its graph, (P,), and what to log, detached, (P,) each.
+    """One round of R of the masks, ``rows`` int64 (R,): the loss of each with its graph, (R,), and what to log,
+    detached, (R,) each.
 
-    ``predicted`` are the masks that the losses were taken of, bool (P, H, W), on the grid of the targets.
+    ``predicted`` are the masks that the losses were taken of, bool (R, h, w), at SAM's low resolution.
     """
 
     number: int
+    rows: Tensor
     loss: Tensor
     mask_loss: Tensor
     iou: Tensor
@@ -116,40 +135,47 @@ class RoundResult:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The prompt tokens of P masks. The first ``count`` tokens of each row are given, the others fill it up."""
+    """The prompt tokens of P masks; what a row has fewer than another is filled up by tokens that are absent."""
 
     coords: Tensor
     token_types: Tensor
-    count: Tensor
 
-    @classmethod
-    def of(cls, prompts: Prompts) -> _Tokens:
-        full = torch.full((len(prompts),), prompts.token_types.shape[1], device=prompts.token_types.device)
-        return cls(prompts.coords, prompts.token_types, full)
+    @property
+    def count(self) -> Tensor:
+        """How many tokens each row has, int64 (P,)."""
+        return (self.token_types != ABSENT).sum(1)
 
     def add(self, coords: Tensor, token_types: Tensor, given: Tensor) -> _Tokens:
-        """Put one click in front of the rows that ``given`` (P,) marks."""
+        """Put one click in front of the rows that ``given`` (P,) marks; a first one has padding behind it."""
         longer_coords = torch.cat([coords[:, None], self.coords], 1)
-        longer_types = torch.cat([token_types[:, None], self.token_types], 1)
-        padded_coords = F.pad(self.coords, (0, 0, 0, 1))
-        padded_types = F.pad(self.token_types, (0, 1), value=PAD)
+        behind = self.token_types.clone()
+        behind[self.count == 0, :1] = PAD
+        longer_types = torch.cat([token_types[:, None], behind], 1)
+        filled_coords = F.pad(self.coords, (0, 0, 0, 1))
+        filled_types = F.pad(self.token_types, (0, 1), value=ABSENT)
         return _Tokens(
-            torch.where(given[:, None, None], longer_coords, padded_coords),
-            torch.where(given[:, None], longer_types, padded_types),
-            torch.where(given & (self.count == 0), 2, self.count + given.long()),  # the first has padding behind it
+            torch.where(given[:, None, None], longer_coords, filled_coords),
+            torch.where(given[:, None], longer_types, filled_types),
         )
 
     def at(self, rows: Tensor) -> _Tokens:
         """Return the tokens of these rows, int64 (R,)."""
-        return _Tokens(self.coords[rows], self.token_types[rows], self.count[rows])
+        return _Tokens(self.coords[rows], self.token_types[rows])
 
-    def alike(self, mask_logits: Tensor | None, all_have_masks: bool) -> Iterator[tuple[Tensor, Prompts]]:
-        """Yield rows of equal token count with their prompts: one more padding token would change the result."""
-        for count in torch.unique(self.count).tolist():
-            rows = (self.count == count).nonzero()[:, 0]
-            given = all_have_masks or count == 0
-            masks = mask_logits[rows] if given and mask_logits is not None else None
-            yield rows, Prompts(self.coords[rows, :count], self.token_types[rows, :count], masks)
+    def groups(self, fed: Tensor | None, all_have_masks: bool, at_once: int) -> Iterator[tuple[Tensor, Prompts]]:
+        """Yield rows that are decoded together, ``at_once`` at most, with their prompts.
+
+        Rows of a group are of about as many tokens, and all or none have a mask prompt of ``fed`` (P, 1, h, w): unless
+        ``all_have_masks``, those without a token.
+        """
+        count = self.count
+        ordered = count.argsort(stable=True)
+        masked = torch.ones_like(ordered, dtype=torch.bool) if all_have_masks else count[ordered] == 0
+        for some, masks in ((ordered[masked], fed), (ordered[~masked], None)):
+            for rows in some.tensor_split(-(-len(some) // at_once)) if len(some) else ():
+                longest = int(count[rows[-1]])
+                tokens = self.coords[rows, :longest], self.token_types[rows, :longest]
+                yield rows, Prompts(*tokens, None if masks is None else masks[rows])
 
     @property
     def ambiguous(self) -> Tensor:
@@ -190,7 +216,8 @@ class Round:
 
 
 Judge = Callable[[Round, InteractiveSettings], tuple[RoundResult, Tensor]]
-"""Takes the losses of a round; also returns the logits (P, 1, h, w) that are the mask prompts of the next one."""
+"""Takes the losses of a round, or of a group of its masks; also returns the logits (P, 1, h, w) that are the mask
+prompts of the next one."""
 
 
 def play_rounds(
@@ -202,31 +229,68 @@ def play_rounds(
     generator: Randomness,
     judge: Judge | None = None,
 ) -> Iterator[RoundResult]:
-    """Play all rounds and yield each one's result; the caller backpropagates a result before asking for the next.
+    """Play all rounds, and yield the result of each group of masks; the caller backpropagates it before the next.
 
     ``judge`` takes the losses, by default ``judge_round``.
 
     ``embeddings_BCHW`` are the image embeddings, ``task_vectors_BC`` the vector of each image's task, added to its
-    embedding in the first round (in all with ``continuous_task_prompt``), or None.
+    embedding in the first round (in all with ``continuous_task_prompt``), or None. What is drawn does not depend on the
+    groups.
     """
-    side = int(sam.image_encoder.img_size)
-    tokens, noised = _first(targets, settings, side, generator)
-    previous: Tensor | None = None
+    at_once = settings.masks_at_once or masks_together(sam, embeddings_BCHW)
+    tokens, fed = _first(targets, settings, int(sam.image_encoder.img_size), generator)
+    positions = dense_positions(sam)
     for number in range(1, settings.rounds + 1):
         if 1 < number < settings.rounds:
-            assert previous is not None, "round 1 leaves logits"
-            predicted = to_grid(previous, targets)[:, 0] > 0
-            weights = targets.sampling * targets.valid
-            tokens = tokens.add(*click_errors(predicted, targets.masks, weights, targets.stride, generator))
+            assert fed is not None, "round 1 leaves logits"
+            shares = draw_shares(generator, len(targets)).to(fed.device)
+            tokens = tokens.add(*_clicks(fed, targets, shares, at_once))
         given = task_vectors_BC if number == 1 or settings.continuous_task_prompt else None
         source = embeddings_BCHW if given is None else add_vectors(embeddings_BCHW, given)
-        fed = noised if number == 1 else previous
-        logits, predicted_iou = _decode(sam, source, targets.image_index, tokens, fed, number > 1)
-        rows = torch.arange(len(targets), device=logits.device)
         ambiguous, shifts = tokens.ambiguous & (number == 1), targets.shifts(generator)
-        played = Round(number, rows, logits, predicted_iou, ambiguous, targets, shifts, tokens, fed)
-        result, previous = (judge or judge_round)(played, settings)
-        yield result
+        done, left = [], []
+        for rows, prompts in tokens.groups(fed, number > 1, at_once):
+            single = not bool(ambiguous[rows].any())
+            decoded = decode_prompts(sam, source, targets.image_index[rows], prompts, positions, single)
+            logits, predicted_iou = (each.to(source.dtype) for each in decoded)
+            some_shifts, some_fed = (None if each is None else each[rows] for each in (shifts, fed))
+            known = ambiguous[rows], targets[rows], some_shifts, tokens.at(rows), some_fed
+            result, next_fed = (judge or judge_round)(Round(number, rows, logits, predicted_iou, *known), settings)
+            done.append(rows)
+            left.append(next_fed)
+            yield result
+        fed = torch.cat(left)[torch.cat(done).argsort()]
+
+
+def whole_rounds(results: Iterable[RoundResult]) -> list[RoundResult]:
+    """Put the groups of each round together, with the masks in their order."""
+    whole = []
+    for number, groups in groupby(results, key=lambda result: result.number):
+        fields = ("rows", "loss", "mask_loss", "iou", "predicted_iou", "predicted")
+        parts = list(groups)
+        joined = [torch.cat([getattr(part, name) for part in parts]) for name in fields]
+        order = joined[0].argsort()
+        whole.append(RoundResult(number, *(each[order] for each in joined)))
+    return whole
+
+
+def masks_together(sam: Sam, embeddings_BCHW: Tensor) -> int:
+    """Return how many masks to decode together: as many as go through the cache of a CPU, or keep a GPU busy."""
+    most = ELEMENTS_ON_CPU if embeddings_BCHW.device.type == "cpu" else ELEMENTS
+    cells = embeddings_BCHW.shape[2] * embeddings_BCHW.shape[3]
+    return max(1, most // (cells * int(sam.mask_decoder.transformer_dim)))
+
+
+def _clicks(logits: Tensor, targets: Targets, shares: Tensor, at_once: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return clicks at what is wrong with masks of logits (P, 1, h, w), as ``click_errors``, of a few at a time."""
+    clicks = []
+    for start in range(0, len(targets), at_once):
+        rows = slice(start, start + at_once)
+        masks, weights = targets.masks[rows], targets.sampling[rows] * targets.valid[rows]
+        predicted = to_grid(logits[rows], targets)[:, 0] > 0
+        clicks.append(clicks_at(predicted, masks, weights, targets.stride, shares[rows]))
+    coords, token_types, given = zip(*clicks, strict=True)
+    return torch.cat(coords), torch.cat(token_types), torch.cat(given)
 
 
 def _first(
@@ -236,14 +300,29 @@ def _first(
     masks, weights = targets.masks, targets.sampling
     if settings.first_prompts == "interactive":
         drawn = first_prompts(masks, weights, settings.box_share, targets.stride, side, generator)
-        return _Tokens.of(drawn), None
+        return _Tokens(drawn.coords, drawn.token_types), None
     prompts, count, noised = hq_prompts(masks, weights, targets.stride, side // 4, generator)
-    return _Tokens(prompts.coords, prompts.token_types, count), noised
+    place = torch.arange(prompts.token_types.shape[1], device=masks.device)
+    return _Tokens(prompts.coords, prompts.token_types.where(place < count[:, None], ABSENT)), noised
 
 
 def to_grid(logits: Tensor, targets: Targets) -> Tensor:
-    """Bring low-resolution logits (P, K, h, w) to the grid of the targets, (P, K, H, W)."""
-    return F.interpolate(logits, targets.masks.shape[1:], mode="bilinear", align_corners=False)
+    """Bring low-resolution logits (P, K, h, w) to the grid of the targets, (P, K, H, W), by bilinear interpolation.
+
+    Written as products with the weights of rows and columns: on a CPU their backward pass takes a fifth of the time.
+    """
+    (height, width), (low_height, low_width) = targets.masks.shape[1:], logits.shape[2:]
+    if (height, width) == (low_height, low_width):
+        return logits
+    with autocast(logits.device.type, "fp32"):
+        rows, columns = _weights(low_height, height, logits), _weights(low_width, width, logits)
+        return rows @ (logits @ columns.mT)
+
+
+def _weights(cells: int, finer: int, like: Tensor) -> Tensor:
+    """Return the weights of linear interpolation from ``cells`` to ``finer`` ones, (finer, cells)."""
+    one_by_one = torch.eye(cells, device=like.device, dtype=like.dtype)
+    return F.interpolate(one_by_one[None], finer, mode="linear", align_corners=False)[0].mT
 
 
 def _decode(
@@ -251,21 +330,18 @@ def _decode(
     source: Tensor,
     image_index: Tensor,
     tokens: _Tokens,
-    mask_logits: Tensor | None,
+    fed: Tensor | None,
     all_have_masks: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Decode all rows, those of equal token count together; logits (P, K, h, w) and predicted IoU (P, K).
-
-    Unless ``all_have_masks``, the mask prompts are those of the rows without a token.
-    """
+    """Decode all rows at once; logits (P, K, h, w) and predicted IoU (P, K)."""
     positions = dense_positions(sam)
-    rows, logits, iou = [], [], []
-    for index, prompts in tokens.alike(mask_logits, all_have_masks):
-        some_logits, some_iou = decode_prompts(sam, source, image_index[index], prompts, positions)
-        rows.append(index)
+    done, logits, iou = [], [], []
+    for rows, prompts in tokens.groups(fed, all_have_masks, len(tokens.coords)):
+        some_logits, some_iou = decode_prompts(sam, source, image_index[rows], prompts, positions)
+        done.append(rows)
         logits.append(some_logits)
         iou.append(some_iou)
-    order = torch.cat(rows).argsort()
+    order = torch.cat(done).argsort()
     return torch.cat(logits)[order].to(source.dtype), torch.cat(iou)[order].to(source.dtype)
 
 
@@ -275,17 +351,13 @@ def choose(played: Round, settings: InteractiveSettings) -> tuple[Tensor, Tensor
     An ambiguous prompt trains the best of its three outputs by mask loss, and feeds back that one or the one of highest
     *predicted* IoU, as ``settings.fed_output`` says. Otherwise both are the single-mask output.
     """
-    logits, targets = played.logits, played.targets
+    logits = played.logits.detach()
     trained = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     fed = torch.zeros_like(trained)
     if logits.shape[1] > 1 and played.ambiguous.any():  # HQ-SAM has one output
         which = played.ambiguous.nonzero()[:, 0]
-        with torch.no_grad():
-            grids = to_grid(logits[which, SEVERAL], targets)
-            losses = [
-                targets.loss(logits[which, 1 + k], grids[:, k], played.shifts, settings.loss, which)
-                for k in range(grids.shape[1])
-            ]
+        targets, shifts = played.targets[which], None if played.shifts is None else played.shifts[which]
+        losses = [_losses(output, targets, shifts, settings)[0] for output in logits[which, SEVERAL].unbind(1)]
         trained[which] = 1 + torch.stack(losses, 1).argmin(1)
         believed = 1 + played.predicted_iou[which, SEVERAL].detach().argmax(1)
         fed[which] = trained[which] if settings.fed_output == "best" else believed
@@ -296,14 +368,26 @@ def judge_round(
     played: Round, settings: InteractiveSettings, taught: Targets | None = None
 ) -> tuple[RoundResult, Tensor]:
     """Take the losses of the outputs that ``choose`` names, against ``taught`` in place of the round's own targets."""
-    logits, targets = played.logits, taught or played.targets
+    logits = played.logits
     row = torch.arange(len(logits), device=logits.device)
     trained, fed = choose(played, settings)
-    chosen = logits[row, trained]
-    grid = to_grid(chosen[:, None], targets)[:, 0]
-    losses = targets.loss(chosen, grid, played.shifts, settings.loss)
-    iou = true_iou(grid, targets.masks, targets.valid)
+    chosen = logits[row, trained] if logits.shape[1] > 1 else logits[:, 0]
+    losses, iou = _losses(chosen, taught or played.targets, played.shifts, settings)
     predicted = played.predicted_iou[row, trained]
     loss = losses + settings.loss.iou_weight * (predicted - iou) ** 2
-    result = RoundResult(played.number, loss, losses.detach(), iou, predicted.detach(), grid.detach() > 0)
-    return result, logits[row, fed][:, None].detach()
+    logged = losses.detach(), iou, predicted.detach(), chosen.detach() > 0
+    return RoundResult(played.number, played.rows, loss, *logged), logits[row, fed][:, None].detach()
+
+
+def _losses(
+    logits: Tensor, targets: Targets, shifts: Tensor | None, settings: InteractiveSettings
+) -> tuple[Tensor, Tensor]:
+    """Return the mask loss of low-resolution logits (P, h, w), with its gradient, and their true IoU, (P,) each."""
+
+    def judge(some: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        wanted, some_shifts = targets[rows], None if shifts is None else shifts[rows]
+        grid = to_grid(some[:, None], wanted)[:, 0]
+        losses = wanted.loss(some, grid, some_shifts, settings.loss)
+        return losses, true_iou(grid.detach(), wanted.masks, wanted.valid)
+
+    return judge_by_rows(judge, logits, targets.masks[0].numel())

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.shared.masks import ious
+from sum_factory.trainer.fused_loss import FusedMaskLoss
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
@@ -86,10 +87,8 @@ def mask_loss(
     logits: Tensor, targets: Tensor, valid: Tensor, certainty: Tensor | None, settings: LossSettings
 ) -> Tensor:
     """The weighted sum of focal and Dice, 20 : 1 by default, of logits / temperature."""
-    logits = logits / settings.temperature
-    focal = focal_loss(logits, targets, valid, certainty, settings)
-    dice = dice_loss(logits, targets, valid, certainty, settings)
-    return settings.focal_weight * focal + settings.dice_weight * dice
+    loss: Tensor = FusedMaskLoss.apply(logits, targets, valid, certainty, settings)
+    return loss
 
 
 def true_iou(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:

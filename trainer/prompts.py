@@ -35,7 +35,12 @@ def sample_cells(weights: Tensor, generator: Randomness) -> tuple[Tensor, Tensor
     Returns the cells as int64 (P, 2), x and y, and bool (P,): False where a map is zero everywhere; then the cell means
     nothing. A cell of weight zero is never drawn.
     """
-    return cells_at(weights, by_row(generator, len(weights)).uniform(len(weights), 1).to(weights.device))
+    return cells_at(weights, draw_shares(generator, len(weights)).to(weights.device))
+
+
+def draw_shares(generator: Randomness, count: int) -> Tensor:
+    """Draw at which share of the weights of each of so many masks a cell is taken, float64 (P, 1) in [0, 1)."""
+    return by_row(generator, count).uniform(count, 1)
 
 
 def cells_at(weights: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +51,7 @@ def cells_at(weights: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     cumulative = weights.flatten(1).double().cumsum(1)
     total = cumulative[:, -1:]
     cell = torch.searchsorted(cumulative, shares * total, right=True)[:, 0]
-    last = weights.flatten(1).shape[1] - 1 - (weights.flatten(1) > 0).flip(1).int().argmax(1)
+    last = torch.searchsorted(cumulative, total.contiguous())[:, 0]  # the first cell at which the total is reached
     cell = torch.minimum(cell, last)  # rounding can put the threshold on the total itself
     return torch.stack([cell % weights.shape[2], cell // weights.shape[2]], 1), total[:, 0] > 0
 
@@ -148,7 +153,14 @@ def click_errors(
     bool (P,): False where R is empty or all its weights are zero; then there is nothing to click, and the rest means
     nothing.
     """
-    cells, found = sample_cells(weights * (predicted ^ masks), generator)
+    return clicks_at(predicted, masks, weights, stride, draw_shares(generator, len(masks)).to(masks.device))
+
+
+def clicks_at(
+    predicted: Tensor, masks: Tensor, weights: Tensor, stride: int, shares: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the clicks of ``click_errors`` that ``shares`` (P, 1), of ``draw_shares``, stand for."""
+    cells, found = cells_at(weights * (predicted ^ masks), shares)
     wanted = masks[torch.arange(len(masks), device=masks.device), cells[:, 1], cells[:, 0]]
     token_types = torch.where(wanted, POSITIVE, NEGATIVE)
     return cells_to_input(cells, stride), token_types, found

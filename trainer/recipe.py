@@ -95,6 +95,9 @@ class Recipe:
     having all of them: PyTorch's FSDP2. Give true where ViT-H does not fit beside its activations."""
     masks: int = Field(default=30, ge=1, le=MOST)
     """Masks of a photo, at most; of more, so many are drawn at random. Fewer take less time and memory."""
+    masks_at_once: int | None = Field(default=None, ge=1, le=MOST)
+    """Masks that are decoded and compared together, at most. By default as many as fit the cache of a CPU or keep a GPU
+    busy. Fewer take less memory; losses differ by rounding alone."""
     rounds: int = Field(default=7, ge=1, le=1_000)
     """Rounds a mask: a first point or box, then a click a round where the mask is wrong, and no new click in the
     last."""
@@ -210,6 +213,7 @@ class Recipe:
             first_prompts=self.first_prompts,
             continuous_task_prompt=self.chosen_method.task_prompt == "all",
             loss=self.loss,
+            masks_at_once=self.masks_at_once,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -241,6 +245,8 @@ class Recipe:
         of_method = asdict(self.settings_of_method)
         if not of_method:
             left_out.add("method_settings")
+        if self.masks_at_once is None:
+            left_out.add("masks_at_once")
         if self.first_prompts == "interactive":  # what runs were before there was a choice
             left_out.add("first_prompts")
         of_parts = {"variant_settings": of_variant, "method_settings": of_method}

@@ -213,10 +213,11 @@ class RefinerTraining:
         index = targets.image_index[pairs.rows]
         refined = self.refiner.refine(embeddings, index, pairs.points, pairs.boxes, pairs.logits).float()
         grid = to_grid(refined[:, None], targets)[:, 0]
-        masks, valid = targets.masks[pairs.rows], targets.valid[pairs.rows]
-        loss = targets.loss(refined, grid, targets.shifts(batch.random), self.recipe.loss, pairs.rows).mean()
+        wanted, shifts = targets[pairs.rows], targets.shifts(batch.random)
+        shifts = None if shifts is None else shifts[pairs.rows]
+        loss = wanted.loss(refined, grid, shifts, self.recipe.loss).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        after = true_iou(grid.detach(), masks, valid).mean()
+        after = true_iou(grid.detach(), wanted.masks, wanted.valid).mean()
         before = pairs.iou.mean()
         return {
             "loss": float(loss.detach()),

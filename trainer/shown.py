@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sum_factory.shared.drawing import draw_mask
 from sum_factory.shared.images import RgbImage
+from sum_factory.shared.placement import CELL
 from sum_factory.shared.precision import autocast
 from sum_factory.shared.sam.hq import encode
 from sum_factory.trainer.batch import Batch, collate
@@ -21,7 +22,7 @@ from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.contact_sheet import colour_of
 from sum_factory.trainer.data.samples import TrainingSample
 from sum_factory.trainer.data.stream import MixedStream
-from sum_factory.trainer.interactive import RoundResult, play_rounds
+from sum_factory.trainer.interactive import RoundResult, play_rounds, whole_rounds
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.sharding import put_together
 
@@ -70,9 +71,14 @@ def _picture(recipe: Recipe, model: Model, sample: Sample, name: str) -> RgbImag
     first, *rest = _rounds(recipe, model, batch)
     last = rest[-1] if rest else first
     target = "human masks" if name.startswith("human") else "pseudo-labels"
-    panels = [("photo", None), (target, batch.targets.masks >= 0.5)]
-    panels += [(f"round {each.number}: IoU {float(each.iou.mean()):.2f}", each.predicted) for each in (first, last)]
-    return join([(caption, draw(placed, masks, recipe.stride)) for caption, masks in panels])
+    panels: list[tuple[str, Tensor | None, int]] = [
+        ("photo", None, 1),
+        (target, batch.targets.masks >= 0.5, recipe.stride),
+    ]
+    panels += [
+        (f"round {each.number}: IoU {float(each.iou.mean()):.2f}", each.predicted, CELL) for each in (first, last)
+    ]
+    return join([(caption, draw(placed, masks, stride)) for caption, masks, stride in panels])
 
 
 def _rounds(recipe: Recipe, model: Model, batch: Batch) -> list[RoundResult]:
@@ -80,7 +86,7 @@ def _rounds(recipe: Recipe, model: Model, batch: Batch) -> list[RoundResult]:
     with autocast(sam.device.type, recipe.computed_in):
         embeddings = encode(sam, batch.images).to(batch.images.dtype)
         vectors = None if task_prompt is None else task_prompt(batch.tasks)
-        return list(play_rounds(sam, embeddings, vectors, batch.targets, recipe.interactive, batch.random))
+        return whole_rounds(play_rounds(sam, embeddings, vectors, batch.targets, recipe.interactive, batch.random))
 
 
 def draw(sample: TrainingSample, masks: Tensor | None, stride: int) -> RgbImage:

@@ -191,8 +191,14 @@ def gradients(sam: Sam, prompt: TaskPrompt | None) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("continuous", "target", "rounds"),
-    [(False, "bits", 7), (True, "bits", 7), (False, "coverage", 3), (False, "points", 3)],
+    ("continuous", "target", "rounds", "at_once"),
+    [
+        (False, "bits", 7, None),
+        (True, "bits", 7, 4),
+        (False, "bits", 3, 1),
+        (False, "coverage", 3, None),
+        (False, "points", 3, 4),
+    ],
 )
 def test_rounds_backpropagated_one_by_one_give_the_gradients_of_the_whole_graph(
     sam: Sam,
@@ -202,8 +208,9 @@ def test_rounds_backpropagated_one_by_one_give_the_gradients_of_the_whole_graph(
     continuous: bool,
     target: str,
     rounds: int,
+    at_once: int | None,
 ) -> None:
-    settings = InteractiveSettings(rounds, continuous_task_prompt=continuous)
+    settings = InteractiveSettings(rounds, continuous_task_prompt=continuous, masks_at_once=at_once)
     samples = [with_target(sample, target) for sample in samples]
     expected = naive_loss(sam, task_prompt, make_batch(samples, sam), settings, PHOTOS, naive_points)
     expected.backward()
@@ -314,7 +321,7 @@ def most_bytes(work: Callable[[], object]) -> int:
 
 def test_memory_does_not_grow_with_the_rounds(sam: Sam, task_prompt: TaskPrompt, samples: list[TrainingSample]) -> None:
     def flat(rounds: int) -> None:
-        settings = InteractiveSettings(rounds=rounds)
+        settings = InteractiveSettings(rounds=rounds, masks_at_once=1)
         backpropagate(sam, task_prompt, make_batch(samples, sam), settings, PHOTOS, Sums(rounds))
 
     def naive(rounds: int) -> None:

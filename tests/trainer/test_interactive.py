@@ -10,7 +10,14 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sum_factory.shared.sam.architecture import SamArchitecture, build_architecture
-from sum_factory.trainer.interactive import InteractiveSettings, RoundResult, Targets, play_rounds, to_grid
+from sum_factory.trainer.interactive import (
+    InteractiveSettings,
+    RoundResult,
+    Targets,
+    play_rounds,
+    to_grid,
+    whole_rounds,
+)
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (), 64, window_size=0, prompt_dim=32, decoder_mlp_dim=32)
 
@@ -135,3 +142,25 @@ def test_boxes_train_the_single_mask_output(sam: Sam) -> None:
     assert all(g is None or not g.any() for g in untouched)
     assert sam.mask_decoder.output_hypernetworks_mlps[0].layers[0].weight.grad.any()
     assert result.number == 1
+
+
+@pytest.mark.parametrize("finer", [(16, 16), (32, 16), (64, 48)])
+def test_logits_come_to_the_grid_as_torch_interpolates_them(finer: tuple[int, int]) -> None:
+    """Upsampled to whole multiples and to others, with its gradient."""
+    blank = torch.zeros(2, *finer, dtype=torch.bool)
+    targets = Targets(blank, blank, blank.double(), blank.double(), torch.zeros(2, dtype=torch.int64), 4)
+    logits = torch.randn(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+    found = to_grid(logits, targets)
+    expected = torch.nn.functional.interpolate(logits, finer, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    of_found, of_expected = (torch.autograd.grad(each.square().sum(), logits)[0] for each in (found, expected))
+    torch.testing.assert_close(of_found, of_expected, rtol=1e-12, atol=1e-12)
+
+
+def test_groups_of_a_round_are_put_together_in_the_order_of_the_masks(sam: Sam) -> None:
+    whole = play(sam, InteractiveSettings(rounds=3), make_targets())
+    parts = play(sam, InteractiveSettings(rounds=3, masks_at_once=2), make_targets())
+    assert [len(part.rows) for part in parts] == [2, 2, 1] * 3
+    for one, other in zip(whole, whole_rounds(parts), strict=True):
+        assert other.rows.tolist() == [0, 1, 2, 3, 4]
+        torch.testing.assert_close(other.loss, one.loss[one.rows.argsort()], rtol=1e-7, atol=1e-9)

@@ -215,3 +215,22 @@ def test_every_constant_is_a_setting() -> None:
     focal = (0.5 * entropy * certainty * valid).sum((1, 2)) / valid.sum((1, 2))
     dice = 1 - (2 * (y * p * kept).sum((1, 2)) + 5) / (((y + p) * kept).sum((1, 2)) + 5)
     assert torch.allclose(mask_loss(logits, targets, valid, certainty, other), 3 * focal + 2 * dice)
+
+
+@pytest.mark.parametrize("gamma", [2.0, 0.0, 0.5, 3.0])
+@pytest.mark.parametrize("doubtful", [True, False])
+def test_gradient_in_closed_form_is_that_of_the_formulas(gamma: float, doubtful: bool) -> None:
+    logits, bits, valid, certainty = example()
+    shares = torch.rand(logits.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    settings = LossSettings(gamma=gamma, temperature=3.0)
+    weights = torch.tensor([0.5, 1.0, 2.0])
+    for targets in (bits, shares):
+        scaled, c = logits.clone().requires_grad_(), certainty if doubtful else None
+        terms = [each(scaled / 3, targets, valid, c, settings) for each in (focal_loss, dice_loss)]
+        expected = settings.focal_weight * terms[0] + settings.dice_weight * terms[1]
+        given = logits.clone().requires_grad_()
+        found = mask_loss(given, targets, valid, c, settings)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        (of_found,) = torch.autograd.grad((found * weights).sum(), given)
+        (of_expected,) = torch.autograd.grad((expected * weights).sum(), scaled)
+        torch.testing.assert_close(of_found, of_expected, rtol=1e-10, atol=1e-12)

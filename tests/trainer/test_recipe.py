@@ -89,6 +89,7 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "batch": 20,
     "micro_batch": 2,
     "masks": 29,
+    "masks_at_once": 3,
     "rounds": 6,
     "box_share": 0.4,
     "fed_output": "best",

@@ -12,7 +12,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sum_factory.shared.sam.architecture import SamArchitecture, build_architecture
-from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE
+from sum_factory.shared.sam.decode import ABSENT, BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE
 from sum_factory.trainer import interactive
 from sum_factory.trainer.interactive import FedOutput, InteractiveSettings, RoundResult, Targets, play_rounds
 from sum_factory.trainer.losses import LossSettings
@@ -93,8 +93,10 @@ def play(sam: Sam, embedding: Tensor, targets: Targets, monkeypatch: pytest.Monk
     ) -> Played:
         calls: list[list[Call]] = [[]]
 
-        def recorded(sam: Sam, source: Tensor, index: Tensor, prompts: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
-            logits, iou = decode(sam, source, index, prompts, positions)
+        def recorded(
+            sam: Sam, source: Tensor, index: Tensor, prompts: Any, positions: Tensor, single: bool
+        ) -> tuple[Tensor, Tensor]:
+            logits, iou = decode(sam, source, index, prompts, positions, single)
             if change is not None:
                 logits, iou = change(len(calls), logits, iou)
             calls[-1].append(Call(index, source, prompts.coords, prompts.token_types, prompts.mask_logits, logits, iou))
@@ -206,12 +208,10 @@ def test_rows_with_and_without_errors_go_on_side_by_side(play: Play, targets: Ta
     doubtful = replace(targets, sampling=targets.sampling.clone())
     doubtful.sampling[::2] = 0.0  # nothing may be clicked at in every second row, which is prompted by its box
     played = play(POINTS, doubtful)
-    last = {call.token_types.shape[1]: call for call in played.calls[6]}
-    assert last.keys() == {2, 7}
-    assert (last[2].token_types == torch.tensor([BOX_MIN, BOX_MAX])).all()
-    assert (last[7].token_types[:, -2:] == torch.tensor([POSITIVE, PAD])).all()
-    assert last[2].index.tolist() == [0, 0, 0]
-    assert last[7].index.tolist() == [1, 1, 1]
+    (last,) = played.calls[6]
+    assert (last.token_types[:3] == torch.tensor([BOX_MIN, BOX_MAX, *[ABSENT] * 5])).all()
+    assert (last.token_types[3:, -2:] == torch.tensor([POSITIVE, PAD])).all()
+    assert last.index.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 FIELDS = ("masks", "valid", "certainty", "sampling", "image_index")
