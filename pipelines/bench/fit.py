@@ -237,7 +237,7 @@ def main(quick: bool, repeats: int | None, side: str | None, work: str | None, f
         return
     found = {each.model: compare(each, repeats or (1 if quick else 3)) for each in (QUICK if quick else FULL)}
     with Stage("how long a run waits for data"):
-        data_wait = measure_data_wait(3 if quick else 10)
+        data_wait = measure_data_wait(2 if quick else 10)
     figures = {
         **{f"{name}step_ratio": min(each[f"{name}step_ratio"][0] for each in found.values()) for name in KINDS},
         **{f"{name}memory_ratio": max(each[f"{name}memory_ratio"][0] for each in found.values()) for name in KINDS},
