@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CELLS_ON_CPU, CELLS = 1 << 18, 1 << 27
 """Cells of masks that are compared at a time: as many as fit a CPU's cache, elsewhere as many as keep a GPU busy."""
@@ -51,6 +52,7 @@ class _ByRows(torch.autograd.Function):
         return found
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, of_losses: Tensor, of_others: Tensor) -> tuple[Tensor, None, None]:
         (gradients,) = ctx.saved_tensors
         return gradients * of_losses[:, None, None], None, None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class FusedMaskLoss(torch.autograd.Function):
         return (s.focal_weight * focal + s.dice_weight * (1 - share))[:, 0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, of_losses: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * of_losses.view(-1, *[1] * (gradient.ndim - 1)), None, None, None, None

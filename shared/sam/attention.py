@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sum_factory.shared.sam import fast_linear
 from sum_factory.shared.sam.upstream import ImageEncoderViT, image_encoder
@@ -100,6 +101,7 @@ class _Attend(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, by_row, by_column = ctx.saved_tensors
         height, width = ctx.size

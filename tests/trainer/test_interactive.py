@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from copy import deepcopy
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sum_factory.shared.sam.architecture import SamArchitecture, build_architecture
+from sum_factory.trainer import by_rows
 from sum_factory.trainer.interactive import (
+    FirstPrompts,
     InteractiveSettings,
     RoundResult,
     Targets,
@@ -18,6 +21,7 @@ from sum_factory.trainer.interactive import (
     to_grid,
     whole_rounds,
 )
+from sum_factory.trainer.points import PixelMasks
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (), 64, window_size=0, prompt_dim=32, decoder_mlp_dim=32)
 
@@ -73,6 +77,39 @@ def test_round_by_round_gradients_equal_the_naive_graph(sam: Sam, continuous: bo
         assert torch.allclose(gradient, flat[name], rtol=1e-9, atol=1e-12), name
     assert torch.allclose(naive_tasks, flat_tasks, rtol=1e-9, atol=1e-12)
     assert naive_tasks.abs().max() > 0
+
+
+@pytest.mark.parametrize("first_prompts", ["interactive", "hq"])
+def test_groups_of_masks_change_neither_draws_nor_losses_nor_gradients(
+    sam: Sam, first_prompts: FirstPrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single, whole = deepcopy(sam).float(), make_targets()
+    pixels = whole.masks.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    in_points = dataclasses.replace(whole, pixels=PixelMasks(pixels, torch.tensor([[48, 64]] * len(whole))))
+    shares = torch.rand(whole.masks.shape, generator=torch.Generator().manual_seed(8))
+    for targets in (in_points, dataclasses.replace(whole, coverage=shares)):
+        played = []
+        for at_once, cells in ((5, 1 << 20), (2, 256)):
+            monkeypatch.setattr(by_rows, "CELLS_ON_CPU", cells)
+            settings = InteractiveSettings(rounds=3, first_prompts=first_prompts, masks_at_once=at_once)
+            played.append(in_order(single, settings, targets))
+        for one, other in zip(*played, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def in_order(sam: Sam, settings: InteractiveSettings, targets: Targets) -> list[Tensor]:
+    """Return losses and predicted IoU by round and mask, predicted masks, and the gradient of the embedding."""
+    leaf = torch.randn(2, 32, 4, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    losses, believed = (torch.full((settings.rounds, len(targets)), torch.nan) for _ in range(2))
+    predicted = torch.zeros(settings.rounds, len(targets), 16, 16, dtype=torch.bool)
+    for result in play_rounds(sam, leaf, None, targets, settings, torch.Generator().manual_seed(2)):
+        assert len(result.rows) <= (settings.masks_at_once or len(targets))
+        place = result.number - 1, result.rows
+        losses[place], believed[place] = result.loss.detach(), result.predicted_iou
+        predicted[place] = result.predicted
+        result.loss.sum().backward()
+    assert leaf.grad is not None
+    return [losses, believed, predicted, leaf.grad]
 
 
 def play(sam: Sam, settings: InteractiveSettings, targets: Targets, tasks: Tensor | None = None) -> list[RoundResult]:

@@ -234,3 +234,15 @@ def test_gradient_in_closed_form_is_that_of_the_formulas(gamma: float, doubtful:
         (of_found,) = torch.autograd.grad((found * weights).sum(), given)
         (of_expected,) = torch.autograd.grad((expected * weights).sum(), scaled)
         torch.testing.assert_close(of_found, of_expected, rtol=1e-10, atol=1e-12)
+        assert torch.autograd.gradcheck(
+            lambda z, y=targets, c=c: mask_loss(z, y, valid, c, settings), given, fast_mode=True
+        )
+
+
+def test_loss_has_no_second_derivative_and_says_so() -> None:
+    logits, targets, valid, certainty = example()
+    leaf, weights = logits.requires_grad_(), torch.ones(3, dtype=torch.float64, requires_grad=True)
+    losses = mask_loss(leaf, targets, valid, certainty, SETTINGS) * weights
+    (once,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        once.sum().backward()

@@ -78,6 +78,21 @@ def test_gradients_of_pieces_are_upstreams(
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-9, atol=1e-9, msg=name)
 
 
+def test_gradients_of_pieces_in_bf16_are_upstreams_but_for_rounding(sam: Sam, images: torch.Tensor) -> None:
+    wanted = torch.randn(2, 32, 8, 8, generator=torch.Generator().manual_seed(2))
+    found = []
+    for change in (lambda encoder: None, attend_in_pieces):
+        encoder = deepcopy(sam.image_encoder)
+        change(encoder)
+        with autocast("cpu", "bf16"):
+            (encoder(images).float() * wanted).sum().backward()
+        found.append({name: parameter.grad for name, parameter in encoder.named_parameters()})
+    upstream, ours = found
+    largest = max(float(gradient.abs().max()) for gradient in upstream.values())
+    for name, expected in upstream.items():
+        assert float((ours[name] - expected).norm()) < 0.03 * float(expected.norm()) + 1e-3 * largest, name
+
+
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 7, 8, 11])
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_windows_of_any_size_give_upstreams_embedding(images: torch.Tensor, window: int, qkv_bias: bool) -> None:
