@@ -28,16 +28,16 @@ read, decoded and scaled by its loading threads beside the steps. The last line 
 
 from __future__ import annotations
 
-import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import torch
@@ -66,6 +66,7 @@ SIDES = {"naive": 1, "same_losses": 1, "ours": 4}
 """What is measured, and input pixels a cell of its losses."""
 KINDS = ("", "same_losses_")
 SEED = 7
+T = TypeVar("T")
 TOLERANCE = 1e-3
 """Largest difference, in fp32, of the loss and of the gradients as one vector, relative to these."""
 EXACT = 1e-9
@@ -93,10 +94,9 @@ QUICK = (Work(PACKAGED, 256, 12),)
 
 @dataclass(frozen=True)
 class Step:
-    """A step's loss, its gradients, the MB that it added to the peak, and its seconds of processor time."""
+    """A step's loss, the MB that it added to the peak, and its seconds of processor time."""
 
     loss: float
-    gradients: dict[str, Tensor]
     mb: float
     seconds: float
 
@@ -133,8 +133,8 @@ def make_batch(sam: Sam, side: int, masks: int, stride: int) -> Batch:
     return batch
 
 
-def take_step(side: str, work: Work) -> Step:
-    """Backpropagate a step, after a smaller one."""
+def take_step(side: str, work: Work, file: Path) -> Step:
+    """Backpropagate a step, after a smaller one, and save its gradients to ``file``."""
     sam = _prepared(side, work)
     _backpropagate(side, sam, make_batch(sam, work.side, 1, SIDES[side]), InteractiveSettings(rounds=2))
     for parameter in sam.parameters():
@@ -144,7 +144,9 @@ def take_step(side: str, work: Work) -> Step:
     before, started = _peak_mb(), time.process_time()
     loss = _backpropagate(side, sam, batch, InteractiveSettings())
     seconds = time.process_time() - started
-    return Step(loss, _gradients(sam), _peak_mb() - before, seconds)
+    taken = Step(loss, _peak_mb() - before, seconds)
+    torch.save(_gradients(sam), file)
+    return taken
 
 
 def step_in_float64(side: str, work: Work) -> tuple[float, dict[str, Tensor]]:
@@ -206,28 +208,35 @@ def require_equal_in_float64(work: Work) -> float:
     return of_gradients
 
 
-def run_side(side: str, work: Work, folder: Path) -> Step:
-    """Take the step in a process of its own."""
-    file = folder / side
-    command = [sys.executable, "-m", "sum_factory.pipelines.bench.fit", "--side", side, "--file", str(file)]
-    command += ["--work", json.dumps([work.model, work.side, work.masks])]
-    subprocess.run(command, check=True)
-    return Step(**torch.load(file, weights_only=True))
+def difference_of_files(naive: Path, ours: Path) -> float:
+    """Return the ``difference`` of gradients that were saved."""
+    return difference(*(torch.load(file, weights_only=True) for file in (naive, ours)))
+
+
+def in_its_own_process(function: Callable[..., T], *given: Any) -> T:
+    """Call ``function`` in a copy of this process.
+
+    Its peak begins with what this process holds, so nothing large may have been in here: what was is counted, or is
+    taken again at no cost.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        return pool.submit(function, *given).result()
 
 
 def compare(work: Work, repeats: int) -> dict[str, Any]:
     """Return the figures of a model. Raises ``AssertionError`` if the two sides disagree."""
     taken: dict[str, list[Step]] = {side: [] for side in SIDES}
     with Stage(f"{work.model}: a step of {IN_FLOAT64} masks in float64"):
-        in_float64 = require_equal_in_float64(work)
-    with TemporaryDirectory() as folder:
+        in_float64 = in_its_own_process(require_equal_in_float64, work)
+    with TemporaryDirectory() as temporary:
+        files = {side: Path(temporary) / side for side in SIDES}
         for repeat in range(repeats):
-            for side in SIDES:
+            for side, file in files.items():
                 with Stage(f"{work.model}: a step of {side}, repeat {repeat + 1} of {repeats}"):
-                    taken[side].append(run_side(side, work, Path(folder)))
+                    taken[side].append(in_its_own_process(take_step, side, work, file))
+        of_gradients = in_its_own_process(difference_of_files, files["naive"], files["same_losses"])
     naive, ours = taken["naive"][0], taken["same_losses"][0]
     of_loss = abs(ours.loss - naive.loss) / naive.loss
-    of_gradients = difference(naive.gradients, ours.gradients)
     assert max(of_loss, of_gradients) < TOLERANCE, f"the loss differs by {of_loss}, gradients by {of_gradients}"
     for side, steps in taken.items():
         seconds, mb = _spread([step.seconds for step in steps]), _spread([step.mb for step in steps])
@@ -258,7 +267,7 @@ def _spread(values: list[float]) -> tuple[float, float, float]:
 
 def measure_data_wait(steps: int) -> float:
     """Return the share of the time of a run of ``trainer fit`` that it waits for its shards and human masks."""
-    from sum_factory.pipelines.bench.contention import prepare_training  # of labelling, which steps do not load
+    from sum_factory.pipelines.bench.contention import prepare_training  # of labelling: steps load none of it
 
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -273,16 +282,10 @@ def measure_data_wait(steps: int) -> float:
 @click.command()
 @click.option("--quick", is_flag=True, help="vit_micro alone, with 12 masks, once.")
 @click.option("--repeats", type=int, default=None, help="Steps of each side. [default: 3; with --quick 1]")
-@click.option("--side", type=click.Choice(list(SIDES)), default=None, hidden=True)
-@click.option("--work", default=None, hidden=True)
-@click.option("--file", type=click.Path(path_type=Path), default=None, hidden=True)
-def main(quick: bool, repeats: int | None, side: str | None, work: str | None, file: Path | None) -> None:
+def main(quick: bool, repeats: int | None) -> None:
     """Compare the time and memory of a step with those of a naive one."""
     torch.set_num_threads(1)
     tune_malloc()
-    if side is not None and work is not None and file is not None:
-        torch.save(vars(take_step(side, Work(*json.loads(work)))), file)
-        return
     found = {each.model: compare(each, repeats or (1 if quick else 3)) for each in (QUICK if quick else FULL)}
     with Stage("how long a run waits for data"):
         data_wait = measure_data_wait(2 if quick else 10)
