@@ -216,8 +216,8 @@ def difference_of_files(naive: Path, ours: Path) -> float:
 def in_its_own_process(function: Callable[..., T], *given: Any) -> T:
     """Call ``function`` in a copy of this process.
 
-    Its peak begins with what this process holds, so nothing large may have been in here: what was is counted, or is
-    taken again at no cost.
+    Its peak begins with what this process holds. So this process does none of the work: memory that it had freed would
+    be taken again at no cost.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         return pool.submit(function, *given).result()
