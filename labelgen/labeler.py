@@ -28,7 +28,7 @@ from sum_factory.shared.photo_files import PhotoFile, read_listed
 from sum_factory.shared.placement import CropBox
 from sum_factory.shared.sam.checkpoint import SamWeights, load_sam
 from sum_factory.shared.sam.refiner import load_refiner
-from sum_factory.shared.sam.runtime import Embedder, place
+from sum_factory.shared.sam.runtime import Embedder, move_to_device
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.shards.dataset import Layer, Unit
 from sum_factory.shared.shards.manifest import manifest_path
@@ -72,7 +72,7 @@ class Labeler:
         self.outages = Outages(job.wait_for_photos, job.missing_photos)
         loaded = load_sam(weights or job.sam, job.model_type, job.task)
         loaded.require_recorded(self.shards.layer(MASKS).weights["sam"], job.sam)
-        sam = place(loaded.sam, job.runtime)
+        sam = move_to_device(loaded.sam, job.runtime)
         self.side = loaded.architecture.image_size
         precision = job.runtime.resolve().name
         self.embedder = Embedder(sam, precision)
@@ -94,7 +94,7 @@ class Labeler:
         if job.uncertainty is None or job.uncertainty.teacher is None:
             return None
         loaded = load_sam(job.uncertainty.teacher, None, job.task or TASKS[0])
-        return Embedder(place(loaded.sam, job.runtime), job.runtime.resolve().name)
+        return Embedder(move_to_device(loaded.sam, job.runtime), job.runtime.resolve().name)
 
     def label_unit(self, unit: Unit, refused: Mapping[str, str] | None = None) -> Iterator[Event]:
         """Make what a unit lacks of the job's layers: the masks, then the others.
@@ -271,7 +271,7 @@ def _columns(generated: GeneratedMasks) -> dict[str, list[Any]]:
 def _meta(generated: GeneratedMasks) -> dict[str, Any]:
     """Return what the sample of an image says of its masks: the crop of each, unless all are of the whole photo.
 
-    It is what their blobs do not tell, and a reader needs to place them; the manifest knows the rest.
+    It is what their blobs do not tell, and a reader needs it to paste them; the manifest knows the rest.
     """
     height, width = generated.size
     boxes = [frame.crop_box for frame in generated.frames]

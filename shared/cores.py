@@ -64,10 +64,10 @@ def _quotas(root: Path) -> Iterator[float]:
             yield quota / period
 
 
-def _number(file: Path, place: int = 0) -> int | None:
+def _number(file: Path, index: int = 0) -> int | None:
     """Return the number in a file of a control group; None without the file, and for "max" and -1: no limit."""
     try:
-        found = file.read_text().split()[place]
+        found = file.read_text().split()[index]
     except OSError:
         return None
     return None if found in ("max", "-1") else int(found)
@@ -88,17 +88,17 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
         if controllers and controller not in controllers.split(","):
             continue
         version = 1 if controllers else 2
-        for mounted, place in _mounts(mounts, version, controller):
+        for group_root, mount_point in _mounts(mounts, version, controller):
             inside = PurePosixPath(path)
-            own = inside.relative_to(mounted) if inside.is_relative_to(mounted) else PurePosixPath()
+            own = inside.relative_to(group_root) if inside.is_relative_to(group_root) else PurePosixPath()
             for group in (own, *own.parents):
-                yield version, root / place.relative_to("/") / group
+                yield version, root / mount_point.relative_to("/") / group
 
 
 def _mounts(mounts: list[str], version: int, controller: str) -> Iterator[tuple[PurePosixPath, PurePosixPath]]:
     """Yield which group of a hierarchy is mounted, and where, from the lines of ``/proc/self/mountinfo``."""
     for mount in mounts:
-        place, _, rest = mount.partition(" - ")
+        about_mount, _, rest = mount.partition(" - ")
         kind, _, options = rest.split()[:3]
         if kind == "cgroup2" if version == 2 else kind == "cgroup" and controller in options.split(","):
-            yield PurePosixPath(place.split()[3]), PurePosixPath(place.split()[4])
+            yield PurePosixPath(about_mount.split()[3]), PurePosixPath(about_mount.split()[4])

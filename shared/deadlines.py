@@ -69,9 +69,9 @@ class PatientFile:
     def __init__(self, file: BinaryIO | Any, store: str) -> None:
         self._file, self._store = file, store
 
-    def seek(self, place: int) -> None:
+    def seek(self, offset: int) -> None:
         """Go to a byte; nothing is read."""
-        self._file.seek(place)
+        self._file.seek(offset)
 
     def read(self, size: int) -> bytes:
         """Read so many bytes, fewer at the end. Raises ``TimeoutError``, naming the store."""

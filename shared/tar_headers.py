@@ -45,7 +45,7 @@ _IS_EXTENDED, _GOES_ON = 482, 504
 class Readable(Protocol):
     """A file that can be read at any byte."""
 
-    def seek(self, place: int, /) -> object: ...
+    def seek(self, offset: int, /) -> object: ...
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -182,16 +182,16 @@ def _extension(header: tarfile.TarInfo, data: bytes, at: int) -> dict[str, str]:
 
 def _records(data: bytes, at: int) -> Iterator[tuple[str, str]]:
     """Yield what the records of an extended header say: each is its own length, a keyword and a value."""
-    place = 0
-    while place < len(data) and data[place]:
-        digits = data[place : place + 20].partition(b" ")[0]
+    offset = 0
+    while offset < len(data) and data[offset]:
+        digits = data[offset : offset + 20].partition(b" ")[0]
         length = int(digits) if digits.isdigit() else 0
-        record = data[place : place + length]
+        record = data[offset : offset + length]
         keyword, equals, value = record[len(digits) + 1 :].partition(b"=")
         if len(record) != length or not equals or not value.endswith(b"\n"):
             raise TarFault(f"a damaged extended header at byte {at}")
         yield _text(keyword), _text(value[:-1])
-        place += length
+        offset += length
 
 
 def _size_in(value: str, at: int) -> int:

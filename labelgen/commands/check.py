@@ -72,8 +72,8 @@ def repair_command(ctx: click.Context, shards: str, dry_run: bool) -> None:
     for problem in diagnosis.left:
         click.echo(f"left: {problem}")
     if diagnosis.broken:
-        place = "nothing was changed" if dry_run else f"moved to {take_back(shard_set.storage, diagnosis.broken)}"
-        click.echo(f"{len(diagnosis.broken)} broken, {place}; to make them again: the same {diagnosis.commands()}")
+        outcome = "nothing was changed" if dry_run else f"moved to {take_back(shard_set.storage, diagnosis.broken)}"
+        click.echo(f"{len(diagnosis.broken)} broken, {outcome}; to make them again: the same {diagnosis.commands()}")
     elif not diagnosis.left:
         click.echo("sound, nothing to take back")
     if diagnosis.left:

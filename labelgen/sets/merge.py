@@ -88,7 +88,7 @@ def _choices(
     owners: dict[bytes, int] = {}
     twice: Counter[tuple[int, int]] = Counter()
     examples: dict[tuple[int, int], list[str]] = {}
-    for place, shards in enumerate(opened):
+    for index, shards in enumerate(opened):
         held = committed_layers(shards, layers)
         if not held:
             raise ShardError(f"{shards.storage.url}: has no unit yet; finish `labelgen run` first, or leave it out")
@@ -96,10 +96,10 @@ def _choices(
         for number, of_unit in track(held.items(), f"merging {shards.storage.url}", "unit"):
             taken = []
             for key, digest in shards.digests(number).items():  # a photo that could not be read is in no other
-                owner = place if digest is None else owners.setdefault(bytes.fromhex(digest), place)
-                taken.append(owner == place)
-                if owner != place:
-                    pair = owner, place
+                owner = index if digest is None else owners.setdefault(bytes.fromhex(digest), index)
+                taken.append(owner == index)
+                if owner != index:
+                    pair = owner, index
                     twice[pair] += 1
                     examples.setdefault(pair, []).extend([key] if twice[pair] <= EXAMPLES else [])
             left_out += taken.count(False)

@@ -52,7 +52,7 @@ from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, 
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
 from sum_factory.shared.sam.checkpoint import load_sam
-from sum_factory.shared.sam.runtime import Runtime, place
+from sum_factory.shared.sam.runtime import Runtime, move_to_device
 from sum_factory.shared.sam.upstream import Sam
 
 SIDES = ("theirs", "ours")
@@ -170,7 +170,7 @@ def label_with_ours(generator: LabelGenerator, image: RgbImage, clock: StageCloc
 
 def make_generator(sam: Sam, settings: AutomaskSettings, precision: Precision) -> LabelGenerator:
     """Return our generator as labelling uses it on a CPU."""
-    return LabelGenerator(place(sam, Runtime("cpu")), settings, precision=precision)
+    return LabelGenerator(move_to_device(sam, Runtime("cpu")), settings, precision=precision)
 
 
 def warm_up(side: str, sam: Sam, image: RgbImage, precision: Precision) -> None:

@@ -45,7 +45,7 @@ TASK = 2
 
 
 def make_masks(count: int) -> Masks:
-    """Return ``count`` ellipses at random places, bool (count, HEIGHT, WIDTH)."""
+    """Return ``count`` ellipses at random positions, bool (count, HEIGHT, WIDTH)."""
     random = np.random.default_rng(0)
     masks = np.zeros((count, HEIGHT, WIDTH), np.uint8)
     for mask in masks:

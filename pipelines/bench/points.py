@@ -29,7 +29,7 @@ from sum_factory.shared.masks import iou
 from sum_factory.shared.photo_files import read_bytes
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import load_sam
-from sum_factory.shared.sam.runtime import Runtime, place
+from sum_factory.shared.sam.runtime import Runtime, move_to_device
 from sum_factory.shared.sam.settings import PACKAGED
 
 FINEST = 32
@@ -50,7 +50,7 @@ class Grid:
 
 def measure_grids(images: list[RgbImage], sides: tuple[int, ...]) -> dict[int, Grid]:
     """Label every image with every grid; count the masks of the finest one that each has too."""
-    sam = place(load_sam(PACKAGED).sam, Runtime("cpu"))
+    sam = move_to_device(load_sam(PACKAGED).sam, Runtime("cpu"))
     grids = {side: Grid(LabelGenerator(sam, settings_for(PACKAGED, points_per_side=side))) for side in sides}
     grids[FINEST].generator.label(images[0])  # compiles kernels, or reads them from their cache
     for image in track(images, "labelling", "image"):
@@ -74,8 +74,8 @@ def main(quick: bool, photos: Path | None, limit: int) -> None:
     """Compare grids of points."""
     torch.set_num_threads(1)
     if photos is not None:
-        places = islice(list_photos([str(photos)]), limit)
-        images = [decode_image(read_bytes(each), each.name) for each in places]
+        files = islice(list_photos([str(photos)]), limit)
+        images = [decode_image(read_bytes(each), each.name) for each in files]
     else:
         count, scenes = (2, 2) if quick else (len(photo_paths()), 16)
         images = [decode_image(path.read_bytes(), path.name) for path in photo_paths()[:count]]

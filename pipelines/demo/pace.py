@@ -9,7 +9,7 @@ from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.labelgen.masks.settings import settings_for
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.sam.checkpoint import load_sam
-from sum_factory.shared.sam.runtime import Runtime, place
+from sum_factory.shared.sam.runtime import Runtime, move_to_device
 from sum_factory.shared.sam.settings import PACKAGED
 
 PROBE_SECONDS = 0.18
@@ -20,7 +20,9 @@ REPEATS = 3
 
 def pace_of_this_machine() -> float:
     """Return how many times as long as there it takes here to label one scene with few points."""
-    generator = LabelGenerator(place(load_sam(PACKAGED).sam, Runtime()), settings_for(PACKAGED, points_per_side=8))
+    generator = LabelGenerator(
+        move_to_device(load_sam(PACKAGED).sam, Runtime()), settings_for(PACKAGED, points_per_side=8)
+    )
     image = make_scene(PROBE_SEED, 0).image
     generator.label(image)  # compiles kernels, or reads them from their cache
     times = []

@@ -169,8 +169,8 @@ def recipes_page() -> str:
     ]
     parts += [f"## {command}\n\n{described(settings)}" for command, settings in KEYS.items()]
     parts.append("## What is inside these keys\n")
-    for part, places in places_of_parts().items():
-        parts.append(f"### {part.__name__}\n\nThe value of {', and of '.join(places)}.\n\n{described(part)}")
+    for part, uses in uses_of_parts().items():
+        parts.append(f"### {part.__name__}\n\nThe value of {', and of '.join(uses)}.\n\n{described(part)}")
     parts.append("## Settings of variants\n\nWhat `variant_settings` holds, for the variants that have settings.\n")
     parts += [
         f"### {variant.settings.__name__}\n\nOf the variant `{variant.name}`.\n\n{described(variant.settings)}"
@@ -187,13 +187,13 @@ def recipes_page() -> str:
     return "\n".join(parts)
 
 
-def places_of_parts() -> dict[type[Any], list[str]]:
+def uses_of_parts() -> dict[type[Any], list[str]]:
     """Return the settings that are inside recipes and suites, each with the keys that hold it."""
-    places: dict[type[Any], list[str]] = {}
+    uses: dict[type[Any], list[str]] = {}
     for command, settings in KEYS.items():
         for key, part in parts_of(settings):
-            places.setdefault(part, []).append(f"`{key}` for `{command}`")
-    return places
+            uses.setdefault(part, []).append(f"`{key}` for `{command}`")
+    return uses
 
 
 def described(settings: type[Any]) -> str:

@@ -138,7 +138,7 @@ def make_scene(seed: int, index: int, world: World | None = None) -> Scene:
         entity += 1
         centre = (float(rng.uniform(0.1, 0.9) * side), float(rng.uniform(0.1, 0.9) * side))
         front = shapes.rods(side, centre, side * rng.uniform(0.1, 0.25), world.thin_widths, rng)
-        _place(canvas, entity, front, _contrasting_colour(canvas, front, world.dull_saturation, rng), rng)
+        _paint(canvas, entity, front, _contrasting_colour(canvas, front, world.dull_saturation, rng), rng)
     return _finish(canvas, world, rng)
 
 
@@ -161,7 +161,7 @@ def _draw_object(
     if rng.random() < world.thin_object_share:
         draw = shapes.THIN_OBJECTS[int(rng.integers(len(shapes.THIN_OBJECTS)))]
         mask = draw(side, centre, radius, world.thin_widths, rng)
-        _place(canvas, entity, mask, _contrasting_colour(canvas, mask, saturation, rng), rng)
+        _paint(canvas, entity, mask, _contrasting_colour(canvas, mask, saturation, rng), rng)
         return
     body = shapes.body(side, centre, radius, rng)
     if rng.random() < world.grille_share:
@@ -176,8 +176,8 @@ def _draw_object(
         thin = draw(side, anchor, radius, world.thin_widths, rng) & (1 - body)
         own_part = rng.random() < world.thin_part_share
         thin_colour = _contrasting_colour(canvas, thin, saturation, rng) if own_part else colour
-        _place(canvas, entity, thin, thin_colour, rng, part=own_part)
-    _place(canvas, entity, body, colour, rng)
+        _paint(canvas, entity, thin, thin_colour, rng, part=own_part)
+    _paint(canvas, entity, body, colour, rng)
     for _ in range(int(rng.integers(world.parts[0], world.parts[1] + 1))):
         if rng.random() < 0.2:
             part = shapes.wheel(side, centre, radius * 0.45, world.thin_widths, rng) & body
@@ -185,7 +185,7 @@ def _draw_object(
             part = shapes.patch(side, centre, radius, rng) & body
             if world.part_appendage_share and rng.random() < world.part_appendage_share:
                 part |= _appendage_of(part, world, rng) & body
-        _place(canvas, entity, part, _contrasting_colour(canvas, part, saturation, rng), rng, part=True)
+        _paint(canvas, entity, part, _contrasting_colour(canvas, part, saturation, rng), rng, part=True)
 
 
 def _appendage_of(mask: Mask, world: World, rng: np.random.Generator) -> Mask:
@@ -198,7 +198,7 @@ def _appendage_of(mask: Mask, world: World, rng: np.random.Generator) -> Mask:
     return draw(world.side, middle, float(np.sqrt(len(xs) / np.pi)), world.thin_widths, rng)
 
 
-def _place(
+def _paint(
     canvas: _Canvas, entity: int, mask: Mask, colour: Colour, rng: np.random.Generator, part: bool = False
 ) -> None:
     """Paint ``mask`` over what is there and take its pixels for ``entity``, as a new part if asked."""

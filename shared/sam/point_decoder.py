@@ -1,7 +1,7 @@
 """SAM's mask decoder for many points on one image: the numbers of upstream's decoder at a fraction of its work.
 
 In names, tokens *read* an image by attention from token to image, and *say* to it what attention from image to token
-adds to it; *placed* keys are keys with positions added. The products are in ``by_head``.
+adds to it; *positioned* keys are keys with positions added. The products are in ``by_head``.
 
 Upstream's ``TwoWayTransformer`` carries an image of N positions x C channels for every prompt. What it does to that
 image takes few numbers to say: each layer adds an attention over T tokens (7 for a point, in H = 8 heads), and then
@@ -133,7 +133,7 @@ class PointDecoder:
         self.say_11 = centred(output_by_head(self.to_tokens[1]))
 
         up = self.decoder.output_upscaling[0]
-        up_weight = up.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 U, C): place in the 2 x 2, then channel
+        up_weight = up.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 U, C): position in the 2 x 2, then channel
         # Each attention as it reads K: the gain of the norm before it, folded into its projection.
         self.key_1, self.value_1, self.query_1 = (
             layer.weight * gain_0
@@ -176,14 +176,14 @@ class PointDecoder:
     def prepare(self, embedding: Tensor) -> PointImage:
         """Return what all points on an image embedding (1, C, g, g) share."""
         keys = (embedding + self.sam.prompt_encoder.no_mask_embed.weight[..., None, None]).flatten(2)[0].T
-        placed = keys + self.positions
+        positioned = keys + self.positions
         query = self.to_tokens[0].q_proj
         k_0 = centred(keys + self.to_tokens[0].out_proj.bias)
         k_1 = centred(k_0 * self.layers[0].norm4.weight)
         return PointImage(
-            key_0=project_by_head(self.heads, placed, self.to_image[0].k_proj.weight),
+            key_0=project_by_head(self.heads, positioned, self.to_image[0].k_proj.weight),
             value_0=project_by_head(self.heads, keys, self.to_image[0].v_proj.weight).mT,
-            query_0=project_by_head(self.heads, placed, query.weight) + query.bias.view(self.heads, -1, 1),
+            query_0=project_by_head(self.heads, positioned, query.weight) + query.bias.view(self.heads, -1, 1),
             square_0=k_0.square().sum(1),
             cross_00=self.say_00 @ k_0.T,
             key_1=project_by_head(self.heads, k_0, self.key_1),
@@ -243,8 +243,8 @@ class PointDecoder:
         self, image: PointImage, tokens: Tensor, queries: Tensor, v_0: Tensor, a_0: Tensor, d_1: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run layer 1: return its tokens (P, T, C), v_1 (P, H, T, E) and A_1 (P, J, N)."""
-        layer, placed = self.layers[1], queries + tokens
-        queries = layer.norm1(queries + layer.self_attn(q=placed, k=placed, v=queries))
+        layer, positioned = self.layers[1], queries + tokens
+        queries = layer.norm1(queries + layer.self_attn(q=positioned, k=positioned, v=queries))
         q = self._scaled(self.to_image[1].q_proj, queries + tokens)
         scores = add_scaled(times_shared(self.position_key_1, q), times_shared(image.key_1, q), d_1)
         attention = scores.baddbmm_(times_said(said_by(v_0, self.key_10), q), a_0).softmax(-1)
@@ -329,8 +329,8 @@ class PointDecoder:
             some = prompts[start : start + step]
             logits.append((decoded.mask_weights[some] @ self._upscale(decoded, some).mT)[wanted[some]])
         side = int(sqrt(positions))
-        places = torch.cat(logits).view(-1, side, side, 2, 2, 2, 2)  # row, column, then twice the place in a 2 x 2
-        return places.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * side, 4 * side)
+        nested = torch.cat(logits).view(-1, side, side, 2, 2, 2, 2)  # row, column, then twice the position in a 2 x 2
+        return nested.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * side, 4 * side)
 
     def _upscale(self, decoded: DecodedPoints, some: Tensor) -> Tensor:
         """Return the upscaled images of some prompts, (P, 16 N, V): the decoder's ``output_upscaling``."""

@@ -73,7 +73,7 @@ def require_device(device: torch.device) -> torch.device:
     return device
 
 
-def place(sam: Sam, runtime: Runtime) -> Sam:
+def move_to_device(sam: Sam, runtime: Runtime) -> Sam:
     """Move ``sam`` to its device, and compile its encoder if that is asked for; returns the same object.
 
     Raises ``SettingsError`` if there is no such device.

@@ -109,7 +109,7 @@ class Unit:
             record = Record.parse(data)
             record.only(("unit", "id", "images", SEAL))
             images = record.items("images", LARGEST_UNIT)
-            photos = tuple(photo_of(image, f"images[{place}]") for place, image in enumerate(images))
+            photos = tuple(photo_of(image, f"images[{index}]") for index, image in enumerate(images))
             unit = cls(record.number("unit", most=MOST_UNITS), photos)
             if not photos or len({photo.key for photo in photos}) < len(photos):
                 raise ValueError("images: expected photos, each with a key of its own")

@@ -46,7 +46,7 @@ class LayerEncoder(Protocol):
         """
 
     def finish(self) -> tuple[tuple[bytes, ...], list[dict[str, Any]]]:
-        """Return the bytes of each of the ``data_files`` of the unit, and what the manifest says of each blob's place.
+        """Return the bytes of each of the ``data_files`` of the unit, and what the manifest says of each blob's extent.
 
         Equal blobs give equal bytes with the same versions of the encoding's ``libraries``.
         """
@@ -143,7 +143,7 @@ def open_reader(storage: DataStore, dataset: Dataset, layer: Layer, rows: Callab
 def faults_of_files(
     dataset: Dataset, layer: Layer, files: Mapping[str, bytes], rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the name of a data file, and in what it differs from the places in the manifest, whose ``rows`` these are.
+    """Yield the name of a data file, and in what it differs from the extents in the manifest, whose ``rows`` these are.
 
     ``files`` are the unit's, in the order of ``data_files``. Raises ``ShardError``.
     """

@@ -51,8 +51,8 @@ def require_rows(table: pa.Table, bounds: Bounds) -> None:
     Columns that the layer's manifests do not have are refused, too.
     """
     for field in table.schema:
-        place = bounds.columns.get_field_index(field.name)
-        if place < 0 or bounds.columns.field(place).type != field.type:
+        index = bounds.columns.get_field_index(field.name)
+        if index < 0 or bounds.columns.field(index).type != field.type:
             raise ValueError(f"column {field.name[:80]} of type {field.type}: not expected here")
     there = {*table.column_names}
     if {"image_index", "mask"} <= there:
@@ -60,7 +60,7 @@ def require_rows(table: pa.Table, bounds: Bounds) -> None:
     if "image" in there:
         _require_keys(table)
     has_mask = pc.is_valid(table["mask"]).to_numpy() if "mask" in there else np.zeros(len(table), bool)
-    faults = (*_faults_of_places(table, bounds.files), *_faults_of_sizes(table, has_mask))
+    faults = (*_faults_of_extents(table, bounds.files), *_faults_of_sizes(table, has_mask))
     for column, wrong in (*_lacking(table, has_mask, bounds), *faults, *_faults_of_values(table, bounds.limits)):
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
@@ -120,8 +120,8 @@ def _lacking(table: pa.Table, has_mask: Flags, bounds: Bounds) -> Iterator[tuple
         yield name, wanted & pc.is_null(table[name]).to_numpy()
 
 
-def _faults_of_places(table: pa.Table, files: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Flags]]:
-    """Yield columns that place blobs, and which rows place one outside its file, or make more than fit into it."""
+def _faults_of_extents(table: pa.Table, files: Sequence[tuple[str, int]]) -> Iterator[tuple[str, Flags]]:
+    """Yield columns of extents, and which rows have one outside its file, or make more than fit into it."""
     for prefix, size in files:
         names = f"{prefix}offset", f"{prefix}length"
         if not {*names} <= {*table.column_names}:

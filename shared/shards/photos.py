@@ -21,12 +21,12 @@ def read_photo(shards: ShardSet, unit: int, index: int) -> npt.NDArray[np.uint8]
     """
     reader = shards.reader(PHOTOS)
     first, end = reader.rows(unit).first[index : index + 2].tolist()
-    place = f"{shards.storage.url}, layer {PHOTOS}, image {index} of unit {unit}"
+    where = f"{shards.storage.url}, layer {PHOTOS}, image {index} of unit {unit}"
     if first == end:
-        raise ShardError(f"{place}: the photo could not be read when the layer was made (`labelgen status` says why)")
+        raise ShardError(f"{where}: the photo could not be read when the layer was made (`labelgen status` says why)")
     (data,) = reader.blobs(unit, [first])
     try:
-        return decode_photo(data, place)
+        return decode_photo(data, where)
     except ImageError as error:
         raise ShardError(str(error)) from error
 

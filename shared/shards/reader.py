@@ -143,7 +143,7 @@ def read_blobs(
 ) -> list[bytes]:
     """Read blobs, or chunks, of a data file, at once if they lie near each other, and check their CRC-32.
 
-    The columns ``offset``, ``length`` and ``crc32``, behind ``prefix``, place them. Raises ``ShardError``.
+    The columns ``offset``, ``length`` and ``crc32``, behind ``prefix``, tell where. Raises ``ShardError``.
     """
     offsets, lengths, sums = (rows[f"{prefix}{column}"][picked].tolist() for column in ("offset", "length", "crc32"))
     spans = [(offset, offset + length) for offset, length in zip(offsets, lengths, strict=True) if length]

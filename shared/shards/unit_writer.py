@@ -79,10 +79,10 @@ class UnitWriter:
         Returns the record that is committed then, and whether it is of the data collected here.
         """
         names = data_files(self.dataset, self.layer, self.unit.number)
-        contents, places = self._encoder.finish()
+        contents, extents = self._encoder.finish()
         files = dict(zip(names, contents, strict=True))
-        for row, place in zip((row for row in self._rows if "mask" in row), places, strict=True):
-            row |= place
+        for row, extent in zip((row for row in self._rows if "mask" in row), extents, strict=True):
+            row |= extent
         record = UnitRecord(
             unit=self.unit.number,
             unit_id=self.unit.id,

@@ -101,8 +101,8 @@ class Record:
 
     def records(self, name: str, most: int = LARGEST) -> Iterator[Record]:
         """Yield the objects of a list."""
-        for place, item in enumerate(self.items(name, most)):
-            yield Record.of(item, f"{self._of(name)}[{place}]")
+        for index, item in enumerate(self.items(name, most)):
+            yield Record.of(item, f"{self._of(name)}[{index}]")
 
     def record(self, name: str) -> Record:
         """Return an object."""
@@ -111,9 +111,9 @@ class Record:
     def ids(self, name: str, most: int) -> tuple[str, ...]:
         """Return a list of ids."""
         items = self.items(name, most)
-        for place, item in enumerate(items):
+        for index, item in enumerate(items):
             if not isinstance(item, str) or not _ID.fullmatch(item):
-                raise ValueError(f"{self._of(name)}[{place}]: expected {_ID.pattern}, found {_shown(item)}")
+                raise ValueError(f"{self._of(name)}[{index}]: expected {_ID.pattern}, found {_shown(item)}")
         return tuple(items)
 
     def any(self, name: str) -> Mapping[str, Any]:

@@ -27,7 +27,7 @@ from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.placement import paste
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.point_decoder import PointImage
-from sum_factory.shared.sam.runtime import Runtime, place, resize
+from sum_factory.shared.sam.runtime import Runtime, move_to_device, resize
 
 Image = npt.NDArray[np.uint8]
 Masks = npt.NDArray[np.bool_]
@@ -233,11 +233,11 @@ def test_kept_masks_are_upstreams_on_a_photo_of_more_than_8192_pixels(sam: Sam, 
     assert_agree(LabelGenerator(sam, few).label(image), expected, few)
 
 
-def test_kept_masks_of_a_placed_model_are_upstreams(sam: Sam, settings: AutomaskSettings) -> None:
+def test_kept_masks_of_a_moved_model_are_upstreams(sam: Sam, settings: AutomaskSettings) -> None:
     image = photo(SIZES["landscape"])
     expected = upstream(sam, settings, output_mode="coco_rle").generate(image)
-    placed = place(deepcopy(sam), Runtime("cpu"))
-    assert_agree(LabelGenerator(placed, settings).label(image), expected, settings)
+    moved = move_to_device(deepcopy(sam), Runtime("cpu"))
+    assert_agree(LabelGenerator(moved, settings).label(image), expected, settings)
 
 
 def test_each_filter_keeps_some_masks_and_drops_some(sam: Sam, settings: AutomaskSettings) -> None:

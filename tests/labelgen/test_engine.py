@@ -172,7 +172,7 @@ def test_photo_that_kills_its_workers_is_found_and_left_out_and_nothing_else_cha
                      for shards in (finished[0], tmp_path / "shards"))  # fmt: skip
     assert after.pop("photo4").error == error
     for key, image in after.items():
-        assert without_places(image.masks) == without_places(before[key].masks)
+        assert without_extents(image.masks) == without_extents(before[key].masks)
     assert [problem for check in verify(ShardSet.open(str(tmp_path / "shards"))) for problem in check.problems] == []
 
 
@@ -181,7 +181,7 @@ def units_of(shards: Path) -> list[Unit]:
     return [opened.unit(number) for number in range(len(opened.dataset.unit_ids))]
 
 
-def without_places(rows: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+def without_extents(rows: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
     return [{**row, "offset": 0} for row in rows]
 
 

@@ -27,7 +27,7 @@ from sum_factory.shared.images import decode_image
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import load_refiner
-from sum_factory.shared.sam.runtime import Runtime, place
+from sum_factory.shared.sam.runtime import Runtime, move_to_device
 from sum_factory.shared.shards.dataset import DATASET, LOGITS
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
 from sum_factory.shared.shards.manifest import manifest_path, write_manifest
@@ -56,7 +56,7 @@ def own_kept(kept: Path, tmp_path: Path) -> Path:
 
 def labels_again(photos: Path, settings: AutomaskSettings, image: PhotoFile) -> GeneratedMasks:
     """Label an image as a run does, but for its file of the shard set."""
-    generator = LabelGenerator(place(load_sam().sam, Runtime("cpu")), settings)
+    generator = LabelGenerator(move_to_device(load_sam().sam, Runtime("cpu")), settings)
     return generator.label(decode_image(Path(image.url).read_bytes(), image.key))
 
 

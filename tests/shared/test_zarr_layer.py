@@ -26,7 +26,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS
 from sum_factory.shared.shards.encodings import zarr_layer, zarr_shards
 from sum_factory.shared.shards.encodings.zarr_array import Array
-from sum_factory.shared.shards.encodings.zarr_shards import ShardWriter, describes_the_same, places_in
+from sum_factory.shared.shards.encodings.zarr_shards import ShardWriter, describes_the_same, extents_in
 from sum_factory.shared.shards.manifest import read_manifest, write_manifest
 from sum_factory.shared.shards.verify import verify
 
@@ -199,7 +199,9 @@ def test_shard_does_not_depend_on_how_much_is_handed_to_zarr_at_once(
     whole = made()
     monkeypatch.setattr(zarr_shards, "PIECE", rows * 64)
     assert made() == whole
-    assert [length > 0 for _, length in places_in(whole, 640, 300)] == [row is not None for row in cells] + [False] * 20
+    assert [length > 0 for _, length in extents_in(whole, 640, 300)] == [row is not None for row in cells] + [
+        False
+    ] * 20
 
 
 def test_description_with_its_keys_in_another_order_is_sound(

@@ -69,23 +69,23 @@ class CodedSample:
         )
         doubt = None if self.maps is None else torch.zeros(masks.shape, device=device)
         for frame, rows in self._by_crop():
-            places = torch.from_numpy(rows).to(device)
+            indexes = torch.from_numpy(rows).to(device)
             labels = look_up(self.labels, rows, device)
             if logits is not None:
-                logits[places] = logits_on_grid(labels, frame, self.whole, self.stride)
+                logits[indexes] = logits_on_grid(labels, frame, self.whole, self.stride)
             if coverage is None and pixels is None:
-                masks[places] = logits_on_grid(labels, frame, self.whole, self.stride) > 0
+                masks[indexes] = logits_on_grid(labels, frame, self.whole, self.stride) > 0
             else:
                 exact = label_pixels(labels, frame, self.whole)
                 shares = coverage_of_pixels(exact, self.whole, self.stride)
-                masks[places] = is_covered(shares)
+                masks[indexes] = is_covered(shares)
                 if coverage is not None:
-                    coverage[places] = shares
+                    coverage[indexes] = shares
                 if pixels is not None:
-                    pixels[places] = exact
+                    pixels[indexes] = exact
             if self.maps is not None and doubt is not None:
                 maps = look_up(self.maps, rows, device)
-                doubt[places] = maps_on_grid(maps, frame, self.whole, self.stride)
+                doubt[indexes] = maps_on_grid(maps, frame, self.whole, self.stride)
         seen = masks.flatten(1).any(1)
         certainty = None if doubt is None else 1 - doubt[seen]
         masks = masks[seen]

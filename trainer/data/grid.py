@@ -128,9 +128,9 @@ def _cell_means(values: Tensor, stride: int) -> Tensor:
     padded = F.pad(values[None], (0, -width % stride, 0, -height % stride), mode="replicate")[0]
     blocks = padded.view(-1, padded.shape[1] // stride, stride, padded.shape[2] // stride, stride)
     across = blocks[..., 0]
-    for place in range(1, stride):
-        across = across + blocks[..., place]
+    for index in range(1, stride):
+        across = across + blocks[..., index]
     total = across[:, :, 0]
-    for place in range(1, stride):
-        total = total + across[:, :, place]
+    for index in range(1, stride):
+        total = total + across[:, :, index]
     return total / stride**2

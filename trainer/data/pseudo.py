@@ -105,7 +105,7 @@ class PseudoSet:
     def bytes_of(self, group: int) -> int:
         """Return the bytes that copies of a unit's data take in the cache, of all layers that are read.
 
-        ``group`` is its place in ``groups``, where units without masks are not counted: not its number.
+        ``group`` is its index in ``groups``, where units without masks are not counted: not its number.
         """
         records = self._units[group].records.values()
         return sum(stored_size(size) for record in records for size, _ in record.each_file)

@@ -18,7 +18,7 @@ from sum_factory.shared.precision import Precision
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.hq import HqOutput
-from sum_factory.shared.sam.runtime import Embedder, Runtime, place
+from sum_factory.shared.sam.runtime import Embedder, Runtime, move_to_device
 from sum_factory.trainer.data.human import HumanSample, HumanSet, Masks
 from sum_factory.trainer.data.sets import SetSettings, check_sets, open_set
 from sum_factory.trainer.evaluate.protocol import evaluate_image
@@ -76,7 +76,7 @@ class SetScores:
 def load_weights(weights: str, runtime: Runtime, sam: str | None = None, hq_output: HqOutput = "hq") -> LoadedSam:
     """Load weights as ``load_model`` takes them, and place them. Raises ``CheckpointError``."""
     loaded = load_model(weights, sam, hq_output=hq_output)
-    place(loaded.sam, runtime)
+    move_to_device(loaded.sam, runtime)
     return loaded
 
 

@@ -141,11 +141,11 @@ def targets_at(targets: Targets, rows: Tensor) -> Targets:
 
 
 def in_common(played: Tensor, judged: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the places, in each of both, of the masks in ``played``, int64 (P,), and in ``judged``, int64 (R,) and
+    """Return the indexes, in each of both, of the masks in ``played``, int64 (P,), and in ``judged``, int64 (R,) and
     ascending."""
-    place = torch.searchsorted(judged, played).clamp(max=len(judged) - 1)
-    here = (judged[place] == played).nonzero()[:, 0]
-    return here, place[here]
+    index = torch.searchsorted(judged, played).clamp(max=len(judged) - 1)
+    here = (judged[index] == played).nonzero()[:, 0]
+    return here, index[here]
 
 
 def put(whole: Tensor, rows: Tensor, values: Tensor) -> Tensor:

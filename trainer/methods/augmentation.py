@@ -55,9 +55,9 @@ def moved(
     def cut(values: Tensor) -> Tensor:
         part = values[:, top : top + height, left : left + width].float()
         scaled = F.interpolate(part[:, None], size, mode="bilinear", align_corners=False, antialias=True)[:, 0]
-        placed = torch.zeros(len(values), cells, cells, device=values.device)
-        placed[:, : size[0], : size[1]] = scaled.flip(2) if mirrored else scaled
-        return placed
+        padded = torch.zeros(len(values), cells, cells, device=values.device)
+        padded[:, : size[0], : size[1]] = scaled.flip(2) if mirrored else scaled
+        return padded
 
     coverage = None if sample.coverage is None else cut(sample.coverage)
     masks = cut(sample.masks) >= 0.5 if coverage is None else is_covered(coverage)
@@ -136,7 +136,7 @@ def _operations() -> list[Callable[[Tensor, float, bool], Tensor]]:
 def pasted(
     image: Tensor, other: Tensor, share: float, generator: torch.Generator, stride: int, cells: int
 ) -> tuple[Tensor, Tensor]:
-    """Paste a rectangle of another photo, uint8 (3, h, w), into the same place of ``image``: CutMix.
+    """Paste a rectangle of another photo, uint8 (3, h, w), at the same position of ``image``: CutMix.
 
     It takes ``share`` of the image's area unless it reaches beyond one of both photos, and whole cells of the loss
     grid. Returns the mixed image, and bool (cells, cells) where the other photo is.

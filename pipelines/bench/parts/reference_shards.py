@@ -65,24 +65,24 @@ class Index:
     """Where the PNGs of an image's two tars are: for each tar its open file, and offset and size of each mask."""
 
     files: tuple[int, int]
-    places: tuple[list[tuple[int, int]], list[tuple[int, int]]]
+    extents: tuple[list[tuple[int, int]], list[tuple[int, int]]]
 
 
 def index_image(folder: Path, name: str) -> Index:
     """Find the PNGs of an image once, before anything is timed."""
-    places = []
+    extents = []
     for path in (folder / f"{name}.tar", folder / f"{name}_refined.tar"):
         with tarfile.open(path) as tar:
-            places.append([(m.offset_data, m.size) for m in tar if m.name.endswith(".png")])
+            extents.append([(m.offset_data, m.size) for m in tar if m.name.endswith(".png")])
     files = [os.open(folder / f"{name}{suffix}.tar", os.O_RDONLY) for suffix in ("", "_refined")]
-    return Index((files[0], files[1]), (places[0], places[1]))
+    return Index((files[0], files[1]), (extents[0], extents[1]))
 
 
 def load_smart(index: Index, picked: Sequence[int]) -> tuple[Floats, Floats]:
     """Return s and u of the picked masks as ``load`` does, reading and decoding nothing else."""
     s, r = (
-        _probabilities(np.stack([_decode(os.pread(file, places[k][1], places[k][0])) for k in picked]))
-        for file, places in zip(index.files, index.places, strict=True)
+        _probabilities(np.stack([_decode(os.pread(file, extents[k][1], extents[k][0])) for k in picked]))
+        for file, extents in zip(index.files, index.extents, strict=True)
     )
     return s, np.abs(s - r)
 

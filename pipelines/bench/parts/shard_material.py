@@ -33,7 +33,7 @@ from sum_factory.shared.placement import Frame
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import Refiner, load_refiner
-from sum_factory.shared.sam.runtime import Runtime, place
+from sum_factory.shared.sam.runtime import Runtime, move_to_device
 
 Floats = npt.NDArray[np.float32]
 
@@ -99,7 +99,7 @@ def find_photos(folder: Path | None, count: int) -> Iterator[tuple[str, RgbImage
 def label_photos(folder: Path | None, count: int, refiner_file: Path | None) -> list[LabelledPhoto]:
     """Label photos with ``vit_micro``; without a file the refiner is SAM's own decoder, given point, box and mask."""
     loaded = load_sam()
-    sam = place(loaded.sam, Runtime("cpu"))
+    sam = move_to_device(loaded.sam, Runtime("cpu"))
     refiner = Refiner.copy_of(sam) if refiner_file is None else load_refiner(refiner_file, loaded)
     generator = LabelGenerator(sam, SETTINGS)
     photos = track(find_photos(folder, count), "labelling", "photo", count)

@@ -137,8 +137,8 @@ def world_table(world: dict[str, Any]) -> str:
     }
     sources = [[title, *(f"{world['sources'][name][ALL][key]:.3f}" for name in names)] for key, title in keys.items()]
     exact = [
-        [place, *(f"{value:.3f}" for value in world[key].values())]
-        for key, place in (("auroc_exact", "all pixels"), ("auroc_exact_near", "near the outline"))
+        [where, *(f"{value:.3f}" for value in world[key].values())]
+        for key, where in (("auroc_exact", "all pixels"), ("auroc_exact_near", "near the outline"))
     ]
     header = ["area under the ROC curve, nothing rounded", *world["auroc_exact"]]
     return "\n\n".join([table(["labels", ""], facts), table(["source", *names], sources), table(header, exact)])

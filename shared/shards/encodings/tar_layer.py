@@ -63,7 +63,7 @@ class TarEncoder:
         self._kind, self._buffer = kind_of(layer), _Buffer()
         fixed = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
         self._writer = TarWriter(self._buffer, **fixed, encoder=False, format="PAX_FORMAT")
-        self._places: list[dict[str, Any]] = []
+        self._extents: list[dict[str, Any]] = []
 
     def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> None:
         """Add the masks of an image: see ``LayerEncoder``."""
@@ -73,13 +73,13 @@ class TarEncoder:
         described = {**meta, "key": key, "length": [len(blob) for blob in blobs]}
         self._write(key, META, json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
         for blob in blobs:
-            self._places.append({"offset": offset, "length": len(blob), "crc32": zlib.crc32(blob)})
+            self._extents.append({"offset": offset, "length": len(blob), "crc32": zlib.crc32(blob)})
             offset += len(blob)
 
     def finish(self) -> tuple[tuple[bytes, ...], list[dict[str, Any]]]:
-        """Return the tar, and the place in it of each blob."""
+        """Return the tar, and the extent in it of each blob."""
         self._writer.close()
-        return (self._buffer.getvalue(),), self._places
+        return (self._buffer.getvalue(),), self._extents
 
     def _write(self, key: str, member: str, data: bytes) -> int:
         """Add a member; return the offset of its data in the tar."""
@@ -89,7 +89,7 @@ class TarEncoder:
 
 
 def faults_of_tar(layer: str, data: bytes, rows: Sequence[Mapping[str, Any]], name: str) -> Iterator[str]:
-    """Yield in what a tar differs from the places in the manifest, whose ``rows`` these are.
+    """Yield in what a tar differs from the extents in the manifest, whose ``rows`` these are.
 
     Raises ``ShardError`` if it does not read as a tar.
     """

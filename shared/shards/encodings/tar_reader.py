@@ -1,4 +1,4 @@
-"""Reads masks of a layer of tars at random, by the places that the manifests give."""
+"""Reads masks of a layer of tars at random, by the extents that the manifests give."""
 
 from __future__ import annotations
 

@@ -29,24 +29,24 @@ ROWS_PER_IMAGE = 1024
 """Rows that a shard of masks has for each image of a full unit: several times what SAM finds, and nearly free."""
 METADATA = "zarr.json"
 CHUNK_COLUMNS = (("offset", pa.int64()), ("length", pa.int32()), ("crc32", pa.uint32()))
-"""Columns of the manifest that place a chunk."""
+"""Columns of the manifest for the extent of a chunk."""
 _SHARD = re.compile(r"(?P<layer>.+)\.zarr/[a-z]+/c\.(?P<number>0|[1-9][0-9]{0,8})(\.0)+")
 
 
 def column_prefix(layout: ZarrLayout, array: Array) -> str:
-    """Return what the manifest's columns that place the chunks of an array start with: nothing for the first array."""
+    """Return what the manifest's columns for extents in an array start with: nothing for the first array."""
     return "" if array is layout.arrays[0] else f"{array.name}_"
 
 
 def prefixes_of(layout: ZarrLayout) -> list[str]:
-    """Return what the columns that place the chunks of each array start with."""
+    """Return what the columns for the extents of the chunks of each array start with."""
     return [column_prefix(layout, array) for array in layout.arrays]
 
 
 def added_columns(layout: ZarrLayout) -> tuple[tuple[str, pa.DataType], ...]:
     """Return what the encoding adds to the columns of a layer's manifests."""
-    places = ((f"{prefix}{column}", kind) for prefix in prefixes_of(layout)[1:] for column, kind in CHUNK_COLUMNS)
-    return (*layout.columns, *places)
+    extents = ((f"{prefix}{column}", kind) for prefix in prefixes_of(layout)[1:] for column, kind in CHUNK_COLUMNS)
+    return (*layout.columns, *extents)
 
 
 def limits_of(layout: ZarrLayout) -> list[tuple[str, int]]:
@@ -119,14 +119,14 @@ class ZarrEncoder:
 
     def finish(self) -> tuple[tuple[bytes, ...], list[dict[str, Any]]]:
         """Return the shard of each array, and what the manifest says of each row, but for photos that were not read."""
-        from sum_factory.shared.shards.encodings.zarr_shards import places_in
+        from sum_factory.shared.shards.encodings.zarr_shards import extents_in
 
         shards = []
         for array, shard in zip(self.layout.arrays, self._shards, strict=True):
             shards.append(data := shard.finish())
             names = [f"{column_prefix(self.layout, array)}{name}" for name, _ in CHUNK_COLUMNS]
-            places = places_in(data, shard.rows, len(self._rows)).tolist()
-            for row, (start, size) in zip(self._rows, places, strict=False):
+            extents = extents_in(data, shard.rows, len(self._rows)).tolist()
+            for row, (start, size) in zip(self._rows, extents, strict=False):
                 if row is not None:
                     row |= zip(names, (start, size, zlib.crc32(data[start : start + size])), strict=True)
         return tuple(shards), [row for row in self._rows if row is not None]
@@ -135,8 +135,8 @@ class ZarrEncoder:
 def faults_of_shards(
     dataset: Dataset, layer: Layer, shards: Sequence[bytes], rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[int, str]]:
-    """Yield which of a unit's shards, and how, differs from the places in the manifest, whose ``rows`` these are."""
-    from sum_factory.shared.shards.encodings.zarr_shards import places_in
+    """Yield which of a unit's shards, and how, differs from the extents in the manifest, whose ``rows`` these are."""
+    from sum_factory.shared.shards.encodings.zarr_shards import extents_in
 
     layout = zarr_layout_of(dataset, layer)
     rows = [row for row in rows if row["mask"] is not None or layout.per_image]
@@ -144,13 +144,13 @@ def faults_of_shards(
     for number, (array, data) in enumerate(zip(layout.arrays, shards, strict=True)):
         prefix = column_prefix(layout, array)
         expected = np.zeros((len(rows), 2), np.int64)
-        for place, row in zip(expected, rows, strict=True):
+        for extent, row in zip(expected, rows, strict=True):
             start, size = row[f"{prefix}offset"] or 0, row[f"{prefix}length"] or 0
-            place[:] = start, size
+            extent[:] = start, size
             if zlib.crc32(data[start : start + size]) != (row[f"{prefix}crc32"] or 0):
                 yield number, f"mask {row['mask']} of image {row['image']} fails its checksum"
         try:
-            found = places_in(data, count, min(len(rows), count))
+            found = extents_in(data, count, min(len(rows), count))
         except ShardError as error:
             yield number, str(error)
             continue

@@ -36,7 +36,7 @@ Columns = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ZarrLayout:
-    """The arrays of a layer, the columns that its manifests have in Zarr besides places, and the way there and back.
+    """The arrays of a layer, the columns that its manifests have in Zarr besides extents, and the way there and back.
 
     ``split`` makes of K blobs the rows of each array, and the columns, K values each; ``join`` makes of one row its
     blob again. Both raise ``ShardError`` for what does not fit. If ``per_image``, row i

@@ -5,7 +5,7 @@ a change of threads for every chunk: 200 to 700 us, where compressing one takes 
 the other here (``_InOrder``), 30 to 40 us a chunk beside compressing, and the bytes are the same. A benchmark says what
 writing a unit costs (``pipelines.bench.shards``).
 
-Places of chunks are read from a shard's indexes directly, since zarr does not tell them.
+Extents of chunks are read from a shard's indexes directly, since zarr does not tell them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DESCRIPTION = "zarr.json"
 PIECE = 32 << 20
 """Bytes of cells that are handed to zarr at once, at most."""
 _ENTRY = 16
-"""Bytes of an index for each place: offset and length, eight bytes each."""
+"""Bytes of an index for each extent: offset and length, eight bytes each."""
 _ABSENT = np.uint64(2**64 - 1)
 MOST_BYTES = 1 << 48
 """Bytes of a shard, at most."""
@@ -110,7 +110,7 @@ class ShardWriter:
         self.count += 1
 
     def finish(self) -> bytes:
-        """Return the bytes of the shard; if all rows are absent, an index without places: zarr would make no file."""
+        """Return the bytes of the shard; if all rows are absent, an index without extents: zarr would make no file."""
         self._flush()
         self._files.pop(DESCRIPTION)
         for shard in self._files.values():
@@ -124,37 +124,37 @@ class ShardWriter:
         self._held = 0
 
 
-def places_in(shard: bytes, rows: int, held: int) -> npt.NDArray[np.int64]:
+def extents_in(shard: bytes, rows: int, held: int) -> npt.NDArray[np.int64]:
     """Return where the chunks of the first ``held`` of a shard's rows lie: offset and length; 0, 0 if there is none.
 
     Those of the block of the last of them are returned, too: int64 (R, 2). Raises ``ShardError`` if an index is cut
     short or does not have its CRC-32C, or if there is a chunk beyond.
     """
     blocks = _read_index(shard, rows // BLOCK)
-    places = np.zeros((-(-held // BLOCK), BLOCK, 2), np.int64)
-    if blocks[len(places) :].any():
+    extents = np.zeros((-(-held // BLOCK), BLOCK, 2), np.int64)
+    if blocks[len(extents) :].any():
         raise ShardError("its index places chunks beyond its rows")
-    for number in np.flatnonzero(blocks[: len(places), 1]):
+    for number in np.flatnonzero(blocks[: len(extents), 1]):
         start, size = blocks[number].tolist()
         chunks = _read_index(shard[start : start + size], BLOCK)
         chunks[chunks[:, 1] > 0, 0] += start
-        places[number] = chunks
-    return places.reshape(-1, 2)
+        extents[number] = chunks
+    return extents.reshape(-1, 2)
 
 
 def _read_index(data: bytes, count: int) -> npt.NDArray[np.int64]:
-    """Return the places in the index at the end of a shard, or of a block."""
+    """Return the extents in the index at the end of a shard, or of a block."""
     if len(data) < count * _ENTRY + 4:
         raise ShardError("its index is cut short")
     try:
         index = CRC32C().decode(np.frombuffer(data, np.uint8)[-count * _ENTRY - 4 :])
-        places = np.frombuffer(index, "<u8").reshape(count, 2)
+        extents = np.frombuffer(index, "<u8").reshape(count, 2)
     except (RuntimeError, ValueError) as error:
         raise ShardError(f"its index is damaged ({error})") from error
-    places = np.where(places == _ABSENT, np.uint64(0), places)
-    if (places > len(data)).any() and (places > MOST_BYTES).any():
+    extents = np.where(extents == _ABSENT, np.uint64(0), extents)
+    if (extents > len(data)).any() and (extents > MOST_BYTES).any():
         raise ShardError("its index places chunks where there can be none")
-    return places.astype(np.int64)
+    return extents.astype(np.int64)
 
 
 def _create(files: dict[str, Buffer], array: Array, rows: int, shard_rows: int) -> Any:

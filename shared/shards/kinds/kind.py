@@ -49,7 +49,7 @@ class LayerKind:
     """All that differs between kinds of layers. Each module of this package but this one has a ``KIND``.
 
     ``name`` is that of the layer, or the folder of the layers if there may be several (``is_family``). ``per`` says
-    what each row of a manifest is of; ``columns`` are those that the kind adds to what places a blob. ``zarr_layout``
+    what each row of a manifest is of; ``columns`` are those that the kind adds to the extent of a blob. ``zarr_layout``
     says what the layer is in Zarr, ``member`` what the member of a tar is called that holds an image's blobs.
     ``faults`` yields what is wrong with what the blobs of a unit decode to.
     """

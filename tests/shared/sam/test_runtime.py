@@ -13,7 +13,7 @@ import segment_anything
 import torch
 from segment_anything.modeling import Sam
 
-from sum_factory.shared.sam.runtime import Embedder, Runtime, pick_device, place, resize
+from sum_factory.shared.sam.runtime import Embedder, Runtime, move_to_device, pick_device, resize
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +80,15 @@ def test_only_the_encoder_is_compiled_and_only_if_asked(
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     sam = deepcopy(tiny_sam)
-    assert place(sam, Runtime("cpu")) is sam
+    assert move_to_device(sam, Runtime("cpu")) is sam
     assert compiled == []
-    assert place(sam, Runtime("cpu", compile=True)) is sam
+    assert move_to_device(sam, Runtime("cpu", compile=True)) is sam
     assert compiled == [sam.image_encoder]
     torch.testing.assert_close(Embedder(sam).embed(image), Embedder(tiny_sam).embed(image), rtol=1e-5, atol=1e-5)
 
 
 def test_model_is_placed_on_the_device_that_was_named(tiny_sam: Sam) -> None:
-    assert place(deepcopy(tiny_sam), Runtime("meta")).device == torch.device("meta")
+    assert move_to_device(deepcopy(tiny_sam), Runtime("meta")).device == torch.device("meta")
 
 
 @pytest.mark.parametrize(
