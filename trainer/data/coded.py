@@ -68,9 +68,9 @@ class CodedSample:
             torch.zeros(len(masks), side, side, dtype=torch.bool, device=device) if self.target == "points" else None
         )
         doubt = None if self.maps is None else torch.zeros(masks.shape, device=device)
-        for frame, rows in self._by_crop():
-            indexes = torch.from_numpy(rows).to(device)
-            labels = look_up(self.labels, rows, device)
+        for frame, numbers in self._by_crop():
+            indexes = torch.from_numpy(numbers).to(device)
+            labels = look_up(self.labels, numbers, device)
             if logits is not None:
                 logits[indexes] = logits_on_grid(labels, frame, self.whole, self.stride)
             if coverage is None and pixels is None:
@@ -84,11 +84,11 @@ class CodedSample:
                 if pixels is not None:
                     pixels[indexes] = exact
             if self.maps is not None and doubt is not None:
-                maps = look_up(self.maps, rows, device)
+                maps = look_up(self.maps, numbers, device)
                 doubt[indexes] = maps_on_grid(maps, frame, self.whole, self.stride)
-        seen = masks.flatten(1).any(1)
-        certainty = None if doubt is None else 1 - doubt[seen]
-        masks = masks[seen]
+        nonempty = masks.flatten(1).any(1)
+        certainty = None if doubt is None else 1 - doubt[nonempty]
+        masks = masks[nonempty]
         return TrainingSample(
             id=self.id,
             key=self.key,
@@ -99,10 +99,10 @@ class CodedSample:
             valid=self.valid,
             task=self.task,
             skipped=self.skipped + len(self.crops) - len(masks),
-            logits=None if logits is None else logits[seen],
+            logits=None if logits is None else logits[nonempty],
             partners=tuple(partner.to(device) for partner in self.partners),
-            coverage=None if coverage is None else coverage[seen],
-            pixels=None if pixels is None else pixels[seen],
+            coverage=None if coverage is None else coverage[nonempty],
+            pixels=None if pixels is None else pixels[nonempty],
         )
 
     def _by_crop(self) -> list[tuple[Frame, npt.NDArray[np.int64]]]:
@@ -116,13 +116,13 @@ Sample = TrainingSample | CodedSample
 """What a stream gives: a sample that is complete, or one that ``on`` completes on the device."""
 
 
-def look_up(codes: Codes, rows: npt.NDArray[np.int64], device: torch.device) -> Tensor:
-    """Return the values of the masks ``rows`` of one crop, float32 (K, h, w), cut to their own grid.
+def look_up(codes: Codes, numbers: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    """Return the values of the masks ``numbers`` of one crop, float32 (K, h, w), cut to their own grid.
 
     Equal to ``Codes.values``: the bytes and the tables are copied to ``device`` and looked up there.
     """
-    height, width = codes.sizes[rows].max(0).tolist()
-    grid = torch.from_numpy(codes.grid[rows, :height, :width]).to(device, non_blocking=True)
-    table = torch.from_numpy(codes.table[rows]).to(device, non_blocking=True)
-    start = torch.arange(len(rows), device=device, dtype=torch.int32)[:, None, None] * table.shape[1]
+    height, width = codes.sizes[numbers].max(0).tolist()
+    grid = torch.from_numpy(codes.grid[numbers, :height, :width]).to(device, non_blocking=True)
+    table = torch.from_numpy(codes.table[numbers]).to(device, non_blocking=True)
+    start = torch.arange(len(numbers), device=device, dtype=torch.int32)[:, None, None] * table.shape[1]
     return table.flatten().index_select(0, (grid.to(torch.int32) + start).flatten()).view(grid.shape)

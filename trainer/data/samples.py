@@ -99,19 +99,19 @@ def load_human(human: HumanSet, index: int, id: SampleId, settings: SampleSettin
     coverage = coverage_on_grid(exact, frame, settings.stride) if settings.target == "coverage" else None
     masks = masks_on_grid(exact, frame, settings.stride) if coverage is None else is_covered(coverage)
     pixels = masks_on_grid(exact, frame, 1) if settings.target == "points" else None
-    seen = masks.flatten(1).any(1)
+    nonempty = masks.flatten(1).any(1)
     return TrainingSample(
         id=id,
         key=sample.key,
         image=scale_image(sample.image, settings.side),
-        masks=masks[seen],
+        masks=masks[nonempty],
         certainty=None,
         sampling=None,
         valid=valid_cells(frame, settings.stride),
         task=sample.task,
-        skipped=int((~seen).sum()),
-        coverage=None if coverage is None else coverage[seen],
-        pixels=None if pixels is None else pixels[seen],
+        skipped=int((~nonempty).sum()),
+        coverage=None if coverage is None else coverage[nonempty],
+        pixels=None if pixels is None else pixels[nonempty],
     )
 
 

@@ -1,6 +1,6 @@
-"""The methods that are compared: rows of one table. All run through the same code.
+"""The methods that are compared: entries of one table. All run through the same code.
 
-A row is plain data, and what a method does beside that is a class in a module here (``addition.py``).
+An entry is plain data, and what a method does beside that is a class in a module here (``addition.py``).
 """
 
 from __future__ import annotations

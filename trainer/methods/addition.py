@@ -1,6 +1,6 @@
 """What a method adds to a step: what the student is shown, how its rounds are judged, and what is done after the step.
 
-A class here or in a module beside it is all of a method that is no row of plain data. It has no part in the training
+A class here or in a module beside it is all of a method beside its entry of the table. It has no part in the training
 loop: ``train_step`` asks it for the lesson of each micro-batch, and tells it when a step is done.
 """
 
@@ -126,17 +126,17 @@ def is_pseudo(sample: TrainingSample) -> bool:
     return sample.id.stream == "pseudo"
 
 
-def targets_at(targets: Targets, rows: Tensor) -> Targets:
-    """Return the targets of the masks ``rows``, int64 (R,)."""
+def targets_at(targets: Targets, indexes: Tensor) -> Targets:
+    """Return the targets of the masks ``indexes``, int64 (R,)."""
     return replace(
         targets,
-        masks=targets.masks[rows],
-        valid=targets.valid[rows],
-        certainty=targets.certainty[rows],
-        sampling=targets.sampling[rows],
-        image_index=targets.image_index[rows],
-        coverage=None if targets.coverage is None else targets.coverage[rows],
-        pixels=None if targets.pixels is None else targets.pixels[rows],
+        masks=targets.masks[indexes],
+        valid=targets.valid[indexes],
+        certainty=targets.certainty[indexes],
+        sampling=targets.sampling[indexes],
+        image_index=targets.image_index[indexes],
+        coverage=None if targets.coverage is None else targets.coverage[indexes],
+        pixels=None if targets.pixels is None else targets.pixels[indexes],
     )
 
 
@@ -148,16 +148,16 @@ def in_common(played: Tensor, judged: Tensor) -> tuple[Tensor, Tensor]:
     return here, index[here]
 
 
-def put(whole: Tensor, rows: Tensor, values: Tensor) -> Tensor:
-    """Return a copy of ``whole`` (P, ...) with ``values`` (R, ...) at ``rows``; gradients pass through both."""
-    return whole.index_put((rows,), values.to(whole.dtype))
+def put(whole: Tensor, indexes: Tensor, values: Tensor) -> Tensor:
+    """Return a copy of ``whole`` (P, ...) with ``values`` (R, ...) at ``indexes``; gradients pass through both."""
+    return whole.index_put((indexes,), values.to(whole.dtype))
 
 
-def with_certainty(targets: Targets, rows: Tensor, certainty: Tensor) -> Targets:
-    """Return targets whose masks ``rows`` are weighed, in losses and in the drawing of points, by another certainty,
+def with_certainty(targets: Targets, indexes: Tensor, certainty: Tensor) -> Targets:
+    """Return targets whose masks ``indexes`` are weighed, in losses and in the drawing of points, by another certainty,
     float (R, H, W)."""
     return replace(
         targets,
-        certainty=put(targets.certainty, rows, certainty),
-        sampling=put(targets.sampling, rows, certainty * targets.valid[rows]),
+        certainty=put(targets.certainty, indexes, certainty),
+        sampling=put(targets.sampling, indexes, certainty * targets.valid[indexes]),
     )

@@ -75,25 +75,25 @@ class AugSeg(WithTeacher):
         """Show the teacher the weak view of each photo with pseudo-labels, and the student the strong one."""
         weak = {number: self._weak(sample) for number, sample in enumerate(samples) if is_pseudo(sample)}
         weak = {number: view for number, view in weak.items() if len(view)}
-        seen = self.student.collate(list(weak.values()))
-        if seen is None:
+        views_of_teacher = self.student.collate(list(weak.values()))
+        if views_of_teacher is None:
             return super().lesson([sample for sample in samples if not is_pseudo(sample)], step)
         with torch.no_grad(), self.student.autocast():
-            embeddings = encode_photos(self.teacher.sam, seen.images)
-            confidence = self._confidence(embeddings, seen)
+            embeddings = encode_photos(self.teacher.sam, views_of_teacher.images)
+            confidence = self._confidence(embeddings, views_of_teacher)
         strong = {n: self._strong(view, sure) for (n, view), sure in zip(weak.items(), confidence, strict=True)}
         views = {n: view for n, (view, _) in strong.items()}
         shown = [views.get(n, sample) for n, sample in enumerate(samples) if n in views or not is_pseudo(sample)]
         batch = self.student.collate(shown)
-        rows = are_pseudo(shown).nonzero()[:, 0].to(embeddings.device)
-        if batch is None or not len(rows):  # all masks of the photos with pseudo-labels are covered
+        indexes = are_pseudo(shown).nonzero()[:, 0].to(embeddings.device)
+        if batch is None or not len(indexes):  # all masks of the photos with pseudo-labels are covered
             return None if batch is None else Lesson(batch)
         counts = torch.tensor([len(view) for view in views.values()])
-        index = torch.repeat_interleave(torch.arange(len(views)), counts).to(embeddings.device)
-        uncovered = ~torch.stack([covered for _, covered in strong.values()])[index]
+        image_index = torch.repeat_interleave(torch.arange(len(views)), counts).to(embeddings.device)
+        uncovered = ~torch.stack([covered for _, covered in strong.values()])[image_index]
         return Lesson(
             batch,
-            Consistency(self.teacher.sam, embeddings, rows, index, uncovered, self.settings.multi_consistency),
+            Consistency(self.teacher.sam, embeddings, indexes, image_index, uncovered, self.settings.multi_consistency),
         )
 
     def _weak(self, sample: TrainingSample) -> TrainingSample:
@@ -101,16 +101,16 @@ class AugSeg(WithTeacher):
         scales = self.settings.least_scale, self.settings.most_scale
         return moved(sample, self.student.random("weak view", sample), scales, self.student.recipe.stride)
 
-    def _confidence(self, embeddings: Tensor, seen: Batch) -> list[float]:
+    def _confidence(self, embeddings: Tensor, batch: Batch) -> list[float]:
         """Return how sure the teacher is of each photo: 1 - entropy of its masks, in bits, in their boxes."""
-        rows = torch.arange(len(seen.targets), device=embeddings.device)
-        index = seen.targets.image_index
-        logits = predict_boxes(self.teacher.sam, None, embeddings, seen, rows, index)
+        indexes = torch.arange(len(batch.targets), device=embeddings.device)
+        image_index = batch.targets.image_index
+        logits = predict_boxes(self.teacher.sam, None, embeddings, batch, indexes, image_index)
         sure = 1 - entropy(logits / self.student.recipe.loss.temperature)
-        boxed = in_boxes(seen.targets) & seen.targets.valid
+        boxed = in_boxes(batch.targets) & batch.targets.valid
         of_masks = (sure * boxed).flatten(1).sum(1) / boxed.flatten(1).sum(1).clamp(min=1)
-        total = torch.zeros(len(seen.counts), device=embeddings.device).index_add(0, index, of_masks)
-        return (total / torch.tensor(seen.counts, device=total.device)).tolist()
+        total = torch.zeros(len(batch.counts), device=embeddings.device).index_add(0, image_index, of_masks)
+        return (total / torch.tensor(batch.counts, device=total.device)).tolist()
 
     def _strong(self, weak: TrainingSample, confidence: float) -> tuple[TrainingSample, Tensor]:
         """Return the view of the student, and bool (G, G) where other photos cover it.
@@ -137,32 +137,34 @@ class AugSeg(WithTeacher):
 
 @dataclass
 class Consistency:
-    """Judges rounds by the teacher: ``rows`` are the masks that it teaches, int64 (R,), ``index`` says which of its
-    ``embeddings`` is whose, and ``uncovered``, bool (R, G, G), where the student sees what the teacher sees."""
+    """Judges rounds by the teacher: ``indexes`` are the masks that it teaches, int64 (R,), ``image_index`` says which
+    of its ``embeddings`` is whose, and ``uncovered``, bool (R, G, G), where the student sees what the teacher sees."""
 
     teacher: Sam
     embeddings: Tensor
-    rows: Tensor
-    index: Tensor
+    indexes: Tensor
+    image_index: Tensor
     uncovered: Tensor
     multi: bool = False
-    fed: Tensor | None = None
+    mask_prompts: Tensor | None = None
 
     def __call__(self, played: Round, settings: InteractiveSettings) -> tuple[RoundResult, Tensor]:
         """Take the losses against what the teacher makes of the same prompts; of human masks, as ever."""
-        here, mine = in_common(played.rows, self.rows)
+        here, mine = in_common(played.rows, self.indexes)
         if not len(here):
             return judge_round(played, settings)
         with torch.no_grad():
-            fed = None if self.fed is None else self.fed[mine]
-            logits, predicted = played.again(self.teacher, self.embeddings, here, self.index[mine], fed)
+            mask_prompts = None if self.mask_prompts is None else self.mask_prompts[mine]
+            logits, predicted_iou = played.again(
+                self.teacher, self.embeddings, here, self.image_index[mine], mask_prompts
+            )
             targets, ambiguous = targets_at(played.targets, here), played.ambiguous[here]
-            said = replace(played, logits=logits, predicted_iou=predicted)
+            said = replace(played, logits=logits, predicted_iou=predicted_iou)
             own = replace(said, ambiguous=ambiguous, targets=targets)
-            best, fed_back = choose(own, settings)
-            row = torch.arange(len(logits), device=logits.device)
-            self._feed(mine, logits[row, fed_back][:, None])
-            masks = self._masks(logits[row, best], targets, mine)
+            best, going_on = choose(own, settings)
+            each = torch.arange(len(logits), device=logits.device)
+            self._go_on_from(mine, logits[each, going_on][:, None])
+            masks = self._masks(logits[each, best], targets, mine)
         taught = with_masks(played.targets, here, masks)
         result, previous = judge_round(played, settings, taught)
         if self.multi and bool(ambiguous.any()) and logits.shape[1] > 1:
@@ -171,11 +173,11 @@ class Consistency:
             result = replace(result, loss=put(result.loss, here[several], loss))
         return result, previous
 
-    def _feed(self, mine: Tensor, logits: Tensor) -> None:
+    def _go_on_from(self, mine: Tensor, logits: Tensor) -> None:
         """Keep logits (N, 1, h, w) as the mask prompts of the next round, of the masks ``mine`` of those taught."""
-        if self.fed is None:
-            self.fed = logits.new_zeros(len(self.rows), *logits.shape[1:])
-        self.fed[mine] = logits
+        if self.mask_prompts is None:
+            self.mask_prompts = logits.new_zeros(len(self.indexes), *logits.shape[1:])
+        self.mask_prompts[mine] = logits
 
     def _masks(self, logits: Tensor, targets: Targets, mine: Tensor) -> Tensor:
         """Return the teacher's masks, bool (N, G, G), of logits (N, h, w), where the student sees the same photo."""
@@ -196,10 +198,10 @@ class Consistency:
         return torch.stack(losses).mean(0)
 
 
-def with_masks(targets: Targets, rows: Tensor, masks: Tensor) -> Targets:
-    """Return targets of which the masks ``rows`` are other ones, bool (R, G, G): whole cells of them, or none."""
-    coverage = None if targets.coverage is None else put(targets.coverage, rows, masks)
-    return replace(targets, masks=put(targets.masks, rows, masks), coverage=coverage)
+def with_masks(targets: Targets, indexes: Tensor, masks: Tensor) -> Targets:
+    """Return targets of which the masks ``indexes`` are other ones, bool (R, G, G): whole cells of them, or none."""
+    coverage = None if targets.coverage is None else put(targets.coverage, indexes, masks)
+    return replace(targets, masks=put(targets.masks, indexes, masks), coverage=coverage)
 
 
 def entropy(logits: Tensor) -> Tensor:

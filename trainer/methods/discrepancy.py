@@ -44,23 +44,23 @@ class Discrepancy(Addition):
         if plain is None:
             return None
         batch = plain.batch
-        rows = are_pseudo(samples).nonzero()[:, 0].to(batch.images.device)
-        if len(rows):
-            batch = replace(batch, targets=with_certainty(batch.targets, rows, self._certainty(batch, rows)))
+        indexes = are_pseudo(samples).nonzero()[:, 0].to(batch.images.device)
+        if len(indexes):
+            batch = replace(batch, targets=with_certainty(batch.targets, indexes, self._certainty(batch, indexes)))
         return Lesson(batch, extra=self._loss_of(batch))
 
-    def _certainty(self, batch: Batch, rows: Tensor) -> Tensor:
-        """Return the certainty of the masks ``rows``, float32 (R, G, G)."""
-        photos, index = torch.unique(batch.targets.image_index[rows], return_inverse=True)
+    def _certainty(self, batch: Batch, indexes: Tensor) -> Tensor:
+        """Return the certainty of the masks ``indexes``, float32 (R, G, G)."""
+        photos, image_index = torch.unique(batch.targets.image_index[indexes], return_inverse=True)
         shown = replace(batch, images=batch.images[photos], tasks=batch.tasks[photos])
         student = self.student
         with torch.no_grad(), student.autocast():
             embeddings = encode_photos(student.sam, shown.images)
-            own = predict_boxes(student.sam, student.task_prompt, embeddings, shown, rows, index)
-            other = self._other(embeddings, shown, rows, index)
+            own = predict_boxes(student.sam, student.task_prompt, embeddings, shown, indexes, image_index)
+            other = self._other(embeddings, shown, indexes, image_index)
         return 1 - (own.sigmoid() - other.sigmoid()).abs()
 
-    def _other(self, embeddings: Tensor, shown: Batch, rows: Tensor, index: Tensor) -> Tensor:
+    def _other(self, embeddings: Tensor, shown: Batch, indexes: Tensor, image_index: Tensor) -> Tensor:
         """Return the logits (R, G, G) of the other model, given the student's embeddings of the photos ``shown``."""
         raise NotImplementedError
 
@@ -78,10 +78,10 @@ class TeacherStudent(Discrepancy, WithTeacher):
         super().__init__(student, settings)
         self.teacher = Teacher(student, settings.momentum)
 
-    def _other(self, embeddings: Tensor, shown: Batch, rows: Tensor, index: Tensor) -> Tensor:
+    def _other(self, embeddings: Tensor, shown: Batch, indexes: Tensor, image_index: Tensor) -> Tensor:
         teacher = self.teacher
-        seen = encode_photos(teacher.sam, shown.images)
-        return predict_boxes(teacher.sam, teacher.task_prompt, seen, shown, rows, index)
+        own = encode_photos(teacher.sam, shown.images)
+        return predict_boxes(teacher.sam, teacher.task_prompt, own, shown, indexes, image_index)
 
 
 class DualDecoder(Discrepancy):
@@ -92,17 +92,17 @@ class DualDecoder(Discrepancy):
         super().__init__(student, settings)
         self.trained: Refiner = Refiner.copy_of(student.sam).requires_grad_(True)
 
-    def _other(self, embeddings: Tensor, shown: Batch, rows: Tensor, index: Tensor) -> Tensor:
-        return predict_boxes(self.trained, self.student.task_prompt, embeddings, shown, rows, index)
+    def _other(self, embeddings: Tensor, shown: Batch, indexes: Tensor, image_index: Tensor) -> Tensor:
+        return predict_boxes(self.trained, self.student.task_prompt, embeddings, shown, indexes, image_index)
 
     def _loss_of(self, batch: Batch) -> Callable[[Tensor], Tensor]:
         targets, count = batch.targets, len(batch.targets)
-        rows = torch.arange(count, device=batch.images.device)
-        weight = 1 / torch.tensor(batch.counts, device=rows.device)[targets.image_index]
+        indexes = torch.arange(count, device=batch.images.device)
+        weight = 1 / torch.tensor(batch.counts, device=indexes.device)[targets.image_index]
 
         def loss(embeddings: Tensor) -> Tensor:
-            seen, index = embeddings.detach(), targets.image_index
-            logits = predict_boxes(self.trained, self.student.task_prompt, seen, batch, rows, index)
+            detached, image_index = embeddings.detach(), targets.image_index
+            logits = predict_boxes(self.trained, self.student.task_prompt, detached, batch, indexes, image_index)
             return (targets.loss(logits, logits, None, self.student.recipe.loss) * weight).sum()
 
         return loss

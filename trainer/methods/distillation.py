@@ -50,35 +50,35 @@ class SelfDistillation(Addition):
     def lesson(self, samples: Sequence[TrainingSample], step: int) -> Lesson | None:
         """Return vanilla's lesson, its pseudo-labelled masks judged by the frozen SAM."""
         plain = super().lesson(samples, step)
-        rows = are_pseudo(samples).nonzero()[:, 0]
-        if plain is None or not len(rows):
+        indexes = are_pseudo(samples).nonzero()[:, 0]
+        if plain is None or not len(indexes):
             return plain
-        rows = rows.to(plain.batch.images.device)
-        photos, index = torch.unique(plain.batch.targets.image_index[rows], return_inverse=True)
+        indexes = indexes.to(plain.batch.images.device)
+        photos, image_index = torch.unique(plain.batch.targets.image_index[indexes], return_inverse=True)
         with self.student.autocast():
             embeddings = encode_photos(self.frozen, plain.batch.images[photos])
-        return Lesson(plain.batch, Likeness(self.frozen, embeddings, rows, index, self.settings.weight))
+        return Lesson(plain.batch, Likeness(self.frozen, embeddings, indexes, image_index, self.settings.weight))
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """Judges rounds of the masks ``rows``, int64 (R,), by what the frozen SAM makes of the same prompts."""
+    """Judges rounds of the masks ``indexes``, int64 (R,), by what the frozen SAM makes of the same prompts."""
 
     frozen: Sam
     embeddings: Tensor
-    rows: Tensor
-    index: Tensor
+    indexes: Tensor
+    image_index: Tensor
     weight: float
 
     def __call__(self, played: Round, settings: InteractiveSettings) -> tuple[RoundResult, Tensor]:
         """Take the losses: of human masks as ever."""
         result, previous = judge_round(played, settings)
-        here, mine = in_common(played.rows, self.rows)
+        here, mine = in_common(played.rows, self.indexes)
         if not len(here):
             return result, previous
-        fed = None if played.fed is None else played.fed[here]
+        mask_prompts = None if played.fed is None else played.fed[here]
         with torch.no_grad():
-            logits, iou = played.again(self.frozen, self.embeddings, here, self.index[mine], fed)
+            logits, iou = played.again(self.frozen, self.embeddings, here, self.image_index[mine], mask_prompts)
         loss = self._loss(played, here, logits, iou, settings)
         likeness = put(result.mask_loss, here, loss.detach())
         return replace(result, loss=put(result.loss, here, loss), mask_loss=likeness), previous
@@ -89,16 +89,16 @@ class Likeness:
         own, own_iou = played.logits[here], played.predicted_iou[here]
         several = played.ambiguous[here]
         if own.shape[1] == 1:  # HQ-SAM has one output: it learns what SAM would give a user
-            row = torch.arange(len(logits), device=logits.device)
+            each = torch.arange(len(logits), device=logits.device)
             best = torch.where(several, 1 + iou[:, 1:].argmax(1), 0)
-            logits, iou = logits[row, best][:, None], iou[row, best][:, None]
+            logits, iou = logits[each, best][:, None], iou[each, best][:, None]
             counts = torch.ones_like(iou)
         else:
             counts = (several[:, None] == (torch.arange(own.shape[1], device=own.device) > 0)).float()
         temperature = settings.loss.temperature
         apart = to_grid(own, targets).div(temperature).sigmoid() - to_grid(logits, targets).div(temperature).sigmoid()
         valid = targets.valid[:, None]
-        pixels = valid.flatten(1).sum(1).clamp(min=1)[:, None]
-        squares = (apart**2 * valid).flatten(2).sum(2) / pixels
-        each = self.weight * squares + settings.loss.iou_weight * (own_iou - iou) ** 2
-        return (each * counts).sum(1) / counts.sum(1)
+        cells = valid.flatten(1).sum(1).clamp(min=1)[:, None]
+        squares = (apart**2 * valid).flatten(2).sum(2) / cells
+        sums = self.weight * squares + settings.loss.iou_weight * (own_iou - iou) ** 2
+        return (sums * counts).sum(1) / counts.sum(1)

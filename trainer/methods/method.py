@@ -1,4 +1,4 @@
-"""What a row of the table of methods says."""
+"""What an entry of the table of methods says."""
 
 from __future__ import annotations
 

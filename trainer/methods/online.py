@@ -67,15 +67,15 @@ class Online(Addition):
     def lesson(self, samples: Sequence[TrainingSample], step: int) -> Lesson | None:
         """Return SUM's lesson; once there is a snapshot, with certainty by its maps."""
         plain = super().lesson(samples, step)
-        rows = are_pseudo(samples).nonzero()[:, 0]
-        if plain is None or not self.taken or not len(rows):
+        indexes = are_pseudo(samples).nonzero()[:, 0]
+        if plain is None or not self.taken or not len(indexes):
             return plain
         batch = plain.batch
-        rows = rows.to(batch.images.device)
+        indexes = indexes.to(batch.images.device)
         certainty = self._certainty(
-            [each for each in samples if is_pseudo(each) and len(each)], batch.images, rows, batch.targets
+            [each for each in samples if is_pseudo(each) and len(each)], batch.images, indexes, batch.targets
         )
-        return Lesson(replace(batch, targets=with_certainty(batch.targets, rows, certainty)))
+        return Lesson(replace(batch, targets=with_certainty(batch.targets, indexes, certainty)))
 
     def after_step(self, step: int, ranks: Ranks) -> None:
         """Have the teacher follow, and take the snapshot when it is due."""
@@ -95,19 +95,19 @@ class Online(Addition):
         self.taken = state_dict["taken"]
 
     @torch.no_grad()
-    def _certainty(self, labelled: Sequence[TrainingSample], images: Tensor, rows: Tensor, every: Targets) -> Tensor:
-        """Return the certainty of pseudo-labels, float32 (R, G, G), which are the targets ``every`` at ``rows``."""
-        targets = targets_at(every, rows)
+    def _certainty(self, labelled: Sequence[TrainingSample], images: Tensor, indexes: Tensor, every: Targets) -> Tensor:
+        """Return the certainty of pseudo-labels, float32 (R, G, G), which are the targets ``every`` at ``indexes``."""
+        targets = targets_at(every, indexes)
         logits = torch.cat([sample.logits for sample in labelled if sample.logits is not None])
         random = RowGenerators([self.student.random("refined", each) for each in labelled], [*map(len, labelled)])
         cells, _ = sample_cells(targets.masks.float(), random)
         points, boxes = cells_to_input(cells, targets.stride), boxes_of(targets.masks, targets.stride)
         low_res = int(self.snapshot.sam.image_encoder.img_size) // 4
         s = F.interpolate(logits[:, None], (low_res, low_res), mode="bilinear", align_corners=False, antialias=True)
-        photos, index = torch.unique(targets.image_index, return_inverse=True)
+        photos, image_index = torch.unique(targets.image_index, return_inverse=True)
         sam = self.snapshot.sam
         with self.student.autocast():
             embeddings = encode_photos(sam, images[photos])
-            r = Refiner(sam.prompt_encoder, sam.mask_decoder).refine(embeddings, index, points, boxes, s[:, 0])
+            r = Refiner(sam.prompt_encoder, sam.mask_decoder).refine(embeddings, image_index, points, boxes, s[:, 0])
         u = (s[:, 0].sigmoid() - r.float().sigmoid()).abs()
         return 1 - to_grid(u[:, None], targets)[:, 0].clamp(0, 1)

@@ -73,18 +73,23 @@ class WithTeacher(Addition):
 
 
 def predict_boxes(
-    model: PromptedModel, task_prompt: TaskPrompt | None, embeddings: Tensor, batch: Batch, rows: Tensor, index: Tensor
+    model: PromptedModel,
+    task_prompt: TaskPrompt | None,
+    embeddings: Tensor,
+    batch: Batch,
+    indexes: Tensor,
+    image_index: Tensor,
 ) -> Tensor:
-    """Return the logits on the loss grid, float32 (R, G, G), that a model gives for the boxes of the masks ``rows``.
+    """Return the logits on the loss grid, float32 (R, G, G), that a model gives for the boxes of the masks ``indexes``.
 
-    ``embeddings`` are the model's, ``index`` (R,) says which is whose. The prompt is that of a first round.
+    ``embeddings`` are the model's, ``image_index`` (R,) says which is whose. The prompt is that of a first round.
     """
-    targets = targets_at(batch.targets, rows)
+    targets = targets_at(batch.targets, indexes)
     corners = boxes_of(targets.masks, targets.stride).view(-1, 2, 2)
     kinds = torch.tensor([[BOX_MIN, BOX_MAX]], device=corners.device).expand(len(corners), -1)
     if task_prompt is not None:
         embeddings = add_vectors(embeddings, task_prompt(batch.tasks).detach())
-    logits, _ = decode_prompts(model, embeddings, index, Prompts(corners, kinds))
+    logits, _ = decode_prompts(model, embeddings, image_index, Prompts(corners, kinds))
     return to_grid(logits[:, :1].float(), targets)[:, 0]
 
 
