@@ -60,16 +60,16 @@ def safe_path(name: str) -> str:
 
     It is never absolute, has no ``.`` and ``..`` in it, and whatever is no plain character is escaped.
     """
-    parts: list[str] = []
-    for part in name.split("/"):
-        if part == "..":
-            del parts[-1:]
-        elif part not in ("", "."):
-            parts.append(part)
-    return printable("/".join(parts))
+    folders: list[str] = []
+    for folder in name.split("/"):
+        if folder == "..":
+            del folders[-1:]
+        elif folder not in ("", "."):
+            folders.append(folder)
+    return printable("/".join(folders))
 
 
 def is_hidden(path: str) -> bool:
     """Whether a name in a path starts with a dot."""
     has_dot = path.startswith(".") or "/." in path
-    return has_dot and any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
+    return has_dot and any(name.startswith(".") and name not in (".", "..") for name in path.split("/"))

@@ -337,6 +337,6 @@ class _Replanning:
 
     def _refuse_other_images(self, new: int, first_new: str) -> Never:
         gone = self.result.gone
-        parts = [f"{len(gone)} planned images are gone, the first is {gone[0]!r}"] if gone else []
-        parts.append(f"{new} images are new, the first is {first_new!r}")
-        raise SettingsDifferError(f"{self.storage.url}: was made of other images: {'; '.join(parts)}. {GIVE_EXTEND}")
+        reasons = [f"{len(gone)} planned images are gone, the first is {gone[0]!r}"] if gone else []
+        reasons.append(f"{new} images are new, the first is {first_new!r}")
+        raise SettingsDifferError(f"{self.storage.url}: was made of other images: {'; '.join(reasons)}. {GIVE_EXTEND}")

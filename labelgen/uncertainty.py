@@ -242,8 +242,8 @@ class UncertaintyMaker:
         outputs = torch.unflatten(outputs, 0, (count, POINT_OUTPUTS))
         agreement, best = ious(outputs[..., :rows, :columns] > 0, labels[:, None], empty=0.0).max(1)
         s = outputs[torch.arange(count, device=points.device), best].clone()
-        part = s[:, :rows, :columns]
-        part.copy_(torch.where(labels, part.abs(), -part.abs()))
+        own = s[:, :rows, :columns]
+        own.copy_(torch.where(labels, own.abs(), -own.abs()))
         return s, agreement
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CELL = 4
 """Input pixels a side of a low-resolution cell."""
 CropBox = tuple[int, int, int, int]
-"""Part of an image: x0, y0, x1, y1, the last two exclusive."""
+"""A rectangle of an image: x0, y0, x1, y1, the last two exclusive."""
 
 
 def resized_size(height: int, width: int, side: int) -> tuple[int, int]:

@@ -249,22 +249,22 @@ class Stage:
         now, rate = self.speaker.clock(), self.rate
         if not self.unit:
             return ", ".join(
-                part for part in (f"{self.what}: {in_words(now - self.started)} so far", self.note) if part
+                fact for fact in (f"{self.what}: {in_words(now - self.started)} so far", self.note) if fact
             )
-        parts = [self._count(), self.note, self._pace(rate)]
+        facts = [self._count(), self.note, self._pace(rate)]
         if self.done == self.told and now - self.changed >= 1:
-            parts[0] = f"still at {parts[0]} for {in_words(now - self.changed)}"
+            facts[0] = f"still at {facts[0]} for {in_words(now - self.changed)}"
         if rate is not None and self.total is not None and self.done < self.total:
-            parts.append(f"{in_words((self.total - self.done) / rate)} left")
-        return f"{self.what}: {', '.join(part for part in parts if part)}"
+            facts.append(f"{in_words((self.total - self.done) / rate)} left")
+        return f"{self.what}: {', '.join(fact for fact in facts if fact)}"
 
     def last_line(self) -> str:
         """Return in a line what was done, how fast on the whole, and how long it took."""
         took = self.speaker.clock() - self.started
         if not self.unit:
             return f"{self.what}: done in {in_words(took)}"
-        parts = (self._count(), self.note, self._pace(_rate(self.done - self.first, took)), f"in {in_words(took)}")
-        return f"{self.what}: {', '.join(part for part in parts if part)}"
+        facts = (self._count(), self.note, self._pace(_rate(self.done - self.first, took)), f"in {in_words(took)}")
+        return f"{self.what}: {', '.join(fact for fact in facts if fact)}"
 
     def _count(self) -> str:
         return f"{self.done} {self.unit}s" if self.total is None else f"{self.done} of {self.total} {self.unit}s"

@@ -121,11 +121,11 @@ def read_members(file: Readable, length: int) -> Iterator[TarMember | Remainder]
 
 def _read(file: Readable, at: int, size: int) -> bytes:
     file.seek(at)
-    parts = []
-    while size > 0 and (part := file.read(size)):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+    pieces = []
+    while size > 0 and (piece := file.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
 
 
 def _parsed(block: bytes) -> tarfile.TarInfo | None:

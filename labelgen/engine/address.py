@@ -152,10 +152,10 @@ def _read(connection: socket.socket, count: int, end: float) -> bytes:
         if left <= 0:
             raise TimeoutError
         connection.settimeout(left)
-        part = connection.recv(count - len(data))
-        if not part:
+        received = connection.recv(count - len(data))
+        if not received:
             raise ConnectionError("the connection was closed")
-        data += part
+        data += received
     return data
 
 

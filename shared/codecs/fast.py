@@ -45,14 +45,14 @@ def decode_maps(blobs: Sequence[bytes]) -> Codes:
     """Decode the maps u of blobs of an uncertainty layer. Raises ``ShardError`` on damaged bytes."""
     from sum_factory.shared.codecs.kernel import SOUND, map_codes
 
-    parts = [cut_blob(blob)[0] for blob in blobs]
-    content, starts = _inflate(parts, MAP_HEADER.size, _decode_part)
-    heads = _headers(parts, MAP_HEADER.size).astype(np.int64)
+    sections = [cut_blob(blob)[0] for blob in blobs]
+    content, starts = _inflate(sections, MAP_HEADER.size, _decode_section)
+    heads = _headers(sections, MAP_HEADER.size).astype(np.int64)
     sizes = heads[:, :2] + 1
     grid = _empty_grid(sizes)
     damaged = map_codes(content, starts, heads, grid)
     if damaged != SOUND:
-        _refuse(_decode_part, parts[damaged])
+        _refuse(_decode_section, sections[damaged])
     return Codes(grid, map_tables(len(grid)), sizes)
 
 
@@ -68,18 +68,18 @@ def _inflate(
     blobs: Sequence[bytes], header: int, decode: Callable[[bytes], object]
 ) -> tuple[Grid, npt.NDArray[np.int64]]:
     """Inflate what follows the headers: one after the other, uint8 (N,), and where each starts, int64 (K + 1,)."""
-    parts = []
+    inflated = []
     for blob in blobs:
         stream = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            parts.append(stream.decompress(blob[header:], _LARGEST_STREAM))
+            inflated.append(stream.decompress(blob[header:], _LARGEST_STREAM))
         except zlib.error:
             _refuse(decode, blob)
         if not stream.eof or stream.unused_data or len(blob) < header:
             _refuse(decode, blob)
-    starts = np.zeros(len(parts) + 1, np.int64)
-    np.cumsum([len(part) for part in parts], out=starts[1:])
-    return np.frombuffer(b"".join(parts), np.uint8), starts
+    starts = np.zeros(len(inflated) + 1, np.int64)
+    np.cumsum([len(each) for each in inflated], out=starts[1:])
+    return np.frombuffer(b"".join(inflated), np.uint8), starts
 
 
 def _headers(blobs: Sequence[bytes], size: int) -> Grid:
@@ -91,8 +91,8 @@ def _empty_grid(sizes: npt.NDArray[np.int64]) -> Grid:
     return np.empty((len(sizes), rows, columns), np.uint8)
 
 
-def _decode_part(part: bytes) -> object:
-    return decode_u(LENGTH.pack(len(part)) + part)
+def _decode_section(section: bytes) -> object:
+    return decode_u(LENGTH.pack(len(section)) + section)
 
 
 def _refuse(decode: Callable[[bytes], object], blob: bytes) -> None:

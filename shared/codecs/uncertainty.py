@@ -3,8 +3,8 @@
 u is rounded to the nearest of 0, 1 / 25, ..., 1, so no cell is off by more than 0.02; what is below 0.02, and with it
 the rounding noise of two decoders that agree, becomes 0. What is left is a thin band in most masks.
 
-A blob is the length of its first part (u32, little-endian), the map u, and the refined label as ``codecs.label``
-encodes every label; a map that no refiner made has no second part. The map is a header and a raw deflate
+A blob is the length of its first section (u32, little-endian), the map u, and the refined label as ``codecs.label``
+encodes every label; a map that no refiner made has no second section. The map is a header and a raw deflate
 stream (RFC 1951). Header: six bytes, the last row and the last column of the grid, then of the box of the cells above
 0 the top, the left, the last row and the last column. The stream holds (1) which cells of the box are above 0, row by
 row, each row but the first XORed with the one above, packed eight to a byte from the highest bit on, padded with 0;
@@ -61,14 +61,14 @@ def encode_uncertainty(u: Map, refined: bytes = b"") -> bytes:
 
 def blob_of_levels(levels: npt.NDArray[np.uint8], refined: bytes = b"") -> bytes:
     """Return the blob of a map of ``levels`` 0 to 25, uint8 (h, w); ``refined`` as in ``encode_uncertainty``."""
-    part = _encode_levels(levels)
-    return LENGTH.pack(len(part)) + part + refined
+    section = _encode_levels(levels)
+    return LENGTH.pack(len(section)) + section + refined
 
 
 def decode_uncertainty(blob: bytes) -> Uncertainty:
     """Decode one blob. Raises ``ShardError`` on damaged bytes."""
-    part, label = cut_blob(blob)
-    u = _decode_map(part)
+    section, label = cut_blob(blob)
+    u = _decode_map(section)
     refined = decode_label(label) if label else None
     if refined is not None and refined.shape != u.shape:
         raise ShardError(f"an uncertainty blob of {len(blob)} bytes holds grids of two sizes; run `labelgen verify`")
@@ -86,7 +86,7 @@ def refined_label(blob: bytes) -> bytes:
 
 
 def cut_blob(blob: bytes) -> tuple[bytes, bytes]:
-    """Return the two parts of a blob: the map, and the refined label or nothing. Raises ``ShardError``."""
+    """Return the two sections of a blob: the map, and the refined label or nothing. Raises ``ShardError``."""
     end = LENGTH.size + int.from_bytes(blob[: LENGTH.size], "little")
     if not LENGTH.size < end <= len(blob):
         raise ShardError(f"an uncertainty blob of {len(blob)} bytes is cut short; run `labelgen verify`")
@@ -107,14 +107,14 @@ def _encode_levels(levels: npt.NDArray[np.uint8]) -> bytes:
     return header + deflate(pack_bits(support.astype(np.uint8)), (box[support] - 1).tobytes(), zlib.Z_RLE)
 
 
-def _decode_map(part: bytes) -> Map:
+def _decode_map(section: bytes) -> Map:
     try:
-        last_row, last_column, top, left, bottom, right = HEADER.unpack_from(part)
+        last_row, last_column, top, left, bottom, right = HEADER.unpack_from(section)
         if not (top <= bottom <= last_row and left <= right <= last_column):
             raise ValueError("its header contradicts itself")
         u = np.zeros((last_row + 1, last_column + 1), np.float32)
         height, width = bottom - top + 1, right - left + 1
-        content = inflate(part[HEADER.size :], largest=2 * height * width)
+        content = inflate(section[HEADER.size :], largest=2 * height * width)
         if content.size:
             support, levels = unpack_bits(content, height, width)
             if levels.size != np.count_nonzero(support):
@@ -125,6 +125,6 @@ def _decode_map(part: bytes) -> Map:
             box[support > 0] = (levels + np.float32(1)) / np.float32(STEPS)
     except (struct.error, zlib.error, ValueError) as error:
         raise ShardError(
-            f"an uncertainty map of {len(part)} bytes does not decode ({error}); run `labelgen verify`"
+            f"an uncertainty map of {len(section)} bytes does not decode ({error}); run `labelgen verify`"
         ) from error
     return u

@@ -73,8 +73,8 @@ def read_regular(path: str, start: int = 0, end: int | None = None) -> bytes:
 def require_no_links(root: str, name: str) -> None:
     """Raise ``OSError`` if a folder on the way from ``root``, which is a folder itself, to ``name`` in it is a link."""
     folder = root
-    for part in name.split("/")[:-1]:
-        folder = os.path.join(folder, part)
+    for folder_name in name.split("/")[:-1]:
+        folder = os.path.join(folder, folder_name)
         try:
             if stat.S_ISLNK(os.lstat(folder).st_mode):
                 raise OSError(errno.ELOOP, f"{folder} is {REMEDY_FOR_LINK}", folder)

@@ -35,8 +35,8 @@ def is_sealed(data: bytes) -> bool:
     start = found + len(_BEFORE)
     end = start + len(_ZEROS)
     digest = hashlib.sha256()
-    for part in (memoryview(data)[:start], _ZEROS, memoryview(data)[end:]):
-        digest.update(part)
+    for piece in (memoryview(data)[:start], _ZEROS, memoryview(data)[end:]):
+        digest.update(piece)
     if data[start:end] != digest.hexdigest().encode():
         raise ValueError("its bytes are not those that were written: they do not have the SHA-256 that it names")
     return True

@@ -53,8 +53,8 @@ def moved(
     mirrored = draw(generator) < FLIPPED
 
     def cut(values: Tensor) -> Tensor:
-        part = values[:, top : top + height, left : left + width].float()
-        scaled = F.interpolate(part[:, None], size, mode="bilinear", align_corners=False, antialias=True)[:, 0]
+        shown = values[:, top : top + height, left : left + width].float()
+        scaled = F.interpolate(shown[:, None], size, mode="bilinear", align_corners=False, antialias=True)[:, 0]
         padded = torch.zeros(len(values), cells, cells, device=values.device)
         padded[:, : size[0], : size[1]] = scaled.flip(2) if mirrored else scaled
         return padded
@@ -86,8 +86,8 @@ def only(sample: TrainingSample, kept: Tensor) -> TrainingSample:
     skipped = sample.skipped + int((~kept).sum())
     masks = sample.masks[kept]
     certainty, sampling, logits, coverage = (
-        None if part is None else part[kept]
-        for part in (sample.certainty, sample.sampling, sample.logits, sample.coverage)
+        None if values is None else values[kept]
+        for values in (sample.certainty, sample.sampling, sample.logits, sample.coverage)
     )
     weights = replace(sample, certainty=certainty, sampling=sampling, logits=logits)
     return replace(weights, masks=masks, coverage=coverage, skipped=skipped)

@@ -115,17 +115,17 @@ class AugSeg(WithTeacher):
     def _strong(self, weak: TrainingSample, confidence: float) -> tuple[TrainingSample, Tensor]:
         """Return the view of the student, and bool (G, G) where other photos cover it.
 
-        One that the teacher is not sure of gets a part of a photo with human masks, and every one a part of another
-        unlabelled one. Masks that are covered are gone; no point is drawn where a photo is covered.
+        One that the teacher is not sure of gets a rectangle of a photo with human masks, and every one a rectangle of
+        another unlabelled one. Masks that are covered are gone; no point is drawn where a photo is covered.
         """
         generator, most = self.student.random("strong view", weak), self.settings.operations
         stride, cells = self.student.recipe.stride, weak.masks.shape[-1]
         image = recoloured(weak.image, generator, most)
         covered = torch.zeros(cells, cells, dtype=torch.bool, device=image.device)
         human, unlabelled = weak.partners
-        parts = [(human, beta(generator, 2, 8))] if draw(generator) > confidence else []
-        parts.append((recoloured(unlabelled, generator, most), beta(generator, 4, 4)))
-        for other, share in parts:
+        pastes = [(human, beta(generator, 2, 8))] if draw(generator) > confidence else []
+        pastes.append((recoloured(unlabelled, generator, most), beta(generator, 4, 4)))
+        for other, share in pastes:
             image, here = pasted(image, other, share, generator, stride, cells)
             covered |= here
         masks = weak.masks & ~covered

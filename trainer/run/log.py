@@ -59,8 +59,8 @@ class RunLog:
             if isinstance(value, int | float):
                 self._writer.add_scalar(f"train/{name}", value, step)
             else:
-                for number, part in enumerate(value, 1):
-                    self._writer.add_scalar(f"train/{name}_round_{number}", part, step)
+                for number, of_round in enumerate(value, 1):
+                    self._writer.add_scalar(f"train/{name}_round_{number}", of_round, step)
         self._writer.add_scalar("train/data_wait", waited, step)
         self._stage.reach(step, f"loss {values['loss']:.3f}, {100 * waited:.0f} % of the time waiting for data")
 

@@ -46,8 +46,8 @@ def fetch(weights: str) -> Path:
             return found.parent
         index = _download(weights, repository, name + INDEX, revision)
         if index is not None:
-            for part in _parts(index):
-                _download(weights, repository, part, revision)
+            for named in _named_files(index):
+                _download(weights, repository, named, revision)
             return index.parent
     raise CheckpointError(
         f"{weights}: neither a file or folder here, nor a model on the Hugging Face hub with weights in "
@@ -55,10 +55,10 @@ def fetch(weights: str) -> Path:
     )
 
 
-def _parts(index: Path) -> list[str]:
+def _named_files(index: Path) -> list[str]:
     """Return the names of the files that an index names; what is wrong with it is told when the folder is read."""
     try:
-        return sorted({str(part) for part in json.loads(index.read_bytes())["weight_map"].values()})
+        return sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError):
         return []
 

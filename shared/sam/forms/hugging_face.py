@@ -99,12 +99,12 @@ def require_config(config: Mapping[str, Any], where: str) -> None:
             f"{where}: a model of type {kind!r}, says its config.json; of the Hugging Face models SAM alone is read "
             f"({', '.join(MODEL_TYPES)})"
         )
-    for part, settings in BUILT_AS.items():
-        told = config.get(part)
+    for module, settings in BUILT_AS.items():
+        told = config.get(module)
         for name, expected in settings.items():
             found = told.get(name, expected) if isinstance(told, dict) else expected
             if found != expected:
                 raise CheckpointError(
-                    f"{where}: config.json says {part}.{name} {found!r}; the official model, which is run here, has "
+                    f"{where}: config.json says {module}.{name} {found!r}; the official model, which is run here, has "
                     f"{expected!r}"
                 )

@@ -35,7 +35,7 @@ def _tensors(content: Mapping[Any, Any], above: Path) -> Iterator[tuple[Path, Te
 
 def plain(path: Path) -> str:
     """Return the name of a tensor, without what wraps it."""
-    return ".".join(part for key in path for part in key.split(".") if part not in WRAPPERS)
+    return ".".join(word for key in path for word in key.split(".") if word not in WRAPPERS)
 
 
 def find_model(tensors: Mapping[Path, Tensor], where: str) -> dict[str, Tensor] | None:

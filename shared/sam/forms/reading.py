@@ -76,30 +76,30 @@ def _read_folder(folder: Path) -> Read:
             read = _read_file(folder / name)
             return Read(read.content, read.sha256, read.header, config)
         if (folder / (name + INDEX)).is_file():
-            return _read_parts(folder, folder / (name + INDEX), config)
+            return _read_several(folder, folder / (name + INDEX), config)
     raise CheckpointError(
         f"{folder}: no weights in this folder; expected {', '.join(NAMES_IN_FOLDERS)}, or the index of one of the last "
         "two, as a checkpoint of `trainer fit` or a model of the Hugging Face libraries has them"
     )
 
 
-def _read_parts(folder: Path, index: Path, config: Mapping[str, Any]) -> Read:
+def _read_several(folder: Path, index: Path, config: Mapping[str, Any]) -> Read:
     """Read weights that are cut into several files: each tensor from the file that the index names."""
-    parts = _read_json(index).get("weight_map")
-    if not isinstance(parts, dict) or not parts:
+    files = _read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files:
         raise CheckpointError(f"{index}: expected a weight_map of tensors and files; download it again")
     content: dict[str, Any] = {}
     digests = []
-    for name in sorted({str(part) for part in parts.values()}):
+    for name in sorted({str(name) for name in files.values()}):
         if Path(name).name != name or name in {".", ".."}:
             raise CheckpointError(f"{index}: names {name!r}, which is no file of its own folder; download it again")
         read = _read_file(folder / name)
         digests.append(read.sha256)
         found = read.content if isinstance(read.content, dict) else {}
-        content |= {key: value for key, value in found.items() if parts.get(key) == name}
-    missing = [key for key in parts if key not in content]
+        content |= {key: value for key, value in found.items() if files.get(key) == name}
+    missing = [key for key in files if key not in content]
     if missing:
-        raise CheckpointError(f"{index}: {missing[0]} is not in {parts[missing[0]]}; download both again")
+        raise CheckpointError(f"{index}: {missing[0]} is not in {files[missing[0]]}; download both again")
     return Read(content, hashlib.sha256("".join(digests).encode()).hexdigest(), {}, config)
 
 

@@ -67,7 +67,7 @@ def step_columns(labels: Labels, prefix: str) -> dict[str, Any]:
 
 
 def cut(grid: Grid, row: Columns) -> Grid:
-    """Return the part of a square of codes that a mask fills. Raises ``ShardError`` if there are codes beyond."""
+    """Return the corner of a square of codes that a mask fills. Raises ``ShardError`` if there are codes beyond."""
     height, width = int(row["grid_height"]), int(row["grid_width"])
     if grid[height:].any() or grid[:, width:].any():
         raise ShardError("its codes go beyond its grid; run `labelgen verify`")
