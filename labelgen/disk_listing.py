@@ -93,15 +93,15 @@ class DiskWalk:
         """Return what the folder at a path lies within, as ``_walk`` takes it; None if it is not to be entered."""
         if not os.path.islink(path):
             return within
-        target = os.path.realpath(path)
-        if any(_is_listed_below(target, entered) for entered in self._entered):
+        real = os.path.realpath(path)
+        if any(_is_listed_below(real, entered) for entered in self._entered):
             self.passed_over.one("are links to folders that are listed anyway", path)
             return None
-        if any(_is_listed_below(passed, target) for passed in within):
+        if any(_is_listed_below(passed, real) for passed in within):
             self.passed_over.one("are links to folders that they lie in", path)
             return None
-        self._entered.append(target)
-        return (*within, target)
+        self._entered.append(real)
+        return (*within, real)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

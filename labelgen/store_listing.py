@@ -83,8 +83,8 @@ def told_by_disk(path: str) -> dict[str, Any] | None:
     size, mode = found.st_size, found.st_mode
     if stat.S_ISLNK(mode):
         try:
-            target = os.stat(path)
-            size, mode = target.st_size, target.st_mode
+            found = os.stat(path)
+            size, mode = found.st_size, found.st_mode
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             size, mode = 0, stat.S_IFREG
         except OSError:

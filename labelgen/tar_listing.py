@@ -83,23 +83,23 @@ def _linked(
     stamp: str,
     passed_over: PassedOver,
 ) -> Iterator[PhotoFile]:
-    """Yield the photos that are links. Their targets are looked for among ``members``, since nobody kept these."""
-    targets = {name: _target(name, links) for name in links}
-    wanted = {target for target in targets.values() if target is not None}
+    """Yield the photos that are links. What they name is looked for among ``members``, since nobody kept these."""
+    named = {name: _named_by(name, links) for name in links}
+    wanted = {name for name in named.values() if name is not None}
     found: dict[str, TarMember] = {}
     for member in members:
         if isinstance(member, TarMember) and member.kind == FILE and (name := _plain(member.name)) in wanted:
             found[name] = member
-    for name, member in links.items():
-        target = found.get(targets[name] or "")
-        if target is None:
-            passed_over.one("are links in a tar to what is not in it", f"{url}::{member.name}")
+    for name, link in links.items():
+        member = found.get(named[name] or "")
+        if member is None:
+            passed_over.one("are links in a tar to what is not in it", f"{url}::{link.name}")
         else:
-            _require_told(target)
-            yield PhotoFile(key_of(member.name), url, target.name, target.offset, target.size, stamp)
+            _require_told(member)
+            yield PhotoFile(key_of(link.name), url, member.name, member.offset, member.size, stamp)
 
 
-def _target(name: str, links: Mapping[str, TarMember]) -> str | None:
+def _named_by(name: str, links: Mapping[str, TarMember]) -> str | None:
     """Return the name of the file that a link leads to at last, None if it leads round in circles."""
     for _ in range(LINKS_FOLLOWED):
         if name not in links:

@@ -1,6 +1,6 @@
 """Numba's compiler, with a place for what it compiles, wherever the package is installed.
 
-Numba keeps compiled code where NUMBA_CACHE_DIR says, else beside the source, else in the user's cache, and raises where
+Numba keeps compiled code where NUMBA_CACHE_DIR says, else beside the module, else in the user's cache, and raises where
 it may write to none of these: in a container, say, that is read-only and runs as a user without a home. There a folder
 of our own below the temporary one takes their place. If there is none either, nothing is kept, and each process
 compiles anew, which takes seconds.

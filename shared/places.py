@@ -43,10 +43,10 @@ def absolute(place: str) -> str:
     and ``..``, in which symbolic links stay as they are: ``..`` stays too where it leads out of a linked folder. Any
     other URL is returned as it is.
     """
-    *links, target = links_of(place)
-    if target.startswith(("http://", "https://")):
-        target = target.partition("#")[0]  # which the server does not get, and names would be put behind
-    return CHAIN.join([*links, target if is_remote(target) else _absolute_path(target)])
+    *links, last = links_of(place)
+    if last.startswith(("http://", "https://")):
+        last = last.partition("#")[0]  # which the server does not get, and names would be put behind
+    return CHAIN.join([*links, last if is_remote(last) else _absolute_path(last)])
 
 
 def require_recorded(place: str) -> None:
@@ -103,10 +103,10 @@ def _stamp_of(place: str) -> object:
 
 def store_of(place: str) -> str:
     """Return what to call the store or disk that a place lies in: ``s3://bucket`` of ``s3://bucket/a/b.jpg``."""
-    target = links_of(place)[-1]
-    protocol, separator, path = target.partition("://")
-    if not is_remote(target):
-        return f"the disk of {target}"
+    last = links_of(place)[-1]
+    protocol, separator, path = last.partition("://")
+    if not is_remote(last):
+        return f"the disk of {last}"
     return f"the store {protocol}{separator}{path.partition('/')[0].rpartition('@')[2]}"
 
 

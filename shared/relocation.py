@@ -65,16 +65,16 @@ class Relocation:
 
     def moved(self, recorded: str) -> str:
         """Return where a photo or a tar lies now, by where it is recorded: there itself, if no pair is of it."""
-        *links, target = links_of(recorded)
+        *links, last = links_of(recorded)
         new = self._replaced(recorded)
-        if new is None and links and (new := self._replaced(target)) is not None:
+        if new is None and links and (new := self._replaced(last)) is not None:
             new = CHAIN.join([*links, new])
         return recorded if new is None else new
 
     def olds_of(self, recorded: str) -> set[str]:
         """Return the old places that a recorded one lies in."""
-        targets = {recorded, links_of(recorded)[-1]}
-        return {old for old, _ in self.pairs if any(_below(target, old) is not None for target in targets)}
+        names = {recorded, links_of(recorded)[-1]}
+        return {old for old, _ in self.pairs if any(_below(last, old) is not None for last in names)}
 
     def _replaced(self, recorded: str) -> str | None:
         fitting = [(old, new, rest) for old, new in self.pairs if (rest := _below(recorded, old)) is not None]

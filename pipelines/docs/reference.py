@@ -109,7 +109,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def pages() -> dict[str, str]:
     """Return the Markdown of every page that is made, by its name on the site."""
     return {
-        **{name: as_page((HOME / source).read_text(), source) for name, source in FRONT.items()},
+        **{name: as_page((HOME / file).read_text(), file) for name, file in FRONT.items()},
         **{f"reference/{name}.md": commands_page(name) for name in COMMANDS},
         "reference/recipes.md": recipes_page(),
         "reference/errors.md": errors_page(),
@@ -117,8 +117,8 @@ def pages() -> dict[str, str]:
     }
 
 
-def as_page(text: str, source: str) -> str:
-    """Return a page of the project's folder as one of the site: its links start from ``docs/``."""
+def as_page(text: str, file: str) -> str:
+    """Return ``file``, a page of the project's folder, as one of the site: its links start from ``docs/``."""
     text = text.replace("](docs/", "](")
     for page, name in FRONT.items():
         text = text.replace(f"]({name})", f"]({page})")

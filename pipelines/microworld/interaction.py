@@ -45,9 +45,9 @@ def best_iou(logits: Tensor, targets: Tensor, image_index: Tensor, empty: Tensor
         wanted = targets[rows & ~empty].flatten(1).float()
         if len(wanted) == 0:
             continue
-        predicted = (logits[rows] > 0).flatten(2).float()
-        overlap = predicted @ wanted.T
-        union = predicted.sum(2, keepdim=True) + wanted.sum(1) - overlap
+        masks = (logits[rows] > 0).flatten(2).float()
+        overlap = masks @ wanted.T
+        union = masks.sum(2, keepdim=True) + wanted.sum(1) - overlap
         best[rows] = (overlap / union.clamp(min=1)).amax(2)
     return best
 

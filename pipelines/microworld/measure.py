@@ -46,7 +46,7 @@ class Outcome:
     """One prompted target.
 
     ``iou`` and ``iou_exact`` are the IoU of the three outputs, (3,), with the coarse and with the exact mask,
-    ``predicted`` what the model thinks they are. Of the best output: ``wrong`` pixels against the exact mask,
+    ``predicted_iou`` what the model thinks they are. Of the best output: ``wrong`` pixels against the exact mask,
     ``systematic`` ones among them, where the coarse mask is wrong as well, and the sums of the confidence
     |2 sigmoid - 1| over both.
     """
@@ -55,7 +55,7 @@ class Outcome:
     prompt: str
     iou: npt.NDArray[np.float64]
     iou_exact: npt.NDArray[np.float64]
-    predicted: npt.NDArray[np.float64]
+    predicted_iou: npt.NDArray[np.float64]
     wrong: int
     systematic: int
     confidence_wrong: float
@@ -84,10 +84,10 @@ def prompt_scene(sam: Sam, scene: Scene) -> list[Outcome]:
             torch.tensor([token_types] * len(targets), device=sam.device),
         )
         index = torch.zeros(len(targets), dtype=torch.long, device=sam.device)
-        logits, predicted = decode_prompts(sam, embedding, index, prompts)
+        logits, predicted_iou = decode_prompts(sam, embedding, index, prompts)
         large = upsample(logits[:, 1:], scene.image.shape[0])
         for k, (task, coarse, exact) in enumerate(targets):
-            outcomes.append(judge(task, prompt, large[k], predicted[k, 1:].double().cpu().numpy(), coarse, exact))
+            outcomes.append(judge(task, prompt, large[k], predicted_iou[k, 1:].double().cpu().numpy(), coarse, exact))
     return outcomes
 
 
@@ -103,7 +103,7 @@ def judge(
     task: str,
     prompt: str,
     logits: npt.NDArray[np.float32],
-    predicted: npt.NDArray[np.float64],
+    predicted_iou: npt.NDArray[np.float64],
     coarse: Masks,
     exact: Masks,
 ) -> Outcome:
@@ -118,7 +118,7 @@ def judge(
         prompt=prompt,
         iou=overlap,
         iou_exact=ious(logits > 0, exact),
-        predicted=predicted,
+        predicted_iou=predicted_iou,
         wrong=int(wrong.sum()),
         systematic=int(systematic.sum()),
         confidence_wrong=float(confidence[wrong].sum()),
@@ -211,8 +211,8 @@ def measure(sam: Sam, model_type: str, scenes: int, points_per_side: int) -> dic
 
 def _prompted(outcomes: list[Outcome]) -> dict[str, float]:
     best = np.array([o.iou.max() for o in outcomes])
-    chosen = np.array([o.iou[o.predicted.argmax()] for o in outcomes])
-    predicted = np.array([o.predicted.max() for o in outcomes])
+    chosen = np.array([o.iou[o.predicted_iou.argmax()] for o in outcomes])
+    predicted_iou = np.array([o.predicted_iou.max() for o in outcomes])
     exact = np.array([o.iou_exact.max() for o in outcomes])
     entity = np.array([o.task == "entity" for o in outcomes])
     wrong = max(1, sum(o.wrong for o in outcomes))
@@ -227,8 +227,8 @@ def _prompted(outcomes: list[Outcome]) -> dict[str, float]:
         "confidence_where_wrong": sum(o.confidence_wrong for o in outcomes) / wrong,
         "confidence_where_coarse_masks_are_wrong_too": sum(o.confidence_systematic for o in outcomes)
         / max(1, sum(o.systematic for o in outcomes)),
-        "predicted_iou_error": float(np.abs(predicted - chosen).mean()),
-        "predicted_iou_correlation": float(np.corrcoef(predicted, chosen)[0, 1]),
+        "predicted_iou_error": float(np.abs(predicted_iou - chosen).mean()),
+        "predicted_iou_correlation": float(np.corrcoef(predicted_iou, chosen)[0, 1]),
     }
 
 

@@ -245,18 +245,18 @@ class Pretraining:
             log[f"iou_{number + 1}"] = float(iou[row, best][~empty].mean())
             log[f"loss_{number + 1}"] = float(loss.detach())
             if several:  # go on with what inference would go on with; prompts on nothing stop here
-                seen = predicted_iou.detach()[:, 1:].argmax(1) + 1
+                believed = predicted_iou.detach()[:, 1:].argmax(1) + 1
                 keep = ~empty & (torch.rand(len(empty), generator=generator) < s.corrected_share)
-                fed = logits.detach()[row, seen][keep][:, None]
+                mask_prompts = logits.detach()[row, believed][keep][:, None]
                 targets, image_index, empty = targets[keep], image_index[keep], empty[keep]
                 prompts = Prompts(prompts.coords[keep], prompts.token_types[keep])
                 if s.damaged_share:
-                    replaced = torch.rand(len(fed), generator=generator) < s.damaged_share
-                    fed[replaced] = damaged_logits(targets[replaced], fed.shape[-1], generator)
+                    replaced = torch.rand(len(mask_prompts), generator=generator) < s.damaged_share
+                    mask_prompts[replaced] = damaged_logits(targets[replaced], mask_prompts.shape[-1], generator)
             else:
-                fed = logits.detach()[:, :1]
+                mask_prompts = logits.detach()[:, :1]
             if number + 1 < rounds:
-                prompts = correct(prompts, upsample(fed)[:, 0], targets, generator).with_mask(fed)
+                prompts = correct(prompts, upsample(mask_prompts)[:, 0], targets, generator).with_mask(mask_prompts)
         return {"loss": sum(log[f"loss_{number + 1}"] for number in range(rounds)) / rounds, **log}
 
 

@@ -88,14 +88,14 @@ def decode_label(blob: bytes) -> npt.NDArray[np.float32]:
         logits = np.full((last_row + 1, last_column + 1), -far, np.float32)
         content = inflate(blob[HEADER.size :], largest=2 * height * width)
         if steps:
-            signs, codes = unpack_bits(content, height, width)
+            signs, steps_of_band = unpack_bits(content, height, width)
             band = band_of(signs)
-            if codes.size != np.count_nonzero(band):
+            if steps_of_band.size != np.count_nonzero(band):
                 raise ValueError("its stream does not have as many magnitudes as its boundary needs")
             box = logits[top : bottom + 1, left : right + 1]
             box += signs * (2 * far)
             position = (np.arange(steps, dtype=np.float32) + 0.5) / steps
-            box[band] *= (position / (1 - position) / FAR)[codes]
+            box[band] *= (position / (1 - position) / FAR)[steps_of_band]
     except (struct.error, zlib.error, ValueError, IndexError) as error:
         raise ShardError(
             f"a label blob of {len(blob)} bytes does not decode ({error}); run `labelgen verify`"

@@ -122,6 +122,6 @@ def put_out(output: HqOutput, hq: Tensor, sam: Tensor, iou: Tensor, ambiguous: T
     ``ambiguous`` prompt, bool (P,), else the single-mask output. SAM is frozen, so no gradient goes through the IoU.
     """
     chosen = torch.where(ambiguous, 1 + iou[:, 1:].argmax(1), 0)
-    row = torch.arange(len(hq), device=hq.device)
-    predicted = iou[row, chosen][:, None].detach()
-    return (hq + sam[row, chosen][:, None] if output == "hq+sam" else hq), predicted
+    each = torch.arange(len(hq), device=hq.device)
+    predicted_iou = iou[each, chosen][:, None].detach()
+    return (hq + sam[each, chosen][:, None] if output == "hq+sam" else hq), predicted_iou

@@ -34,8 +34,8 @@ class QualityFilter:
         inner = ((logits > self.stability_score_offset) & valid).flatten(1).sum(1)
         outer = ((logits > -self.stability_score_offset) & valid).flatten(1).sum(1)
         area = ((logits > 0) & valid).flatten(1).sum(1)
-        pixels = valid.expand_as(logits).flatten(1).sum(1)
-        keep = (area > 0) & (area < self.max_area_share * pixels)
+        cells = valid.expand_as(logits).flatten(1).sum(1)
+        keep = (area > 0) & (area < self.max_area_share * cells)
         if self.pred_iou_thresh > 0:
             keep &= predicted_iou > self.pred_iou_thresh
         if self.stability_score_thresh > 0:

@@ -156,7 +156,7 @@ class Storage:
         if self.is_local:
             require_no_links(self._full(""), name)
 
-    def move(self, name: str, target: str) -> None:
+    def move(self, name: str, new_name: str) -> None:
         """Give a file another name, which nothing has. Raises ``FileNotFoundError``.
 
         On a local disk that is one step; elsewhere the file is copied, then deleted.
@@ -165,11 +165,11 @@ class Storage:
         with self._explained(name, "move"):
             if self.is_local:
                 self._require_within(name)
-                self._require_within(target)
-                os.makedirs(os.path.dirname(self._full(target)), exist_ok=True)
-                os.rename(self._full(name), self._full(target))
+                self._require_within(new_name)
+                os.makedirs(os.path.dirname(self._full(new_name)), exist_ok=True)
+                os.rename(self._full(name), self._full(new_name))
             else:
-                filesystem.cp_file(self._full(name), self._full(target))
+                filesystem.cp_file(self._full(name), self._full(new_name))
                 filesystem.rm_file(self._full(name))
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -302,22 +302,22 @@ class Storage:
         raise AssertionError("the last attempt returns or raises")
 
     def _write_local(self, name: str, data: bytes, *, replace: bool) -> bool:
-        target = self._full(name)
-        folder = os.path.dirname(target)
+        path = self._full(name)
+        folder = os.path.dirname(path)
         self._require_within(name)
-        require_replaceable(target)
+        require_replaceable(path)
         os.makedirs(folder, exist_ok=True)
-        aside = os.path.join(folder, f"{TEMPORARY_PREFIX}{os.path.basename(target)}-{secrets.token_hex(4)}")
+        aside = os.path.join(folder, f"{TEMPORARY_PREFIX}{os.path.basename(path)}-{secrets.token_hex(4)}")
         try:
             with open(aside, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             if replace:
-                os.replace(aside, target)
+                os.replace(aside, path)
                 return True
             try:
-                os.link(aside, target)
+                os.link(aside, path)
             except FileExistsError:
                 return False
             return True

@@ -62,10 +62,11 @@ class Run:
 
         Raises as ``Checkpoints.find``, and ``CheckpointError`` if processes see different checkpoints.
         """
-        seen = self.ranks.gather(self.checkpoints.find(self.steps, self.identity, precision))
-        if len({*seen}) > 1:
+        found = self.ranks.gather(self.checkpoints.find(self.steps, self.identity, precision))
+        if len({*found}) > 1:
+            steps = ", ".join(map(str, found))
             raise CheckpointError(
-                f"{self.checkpoints.out}: processes find checkpoints of different steps ({', '.join(map(str, seen))}); "
+                f"{self.checkpoints.out}: processes find checkpoints of different steps ({steps}); "
                 "give an --out folder that all nodes share"
             )
         return self.checkpoints.resume(self.steps, self.weights, self.optimizer, self.identity, precision)

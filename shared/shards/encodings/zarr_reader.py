@@ -26,18 +26,18 @@ BATCH = 16 << 20
 """Bytes of cells of an array that ``blobs`` holds at once, but for a row that has more."""
 
 
-def content_size(frame: bytes) -> int | None:
+def content_size(chunk: bytes) -> int | None:
     """Return how many bytes the first frame of Zstandard in a chunk says that it holds (RFC 8878, 3.1.1.1).
 
     None if it does not say so, or is no frame: numcodecs makes room for whatever a frame says.
     """
-    if frame[:4] != b"\x28\xb5\x2f\xfd" or len(frame) < 5:
+    if chunk[:4] != b"\x28\xb5\x2f\xfd" or len(chunk) < 5:
         return None
-    flags = frame[4]
+    flags = chunk[4]
     is_single = flags >> 5 & 1
     start = 5 + (1 - is_single) + (0, 1, 2, 4)[flags & 3]
     size = (is_single, 2, 4, 8)[flags >> 6]
-    field = frame[start : start + size]
+    field = chunk[start : start + size]
     return int.from_bytes(field, "little") + (256 if size == 2 else 0) if size == len(field) > 0 else None
 
 
