@@ -91,12 +91,12 @@ def _linked(
         if isinstance(member, TarMember) and member.kind == FILE and (name := _plain(member.name)) in wanted:
             found[name] = member
     for name, link in links.items():
-        member = found.get(named[name] or "")
-        if member is None:
+        file = found.get(named[name] or "")
+        if file is None:
             passed_over.one("are links in a tar to what is not in it", f"{url}::{link.name}")
         else:
-            _require_told(member)
-            yield PhotoFile(key_of(link.name), url, member.name, member.offset, member.size, stamp)
+            _require_told(file)
+            yield PhotoFile(key_of(link.name), url, file.name, file.offset, file.size, stamp)
 
 
 def _named_by(name: str, links: Mapping[str, TarMember]) -> str | None:
