@@ -18,7 +18,7 @@ from sum_factory.shared.cores import usable_memory
 from sum_factory.shared.progress import hushed
 from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.pseudo import PseudoSet
-from sum_factory.trainer.data.sets import open_set
+from sum_factory.trainer.data.sets import name_of_set, open_set
 from sum_factory.trainer.data.stream import PseudoStream
 from sum_factory.trainer.fit import Prepared, describe, prepared, validation_after
 from sum_factory.trainer.recipe import Recipe
@@ -72,8 +72,7 @@ def rehearse(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo)
 def _data(ready: Prepared) -> Iterator[str]:
     """Yield a line for each set and for the shards."""
     for settings, human in zip(ready.recipe.human, ready.human, strict=True):
-        name = settings.name or str(settings.images)
-        yield f"human set {name}, task {settings.task}: {len(human.keys):,} photos, {_masks_a_photo(human)}"
+        yield f"human set {name_of_set(settings)}, task {settings.task}: {len(human.keys):,} photos, {_masks_a_photo(human)}"
     for stream in ready.stream.streams.values():
         if isinstance(stream, PseudoStream):
             yield _shards(stream.shards)

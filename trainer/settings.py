@@ -13,7 +13,7 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -288,7 +288,8 @@ def _branch(node: Mapping[str, Any], value: Any, root: Mapping[str, Any]) -> Map
         return _branch(root["$defs"][node["$ref"].rpartition("/")[2]], value, root)
     if "discriminator" in node:
         tag = value.get(node["discriminator"]["propertyName"]) if isinstance(value, dict) else None
-        reference = node["discriminator"]["mapping"].get(tag) if isinstance(tag, str) else None
+        mapping = node["discriminator"]["mapping"]
+        reference = mapping.get(tag) if isinstance(tag, str) else _untagged(mapping.values(), value, root)
         return {} if reference is None else _branch({"$ref": reference}, value, root)
     choices = [_branch(choice, value, root) for word in ("allOf", "anyOf", "oneOf") for choice in node.get(word, [])]
     if choices:
@@ -296,6 +297,13 @@ def _branch(node: Mapping[str, Any], value: Any, root: Mapping[str, Any]) -> Map
         fitting = [choice for choice in choices if choice.get("type") == wanted]
         return fitting[0] if len(fitting) == 1 else {}
     return node
+
+
+def _untagged(references: Iterable[str], value: Any, root: Mapping[str, Any]) -> str | None:
+    """Return the choice that needs no tag, if it is the only one whose required keys a value has."""
+    required = {each: root["$defs"][each.rpartition("/")[2]].get("required", ()) for each in references}
+    fitting = [each for each, keys in required.items() if isinstance(value, dict) and set(keys) <= value.keys()]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _wrong_values(error: ValidationError, data: Any) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from sum_factory.shared.errors import InputError, SumError
 from sum_factory.shared.progress import Stage, track
 from sum_factory.trainer.data.guess import guess_sets
 from sum_factory.trainer.data.human import HumanSample
-from sum_factory.trainer.data.sets import AnySetSettings, SetSettings, layout_of
+from sum_factory.trainer.data.sets import AnySetSettings, SetSettings, layout_of, name_of_set
 from sum_factory.trainer.settings import read_settings
 
 READ = ("human", "sets", "validation")
@@ -64,7 +64,7 @@ def sets_of(target: str, variables: Mapping[str, str]) -> list[SetSettings]:
 
 def check_set(settings: SetSettings, photos: int, read_all: bool = False) -> Checked:
     """Open a set and read ``photos`` of its samples at equal distances, or all to find those that cannot be read."""
-    name = settings.name or str(settings.images)
+    name = name_of_set(settings)
     try:
         opened = layout_of(settings)
         with Stage(f"opening {name}"):

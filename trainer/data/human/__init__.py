@@ -8,7 +8,9 @@ index, and only the masks that are asked for are decoded. Nothing is replaced si
 from sum_factory.trainer.data.human.choice import Choice
 from sum_factory.trainer.data.human.coco import CocoInstances
 from sum_factory.trainer.data.human.folder_pairs import FolderPairs
+from sum_factory.trainer.data.human.joined import JoinedSets
 from sum_factory.trainer.data.human.label_maps import LabelMaps
+from sum_factory.trainer.data.human.pascal_part import PascalPart
 from sum_factory.trainer.data.human.samples import HumanSample, HumanSet, Masks
 
-__all__ = ["Choice", "CocoInstances", "FolderPairs", "HumanSample", "HumanSet", "LabelMaps", "Masks"]
+__all__ = ["Choice", "CocoInstances", "FolderPairs", "HumanSample", "HumanSet", "JoinedSets", "LabelMaps", "Masks", "PascalPart"]

@@ -21,6 +21,7 @@ class Choice:
     list: Path | None = None
     match: str | None = None
     limit: int | None = None
+    list_lines: tuple[int, int] | None = None
 
     def of(self, keys: Sequence[str], paths: Sequence[str]) -> Sequence[int]:
         """Return the places of the photos that are taken, in order; ``paths`` are those in their folder.
@@ -31,34 +32,39 @@ class Choice:
         if self.match is not None:
             taken = [place for place in taken if fnmatchcase(paths[place], self.match)]
         if self.list is not None:
-            listed = listed_places(self.list, keys)
+            listed = listed_places(self.list, keys, self.list_lines)
             taken = [place for place in taken if place in listed]
         if self.limit is not None:
             taken = taken[: self.limit]
         return taken
 
 
-def listed_places(path: Path, keys: Sequence[str]) -> set[int]:
-    """Return the places of the keys that a text file lists, one a line.
+def listed_places(path: Path, keys: Sequence[str], between: tuple[int, int] | None = None) -> set[int]:
+    """Return the places of the keys that a text file lists, one a line; ``between`` two of its lines, from 1 on.
 
     A line is a key, the name of its last part, or a path that ends with it, with or without suffix; a second path on
-    the line and comments after ``#`` are passed over. Raises ``InputError``.
+    the line and comments after ``#`` are passed over. A line may also name a folder, for all photos below it. Raises
+    ``InputError``.
     """
     try:
         lines = read_whole(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = reason_of(error) if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"{path}: cannot be read ({reason}); expected a text file with a name a line") from error
+    first, last = between or (1, len(lines))
+    if last > len(lines):
+        raise InputError(f"{path}: has {len(lines)} lines; expected {last}, as list_lines says")
     known = _Known(keys)
     found: set[int] = set()
     missing: list[str] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines[first - 1 : last], first):
         text = unicodedata.normalize("NFC", line.strip()).replace("\\", "/")
         if not text or (text.startswith("#") and not known.places(text)):
             continue
         places = known.places(text) or known.places(_first_word(text, path, number))
         if len({keys[place] for place in places}) > 1:
             raise InputError(f"{path}: line {number}, {text!r}, is the name of {len(places)} photos; give their paths")
+        places = places or known.below(text)
         found.update(places)
         if not places:
             missing.append(text)
@@ -89,6 +95,11 @@ class _Known:
             if len(parts) == 1 and parts[0] in self.names:
                 return self.names[parts[0]]
         return []
+
+    def below(self, folder: str) -> list[int]:
+        """Return the places of the keys below a folder."""
+        inside = f"{folder.strip('/')}/"
+        return [place for key, places in self.keys.items() if key.startswith(inside) for place in places]
 
 
 def _first_word(text: str, path: Path, number: int) -> str:

@@ -20,7 +20,7 @@ from sum_factory.trainer.data.human.choice import Choice, require_some, without_
 from sum_factory.trainer.data.human.coco_file import (
     CocoFile,
     Record,
-    chosen_categories,
+    found_categories,
     id_of,
     is_crowd,
     name_of,
@@ -76,7 +76,8 @@ class _Listed:
 
 @dataclass(frozen=True)
 class CocoInstances:
-    """``file_name`` is relative to ``images``. Of annotations those of ``categories`` are taken, by default all.
+    """``file_name`` is relative to ``images``. Of annotations those of ``categories`` are taken, by default all, but
+    those of ``without_categories``.
 
     Crowds are left out, unless all annotations are crowds, as brushes of some tools write them; and so are photos that
     have no annotation.
@@ -90,6 +91,7 @@ class CocoInstances:
     orientation: Orientation = "auto"
     photo_alpha: Alpha = "white"
     skip: Skip = "nothing"
+    without_categories: tuple[int | str, ...] = ()
 
     @cached_property
     def opened(self) -> CocoOpened:
@@ -112,10 +114,14 @@ class CocoInstances:
         return [photo.key for photo in self.opened.photos]
 
     @property
+    def mask_count(self) -> int:
+        """Masks of all photos."""
+        return sum(len(photo.annotations) for photo in self.opened.photos)
+
+    @property
     def findings(self) -> list[str]:
         """What was found and decided, a sentence each."""
-        count = sum(len(photo.annotations) for photo in self.opened.photos)
-        return [f"{count / len(self.opened.photos):.1f} masks a photo on average", *self.opened.said]
+        return [f"{self.mask_count / len(self.opened.photos):.1f} masks a photo on average", *self.opened.said]
 
     def load(self, index: int) -> HumanSample:
         """Read one sample."""
@@ -146,8 +152,11 @@ class CocoInstances:
         """Return the images that have annotations of the wanted categories, with these."""
         annotations = file.annotations
         if self.categories:
-            chosen = chosen_categories(file, self.categories, self.annotations)
+            chosen = found_categories(file, self.categories, self.annotations)
             annotations = [each for each in annotations if id_of(each.get("category_id")) in chosen]
+        if self.without_categories:
+            left_out = found_categories(file, self.without_categories, self.annotations)
+            annotations = [each for each in annotations if id_of(each.get("category_id")) not in left_out]
         annotations = self._without_crowds(annotations, said)
         problems = Problems(str(self.annotations), "images", self.skip)
         images = self._by_id(file.images, problems)

@@ -43,18 +43,57 @@ class CocoFile:
 
 
 def read_annotations(path: Path) -> CocoFile:
-    """Read COCO instances, or VIA's regions. Raises ``InputError`` if it is neither."""
+    """Read COCO instances, VIA's regions, or a folder of files of one photo each, as SA-1B has them.
+
+    Raises ``InputError`` if it is none of these.
+    """
     collects = gc.isenabled()
     gc.disable()  # going through millions of new objects again and again takes longer than reading them
     try:
-        content = json.loads(read_whole(path))
+        return _of_folder(path) if path.is_dir() else _of_file(path)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises ``InputError``."""
+    try:
+        return json.loads(read_whole(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({reason_of(error)}); expected COCO instances JSON") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected COCO instances JSON ({error})") from error
-    finally:
-        if collects:
-            gc.enable()
+
+
+def _of_folder(folder: Path) -> CocoFile:
+    """Read the files of a folder, each with the ``image`` and the ``annotations`` of one photo, which lies beside it.
+
+    Raises ``InputError`` if there are none, or for one of another form.
+    """
+    images: list[Record] = []
+    annotations: list[Record] = []
+    for path in sorted(folder.rglob("*.json")):
+        if any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts):
+            continue
+        content = read_json(path)
+        image, found = (content.get("image"), content.get("annotations")) if isinstance(content, dict) else (None, None)
+        if type(image) is not dict or not isinstance(found, list) or not all(type(each) is dict for each in found):
+            raise InputError(
+                f"{path}: expected the JSON of one photo, as in SA-1B, with a record as 'image' and a list of records "
+                "as 'annotations'; for a file of all photos, give the file and not its folder"
+            )
+        number = len(images)
+        name = name_of(image)
+        images.append({**image, "id": number, "file_name": name and str(path.parent.relative_to(folder) / name)})
+        annotations += [{**each, "image_id": number} for each in found]
+    if not images:
+        raise InputError(f"{folder}: no JSON files there; expected one a photo, as in SA-1B, or a file of COCO")
+    return CocoFile(images, annotations, [])
+
+
+def _of_file(path: Path) -> CocoFile:
+    content = read_json(path)
     via = _of_via(content)
     content = via if via is not None else content
     if not isinstance(content, dict):
@@ -75,8 +114,8 @@ def read_annotations(path: Path) -> CocoFile:
     return CocoFile(lists["images"], lists["annotations"], lists["categories"])
 
 
-def chosen_categories(file: CocoFile, wanted: Sequence[int | str], path: Path) -> set[Any]:
-    """Return the ids of the categories that are wanted, by id, name or supercategory; names may hold ``*``.
+def found_categories(file: CocoFile, wanted: Sequence[int | str], path: Path) -> set[Any]:
+    """Return the ids of the categories that are named, by id, name or supercategory; names may hold ``*``.
 
     Raises ``InputError`` for one that the file does not have.
     """

@@ -57,8 +57,12 @@ class FolderPairs:
     def findings(self) -> list[str]:
         """What was found and decided, a sentence each. Raises ``InputError`` if too many masks are empty or full."""
         require_masks(self.rule, self._sample, self.most_blank, str(self.masks))
-        total = sum(len(paired.pair.masks) for paired in self.opened.files)
-        return [describe(self.rule, self._sample, total), *self.opened.said]
+        return [describe(self.rule, self._sample, self.mask_count), *self.opened.said]
+
+    @property
+    def mask_count(self) -> int:
+        """Masks of all photos."""
+        return sum(len(paired.pair.masks) for paired in self.opened.files)
 
     def load(self, index: int) -> HumanSample:
         """Read one sample: a mask for each of its files."""

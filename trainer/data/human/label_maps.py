@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.trainer.data.human.choice import Choice
+from sum_factory.trainer.data.human.coco_file import id_of, is_crowd, read_json
 from sum_factory.trainer.data.human.fitting import Orientation, require_fitting
 from sum_factory.trainer.data.human.foreground import GREY_AS_COLOUR
 from sum_factory.trainer.data.human.histograms import count, sample_of
@@ -21,6 +23,9 @@ from sum_factory.trainer.data.human.photos import Alpha, load_photo
 from sum_factory.trainer.data.human.problems import Skip
 from sum_factory.trainer.data.human.samples import HumanSample, Masks, stacked
 
+Channel = Literal["red", "green", "blue"]
+BITS = {"red": 0, "green": 8, "blue": 16}
+"""How far the number of a colour is shifted for each of its channels."""
 VOID = 255
 LEAST_PIXELS = 16
 """Pixels a value, at least and on average: a picture of more values is no label map."""
@@ -47,7 +52,8 @@ class LabelMaps:
     """Photos below ``images`` and label maps below ``labels`` of the same key.
 
     Each value is one mask, but those of ``ignored`` and those below ``least``. By default 0 is ignored, and 255 where
-    it means void. Colours are values, too: R + 256 G + 65536 B.
+    it means void. Colours are values, too: R + 256 G + 65536 B, or one ``channel`` of them. ``segments`` is a file of
+    COCO panoptic that says which values are crowds, which are no masks either.
     """
 
     images: Path
@@ -61,6 +67,8 @@ class LabelMaps:
     photo_alpha: Alpha = "white"
     most_blank: float = 0.1
     skip: Skip = "nothing"
+    channel: Channel | None = None
+    segments: Path | None = None
 
     @cached_property
     def opened(self) -> Paired:
@@ -78,6 +86,11 @@ class LabelMaps:
         """The keys, sorted."""
         return [paired.pair.key for paired in self.opened.files]
 
+    @property
+    def mask_count(self) -> None:
+        """Not known before all label maps are read."""
+        return None
+
     @cached_property
     def left_out(self) -> frozenset[int]:
         """The values that are no masks."""
@@ -86,7 +99,7 @@ class LabelMaps:
     @property
     def findings(self) -> list[str]:
         """What was found and decided, a sentence each. Raises ``InputError`` if too many maps have no mask."""
-        counts = [len([value for value in each.values if self._is_mask(value)]) for each in self._sample]
+        counts = [len([value for value in each.values if self._is_mask(value, each.path)]) for each in self._sample]
         blank = [
             each.path
             for each, masks in zip(self._sample, counts, strict=True)
@@ -102,6 +115,7 @@ class LabelMaps:
         return [
             f"{np.mean(counts):.1f} masks a label map on average, seen in {len(self._sample)} of {total:,}; no masks "
             f"are the values {self._ignored_in_words()}",
+            *([f"left out {sum(map(len, self.crowds.values())):,} crowds"] if any(self.crowds.values()) else []),
             *self.opened.said,
         ]
 
@@ -116,7 +130,7 @@ class LabelMaps:
             (labels, value)
             for labels, path in zip(maps, paired.pair.masks, strict=True)
             for value in _values(labels, path)
-            if self._is_mask(value)
+            if self._is_mask(value, path)
         ]
 
         def masks_at(numbers: Sequence[int]) -> Masks:
@@ -124,9 +138,32 @@ class LabelMaps:
 
         return HumanSample(paired.pair.key, image, self.task, len(found), masks_at)
 
-    def _is_mask(self, value: int) -> bool:
+    @cached_property
+    def crowds(self) -> dict[str, frozenset[int]]:
+        """The values of each label map that ``segments`` calls crowds, by the name of its file.
+
+        Raises ``InputError`` if it is no file of COCO panoptic.
+        """
+        if self.segments is None:
+            return {}
+        content = read_json(self.segments)
+        try:
+            return {
+                Path(each["file_name"]).name: frozenset(
+                    int(id_of(segment["id"]) or 0) for segment in each["segments_info"] if is_crowd(segment)
+                )
+                for each in content["annotations"]
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{self.segments}: expected COCO panoptic JSON, with a file_name and segments_info for each of its "
+                f"annotations ({error})"
+            ) from error
+
+    def _is_mask(self, value: int, path: Path) -> bool:
         # a grey that is stored as a colour has the number of either
-        return value >= self.least and not {value, value * GREY_AS_COLOUR} & self.left_out
+        numbers = {value, value * GREY_AS_COLOUR}
+        return value >= self.least and not numbers & self.left_out and not numbers & self.crowds.get(path.name, set())
 
     def _ignored_in_words(self) -> str:
         words = ", ".join(map(str, sorted(self.left_out))) or "none"
@@ -139,6 +176,8 @@ class LabelMaps:
 
     def _read(self, path: Path) -> MaskFile:
         file = _read(path)
+        if self.channel is not None and file.coding == "colour":
+            return MaskFile((file.values >> BITS[self.channel] & 255).astype(np.uint8), "grey")
         if self.ignored is None and file.coding == "palette" and file.colours[0] != BLACK:
             used = np.flatnonzero(np.bincount(file.values.ravel(), minlength=len(file.colours))).tolist()
             if any(file.colours[place] == BLACK for place in used if place < len(file.colours)):

@@ -54,6 +54,11 @@ class HumanSet(Protocol):
         ...
 
     @property
+    def mask_count(self) -> int | None:
+        """Masks of all photos; None where only reading all of the set tells. Raises ``InputError``."""
+        ...
+
+    @property
     def findings(self) -> list[str]:
         """What was found and decided when the set was opened, a sentence each. Raises ``InputError``."""
         ...
