@@ -13,7 +13,15 @@ from pydantic.dataclasses import dataclass
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.progress import SPEAKER, Stage
 from sum_factory.shared.sam.task_prompt import task_id
-from sum_factory.trainer.data.human import Choice, CocoInstances, FolderPairs, HumanSet, JoinedSets, LabelMaps, PascalPart
+from sum_factory.trainer.data.human import (
+    Choice,
+    CocoInstances,
+    FolderPairs,
+    HumanSet,
+    JoinedSets,
+    LabelMaps,
+    PascalPart,
+)
 from sum_factory.trainer.data.human.fitting import Orientation
 from sum_factory.trainer.data.human.foreground import Setting as Foreground
 from sum_factory.trainer.data.human.label_maps import Channel
@@ -223,12 +231,7 @@ def _with_kind(value: Any) -> Any:
 
 SetSettings = Annotated[
     Annotated[
-        FolderPairsSettings
-        | CocoSettings
-        | LabelMapsSettings
-        | PascalPartSettings
-        | JoinedSettings
-        | PublicSettings,
+        FolderPairsSettings | CocoSettings | LabelMapsSettings | PascalPartSettings | JoinedSettings | PublicSettings,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_with_kind),

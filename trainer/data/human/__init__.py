@@ -13,4 +13,14 @@ from sum_factory.trainer.data.human.label_maps import LabelMaps
 from sum_factory.trainer.data.human.pascal_part import PascalPart
 from sum_factory.trainer.data.human.samples import HumanSample, HumanSet, Masks
 
-__all__ = ["Choice", "CocoInstances", "FolderPairs", "HumanSample", "HumanSet", "JoinedSets", "LabelMaps", "Masks", "PascalPart"]
+__all__ = [
+    "Choice",
+    "CocoInstances",
+    "FolderPairs",
+    "HumanSample",
+    "HumanSet",
+    "JoinedSets",
+    "LabelMaps",
+    "Masks",
+    "PascalPart",
+]

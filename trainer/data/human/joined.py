@@ -44,9 +44,7 @@ class JoinedSets:
     @property
     def findings(self) -> list[str]:
         """What was found in each part."""
-        return [
-            f"{name} ({len(part.keys):,} photos): {'; '.join(part.findings)}" for name, part in self.parts.items()
-        ]
+        return [f"{name} ({len(part.keys):,} photos): {'; '.join(part.findings)}" for name, part in self.parts.items()]
 
     def load(self, index: int) -> HumanSample:
         """Read one sample."""

@@ -24,6 +24,8 @@ FILES = ("salient", "entity", "part", "further", "formats")
 class PublicSet:
     """What is known of a split of a public set."""
 
+    name: str
+    """What recipes and commands call it."""
     title: str
     """Name of the set in reports."""
     task: Task
@@ -72,7 +74,8 @@ def public_sets() -> Mapping[str, PublicSet]:
     found: dict[str, PublicSet] = {}
     for name in FILES:
         content = yaml.safe_load((files(PACKAGE) / f"{name}.yaml").read_text("utf-8"))
-        found |= adapter.validate_python({key: each for key, each in content.items() if not key.startswith(".")})
+        own = {key: {"name": key, **each} for key, each in content.items() if not key.startswith(".")}
+        found |= adapter.validate_python(own)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +16,7 @@ PATHS = ("images", "masks", "labels", "annotations", "list", "segments")
 """Keys of a layout that are paths."""
 DEEPEST = 2
 """Folders below the root in which a set is looked for."""
-SHOWN = 8
+SHOWN = 4
 
 
 def locate(public: PublicSet, root: Path) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _folders_in(folder: Path) -> list[Path]:
 def _paths(layout: Mapping[str, Any]) -> list[str]:
     """Return the paths that have to be there for a layout."""
     paths = [part[key] for part in (*parts_of(layout), layout) for key in PATHS if key in part]
-    return list(dict.fromkeys([*paths, *layout.get("needs", ())]))
+    return [path for path in dict.fromkeys([*paths, *layout.get("needs", ())]) if path != "."]
 
 
 def _in_full(layout: Mapping[str, Any], base: Path) -> dict[str, Any]:
@@ -100,11 +100,23 @@ def _innermost(path: Path) -> Path:
 
 def _missing(public: PublicSet, root: Path) -> str:
     """Say what was looked for, and what is there instead."""
-    expected = " or ".join(", ".join(_paths(layout)) for layout in public.layouts[:3])
-    place = f"{public.folder}/" if public.folder else ""
-    there = [path.name for path in _folders_in(root)]
-    inside = f"{', '.join(there[:SHOWN]) or 'no folders'}{', ...' if len(there) > SHOWN else ''}"
-    return (
-        f"expected {expected} in {place or 'it'} or up to {DEEPEST} folders below; there is {inside}. "
-        "`trainer data fetch-help` says what to unpack where"
+    help_ = f"`trainer data fetch-help {public.name}` says what to unpack where"
+    there = {
+        (base, tuple(paths)): [path for path in paths if (base / path).exists()]
+        for bases in _levels(public, root)
+        for base in bases
+        for paths in map(_paths, public.layouts)
+    }
+    (base, paths), found = max(
+        there.items(), key=lambda each: len(each[1]) / max(1, len(each[0][1])), default=((root, ()), [])
     )
+    if found:
+        return f"{base} has {_some(found)}, but not {_some([path for path in paths if path not in found])}; {help_}"
+    expected = " or ".join(dict.fromkeys(_some(_paths(layout)) for layout in public.layouts))
+    place = f"{public.folder}/" if public.folder else "it"
+    inside = _some([path.name for path in _folders_in(root)]) or "no folder"
+    return f"expected {expected} in {place} or up to {DEEPEST} folders below; there is {inside}; {help_}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
