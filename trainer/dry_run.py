@@ -72,7 +72,8 @@ def rehearse(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo)
 def _data(ready: Prepared) -> Iterator[str]:
     """Yield a line for each set and for the shards."""
     for settings, human in zip(ready.recipe.human, ready.human, strict=True):
-        yield f"human set {name_of_set(settings)}, task {settings.task}: {len(human.keys):,} photos, {_masks_a_photo(human)}"
+        name = name_of_set(settings)
+        yield f"human set {name}, task {settings.task}: {len(human.keys):,} photos, {_masks_a_photo(human)}"
     for stream in ready.stream.streams.values():
         if isinstance(stream, PseudoStream):
             yield _shards(stream.shards)

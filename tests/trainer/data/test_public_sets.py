@@ -909,7 +909,7 @@ OF_VARIANTS = {"hq_sam": "hq", "sum_hq": "hq", "sam_adapter": "sam-adapter", "lo
 
 def built(names: Sequence[str], root: Path) -> dict[str, Drawn]:
     """Build the first miniature of each set."""
-    first = {name: build for name, build in reversed(CASES.values())}
+    first = dict(reversed(CASES.values()))
     return {name: first[name](root) for name in names}
 
 

@@ -31,7 +31,7 @@ from sum_factory.trainer.data.human.fitting import Fit, Orientation, ToFit, fit_
 from sum_factory.trainer.data.human.headers import Header, Size, read_headers
 from sum_factory.trainer.data.human.photo_places import PhotoPlaces
 from sum_factory.trainer.data.human.photos import Alpha, load_photo
-from sum_factory.trainer.data.human.problems import Problems, Skip
+from sum_factory.trainer.data.human.problems import MISSING, Problems, Skip
 from sum_factory.trainer.data.human.samples import HumanSample, Masks, stacked
 from sum_factory.trainer.data.human.segmentations import check_segmentations, drawable
 
@@ -234,7 +234,7 @@ class CocoInstances:
                 problems.add("have a name or size that cannot be", str(error))
                 continue
             if each.path is None:
-                problems.add("are missing", f"{self.images / each.name}: missing, but {self.annotations} lists it")
+                problems.add(MISSING, f"{self.images / each.name}: missing, but {self.annotations} lists it")
             elif claimed.setdefault(each.path, each.name) != each.name:
                 first = f"{each.path} is both {claimed[each.path]} and {each.name}"
                 problems.add("would be found in the file of another", first)

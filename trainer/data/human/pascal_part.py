@@ -17,7 +17,7 @@ from sum_factory.trainer.data.human.fitting import Fit, Orientation, ToFit, fit_
 from sum_factory.trainer.data.human.headers import Header, read_headers
 from sum_factory.trainer.data.human.photo_places import PhotoPlaces
 from sum_factory.trainer.data.human.photos import Alpha, load_photo
-from sum_factory.trainer.data.human.problems import Problems, Skip
+from sum_factory.trainer.data.human.problems import MISSING, Problems, Skip
 from sum_factory.trainer.data.human.samples import HumanSample, Masks, stacked
 
 What = Literal["objects", "parts"]
@@ -58,7 +58,7 @@ class PascalPart:
         there = [(file, path) for file in files if (path := places.find(f"{file.stem}.jpg")) is not None]
         if len(there) < len(files):
             missing = next(file for file in files if places.find(f"{file.stem}.jpg") is None)
-            problems.add("are missing", f"{self.images / missing.stem}.jpg", len(files) - len(there))
+            problems.add(MISSING, f"{self.images / missing.stem}.jpg", len(files) - len(there))
         readable = []
         for (file, path), header in zip(there, read_headers([path for _, path in there]), strict=True):
             if isinstance(header, str):

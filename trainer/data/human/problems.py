@@ -8,6 +8,8 @@ from typing import Literal
 from sum_factory.shared.errors import InputError
 
 Skip = Literal["nothing", "problems"]
+MISSING = "are missing"
+"""The kind of photos that a file lists and that are not there."""
 MOST_LEFT_OUT = 0.5
 """Share of a set that ``skip: problems`` leaves out at most: of more, the wrong folder or file was given."""
 
