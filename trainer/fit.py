@@ -35,7 +35,7 @@ from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.pseudo import UNSPECIFIED, PseudoSet
 from sum_factory.trainer.data.samples import SampleSettings
-from sum_factory.trainer.data.sets import check_sets, open_set
+from sum_factory.trainer.data.sets import check_sets, folder_of_set, open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
 from sum_factory.trainer.methods.addition import Addition, Student, state_of
 from sum_factory.trainer.optimizer import make_optimizer, parameters_of, set_learning_rate, take_step
@@ -346,7 +346,7 @@ def describe(recipe: Recipe, model: Model, stream: MixedStream, first: int) -> s
 
 def about(recipe: Recipe, model: Model, stream: MixedStream) -> dict[str, str]:
     """Return what `trainer runs` tells of the run: its method, variant, model and data, and the name of its score."""
-    data = [each.name or each.images.name for each in recipe.human]
+    data = [each.name or folder_of_set(each).name for each in recipe.human]
     for each in stream.streams.values():
         if isinstance(each, PseudoStream):
             data.append(each.shards.shards.storage.url.rstrip("/").rpartition("/")[2])

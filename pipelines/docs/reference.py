@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import click
 
 from sum_factory.pipelines.docs.errors import errors_page
+from sum_factory.pipelines.docs.public_sets import public_sets_page
 from sum_factory.shared.field_docs import docs_of
 from sum_factory.trainer.evaluate.suites import Suite
 from sum_factory.trainer.methods import METHODS
@@ -66,7 +67,15 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
         "trainer.refiner": ("train_refiner", "RefinerRecipe"),
         "trainer.methods": ("Method",),
         "trainer.losses": ("focal_loss", "dice_loss", "mask_loss", "LossSettings"),
-        "trainer.data.sets": ("open_set", "FolderPairsSettings", "CocoSettings", "LabelMapsSettings"),
+        "trainer.data.sets": (
+            "open_set",
+            "FolderPairsSettings",
+            "CocoSettings",
+            "LabelMapsSettings",
+            "PascalPartSettings",
+            "JoinedSettings",
+            "PublicSettings",
+        ),
         "trainer.evaluate.suites": ("read_suite", "Suite"),
         "trainer.evaluate.run": ("load_weights", "evaluate_sets"),
         "trainer.evaluate.settings": ("Protocol",),
@@ -113,6 +122,7 @@ def pages() -> dict[str, str]:
         **{f"reference/{name}.md": commands_page(name) for name in COMMANDS},
         "reference/recipes.md": recipes_page(),
         "reference/errors.md": errors_page(),
+        "reference/public_sets.md": public_sets_page(),
         **{f"reference/api_{package}.md": api_page(package) for package in API},
     }
 

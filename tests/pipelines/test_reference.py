@@ -13,6 +13,7 @@ from sum_factory.pipelines.docs.errors import error_classes, messages_by_error
 from sum_factory.pipelines.docs.reference import API, pages
 from sum_factory.shared.errors import SumError
 from sum_factory.trainer.cli import MODULES as TRAINER
+from sum_factory.trainer.data.public import public_sets
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import RefinerRecipe
 from sum_factory.trainer.settings import built_in_names
@@ -34,10 +35,10 @@ def section(page: str, title: str) -> str:
 
 
 def test_every_command_has_a_section_with_its_options(made: dict[str, str]) -> None:
-    inner = {"data": "data check"}
+    inner = {"data": ["data check", "data fetch-help", "data list"]}
     for program, places in (("labelgen", LABELGEN), ("trainer", TRAINER)):
         page = made[f"reference/{program}.md"]
-        names = [inner.get(name, name) for name in sorted(places)]
+        names = [each for name in sorted(places) for each in inner.get(name, [name])]
         assert headings(page) == [program, *(f"{program} {name}" for name in names)]
         assert all("| `--help` |" in section(page, f"{program} {name}") for name in names)
     assert "| `--photos-from OLD=NEW` |" in section(made["reference/trainer.md"], "trainer fit")
@@ -52,6 +53,15 @@ def test_every_key_has_a_row(made: dict[str, str]) -> None:
     assert "| `ignored` | list of whole number | none | " in section(page, "LabelMapsSettings")
     assert "`validation.sets` for `trainer fit`" in section(page, "CocoSettings")
     assert set(built_in_names()) <= set(headings(page))
+
+
+def test_every_public_set_has_a_row_and_a_section(made: dict[str, str]) -> None:
+    page = made["reference/public_sets.md"]
+    for name, public in public_sets().items():
+        assert f"| [`{name}`](#{name}) | {public.task} | " in page
+        assert public.source in section(page, name)
+        assert public.unpack in section(page, name).replace("\n    ", "\n")
+    assert "1,124 (not checked)" in page
 
 
 def test_links_within_the_page_of_keys_lead_somewhere(made: dict[str, str]) -> None:

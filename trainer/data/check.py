@@ -94,7 +94,7 @@ def public_sets_of(target: str) -> list[PublicSet]:
 class _Anything(dict[str, str]):
     """Variables of a recipe whose paths do not matter."""
 
-    def get(self, key: str, default: object = None) -> str:  # type: ignore[override]
+    def get(self, key: str, default: object = None) -> str:
         return key
 
 

@@ -51,13 +51,13 @@ def listed_places(path: Path, keys: Sequence[str], between: tuple[int, int] | No
     except (OSError, UnicodeDecodeError) as error:
         reason = reason_of(error) if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"{path}: cannot be read ({reason}); expected a text file with a name a line") from error
-    first, last = between or (1, len(lines))
+    begin, last = between or (1, len(lines))
     if last > len(lines):
         raise InputError(f"{path}: has {len(lines)} lines; expected {last}, as list_lines says")
     known = _Known(keys)
     found: set[int] = set()
     missing: list[str] = []
-    for number, line in enumerate(lines[first - 1 : last], first):
+    for number, line in enumerate(lines[begin - 1 : last], begin):
         text = unicodedata.normalize("NFC", line.strip()).replace("\\", "/")
         if not text or (text.startswith("#") and not known.places(text)):
             continue
