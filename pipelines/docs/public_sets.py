@@ -12,9 +12,9 @@ from sum_factory.trainer.data.public.help import table_of_sets, told
 
 WORDS = """# Public sets
 
-A recipe or suite names a public set by `set`, and says by `root` where it lies. Which files of it are read, and how, is
-known, for each of the layouts that are about; the first that is there is read. The set is looked for at the root, and up
-to two folders below.
+A recipe or suite names a public set by `set`, and says by `root` where it lies. Which files of it are read, and how,
+is known, for each of the layouts that are about; the first that is there is read. The set is looked for at the root,
+and up to two folders below.
 
     - {set: hrsod, root: /data}
     - {set: easyportrait-val, root: /data, limit: 1000}

@@ -53,6 +53,10 @@ class ChosenPhotos:
     limit: PositiveInt | None = None
     """Take only the first so many photos, of those that ``list`` and ``match`` leave. By default all are taken."""
 
+    def __post_init__(self) -> None:
+        if self.list_lines is not None and self.list is None:
+            raise ValueError("list_lines: expected a list that has these lines, found none")
+
     @property
     def choice(self) -> Choice:
         """Which photos are taken."""
@@ -184,6 +188,7 @@ class JoinedSettings(ChosenPhotos):
     """The parts, each with a name of its own: a photo is called by it and by its own name. All are of one task."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name, uses = Counter(part.name.strip() for part in self.sets).most_common(1)[0]
         if uses > 1 or not all(part.name.strip() for part in self.sets):
             raise ValueError(f"expected a name of its own for each of the joined sets, found {name!r} {uses} times")
@@ -212,6 +217,7 @@ class PublicSettings(ChosenPhotos):
     """As for other sets. By default as the set needs it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "name", self.name or self.published.title)  # raises for an unknown set
 
     @property

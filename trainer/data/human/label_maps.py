@@ -163,7 +163,14 @@ class LabelMaps:
     def _is_mask(self, value: int, path: Path) -> bool:
         # a grey that is stored as a colour has the number of either
         numbers = {value, value * GREY_AS_COLOUR}
-        return value >= self.least and not numbers & self.left_out and not numbers & self.crowds.get(path.name, set())
+        return value >= self.least and not numbers & self.left_out and not numbers & self._crowds_of(path)
+
+    def _crowds_of(self, path: Path) -> frozenset[int]:
+        if self.segments is None:
+            return frozenset()
+        if path.name not in self.crowds:
+            raise InputError(f"{path}: {self.segments} does not list it; expected all label maps there")
+        return self.crowds[path.name]
 
     def _ignored_in_words(self) -> str:
         words = ", ".join(map(str, sorted(self.left_out))) or "none"
@@ -176,6 +183,8 @@ class LabelMaps:
 
     def _read(self, path: Path) -> MaskFile:
         file = _read(path)
+        if self.channel is not None and file.coding == "palette":
+            raise ImageError(f"{path}: expected colours, of which {self.channel} is read, found a palette")
         if self.channel is not None and file.coding == "colour":
             return MaskFile((file.values >> BITS[self.channel] & 255).astype(np.uint8), "grey")
         if self.ignored is None and file.coding == "palette" and file.colours[0] != BLACK:
