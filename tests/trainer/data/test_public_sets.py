@@ -480,7 +480,7 @@ def maps(
     save: Callable[[Path, Values], None] = save_values,
     background: int = 0,
 ) -> Build:
-    """Photos with a map each: of each value the number of its object; ``void`` values fill a row each, the last ones.
+    """Photos with a map each: of each value the number of its object; ``void`` values stand in the last row.
 
     A ``background`` that is not 0 is a class, too.
     """
@@ -493,14 +493,19 @@ def maps(
             values = np.full(shape, background, dtype)
             for value, number in classes.items():
                 values[mask_of(number + place, shape)] = value
-            for row, value in enumerate(void, 1):
-                values[-row] = value
+            values[-1, : len(void)] = void
             save(root / labels / label.format(stem), values)
             wanted = [*classes, background] if background else list(classes)
             drawn[stem] = [values == value for value in wanted if (values == value).any()]
         return drawn
 
     return build
+
+
+VOID_CLASSES = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
+"""What the scorer of Cityscapes ignores."""
+NO_OBJECTS = (*VOID_CLASSES[:-2], *range(24, 34))
+"""These, and the groups of objects that are not told apart."""
 
 
 def cityscapes(split: str) -> Build:
@@ -512,7 +517,8 @@ def cityscapes(split: str) -> Build:
             name = f"{city}/{city}_000000_000001"
             save_photo(root / f"Cityscapes/leftImg8bit/{split}/{name}_leftImg8bit.png")
             ids = np.full((HEIGHT, WIDTH), 7, np.uint16)
-            ids[:2], ids[4:8, 4:8], ids[4:8, 10:14], ids[20:22], ids[22:] = 4, 26000, 26001, 26, 9
+            ids[:2], ids[4:8, 4:8], ids[4:8, 10:14], ids[20:22] = 4, 26000, 26001, 26
+            ids[-1, : len(NO_OBJECTS)] = NO_OBJECTS
             base = root / f"Cityscapes/gtFine/{split}/{name}_gtFine"
             save_values(base.with_name(base.name + "_instanceIds.png"), ids)
             save_values(base.with_name(base.name + "_labelIds.png"), (ids // 1000).astype(np.uint8))
@@ -557,6 +563,7 @@ def mhp_v2(split: str) -> Build:
         for person in range(2):
             parts = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
             parts[..., 0][mask_of(person)], parts[-3:, :9, 0] = 2, 58
+            parts[..., 1], parts[: HEIGHT // 2, :, 2] = 7, 9
             save_values(folder / f"parsing_annos/17_02_0{person}.png", parts)
             drawn += [parts[..., 0] == 2, parts[..., 0] == 58]
         return {"17": drawn}
@@ -741,7 +748,9 @@ CASES: dict[str, tuple[str, Build]] = {
     "PACO train": ("paco-parts-train", paco("train", "PART")),
     "PACO val": ("paco-parts-val", paco("val", "PART")),
     "PACO val, photos beside": ("paco-parts-val", paco("val", "PART", "PACO")),
+    "PACO train, photos beside": ("paco-parts-train", paco("train", "PART", "PACO")),
     "PACO objects": ("paco-objects-val", paco("val", "OBJECT")),
+    "PACO objects, photos beside": ("paco-objects-val", paco("val", "OBJECT", "PACO")),
     **{f"Cityscapes {split}": (f"cityscapes-{split}", cityscapes(split)) for split in ("train", "val")},
     **{
         f"EgoHOS {split}": (f"egohos-{split}", maps(f"EgoHOS/{split}/image", f"EgoHOS/{split}/label", {1: 0, 4: 4}))
@@ -757,20 +766,36 @@ CASES: dict[str, tuple[str, Build]] = {
     "iShape, maps": ("ishape-val", ishape_maps),
     "GTAV": (
         "gtav",
-        maps("GTAV/images", "GTAV/labels", {7: 0, 26: 4}, "{}.png", void=(0, 4, 30), save=save_palette, background=23),
+        maps(
+            "GTAV/images", "GTAV/labels", {7: 0, 26: 4}, "{}.png", void=VOID_CLASSES, save=save_palette, background=23
+        ),
     ),
     "NDD20": ("ndd20", ndd20),
     **{f"TrashCan {split}": (f"trashcan-{split}", trashcan(split)) for split in ("train", "val")},
     **{f"IBD {split}": (f"ibd-{split}", ibd(split)) for split in ("train", "val")},
     **{f"COCO {split}": (f"coco-{split}", coco_set(split)) for split in ("train2017", "val2017")},
-    "COCO, photos in images": ("coco-val2017", coco_set("val2017", "images/{}")),
+    **{
+        f"COCO {split}, in images": (f"coco-{split}", coco_set(split, "images/{}"))
+        for split in ("train2017", "val2017")
+    },
     "COCO panoptic": ("coco-panoptic-val2017", coco_panoptic("val2017")),
-    "COCO-Stuff": (
-        "coco-stuff-val2017",
-        maps("coco/val2017", "coco/stuffthingmaps/val2017", {0: 0, 91: 4}, void=(255,), background=182),
-    ),
-    "LVIS train": ("lvis-v1-train", lvis("train", "annotations")),
-    "LVIS val": ("lvis-v1-val", lvis("val", "")),
+    "COCO panoptic, in images": ("coco-panoptic-val2017", coco_panoptic("images/val2017")),
+    **{
+        f"COCO-Stuff in {labels}": (
+            "coco-stuff-val2017",
+            maps(images, labels, {0: 0, 91: 4}, void=(255,), background=181),
+        )
+        for images, labels in (
+            ("coco/val2017", "coco/stuffthingmaps/val2017"),
+            ("coco/val2017", "coco/stuffthingmaps_trainval2017/val2017"),
+            ("coco/images/val2017", "coco/annotations/val2017"),
+        )
+    },
+    **{
+        f"LVIS {split} in {place or 'the folder of COCO'}": (f"lvis-v1-{split}", lvis(split, place))
+        for split in ("train", "val")
+        for place in ("annotations", "")
+    },
     "ADE20K": (
         "ade20k-val",
         maps("ADEChallengeData2016/images/validation", "ADEChallengeData2016/annotations/validation", {150: 0, 3: 4}),
@@ -817,6 +842,13 @@ def test_set_is_read_from_its_published_layout(case: str, tmp_path: Path) -> Non
     opened = open_set(settings)
     require_drawn(opened, drawn)
     assert opened.task == {"salient": 1, "entity": 2, "part": 3, "unspecified": 0}[public_sets()[name].task]
+
+
+def test_height_beside_the_colours_of_a_photo_is_dropped(tmp_path: Path) -> None:
+    CASES["IBD val"][1](tmp_path)
+    image = open_set(PublicSettings("ibd-val", tmp_path)).load(0).image
+    with Image.open(tmp_path / "IBD/val/r.png") as stored:
+        assert np.array_equal(image, np.asarray(stored)[..., :3])
 
 
 def test_every_set_has_a_miniature_and_a_name_of_its_own() -> None:
