@@ -24,7 +24,7 @@ from sum_factory.trainer.data.guess import guess_sets
 from sum_factory.trainer.data.human import HumanSample
 from sum_factory.trainer.data.human.problems import MISSING
 from sum_factory.trainer.data.public import PublicSet, public_set, public_sets
-from sum_factory.trainer.data.sets import AnySetSettings, PublicSettings, SetSettings, layout_of, name_of_set
+from sum_factory.trainer.data.sets import AnySetSettings, PublicSettings, SetSettings, layout_of, name_of_set, place_of
 from sum_factory.trainer.settings import SUFFIXES, built_in_names, read_settings
 
 READ = ("human", "sets", "validation")
@@ -115,7 +115,7 @@ def check_set(settings: SetSettings, photos: int, read_all: bool = False, is_sub
         opened = layout_of(settings)
         with Stage(f"opening {name}"):
             findings = opened.findings
-            lines = [f"{len(opened.keys):,} photos, the first is {opened.keys[0]}", *findings]
+            lines = [f"{len(opened.keys):,} photos, the first is {opened.keys[0]}", *place_of(settings), *findings]
     except SumError as error:
         return Checked(name, [f"cannot be used: {error}"], [], False)
     places = np.unique(np.linspace(0, len(opened.keys) - 1, min(photos, len(opened.keys))).round().astype(int))

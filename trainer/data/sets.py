@@ -269,7 +269,7 @@ def open_set(settings: SetSettings) -> HumanSet:
     name = name_of_set(settings)
     with Stage(f"opening {name} in {folder_of_set(settings)}"):
         opened = layout_of(settings)
-        findings = opened.findings
+        findings = [*place_of(settings), *opened.findings]
     line = f"{name}: {len(opened.keys):,} photos; {'; '.join(findings)}"
     if line not in _told and not SPEAKER.silent:
         _told.add(line)
@@ -299,6 +299,11 @@ def folder_of_set(settings: SetSettings) -> Path:
         case JoinedSettings():
             return settings.sets[0].images
     return settings.images
+
+
+def place_of(settings: SetSettings) -> list[str]:
+    """Return in a sentence where a public set was found; nothing of others. Raises ``InputError``."""
+    return [f"read from {folder_of_set(located(settings))}"] if isinstance(settings, PublicSettings) else []
 
 
 def located(settings: PublicSettings) -> ReadableSettings | JoinedSettings:

@@ -52,7 +52,12 @@ def test_set_as_published_is_said_to_be_and_can_be_named_so(tmp_path: Path, monk
     publish(monkeypatch, "hrsod", photos=3, masks=3)
     result = check("hrsod", tmp_path)
     assert result.exit_code == 0, result.output
-    for line in ("photos: 3, as published", "masks: 3, as published", "verdict: what is published"):
+    for line in (
+        f"read from {tmp_path / HQ / 'images'}",
+        "photos: 3, as published",
+        "masks: 3, as published",
+        "verdict: what is published",
+    ):
         assert line in result.output
     assert (tmp_path / "sheet.jpg").is_file()
     (line,) = [line for line in result.output.splitlines() if "in a recipe: - " in line]

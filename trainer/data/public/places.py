@@ -49,7 +49,8 @@ def _levels(public: PublicSet, root: Path) -> Iterator[list[Path]]:
     """Yield the folders in which the paths of the layouts may begin, those of a level together, the nearest first."""
     if not public.folder:
         yield [root]
-        yield [root.parents[len(tail) - 1] for tail in _tails(public) if root.parts[-len(tail) :] == tail]
+        whole = root.absolute()
+        yield [whole.parents[len(tail) - 1] for tail in _tails(public) if whole.parts[-len(tail) :] == tail]
     level = [root]
     for depth in range(DEEPEST + 1):
         level = [inner for folder in level for inner in _folders_in(folder)]
