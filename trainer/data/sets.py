@@ -185,19 +185,19 @@ class JoinedSettings(ChosenPhotos):
     kind: Literal["joined"]
     """Which layout the set has: this one."""
     sets: tuple[ReadableSettings, ...] = Field(min_length=1)
-    """The parts, each with a name of its own: a photo is called by it and by its own name. All are of one task."""
+    """The sets, each with a name of its own: a photo is called by it and by its own name. All are of one task."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        name, uses = Counter(part.name.strip() for part in self.sets).most_common(1)[0]
-        if uses > 1 or not all(part.name.strip() for part in self.sets):
+        name, uses = Counter(member.name.strip() for member in self.sets).most_common(1)[0]
+        if uses > 1 or not all(member.name.strip() for member in self.sets):
             raise ValueError(f"expected a name of its own for each of the joined sets, found {name!r} {uses} times")
-        if len({part.task for part in self.sets}) > 1:
+        if len({member.task for member in self.sets}) > 1:
             raise ValueError("expected joined sets of one task")
 
     @property
     def task(self) -> Task:
-        """The task of the parts."""
+        """The task of the joined sets."""
         return self.sets[0].task
 
 
@@ -309,11 +309,11 @@ def place_of(settings: SetSettings) -> list[str]:
 def located(settings: PublicSettings) -> ReadableSettings | JoinedSettings:
     """Return the settings of a public set as it lies on disk. Raises ``InputError`` if it is not there."""
     layout = locate(settings.published, settings.root)
-    for part in layout.get("sets", (layout,)):
-        part["task"] = settings.task
+    for member in layout.get("sets", (layout,)):
+        member["task"] = settings.task
         for key in ("skip", "orientation"):
             if (told := getattr(settings, key)) is not None:
-                part[key] = told
+                member[key] = told
     for key in ("list", "list_lines", "match", "limit"):
         if (told := getattr(settings, key)) is not None:
             if key in layout:
@@ -328,7 +328,9 @@ def layout_of(settings: SetSettings) -> HumanSet:
         case PublicSettings():
             return layout_of(located(settings))
         case JoinedSettings():
-            return JoinedSets(settings.name, {part.name: layout_of(part) for part in settings.sets}, settings.choice)
+            return JoinedSets(
+                settings.name, {member.name: layout_of(member) for member in settings.sets}, settings.choice
+            )
     images, task = settings.images, task_id(settings.task)
     shared: Shared = {
         "choice": settings.choice,

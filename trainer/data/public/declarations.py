@@ -59,10 +59,10 @@ class PublicSet:
     @property
     def readers(self) -> list[str]:
         """The readers that its layouts are for."""
-        return list(dict.fromkeys(str(part["kind"]) for layout in self.layouts for part in parts_of(layout)))
+        return list(dict.fromkeys(str(each["kind"]) for layout in self.layouts for each in members_of(layout)))
 
 
-def parts_of(layout: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+def members_of(layout: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """Return the layouts that a layout joins, or itself."""
     return tuple(layout["sets"]) if "sets" in layout else (layout,)
 

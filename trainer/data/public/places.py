@@ -10,7 +10,7 @@ from typing import Any
 
 from sum_factory.shared.errors import InputError
 from sum_factory.trainer.data.human.pairing import HIDDEN_FOLDERS
-from sum_factory.trainer.data.public.declarations import PublicSet, parts_of
+from sum_factory.trainer.data.public.declarations import PublicSet, members_of
 
 PATHS = ("images", "masks", "labels", "annotations", "list", "segments")
 """Keys of a layout that are paths."""
@@ -80,15 +80,15 @@ def _folders_in(folder: Path) -> list[Path]:
 
 def _paths(layout: Mapping[str, Any]) -> list[str]:
     """Return the paths that have to be there for a layout."""
-    paths = [part[key] for part in (*parts_of(layout), layout) for key in PATHS if key in part]
+    paths = [member[key] for member in (*members_of(layout), layout) for key in PATHS if key in member]
     return [path for path in dict.fromkeys([*paths, *layout.get("needs", ())]) if path != "."]
 
 
 def _in_full(layout: Mapping[str, Any], base: Path) -> dict[str, Any]:
     full = copy.deepcopy(dict(layout))
     full.pop("needs", None)
-    for part in (*full.get("sets", ()), full):
-        part.update({key: _innermost(base / part[key]) for key in PATHS if key in part})
+    for member in (*full.get("sets", ()), full):
+        member.update({key: _innermost(base / member[key]) for key in PATHS if key in member})
     return full
 
 
@@ -114,9 +114,9 @@ def _missing(public: PublicSet, root: Path) -> str:
     if found:
         return f"{base} has {_some(found)}, but not {_some([path for path in paths if path not in found])}; {help_}"
     expected = " or ".join(dict.fromkeys(_some(_paths(layout)) for layout in public.layouts))
-    place = f"{public.folder}/" if public.folder else "it"
+    where = f"{public.folder}/" if public.folder else "it"
     inside = _some([path.name for path in _folders_in(root)]) or "no folder"
-    return f"expected {expected} in {place} or up to {DEEPEST} folders below; there is {inside}; {help_}"
+    return f"expected {expected} in {where} or up to {DEEPEST} folders below; there is {inside}; {help_}"
 
 
 def _some(names: Sequence[str]) -> str:
