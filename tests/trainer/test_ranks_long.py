@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -26,6 +27,7 @@ from sum_factory.labelgen.masks.settings import settings_for
 from sum_factory.labelgen.run import run as label
 from sum_factory.labelgen.run_settings import RunSettings
 from sum_factory.pipelines.microworld.sets import describe_set, write_sets
+from sum_factory.shared.errors import WorkerError
 from sum_factory.shared.sam.architecture import ARCHITECTURES
 from sum_factory.shared.sam.settings import PACKAGED, WEIGHTS_FILE
 from sum_factory.trainer.data.sets import SetSettings
@@ -33,6 +35,7 @@ from sum_factory.trainer.losses import LossSettings
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.distributed import join_ranks, run_on_ranks
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.settings import CheckpointSettings, ValidationSettings
 
@@ -41,6 +44,7 @@ pytestmark = pytest.mark.long
 RANK = """
 import json, os, signal, sys
 from pathlib import Path
+from sum_factory.shared.errors import WorkerError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture
 from sum_factory.trainer import cli, fit
 from sum_factory.trainer.run import checkpoints
@@ -54,7 +58,7 @@ if mine and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
 
     def die():
         Path({died!r}).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), kill.get("signal", signal.SIGKILL))
 
     def step_or_die(recipe, model, samples, step, ranks):
         now[0] = step
@@ -80,7 +84,7 @@ Outcome = tuple[list[dict[str, Any]], dict[str, Tensor]]
 
 
 def script_of(recipe: Recipe, out: Path, kill: dict[str, Any] | None = None) -> Path:
-    """Write what a rank runs; it is killed as ``kill`` says, unless it has been started again."""
+    """Write what a rank runs; it is killed or stopped as ``kill`` says, unless it has been started again."""
     folder = out.parent / f"{out.name}_script"
     folder.mkdir(exist_ok=True)
     file, script = folder / "recipe.yaml", folder / "rank.py"
@@ -157,12 +161,9 @@ def test_twenty_steps_of_vit_micro_are_the_same_on_any_number_of_ranks(
         trained(ranks, dataclasses.replace(recipe, micro_batch=together), tmp_path / f"{ranks}x{together}")
         for ranks, together in shapes
     ]
-    assert differing(outcomes[1], outcomes[0]) == []
-    assert differing(outcomes[3], outcomes[2]) == []
-    for log, _ in outcomes:
-        losses = [line["loss"] for line in log]
-        assert losses == pytest.approx([line["loss"] for line in outcomes[0][0]], rel=1e-5)
-        assert len(losses) == 20
+    for outcome in outcomes:
+        assert differing(outcome, outcomes[0]) == []
+        assert [line["step"] for line in outcome[0]] == list(range(1, 21))
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +234,44 @@ def test_who_is_left_alone_ends_within_a_minute_and_says_why(
     assert "has lost the others" in said[-2]
     assert "Traceback" not in "".join(said)
     assert Checkpoints(out).steps() == [2]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_stopped_ends_the_run_within_a_minute_and_it_goes_on(
+    make_recipe: Callable[..., Recipe], straight: dict[str, Outcome], tmp_path: Path, rank: int
+) -> None:
+    """It has no exit status, and its connections stay open, as those of a machine that is gone."""
+    recipe, out = small(make_recipe), tmp_path / "out"
+    if not straight:
+        straight["run"] = trained(2, recipe, tmp_path / "straight")
+    stop = {"rank": rank, "step": 4, "moment": "step", "signal": signal.SIGSTOP}
+    ended = torchrun(2, recipe, out, kill=stop)
+    took = time.time() - (tmp_path / "out_script" / "died").stat().st_mtime
+    assert ended.returncode != 0
+    assert f"error: process {1 - rank} of 2 has not heard of {rank} for 20 s" in ended.stderr
+    assert took < 60
+    assert Checkpoints(out).steps() == [2]
+    (tmp_path / "out_script" / "died").unlink()
+    found = trained(2, recipe, out, kill=stop | {"step": 6}, restarts=1)
+    assert (tmp_path / "out_script" / "died").exists(), "nobody was stopped"
+    assert differing(found, straight["run"]) == []
+
+
+def stopped_in_process(out: Path) -> None:
+    """Wait for two processes of ``run_on_ranks``, of which the second stops itself."""
+    with join_ranks("cpu") as ranks:
+        ranks.wait()
+        if not ranks.leads:
+            out.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        ranks.wait()
+
+
+def test_a_process_of_this_machine_that_is_stopped_ends_the_others_and_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="one of 2 training processes was stopped"):
+        run_on_ranks(stopped_in_process, (tmp_path / "stopped",), 2, 2)
+    assert time.time() - (tmp_path / "stopped").stat().st_mtime < 60
+    assert multiprocessing.active_children() == []
 
 
 def test_blocks_in_parts_give_the_losses_of_whole_ones(

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import get_context
@@ -22,11 +22,15 @@ from sum_factory.shared.cores import divide_cores
 from sum_factory.shared.errors import SumError, WorkerError
 from sum_factory.shared.progress import hushed
 from sum_factory.shared.sam.runtime import pick_device, require_device
+from sum_factory.trainer.run.heartbeat import LOST_STATUS, heard_of
 
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(minutes=30)
 """How long processes wait for one another: the others wait while the first one saves, and for the slowest data."""
+
+GRACE_SECONDS = 5.0
+"""How long processes may take to end when another one has died, before they are killed."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,11 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 @contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` started; ``device`` "auto" gives each process a GPU of its own, if any.
+    """Join the processes that ``torchrun`` started, or Ray, which has joined them; ``device`` "auto" gives each process
+    a GPU of its own, if any.
 
-    Raises ``WorkerError`` if another process dies meanwhile, at the next time that this one needs it.
+    Raises ``WorkerError`` if another process dies meanwhile, at the next time that this one needs it. Ends this process
+    if another one is not heard of: stopped, or on a machine that is gone.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -98,10 +104,11 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else pick_device(device)
     if on_gpu:
         torch.cuda.set_device(own)
-    _join("nccl" if on_gpu else "gloo")
+    if not distributed.is_initialized():
+        _join("nccl" if on_gpu else "gloo")
     try:
         ranks = Ranks(distributed.get_rank(), count, own)
-        with hushed(not ranks.leads):
+        with hushed(not ranks.leads), _heard_of():
             yield ranks
     except RuntimeError as error:
         if not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
@@ -114,6 +121,12 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         ) from error
     finally:
         distributed.destroy_process_group()
+
+
+def _heard_of() -> AbstractContextManager[None]:
+    store = distributed.distributed_c10d._get_default_store()
+    distributed.barrier()  # all are there: nobody is waited for who has not begun
+    return heard_of(store, distributed.get_rank(), distributed.get_world_size())
 
 
 def _join(backend: str) -> None:
@@ -143,14 +156,21 @@ def run_on_ranks(function: Callable[..., object], arguments: Sequence[object], p
     results: SimpleQueue[object] = get_context("spawn").SimpleQueue()
     died: ProcessExitedException | None = None
     try:
-        spawn(  # type: ignore[no-untyped-call]
-            _run_rank, (processes, cores, port, results, function, tuple(arguments)), nprocs=processes
+        started = spawn(  # type: ignore[no-untyped-call]
+            _run_rank, (processes, cores, port, results, function, tuple(arguments)), nprocs=processes, join=False
         )
+        while not started.join(grace_period=GRACE_SECONDS):
+            pass
     except ProcessExitedException as error:
         died = error
     said = []
     while not results.empty():
         said.append(results.get())
+    if died is not None and died.exit_code == LOST_STATUS:
+        raise WorkerError(
+            f"one of {processes} training processes was stopped: the others have not heard of it. The same command "
+            "goes on from the last checkpoint"
+        ) from died
     errors = sorted((each for each in said if isinstance(each, SumError)), key=_is_consequence)
     if died is not None and all(map(_is_consequence, errors)) and (died.signal_name or not errors):
         raise WorkerError(

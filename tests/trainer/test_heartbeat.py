@@ -1,0 +1,81 @@
+"""A process that falls silent ends the others; one that is done, slow, or was stopped together with all does not."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from torch import distributed
+
+from sum_factory.shared.errors import WorkerError
+from sum_factory.trainer.run import heartbeat
+from sum_factory.trainer.run.heartbeat import LEFT, Silence, heard_of
+
+
+def test_who_counts_is_heard_of_and_who_does_not_is_lost() -> None:
+    silence = Silence([0, 2], 5)
+    for second in range(1, 5):
+        silence.hear([str(second).encode(), b"0"])
+        assert silence.passes(1) == []
+    silence.hear([b"5", b"0"])
+    assert [silence.passes(1) for _ in range(5)] == [[2], [2], [2], [2], [0, 2]]
+
+
+def test_who_is_done_may_be_silent() -> None:
+    silence = Silence([1], 5)
+    silence.hear([LEFT])
+    assert [silence.passes(2) for _ in range(9)] == [[]] * 9
+
+
+def test_who_was_stopped_itself_takes_nobody_for_stopped() -> None:
+    silence = Silence([1], 5)
+    silence.hear([b"1"])
+    assert silence.passes(3600) == []
+    silence.hear([b"2"])
+    assert silence.passes(3600) == []
+
+
+def test_a_store_that_does_not_answer_is_silence_of_all() -> None:
+    silence = Silence([1, 2], 5)
+    assert [silence.passes(2) for _ in range(3)] == [[], [], [1, 2]]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "LONGEST_STEP", 0.02)
+    monkeypatch.setattr(heartbeat.Silence.__init__, "__defaults__", (0.4,))
+
+
+@pytest.mark.usefixtures("quick")
+def test_threads_of_three_processes_hear_of_one_another_until_one_falls_silent() -> None:
+    store = distributed.HashStore()
+    lost: list[str] = []
+    ended = threading.Event()
+
+    def end(error: WorkerError) -> None:
+        lost.append(str(error))
+        ended.set()
+
+    with ExitStack() as others:
+        for rank in (0, 1):
+            others.enter_context(heard_of(store, rank, 3, end))
+        third = heard_of(store, 2, 3, end)
+        with third:
+            time.sleep(0.8)
+            assert lost == []
+        time.sleep(0.6)
+        assert lost == []  # the third one has said that it is done
+        store.set("beat 2", "41")  # and does not count on
+        assert ended.wait(20)
+    assert "has not heard of 2 for 20 s: stopped, or on a machine that is gone" in lost[0]
+    assert not [each for each in threading.enumerate() if each.name == "look"]
+
+
+def test_a_process_alone_has_nobody_to_hear_of() -> None:
+    store: Any = None
+    with heard_of(store, 0, 1):
+        assert "beat" not in [each.name for each in threading.enumerate()]
