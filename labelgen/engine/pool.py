@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-from sum_factory.labelgen.engine.cluster import Resources, connected, draining_nodes
+from sum_factory.labelgen.engine.cluster import Resources, draining_nodes
 from sum_factory.labelgen.engine.metrics import Metrics
 from sum_factory.labelgen.engine.pulse import Pulses
 from sum_factory.labelgen.engine.scheduler import MAX_DEATHS, Assignment, Scheduler, WorkerId
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.engine.worker import Answer, Board, Worker
 from sum_factory.labelgen.job import Begun, Event, GivenUp, ImageDone, Job, Lost, Notice, Units, WeightsRead
+from sum_factory.shared.cluster.connect import connected
 from sum_factory.shared.errors import SumError, WorkerError
 from sum_factory.shared.places import absolute
 from sum_factory.shared.sam.settings import PACKAGED

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from sum_factory.shared.signals import STOPPING_SIGNALS
 
 
 class Stop:
@@ -70,20 +70,6 @@ def stop_on_signals(grace: float, say: Callable[[str], None]) -> Iterator[Stop]:
     before = {number: signal.signal(number, handle) for number in STOPPING_SIGNALS}
     try:
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def handlers_kept() -> Iterator[None]:
-    """Restore the handlers of these signals that a library replaces meanwhile, as Ray does when it connects."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in STOPPING_SIGNALS}
-    try:
-        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from sum_factory.labelgen.engine import pool, scheduler
-from sum_factory.labelgen.engine.address import require_cluster
 from sum_factory.labelgen.engine.cluster import Resources
 from sum_factory.labelgen.engine.pool import RayExecutor
 from sum_factory.labelgen.engine.pulse import Patience
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.engine.worker import Board, Worker
 from sum_factory.labelgen.job import Begun, Event, GivenUp, ImageDone, Job, Lost, Notice, PlannedUnits, UnitReport
+from sum_factory.shared.cluster.address import require_cluster
 from sum_factory.shared.errors import StorageError, WorkerError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.shards.dataset import Unit

@@ -10,9 +10,9 @@ import pytest
 
 from sum_factory.labelgen import comparison
 from sum_factory.labelgen.comparison import Spool
-from sum_factory.labelgen.engine import ray_folder
-from sum_factory.labelgen.engine.cluster import Resources, connected
-from sum_factory.labelgen.engine.ray_folder import LONGEST_SOCKET, require_ray_folder
+from sum_factory.shared.cluster import folder as ray_folder
+from sum_factory.shared.cluster.connect import Workers, connected
+from sum_factory.shared.cluster.folder import LONGEST_SOCKET, require_ray_folder
 from sum_factory.shared.errors import StorageError, WorkerError
 from sum_factory.shared.photo_files import PhotoFile
 
@@ -32,7 +32,7 @@ def test_folder_with_too_long_a_name_is_refused_before_ray_starts(
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(folder))
     with pytest.raises(WorkerError, match=r"x: too long a name for Ray's sockets.*107 at most; set RAY_TMPDIR"):
-        connected(Resources(1)).__enter__()
+        connected(Workers(1)).__enter__()
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     require_ray_folder()
 

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from sum_factory.labelgen.engine.serial import SerialExecutor
-from sum_factory.labelgen.engine.stop import Stop, handlers_kept, stop_on_signals
+from sum_factory.labelgen.engine.stop import Stop, stop_on_signals
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.signals import handlers_kept
 
 Label = Callable[..., RunSummary]
 Finished = tuple[Path, RunSummary]

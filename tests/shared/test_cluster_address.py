@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from sum_factory.labelgen.engine import address as module
-from sum_factory.labelgen.engine import cluster
-from sum_factory.labelgen.engine.address import found_address, require_cluster
-from sum_factory.labelgen.engine.cluster import Resources
+from sum_factory.shared.cluster import address as module
+from sum_factory.shared.cluster import connect
+from sum_factory.shared.cluster.address import found_address, require_cluster
 from sum_factory.shared.errors import WorkerError
 
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -231,10 +230,10 @@ def joining(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             if error is not None:
                 raise error
 
-        monkeypatch.setattr(cluster, "require_cluster", lambda address: door)
+        monkeypatch.setattr(connect, "require_cluster", lambda address: door)
         for name, pretended in {"init": init, "nodes": list, "shutdown": lambda: None}.items():
             monkeypatch.setattr(ray, name, pretended)
-        with cluster.connected(Resources(1, "head:6379")):
+        with connect.connected(connect.Workers(1, "head:6379")):
             pass
 
     return joining
