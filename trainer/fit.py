@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sum_factory.shared.allocator import tune_malloc
-from sum_factory.shared.cores import usable_cores, usable_memory
+from sum_factory.shared.cores import divide_cores, usable_cores, usable_memory
 from sum_factory.shared.errors import CheckpointError, InputError, SettingsError
 from sum_factory.shared.precision import PrecisionSetting, Resolved, resolve, warn_if_emulated
 from sum_factory.shared.progress import Stage, hushed
@@ -187,19 +187,36 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
         return FitSummary(first, recipe.steps, seconds, ready.stream.waited / max(seconds, 1e-9))
 
 
+@dataclass(frozen=True)
+class OnRay:
+    """Have Ray Train start the processes: on the cluster at ``address``, or on this machine if there is none.
+
+    ``restarts`` is how often all of them are started again if one fails. A worker asks for one core, of this machine
+    for its share of the cores, unless ``cpus_per_worker`` says otherwise.
+    """
+
+    address: str | None = None
+    gpus_per_worker: float = 0.0
+    cpus_per_worker: float | None = None
+    restarts: int = 0
+
+
 def on_ranks(
     function: Callable[[Recipe, Path], Summary],
     recipe: Recipe,
     out: Path,
     processes: int | None = None,
     threads: int | None = None,
+    ray: OnRay | None = None,
 ) -> Summary:
     """Call ``function``, which is ``fit`` or ``rehearse``, in so many processes of this machine, each on a device or on
-    a share of ``threads`` cores; return what the first one returns.
+    a share of ``threads`` cores; or in as many workers of Ray. Return what the first one returns.
 
     By default it takes all cores that this process may use, and as many processes as ``choose_processes`` returns. A
     process that ``torchrun`` started starts no others.
     """
+    if ray is not None:
+        return cast("Summary", _on_ray(function, recipe, out, processes, threads, ray))
     cores = threads or usable_cores()
     started_by_torchrun = "WORLD_SIZE" in os.environ
     if processes is None:
@@ -211,9 +228,56 @@ def on_ranks(
     return cast("Summary", run_on_ranks(function, (recipe, out), processes, cores))
 
 
-def fit_on_ranks(recipe: Recipe, out: Path, processes: int | None = None, threads: int | None = None) -> FitSummary:
+def _on_ray(
+    function: Callable[[Recipe, Path], Summary],
+    recipe: Recipe,
+    out: Path,
+    processes: int | None,
+    threads: int | None,
+    ray: OnRay,
+) -> object:
+    from sum_factory.shared.cluster.connect import Workers
+    from sum_factory.trainer.run.ray_train import run_on_ray
+
+    if "WORLD_SIZE" in os.environ:
+        raise SettingsError("--launcher ray starts all processes itself: give the command without torchrun, and once")
+    cores = threads or usable_cores()
+    recipe = for_workers(recipe, ray.gpus_per_worker)
+    if processes is None:
+        processes = Checkpoints(out).processes_of(recipe.steps)
+    if processes is None and (ray.address is not None or ray.gpus_per_worker):
+        raise SettingsError("--launcher ray needs --processes: how many workers share each step")
+    processes = processes or choose_processes(recipe, out, cores)
+    here = ray.address is None
+    each = ray.cpus_per_worker or (divide_cores(cores, processes) if here else 1)
+    own = threads if threads is not None and not here else max(1, int(each))
+    asked = Workers(processes, ray.address, ray.gpus_per_worker, each)
+    return run_on_ray(function, (recipe, out.absolute()), asked, own, ray.restarts)
+
+
+def for_workers(recipe: Recipe, gpus: float) -> Recipe:
+    """Return the recipe on the device of workers that have so many GPUs each: "auto" is a CPU if they have none.
+
+    Raises ``SettingsError`` if the recipe names another kind of device.
+    """
+    kind = "cuda" if gpus else "cpu"
+    if recipe.device != "auto" and recipe.device.partition(":")[0] != kind:
+        raise SettingsError(
+            f"the device is {recipe.device}, and workers of Ray have {gpus:g} GPUs each: give --gpus-per-worker 1 to "
+            "train on GPUs, or --device cpu"
+        )
+    return replace(recipe, device=kind)
+
+
+def fit_on_ranks(
+    recipe: Recipe,
+    out: Path,
+    processes: int | None = None,
+    threads: int | None = None,
+    ray: OnRay | None = None,
+) -> FitSummary:
     """Train as ``fit``, in processes as ``on_ranks`` starts them."""
-    return on_ranks(fit, recipe, out, processes, threads)
+    return on_ranks(fit, recipe, out, processes, threads, ray)
 
 
 def choose_processes(recipe: Recipe, out: Path, cores: int) -> int:

@@ -132,6 +132,30 @@ def refiner_command(
     help="Processes of this machine that share each step: one a GPU  "
     "[default: 1 on a GPU; one a core on a CPU, or as many as the run began with]",
 )
+@click.option(
+    "--launcher",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="What starts the processes: this command, on this machine; or Ray Train, on a cluster or on this machine.",
+)
+@click.option("--ray-address", default=None, help="Ray cluster to use; default: start one here")
+@click.option(
+    "--gpus-per-worker", type=click.FloatRange(min=0), default=0.0, show_default=True, help="With --launcher ray"
+)
+@click.option(
+    "--cpus-per-worker",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="With --launcher ray  [default: 1 on a cluster, a share of --threads here]",
+)
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="With --launcher ray, how often all workers are started again if one fails; torchrun has one of its own.",
+)
 @training_precision_option
 @threads_option
 @click.option(
@@ -148,20 +172,31 @@ def fit_command(
     threads: int | None,
     photos_from: Relocation,
     dry_run: bool,
+    launcher: str,
+    ray_address: str | None,
+    gpus_per_worker: float,
+    cpus_per_worker: float | None,
+    max_restarts: int,
     **chosen: str | None,
 ) -> None:
     """Train on shards and human masks. Run it again after any interruption: it goes on from its last checkpoint."""
     from sum_factory.trainer.dry_run import rehearse
-    from sum_factory.trainer.fit import fit_on_ranks, on_ranks
+    from sum_factory.trainer.fit import OnRay, fit_on_ranks, on_ranks
     from sum_factory.trainer.recipe import Recipe
     from sum_factory.trainer.settings import parse_variables, read_settings
 
+    ray = OnRay(ray_address, gpus_per_worker, cpus_per_worker, max_restarts)
+    if launcher != "ray" and ray != OnRay():
+        raise click.UsageError(
+            "--ray-address, --gpus-per-worker, --cpus-per-worker and --max-restarts are for --launcher ray"
+        )
+    workers = ray if launcher == "ray" else None
     moved = json.dumps(dict(photos_from.pairs)) if photos_from else None
     settings = read_settings(recipe, Recipe, parse_variables(variables), _changed(changes, photos_from=moved, **chosen))
     if dry_run:
-        told = on_ranks(rehearse, settings, out, processes, threads).lines()
+        told = on_ranks(rehearse, settings, out, processes, threads, workers).lines()
     else:
-        told = fit_on_ranks(settings, out, processes, threads).lines()
+        told = fit_on_ranks(settings, out, processes, threads, workers).lines()
     if os.environ.get("RANK", "0") == "0":  # of those that torchrun started, the first speaks for all
         click.echo(told)
 

@@ -171,8 +171,8 @@ def run_on_ranks(function: Callable[..., object], arguments: Sequence[object], p
             f"one of {processes} training processes was stopped: the others have not heard of it. The same command "
             "goes on from the last checkpoint"
         ) from died
-    errors = sorted((each for each in said if isinstance(each, SumError)), key=_is_consequence)
-    if died is not None and all(map(_is_consequence, errors)) and (died.signal_name or not errors):
+    errors = sorted((each for each in said if isinstance(each, SumError)), key=is_consequence)
+    if died is not None and all(map(is_consequence, errors)) and (died.signal_name or not errors):
         raise WorkerError(
             f"one of {processes} training processes died ({died}); look at the memory. The same command goes on from "
             "the last checkpoint"
@@ -182,7 +182,7 @@ def run_on_ranks(function: Callable[..., object], arguments: Sequence[object], p
     return said[0]
 
 
-def _is_consequence(error: SumError) -> bool:
+def is_consequence(error: SumError) -> bool:
     """Whether an error may be that of a process which lost another one."""
     return isinstance(error, WorkerError)
 

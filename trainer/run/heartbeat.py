@@ -13,14 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-
-from torch import distributed
+from typing import Protocol, Self
 
 from sum_factory.shared.errors import WorkerError
 
 BEAT_SECONDS = 2.0
 """How often a process counts."""
-SILENT_SECONDS = 20.0
+SILENT_SECONDS = 15.0
 """So long a process may be silent. ``torchrun`` waits 30 s for those that it ends, and all is to be over in 60 s."""
 LONGEST_STEP = 2.0
 """No more time than this passes between two looks: one that was stopped itself takes nobody else for stopped."""
@@ -28,6 +27,22 @@ LOST_STATUS = 75
 """The exit status of a process that ends because it does not hear of another one."""
 LEFT = b"left"
 """What a process leaves in place of its count when it is done."""
+
+
+class Store(Protocol):
+    """What processes met at: torch's stores, of which it has no type."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Have ``key`` stand for ``value``."""
+        ...
+
+    def multi_get(self, keys: list[str], /) -> list[bytes]:
+        """Return what keys stand for; those that are missing are waited for."""
+        ...
+
+    def clone(self) -> Self:
+        """Return another connection to the same."""
+        ...
 
 
 class Silence:
@@ -56,9 +71,7 @@ class Silence:
 
 
 @contextmanager
-def heard_of(
-    store: distributed.Store, rank: int, count: int, end: Callable[[WorkerError], None] | None = None
-) -> Iterator[None]:
+def heard_of(store: Store, rank: int, count: int, end: Callable[[WorkerError], None] | None = None) -> Iterator[None]:
     """Count in ``store`` meanwhile, and call ``end``, which by default ends this process, if another one falls silent.
 
     All of ``count`` processes have to come here at about the same time.
@@ -102,7 +115,7 @@ def heard_of(
             _count(own, rank, LEFT.decode())
 
 
-def _count(store: distributed.Store, rank: int, value: str) -> None:
+def _count(store: Store, rank: int, value: str) -> None:
     store.set(f"beat {rank}", value)
 
 
