@@ -23,8 +23,9 @@ from sum_factory.shared.masks import Mask
 from sum_factory.shared.precision import Precision
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.architecture import meta_state
-from sum_factory.shared.sam.checkpoint import PACKAGED, LoadedSam
+from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.trainer.data.sets import SetSettings, check_sets, open_set
 from sum_factory.trainer.evaluate.photos import load_sample, masks_with_pixels
 from sum_factory.trainer.evaluate.run import load_weights
