@@ -78,6 +78,8 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
         "trainer.evaluate.run": ("load_weights", "evaluate_sets"),
         "trainer.evaluate.settings": ("Protocol",),
         "trainer.evaluate.metrics": ("boundary_iou",),
+        "trainer.evaluate.automatic": ("compare_automatic", "AutomaticScores"),
+        "trainer.evaluate.gallery.page": ("write_gallery", "GallerySettings"),
         "trainer.predict": ("predict_mask", "UserPrompt", "Prediction"),
         "trainer.dry_run": ("rehearse", "Rehearsal"),
         "trainer.export": ("export_plain_sam",),
