@@ -184,9 +184,9 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
             with Stage("writing the weights"):
                 final = to_safetensors(model.addition.final(weights), {**ready.header, "step": recipe.steps})
                 Storage(str(out)).write(WEIGHTS_FILE, final)
-            if first < recipe.steps:
-                judge_closing(recipe, out, ranks.device, say)
         seconds = time.perf_counter() - started
+        if ranks.leads and first < recipe.steps:
+            judge_closing(recipe, out, ranks.device, say)
         return FitSummary(first, recipe.steps, seconds, ready.stream.waited / max(seconds, 1e-9))
 
 

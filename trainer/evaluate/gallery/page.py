@@ -76,7 +76,7 @@ def _cards(changes: SetChanges, models: Mapping[str, LoadedSam], settings: Galle
     """Yield what the template shows of each mask that was chosen of a set."""
     opened = open_set(changes.settings)
     side = min(int(model.sam.image_encoder.img_size) for model in models.values())
-    prompted = next((name for name in reversed(models) if models[name].task_prompt is not None), None)
+    prompted = next((name for name in reversed(list(models)) if models[name].task_prompt is not None), None)
     for place, chosen in enumerate(track(changes.chosen, f"drawing {changes.settings.name}", "mask")):
         sample = load_sample(opened, chosen.index, changes.settings.name, side)
         card = _card(chosen, sample)
