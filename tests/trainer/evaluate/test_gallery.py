@@ -22,6 +22,7 @@ from segment_anything import SamPredictor
 
 from sum_factory.shared.drawing import draw_mask
 from sum_factory.shared.errors import InputError
+from sum_factory.shared.sam.architecture import SamArchitecture
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.sam.task_prompt import TaskPrompt
@@ -34,8 +35,9 @@ from sum_factory.trainer.evaluate.gallery.draw import Window, fullest_window, lo
 from sum_factory.trainer.evaluate.gallery.page import GallerySettings, write_gallery
 from sum_factory.trainer.evaluate.run import evaluate_sets
 from sum_factory.trainer.evaluate.settings import Protocol
-from tests.trainer.conftest import TINY
 
+TINY = SamArchitecture("tiny", 32, 2, 2, (1,), 128, window_size=3, prompt_dim=32, decoder_mlp_dim=64)
+"""That of ``tiny_sam``."""
 Masks = npt.NDArray[np.bool_]
 ODD = 'parts <script>alert("&")</script>'
 PROTOCOL = Protocol(rounds=2)
