@@ -124,11 +124,11 @@ def _mean(values: npt.NDArray[Any]) -> float | None:
 def calibration_bins(predicted: Floats, true: Floats) -> list[Bin]:
     """Return the bins that have masks; what is predicted below 0 or above 1 counts to the first or the last."""
     last = round(1 / BIN) - 1
-    places = np.clip(np.floor(predicted / BIN + 1e-9).astype(int), 0, last)
+    indexes = np.clip(np.floor(predicted / BIN + 1e-9).astype(int), 0, last)
     return [
-        Bin(place * BIN, int(inside.sum()), float(predicted[inside].mean()), float(true[inside].mean()))
-        for place in np.unique(places).tolist()
-        for inside in [places == place]
+        Bin(index * BIN, int(inside.sum()), float(predicted[inside].mean()), float(true[inside].mean()))
+        for index in np.unique(indexes).tolist()
+        for inside in [indexes == index]
     ]
 
 

@@ -38,7 +38,7 @@ def rows_of(scores: Sequence[AutomaticScores]) -> list[Row]:
         if len(of_it) > 1:
             means = {name: _mean([row[name] for row in of_it], sums=name in COUNTS) for name in COLUMNS}
             rows.append({"set": ALL, "task": "", "model": model, **means})
-    order = {name: place for place, name in enumerate(dict.fromkeys(row["set"] for row in rows))}
+    order = {name: index for index, name in enumerate(dict.fromkeys(row["set"] for row in rows))}
     return sorted(rows, key=lambda row: order[row["set"]])
 
 

@@ -145,15 +145,15 @@ def _played(
                 name: _report(model, embeddings[name], settings.task, sample, part, protocol)
                 for name, model in models.items()
             }
-            for place, number in enumerate(part):
-                yield Compared(settings, index, number, {name: each[place] for name, each in reported.items()})
+            for k, number in enumerate(part):
+                yield Compared(settings, index, number, {name: each[k] for name, each in reported.items()})
 
 
 def _spread(numbers: Sequence[int], most: int | None) -> list[int]:
     """Return at most ``most`` of the numbers, evenly spread."""
     if most is None or len(numbers) <= most:
         return list(numbers)
-    return [numbers[place] for place in np.linspace(0, len(numbers) - 1, most).round().astype(int).tolist()]
+    return [numbers[index] for index in np.linspace(0, len(numbers) - 1, most).round().astype(int).tolist()]
 
 
 def _report(

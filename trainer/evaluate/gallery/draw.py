@@ -84,7 +84,7 @@ def fullest_window(pixels: Mask, side: int) -> Window:
     """Return the window of ``side`` with most of ``pixels``, bool (H, W): of several, the one in their middle."""
     sums = cv2.integral(pixels.view(np.uint8)).astype(np.int64)
     counts = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
-    places = np.argwhere(counts == counts.max())
-    nearest = np.abs(places - places.mean(0)).sum(1).argmin()
-    y, x = places[nearest].tolist()
+    corners = np.argwhere(counts == counts.max())
+    nearest = np.abs(corners - corners.mean(0)).sum(1).argmin()
+    y, x = corners[nearest].tolist()
     return Window(x, y, side)

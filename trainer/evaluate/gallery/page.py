@@ -77,10 +77,10 @@ def _cards(changes: SetChanges, models: Mapping[str, LoadedSam], settings: Galle
     opened = open_set(changes.settings)
     side = min(int(model.sam.image_encoder.img_size) for model in models.values())
     prompted = next((name for name in reversed(list(models)) if models[name].task_prompt is not None), None)
-    for place, chosen in enumerate(track(changes.chosen, f"drawing {changes.settings.name}", "mask")):
+    for rank, chosen in enumerate(track(changes.chosen, f"drawing {changes.settings.name}", "mask")):
         sample = load_sample(opened, chosen.index, changes.settings.name, side)
         card = _card(chosen, sample)
-        if prompted is not None and place < settings.prompted:
+        if prompted is not None and rank < settings.prompted:
             card["prompts"] = _prompts(prompted, models[prompted], sample, chosen.number, settings.precision)
         yield card
 
