@@ -190,7 +190,7 @@ def test_the_command_compares_and_warns(
 def test_before_is_for_automatic(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["evaluate", "--suite", "x", "--out", str(tmp_path), "--before", "y"])
     assert result.exit_code == 2
-    assert "--before" in result.stderr
+    assert "is for --automatic; give that, too" in " ".join(result.stderr.split())
 
 
 MakeRecipe = Callable[..., Recipe]
