@@ -13,8 +13,8 @@ from sum_factory.labelgen.settings import WAIT_SECONDS, Missing
 from sum_factory.shared.relocation import UNMOVED, Relocation
 
 if TYPE_CHECKING:
-    from sum_factory.labelgen.masks.settings import AutomaskSettings
     from sum_factory.labelgen.settings import UncertaintySettings
+    from sum_factory.shared.automask.settings import AutomaskSettings
     from sum_factory.shared.sam.runtime import Runtime
     from sum_factory.shared.shards.dataset import Layer, Unit
 

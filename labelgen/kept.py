@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sum_factory.labelgen.masks.automask import GeneratedMasks
+from sum_factory.shared.automask.automask import GeneratedMasks
 from sum_factory.shared.codecs.embedding import encode_embedding
 from sum_factory.shared.codecs.label import encode_label
 from sum_factory.shared.codecs.logits import encode_logits

@@ -16,12 +16,11 @@ from torch import Tensor
 from sum_factory.labelgen.beside_masks import Makes, MakingKept, MakingMaps, add_maps_of, all_of, commit_maps
 from sum_factory.labelgen.job import Event, ImageDone, Job, UnitReport
 from sum_factory.labelgen.kept import Encoded, KeptWriter, encode
-from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
-from sum_factory.labelgen.masks.lanes import take_cores
 from sum_factory.labelgen.outages import Outages
 from sum_factory.labelgen.read_ahead import Decoding, LoadedPhoto, read_ahead
-from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.labelgen.uncertainty import MaskToRefine, UncertaintyMaker, UncertaintyMap
+from sum_factory.shared.automask.automask import GeneratedMasks, LabelGenerator
+from sum_factory.shared.automask.lanes import take_cores
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.images import digest
 from sum_factory.shared.photo_files import PhotoFile, read_listed
@@ -36,6 +35,7 @@ from sum_factory.shared.shards.originals import is_stretched
 from sum_factory.shared.shards.reader import WHICH
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
+from sum_factory.shared.threads import GeneratorPool
 
 DIM_NOTE = (
     "has more than 8 bits, and nothing in it is brighter than a quarter of white, as if its data were in the lower "

@@ -8,8 +8,8 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.settings import UncertaintySettings
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.codecs.photo import QUALITY, chroma_of
 from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, PATCH

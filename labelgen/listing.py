@@ -31,7 +31,6 @@ from sum_factory.labelgen.store_listing import (
     open_place,
 )
 from sum_factory.labelgen.tar_listing import Tar, list_tar
-from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.shared.deadlines import LIST_SECONDS, seconds_for
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import IMAGE_SUFFIXES
@@ -39,6 +38,7 @@ from sum_factory.shared.names import printable
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.places import CHAIN, absolute, is_local, joined, links_of, name_in, parent_of, renamed
 from sum_factory.shared.store.refusals import is_remote
+from sum_factory.shared.threads import GeneratorPool
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
 TAR_SUFFIX, ZIP_SUFFIX = ".tar", ".zip"

@@ -8,8 +8,8 @@ from typing import get_args
 
 import click
 
-from sum_factory.labelgen.masks.settings import DEFAULTS_OF_MODELS, AutomaskSettings
 from sum_factory.labelgen.settings import SILENT_SECONDS, STUCK_SECONDS, WAIT_SECONDS, Missing
+from sum_factory.shared.automask.settings import DEFAULTS_OF_MODELS, AutomaskSettings
 from sum_factory.shared.commands import threads_option
 from sum_factory.shared.field_docs import docs_of
 from sum_factory.shared.sam.settings import PACKAGED, WEIGHTS_HELP

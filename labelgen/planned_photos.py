@@ -11,13 +11,13 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.places import absolute
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.shards.dataset import UNITS, number_of
 from sum_factory.shared.shards.shard_set import ShardSet
+from sum_factory.shared.threads import GeneratorPool
 
 READERS = 8
 """Plans that are read at once."""

@@ -9,12 +9,12 @@ from itertools import count
 from typing import NamedTuple
 
 from sum_factory.labelgen.room import Room
-from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.shared.errors import ImageError
 from sum_factory.shared.images import MAX_MEMORY, RgbImage, open_photo
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import resized_size
 from sum_factory.shared.sam.runtime import resize
+from sum_factory.shared.threads import GeneratorPool
 
 READ_AHEAD = 2
 """Images that are read, decoded and scaled while another is being worked on."""

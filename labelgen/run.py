@@ -27,7 +27,6 @@ from sum_factory.labelgen.job import (
 )
 from sum_factory.labelgen.layers import KEPT_LAYERS, maps_layer, masks_layer
 from sum_factory.labelgen.listing import list_photos
-from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
 from sum_factory.labelgen.passed_over import PassedOver
 from sum_factory.labelgen.plan import prepare
 from sum_factory.labelgen.progress import ProgressReporter, RunSummary
@@ -37,6 +36,7 @@ from sum_factory.labelgen.sets.retry import count_errors, take_back_failed
 from sum_factory.labelgen.settings import (
     UncertaintySettings,
 )
+from sum_factory.shared.automask.settings import AutomaskSettings, settings_for
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import SettingsError, ShardError
 from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, resolve, settle

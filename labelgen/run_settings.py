@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.settings import (
     SILENT_SECONDS,
     STUCK_SECONDS,
@@ -14,6 +13,7 @@ from sum_factory.labelgen.settings import (
     Missing,
     UncertaintySettings,
 )
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.precision import PrecisionSetting
 from sum_factory.shared.relocation import UNMOVED, Relocation
 from sum_factory.shared.sam.runtime import Runtime

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.shared import progress
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.precision import TOLD
 from sum_factory.shared.progress import Speaker
 

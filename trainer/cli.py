@@ -16,6 +16,7 @@ MODULES = {
     "runs": "sum_factory.trainer.commands.runs:runs_command",
     "export": "sum_factory.trainer.commands.train:export_command",
     "evaluate": "sum_factory.trainer.commands.evaluate:evaluate_command",
+    "gallery": "sum_factory.trainer.commands.gallery:gallery_command",
     "predict": "sum_factory.trainer.commands.evaluate:predict_command",
 }
 

@@ -16,12 +16,14 @@ import torch
 
 from sum_factory.shared.cores import usable_memory
 from sum_factory.shared.progress import hushed
+from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.sets import name_of_set, open_set
 from sum_factory.trainer.data.stream import PseudoStream
 from sum_factory.trainer.fit import Prepared, describe, prepared, validation_after
 from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.run.closing import judge_photos
 from sum_factory.trainer.run.settings import ValidationSettings
 
 COUNTED = 8
@@ -62,10 +64,11 @@ def rehearse(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo)
         values = run.rehearse(ready.first, ready.stream, ready.take_step)
         seconds = time.perf_counter() - started
         validation, validations = _validate(ready), _validations(recipe, ready.first)
-        total = left * seconds + validations * validation
+        closing = _close(ready)
+        total = left * seconds + validations * validation + closing
         found += _of_step(values, seconds, ready.stream.waited)
         found.append(_memory(ranks.gather(_peaks(ranks.device))))
-        found.append(_time(left, seconds, validations, validation, total))
+        found.append(_time(left, seconds, validations, validation, closing, total))
         return Rehearsal(tuple(found), left, seconds, total)
 
 
@@ -153,16 +156,30 @@ def _validate(ready: Prepared) -> float:
     return seconds * sum(counts[0]) / sum(counts[1])
 
 
+def _close(ready: Prepared) -> float:
+    """Return the seconds that automatic masks take when the run is over, as one photo tells; 0 if none are made."""
+    settings = ready.recipe.validation
+    if settings is None or not settings.automatic or not ready.ranks.leads:
+        return 0.0
+    base = load_sam(ready.recipe.sam)
+    with hushed(True):
+        started = time.perf_counter()
+        judge_photos("before", base, ready.recipe, ready.ranks.device, 1)
+        return 2 * settings.automatic * (time.perf_counter() - started)
+
+
 def _some_of(settings: ValidationSettings, photos: int) -> ValidationSettings:
     """Return a validation on so many photos of each set, at most."""
     sets = [replace(each, limit=min(photos, each.limit or photos)) for each in settings.sets]
     return replace(settings, sets=tuple(sets))
 
 
-def _time(left: int, seconds: float, validations: int, validation: float, total: float) -> str:
+def _time(left: int, seconds: float, validations: int, validation: float, closing: float, total: float) -> str:
     told = f"time: {left} steps of {seconds:.2f} s"
     if validations:
         told += f" and {validations} validations of {validation:.1f} s"
+    if closing:
+        told += f" and {closing:.1f} s of automatic masks at the end"
     return f"{told} are {_span(total)}, without checkpoints; the first step, which this was, is the slowest"
 
 

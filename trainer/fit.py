@@ -41,6 +41,7 @@ from sum_factory.trainer.methods.addition import Addition, Student, state_of
 from sum_factory.trainer.optimizer import make_optimizer, parameters_of, set_learning_rate, take_step
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.closing import judge_closing
 from sum_factory.trainer.run.distributed import Ranks, join_ranks, run_on_ranks
 from sum_factory.trainer.run.gradients import GradientSum
 from sum_factory.trainer.run.loop import Run, Scores, software
@@ -184,6 +185,8 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
                 final = to_safetensors(model.addition.final(weights), {**ready.header, "step": recipe.steps})
                 Storage(str(out)).write(WEIGHTS_FILE, final)
         seconds = time.perf_counter() - started
+        if ranks.leads and first < recipe.steps:
+            judge_closing(recipe, out, ranks.device, say)
         return FitSummary(first, recipe.steps, seconds, ready.stream.waited / max(seconds, 1e-9))
 
 

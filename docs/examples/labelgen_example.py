@@ -1,6 +1,6 @@
-from sum_factory.labelgen.masks.settings import settings_for
 from sum_factory.labelgen.run import run
 from sum_factory.labelgen.run_settings import RunSettings
+from sum_factory.shared.automask.settings import settings_for
 
 points = settings_for("vit_micro", points_per_side=8)
 settings = RunSettings(images=("photos",), shards="labels", refiner="vit_micro", automask=points, unit_size=2)

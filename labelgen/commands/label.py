@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sum_factory.labelgen.engine.stop import stop_on_signals
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.options import automask_options, encoding_option, refiner_options, shards_option, work_options
 from sum_factory.labelgen.settings import REFINEMENT_SOURCE, SOURCES, UNIT_SIZE, UncertaintySettings
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.commands import FAILED, photos_from_option
 from sum_factory.shared.names import printable_lines
 from sum_factory.shared.precision import PrecisionSetting, precision_option

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from pycocotools import mask as coco_mask
 
-from sum_factory.labelgen.masks.rle import encode_rle
 from sum_factory.labelgen.sets.file_names import names_of
+from sum_factory.shared.automask.rle import encode_rle
 from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.names import printable
 from sum_factory.shared.photo_files import PhotoFile

@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 import pyarrow.compute as pc
 
 from sum_factory.labelgen.sets.repair import Broken, files_of, take_back
-from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.reader import WHICH
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.shared.threads import GeneratorPool
 
 READERS = 8
 """Manifests that are read at once."""

@@ -39,14 +39,14 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, automatic_mask_generator
 from torch import Tensor
 
-from sum_factory.labelgen.masks import automask
-from sum_factory.labelgen.masks.automask import LabelGenerator
-from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
 from sum_factory.pipelines.bench.parts.agreement import compare
 from sum_factory.pipelines.bench.parts.candidates import Candidates, Replacing, ReplacingDecoder, replace_upstream
 from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.allocator import tune_malloc
+from sum_factory.shared.automask import automask
+from sum_factory.shared.automask.automask import LabelGenerator
+from sum_factory.shared.automask.settings import AutomaskSettings, settings_for
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, precision_option, settle
 from sum_factory.shared.progress import Stage

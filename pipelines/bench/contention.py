@@ -25,7 +25,6 @@ from typing import Any
 
 import click
 
-from sum_factory.labelgen.masks.settings import settings_for
 from sum_factory.labelgen.run import add_uncertainty, run
 from sum_factory.labelgen.run_settings import RunSettings, UncertaintyRunSettings
 from sum_factory.labelgen.settings import UncertaintySettings
@@ -33,6 +32,7 @@ from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.demo.plan import HUMAN_SEED, POOL_SEED
 from sum_factory.pipelines.microworld.sets import write_sets
 from sum_factory.pipelines.microworld.textures import photo_paths
+from sum_factory.shared.automask.settings import settings_for
 from sum_factory.shared.sam.settings import PACKAGED
 
 BUSY = "import os\nos.sched_setaffinity(0, [{core}])\nwhile True: pass"

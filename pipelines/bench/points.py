@@ -18,12 +18,12 @@ import click
 import torch
 
 from sum_factory.labelgen.listing import list_photos
-from sum_factory.labelgen.masks.automask import LabelGenerator
-from sum_factory.labelgen.masks.rle import Mask
-from sum_factory.labelgen.masks.settings import settings_for
 from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.pipelines.microworld.textures import photo_paths
+from sum_factory.shared.automask.automask import LabelGenerator
+from sum_factory.shared.automask.rle import Mask
+from sum_factory.shared.automask.settings import settings_for
 from sum_factory.shared.images import RgbImage, decode_image
 from sum_factory.shared.masks import iou
 from sum_factory.shared.photo_files import read_bytes

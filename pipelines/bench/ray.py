@@ -41,12 +41,12 @@ from sum_factory.labelgen.engine.serial import SerialExecutor
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.engine.worker import Worker
 from sum_factory.labelgen.job import Event, Job, PlannedUnits, UnitReport, Units
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.run import run
 from sum_factory.labelgen.run_settings import RunSettings
 from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.bench.parts.simulation import Cluster, simulate
 from sum_factory.pipelines.microworld.scene import make_scene
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.precision import Precision, PrecisionSetting, precision_option, settle

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 
-from sum_factory.labelgen.masks.automask import LabelGenerator
-from sum_factory.labelgen.masks.settings import settings_for
 from sum_factory.pipelines.microworld.scene import make_scene
+from sum_factory.shared.automask.automask import LabelGenerator
+from sum_factory.shared.automask.settings import settings_for
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.runtime import Runtime, move_to_device
 from sum_factory.shared.sam.settings import PACKAGED

@@ -13,7 +13,6 @@ from pathlib import Path
 import click
 import pyarrow as pa
 
-from sum_factory.labelgen.masks.settings import settings_for
 from sum_factory.labelgen.page.write import write_page
 from sum_factory.labelgen.run import run
 from sum_factory.labelgen.run_settings import RunSettings
@@ -25,6 +24,7 @@ from sum_factory.pipelines.demo.plan import HELD_OUT_SEED, HUMAN_SEED, POOL_SEED
 from sum_factory.pipelines.microworld.certainty import measure
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS, describe_set, write_sets
 from sum_factory.pipelines.microworld.textures import photo_paths
+from sum_factory.shared.automask.settings import settings_for
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.sam.settings import PACKAGED

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
-from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
 from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
 from sum_factory.pipelines.microworld.scene import Scene, make_scenes
 from sum_factory.shared.allocator import tune_malloc
+from sum_factory.shared.automask.automask import GeneratedMasks, LabelGenerator
+from sum_factory.shared.automask.settings import AutomaskSettings, settings_for
 from sum_factory.shared.masks import box_of, iou
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import load_sam

@@ -19,11 +19,11 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.amg import MaskData, area_from_rle, remove_small_regions
 from torch import Tensor
 
-from sum_factory.labelgen.masks import regions
-from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.pipelines.bench.parts.agreement import compare
 from sum_factory.pipelines.microworld.scene import make_scene
+from sum_factory.shared.automask import regions
+from sum_factory.shared.automask.automask import GeneratedMasks, LabelGenerator
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.placement import paste
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.point_decoder import PointImage

@@ -17,12 +17,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from sum_factory.labelgen.masks.automask import LabelGenerator
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.page.write import write_page
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets.export import export_coco
 from sum_factory.labelgen.sets.file_names import names_of
+from sum_factory.shared.automask.automask import LabelGenerator
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.errors import ShardError, StorageError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.sam.checkpoint import load_sam

@@ -14,11 +14,11 @@ import zarr
 from click.testing import CliRunner, Result
 
 from sum_factory.labelgen.cli import main
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets.convert import convert
 from sum_factory.labelgen.sets.merge import merge
 from sum_factory.labelgen.sets.select import Filter, select
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.commands import FAILED
 from sum_factory.shared.errors import SettingsDifferError, SettingsError
 from sum_factory.shared.shards.selection.opened import open_shards

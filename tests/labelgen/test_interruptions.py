@@ -14,8 +14,8 @@ import pytest
 from sum_factory.labelgen import plan
 from sum_factory.labelgen.labeler import Labeler
 from sum_factory.labelgen.listing import list_photos
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.errors import SettingsDifferError
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter

@@ -20,13 +20,13 @@ from click.testing import CliRunner
 
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.kept import keep_embeddings
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.read_ahead import LoadedPhoto, load_photo
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets.convert import convert
 from sum_factory.labelgen.sets.merge import merge
 from sum_factory.labelgen.sets.repair import QUARANTINE, diagnose, take_back
 from sum_factory.labelgen.sets.select import Filter, select
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.errors import InputError, SettingsDifferError, SettingsError, ShardError
 from sum_factory.shared.images import decode_image
 from sum_factory.shared.photo_files import PhotoFile

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from scipy.special import entr, expit
 
 from sum_factory.labelgen.cli import main
-from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets.repair import QUARANTINE, diagnose, take_back
+from sum_factory.shared.automask.automask import GeneratedMasks, LabelGenerator
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.codecs.label import decode_label
 from sum_factory.shared.codecs.logits import encode_logits
 from sum_factory.shared.errors import SettingsDifferError, ShardError

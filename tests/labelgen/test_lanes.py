@@ -18,13 +18,13 @@ from sum_factory.labelgen.engine.serial import SerialExecutor
 from sum_factory.labelgen.engine.worker import Worker
 from sum_factory.labelgen.job import Job
 from sum_factory.labelgen.labeler import Labeler
-from sum_factory.labelgen.masks import lanes as lanes_module
-from sum_factory.labelgen.masks.automask import LabelGenerator
-from sum_factory.labelgen.masks.lanes import BEHIND, LANE_BYTES, Lanes, take_cores
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.progress import RunSummary
 from sum_factory.labelgen.run import make_executor
 from sum_factory.labelgen.run_settings import RunSettings
+from sum_factory.shared.automask import lanes as lanes_module
+from sum_factory.shared.automask.automask import LabelGenerator
+from sum_factory.shared.automask.lanes import BEHIND, LANE_BYTES, Lanes, take_cores
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.errors import SettingsError, UnreachableError
 from sum_factory.shared.photo_files import PhotoFile, read_bytes
 from sum_factory.shared.sam.checkpoint import PACKAGED

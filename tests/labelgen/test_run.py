@@ -22,9 +22,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sum_factory.labelgen import plan
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared import precision
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.errors import (
     CheckpointError,
     InputError,

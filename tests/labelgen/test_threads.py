@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sum_factory.labelgen import read_ahead
-from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.shared.photo_files import PhotoFile
+from sum_factory.shared.threads import GeneratorPool
 
 
 def test_what_is_being_done_is_not_waited_for_and_the_rest_is_given_up() -> None:

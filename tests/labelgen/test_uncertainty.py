@@ -19,11 +19,11 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sum_factory.labelgen import uncertainty as uncertainty_module
-from sum_factory.labelgen.masks.automask import GeneratedMasks, LabelGenerator
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.settings import UncertaintySettings
 from sum_factory.labelgen.uncertainty import CropBox, Embed, MaskToRefine, UncertaintyMaker, UncertaintyMap
 from sum_factory.pipelines.microworld.scene import make_scene
+from sum_factory.shared.automask.automask import GeneratedMasks, LabelGenerator
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.codecs.label import decode_label, encode_label
 from sum_factory.shared.codecs.uncertainty import decode_uncertainty, encode_uncertainty, refined_label
 from sum_factory.shared.placement import Frame

@@ -16,8 +16,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.labelgen.run import RunSummary
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.codecs.uncertainty import decode_uncertainty
 from sum_factory.shared.errors import SettingsDifferError, ShardError
 from sum_factory.shared.sam.runtime import Runtime

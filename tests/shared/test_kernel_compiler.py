@@ -107,7 +107,7 @@ def test_kernels_of_a_read_only_copy_of_the_package_work(tmp_path: Path, nowhere
 import tempfile
 tempfile.tempdir = "/dev/null/nowhere"
 import numpy as np
-from sum_factory.labelgen.masks import region_kernel
+from sum_factory.shared.automask import region_kernel
 from sum_factory.shared.codecs import kernel as codec_kernel
 assert region_kernel.__file__.startswith({copy!r}) and codec_kernel.__file__.startswith({copy!r})
 print(region_kernel._count_above(np.arange(9, dtype=np.float32), np.float32(4), 0, 9))

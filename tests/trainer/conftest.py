@@ -48,9 +48,11 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have runs draw neither curves nor samples, which takes longer than their steps; tests of these draw them."""
+    """Have runs draw neither curves nor samples, and make no automatic masks at their end, all of which takes longer
+    than their steps; tests of these do so."""
     monkeypatch.setattr(log_module, "draw_curves", lambda lines: b"")
     monkeypatch.setattr(module, "SHOWN", 0)
+    monkeypatch.setattr(module, "judge_closing", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

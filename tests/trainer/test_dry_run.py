@@ -77,7 +77,7 @@ def test_what_is_found_is_told(
     """A clock that goes on by a second a look shows how times are added up."""
     ticks = iter(range(1000))
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
-    validation = ValidationSettings(human_sets[:1], every=2, rounds=1)
+    validation = ValidationSettings(human_sets[:1], every=2, rounds=1, automatic=2)
     recipe = make_recipe(steps=200, batch=2, validation=validation, variant="decoder")
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(TypeAdapter(Recipe).dump_python(recipe, mode="json")))
@@ -95,8 +95,8 @@ def test_what_is_found_is_told(
     assert lines[5].startswith("step: 1.00 s, of which ")
     assert "1 photos with 3 masks (3.0 a photo), 4 masks left out" in lines[5], "of the other one no map is known"
     assert lines[6].startswith("memory: at most ")
-    told = "200 steps of 1.00 s and 100 validations of 1.2 s are 5 min, without checkpoints"
-    assert lines[7].startswith(f"time: {told}"), "325 s: four of the five photos were evaluated in a second"
+    told = "200 steps of 1.00 s and 100 validations of 1.2 s and 4.0 s of automatic masks at the end are 5 min, "
+    assert lines[7].startswith(f"time: {told}"), "329 s: four of the five photos were evaluated in a second"
 
 
 SOME = {("human-only", "full"), ("mask-refinement", "decoder"), ("sum-continuous-tp", "hq")}

@@ -23,10 +23,10 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sum_factory.labelgen.masks.settings import settings_for
 from sum_factory.labelgen.run import run as label
 from sum_factory.labelgen.run_settings import RunSettings
 from sum_factory.pipelines.microworld.sets import describe_set, write_sets
+from sum_factory.shared.automask.settings import settings_for
 from sum_factory.shared.errors import WorkerError
 from sum_factory.shared.sam.architecture import ARCHITECTURES
 from sum_factory.shared.sam.settings import PACKAGED, WEIGHTS_FILE

@@ -86,6 +86,10 @@ encoder_option = precision_option(
     "--max-masks", type=click.IntRange(min=1), default=None, help="Masks of an image, at most, drawn at random."
 )
 @click.option("--seed", default=0, show_default=True, help="Number that the draw of --max-masks follows from.")
+@click.option("--automatic", is_flag=True, help="Make automatic masks, too, before and after training, and judge them.")
+@click.option(
+    "--before", default=None, help=f"With --automatic, the SAM that training began with  [default: {PACKAGED}]"
+)
 @device_option
 @threads_option
 @encoder_option
@@ -103,11 +107,15 @@ def evaluate_command(
     show: tuple[int, ...],
     max_masks: int | None,
     seed: int,
+    automatic: bool,
+    before: str | None,
     device: str,
     threads: int | None,
     precision: PrecisionSetting,
 ) -> None:
     """Prompt a model as a user would, on sets of human masks, and average IoU and boundary IoU."""
+    if before is not None and not automatic:
+        raise click.BadParameter("is for --automatic; give that, too", param_hint="--before")
     if show and max(show) > rounds:
         raise click.BadParameter(f"{max(show)} is beyond the last round, {rounds}", param_hint="--show")
     from dataclasses import asdict
@@ -149,6 +157,13 @@ def evaluate_command(
         write_rows(folder, results, provenance)  # after each set, so that a failure in the last does not cost the rest
         click.echo(f"{result.settings.name}: {result.masks} masks in {result.images} images", err=True)
     click.echo(write_summary(folder, results, provenance, sorted(set(show)) or None), nl=False)
+    if automatic:
+        from sum_factory.trainer.evaluate.automatic import compare_automatic
+        from sum_factory.trainer.evaluate.automatic_report import write_automatic
+
+        scores = compare_automatic(before, {"after": (weights, sam)}, sets, Runtime(device, computed_in))
+        told = {"weights": {"before": before or PACKAGED, "after": weights}, "precision": computed_in}
+        click.echo("\n" + write_automatic(folder, scores, told), nl=False)
 
 
 @click.command("predict")

@@ -35,3 +35,6 @@ class ValidationSettings:
     """Prompts a mask: a first point, then clicks where the mask is wrong. The masks of the last round are scored."""
     max_masks: int = Field(default=10, ge=1, le=MOST)
     """Masks of a photo, at most; of more, so many are drawn, always the same."""
+    automatic: int = Field(default=4, ge=0, le=MOST)
+    """Photos of all sets together of which automatic masks are made when the run is over, by the SAM that it began with
+    and by what came of it, on a coarse grid of points; it is said if masks have fallen by half. 0 leaves this out."""

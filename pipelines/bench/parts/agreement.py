@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sum_factory.labelgen.masks.automask import GeneratedMasks
-from sum_factory.labelgen.masks.rle import Rle, decode_rle
-from sum_factory.labelgen.masks.settings import AutomaskSettings
+from sum_factory.shared.automask.automask import GeneratedMasks
+from sum_factory.shared.automask.rle import Rle, decode_rle
+from sum_factory.shared.automask.settings import AutomaskSettings
 
 TOLERANCE = 1e-5
 """Largest difference of predicted IoU, and of logits relative to the largest logit of a mask if that is above 1."""

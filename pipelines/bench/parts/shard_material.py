@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.labelgen.formulas import refinement
-from sum_factory.labelgen.masks.automask import LabelGenerator
-from sum_factory.labelgen.masks.settings import settings_for
 from sum_factory.labelgen.uncertainty import photo_to_input
 from sum_factory.pipelines.microworld.scene import make_scenes
+from sum_factory.shared.automask.automask import LabelGenerator
+from sum_factory.shared.automask.settings import settings_for
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import IMAGE_SUFFIXES, RgbImage, decode_image
 from sum_factory.shared.placement import Frame

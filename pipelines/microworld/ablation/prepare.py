@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from sum_factory.labelgen.masks.settings import AutomaskSettings, settings_for
 from sum_factory.labelgen.run import add_uncertainty, run
 from sum_factory.labelgen.run_settings import RunSettings, UncertaintyRunSettings
 from sum_factory.labelgen.settings import SOURCES, UncertaintySettings
 from sum_factory.pipelines.microworld.ablation.frozen import make_frozen_model
 from sum_factory.pipelines.microworld.ablation.settings import SEEDS, Plan
 from sum_factory.pipelines.microworld.sets import write_sets
+from sum_factory.shared.automask.settings import AutomaskSettings, settings_for
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.shards.dataset import LOGITS
 from sum_factory.trainer.methods import METHODS

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from sum_factory.labelgen.formulas import refinement
-from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.pipelines.microworld.ablation.prepare import UNIT_SIZE, automask_of, sources_read
 from sum_factory.pipelines.microworld.ablation.settings import SEEDS, Plan
 from sum_factory.pipelines.microworld.certainty import (
@@ -29,6 +28,7 @@ from sum_factory.pipelines.microworld.certainty import (
 from sum_factory.pipelines.microworld.coarse import Coarseness, coarsen
 from sum_factory.pipelines.microworld.scene import Scene, make_scenes
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
+from sum_factory.shared.automask.automask import LabelGenerator
 from sum_factory.shared.masks import iou
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.progress import Stage, track

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sum_factory.labelgen.masks.automask import GeneratedMasks
-from sum_factory.labelgen.masks.rle import encode_rle
-from sum_factory.labelgen.masks.settings import AutomaskSettings
 from sum_factory.pipelines.bench.parts.agreement import compare
+from sum_factory.shared.automask.automask import GeneratedMasks
+from sum_factory.shared.automask.rle import encode_rle
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.placement import Frame
 
 SETTINGS = AutomaskSettings()

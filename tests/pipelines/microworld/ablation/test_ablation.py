@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from sum_factory.labelgen.masks.automask import LabelGenerator
 from sum_factory.pipelines.microworld.ablation import frozen
 from sum_factory.pipelines.microworld.ablation.__main__ import main
 from sum_factory.pipelines.microworld.ablation.cells import FROZEN, Cell, cells_of, choices, identity_of, recipe_of
@@ -29,6 +28,7 @@ from sum_factory.pipelines.microworld.ablation.work import SCORES_FILE, is_done,
 from sum_factory.pipelines.microworld.ablation.world import exact_labels
 from sum_factory.pipelines.microworld.coarse import coarsen
 from sum_factory.pipelines.microworld.scene import make_scenes
+from sum_factory.shared.automask.automask import LabelGenerator
 from sum_factory.shared.errors import InputError, SettingsDifferError
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import load_refiner

@@ -14,8 +14,8 @@ from typing import Any, TypeVar, overload
 
 import torch
 
-from sum_factory.labelgen.threads import GeneratorPool
 from sum_factory.shared.cores import usable_memory
+from sum_factory.shared.threads import GeneratorPool
 
 Item = TypeVar("Item")
 Begun = TypeVar("Begun")

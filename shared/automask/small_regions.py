@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sum_factory.labelgen.masks.rle import Mask
+from sum_factory.shared.automask.rle import Mask
 from sum_factory.shared.placement import CELL, Frame
 from sum_factory.shared.sam.upstream import amg
 

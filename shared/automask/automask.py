@@ -3,7 +3,7 @@
 The masks are those of ``segment_anything.SamAutomaticMaskGenerator``, in its order, each with the low-resolution logits
 that it came from, and without those of nearly the whole image. They are made in another way: the decoder shares what
 points have in common (``shared.sam.point_decoder``), a mask of low predicted IoU is never upscaled, and what is
-upscaled is measured without a full-resolution map (``labelgen.masks.regions``).
+upscaled is measured without a full-resolution map (``shared.automask.regions``).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sum_factory.labelgen.masks.lanes import Lanes
-from sum_factory.labelgen.masks.regions import draw, measure
-from sum_factory.labelgen.masks.rle import Mask, Rle, decode_rle, encode_rle
-from sum_factory.labelgen.masks.settings import AutomaskSettings
-from sum_factory.labelgen.masks.small_regions import clean_mask, follow_mask
+from sum_factory.shared.automask.lanes import Lanes
+from sum_factory.shared.automask.regions import draw, measure
+from sum_factory.shared.automask.rle import Mask, Rle, decode_rle, encode_rle
+from sum_factory.shared.automask.settings import AutomaskSettings
+from sum_factory.shared.automask.small_regions import clean_mask, follow_mask
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.masks import box_of
 from sum_factory.shared.memory import BatchSize

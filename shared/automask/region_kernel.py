@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, call-arg"
-"""The compiled part of ``labelgen.masks.regions``: one mask at a time, by rows, on one thread, without the GIL.
+"""The compiled part of ``shared.automask.regions``: one mask at a time, by rows, on one thread, without the GIL.
 
 Numba compiles it at its first call; ``shared.kernel_compiler`` says where the result is kept.
 """

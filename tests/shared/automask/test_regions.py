@@ -13,8 +13,8 @@ from segment_anything.utils.amg import batched_mask_to_box, calculate_stability_
 from torch import Tensor
 from torch.nn import functional as F
 
-from sum_factory.labelgen.masks import regions
-from sum_factory.labelgen.masks.regions import draw, measure
+from sum_factory.shared.automask import regions
+from sum_factory.shared.automask.regions import draw, measure
 from sum_factory.shared.placement import Frame
 
 Count = Callable[[Tensor, Frame, tuple[float, float, float]], Tensor]

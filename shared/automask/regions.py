@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sum_factory.labelgen.masks import region_kernel
+from sum_factory.shared.automask import region_kernel
 from sum_factory.shared.placement import Frame
 
 Floats = npt.NDArray[np.float32]

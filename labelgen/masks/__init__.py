@@ -1,1 +1,0 @@
-"""Masks of a photo: proposed, measured, cleaned."""
