@@ -42,9 +42,22 @@ if TYPE_CHECKING:
 MANIFESTS = 512
 """Manifests of which is remembered what is in them."""
 
+# Read when Triton is first imported: without a GPU, Python runs its kernels, on tensors in main memory.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # The same examples every time, and as slow as they like: what a test says must not depend on luck or load.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steady")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device, and torch finds none")
 
 
 def pytest_collection_finish() -> None:

@@ -3,8 +3,8 @@
 A mask is "upsample the logits to SAM's square, cut off the padding, resize to the crop, threshold", each time
 bilinearly. An interpolated value is a convex combination of four neighbours, so a pixel is below a threshold if these
 are: only the box of cells above the lowest threshold, and one cell around it, can hold a pixel that counts. On a CPU a
-compiled kernel walks that box row by row and keeps two rows of each scale; elsewhere the same is done with torch, in
-strips of rows.
+compiled kernel walks that box row by row and keeps two rows of each scale; on a GPU for which there is Triton another
+does it tile by tile (``region_triton``); elsewhere the same is done with torch, in strips of rows.
 
 The kernel takes products and sums in the order of ``torch.nn.functional.interpolate`` (its general kernel; for sums of
 height and width up to 128 px, and for three channels on one thread, torch has another, which rounds differently). The
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,7 @@ def measure(logits: Tensor, frame: Frame, threshold: float, offset: float) -> Re
     Stability is the IoU of the logits, at that size, cut at ``threshold + offset`` and at ``threshold - offset``.
     """
     cuts = (threshold, threshold + offset, threshold - offset)
-    count = _count_on_cpu if logits.device.type == "cpu" else _count_with_torch
-    counts = count(logits, frame, cuts)
+    counts = _count_of(logits.device)(logits, frame, cuts)
     return Regions(
         areas=counts[:, 0],
         # as upstream: a quotient of int32 is a float32
@@ -71,6 +71,12 @@ def draw(logits: Floats, frame: Frame, threshold: float) -> npt.NDArray[np.bool_
     mask = np.zeros(frame.crop_size, np.uint8)
     walk(logits, *_taps(frame), _float32((threshold, threshold, threshold)), mask)
     return mask.view(np.bool_)
+
+
+def _count_of(device: torch.device) -> Callable[[Tensor, Frame, tuple[float, float, float]], Tensor]:
+    if device.type == "cpu":
+        return _count_on_cpu
+    return _count_with_triton if device.type == "cuda" and find_spec("triton") else _count_with_torch
 
 
 def _count_on_cpu(logits: Tensor, frame: Frame, cuts: tuple[float, float, float]) -> Tensor:
@@ -90,6 +96,13 @@ def _count_on_cpu(logits: Tensor, frame: Frame, cuts: tuple[float, float, float]
         for k in range(len(planes)):
             count(k)
     return torch.from_numpy(counts)
+
+
+def _count_with_triton(logits: Tensor, frame: Frame, cuts: tuple[float, float, float]) -> Tensor:
+    """As ``_count_on_cpu``, to the bit, on a GPU."""
+    from sum_factory.shared.automask.region_triton import count
+
+    return count(logits, _taps_on(logits.device, frame), frame.crop_size, cuts)
 
 
 def _count_with_torch(logits: Tensor, frame: Frame, cuts: tuple[float, float, float]) -> Tensor:
@@ -118,7 +131,7 @@ def _first(hits: Tensor) -> Tensor:
 def _strips(logits: Tensor, frame: Frame) -> Iterator[tuple[int, Tensor]]:
     """Upsample logits (K, h, w) to the crop's size in strips of rows: yield the first row and the strip, (K, n, W)."""
     square_rows, square_columns, crop_rows, crop_columns = (
-        tuple(torch.from_numpy(part).to(logits.device) for part in tap) for tap in _by_axis(_taps(frame))
+        tuple(axis) for axis in _by_axis(_taps_on(logits.device, frame))
     )
     wide = _between(logits, square_columns, 2)
     height, width = frame.crop_size
@@ -160,7 +173,13 @@ def _taps(frame: Frame) -> tuple[npt.NDArray[Any], ...]:
     return (*rows, *columns, *_interpolation(height, crop_height), *_interpolation(width, crop_width))
 
 
-def _by_axis(taps: tuple[npt.NDArray[Any], ...]) -> list[tuple[npt.NDArray[Any], ...]]:
+@lru_cache(maxsize=16)
+def _taps_on(device: torch.device, frame: Frame) -> tuple[Tensor, ...]:
+    """Return ``_taps`` on a device."""
+    return tuple(torch.tensor(part, device=device) for part in _taps(frame))
+
+
+def _by_axis(taps: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
     return [taps[start : start + 4] for start in range(0, 16, 4)]
 
 

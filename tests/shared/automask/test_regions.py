@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -15,10 +16,42 @@ from torch.nn import functional as F
 
 from sum_factory.shared.automask import regions
 from sum_factory.shared.automask.regions import draw, measure
-from sum_factory.shared.placement import Frame
+from sum_factory.shared.placement import CropBox, Frame
 
 Count = Callable[[Tensor, Frame, tuple[float, float, float]], Tensor]
 COUNTS = {"compiled": regions._count_on_cpu, "torch": regions._count_with_torch}
+
+
+LARGE = {"ROWS": 128, "COLUMNS": 512, "CELL_ROWS": 2, "CELL_COLUMNS": 32}
+
+
+@pytest.mark.parametrize(
+    ("crop", "tiles"),
+    [((0, 0, 90, 60), {"COLUMNS": 32}), ((7, 3, 40, 120), LARGE), ((0, 0, 300, 9), {}), ((0, 0, 1, 1), {})],
+    ids=str,
+)
+def test_kernel_for_gpus_counts_as_the_compiled_one_to_the_bit(crop: CropBox, tiles: dict[str, int]) -> None:
+    pytest.importorskip("triton")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("on a GPU the kernel is compiled, and compared there")
+    from sum_factory.shared.automask import region_triton as kernel
+
+    frame, cuts = Frame.crop(128, crop), (0.0, 1.5, -1.5)
+    logits = torch.stack([random_logits(seed, 1, 32, 6, level)[0] for seed, level in enumerate((-9.0, -3.0, 0.0, 4.0))])
+    expected = regions._count_on_cpu(logits, frame, cuts)
+    taps = regions._taps_on(logits.device, frame)
+    assert torch.equal(kernel.count(logits, taps, frame.crop_size, cuts, **{"ROWS": 32, **tiles}), expected)
+    assert kernel.count(logits[:0], taps, frame.crop_size, cuts).shape == (0, 7)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(750, 1125), (333, 517), (40, 40), (8300, 200), (2, 700)], ids=str)
+def test_gpu_counts_as_the_cpu_to_the_bit(size: tuple[int, int]) -> None:
+    frame, cuts = Frame.whole(1024, *size), (0.0, 1.0, -1.0)
+    logits = torch.cat([random_logits(seed, 4, 256, 7, level) for seed, level in enumerate((-9.0, -2.0, 3.0))])
+    expected = regions._count_on_cpu(logits, frame, cuts)
+    assert regions._count_of(torch.device("cuda")) is regions._count_with_triton
+    assert torch.equal(regions._count_with_triton(logits.cuda(), frame, cuts).cpu(), expected)
 
 
 def full_size(logits: Tensor, frame: Frame) -> Tensor:
