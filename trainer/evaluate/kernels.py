@@ -55,10 +55,10 @@ def _squared_depth(distance, y, x, least):
     found = np.int64(distance[y, x]) ** 2
     step = 1
     while step * step < found and found >= least:
-        left = np.int64(distance[y, x - step]) if x >= step else 0
-        right = np.int64(distance[y, x + step]) if x + step < width else 0
+        left = np.int64(distance[y, x - step]) if x >= step else np.int64(0)
+        right = np.int64(distance[y, x + step]) if x + step < width else np.int64(0)
         nearer = min(left, right)
-        found = min(found, step * step + nearer * nearer)
+        found = min(found, np.int64(step * step) + nearer * nearer)
         step += 1
     return found
 

@@ -76,7 +76,7 @@ def evaluate_image(
     embedding: Tensor,
     task_vector: Tensor | None,
     frame: Frame,
-    targets: Masks,
+    targets: Masks | Sequence[Part],
     name: str,
     protocol: Protocol,
     numbers: Sequence[int] | None = None,
@@ -92,20 +92,22 @@ def play_image(
     embedding: Tensor,
     task_vector: Tensor | None,
     frame: Frame,
-    targets: Masks,
+    targets: Masks | Sequence[Part],
     name: str,
     protocol: Protocol,
     numbers: Sequence[int] | None = None,
 ) -> Iterator[Played]:
     """Play the protocol on the masks of one image; yield each round of each mask.
 
-    ``embedding`` is (1, C, g, g), ``task_vector`` (C,) or None, ``targets`` bool (K, H, W) without empty masks;
+    ``embedding`` is (1, C, g, g), ``task_vector`` (C,) or None, ``targets`` bool (K, H, W) without empty masks, or
+    their parts, which several models may share;
     ``name`` names the image for the near-boundary draw. ``numbers`` are the masks' numbers in their image, 0 to K - 1
     by default: with them, a part of an image's masks scores as it does among all.
     """
     numbers = range(len(targets)) if numbers is None else numbers
-    parts = zip(numbers, map(Part.of, targets), strict=True)
-    states = [_start(target, frame, f"{name}/{k}", protocol) for k, target in parts]
+    parts = [target if isinstance(target, Part) else Part.of(target) for target in targets]
+    named = zip(numbers, parts, strict=True)
+    states = [_start(target, frame, f"{name}/{k}", protocol) for k, target in named]
     for number in range(1, protocol.rounds + 1):
         if number > 1:
             for state in states:

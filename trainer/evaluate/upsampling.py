@@ -35,9 +35,10 @@ class _Axis:
     cells: Places
     weights: Weights
 
-    def reached(self, cells: npt.NDArray[np.bool_]) -> slice:
-        """Return the pixels from the first to the last that any of these cells, (N,), is part of."""
-        found = np.flatnonzero(cells)
+    def reached(self, largest: npt.NDArray[np.float32]) -> slice:
+        """Return the pixels from the first to the last that a cell with a positive logit is part of; ``largest`` (N,)
+        are the largest logits of the cells across the axis."""
+        found = np.flatnonzero(largest > 0)
         if not len(found):
             return slice(0, 0)
         return slice(
@@ -67,8 +68,7 @@ def upsampled_masks(logits: Tensor, frame: Frame) -> list[Part]:
 
 def _drawn(logits: npt.NDArray[np.float32], rows: _Axis, columns: _Axis) -> Part | None:
     """Return the mask of logits (h, w), drawn where there are positive ones; None if torch's roundings may decide."""
-    above = logits > 0
-    down, across = rows.reached(above.any(1)), columns.reached(above.any(0))
+    down, across = rows.reached(logits.max(1)), columns.reached(logits.max(0))
     inside = np.zeros((down.stop - down.start, across.stop - across.start), bool)
     if inside.size and not positive(logits, *rows.cut(down), *columns.cut(across), SLACK, inside):
         return None
