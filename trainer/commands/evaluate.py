@@ -112,6 +112,13 @@ encoder_option = precision_option(
     "--max-masks", type=click.IntRange(min=1), default=None, help="Masks of an image, at most, drawn at random."
 )
 @click.option("--seed", default=0, show_default=True, help="Number that the draw of --max-masks follows from.")
+@click.option(
+    "--published",
+    multiple=True,
+    metavar="[NAME=]COLUMN",
+    help='Published figures beside a model, or beside all, such as sum="SUM FT-Medium"; repeatable  [default: those of '
+    "the model's name; with --protocol hq-sam, HQ-SAM's and PA-SAM's]",
+)
 @device_option
 @click.option(
     "--processes",
@@ -137,6 +144,7 @@ def evaluate_command(
     show: tuple[int, ...],
     max_masks: int | None,
     seed: int,
+    published: tuple[str, ...],
     device: str,
     processes: int,
     threads: int | None,
@@ -153,8 +161,9 @@ def evaluate_command(
     from sum_factory.trainer.evaluate.suites import read_suite
     from sum_factory.trainer.settings import parse_variables
 
+    models = _models(weights, sams, hq_outputs, protocols[0])
     evaluation = Evaluation(
-        _models(weights, sams, hq_outputs, protocols[0]),
+        models,
         read_suite(suite, parse_variables(variables)).sets,
         protocols,
         out,
@@ -163,6 +172,7 @@ def evaluate_command(
         precision,
         device,
         tuple(sorted(set(show))) or None,
+        _comparisons(published, list(models), protocols[0]),
     )
     click.echo(evaluate_on_ranks(evaluation, processes, threads), nl=False)
 
@@ -211,6 +221,23 @@ def _models(
         )
         for name, (_, path) in zip(names, paths, strict=True)
     }
+
+
+def _comparisons(texts: tuple[str, ...], names: list[str], protocol: Protocol) -> dict[str, list[str]]:
+    """Return the published columns beside each model. Raises ``click.BadParameter`` for one that there is not."""
+    from sum_factory.trainer.evaluate.published import HQ_SAM_COLUMNS, column_of, columns
+
+    if not texts:
+        default = HQ_SAM_COLUMNS if protocol.first == SQUEEZED else ()
+        return {name: list(default) or [found for found in [column_of(name)] if found] for name in names}
+    chosen: dict[str, list[str]] = {}
+    for text in texts:
+        for name, asked in _of_models((text,), names, "--published").items():
+            column = column_of(asked)
+            if column is None:
+                raise click.BadParameter(f"{asked!r} is none of {', '.join(columns())}", param_hint="--published")
+            chosen.setdefault(name, []).append(column)
+    return chosen
 
 
 def _named(text: str) -> tuple[str | None, str]:

@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +34,7 @@ from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.sets import SetSettings, open_set
 from sum_factory.trainer.evaluate.embeddings import Embeddings
+from sum_factory.trainer.evaluate.plots import draw_rounds
 from sum_factory.trainer.evaluate.report import Results, write_rows, write_summary
 from sum_factory.trainer.evaluate.run import (
     KEPT_BYTES,
@@ -45,11 +46,12 @@ from sum_factory.trainer.evaluate.run import (
     set_scores,
 )
 from sum_factory.trainer.evaluate.settings import SQUEEZED, Protocol
+from sum_factory.trainer.evaluate.tables import Comparisons, make_lines, to_csv, to_latex, to_markdown
 from sum_factory.trainer.run.distributed import Ranks, join_ranks, run_on_ranks
 
 PART_PHOTOS = 8
 """Photos of a part, at most."""
-RECORD_FILE, PARTS = "evaluation.json", "parts"
+RECORD_FILE, PARTS, TABLES = "evaluation.json", "parts", "tables"
 REMEDY = "Give what it was begun with, or another --out."
 
 
@@ -76,6 +78,8 @@ class Evaluation:
     device: str = "auto"
     shown: tuple[int, ...] | None = None
     """Rounds in the tables."""
+    comparisons: Comparisons = field(default_factory=dict)
+    """The published columns beside each model."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,16 @@ class _Run:
         results, shown = self.results(), self.evaluation.shown
         provenance = self._provenance()
         write_rows(self.folder, results, provenance)
+        self._write_tables(results)
         return write_summary(self.folder, results, provenance, shown) + self._remarks()
+
+    def _write_tables(self, results: Results) -> None:
+        comparisons = self.evaluation.comparisons
+        lines = make_lines(results, comparisons, self.evaluation.shown)
+        for kind, written in (("csv", to_csv), ("md", to_markdown), ("tex", to_latex)):
+            self.folder.write(f"{TABLES}.{kind}", written(lines, comparisons).encode())
+        for name, picture in draw_rounds(results):
+            self.folder.write(name, picture)
 
     def _provenance(self) -> dict[str, Any]:
         models = {

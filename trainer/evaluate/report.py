@@ -77,9 +77,7 @@ def markdown_table(rows: pa.Table, rounds: Sequence[int] | None = None) -> str:
     ``rows`` as for ``set_means``; ``rounds`` are the columns, by default the 1st, 3rd, 5th and last.
     """
     means, tasks, groups = set_means(rows), set_tasks(rows), summarise(rows)
-    last = int(pc.max(rows["round"]).as_py())
-    shown = sorted({*SHOWN, last}) if rounds is None else rounds
-    keys = [f"{metric}@{number}" for metric in METRICS for number in shown if number <= last]
+    keys = [f"{metric}@{number}" for metric in METRICS for number in shown_rounds(rows, rounds)]
     lines = [table_row(["task", "set", *keys]), table_row(["---", "---", *["---:"] * len(keys)])]
     for group, values in groups.items():
         inside = [name for name in means if tasks[name] == group] if group != ALL else []
@@ -88,6 +86,13 @@ def markdown_table(rows: pa.Table, rounds: Sequence[int] | None = None) -> str:
         title = f"mean of {count} set{'s' * (count > 1)}"
         lines.append(table_row([f"**{group}**", f"**{title}**", *[f"**{cell}**" for cell in _percent(values, keys)]]))
     return "\n".join(lines)
+
+
+def shown_rounds(rows: pa.Table, rounds: Sequence[int] | None = None) -> list[int]:
+    """Return which of ``rounds`` were played, by default of the 1st, 3rd, 5th and last."""
+    last = int(pc.max(rows["round"]).as_py())
+    shown = sorted({*SHOWN, last}) if rounds is None else rounds
+    return [number for number in shown if number <= last]
 
 
 def _percent(values: Mapping[str, float], keys: Sequence[str]) -> list[str]:

@@ -47,7 +47,7 @@ def models() -> dict[str, LoadedSam]:
     sharper, other = deepcopy(sam), deepcopy(sam)
     add_hq(sharper)
     with torch.no_grad():
-        next(other.image_encoder.parameters()).mul_(1.5)
+        next(other.image_encoder.parameters()).add_(0.1)
     return {
         "sam": LoadedSam(sam, TINY, "a"),
         "sum": LoadedSam(deepcopy(sam), TINY, "b", table, ("unspecified", "part")),
