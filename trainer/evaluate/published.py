@@ -52,7 +52,7 @@ def columns() -> tuple[str, ...]:
 
 
 def column_of(model: str) -> str | None:
-    """Return the published column that a model's name means, if it means one: "sum-ft-medium" that of "SUM FT-Medium"."""
+    """Return the published column that a model is called as, if there is one: "sum-ft-medium" is "SUM FT-Medium"."""
     return {plain(column): column for column in columns()}.get(plain(model))
 
 

@@ -10,11 +10,13 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sum_factory.trainer.evaluate.bootstrap import DRAWS, Values, interval, resampled_means
 from sum_factory.trainer.evaluate.published import Prompted, published_mean, published_set
@@ -31,6 +33,7 @@ from sum_factory.trainer.evaluate.report import (
 )
 from sum_factory.trainer.evaluate.settings import SQUEEZED
 
+Numbers = npt.NDArray[np.int64]
 Comparisons = Mapping[str, Sequence[str]]
 """The published columns that each model is compared with."""
 
@@ -69,59 +72,72 @@ def make_lines(results: Results, comparisons: Comparisons, rounds: Sequence[int]
     """Return the lines for all protocols and metrics, and those rounds that tables show, in this order."""
     rows = {name: list(by_protocol(all_rows(of_model))) for name, of_model in results.items()}
     columns = tuple(dict.fromkeys(column for name in results for column in comparisons.get(name, ())))
-    lines = []
+    lines: list[Line] = []
     for number, (first, output, reference) in enumerate(next(iter(rows.values()))):
-        of_models = {name: each[number][2] for name, each in rows.items()}
+        played = _Played({name: each[number][2] for name, each in rows.items()})
         for metric in METRICS:
-            for played in shown_rounds(reference, rounds):
-                lines += _lines(of_models, Prompted(metric, first, played, output), columns)
+            for shown in shown_rounds(reference, rounds):
+                lines += played.lines(Prompted(metric, first, shown, output), columns)
     return lines
 
 
-def _lines(rows: Mapping[str, pa.Table], prompted: Prompted, columns: Sequence[str]) -> Iterator[Line]:
-    tasks, key = set_tasks(next(iter(rows.values()))), f"{prompted.metric}@{prompted.round}"
-    means = {name: set_means(each) for name, each in rows.items()}
-    drawn = {name: _drawn(rows, prompted, name, number) for number, name in enumerate(tasks)}
+class _Played:
+    """What several models scored by one protocol."""
 
-    def line(task: str, names: list[str], dataset: str) -> Line:
-        own = {model: float(np.mean([of_sets[name][key] for name in names])) for model, of_sets in means.items()}
-        return Line(
-            prompted,
-            task,
-            dataset,
-            tuple(names),
-            *_estimates(own, np.mean([drawn[name] for name in names], axis=0)),
-            {
-                column: published_set(column, prompted, dataset)
-                if dataset
-                else published_mean(column, prompted, task, names)
-                for column in columns
-            },
-        )
+    def __init__(self, rows: Mapping[str, pa.Table]) -> None:
+        self.tasks = set_tasks(next(iter(rows.values())))
+        self.means = {model: set_means(table) for model, table in rows.items()}
+        self.sets = {name: [_of_set(table, name) for table in rows.values()] for name in self.tasks}
 
-    for task in dict.fromkeys(tasks.values()):
-        names = [name for name in tasks if tasks[name] == task]
-        yield from (line(task, [name], name) for name in names)
-        yield line(task, names, "")
-    yield line(ALL, list(tasks), "")
+    def lines(self, prompted: Prompted, columns: Sequence[str]) -> Iterator[Line]:
+        """Yield the lines for one metric after one round."""
+        drawn = {name: self._drawn(prompted, name, number) for number, name in enumerate(self.tasks)}
+        for task in dict.fromkeys(self.tasks.values()):
+            names = [name for name in self.tasks if self.tasks[name] == task]
+            for name in names:
+                found = {column: published_set(column, prompted, name) for column in columns}
+                yield self._line(prompted, task, name, [name], drawn, found)
+            yield self._mean(prompted, task, names, drawn, columns)
+        yield self._mean(prompted, ALL, list(self.tasks), drawn, columns)
+
+    def _mean(
+        self, prompted: Prompted, task: str, names: list[str], drawn: Mapping[str, Values], columns: Sequence[str]
+    ) -> Line:
+        found = {column: published_mean(column, prompted, task, names) for column in columns}
+        return self._line(prompted, task, "", names, drawn, found)
+
+    def _line(
+        self,
+        prompted: Prompted,
+        task: str,
+        dataset: str,
+        names: list[str],
+        drawn: Mapping[str, Values],
+        published: Mapping[str, float | None],
+    ) -> Line:
+        key = f"{prompted.metric}@{prompted.round}"
+        means = {model: float(np.mean([of_sets[name][key] for name in names])) for model, of_sets in self.means.items()}
+        ours, gains = _estimates(means, np.mean([drawn[name] for name in names], axis=0))
+        return Line(prompted, task, dataset, tuple(names), ours, gains, published)
+
+    def _drawn(self, prompted: Prompted, name: str, number: int) -> Values:
+        """Return the means of a set with other images, (draws, models). The same images are drawn for each model,
+        metric and round."""
+        of_models = [
+            (images[rounds == prompted.round], values[prompted.metric][rounds == prompted.round])
+            for images, rounds, values in self.sets[name]
+        ]
+        sums = np.stack([np.bincount(images, values) for images, values in of_models])
+        counts = np.bincount(of_models[0][0]).astype(np.float64)
+        random = np.random.default_rng([0, number])
+        return resampled_means(sums[:, None], counts[None], DRAWS, random)[:, :, 0]
 
 
-def _drawn(rows: Mapping[str, pa.Table], prompted: Prompted, name: str, number: int) -> Values:
-    """Return the means of a set with other images, (draws, models). The same images are drawn for each model, metric
-    and round."""
-    sums, counts = [], np.zeros(0)
-    for table in rows.values():
-        wanted = (np.array(table["set"]) == name) & (table["round"].to_numpy() == prompted.round)
-        values = table[METRICS[prompted.metric]].to_numpy()[wanted]
-        images = _numbered(np.array(table["image"])[wanted])
-        sums.append(np.bincount(images, values))
-        counts = np.bincount(images).astype(np.float64)
-    random = np.random.default_rng([0, number])
-    return resampled_means(np.stack(sums)[:, None], counts[None], DRAWS, random)[:, :, 0]
-
-
-def _numbered(names: npt.NDArray[np.object_]) -> npt.NDArray[np.int64]:
-    return np.unique(names.astype(str), return_inverse=True)[1]
+def _of_set(rows: pa.Table, name: str) -> tuple[Numbers, Numbers, dict[str, Values]]:
+    """Return of each row of a set the number of its image, its round, and its scores by metric."""
+    own = rows.filter(pc.equal(rows["set"], name)).combine_chunks()
+    images = own["image"].combine_chunks().dictionary_encode().indices.to_numpy()
+    return images, own["round"].to_numpy(), {metric: own[column].to_numpy() for metric, column in METRICS.items()}
 
 
 def _estimates(means: Mapping[str, float], drawn: Values) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
@@ -165,25 +181,46 @@ def to_csv(lines: Sequence[Line], comparisons: Comparisons) -> str:
     return text.getvalue()
 
 
-Column = tuple[str, Callable[[Line], float | None]]
+Value = Callable[[Line], float | None]
 
 
-def _columns(lines: Sequence[Line], comparisons: Comparisons) -> list[Column]:
+def _columns(lines: Sequence[Line], comparisons: Comparisons) -> list[tuple[str, Value]]:
     """Return names and values of all columns of numbers."""
     first, *others = lines[0].ours
-    found: list[Column] = []
+    found: list[tuple[str, Value]] = []
     for name in (first, *others):
-        found.append((name, lambda line, name=name: line.ours[name].mean))
-        found.append((f"{name} low", lambda line, name=name: line.ours[name].low))
-        found.append((f"{name} high", lambda line, name=name: line.ours[name].high))
+        found += _spread(name, partial(_ours, name))
         for column in comparisons.get(name, ()):
-            found.append((f"{column} (published)", lambda line, column=column: line.published[column]))
-            found.append((f"{name} - published {column}", lambda line, name=name, c=column: _difference(line, name, c)))
+            found.append((f"{column} (published)", partial(_published, column)))
+            found.append((f"{name} - published {column}", partial(_over_published, name, column)))
     for name in others:
-        found.append((f"{name} - {first}", lambda line, name=name: line.gains[name].mean))
-        found.append((f"{name} - {first} low", lambda line, name=name: line.gains[name].low))
-        found.append((f"{name} - {first} high", lambda line, name=name: line.gains[name].high))
+        found += _spread(f"{name} - {first}", partial(_gain, name))
     return found
+
+
+def _spread(title: str, estimate: Callable[[Line], Estimate]) -> list[tuple[str, Value]]:
+    """Return the columns of a mean and the ends of its interval."""
+
+    def value_of(field: str) -> Value:
+        return lambda line: float(getattr(estimate(line), field))
+
+    return [(title, value_of("mean")), *((f"{title} {end}", value_of(end)) for end in ("low", "high"))]
+
+
+def _ours(model: str, line: Line) -> Estimate:
+    return line.ours[model]
+
+
+def _gain(model: str, line: Line) -> Estimate:
+    return line.gains[model]
+
+
+def _published(column: str, line: Line) -> float | None:
+    return line.published[column]
+
+
+def _over_published(model: str, column: str, line: Line) -> float | None:
+    return _difference(line, model, column)
 
 
 def _difference(line: Line, model: str, column: str) -> float | None:
@@ -266,8 +303,14 @@ def _latex_row(cells: Sequence[str]) -> str:
     return " & ".join(map(_latex, cells)) + r" \\"
 
 
+_LATEX = {mark: rf"\{mark}" for mark in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+}
+
+
 def _latex(cell: str) -> str:
     bold = cell.startswith("**")
-    text = "".join(rf"\{mark}" if mark in "&%$#_{}" else mark for mark in cell.strip("*"))
-    text = text.replace("~", r"\textasciitilde{}").replace("^", r"\textasciicircum{}")
+    text = "".join(_LATEX.get(mark, mark) for mark in cell.strip("*"))
     return rf"\textbf{{{text}}}" if bold else text

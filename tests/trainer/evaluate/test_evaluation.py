@@ -85,6 +85,7 @@ def chosen(
 ) -> Evaluation:
     """An evaluation of all models, a photo a part."""
     monkeypatch.setattr(module, "PART_PHOTOS", 1)
+    monkeypatch.setattr(module, "draw_rounds", lambda _: [])  # takes most of the time, and has tests of its own
     monkeypatch.setattr(module, "load_weights", lambda weights, *_: models[weights])
     choices = {name: ModelChoice(name) for name in models}
     return Evaluation(choices, sets, PROTOCOLS, str(tmp_path / "out"), device="cpu")
