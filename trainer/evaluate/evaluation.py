@@ -232,7 +232,7 @@ class _Run:
         provenance = self._provenance()
         write_rows(self.folder, results, provenance)
         self._write_tables(results)
-        return write_summary(self.folder, results, provenance, shown) + self._remarks()
+        return write_summary(self.folder, results, provenance, shown, self._remark())
 
     def _write_tables(self, results: Results) -> None:
         comparisons = self.evaluation.comparisons
@@ -265,7 +265,7 @@ class _Run:
             "precision": self.precision,
         }
 
-    def _remarks(self) -> str:
+    def _remark(self) -> str:
         """Return what a reader of HQ-SAM's protocol has to know of models that are none."""
         outputs = {each.output for each in self.evaluation.protocols if each.first == SQUEEZED} - {"single"}
         plain = [name for name, model in self.models.items() if _hq_output(model) is None]

@@ -145,9 +145,13 @@ def write_rows(out: Storage, results: Results, provenance: Mapping[str, Any]) ->
 
 
 def write_summary(
-    out: Storage, results: Results, provenance: Mapping[str, Any], rounds: Sequence[int] | None = None
+    out: Storage,
+    results: Results,
+    provenance: Mapping[str, Any],
+    rounds: Sequence[int] | None = None,
+    remark: str = "",
 ) -> str:
-    """Write ``summary.json`` and ``table.md``; return the text of the latter. Raises ``StorageError``."""
+    """Write ``summary.json`` and ``table.md``, with a remark at its end; return its text. Raises ``StorageError``."""
     summary = {
         **provenance,
         "sets": [_describe(dict(zip(results, of_set, strict=True))) for of_set in zip(*results.values(), strict=True)],
@@ -157,7 +161,7 @@ def write_summary(
             for first, output, rows in by_protocol(all_rows(of_model))
         ],
     }
-    text = report_text(results, rounds)
+    text = report_text(results, rounds) + remark
     out.write(SUMMARY_FILE, (json.dumps(summary, indent=1) + "\n").encode())
     out.write(TABLE_FILE, text.encode())
     return text

@@ -127,7 +127,7 @@ class _Played:
             (images[rounds == prompted.round], values[prompted.metric][rounds == prompted.round])
             for images, rounds, values in self.sets[name]
         ]
-        sums = np.stack([np.bincount(images, values) for images, values in of_models])
+        sums = np.stack([np.bincount(images, values).astype(np.float64) for images, values in of_models])
         counts = np.bincount(of_models[0][0]).astype(np.float64)
         random = np.random.default_rng([0, number])
         return resampled_means(sums[:, None], counts[None], DRAWS, random)[:, :, 0]
@@ -248,8 +248,15 @@ def _title(prompted: Prompted) -> str:
 
 
 def _cells(lines: Sequence[Line], comparisons: Comparisons) -> list[list[str]]:
-    """Return the cells of a table for people, a head and a row for each line; means of sets are marked by stars."""
+    """Return the cells of a table for people, a head and a row for each line; means of sets are marked by stars.
+
+    A published column that has nothing to say of these lines is left out.
+    """
     first, *others = lines[0].ours
+    comparisons = {
+        name: [column for column in of_model if any(line.published[column] is not None for line in lines)]
+        for name, of_model in comparisons.items()
+    }
     head = ["task", "set"]
     for name in (first, *others):
         head.append(name)
