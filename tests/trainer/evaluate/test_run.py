@@ -299,6 +299,12 @@ def test_missing_set_is_noticed_before_anything_is_embedded(plain: LoadedSam, wo
 # ---- the command -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of a command on so few photos, and has tests of its own."""
+    monkeypatch.setattr(evaluation, "draw_rounds", lambda results: [("curves.txt", " ".join(results).encode())])
+
+
 @pytest.fixture
 def checkpoint(prompted: LoadedSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a training run's checkpoint."""
@@ -338,7 +344,10 @@ def test_command_writes_what_it_prints(
     options = ("--weights", checkpoint, "--suite", suite, "--out", out, "--var", f"W={world}", "--rounds=3")
     result = evaluate(*options, "--first=box", "--first=point", "--output=single")
     assert result.exit_code == 0
-    assert {"masks.parquet", "summary.json", "table.md"} <= {path.name for path in out.iterdir()}
+    tables = {f"tables.{kind}" for kind in ("csv", "md", "tex")}
+    written = {"masks.parquet", "summary.json", "table.md", "evaluation.json", "parts", "curves.txt"} | tables
+    assert {path.name for path in out.iterdir()} == written
+    assert (out / "curves.txt").read_text() == checkpoint.name
     assert result.stdout == (out / "table.md").read_text()
     assert "- pieces: these weights were never trained for the task 'part'" in result.stdout
     assert "- entities: 3 empty masks were left out" in result.stdout
@@ -415,9 +424,8 @@ def test_weights_are_a_file_a_folder_or_the_packaged_ones(checkpoint: Path) -> N
 
 
 def test_several_models_are_named_and_compared_with_published_figures(
-    checkpoint: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, world: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(evaluation, "draw_rounds", lambda _: [])
     suite, out = tmp_path / "suite.yaml", tmp_path / "out"
     suite.write_text(
         f"sets:\n- {{name: coift, kind: folder-pairs, task: salient, images: {world}/images, masks: {world}/masks}}\n"
