@@ -64,7 +64,7 @@ encoder_option = precision_option(
     "[default: hq]",
 )
 @click.option("--suite", required=True, help="A YAML file of sets, or a built-in suite: paper14, paper8.")
-@click.option("--out", required=True, help="Folder for rows, tables and parts: a path or a URL.")
+@click.option("--out", required=True, help="Folder for rows, tables and portions: a path or a URL.")
 @click.option(
     "--protocol",
     type=click.Choice(["sum", "hq-sam"]),

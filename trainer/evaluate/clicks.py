@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sum_factory.trainer.evaluate.kernels import deepest
-from sum_factory.trainer.evaluate.metrics import Part, support
+from sum_factory.trainer.evaluate.metrics import Cutout, support
 
 Mask = npt.NDArray[np.bool_]
 
@@ -43,9 +43,9 @@ def depth(region: Mask) -> npt.NDArray[np.float32]:
     return distance
 
 
-def first_click(target: Mask | Part) -> Click:
+def first_click(target: Mask | Cutout) -> Click:
     """Click the pixel of the target, bool (H, W), farthest from its boundary. Raises ``ValueError`` if it is empty."""
-    x, y, squared = _peak(_part(target))
+    x, y, squared = _peak(_cutout(target))
     if not squared:
         raise ValueError("an empty mask has no point to click")
     return Click(x, y, True)
@@ -62,13 +62,13 @@ def click_near_boundary(target: Mask, name: str) -> Click:
     return Click(int(xs[pick]), int(ys[pick]), True)
 
 
-def next_click(predicted: Mask | Part, target: Mask | Part) -> Click | None:
+def next_click(predicted: Mask | Cutout, target: Mask | Cutout) -> Click | None:
     """Click the deepest pixel of the error region, false negatives and false positives both considered.
 
     The deeper of the two decides place and label; if they are equally deep, the false negative. None if there is no
     error.
     """
-    predicted, target = _part(predicted), _part(target)
+    predicted, target = _cutout(predicted), _cutout(target)
     missed_x, missed_y, missed = _peak(target.without(predicted))
     wrong_x, wrong_y, wrong = _peak(predicted.without(target), missed + 1)
     if wrong:
@@ -76,11 +76,11 @@ def next_click(predicted: Mask | Part, target: Mask | Part) -> Click | None:
     return Click(missed_x, missed_y, True) if missed else None
 
 
-def _part(mask: Mask | Part) -> Part:
-    return mask if isinstance(mask, Part) else Part.of(mask)
+def _cutout(mask: Mask | Cutout) -> Cutout:
+    return mask if isinstance(mask, Cutout) else Cutout.of(mask)
 
 
-def _peak(region: Part, least: int = 1) -> tuple[int, int, int]:
+def _peak(region: Cutout, least: int = 1) -> tuple[int, int, int]:
     """Return x, y and squared depth of the deepest pixel, the first in reading order; zeros if less than ``least``."""
     if not region.inside.size:
         return 0, 0, 0

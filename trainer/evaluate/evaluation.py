@@ -1,7 +1,8 @@
-"""``trainer evaluate``: several models in one pass over the sets, in parts that outlast a kill.
+"""``trainer evaluate``: several models in one pass over the sets, in portions that outlast a kill.
 
-A part is the scores of a few photos of one set, of all models, and is written when it is done. A run that is started
-again does what is missing. Tables are made of the parts, in their order, so they do not depend on who made them when.
+A portion is the scores of a few photos of one set, of all models, and is written when it is done. A run that is started
+again does what is missing. Tables are made of the portions, in their order, so they do not depend on who made them
+when.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ from sum_factory.trainer.evaluate.settings import SQUEEZED, Protocol
 from sum_factory.trainer.evaluate.tables import Comparisons, make_lines, to_csv, to_latex, to_markdown
 from sum_factory.trainer.run.distributed import Ranks, join_ranks, run_on_ranks
 
-PART_PHOTOS = 8
-"""Photos of a part, at most."""
-RECORD_FILE, PARTS, TABLES = "evaluation.json", "parts", "tables"
+PORTION_PHOTOS = 8
+"""Photos of a portion, at most."""
+RECORD_FILE, PORTIONS, TABLES = "evaluation.json", "portions", "tables"
 REMEDY = "Give what it was begun with, or another --out."
 
 
@@ -83,7 +84,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Portion:
     """Photos ``start`` to ``stop`` of the set of this number."""
 
     number: int
@@ -137,16 +138,16 @@ class _Run:
         self.counts, self.photos = [len(each) for each in keys], [content_id(each) for each in keys]
 
     @cached_property
-    def parts(self) -> list[_Part]:
+    def portions(self) -> list[_Portion]:
         return [
-            _Part(number, start, min(start + PART_PHOTOS, count))
+            _Portion(number, start, min(start + PORTION_PHOTOS, count))
             for number, count in enumerate(self.counts)
-            for start in range(0, count, PART_PHOTOS)
+            for start in range(0, count, PORTION_PHOTOS)
         ]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What every part depends on."""
+        """What every portion depends on."""
         models = {
             name: {"sha256": each.sha256, "trained_tasks": list(each.trained_tasks), "hq_output": _hq_output(each)}
             for name, each in self.models.items()
@@ -178,49 +179,49 @@ class _Run:
         require_same("settings", place, _flat(recorded), _flat(self.settings), REMEDY)
 
     def do_missing(self) -> None:
-        """Evaluate this process's share of the parts that are missing, set by set."""
-        there = set(self.ranks.gather(self.folder.names(PARTS))[0])
+        """Evaluate this process's share of the portions that are missing, set by set."""
+        there = set(self.ranks.gather(self.folder.names(PORTIONS))[0])
         if there:
-            SPEAKER.say(f"{len(there):,} of {len(self.parts):,} parts are there already; the others follow")
-        missing = [part for part in self.parts if part.name not in there]
+            SPEAKER.say(f"{len(there):,} of {len(self.portions):,} portions are there already; the others follow")
+        missing = [portion for portion in self.portions if portion.name not in there]
         limit = KEPT_BYTES if len(self.counts) > 1 else 0
         embeddings = Embeddings(self.models, self.precision, limit)
         for number, settings in enumerate(self.evaluation.sets):
-            own = [part for part in missing if part.number == number][self.ranks.rank :: self.ranks.count]
+            own = [portion for portion in missing if portion.number == number][self.ranks.rank :: self.ranks.count]
             if own:
                 opened = open_set(settings)
-                for part in track(own, f"evaluating {settings.name}", "part"):
-                    self._do(part, embeddings, settings, opened)
+                for portion in track(own, f"evaluating {settings.name}", "portion"):
+                    self._do(portion, embeddings, settings, opened)
 
-    def _do(self, part: _Part, embeddings: Embeddings, settings: SetSettings, opened: HumanSet) -> None:
+    def _do(self, portion: _Portion, embeddings: Embeddings, settings: SetSettings, opened: HumanSet) -> None:
         chosen = self.evaluation
         photos = [
             evaluate_photo(embeddings, settings, opened, index, chosen.protocols, chosen.max_masks, chosen.seed)
-            for index in range(part.start, part.stop)
+            for index in range(portion.start, portion.stop)
         ]
         counts = {name: str(sum(getattr(each, name) for each in photos)) for name in ("images", "masks", "empty")}
         rows = pa.concat_tables([each.rows for each in photos]).replace_schema_metadata(counts)
         buffer = io.BytesIO()
         pq.write_table(rows, buffer, compression="zstd")
-        self.folder.write(f"{PARTS}/{part.name}", buffer.getvalue())
+        self.folder.write(f"{PORTIONS}/{portion.name}", buffer.getvalue())
 
-    def _read(self, part: _Part) -> PhotoScores:
-        name = f"{PARTS}/{part.name}"
+    def _read(self, portion: _Portion) -> PhotoScores:
+        name = f"{PORTIONS}/{portion.name}"
         try:
             rows = pq.read_table(io.BytesIO(self.folder.read(name)))
             counts = {key.decode(): int(value) for key, value in rows.schema.metadata.items()}
             return PhotoScores(rows.select(MODEL_SCORES.names).replace_schema_metadata(None), **counts)
         except (FileNotFoundError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError) as error:
             raise StorageError(
-                f"{self.folder.path(name)}: missing, or no part of an evaluation; delete it and give the same command "
-                "again"
+                f"{self.folder.path(name)}: missing, or no portion of an evaluation; delete it and give the same "
+                "command again"
             ) from error
 
     def results(self) -> Results:
         """Return the scores of each model on each set."""
         found: Results = {name: [] for name in self.models}
         for number, settings in enumerate(self.evaluation.sets):
-            photos = [self._read(part) for part in self.parts if part.number == number]
+            photos = [self._read(portion) for portion in self.portions if portion.number == number]
             for name, model in self.models.items():
                 own = [_of_model(each, name) for each in photos]
                 found[name].append(set_scores(settings, prompted_task(model, settings.task), own))

@@ -16,7 +16,7 @@ from sum_factory.shared.masks import Mask, box_of
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, Prompts, decode_prompts
 from sum_factory.shared.sam.hq import add_vectors
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.trainer.evaluate.metrics import Part
+from sum_factory.trainer.evaluate.metrics import Cutout
 
 Box = tuple[int, int, int, int]
 
@@ -37,7 +37,7 @@ def squeezed_box(target: Mask, side: int) -> Box | None:
 @torch.no_grad()
 def predict_squeezed(
     sam: Sam, embedding: Tensor, task_vector: Tensor | None, box: Box, size: tuple[int, int]
-) -> tuple[Part, float]:
+) -> tuple[Cutout, float]:
     """Return the mask for a box in the square, at the photo's ``size``, height and width, and its predicted IoU.
 
     ``embedding`` (1, C, g, g) is that of the squeezed photo, ``task_vector`` (C,) or None.
@@ -47,7 +47,7 @@ def predict_squeezed(
     prompts = Prompts(corners, torch.tensor([[BOX_MIN, BOX_MAX]], device=source.device))
     index = torch.zeros(1, dtype=torch.long, device=source.device)
     logits, predicted = decode_prompts(sam, source, index, prompts)
-    return Part.of((_resized(logits[:, :1].cpu(), size)[0, 0] > 0).numpy()), float(predicted[0, 0])
+    return Cutout.of((_resized(logits[:, :1].cpu(), size)[0, 0] > 0).numpy()), float(predicted[0, 0])
 
 
 def _resized(values: Tensor, size: tuple[int, int]) -> Tensor:

@@ -22,7 +22,7 @@ from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSIT
 from sum_factory.shared.sam.hq import add_vectors
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.evaluate.clicks import Click, click_near_boundary, first_click, next_click
-from sum_factory.trainer.evaluate.metrics import Part
+from sum_factory.trainer.evaluate.metrics import Cutout
 from sum_factory.trainer.evaluate.settings import Output, Protocol
 from sum_factory.trainer.evaluate.upsampling import upsampled_masks
 
@@ -45,26 +45,26 @@ class Played:
     """One mask after one round: its score, what the model reported, and the clicks so far."""
 
     score: RoundScore
-    part: Part
+    cutout: Cutout
     clicks: tuple[Click, ...]
 
     @property
     def mask(self) -> Mask:
         """What the model reported, bool (H, W)."""
-        return self.part.mask
+        return self.cutout.mask
 
 
 @dataclass
 class _State:
     """One target while it is being prompted: its tokens in pixels of the square input, and the reported logits."""
 
-    target: Part
+    target: Cutout
     coords: list[list[float]]
     token_types: list[int]
     boxed: bool
     clicks: tuple[Click, ...] = ()
     logits: Tensor | None = None
-    mask: Part | None = None
+    mask: Cutout | None = None
 
     def tokens(self) -> tuple[list[list[float]], list[int]]:
         """The tokens in upstream's order: points, then the box or one padding token."""
@@ -76,7 +76,7 @@ def evaluate_image(
     embedding: Tensor,
     task_vector: Tensor | None,
     frame: Frame,
-    targets: Masks | Sequence[Part],
+    targets: Masks | Sequence[Cutout],
     name: str,
     protocol: Protocol,
     numbers: Sequence[int] | None = None,
@@ -92,7 +92,7 @@ def play_image(
     embedding: Tensor,
     task_vector: Tensor | None,
     frame: Frame,
-    targets: Masks | Sequence[Part],
+    targets: Masks | Sequence[Cutout],
     name: str,
     protocol: Protocol,
     numbers: Sequence[int] | None = None,
@@ -100,13 +100,13 @@ def play_image(
     """Play the protocol on the masks of one image; yield each round of each mask.
 
     ``embedding`` is (1, C, g, g), ``task_vector`` (C,) or None, ``targets`` bool (K, H, W) without empty masks, or
-    their parts, which several models may share;
+    their cutouts, which several models may share;
     ``name`` names the image for the near-boundary draw. ``numbers`` are the masks' numbers in their image, 0 to K - 1
     by default: with them, a part of an image's masks scores as it does among all.
     """
     numbers = range(len(targets)) if numbers is None else numbers
-    parts = [target if isinstance(target, Part) else Part.of(target) for target in targets]
-    named = zip(numbers, parts, strict=True)
+    cutouts = [target if isinstance(target, Cutout) else Cutout.of(target) for target in targets]
+    named = zip(numbers, cutouts, strict=True)
     states = [_start(target, frame, f"{name}/{k}", protocol) for k, target in named]
     for number in range(1, protocol.rounds + 1):
         if number > 1:
@@ -125,7 +125,7 @@ def play_image(
                 yield Played(score, mask, states[k].clicks)
 
 
-def _start(target: Part, frame: Frame, name: str, protocol: Protocol) -> _State:
+def _start(target: Cutout, frame: Frame, name: str, protocol: Protocol) -> _State:
     if protocol.first == "box":
         height, width = target.inside.shape
         corners = [(target.left, target.top), (target.left + width - 1, target.top + height - 1)]

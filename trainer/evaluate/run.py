@@ -22,7 +22,7 @@ from sum_factory.trainer.data.human import HumanSample, HumanSet
 from sum_factory.trainer.data.sets import SetSettings, check_sets, open_set
 from sum_factory.trainer.evaluate.embeddings import Embeddings
 from sum_factory.trainer.evaluate.hq_sam import predict_squeezed, squeezed, squeezed_box
-from sum_factory.trainer.evaluate.metrics import Part
+from sum_factory.trainer.evaluate.metrics import Cutout
 from sum_factory.trainer.evaluate.protocol import RoundScore, evaluate_image
 from sum_factory.trainer.evaluate.settings import SQUEEZED, Protocol
 from sum_factory.trainer.run.distributed import ALONE, Ranks
@@ -216,7 +216,7 @@ def _play(
     rows: list[dict[str, Any]] = []
     for start in range(0, len(numbers), together):
         part = numbers[start : start + together]
-        targets = [Part.of(mask) for mask in sample.masks_at(part)]
+        targets = [Cutout.of(mask) for mask in sample.masks_at(part)]
         areas = {number: target.area for number, target in zip(part, targets, strict=True)}
         for name, embedding in found.items():
             model, fixed = embeddings.models[name], _fixed(name, settings, sample)
@@ -236,7 +236,7 @@ def _play_squeezed(
         raise InputError(
             f"{settings.name}: {sample.key} has {len(numbers)} masks; HQ-SAM's protocol is for sets of one mask a photo"
         )
-    target = Part.of(sample.masks_at(numbers)[0])
+    target = Cutout.of(sample.masks_at(numbers)[0])
     sides = {name: int(model.sam.image_encoder.img_size) for name, model in embeddings.models.items()}
     boxes = {side: squeezed_box(target.mask, side) for side in set(sides.values())}
     if None in boxes.values():
@@ -246,8 +246,8 @@ def _play_squeezed(
         model, embedding, box = embeddings.models[name], photos[side][name], boxes[side]
         assert box is not None, "it was looked at"
         vector = _vector(model, settings, embedding)
-        part, predicted = predict_squeezed(model.sam, embedding, vector, box, target.size)
-        score = RoundScore(numbers[0], 1, part.iou(target), part.band.iou(target.band), predicted)
+        mask, predicted = predict_squeezed(model.sam, embedding, vector, box, target.size)
+        score = RoundScore(numbers[0], 1, mask.iou(target), mask.band.iou(target.band), predicted)
         played = {"first": protocol.first, "output": protocol.output, "area": target.area}
         yield {**_fixed(name, settings, sample), **played, **asdict(score)}
 

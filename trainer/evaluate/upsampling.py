@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from sum_factory.shared.placement import CELL, Frame
 from sum_factory.trainer.evaluate.kernels import positive
-from sum_factory.trainer.evaluate.metrics import Part
+from sum_factory.trainer.evaluate.metrics import Cutout
 
 SLACK = 10 * 2.0**-24
 """Largest rounding error of torch's float32, relative to the largest logit: four roundings an interpolation."""
@@ -51,7 +51,7 @@ class _Axis:
         return cells, self.weights[pixels], np.append(np.flatnonzero(np.diff(cells, prepend=-1)), len(cells))
 
 
-def upsampled_masks(logits: Tensor, frame: Frame) -> list[Part]:
+def upsampled_masks(logits: Tensor, frame: Frame) -> list[Cutout]:
     """Return where logits (K, h, w) of the low-resolution square are positive in the frame's crop, K masks.
 
     Equal to ``frame.upsample(logits) > 0`` on the CPU, wherever ``logits`` are.
@@ -61,18 +61,18 @@ def upsampled_masks(logits: Tensor, frame: Frame) -> list[Part]:
     rows, columns = _axis(frame.side, input_height, height), _axis(frame.side, input_width, width)
     finite = torch.isfinite(logits).flatten(1).all(1).tolist()
     return [
-        (finite[k] and _drawn(values, rows, columns)) or Part.of((frame.upsample(logits[k : k + 1]) > 0)[0].numpy())
+        (finite[k] and _drawn(values, rows, columns)) or Cutout.of((frame.upsample(logits[k : k + 1]) > 0)[0].numpy())
         for k, values in enumerate(logits.numpy())
     ]
 
 
-def _drawn(logits: npt.NDArray[np.float32], rows: _Axis, columns: _Axis) -> Part | None:
+def _drawn(logits: npt.NDArray[np.float32], rows: _Axis, columns: _Axis) -> Cutout | None:
     """Return the mask of logits (h, w), drawn where there are positive ones; None if torch's roundings may decide."""
     down, across = rows.reached(logits.max(1)), columns.reached(logits.max(0))
     inside = np.zeros((down.stop - down.start, across.stop - across.start), bool)
     if inside.size and not positive(logits, *rows.cut(down), *columns.cut(across), SLACK, inside):
         return None
-    return Part(inside, down.start, across.start, (len(rows.cells), len(columns.cells))).trimmed()
+    return Cutout(inside, down.start, across.start, (len(rows.cells), len(columns.cells))).trimmed()
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""Several models in one pass, in parts: against each alone, and killed and gone on with."""
+"""Several models in one pass, in portions: against each alone, and killed and gone on with."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[LabelMapsSettings, .
 def chosen(
     models: dict[str, LoadedSam], sets: tuple[LabelMapsSettings, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Evaluation:
-    """An evaluation of all models, a photo a part."""
-    monkeypatch.setattr(module, "PART_PHOTOS", 1)
+    """An evaluation of all models, a photo a portion."""
+    monkeypatch.setattr(module, "PORTION_PHOTOS", 1)
     monkeypatch.setattr(module, "draw_rounds", lambda _: [])  # takes most of the time, and has tests of its own
     monkeypatch.setattr(module, "load_weights", lambda weights, *_: models[weights])
     choices = {name: ModelChoice(name) for name in models}
@@ -147,7 +147,7 @@ def test_killed_evaluation_goes_on_and_ends_with_the_same_files(
         monkeypatch.setattr(module, "evaluate_photo", dying)
         with pytest.raises(KilledError):
             evaluate(killed)
-    assert len(list((tmp_path / "killed" / "parts").iterdir())) == 3
+    assert len(list((tmp_path / "killed" / "portions").iterdir())) == 3
     assert not (tmp_path / "killed" / "masks.parquet").exists()
     done: list[int] = []
     monkeypatch.setattr(module, "evaluate_photo", lambda *a: (done.append(1), photos(*a))[1])
@@ -167,7 +167,7 @@ class Separate(Ranks):
         return
 
 
-def test_processes_share_the_parts_and_make_the_same_files(chosen: Evaluation, tmp_path: Path) -> None:
+def test_processes_share_the_portions_and_make_the_same_files(chosen: Evaluation, tmp_path: Path) -> None:
     evaluate(chosen)
     shared = replace(chosen, out=str(tmp_path / "shared"))
     both = [module._Run(shared, Separate(rank, 2, ALONE.device)) for rank in (0, 1)]
@@ -177,7 +177,7 @@ def test_processes_share_the_parts_and_make_the_same_files(chosen: Evaluation, t
         listed = Storage(shared.out)
         each.folder = type("Early", (), {"names": lambda *_: [], "write": listed.write})()  # listed before either wrote
         each.do_missing()
-        made.append(len(listed.names("parts")))
+        made.append(len(listed.names("portions")))
         each.folder = listed
     assert made == [3, 5]  # photos 0 and 2 of the first set and 0 of the second, then the others
     both[0].report()
@@ -199,11 +199,11 @@ def test_other_settings_are_refused_by_name(chosen: Evaluation, models: dict[str
     assert files_of(few) == before
 
 
-def test_damaged_part_is_named(chosen: Evaluation) -> None:
+def test_damaged_portion_is_named(chosen: Evaluation) -> None:
     few = replace(chosen, models={"sam": ModelChoice("sam")}, protocols=(Protocol(rounds=1),))
     evaluate(few)
-    (Path(few.out) / "parts" / "001-0000000.parquet").write_bytes(b"no parquet")
-    with pytest.raises(StorageError, match=r"001-0000000\.parquet: missing, or no part"):
+    (Path(few.out) / "portions" / "001-0000000.parquet").write_bytes(b"no parquet")
+    with pytest.raises(StorageError, match=r"001-0000000\.parquet: missing, or no portion"):
         evaluate(few)
 
 

@@ -345,7 +345,7 @@ def test_command_writes_what_it_prints(
     result = evaluate(*options, "--first=box", "--first=point", "--output=single")
     assert result.exit_code == 0
     tables = {f"tables.{kind}" for kind in ("csv", "md", "tex")}
-    written = {"masks.parquet", "summary.json", "table.md", "evaluation.json", "parts", "curves.txt"} | tables
+    written = {"masks.parquet", "summary.json", "table.md", "evaluation.json", "portions", "curves.txt"} | tables
     assert {path.name for path in out.iterdir()} == written
     assert (out / "curves.txt").read_text() == checkpoint.name
     assert result.stdout == (out / "table.md").read_text()
@@ -387,9 +387,9 @@ def test_what_is_done_is_kept_when_a_later_set_fails(checkpoint: Path, world: Pa
     )
     result = evaluate("--weights", checkpoint, "--suite", suite, "--out", tmp_path / "out", "--rounds=1")
     assert isinstance(result.exception, ImageError)
-    done = sorted(path.name for path in (tmp_path / "out" / "parts").iterdir())
+    done = sorted(path.name for path in (tmp_path / "out" / "portions").iterdir())
     assert done == ["000-0000000.parquet"]
-    assert set(pq.read_table(tmp_path / "out" / "parts" / done[0])["set"].to_pylist()) == {"good"}
+    assert set(pq.read_table(tmp_path / "out" / "portions" / done[0])["set"].to_pylist()) == {"good"}
     for key in SIZES:
         (tmp_path / "bad" / f"{key}.png").write_bytes((world / "images" / f"{key}.png").read_bytes())
     assert evaluate("--weights", checkpoint, "--suite", suite, "--out", tmp_path / "out", "--rounds=1").exit_code == 0

@@ -38,9 +38,9 @@ def test_masks_equal_torchs_to_the_pixel(side: int, height: int, width: int) -> 
     for seed in range(3):
         values = logits(side, seed)
         found = upsampled_masks(values, Frame.whole(side, height, width))
-        assert np.array_equal(np.stack([part.mask for part in found]), by_torch(values, side, height, width))
-        for part in found:  # nothing is left around a mask
-            assert not part.inside.size or all(part.inside.take(end, axis).any() for end in (0, -1) for axis in (0, 1))
+        assert np.array_equal(np.stack([each.mask for each in found]), by_torch(values, side, height, width))
+        for each in found:  # nothing is left around a mask
+            assert not each.inside.size or all(each.inside.take(end, axis).any() for end in (0, -1) for axis in (0, 1))
 
 
 def test_logits_that_torch_rounds_to_zero_are_torchs_to_decide() -> None:
