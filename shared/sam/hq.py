@@ -13,16 +13,17 @@ once: the embedding of such a model, (B, 3 C, g, g), is the image embedding and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sum_factory.shared.sam.upstream import MaskDecoder, Sam, common
+from sum_factory.shared.sam.upstream import ImageEncoderViT, MaskDecoder, Sam, common
 
-HqOutput = Literal["hq", "hq+sam"]
-"""What such a model puts out: the mask of its own token, or the sum of its logits and SAM's."""
+HqOutput = Literal["hq", "hq+sam", "single"]
+"""What such a model puts out: the mask of its own token, the sum of its logits and SAM's, or SAM's alone."""
 OWN = ("hf_token", "hf_mlp", "compress_vit_feat", "embedding_encoder", "embedding_maskfeature")
 """The modules that HQ-SAM adds to SAM's mask decoder."""
 FINER = 4
@@ -73,10 +74,13 @@ def _upscaling(channels: int, middle: int, out: int) -> nn.Sequential:
 
 def encode(sam: Sam, images: Tensor) -> Tensor:
     """Encode photos (B, 3, S, S) to what ``decode_prompts`` takes: (B, C, g, g), of HQ-SAM (B, 3 C, g, g)."""
-    encoder, decoder = sam.image_encoder, sam.mask_decoder
-    if not isinstance(decoder, HqMaskDecoder):
-        embedding: Tensor = encoder(images)
-        return embedding
+    return encode_for(sam.image_encoder, [sam.mask_decoder], images)[0]
+
+
+def encode_for(encoder: ImageEncoderViT, decoders: Sequence[MaskDecoder], images: Tensor) -> list[Tensor]:
+    """Encode photos (B, 3, S, S) once for several decoders; return for each what ``encode`` gives its model."""
+    if not any(isinstance(decoder, HqMaskDecoder) for decoder in decoders):
+        return [encoder(images)] * len(decoders)
     x = encoder.patch_embed(images)
     if encoder.pos_embed is not None:
         x = x + encoder.pos_embed
@@ -87,6 +91,12 @@ def encode(sam: Sam, images: Tensor) -> Tensor:
             early = x.permute(0, 3, 1, 2)
     assert early is not None, "every SAM has a block with global attention"
     raw = encoder.neck(x.permute(0, 3, 1, 2))
+    return [_with_features(decoder, raw, early) for decoder in decoders]
+
+
+def _with_features(decoder: MaskDecoder, raw: Tensor, early: Tensor) -> Tensor:
+    if not isinstance(decoder, HqMaskDecoder):
+        return raw
     features = decoder.embedding_encoder(raw) + decoder.compress_vit_feat(early)
     return torch.cat([raw, F.pixel_unshuffle(features, FINER)], 1)
 
@@ -124,4 +134,5 @@ def put_out(output: HqOutput, hq: Tensor, sam: Tensor, iou: Tensor, ambiguous: T
     chosen = torch.where(ambiguous, 1 + iou[:, 1:].argmax(1), 0)
     each = torch.arange(len(hq), device=hq.device)
     predicted_iou = iou[each, chosen][:, None].detach()
-    return (hq + sam[each, chosen][:, None] if output == "hq+sam" else hq), predicted_iou
+    own = sam[each, chosen][:, None]
+    return (own if output == "single" else hq + own if output == "hq+sam" else hq), predicted_iou

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from sum_factory.shared.placement import CropBox, resized_size
 from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, autocast, resolve
 from sum_factory.shared.sam.attention import attend_in_pieces
 from sum_factory.shared.sam.fast_linear import use_fast_linear
-from sum_factory.shared.sam.hq import encode
+from sum_factory.shared.sam.hq import encode_for
 from sum_factory.shared.sam.upstream import Sam
 
 
@@ -73,6 +74,22 @@ def require_device(device: torch.device) -> torch.device:
     return device
 
 
+def embed_for(sams: Sequence[Sam], image: npt.NDArray[np.uint8], precision: Precision) -> list[Tensor]:
+    """Return the embedding (1, C, g, g) of an image, uint8 (H, W, 3), for each of several SAMs whose encoders have the
+    same weights: the first one's runs. Embeddings are float32."""
+    resized = resize(image, sams[0].image_encoder.img_size)
+    return _embed_resized(sams, resized, precision)
+
+
+@torch.no_grad()
+def _embed_resized(sams: Sequence[Sam], resized: npt.NDArray[np.uint8], precision: Precision) -> list[Tensor]:
+    pixels = torch.as_tensor(resized, device=sams[0].device).permute(2, 0, 1)[None].contiguous()
+    with autocast(sams[0].device.type, precision):
+        decoders = [sam.mask_decoder for sam in sams]
+        found = encode_for(sams[0].image_encoder, decoders, sams[0].preprocess(pixels))
+    return [features.float() for features in found]
+
+
 def move_to_device(sam: Sam, runtime: Runtime) -> Sam:
     """Move ``sam`` to its device, and compile its encoder if that is asked for; returns the same object.
 
@@ -118,9 +135,5 @@ class Embedder:
             return self._embed_resized(resized)
         return self.embed(image[y0:y1, x0:x1])
 
-    @torch.no_grad()
     def _embed_resized(self, resized: npt.NDArray[np.uint8]) -> Tensor:
-        pixels = torch.as_tensor(resized, device=self.sam.device).permute(2, 0, 1)[None].contiguous()
-        with autocast(self.sam.device.type, self.precision):
-            features = encode(self.sam, self.sam.preprocess(pixels))
-        return features.float()
+        return _embed_resized([self.sam], resized, self.precision)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
@@ -15,11 +15,12 @@ from sum_factory.shared.precision import PrecisionSetting, precision_option
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.settings import PACKAGED, TASKS, WEIGHTS_HELP
 from sum_factory.trainer.commands.train import below_option, hq_option
-from sum_factory.trainer.evaluate.settings import FirstPrompt, Output, Protocol
+from sum_factory.trainer.evaluate.settings import SQUEEZED, FirstPrompt, Output, Protocol
 
 if TYPE_CHECKING:
     from sum_factory.shared.images import RgbImage
     from sum_factory.shared.sam.hq import HqOutput
+    from sum_factory.trainer.evaluate.evaluation import Evaluation, ModelChoice
     from sum_factory.trainer.predict import Prediction, UserPrompt
 
 MOST_ROUNDS = 9
@@ -38,32 +39,57 @@ encoder_option = precision_option(
 
 
 @click.command("evaluate")
-@weights_option
-@below_option
-@hq_option
+@click.option(
+    "--weights",
+    "weights",
+    multiple=True,
+    metavar="[NAME=]PATH",
+    default=[PACKAGED],
+    show_default=True,
+    help=f"Weights, and what to call them in tables; repeatable. {WEIGHTS_HELP}.",
+)
+@click.option(
+    "--sam",
+    "sams",
+    multiple=True,
+    metavar="[NAME=]PATH",
+    help="The SAM that weights of a variant sit on, of one model or of all  [default: where it lay in training]",
+)
+@click.option(
+    "--hq-output",
+    "hq_outputs",
+    multiple=True,
+    metavar="[NAME=](hq|hq+sam)",
+    help="Of HQ-SAM, the mask of its own token, or the sum of its logits and SAM's; of one model or of all  "
+    "[default: hq]",
+)
 @click.option("--suite", required=True, help="A YAML file of sets, or a built-in suite: paper14, paper8.")
-@click.option("--out", required=True, help="Folder for masks.parquet, summary.json and table.md: a path or a URL.")
+@click.option("--out", required=True, help="Folder for rows, tables and portions: a path or a URL.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["sum", "hq-sam"]),
+    default="sum",
+    show_default=True,
+    help="sum: clicks at the photo's size. hq-sam: that of HQ-SAM's training script, one box in the squeezed photo.",
+)
 @click.option(
     "--first",
-    type=click.Choice(get_args(FirstPrompt)),
+    type=click.Choice([name for name in get_args(FirstPrompt) if name != SQUEEZED]),
     multiple=True,
-    default=["point"],
-    show_default=True,
-    help="First prompt of a mask; repeatable.",
+    help="First prompt of a mask; repeatable  [default: point]",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(1, MOST_ROUNDS),
-    default=Protocol.rounds,
-    show_default=True,
-    help="Rounds a mask: the first prompt, then a click a round where the mask is wrong.",
+    default=None,
+    help=f"Rounds a mask: the first prompt, then a click a round where the mask is wrong  [default: {Protocol.rounds}]",
 )
 @click.option(
     "--output",
     type=click.Choice(get_args(Output)),
-    default=Protocol.output,
-    show_default=True,
-    help="Output of a first point that counts: oracle, of its three the closest to the target; or single.",
+    default=None,
+    help="Output of a first point that counts: oracle, of its three the closest to the target; or single  [default: "
+    "oracle]. With --protocol hq-sam: hq, hq+sam or single, SAM's own  [default: hq]",
 )
 @click.option(
     "--task-prompt",
@@ -90,18 +116,33 @@ encoder_option = precision_option(
 @click.option(
     "--before", default=None, help=f"With --automatic, the SAM that training began with  [default: {PACKAGED}]"
 )
+@click.option(
+    "--published",
+    multiple=True,
+    metavar="[NAME=]COLUMN",
+    help='Published figures beside a model, or beside all, such as sum="SUM FT-Medium"; repeatable  [default: those of '
+    "the model's name; with --protocol hq-sam, HQ-SAM's and PA-SAM's]",
+)
 @device_option
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes of this machine that share the photos, each with a GPU or a share of the cores.",
+)
 @threads_option
 @encoder_option
 def evaluate_command(
-    weights: str,
-    sam: str | None,
-    hq_output: HqOutput,
+    weights: tuple[str, ...],
+    sams: tuple[str, ...],
+    hq_outputs: tuple[str, ...],
     suite: str,
     out: str,
+    protocol: str,
     first: tuple[FirstPrompt, ...],
-    rounds: int,
-    output: Output,
+    rounds: int | None,
+    output: Output | None,
     task_prompt: str,
     variables: tuple[str, ...],
     show: tuple[int, ...],
@@ -109,61 +150,140 @@ def evaluate_command(
     seed: int,
     automatic: bool,
     before: str | None,
+    published: tuple[str, ...],
     device: str,
+    processes: int,
     threads: int | None,
     precision: PrecisionSetting,
 ) -> None:
-    """Prompt a model as a user would, on sets of human masks, and average IoU and boundary IoU."""
+    """Prompt models as a user would, on sets of human masks, and average IoU and boundary IoU.
+
+    Run it again after any interruption: it goes on where it was.
+    """
     if before is not None and not automatic:
         raise click.BadParameter("is for --automatic; give that, too", param_hint="--before")
-    if show and max(show) > rounds:
-        raise click.BadParameter(f"{max(show)} is beyond the last round, {rounds}", param_hint="--show")
-    from dataclasses import asdict
-
-    import torch
-    from pydantic_core import to_jsonable_python
-
-    from sum_factory.shared.allocator import tune_malloc
-    from sum_factory.shared.precision import settle
-    from sum_factory.shared.sam.runtime import Runtime, pick_device
-    from sum_factory.shared.store.storage import Storage
-    from sum_factory.trainer.evaluate.report import write_rows, write_summary
-    from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
+    protocols = _protocols(protocol, first, rounds, output, task_prompt)
+    if show and max(show) > protocols[0].rounds:
+        raise click.BadParameter(f"{max(show)} is beyond the last round, {protocols[0].rounds}", param_hint="--show")
+    from sum_factory.trainer.evaluate.evaluation import Evaluation, evaluate_on_ranks
     from sum_factory.trainer.evaluate.suites import read_suite
     from sum_factory.trainer.settings import parse_variables
 
-    tune_malloc()
-    torch.set_num_threads(threads or usable_cores())
-    folder = Storage(out)
-    sets = read_suite(suite, parse_variables(variables)).sets
-    computed_in = settle(precision, pick_device(device)).name
-    loaded = load_weights(weights, Runtime(device, computed_in), sam, hq_output=hq_output)
-    task_rounds = 1 if task_prompt == "first" else rounds
-    protocols = [Protocol(name, rounds, output, task_rounds) for name in dict.fromkeys(first)]
-    provenance = {
-        "weights": {"path": weights, "sha256": loaded.sha256, "model_type": loaded.architecture.name},
-        "trained_tasks": loaded.trained_tasks,
-        "hq_output": hq_output if hasattr(loaded.sam.mask_decoder, "hq_output") else None,
-        "suite": to_jsonable_python([asdict(settings) for settings in sets]),
-        "protocols": [asdict(protocol) for protocol in protocols],
-        "max_masks": max_masks,
-        "seed": seed,
-        "precision": computed_in,
-    }
-    folder.make()
-    results = []
-    for result in evaluate_sets(loaded, sets, protocols, max_masks, seed, computed_in):
-        results.append(result)
-        write_rows(folder, results, provenance)  # after each set, so that a failure in the last does not cost the rest
-        click.echo(f"{result.settings.name}: {result.masks} masks in {result.images} images", err=True)
-    click.echo(write_summary(folder, results, provenance, sorted(set(show)) or None), nl=False)
-    if automatic:
-        from sum_factory.trainer.evaluate.automatic import compare_automatic
-        from sum_factory.trainer.evaluate.automatic_report import write_automatic
+    models = _models(weights, sams, hq_outputs, protocols[0])
+    evaluation = Evaluation(
+        models,
+        read_suite(suite, parse_variables(variables)).sets,
+        protocols,
+        out,
+        max_masks,
+        seed,
+        precision,
+        device,
+        tuple(sorted(set(show))) or None,
+        _comparisons(published, list(models), protocols[0]),
+    )
+    if automatic and "before" in models:
+        raise click.BadParameter("--automatic calls that of --before so; give another name", param_hint="--weights")
+    told = evaluate_on_ranks(evaluation, processes, threads)
+    click.echo(told, nl=False)
+    if automatic and told:  # the first rank's
+        click.echo("\n" + _judge_automatic(evaluation, before), nl=False)
 
-        scores = compare_automatic(before, {"after": (weights, sam)}, sets, Runtime(device, computed_in))
-        told = {"weights": {"before": before or PACKAGED, "after": weights}, "precision": computed_in}
-        click.echo("\n" + write_automatic(folder, scores, told), nl=False)
+
+def _judge_automatic(evaluation: Evaluation, before: str | None) -> str:
+    """Write what automatic masks of the models are worth beside those of ``before``; return the text for people."""
+    from sum_factory.shared.precision import settle
+    from sum_factory.shared.sam.runtime import Runtime, pick_device
+    from sum_factory.shared.store.storage import Storage
+    from sum_factory.trainer.evaluate.automatic import compare_automatic
+    from sum_factory.trainer.evaluate.automatic_report import write_automatic
+
+    computed_in = settle(evaluation.precision, pick_device(evaluation.device)).name
+    models = {name: (model.weights, model.sam) for name, model in evaluation.models.items()}
+    scores = compare_automatic(before, models, evaluation.sets, Runtime(evaluation.device, computed_in))
+    paths = {"before": before or PACKAGED, **{name: model.weights for name, model in evaluation.models.items()}}
+    return write_automatic(Storage(evaluation.out), scores, {"weights": paths, "precision": computed_in})
+
+
+def _protocols(
+    kind: str, first: tuple[FirstPrompt, ...], rounds: int | None, output: Output | None, task_prompt: str
+) -> tuple[Protocol, ...]:
+    """Return the protocols that options ask for. Raises ``click.UsageError`` for those that do not go together."""
+    if kind == "hq-sam":
+        if first or rounds not in (None, 1):
+            raise click.UsageError("--protocol hq-sam has a box as its only prompt; leave --first and --rounds out")
+        if output == "oracle":
+            raise click.BadParameter("--protocol hq-sam has one output: hq, hq+sam or single", param_hint="--output")
+        return (Protocol(SQUEEZED, 1, output or "hq"),)
+    if output not in (None, "oracle", "single"):
+        raise click.BadParameter(
+            f"{output} is for --protocol hq-sam; otherwise --hq-output {output} --output single", param_hint="--output"
+        )
+    count = rounds or Protocol.rounds
+    names: tuple[FirstPrompt, ...] = first or ("point",)
+    task_rounds = 1 if task_prompt == "first" else count
+    return tuple(Protocol(name, count, output or Protocol.output, task_rounds) for name in dict.fromkeys(names))
+
+
+def _models(
+    weights: tuple[str, ...], sams: tuple[str, ...], hq_outputs: tuple[str, ...], protocol: Protocol
+) -> dict[str, ModelChoice]:
+    """Return the models that options name, in their order. Raises ``click.BadParameter`` for odd names."""
+    from sum_factory.trainer.evaluate.evaluation import ModelChoice
+
+    paths = [_named(text) for text in weights]
+    names = [name or Path(path.rstrip("/")).stem for name, path in paths]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.BadParameter(f"several are called {name!r}; give NAME=PATH", param_hint="--weights")
+    below, put_out = _of_models(sams, names, "--sam"), _of_models(hq_outputs, names, "--hq-output")
+    for text in put_out.values():
+        if text not in ("hq", "hq+sam"):
+            raise click.BadParameter(f"expected hq or hq+sam, found {text!r}", param_hint="--hq-output")
+    squeezed = protocol.first == SQUEEZED
+    if squeezed and put_out:
+        raise click.UsageError("--protocol hq-sam takes --output in place of --hq-output")
+    return {
+        name: ModelChoice(
+            path, below.get(name), cast("HqOutput", protocol.output if squeezed else put_out.get(name, "hq"))
+        )
+        for name, (_, path) in zip(names, paths, strict=True)
+    }
+
+
+def _comparisons(texts: tuple[str, ...], names: list[str], protocol: Protocol) -> dict[str, list[str]]:
+    """Return the published columns beside each model. Raises ``click.BadParameter`` for one that there is not."""
+    from sum_factory.trainer.evaluate.published import HQ_SAM_COLUMNS, column_of, columns
+
+    if not texts:
+        default = HQ_SAM_COLUMNS if protocol.first == SQUEEZED else ()
+        return {name: list(default) or [found for found in [column_of(name)] if found] for name in names}
+    chosen: dict[str, list[str]] = {}
+    for text in texts:
+        for name, asked in _of_models((text,), names, "--published").items():
+            column = column_of(asked)
+            if column is None:
+                raise click.BadParameter(f"{asked!r} is none of {', '.join(columns())}", param_hint="--published")
+            chosen.setdefault(name, []).append(column)
+    return chosen
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """Return name and value of NAME=VALUE; a name has no slash, so that paths may have a "="."""
+    name, equals, value = text.partition("=")
+    return (name, value) if equals and name and "/" not in name and not Path(text).exists() else (None, text)
+
+
+def _of_models(texts: tuple[str, ...], names: list[str], option: str) -> dict[str, str]:
+    """Return the values of an option by model; one without a name is for all."""
+    found: dict[str, str] = {}
+    for name, value in map(_named, texts):
+        if name is not None and name not in names:
+            raise click.BadParameter(
+                f"no --weights is called {name!r}; there are {', '.join(names)}", param_hint=option
+            )
+        found.update(dict.fromkeys([name] if name is not None else names, value))
+    return found
 
 
 @click.command("predict")

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from sum_factory.trainer.evaluate.metrics import support
+from sum_factory.trainer.evaluate.kernels import deepest
+from sum_factory.trainer.evaluate.metrics import Cutout, support
 
 Mask = npt.NDArray[np.bool_]
 
@@ -42,11 +43,11 @@ def depth(region: Mask) -> npt.NDArray[np.float32]:
     return distance
 
 
-def first_click(target: Mask) -> Click:
-    """Click the pixel of the target farthest from its boundary. Raises ``ValueError`` for an empty target."""
-    if not target.any():
+def first_click(target: Mask | Cutout) -> Click:
+    """Click the pixel of the target, bool (H, W), farthest from its boundary. Raises ``ValueError`` if it is empty."""
+    x, y, squared = _peak(_cutout(target))
+    if not squared:
         raise ValueError("an empty mask has no point to click")
-    x, y, _ = _peak(depth(target))
     return Click(x, y, True)
 
 
@@ -61,23 +62,27 @@ def click_near_boundary(target: Mask, name: str) -> Click:
     return Click(int(xs[pick]), int(ys[pick]), True)
 
 
-def next_click(predicted: Mask, target: Mask) -> Click | None:
+def next_click(predicted: Mask | Cutout, target: Mask | Cutout) -> Click | None:
     """Click the deepest pixel of the error region, false negatives and false positives both considered.
 
     The deeper of the two decides place and label; if they are equally deep, the false negative. None if there is no
     error.
     """
-    missed, wrong = depth(target & ~predicted), depth(predicted & ~target)
-    missed_x, missed_y, missed_depth = _peak(missed)
-    wrong_x, wrong_y, wrong_depth = _peak(wrong)
-    if max(missed_depth, wrong_depth) == 0:
-        return None
-    if missed_depth >= wrong_depth:
-        return Click(missed_x, missed_y, True)
-    return Click(wrong_x, wrong_y, False)
+    predicted, target = _cutout(predicted), _cutout(target)
+    missed_x, missed_y, missed = _peak(target.without(predicted))
+    wrong_x, wrong_y, wrong = _peak(predicted.without(target), missed + 1)
+    if wrong:
+        return Click(wrong_x, wrong_y, False)
+    return Click(missed_x, missed_y, True) if missed else None
 
 
-def _peak(distance: npt.NDArray[np.float32]) -> tuple[int, int, float]:
-    """Return x, y and value of the largest entry, the first in reading order."""
-    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-    return int(x), int(y), float(distance[y, x])
+def _cutout(mask: Mask | Cutout) -> Cutout:
+    return mask if isinstance(mask, Cutout) else Cutout.of(mask)
+
+
+def _peak(region: Cutout, least: int = 1) -> tuple[int, int, int]:
+    """Return x, y and squared depth of the deepest pixel, the first in reading order; zeros if less than ``least``."""
+    if not region.inside.size:
+        return 0, 0, 0
+    y, x, squared = deepest(np.ascontiguousarray(region.inside), least)
+    return int(x) + region.left, int(y) + region.top, int(squared)

@@ -16,14 +16,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sum_factory.shared.masks import iou
+from sum_factory.shared.masks import Mask
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts, decode_prompts
 from sum_factory.shared.sam.hq import add_vectors
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.evaluate.clicks import Click, click_near_boundary, first_click, next_click
-from sum_factory.trainer.evaluate.metrics import boundary_iou
+from sum_factory.trainer.evaluate.metrics import Cutout
 from sum_factory.trainer.evaluate.settings import Output, Protocol
+from sum_factory.trainer.evaluate.upsampling import upsampled_masks
 
 Masks = npt.NDArray[np.bool_]
 
@@ -41,24 +42,29 @@ class RoundScore:
 
 @dataclass(frozen=True)
 class Played:
-    """One mask after one round: its score, what the model reported, bool (H, W), and the clicks so far."""
+    """One mask after one round: its score, what the model reported, and the clicks so far."""
 
     score: RoundScore
-    mask: Masks
+    cutout: Cutout
     clicks: tuple[Click, ...]
+
+    @property
+    def mask(self) -> Mask:
+        """What the model reported, bool (H, W)."""
+        return self.cutout.mask
 
 
 @dataclass
 class _State:
     """One target while it is being prompted: its tokens in pixels of the square input, and the reported logits."""
 
-    target: Masks
+    target: Cutout
     coords: list[list[float]]
     token_types: list[int]
     boxed: bool
     clicks: tuple[Click, ...] = ()
     logits: Tensor | None = None
-    mask: Masks | None = None
+    mask: Cutout | None = None
 
     def tokens(self) -> tuple[list[list[float]], list[int]]:
         """The tokens in upstream's order: points, then the box or one padding token."""
@@ -70,7 +76,7 @@ def evaluate_image(
     embedding: Tensor,
     task_vector: Tensor | None,
     frame: Frame,
-    targets: Masks,
+    targets: Masks | Sequence[Cutout],
     name: str,
     protocol: Protocol,
     numbers: Sequence[int] | None = None,
@@ -86,19 +92,22 @@ def play_image(
     embedding: Tensor,
     task_vector: Tensor | None,
     frame: Frame,
-    targets: Masks,
+    targets: Masks | Sequence[Cutout],
     name: str,
     protocol: Protocol,
     numbers: Sequence[int] | None = None,
 ) -> Iterator[Played]:
     """Play the protocol on the masks of one image; yield each round of each mask.
 
-    ``embedding`` is (1, C, g, g), ``task_vector`` (C,) or None, ``targets`` bool (K, H, W) without empty masks;
+    ``embedding`` is (1, C, g, g), ``task_vector`` (C,) or None, ``targets`` bool (K, H, W) without empty masks, or
+    their cutouts, which several models may share;
     ``name`` names the image for the near-boundary draw. ``numbers`` are the masks' numbers in their image, 0 to K - 1
     by default: with them, a part of an image's masks scores as it does among all.
     """
     numbers = range(len(targets)) if numbers is None else numbers
-    states = [_start(target, frame, f"{name}/{k}", protocol) for k, target in zip(numbers, targets, strict=True)]
+    cutouts = [target if isinstance(target, Cutout) else Cutout.of(target) for target in targets]
+    named = zip(numbers, cutouts, strict=True)
+    states = [_start(target, frame, f"{name}/{k}", protocol) for k, target in named]
     for number in range(1, protocol.rounds + 1):
         if number > 1:
             for state in states:
@@ -111,17 +120,17 @@ def play_image(
             for k, predicted_iou in zip(rows, predicted, strict=True):
                 mask, target = states[k].mask, states[k].target
                 assert mask is not None, "a decoded state has a mask"
-                overlap, boundary = iou(mask, target), boundary_iou(mask, target)
+                overlap, boundary = mask.iou(target), mask.band.iou(target.band)
                 score = RoundScore(numbers[k], number, overlap, boundary, predicted_iou)
                 yield Played(score, mask, states[k].clicks)
 
 
-def _start(target: Masks, frame: Frame, name: str, protocol: Protocol) -> _State:
+def _start(target: Cutout, frame: Frame, name: str, protocol: Protocol) -> _State:
     if protocol.first == "box":
-        ys, xs = np.nonzero(target)
-        corners = [(int(xs.min()), int(ys.min())), (int(xs.max()), int(ys.max()))]
+        height, width = target.inside.shape
+        corners = [(target.left, target.top), (target.left + width - 1, target.top + height - 1)]
         return _State(target, frame.to_input(np.array(corners, np.float64)).tolist(), [BOX_MIN, BOX_MAX], True)
-    click = first_click(target) if protocol.first == "point" else click_near_boundary(target, name)
+    click = first_click(target) if protocol.first == "point" else click_near_boundary(target.mask, name)
     return _State(target, [_in_input(click, frame)], [POSITIVE], False, (click,))
 
 
@@ -152,12 +161,15 @@ def _decode(sam: Sam, source: Tensor, states: list[_State], frame: Frame, output
     )
     index = torch.zeros(len(states), dtype=torch.long, device=device)
     logits, predicted = decode_prompts(sam, source, index, prompts)
-    scores = []
+    on_cpu, scores = logits.cpu(), predicted.tolist()
+    reported = []
     for k, state in enumerate(states):
         ambiguous = output == "oracle" and not state.boxed and state.logits is None
         candidates = range(1, logits.shape[1]) if ambiguous and logits.shape[1] > 1 else range(1)
-        masks = {c: (frame.upsample(logits[k, c : c + 1]) > 0)[0].cpu().numpy() for c in candidates}
-        chosen = max(candidates, key=lambda c: iou(masks[c], state.target))
-        state.mask, state.logits = masks[chosen], logits[k, chosen : chosen + 1]
-        scores.append(float(predicted[k, chosen]))
-    return scores
+        masks = dict(
+            zip(candidates, upsampled_masks(on_cpu[k, candidates.start : candidates.stop], frame), strict=True)
+        )
+        best = max(candidates, key=lambda c: masks[c].iou(state.target))
+        state.mask, state.logits = masks[best], logits[k, best : best + 1]
+        reported.append(scores[k][best])
+    return reported

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.evaluate.run import SetScores
+from sum_factory.trainer.evaluate.run import MODEL_SCORES, SetScores
 
 ALL = "all"
 SHOWN = (1, 3, 5)
@@ -24,6 +24,8 @@ SHOWN = (1, 3, 5)
 MASKS_FILE, SUMMARY_FILE, TABLE_FILE = "masks.parquet", "summary.json", "table.md"
 METRICS = {"mIoU": "iou", "mBIoU": "boundary_iou"}
 
+Results = dict[str, list[SetScores]]
+"""The scores of each model on each set, by the model's name."""
 Means = dict[str, dict[str, float]]
 """For each set, or task, the mean of each metric at each round: ``{"salient": {"mIoU@1": 0.78, ...}, ...}``."""
 
@@ -75,9 +77,7 @@ def markdown_table(rows: pa.Table, rounds: Sequence[int] | None = None) -> str:
     ``rows`` as for ``set_means``; ``rounds`` are the columns, by default the 1st, 3rd, 5th and last.
     """
     means, tasks, groups = set_means(rows), set_tasks(rows), summarise(rows)
-    last = int(pc.max(rows["round"]).as_py())
-    shown = sorted({*SHOWN, last}) if rounds is None else rounds
-    keys = [f"{metric}@{number}" for metric in METRICS for number in shown if number <= last]
+    keys = [f"{metric}@{number}" for metric in METRICS for number in shown_rounds(rows, rounds)]
     lines = [table_row(["task", "set", *keys]), table_row(["---", "---", *["---:"] * len(keys)])]
     for group, values in groups.items():
         inside = [name for name in means if tasks[name] == group] if group != ALL else []
@@ -86,6 +86,13 @@ def markdown_table(rows: pa.Table, rounds: Sequence[int] | None = None) -> str:
         title = f"mean of {count} set{'s' * (count > 1)}"
         lines.append(table_row([f"**{group}**", f"**{title}**", *[f"**{cell}**" for cell in _percent(values, keys)]]))
     return "\n".join(lines)
+
+
+def shown_rounds(rows: pa.Table, rounds: Sequence[int] | None = None) -> list[int]:
+    """Return which of ``rounds`` were played, by default of the 1st, 3rd, 5th and last."""
+    last = int(pc.max(rows["round"]).as_py())
+    shown = sorted({*SHOWN, last}) if rounds is None else rounds
+    return [number for number in shown if number <= last]
 
 
 def _percent(values: Mapping[str, float], keys: Sequence[str]) -> list[str]:
@@ -97,16 +104,21 @@ def table_row(cells: Iterable[object]) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-def report_text(results: Sequence[SetScores], rounds: Sequence[int] | None = None) -> str:
-    """Return a table for each protocol, and what a reader has to know beside: task prompts, masks left out."""
-    rows = all_rows(results)
+def report_text(results: Results, rounds: Sequence[int] | None = None) -> str:
+    """Return a table for each model and protocol, and what a reader has to know beside: task prompts, masks left out.
+
+    A single model is not named.
+    """
     parts = []
-    for first, output, of_it in by_protocol(rows):
-        parts += [f"## First prompt: {first}, output: {output}", markdown_table(of_it, rounds)]
-    notes = [result.note for result in results if result.note is not None]
-    notes += [f"{r.settings.name}: {r.empty} empty masks were left out" for r in results if r.empty]
-    if notes:
-        parts.append("\n".join(f"- {note}" for note in notes))
+    for name, of_model in results.items():
+        if len(results) > 1:
+            parts.append(f"# {name}")
+        for first, output, of_it in by_protocol(all_rows(of_model)):
+            parts += [f"## First prompt: {first}, output: {output}", markdown_table(of_it, rounds)]
+        notes = [result.note for result in of_model if result.note is not None]
+        notes += [f"{r.settings.name}: {r.empty} empty masks were left out" for r in of_model if r.empty]
+        if notes:
+            parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts) + "\n"
 
 
@@ -115,37 +127,53 @@ def all_rows(results: Sequence[SetScores]) -> pa.Table:
     return pa.concat_tables([result.rows for result in results])
 
 
-def write_rows(out: Storage, results: Sequence[SetScores], provenance: Mapping[str, Any]) -> None:
-    """Write the rows of the sets that are done, ``provenance`` into the metadata. Raises ``StorageError``."""
+def model_rows(results: Results) -> pa.Table:
+    """Return the rows of all models and sets, ``MODEL_SCORES``."""
+    tables = []
+    for name, of_model in results.items():
+        rows = all_rows(of_model)
+        tables.append(rows.add_column(0, MODEL_SCORES.field("model"), pa.array([name] * len(rows), pa.string())))
+    return pa.concat_tables(tables)
+
+
+def write_rows(out: Storage, results: Results, provenance: Mapping[str, Any]) -> None:
+    """Write the rows of all models, ``provenance`` into the metadata. Raises ``StorageError``."""
     metadata = {"sum_factory": json.dumps(provenance)}
     buffer = io.BytesIO()
-    pq.write_table(all_rows(results).replace_schema_metadata(metadata), buffer, compression="zstd")
+    pq.write_table(model_rows(results).replace_schema_metadata(metadata), buffer, compression="zstd")
     out.write(MASKS_FILE, buffer.getvalue())
 
 
 def write_summary(
-    out: Storage, results: Sequence[SetScores], provenance: Mapping[str, Any], rounds: Sequence[int] | None = None
+    out: Storage,
+    results: Results,
+    provenance: Mapping[str, Any],
+    rounds: Sequence[int] | None = None,
+    remark: str = "",
 ) -> str:
-    """Write ``summary.json`` and ``table.md``; return the text of the latter. Raises ``StorageError``."""
+    """Write ``summary.json`` and ``table.md``, with a remark at its end; return its text. Raises ``StorageError``."""
     summary = {
         **provenance,
-        "sets": [_describe(result) for result in results],
+        "sets": [_describe(dict(zip(results, of_set, strict=True))) for of_set in zip(*results.values(), strict=True)],
         "results": [
-            {"first": first, "output": output, "sets": set_means(rows), "tasks": summarise(rows)}
-            for first, output, rows in by_protocol(all_rows(results))
+            {"model": name, "first": first, "output": output, "sets": set_means(rows), "tasks": summarise(rows)}
+            for name, of_model in results.items()
+            for first, output, rows in by_protocol(all_rows(of_model))
         ],
     }
-    text = report_text(results, rounds)
+    text = report_text(results, rounds) + remark
     out.write(SUMMARY_FILE, (json.dumps(summary, indent=1) + "\n").encode())
     out.write(TABLE_FILE, text.encode())
     return text
 
 
-def _describe(result: SetScores) -> dict[str, Any]:
+def _describe(results: Mapping[str, SetScores]) -> dict[str, Any]:
+    """Return what one set had; the prompted task by model, if there are several."""
+    result, prompted = next(iter(results.values())), {name: each.prompted_task for name, each in results.items()}
     return {
         "name": result.settings.name,
         "task": result.settings.task,
-        "prompted_task": result.prompted_task,
+        "prompted_task": prompted if len(prompted) > 1 else result.prompted_task,
         "images": result.images,
         "masks": result.masks,
         "empty_masks": result.empty,

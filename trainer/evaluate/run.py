@@ -12,17 +12,19 @@ import pyarrow as pa
 from torch import Tensor
 
 from sum_factory.shared.errors import ImageError, InputError
-from sum_factory.shared.images import RgbImage
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.precision import Precision
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.hq import HqOutput
-from sum_factory.shared.sam.runtime import Embedder, Runtime, move_to_device
-from sum_factory.trainer.data.human import HumanSample, HumanSet, Masks
+from sum_factory.shared.sam.runtime import Runtime, move_to_device
+from sum_factory.trainer.data.human import HumanSample, HumanSet
 from sum_factory.trainer.data.sets import SetSettings, check_sets, open_set
-from sum_factory.trainer.evaluate.protocol import evaluate_image
-from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.evaluate.embeddings import Embeddings
+from sum_factory.trainer.evaluate.hq_sam import predict_squeezed, squeezed, squeezed_box
+from sum_factory.trainer.evaluate.metrics import Cutout
+from sum_factory.trainer.evaluate.protocol import RoundScore, evaluate_image
+from sum_factory.trainer.evaluate.settings import SQUEEZED, Protocol
 from sum_factory.trainer.run.distributed import ALONE, Ranks
 from sum_factory.trainer.variants.load import load_model
 
@@ -45,6 +47,8 @@ SCORES = pa.schema(
     ]
 )
 """A row for each mask, protocol and round; ``area`` is the target's, in pixels."""
+MODEL_SCORES = pa.schema([pa.field("model", pa.string()), *SCORES])
+"""The same for each model."""
 
 
 @dataclass(frozen=True)
@@ -87,25 +91,6 @@ def prompted_task(weights: LoadedSam, task: str) -> str | None:
     return task if task in weights.trained_tasks else "unspecified"
 
 
-class _KeptEmbeddings:
-    """Embeds photos, and keeps the first ``limit`` bytes of embeddings. Sets of several tasks often have the same
-    photos in the same order: if the latest embeddings were kept, each would be gone when its photo comes again."""
-
-    def __init__(self, embedder: Embedder, limit: int) -> None:
-        self.embedder, self.limit = embedder, limit
-        self._kept: dict[bytes, Tensor] = {}
-
-    def embed(self, image: RgbImage) -> Tensor:
-        """Return the embedding (1, C, g, g), float32, of a photo, uint8 (H, W, 3)."""
-        key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
-        if key in self._kept:
-            return self._kept[key].to(self.embedder.sam.device)
-        embedding = self.embedder.embed(image)
-        if (len(self._kept) + 1) * embedding.nbytes <= self.limit:
-            self._kept[key] = embedding.cpu()
-        return embedding
-
-
 def evaluate_sets(
     weights: LoadedSam,
     sets: Sequence[SetSettings],
@@ -122,41 +107,64 @@ def evaluate_sets(
     that cannot be used; whether all sets are there is checked first.
     """
     check_sets(sets)
-    embedder = _KeptEmbeddings(Embedder(weights.sam, precision), KEPT_BYTES if len(sets) > 1 else 0)
+    embeddings = Embeddings({"": weights}, precision, KEPT_BYTES if len(sets) > 1 else 0)
     for settings in sets:
-        yield _evaluate_set(embedder, weights, settings, protocols, max_masks, seed, ranks)
+        opened = open_set(settings)
+        own = range(ranks.rank, len(opened.keys), ranks.count)
+        scores = {
+            index: evaluate_photo(embeddings, settings, opened, index, protocols, max_masks, seed)
+            for index in track(own, f"evaluating {settings.name or settings.task}", "image")
+        }
+        of_all = {index: each for part in ranks.gather(scores) for index, each in part.items()}
+        photos = [of_all[index] for index in sorted(of_all)]
+        yield set_scores(settings, prompted_task(weights, settings.task), photos)
 
 
-def _evaluate_set(
-    embedder: _KeptEmbeddings,
-    weights: LoadedSam,
+@dataclass(frozen=True)
+class PhotoScores:
+    """What ``images`` photos of a set gave: rows of ``MODEL_SCORES``, how many masks were evaluated, and how many were
+    left out because they have no pixel."""
+
+    rows: pa.Table
+    masks: int
+    empty: int
+    images: int = 1
+
+
+def set_scores(settings: SetSettings, task: str | None, photos: Sequence[PhotoScores]) -> SetScores:
+    """Return the scores of a set from those of its photos, in order. Raises ``InputError`` if they have no mask."""
+    images, masks, empty = (sum(getattr(each, name) for each in photos) for name in ("images", "masks", "empty"))
+    if masks == 0:
+        raise InputError(f"{settings.name}: no masks in {images} images ({empty} are empty); nothing to evaluate")
+    rows = pa.concat_tables([each.rows for each in photos]).select(SCORES.names).combine_chunks()
+    return SetScores(settings, task, images, masks, empty, rows)
+
+
+def evaluate_photo(
+    embeddings: Embeddings,
     settings: SetSettings,
+    opened: HumanSet,
+    index: int,
     protocols: Sequence[Protocol],
     max_masks: int | None,
     seed: int,
-    ranks: Ranks,
-) -> SetScores:
-    opened = open_set(settings)
-    count = len(opened.keys)
-    batches: dict[int, pa.Table] = {}
-    masks = empty = 0
-    own = range(ranks.rank, count, ranks.count)
-    for index in track(own, f"evaluating {settings.name or settings.task}", "image"):
-        sample = _load(opened, index)
-        seen = _with_pixels(sample)
-        numbers = _drawn(seen, sample.key, max_masks, seed)
-        empty += sample.count - len(seen)
-        masks += len(numbers)
-        if numbers:
-            rows = _evaluate_sample(embedder, weights, settings, sample, numbers, protocols)
-            batches[index] = pa.Table.from_pylist(rows, SCORES)
-    masks, empty = (int(number) for number in ranks.sum_numbers([masks, empty]))
-    if masks == 0:
-        raise InputError(f"{settings.name}: no masks in {count} images ({empty} are empty); nothing to evaluate")
-    of_all = {index: table for part in ranks.gather(batches) for index, table in part.items()}
-    task = prompted_task(weights, settings.task)
-    scores = pa.concat_tables([of_all[index] for index in sorted(of_all)]).combine_chunks()
-    return SetScores(settings, task, count, masks, empty, scores)
+) -> PhotoScores:
+    """Read one photo of a set, and play every protocol on its masks with every model."""
+    sample = _load(opened, index)
+    seen = _with_pixels(sample)
+    numbers = _drawn(seen, sample.key, max_masks, seed)
+    empty = sample.count - len(seen)
+    rows: list[dict[str, Any]] = []
+    whole = [protocol for protocol in protocols if protocol.first != SQUEEZED]
+    if numbers and whole:
+        rows += _play(embeddings, settings, sample, numbers, whole)
+    for protocol in protocols:
+        if numbers and protocol.first == SQUEEZED:
+            squeezed_rows = list(_play_squeezed(embeddings, settings, sample, numbers, protocol))
+            if not squeezed_rows:  # the label has no pixel left in the square
+                numbers, empty = [], empty + 1
+            rows += squeezed_rows
+    return PhotoScores(pa.Table.from_pylist(rows, MODEL_SCORES), len(numbers), empty)
 
 
 def _load(opened: HumanSet, index: int) -> HumanSample:
@@ -188,31 +196,68 @@ def _drawn(numbers: Sequence[int], key: str, max_masks: int | None, seed: int) -
     return list(numbers)
 
 
-def _evaluate_sample(
-    embedder: _KeptEmbeddings,
-    weights: LoadedSam,
+def _play(
+    embeddings: Embeddings,
     settings: SetSettings,
     sample: HumanSample,
     numbers: list[int],
     protocols: Sequence[Protocol],
 ) -> list[dict[str, Any]]:
-    """Embed one image and play every protocol on its masks; return rows of ``SCORES``."""
+    """Embed one image and play protocols on its masks with every model; return rows of ``MODEL_SCORES``."""
     height, width = sample.image.shape[:2]
-    frame = Frame.whole(int(weights.sam.image_encoder.img_size), height, width)
-    if 0 in frame.input_size:
+    frames = {
+        name: Frame.whole(int(model.sam.image_encoder.img_size), height, width)
+        for name, model in embeddings.models.items()
+    }
+    if any(0 in frame.input_size for frame in frames.values()):
         raise ImageError(f"{settings.name}: {sample.key}: {width} x {height} is too thin for SAM; cut it up")
-    embedding = embedder.embed(sample.image)
-    vector = weights.task_vector(settings.task)
-    vector = None if vector is None else vector.to(embedding.device)
+    found = embeddings.embed(sample.image)
     together = _together(sample)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(numbers), together):
         part = numbers[start : start + together]
-        targets: Masks = sample.masks_at(part)
-        areas = dict(zip(part, targets.sum(axis=(1, 2)).tolist(), strict=True))
-        fixed = {"set": settings.name, "task": settings.task, "image": sample.key, "height": height, "width": width}
-        for protocol in protocols:
-            played = {**fixed, "first": protocol.first, "output": protocol.output}
-            scores = evaluate_image(weights.sam, embedding, vector, frame, targets, sample.key, protocol, part)
-            rows += [{**played, "area": areas[score.mask], **asdict(score)} for score in scores]
+        targets = [Cutout.of(mask) for mask in sample.masks_at(part)]
+        areas = {number: target.area for number, target in zip(part, targets, strict=True)}
+        for name, embedding in found.items():
+            model, fixed = embeddings.models[name], _fixed(name, settings, sample)
+            vector = _vector(model, settings, embedding)
+            for protocol in protocols:
+                played = {**fixed, "first": protocol.first, "output": protocol.output}
+                scores = evaluate_image(model.sam, embedding, vector, frames[name], targets, sample.key, protocol, part)
+                rows += [{**played, "area": areas[score.mask], **asdict(score)} for score in scores]
     return rows
+
+
+def _play_squeezed(
+    embeddings: Embeddings, settings: SetSettings, sample: HumanSample, numbers: list[int], protocol: Protocol
+) -> Iterator[dict[str, Any]]:
+    """Yield a row of each model for the one mask of a photo; none if nothing is left of it in a model's square."""
+    if len(numbers) != 1:
+        raise InputError(
+            f"{settings.name}: {sample.key} has {len(numbers)} masks; HQ-SAM's protocol is for sets of one mask a photo"
+        )
+    target = Cutout.of(sample.masks_at(numbers)[0])
+    sides = {name: int(model.sam.image_encoder.img_size) for name, model in embeddings.models.items()}
+    boxes = {side: squeezed_box(target.mask, side) for side in set(sides.values())}
+    if None in boxes.values():
+        return
+    photos = {side: embeddings.embed(squeezed(sample.image, side)) for side in boxes}
+    for name, side in sides.items():
+        model, embedding, box = embeddings.models[name], photos[side][name], boxes[side]
+        assert box is not None, "it was looked at"
+        vector = _vector(model, settings, embedding)
+        mask, predicted = predict_squeezed(model.sam, embedding, vector, box, target.size)
+        score = RoundScore(numbers[0], 1, mask.iou(target), mask.band.iou(target.band), predicted)
+        played = {"first": protocol.first, "output": protocol.output, "area": target.area}
+        yield {**_fixed(name, settings, sample), **played, **asdict(score)}
+
+
+def _fixed(model: str, settings: SetSettings, sample: HumanSample) -> dict[str, Any]:
+    height, width = sample.image.shape[:2]
+    of_set = {"model": model, "set": settings.name, "task": settings.task}
+    return {**of_set, "image": sample.key, "height": height, "width": width}
+
+
+def _vector(model: LoadedSam, settings: SetSettings, embedding: Tensor) -> Tensor | None:
+    vector = model.task_vector(settings.task)
+    return None if vector is None else vector.to(embedding.device)

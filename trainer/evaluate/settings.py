@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FirstPrompt = Literal["point", "box", "near-boundary"]
-Output = Literal["oracle", "single"]
+FirstPrompt = Literal["point", "box", "near-boundary", "squeezed-box"]
+Output = Literal["oracle", "single", "hq", "hq+sam"]
+SQUEEZED: FirstPrompt = "squeezed-box"
+"""The prompt of HQ-SAM's own evaluation (``trainer.evaluate.hq_sam``)."""
 
 
 @dataclass(frozen=True)
@@ -15,11 +17,16 @@ class Protocol:
 
     first: FirstPrompt = "point"
     """First prompt: point (the pixel of the mask farthest from its boundary), box, or near-boundary (a pixel of the
-    mask within 10 of its boundary, drawn at random)."""
+    mask within 10 of its boundary, drawn at random); or squeezed-box, the box of HQ-SAM's own evaluation, which has one
+    round and one mask a photo."""
     rounds: int = 6
     """Rounds a mask: the first prompt, then a click a round where the mask is wrong."""
     output: Output = "oracle"
     """Which output of a first point counts: oracle, of the three outputs the one of highest IoU with the human mask; or
-    single, the output for prompts that leave no doubt."""
+    single, the output for prompts that leave no doubt. hq and hq+sam tell which the one output of HQ-SAM is."""
     task_rounds: int = 1
     """Rounds, from the first on, in which the model is told the task."""
+
+    def __post_init__(self) -> None:
+        if self.first == SQUEEZED and (self.rounds != 1 or self.output == "oracle"):
+            raise ValueError(f"{SQUEEZED}: expected 1 round of one output, found {self.rounds} of {self.output}")

@@ -6,15 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from sum_factory.pipelines.microworld.ablation.results import MaskScores
+from sum_factory.trainer.evaluate.bootstrap import DRAWS, Values, interval, resampled_means
 from sum_factory.trainer.evaluate.report import ALL
-
-DRAWS = 2_000
-COVERAGE = 0.95
-
-Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -46,14 +41,12 @@ def paired_difference(
         return None
     sums, counts = _by_scene(pairs, task)
     random = np.random.default_rng(0)
-    scenes = counts.shape[1]
-    weights = random.multinomial(scenes, np.full(scenes, 1 / scenes), draws).astype(np.float64)
-    means = np.einsum("bn,stn->bst", weights, sums) / np.maximum(weights @ counts.T, 1)[:, None]
+    means = resampled_means(sums, counts, draws, random)
     drawn = random.integers(len(pairs), size=(draws, len(pairs)))
     drawn_means = np.take_along_axis(means.mean(2), drawn, axis=1).mean(1)
-    low, high = np.quantile(drawn_means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    low, high = interval(drawn_means)
     mean = float((sums.sum(2) / counts.sum(1)).mean())
-    return Difference(mean, float(low), float(high), len(pairs))
+    return Difference(mean, low, high, len(pairs))
 
 
 def _by_scene(pairs: list[tuple[MaskScores, MaskScores]], task: str) -> tuple[Values, Values]:

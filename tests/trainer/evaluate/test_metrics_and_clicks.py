@@ -9,7 +9,8 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from sum_factory.shared.masks import iou
 from sum_factory.trainer.evaluate.clicks import click_near_boundary, depth, first_click, next_click
-from sum_factory.trainer.evaluate.metrics import boundary_band, boundary_iou
+from sum_factory.trainer.evaluate.kernels import deepest
+from sum_factory.trainer.evaluate.metrics import Cutout, boundary_iou
 
 Mask = npt.NDArray[np.bool_]
 
@@ -33,7 +34,7 @@ def naive_band(mask: Mask) -> Mask:
 def test_boundary_iou_equals_erosion_step_by_step(height: int, width: int) -> None:
     for seed in range(4):
         a, b = blob(seed, height, width), blob(seed + 100, height, width)
-        assert np.array_equal(boundary_band(a), naive_band(a))
+        assert np.array_equal(Cutout.of(a).band.mask, naive_band(a))
         band_a, band_b = naive_band(a), naive_band(b)
         expected = (band_a & band_b).sum() / (band_a | band_b).sum()
         assert boundary_iou(a, b) == pytest.approx(expected)
@@ -46,7 +47,7 @@ def test_empty_masks_agree() -> None:
 
 
 def test_whole_image_has_a_boundary() -> None:
-    band = boundary_band(np.ones((100, 100), bool))
+    band = Cutout.of(np.ones((100, 100), bool)).band.mask
     assert band[:3].all()
     assert not band[3:-3, 3:-3].any()
 
@@ -97,7 +98,7 @@ def test_empty_masks_have_no_first_click() -> None:
         with pytest.raises(ValueError, match="empty mask"):
             draw()
     assert not depth(nothing).any()
-    assert not boundary_band(nothing).any()
+    assert not Cutout.of(nothing).band.mask.any()
 
 
 def test_next_click_goes_to_the_deeper_error_with_its_label() -> None:
@@ -135,3 +136,30 @@ def test_near_boundary_click_is_within_ten_pixels_and_repeatable() -> None:
     assert min(depths) < 2  # anywhere in the band, not at one depth
     assert max(depths) > 8
     assert click_near_boundary(target, "image/7") == click_near_boundary(target, "image/7")
+
+
+def test_cutouts_of_masks_compare_as_whole_masks_do() -> None:
+    """Wherever in the photo two masks lie: apart, one in the other, at the border, or one of them empty."""
+    rng = np.random.default_rng(3)
+    for seed in range(40):
+        masks = []
+        for _ in range(2):
+            mask = np.zeros((60, 80), bool)
+            top, left, height, width = (int(value) for value in rng.integers((0, 0, 0, 0), (60, 80, 60, 80)))
+            mask[top : top + height, left : left + width] = blob(seed, 60, 80)[top : top + height, left : left + width]
+            masks.append(mask)
+        first, second = map(Cutout.of, masks)
+        union = (masks[0] | masks[1]).sum()
+        assert first.iou(second) == ((masks[0] & masks[1]).sum() / union if union else 1.0)
+        assert np.array_equal(first.without(second).mask, masks[0] & ~masks[1])
+        assert (first.area, second.area) == (masks[0].sum(), masks[1].sum())
+
+
+def test_deepest_pixel_of_any_region_is_that_of_scipys_distances() -> None:
+    rng = np.random.default_rng(5)
+    for seed in range(60):
+        region = blob(seed, *(int(side) for side in rng.integers(1, 50, 2)))
+        squared = np.rint(distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1] ** 2).astype(int)
+        for least in (1, 4, 20):
+            y, x = np.unravel_index(int(squared.argmax()), region.shape) if squared.max() >= least else (0, 0)
+            assert deepest(region, least) == (y, x, squared.max() if squared.max() >= least else 0)

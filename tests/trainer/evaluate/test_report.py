@@ -160,7 +160,7 @@ def test_text_has_a_table_a_protocol_and_says_what_was_left_out() -> None:
     one = result("a", "salient", "salient")
     both = pa.concat_tables([rows_of("b", "part", 4), rows_of("b", "part", 4, first="box")])
     other = SetScores(result("b", "part").settings, "unspecified", 3, 4, 2, both)
-    text = report_text([one, other])
+    text = report_text({"sum": [one, other]})
     assert [line for line in text.splitlines() if line.startswith("#")] == [
         "## First prompt: point, output: oracle",
         "## First prompt: box, output: oracle",
@@ -170,17 +170,17 @@ def test_text_has_a_table_a_protocol_and_says_what_was_left_out() -> None:
         "- b: these weights were never trained for the task 'part'; prompted as 'unspecified'",
         "- b: 2 empty masks were left out",
     ]
-    assert "- " not in report_text([one, result("c", "part", None)]).replace("| ---", "")
+    assert "- " not in report_text({"sum": [one, result("c", "part", None)]}).replace("| ---", "")
 
 
 def test_files_hold_every_row_the_means_and_where_they_come_from(tmp_path: Path) -> None:
     results = [result("a", "salient", "salient"), result("b", "part", "unspecified", empty=5)]
     provenance = {"weights": {"sha256": "abc"}, "seed": 3}
-    write_rows(Storage(str(tmp_path)), results, provenance)
-    text = write_summary(Storage(str(tmp_path)), results, provenance)
+    write_rows(Storage(str(tmp_path)), {"sum": results}, provenance)
+    text = write_summary(Storage(str(tmp_path)), {"sum": results}, provenance)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["masks.parquet", "summary.json", "table.md"]
     table = pq.read_table(io.BytesIO((tmp_path / "masks.parquet").read_bytes()))
-    assert table.to_pylist() == [row for r in results for row in r.rows.to_pylist()]
+    assert table.to_pylist() == [{"model": "sum", **row} for r in results for row in r.rows.to_pylist()]
     assert json.loads(table.schema.metadata[b"sum_factory"]) == provenance
     assert (tmp_path / "table.md").read_text() == text
     summary = json.loads((tmp_path / "summary.json").read_text())

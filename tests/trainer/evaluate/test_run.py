@@ -27,7 +27,7 @@ from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from sum_factory.trainer.commands.evaluate import evaluate_command
 from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, LabelMapsSettings, SetSettings
-from sum_factory.trainer.evaluate import run
+from sum_factory.trainer.evaluate import evaluation, run
 from sum_factory.trainer.evaluate.report import summarise
 from sum_factory.trainer.evaluate.run import SCORES, SetScores, evaluate_sets, load_weights
 from sum_factory.trainer.evaluate.settings import Protocol
@@ -299,6 +299,12 @@ def test_missing_set_is_noticed_before_anything_is_embedded(plain: LoadedSam, wo
 # ---- the command -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of a command on so few photos, and has tests of its own."""
+    monkeypatch.setattr(evaluation, "draw_rounds", lambda results: [("curves.txt", " ".join(results).encode())])
+
+
 @pytest.fixture
 def checkpoint(prompted: LoadedSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a training run's checkpoint."""
@@ -338,7 +344,10 @@ def test_command_writes_what_it_prints(
     options = ("--weights", checkpoint, "--suite", suite, "--out", out, "--var", f"W={world}", "--rounds=3")
     result = evaluate(*options, "--first=box", "--first=point", "--output=single")
     assert result.exit_code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["masks.parquet", "summary.json", "table.md"]
+    tables = {f"tables.{kind}" for kind in ("csv", "md", "tex")}
+    written = {"masks.parquet", "summary.json", "table.md", "evaluation.json", "portions", "curves.txt"} | tables
+    assert {path.name for path in out.iterdir()} == written
+    assert (out / "curves.txt").read_text() == checkpoint.name
     assert result.stdout == (out / "table.md").read_text()
     assert "- pieces: these weights were never trained for the task 'part'" in result.stdout
     assert "- entities: 3 empty masks were left out" in result.stdout
@@ -378,8 +387,13 @@ def test_what_is_done_is_kept_when_a_later_set_fails(checkpoint: Path, world: Pa
     )
     result = evaluate("--weights", checkpoint, "--suite", suite, "--out", tmp_path / "out", "--rounds=1")
     assert isinstance(result.exception, ImageError)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["masks.parquet"]
-    assert set(pq.read_table(tmp_path / "out" / "masks.parquet")["set"].to_pylist()) == {"good"}
+    done = sorted(path.name for path in (tmp_path / "out" / "portions").iterdir())
+    assert done == ["000-0000000.parquet"]
+    assert set(pq.read_table(tmp_path / "out" / "portions" / done[0])["set"].to_pylist()) == {"good"}
+    for key in SIZES:
+        (tmp_path / "bad" / f"{key}.png").write_bytes((world / "images" / f"{key}.png").read_bytes())
+    assert evaluate("--weights", checkpoint, "--suite", suite, "--out", tmp_path / "out", "--rounds=1").exit_code == 0
+    assert set(pq.read_table(tmp_path / "out" / "masks.parquet")["set"].to_pylist()) == {"good", "bad"}
 
 
 def test_command_refuses_what_cannot_be(checkpoint: Path, suite: Path, world: Path, tmp_path: Path) -> None:
@@ -407,3 +421,52 @@ def test_weights_are_a_file_a_folder_or_the_packaged_ones(checkpoint: Path) -> N
     assert folder.sha256 == file.sha256
     assert folder.trained_tasks == file.trained_tasks == ("unspecified", "salient")
     assert load_weights("vit_micro", runtime).architecture.name == "vit_micro"
+
+
+def test_several_models_are_named_and_compared_with_published_figures(
+    checkpoint: Path, world: Path, tmp_path: Path
+) -> None:
+    suite, out = tmp_path / "suite.yaml", tmp_path / "out"
+    suite.write_text(
+        f"sets:\n- {{name: coift, kind: folder-pairs, task: salient, images: {world}/images, masks: {world}/masks}}\n"
+    )
+    common = ("--suite", suite, "--out", out, "--rounds=1")
+    models = ("--weights", f"sam={checkpoint}", "--weights", f"mine={checkpoint}")
+    result = evaluate(*common, *models, "--published", "mine=sum ft-small", "--published", "sam=SAM")
+    assert result.exit_code == 0
+    assert [line for line in result.stdout.splitlines() if line.startswith("# ")] == ["# sam", "# mine"]
+    (line,) = [line for line in (out / "tables.md").read_text().split("## ")[1].splitlines() if "coift" in line]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert (cells[3], cells[6], cells[8]) == ("93.7", "95.0", "+0.0 [+0.0, +0.0]")
+    for options, said in (
+        (("--weights", f"a={checkpoint}", "--weights", f"a={checkpoint}"), "several are called 'a'"),
+        ((*models, "--published", "mine=SUM FT-Huge"), "'SUM FT-Huge' is none of SAM, SUM FT-Small"),
+        ((*models, "--published", "yours=SAM"), "no --weights is called 'yours'; there are sam, mine"),
+        ((*models, "--hq-output", "sam=best"), "expected hq or hq+sam, found 'best'"),
+        ((*models, "--output=hq"), "hq is for --protocol hq-sam"),
+        ((*models, "--protocol=hq-sam", "--first=box"), "leave --first and --rounds out"),
+    ):
+        refused = evaluate("--suite", suite, "--out", out, *options)
+        assert refused.exit_code == 2
+        assert said in " ".join(refused.stderr.replace("│", " ").split())
+
+
+def test_hq_sams_protocol_shows_its_published_figures(
+    checkpoint: Path, world: Path, tmp_path: Path, prompted: LoadedSam
+) -> None:
+    suite, out = tmp_path / "suite.yaml", tmp_path / "out"
+    suite.write_text(
+        f"sets:\n- {{name: HRSOD, kind: folder-pairs, task: salient, images: {world}/images, masks: {world}/masks}}\n"
+    )
+    result = evaluate("--weights", f"sum={checkpoint}", "--suite", suite, "--out", out, "--protocol=hq-sam")
+    assert result.exit_code == 0
+    assert "no HQ-SAM, their single-mask output is judged: sum" in result.stdout
+    assert result.stdout == (out / "table.md").read_text()
+    table = (out / "tables.md").read_text().split("## ")
+    assert table[1].startswith("mIoU, 1 box, photo squeezed, output: hq")
+    (line,) = [line for line in table[1].splitlines() if "HRSOD" in line]
+    assert [cell.strip() for cell in line.split("|")[4:8:2]] == ["93.6", "94.6"]
+    settings = pairs(world, name="HRSOD")
+    (direct,) = evaluate_sets(prompted, [settings], [Protocol("squeezed-box", 1, "hq")])
+    rows = pq.read_table(out / "masks.parquet")
+    assert rows["iou"].to_pylist() == direct.rows["iou"].to_pylist()
