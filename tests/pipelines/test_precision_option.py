@@ -7,7 +7,7 @@ import pytest
 
 from sum_factory.labelgen import cli as labelgen_cli
 from sum_factory.pipelines import quickstart
-from sum_factory.pipelines.bench import automask, ray, rounds
+from sum_factory.pipelines.bench import automask, ray
 from sum_factory.pipelines.microworld import pretrain
 from sum_factory.pipelines.microworld.ablation import __main__ as ablation
 from sum_factory.trainer import cli as trainer_cli
@@ -28,12 +28,12 @@ def command_of(group: click.Group, name: str) -> click.Command:
         (command_of(trainer_cli.main, "fit"), None),
         (command_of(trainer_cli.main, "evaluate"), "fp32"),
         (command_of(trainer_cli.main, "predict"), "fp32"),
+        (command_of(trainer_cli.main, "gallery"), "fp32"),
         (pretrain.main, "auto"),
         (quickstart.main, "auto"),
         (ablation.main, None),
         (automask.main, "fp32"),
         (ray.main, "fp32"),
-        (rounds.main, "fp32"),
     ],
 )
 def test_command_takes_the_option(command: click.Command, default: str | None) -> None:
