@@ -103,21 +103,21 @@ def collate(samples: Sequence[TrainingSample], sam: Sam, stride: int, seed: int)
         image_index=index.to(device),
         stride=stride,
         coverage=_together([sample.coverage for sample in used]),
-        pixels=_pixels(used, index),
+        pixel_masks=_pixel_masks(used, index),
     )
     generators = [generator_of(seed, "rounds", s.id.stream, s.id.epoch, s.id.index) for s in used]
     tasks = torch.tensor([sample.task for sample in used], device=device)
     return Batch(images, tasks, targets, counts, RowGenerators(generators, counts))
 
 
-def _together(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Return one tensor of the parts of all samples, if they have them: all of them, or none."""
-    given = [part for part in parts if part is not None]
-    return torch.cat(given) if len(given) == len(parts) else None
+def _together(of_samples: Sequence[Tensor | None]) -> Tensor | None:
+    """Return one tensor of what samples have, if all of them have it; else None."""
+    given = [each for each in of_samples if each is not None]
+    return torch.cat(given) if len(given) == len(of_samples) else None
 
 
-def _pixels(samples: Sequence[TrainingSample], index: Tensor) -> PixelMasks | None:
-    masks = _together([sample.pixels for sample in samples])
+def _pixel_masks(samples: Sequence[TrainingSample], index: Tensor) -> PixelMasks | None:
+    masks = _together([sample.pixel_masks for sample in samples])
     sizes = torch.tensor([sample.image.shape[1:] for sample in samples])
     return None if masks is None else PixelMasks(masks, sizes[index].to(masks.device))
 
@@ -172,7 +172,7 @@ def backpropagate(
         weight = 1 / (counts * settings.rounds * photos)
         played = torch.zeros(settings.rounds, 3, device=device, dtype=leaf.dtype)
         for result in play_rounds(sam, leaf, vector_leaf, batch.targets, settings, batch.random, judge):
-            loss = (result.loss * weight[result.rows]).sum()
+            loss = (result.loss * weight[result.indexes]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             played[result.number - 1] += torch.stack([loss.detach(), result.mask_loss.sum(), result.iou.sum()])
         if extra is not None:

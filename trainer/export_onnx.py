@@ -107,9 +107,9 @@ class HqDecoder(Decoder):
         assert features is not None, "the decoder is HQ-SAM's"
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight, decoder.hf_token.weight])
         tokens = torch.cat([own[None], self._embed_points(point_coords, point_labels)], 1)
-        source = raw + self._embed_masks(mask_input, has_mask_input)
-        decoded, image = decoder.transformer(source, self.model.prompt_encoder.get_dense_pe(), tokens)
-        upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(source.shape))
+        prompted = raw + self._embed_masks(mask_input, has_mask_input)
+        decoded, image = decoder.transformer(prompted, self.model.prompt_encoder.get_dense_pe(), tokens)
+        upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(prompted.shape))
         weights = torch.stack([mlp(decoded[:, 1 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps)], 1)
         sams = (weights @ upscaled.flatten(2)).reshape(1, -1, *upscaled.shape[2:])
         hq = hq_logits(decoder, decoded[:, len(own) - 1], upscaled, features)
@@ -223,11 +223,11 @@ def _write(
             opset_version=OPSET,
             dynamo=False,
         )
-    parts = {*path.parent.iterdir()} - before - {path}
-    if parts:  # beyond 2 GB there is a file for each tensor
+    tensor_files = {*path.parent.iterdir()} - before - {path}
+    if tensor_files:  # beyond 2 GB there is a file for each tensor
         model = onnx.load(path)
-        for part in parts:
-            part.unlink()
+        for each in tensor_files:
+            each.unlink()
         path.unlink()
         onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
 
@@ -268,7 +268,7 @@ def _lowest(length: int, half: int) -> tuple[Tensor, Tensor]:
     kept = np.zeros((length, 1))
     kept[np.arange(-half, half) % length] = 1
     projection = np.fft.ifft(np.fft.fft(np.eye(length), axis=0) * kept, axis=0)
-    real, imaginary = (torch.from_numpy(part.astype(np.float32)) for part in (projection.real, projection.imag))
+    real, imaginary = (torch.from_numpy(each.astype(np.float32)) for each in (projection.real, projection.imag))
     return real, imaginary
 
 

@@ -50,7 +50,7 @@ from sum_factory.trainer.run.validation import score_name, validate
 from sum_factory.trainer.shown import pictures_of, samples_to_show
 from sum_factory.trainer.variants import prepare, trained, variants
 from sum_factory.trainer.variants.load import require_no_hq
-from sum_factory.trainer.variants.parts import header_of_part
+from sum_factory.trainer.variants.trained_weights import header_of_trained
 
 Summary = TypeVar("Summary")
 
@@ -386,7 +386,7 @@ def header_of(recipe: Recipe, model: Model, identity: dict[str, Any]) -> dict[st
     trained = {*model.loaded.trained_tasks, *(each.task for each in recipe.human)}
     if recipe.chosen_method.pseudo_labels != "none":
         trained.add(TASKS[UNSPECIFIED])
-    part = header_of_part(recipe.variant, recipe.settings_of_variant, recipe.sam, model.loaded)
+    of_trained = header_of_trained(recipe.variant, recipe.settings_of_variant, recipe.sam, model.loaded)
     return {
         "kind": "sum",
         "model_type": model.loaded.architecture.name,
@@ -394,7 +394,7 @@ def header_of(recipe: Recipe, model: Model, identity: dict[str, Any]) -> dict[st
         "software": software(),
         "run": identity,
         "trained_parameters": sum(parameter.numel() for parameter in model.parameters),
-        **({} if model.is_whole else part),
+        **({} if model.is_whole else of_trained),
     }
 
 
@@ -439,10 +439,10 @@ def train_step(recipe: Recipe, model: Model, samples: Sequence[Sample], step: in
     rate = set_learning_rate(model.optimizer, recipe.optimizer, step - 1, recipe.steps)
     model.gradients.clear()
     sums = Sums(recipe.rounds)
-    for part in micro_batches(recipe, samples, ranks):
-        placed = [sample.on(model.sam.device) for sample in part]
-        sums.counts["skipped"] += sum(sample.skipped for sample in placed)
-        lesson = model.addition.lesson(placed, step)
+    for micro_batch in micro_batches(recipe, samples, ranks):
+        on_device = [sample.on(model.sam.device) for sample in micro_batch]
+        sums.counts["skipped"] += sum(sample.skipped for sample in on_device)
+        lesson = model.addition.lesson(on_device, step)
         if lesson is not None:
             settings, judged = recipe.interactive, (lesson.judge, lesson.extra)
             photos, precision = recipe.batch, recipe.computed_in

@@ -38,7 +38,7 @@ IoU, which inference without a user takes; or "best", the one of least mask loss
 would go on from."""
 
 
-Rows = Tensor | slice
+Indexes = Tensor | slice
 """Which of the masks: int64 numbers, or a slice."""
 FirstPrompts = Literal["interactive", "hq"]
 """Which prompts a mask begins with: "interactive", a noisy box or a point; or "hq", those of HQ-SAM's training."""
@@ -70,7 +70,7 @@ class Targets:
 
     ``masks`` and ``valid`` are bool (P, H, W). ``certainty`` weighs the losses, ``sampling`` the drawing of points;
     both float (P, H, W), 1 for human masks. ``image_index`` is int64 (P,). Losses compare with ``masks``, unless there
-    are ``coverage``, float32 (P, H, W), or ``pixels``.
+    are ``coverage``, float32 (P, H, W), or ``pixel_masks``, on SAM's input.
     """
 
     masks: Tensor
@@ -80,73 +80,73 @@ class Targets:
     image_index: Tensor
     stride: int
     coverage: Tensor | None = None
-    pixels: PixelMasks | None = None
+    pixel_masks: PixelMasks | None = None
 
     def __len__(self) -> int:
         return len(self.masks)
 
-    def __getitem__(self, rows: Rows) -> Targets:
+    def __getitem__(self, indexes: Indexes) -> Targets:
         """Return those of some masks."""
         return Targets(
-            self.masks[rows],
-            self.valid[rows],
-            self.certainty[rows],
-            self.sampling[rows],
-            self.image_index[rows],
+            self.masks[indexes],
+            self.valid[indexes],
+            self.certainty[indexes],
+            self.sampling[indexes],
+            self.image_index[indexes],
             self.stride,
-            None if self.coverage is None else self.coverage[rows],
-            None if self.pixels is None else self.pixels[rows],
+            None if self.coverage is None else self.coverage[indexes],
+            None if self.pixel_masks is None else self.pixel_masks[indexes],
         )
 
     def shifts(self, generator: Randomness) -> Tensor | None:
         """Draw what is random about the points of a round, float64 (P, 2); nothing where masks are compared whole."""
-        if self.pixels is None:
+        if self.pixel_masks is None:
             return None
         return by_row(generator, len(self)).uniform(len(self), 2).to(self.masks.device)
 
     def loss(self, logits: Tensor, grid: Tensor, shifts: Tensor | None, settings: LossSettings) -> Tensor:
         """Return the mask losses (P,) of low-resolution logits (P, h, w), which on the grid are ``grid`` (P, H, W)."""
-        if self.pixels is None or shifts is None:
+        if self.pixel_masks is None or shifts is None:
             wanted = self.masks if self.coverage is None else self.coverage
             return mask_loss(grid, wanted, self.valid, self.certainty, settings)
-        places = draw_points(logits, self.pixels, shifts)
-        certainty = values_at(self.certainty, places, self.pixels.side)
+        points = draw_points(logits, self.pixel_masks, shifts)
+        certainty = values_at(self.certainty, points, self.pixel_masks.side)
         in_photo = torch.ones_like(certainty, dtype=torch.bool)
-        found = values_at(logits, places, self.pixels.side)
-        return mask_loss(found, self.pixels.at(places), in_photo, certainty, settings)
+        found = values_at(logits, points, self.pixel_masks.side)
+        return mask_loss(found, self.pixel_masks.at(points), in_photo, certainty, settings)
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One round of R of the masks, ``rows`` int64 (R,): the loss of each with its graph, (R,), and what to log,
-    detached, (R,) each.
+    """One round of R of the masks, ``indexes`` int64 (R,) in the batch: the loss of each with its graph, (R,), and what
+    to log, detached, (R,) each.
 
-    ``predicted`` are the masks that the losses were taken of, bool (R, h, w), at SAM's low resolution.
+    ``masks`` are those that the losses were taken of, bool (R, h, w), at SAM's low resolution.
     """
 
     number: int
-    rows: Tensor
+    indexes: Tensor
     loss: Tensor
     mask_loss: Tensor
     iou: Tensor
     predicted_iou: Tensor
-    predicted: Tensor
+    masks: Tensor
 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The prompt tokens of P masks; what a row has fewer than another is filled up by tokens that are absent."""
+    """The prompt tokens of P masks; what a mask has fewer than another is filled up by tokens that are absent."""
 
     coords: Tensor
     token_types: Tensor
 
     @property
     def count(self) -> Tensor:
-        """How many tokens each row has, int64 (P,)."""
+        """How many tokens each mask has, int64 (P,)."""
         return (self.token_types != ABSENT).sum(1)
 
     def add(self, coords: Tensor, token_types: Tensor, given: Tensor) -> _Tokens:
-        """Put one click in front of the rows that ``given`` (P,) marks; a first one has padding behind it."""
+        """Put a click in front, for the masks that ``given`` (P,) marks; a first one has padding behind it."""
         longer_coords = torch.cat([coords[:, None], self.coords], 1)
         behind = self.token_types.clone()
         behind[self.count == 0, :1] = PAD
@@ -158,61 +158,64 @@ class _Tokens:
             torch.where(given[:, None], longer_types, filled_types),
         )
 
-    def at(self, rows: Tensor) -> _Tokens:
-        """Return the tokens of these rows, int64 (R,)."""
-        return _Tokens(self.coords[rows], self.token_types[rows])
+    def at(self, indexes: Tensor) -> _Tokens:
+        """Return the tokens of the masks ``indexes``, int64 (R,)."""
+        return _Tokens(self.coords[indexes], self.token_types[indexes])
 
-    def groups(self, fed: Tensor | None, all_have_masks: bool, at_once: int) -> Iterator[tuple[Tensor, Prompts]]:
-        """Yield rows that are decoded together, ``at_once`` at most, with their prompts.
+    def groups(
+        self, mask_prompts: Tensor | None, all_have_masks: bool, at_once: int
+    ) -> Iterator[tuple[Tensor, Prompts]]:
+        """Yield the indexes of masks that are decoded together, ``at_once`` at most, with their prompts.
 
-        Rows of a group are of about as many tokens, and all or none have a mask prompt of ``fed`` (P, 1, h, w): unless
+        Those of a group have about as many tokens, and all or none have one of ``mask_prompts`` (P, 1, h, w): unless
         ``all_have_masks``, those without a token.
         """
         count = self.count
         ordered = count.argsort(stable=True)
         masked = torch.ones_like(ordered, dtype=torch.bool) if all_have_masks else count[ordered] == 0
-        for some, masks in ((ordered[masked], fed), (ordered[~masked], None)):
-            for rows in some.tensor_split(-(-len(some) // at_once)) if len(some) else ():
-                longest = int(count[rows[-1]])
-                tokens = self.coords[rows, :longest], self.token_types[rows, :longest]
-                yield rows, Prompts(*tokens, None if masks is None else masks[rows])
+        for some, given in ((ordered[masked], mask_prompts), (ordered[~masked], None)):
+            for indexes in some.tensor_split(-(-len(some) // at_once)) if len(some) else ():
+                longest = int(count[indexes[-1]])
+                tokens = self.coords[indexes, :longest], self.token_types[indexes, :longest]
+                yield indexes, Prompts(*tokens, None if given is None else given[indexes])
 
     @property
     def ambiguous(self) -> Tensor:
-        """Which rows hold a single point and nothing else, bool (P,)."""
+        """Which masks have a single point and nothing else, bool (P,)."""
         return (self.count == 2) & (self.token_types != BOX_MIN).all(1)
 
 
 @dataclass(frozen=True)
 class Round:
-    """A round that was played with P masks of a batch, ``rows`` int64 (P,): their prompts, and what the model put out.
+    """A round that was played with P masks of a batch: their prompts, and what the model put out.
 
-    ``logits`` are (P, K, h, w), ``predicted_iou`` (P, K); ``ambiguous``, bool (P,), marks a single point and nothing
-    else. ``shifts`` are what ``Targets.shifts`` drew, and ``fed`` the mask prompts (P, 1, h, w), None in a first round
-    without any.
+    ``indexes``, int64 (P,), are those of the masks in the batch. ``logits`` are (P, K, h, w), ``predicted_iou`` (P, K);
+    ``ambiguous``, bool (P,), marks a single point and nothing else. ``shifts`` are what ``Targets.shifts`` drew, and
+    ``mask_prompts`` are (P, 1, h, w), None in a first round without any.
     """
 
     number: int
-    rows: Tensor
+    indexes: Tensor
     logits: Tensor
     predicted_iou: Tensor
     ambiguous: Tensor
     targets: Targets
     shifts: Tensor | None
     tokens: _Tokens
-    fed: Tensor | None
+    mask_prompts: Tensor | None
 
     def again(
-        self, sam: Sam, source: Tensor, places: Tensor, image_index: Tensor, fed: Tensor | None
+        self, sam: Sam, embeddings: Tensor, indexes: Tensor, image_index: Tensor, mask_prompts: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Decode the prompts of the masks at ``places``, int64 (R,), by another model: logits (R, K, h, w), IoU (R, K).
+        """Decode the prompts of R of the masks by another model: logits (R, K, h, w), predicted IoU (R, K).
 
-        ``source`` are its embeddings, ``image_index`` (R,) says which is whose, and ``fed`` (R, 1, h, w) are its own
-        logits of the round before. In the first round the mask prompts are those of the round, if there were any.
+        ``indexes``, int64 (R,), are those of the masks in this round. ``embeddings`` are the other model's,
+        ``image_index`` (R,) says which is whose, and ``mask_prompts`` (R, 1, h, w) are its own logits of the round
+        before. In the first round the mask prompts are those of the round, if there were any.
         """
         if self.number == 1:
-            fed = None if self.fed is None else self.fed[places]
-        return _decode(sam, source, image_index, self.tokens.at(places), fed, self.number > 1)
+            mask_prompts = None if self.mask_prompts is None else self.mask_prompts[indexes]
+        return _decode(sam, embeddings, image_index, self.tokens.at(indexes), mask_prompts, self.number > 1)
 
 
 Judge = Callable[[Round, InteractiveSettings], tuple[RoundResult, Tensor]]
@@ -238,37 +241,39 @@ def play_rounds(
     groups.
     """
     at_once = settings.masks_at_once or masks_together(sam, embeddings_BCHW)
-    tokens, fed = _first(targets, settings, int(sam.image_encoder.img_size), generator)
+    tokens, mask_prompts = _first(targets, settings, int(sam.image_encoder.img_size), generator)
     positions = dense_positions(sam)
     for number in range(1, settings.rounds + 1):
         if 1 < number < settings.rounds:
-            assert fed is not None, "round 1 leaves logits"
-            shares = draw_shares(generator, len(targets)).to(fed.device)
-            tokens = tokens.add(*_clicks(fed, targets, shares, at_once))
+            assert mask_prompts is not None, "round 1 leaves logits"
+            shares = draw_shares(generator, len(targets)).to(mask_prompts.device)
+            tokens = tokens.add(*_clicks(mask_prompts, targets, shares, at_once))
         given = task_vectors_BC if number == 1 or settings.continuous_task_prompt else None
-        source = embeddings_BCHW if given is None else add_vectors(embeddings_BCHW, given)
+        embeddings = embeddings_BCHW if given is None else add_vectors(embeddings_BCHW, given)
         ambiguous, shifts = tokens.ambiguous & (number == 1), targets.shifts(generator)
         done, left = [], []
-        for rows, prompts in tokens.groups(fed, number > 1, at_once):
-            single = not bool(ambiguous[rows].any())
-            decoded = decode_prompts(sam, source, targets.image_index[rows], prompts, positions, single)
-            logits, predicted_iou = (each.to(source.dtype) for each in decoded)
-            some_shifts, some_fed = (None if each is None else each[rows] for each in (shifts, fed))
-            known = ambiguous[rows], targets[rows], some_shifts, tokens.at(rows), some_fed
-            result, next_fed = (judge or judge_round)(Round(number, rows, logits, predicted_iou, *known), settings)
-            done.append(rows)
-            left.append(next_fed)
+        for indexes, prompts in tokens.groups(mask_prompts, number > 1, at_once):
+            single = not bool(ambiguous[indexes].any())
+            decoded = decode_prompts(sam, embeddings, targets.image_index[indexes], prompts, positions, single)
+            logits, predicted_iou = (each.to(embeddings.dtype) for each in decoded)
+            some_shifts, some_prompts = (None if each is None else each[indexes] for each in (shifts, mask_prompts))
+            known = ambiguous[indexes], targets[indexes], some_shifts, tokens.at(indexes), some_prompts
+            result, next_prompts = (judge or judge_round)(
+                Round(number, indexes, logits, predicted_iou, *known), settings
+            )
+            done.append(indexes)
+            left.append(next_prompts)
             yield result
-        fed = torch.cat(left)[torch.cat(done).argsort()]
+        mask_prompts = torch.cat(left)[torch.cat(done).argsort()]
 
 
 def whole_rounds(results: Iterable[RoundResult]) -> list[RoundResult]:
     """Put the groups of each round together, with the masks in their order."""
     whole = []
     for number, groups in groupby(results, key=lambda result: result.number):
-        fields = ("rows", "loss", "mask_loss", "iou", "predicted_iou", "predicted")
-        parts = list(groups)
-        joined = [torch.cat([getattr(part, name) for part in parts]) for name in fields]
+        fields = ("indexes", "loss", "mask_loss", "iou", "predicted_iou", "masks")
+        of_round = list(groups)
+        joined = [torch.cat([getattr(each, name) for each in of_round]) for name in fields]
         order = joined[0].argsort()
         whole.append(RoundResult(number, *(each[order] for each in joined)))
     return whole
@@ -285,10 +290,10 @@ def _clicks(logits: Tensor, targets: Targets, shares: Tensor, at_once: int) -> t
     """Return clicks at what is wrong with masks of logits (P, 1, h, w), as ``click_errors``, of a few at a time."""
     clicks = []
     for start in range(0, len(targets), at_once):
-        rows = slice(start, start + at_once)
-        masks, weights = targets.masks[rows], targets.sampling[rows] * targets.valid[rows]
-        predicted = to_grid(logits[rows], targets)[:, 0] > 0
-        clicks.append(clicks_at(predicted, masks, weights, targets.stride, shares[rows]))
+        indexes = slice(start, start + at_once)
+        masks, weights = targets.masks[indexes], targets.sampling[indexes] * targets.valid[indexes]
+        model_masks = to_grid(logits[indexes], targets)[:, 0] > 0
+        clicks.append(clicks_at(model_masks, masks, weights, targets.stride, shares[indexes]))
     coords, token_types, given = zip(*clicks, strict=True)
     return torch.cat(coords), torch.cat(token_types), torch.cat(given)
 
@@ -296,14 +301,14 @@ def _clicks(logits: Tensor, targets: Targets, shares: Tensor, at_once: int) -> t
 def _first(
     targets: Targets, settings: InteractiveSettings, side: int, generator: Randomness
 ) -> tuple[_Tokens, Tensor | None]:
-    """Return the first tokens, and mask prompts (P, 1, h, w) for the rows without a token, if there may be any."""
+    """Return the first tokens, and mask prompts (P, 1, h, w) for the masks without a token, if there may be any."""
     masks, weights = targets.masks, targets.sampling
     if settings.first_prompts == "interactive":
         drawn = first_prompts(masks, weights, settings.box_share, targets.stride, side, generator)
         return _Tokens(drawn.coords, drawn.token_types), None
     prompts, count, noised = hq_prompts(masks, weights, targets.stride, side // 4, generator)
-    place = torch.arange(prompts.token_types.shape[1], device=masks.device)
-    return _Tokens(prompts.coords, prompts.token_types.where(place < count[:, None], ABSENT)), noised
+    index = torch.arange(prompts.token_types.shape[1], device=masks.device)
+    return _Tokens(prompts.coords, prompts.token_types.where(index < count[:, None], ABSENT)), noised
 
 
 def to_grid(logits: Tensor, targets: Targets) -> Tensor:
@@ -327,41 +332,41 @@ def _weights(cells: int, finer: int, like: Tensor) -> Tensor:
 
 def _decode(
     sam: Sam,
-    source: Tensor,
+    embeddings: Tensor,
     image_index: Tensor,
     tokens: _Tokens,
-    fed: Tensor | None,
+    mask_prompts: Tensor | None,
     all_have_masks: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Decode all rows at once; logits (P, K, h, w) and predicted IoU (P, K)."""
+    """Decode the prompts of all masks at once; logits (P, K, h, w) and predicted IoU (P, K)."""
     positions = dense_positions(sam)
     done, logits, iou = [], [], []
-    for rows, prompts in tokens.groups(fed, all_have_masks, len(tokens.coords)):
-        some_logits, some_iou = decode_prompts(sam, source, image_index[rows], prompts, positions)
-        done.append(rows)
+    for indexes, prompts in tokens.groups(mask_prompts, all_have_masks, len(tokens.coords)):
+        some_logits, some_iou = decode_prompts(sam, embeddings, image_index[indexes], prompts, positions)
+        done.append(indexes)
         logits.append(some_logits)
         iou.append(some_iou)
     order = torch.cat(done).argsort()
-    return torch.cat(logits)[order].to(source.dtype), torch.cat(iou)[order].to(source.dtype)
+    return torch.cat(logits)[order].to(embeddings.dtype), torch.cat(iou)[order].to(embeddings.dtype)
 
 
 def choose(played: Round, settings: InteractiveSettings) -> tuple[Tensor, Tensor]:
-    """Return the outputs that are trained and those that are fed back, int64 (P,) each.
+    """Return the outputs that are trained and those that the next round goes on from, int64 (P,) each.
 
-    An ambiguous prompt trains the best of its three outputs by mask loss, and feeds back that one or the one of highest
-    *predicted* IoU, as ``settings.fed_output`` says. Otherwise both are the single-mask output.
+    An ambiguous prompt trains the best of its three outputs by mask loss, and goes on from that one or the one of
+    highest *predicted* IoU, as ``settings.fed_output`` says. Otherwise both are the single-mask output.
     """
     logits = played.logits.detach()
     trained = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-    fed = torch.zeros_like(trained)
+    going_on = torch.zeros_like(trained)
     if logits.shape[1] > 1 and played.ambiguous.any():  # HQ-SAM has one output
         which = played.ambiguous.nonzero()[:, 0]
         targets, shifts = played.targets[which], None if played.shifts is None else played.shifts[which]
         losses = [_losses(output, targets, shifts, settings)[0] for output in logits[which, SEVERAL].unbind(1)]
         trained[which] = 1 + torch.stack(losses, 1).argmin(1)
         believed = 1 + played.predicted_iou[which, SEVERAL].detach().argmax(1)
-        fed[which] = trained[which] if settings.fed_output == "best" else believed
-    return trained, fed
+        going_on[which] = trained[which] if settings.fed_output == "best" else believed
+    return trained, going_on
 
 
 def judge_round(
@@ -369,14 +374,14 @@ def judge_round(
 ) -> tuple[RoundResult, Tensor]:
     """Take the losses of the outputs that ``choose`` names, against ``taught`` in place of the round's own targets."""
     logits = played.logits
-    row = torch.arange(len(logits), device=logits.device)
-    trained, fed = choose(played, settings)
-    chosen = logits[row, trained] if logits.shape[1] > 1 else logits[:, 0]
+    each = torch.arange(len(logits), device=logits.device)
+    trained, going_on = choose(played, settings)
+    chosen = logits[each, trained] if logits.shape[1] > 1 else logits[:, 0]
     losses, iou = _losses(chosen, taught or played.targets, played.shifts, settings)
-    predicted = played.predicted_iou[row, trained]
-    loss = losses + settings.loss.iou_weight * (predicted - iou) ** 2
-    logged = losses.detach(), iou, predicted.detach(), chosen.detach() > 0
-    return RoundResult(played.number, played.rows, loss, *logged), logits[row, fed][:, None].detach()
+    predicted_iou = played.predicted_iou[each, trained]
+    loss = losses + settings.loss.iou_weight * (predicted_iou - iou) ** 2
+    logged = losses.detach(), iou, predicted_iou.detach(), chosen.detach() > 0
+    return RoundResult(played.number, played.indexes, loss, *logged), logits[each, going_on][:, None].detach()
 
 
 def _losses(
@@ -384,8 +389,8 @@ def _losses(
 ) -> tuple[Tensor, Tensor]:
     """Return the mask loss of low-resolution logits (P, h, w), with its gradient, and their true IoU, (P,) each."""
 
-    def judge(some: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        wanted, some_shifts = targets[rows], None if shifts is None else shifts[rows]
+    def judge(some: Tensor, indexes: slice) -> tuple[Tensor, Tensor]:
+        wanted, some_shifts = targets[indexes], None if shifts is None else shifts[indexes]
         grid = to_grid(some[:, None], wanted)[:, 0]
         losses = wanted.loss(some, grid, some_shifts, settings.loss)
         return losses, true_iou(grid.detach(), wanted.masks, wanted.valid)

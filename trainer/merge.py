@@ -26,8 +26,8 @@ def merge_weights(sam: str, weights: str, alpha: float, out: Path) -> None:
             "architecture"
         )
     merged = between(start.sam.state_dict(), end.sam.state_dict(), alpha)
-    sources = {"sam": start.sha256, "weights": end.sha256, "alpha": alpha}
-    header = {"kind": "merged", "model_type": start.architecture.name, "merged": sources, "software": software()}
+    made_of = {"sam": start.sha256, "weights": end.sha256, "alpha": alpha}
+    header = {"kind": "merged", "model_type": start.architecture.name, "merged": made_of, "software": software()}
     with Stage(f"writing {out}"), whole_file(out) as file:
         file.write(to_safetensors(merged, header))
 

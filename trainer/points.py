@@ -42,14 +42,14 @@ class PixelMasks:
         """Pixels a side of SAM's input."""
         return self.masks.shape[-1]
 
-    def __getitem__(self, rows: Tensor | slice) -> PixelMasks:
-        """Return those of ``rows``, int64 or a slice."""
-        return PixelMasks(self.masks[rows], self.sizes[rows])
+    def __getitem__(self, indexes: Tensor | slice) -> PixelMasks:
+        """Return those of ``indexes``, int64 or a slice."""
+        return PixelMasks(self.masks[indexes], self.sizes[indexes])
 
-    def at(self, places: Tensor) -> Tensor:
-        """Return whether the masks have the pixels ``places``, int64 (P, N, 2) of x and y: bool (P, N)."""
-        row = torch.arange(len(places), device=places.device)[:, None]
-        return self.masks[row, places[..., 1], places[..., 0]]
+    def at(self, points: Tensor) -> Tensor:
+        """Return whether the masks have the pixels ``points``, int64 (P, N, 2) of x and y: bool (P, N)."""
+        each = torch.arange(len(points), device=points.device)[:, None]
+        return self.masks[each, points[..., 1], points[..., 0]]
 
 
 def count_of(side: int) -> int:
@@ -57,18 +57,18 @@ def count_of(side: int) -> int:
     return max(1, round(POINTS * (side / POINTS_SIDE) ** 2))
 
 
-def draw_points(logits: Tensor, pixels: PixelMasks, shifts: Tensor) -> Tensor:
+def draw_points(logits: Tensor, pixel_masks: PixelMasks, shifts: Tensor) -> Tensor:
     """Return the points of P masks in which they are compared, int64 (P, N, 2), x and y on SAM's input.
 
     ``logits`` (P, h, w) are those that decide which are kept, ``shifts`` float64 (P, 2), in [0, 1), what is random.
     """
-    count = count_of(pixels.side)
+    count = count_of(pixel_masks.side)
     kept = round(NEAR_ZERO * count)
-    looked_at = spread(shifts, pixels.sizes, 0, OVERSAMPLED * count)
-    distance = values_at(logits.detach(), looked_at, pixels.side).abs()
+    looked_at = spread(shifts, pixel_masks.sizes, 0, OVERSAMPLED * count)
+    distance = values_at(logits.detach(), looked_at, pixel_masks.side).abs()
     nearest = distance.topk(kept, largest=False).indices
     chosen = looked_at.gather(1, nearest[..., None].expand(-1, -1, 2))
-    anywhere = spread(shifts, pixels.sizes, OVERSAMPLED * count, count - kept)
+    anywhere = spread(shifts, pixel_masks.sizes, OVERSAMPLED * count, count - kept)
     return torch.cat([chosen, anywhere], 1)
 
 
@@ -80,13 +80,13 @@ def spread(shifts: Tensor, sizes: Tensor, first: int, count: int) -> Tensor:
     number = torch.arange(first, first + count, device=shifts.device, dtype=torch.float64)
     steps = torch.tensor([1 / PLASTIC, 1 / PLASTIC**2], device=shifts.device, dtype=torch.float64)
     shares = (shifts[:, None] + number[:, None] * steps) % 1
-    extent = sizes.flip(1)[:, None]
-    return torch.minimum((shares * extent).long(), extent - 1)
+    limits = sizes.flip(1)[:, None]
+    return torch.minimum((shares * limits).long(), limits - 1)
 
 
-def values_at(values: Tensor, places: Tensor, side: int) -> Tensor:
+def values_at(values: Tensor, points: Tensor, side: int) -> Tensor:
     """Return values (P, h, w) on a grid of SAM's square input, upsampled bilinearly to its ``side``, at pixels
-    ``places``, int64 (P, N, 2) of x and y: (P, N)."""
-    coords = (places.to(values.dtype) + 0.5) * (2 / side) - 1
+    ``points``, int64 (P, N, 2) of x and y: (P, N)."""
+    coords = (points.to(values.dtype) + 0.5) * (2 / side) - 1
     found = F.grid_sample(values[:, None], coords[:, None], "bilinear", "border", align_corners=False)
     return found[:, 0, 0]

@@ -80,28 +80,30 @@ def predict_mask(
     vector = weights.task_vector(task)
     if vector is not None:
         embedding = add_vectors(embedding, vector.to(sam.device)[None])
-    logits, predicted = _decode(sam, embedding, prompt, frame)
-    best = int(predicted.argmax())
+    logits, predicted_iou = _decode(sam, embedding, prompt, frame)
+    best = int(predicted_iou.argmax())
     mask = (logits[best] > sam.mask_threshold).cpu().numpy()
-    return Prediction(mask, float(predicted[best]), best + 1, len(logits), prompted_task(weights, task))
+    return Prediction(mask, float(predicted_iou[best]), best + 1, len(logits), prompted_task(weights, task))
 
 
 @torch.no_grad()
 def _decode(sam: Sam, embedding: Tensor, prompt: UserPrompt, frame: Frame) -> tuple[Tensor, Tensor]:
     """Return the logits (N, H, W) of all outputs that count for a prompt, and their predicted IoU (N,)."""
 
-    def placed(points: Sequence[Sequence[float]]) -> Tensor:
+    def to_input(points: Sequence[Sequence[float]]) -> Tensor:
         return torch.as_tensor(frame.to_input(np.array(points, np.float64)), dtype=torch.float32, device=sam.device)
 
-    coords = placed([*prompt.positive, *prompt.negative, *(_corners(prompt) or [(0.0, 0.0)])])
+    coords = to_input([*prompt.positive, *prompt.negative, *(_corners(prompt) or [(0.0, 0.0)])])
     labels = [POSITIVE] * len(prompt.positive) + [NEGATIVE] * len(prompt.negative)
     if prompt.box is None:
         coords[-1] = 0  # one token of padding, as upstream has it
     labels += [PAD] if prompt.box is None else [BOX_MIN, BOX_MAX]
     prompts = Prompts(coords[None], torch.tensor([labels], device=sam.device))
-    low_res, predicted = decode_prompts(sam, embedding, torch.zeros(1, dtype=torch.long, device=sam.device), prompts)
+    low_res, predicted_iou = decode_prompts(
+        sam, embedding, torch.zeros(1, dtype=torch.long, device=sam.device), prompts
+    )
     counted = slice(1, None) if prompt.ambiguous and low_res.shape[1] > 1 else slice(0, 1)
-    return sam.postprocess_masks(low_res[:, counted], frame.input_size, frame.crop_size)[0], predicted[0, counted]
+    return sam.postprocess_masks(low_res[:, counted], frame.input_size, frame.crop_size)[0], predicted_iou[0, counted]
 
 
 def _corners(prompt: UserPrompt) -> list[Point]:

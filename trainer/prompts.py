@@ -144,23 +144,23 @@ def noised(masks: Tensor, grid: int, generator: RowGenerators) -> Tensor:
 
 
 def click_errors(
-    predicted: Tensor, masks: Tensor, weights: Tensor, stride: int, generator: Randomness
+    model_masks: Tensor, masks: Tensor, weights: Tensor, stride: int, generator: Randomness
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one click of each mask in the region where ``predicted`` and ``masks``, bool (P, H, W), differ.
+    """Draw one click of each mask in the region where ``model_masks`` and ``masks``, bool (P, H, W), differ.
 
     A cell i of the error region R is drawn with probability w_i / sum_R w_j (Sec. 3.2.2). A false negative gives a
     positive point, a false positive a negative one. Returns coordinates float32 (P, 2), token types int64 (P,), and
     bool (P,): False where R is empty or all its weights are zero; then there is nothing to click, and the rest means
     nothing.
     """
-    return clicks_at(predicted, masks, weights, stride, draw_shares(generator, len(masks)).to(masks.device))
+    return clicks_at(model_masks, masks, weights, stride, draw_shares(generator, len(masks)).to(masks.device))
 
 
 def clicks_at(
-    predicted: Tensor, masks: Tensor, weights: Tensor, stride: int, shares: Tensor
+    model_masks: Tensor, masks: Tensor, weights: Tensor, stride: int, shares: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the clicks of ``click_errors`` that ``shares`` (P, 1), of ``draw_shares``, stand for."""
-    cells, found = cells_at(weights * (predicted ^ masks), shares)
+    cells, found = cells_at(weights * (model_masks ^ masks), shares)
     wanted = masks[torch.arange(len(masks), device=masks.device), cells[:, 1], cells[:, 0]]
     token_types = torch.where(wanted, POSITIVE, NEGATIVE)
     return cells_to_input(cells, stride), token_types, found

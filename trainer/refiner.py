@@ -124,17 +124,17 @@ class Pairs:
     """What SAM made of P human masks, and what was kept of it.
 
     ``logits`` float32 (P, h, w) are s, SAM's best output; ``points`` (P, 2) and ``boxes`` (P, 4) are in input pixels;
-    ``iou`` (P,) is that with the human mask; ``rows`` are the places of the pairs among the targets, int64 (P,).
+    ``iou`` (P,) is that with the human mask; ``indexes`` are those of their targets in the batch, int64 (P,).
     """
 
     logits: Tensor
     points: Tensor
     boxes: Tensor
     iou: Tensor
-    rows: Tensor
+    indexes: Tensor
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.indexes)
 
 
 @torch.no_grad()
@@ -148,18 +148,18 @@ def make_pairs(sam: Sam, embeddings: Tensor, batch: Batch, least_iou: float, qua
     points = cells_to_input(cells, targets.stride)
     coords = torch.stack([points, torch.zeros_like(points)], 1)
     token_types = torch.tensor([[POSITIVE, PAD]], device=points.device).expand(len(points), -1)
-    logits, predicted = decode_prompts(sam, embeddings, targets.image_index, Prompts(coords, token_types))
+    logits, predicted_iou = decode_prompts(sam, embeddings, targets.image_index, Prompts(coords, token_types))
     grid = to_grid(logits[:, 1:].float(), targets)
     ious = torch.stack([true_iou(grid[:, k], targets.masks, targets.valid) for k in range(grid.shape[1])], 1)
     best = ious.argmax(1)
-    row = torch.arange(len(best), device=best.device)
-    chosen = logits[row, 1 + best].float()
+    each = torch.arange(len(best), device=best.device)
+    chosen = logits[each, 1 + best].float()
     square = _at_input_size(chosen, int(sam.image_encoder.img_size))
     valid = F.interpolate(targets.valid[:, None].float(), square.shape[1:], mode="nearest")[:, 0] > 0
-    keep = quality.keeps(square, valid, predicted[row, 1 + best]) & (ious[row, best] >= least_iou)
-    rows = keep.nonzero()[:, 0]
-    boxes = boxes_of((square[rows] > 0) & valid[rows], 1)
-    return Pairs(chosen[rows], points[rows], boxes, ious[rows, best[rows]], rows)
+    keep = quality.keeps(square, valid, predicted_iou[each, 1 + best]) & (ious[each, best] >= least_iou)
+    indexes = keep.nonzero()[:, 0]
+    boxes = boxes_of((square[indexes] > 0) & valid[indexes], 1)
+    return Pairs(chosen[indexes], points[indexes], boxes, ious[indexes, best[indexes]], indexes)
 
 
 @dataclass
@@ -210,11 +210,11 @@ class RefinerTraining:
 
     def _backpropagate(self, embeddings: Tensor, batch: Batch, pairs: Pairs) -> dict[str, Any]:
         targets = batch.targets
-        index = targets.image_index[pairs.rows]
+        index = targets.image_index[pairs.indexes]
         refined = self.refiner.refine(embeddings, index, pairs.points, pairs.boxes, pairs.logits).float()
         grid = to_grid(refined[:, None], targets)[:, 0]
-        wanted, shifts = targets[pairs.rows], targets.shifts(batch.random)
-        shifts = None if shifts is None else shifts[pairs.rows]
+        wanted, shifts = targets[pairs.indexes], targets.shifts(batch.random)
+        shifts = None if shifts is None else shifts[pairs.indexes]
         loss = wanted.loss(refined, grid, shifts, self.recipe.loss).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         after = true_iou(grid.detach(), wanted.masks, wanted.valid).mean()

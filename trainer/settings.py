@@ -70,8 +70,8 @@ def _flags_as_numbers(given: Any, made: Any, key: str = "") -> Iterator[tuple[st
         for name in given.keys() & made.keys():
             yield from _flags_as_numbers(given[name], made[name], under(key, str(name)))
     elif isinstance(given, list) and isinstance(made, list | tuple):
-        for place, (one, other) in enumerate(zip(given, made, strict=False)):
-            yield from _flags_as_numbers(one, other, under(key, str(place)))
+        for index, (one, other) in enumerate(zip(given, made, strict=False)):
+            yield from _flags_as_numbers(one, other, under(key, str(index)))
     elif isinstance(given, bool) and isinstance(made, int | float) and not isinstance(made, bool):
         yield key, given
 
@@ -197,7 +197,7 @@ def _kind(value: Any) -> str:
 
 
 def _apply(data: dict[str, Any], change: str, where: str) -> None:
-    """Set one dotted key, making the mappings on the way; a number is a place in a list."""
+    """Set one dotted key, making the mappings on the way; a number is an index in a list."""
     key, equals, text = change.partition("=")
     if not (key and equals):
         raise SettingsError(f"expected key=value, found {change!r}")
@@ -207,22 +207,22 @@ def _apply(data: dict[str, Any], change: str, where: str) -> None:
         raise SettingsError(f"{_shortened(change)[1:-1]}: {error}") from error
     *parents, last = key.split(".")
     node: Any = data
-    for depth, part in enumerate(parents, 1):
-        place = _place(node, part, where, change)
-        if isinstance(node, dict) and node.get(place) is None:
-            node[place] = {}
-        node = node[place]
+    for depth, name in enumerate(parents, 1):
+        inner = _name_or_index(node, name, where, change)
+        if isinstance(node, dict) and node.get(inner) is None:
+            node[inner] = {}
+        node = node[inner]
         if not isinstance(node, dict | list):
             raise SettingsError(f"{where}: {change}: {'.'.join(parents[:depth])} is {node!r} and has no keys")
-    node[_place(node, last, where, change)] = value
+    node[_name_or_index(node, last, where, change)] = value
 
 
-def _place(node: dict[str, Any] | list[Any], part: str, where: str, change: str) -> Any:
+def _name_or_index(node: dict[str, Any] | list[Any], given: str, where: str, change: str) -> Any:
     if isinstance(node, dict):
-        return part
-    if not (part.isdecimal() and int(part) < len(node)):
-        raise SettingsError(f"{where}: {change}: expected a place in a list of {len(node)}, from 0, found {part!r}")
-    return int(part)
+        return given
+    if not (given.isdecimal() and int(given) < len(node)):
+        raise SettingsError(f"{where}: {change}: expected an index in a list of {len(node)}, from 0, found {given!r}")
+    return int(given)
 
 
 def _fill(data: dict[str, Any], variables: Mapping[str, str], where: str) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def _fill(data: dict[str, Any], variables: Mapping[str, str], where: str) -> dic
                 raise SettingsError(f"{where}: {key or 'the file'}: two keys are equal once variables are filled in")
             return made
         if isinstance(value, list):
-            return [fill(item, f"{key}.{place}") for place, item in enumerate(value)]
+            return [fill(item, f"{key}.{index}") for index, item in enumerate(value)]
         return _VARIABLE.sub(lambda match: look_up(match[1], key), value) if isinstance(value, str) else value
 
     def look_up(name: str, key: str) -> str:
@@ -275,9 +275,9 @@ def _unknown_keys(root: Mapping[str, Any], data: Any) -> Iterator[tuple[str, str
                     suggestion = f"did you mean {meant[0]}: {name}?" if meant else _suggest(str(name), properties)
                     yield inner, f"unknown key; {suggestion}"
         elif isinstance(value, list):
-            for place, item in enumerate(value):
+            for index, item in enumerate(value):
                 items = [*node.get("prefixItems", []), *[node.get("items", {})] * len(value)]
-                yield from walk(items[place], item, under(key, str(place)))
+                yield from walk(items[index], item, under(key, str(index)))
 
     return walk(root, data, "")
 
@@ -331,15 +331,15 @@ def _wrong_values(error: ValidationError, data: Any) -> Iterator[tuple[str, str]
 
 def _dotted_key(location: Sequence[int | str], data: Any) -> str:
     """Return the key that pydantic's location means: without the names of the branches of a union."""
-    parts = []
-    for number, part in enumerate(location):
-        inside = isinstance(data, dict) and part in data
-        if inside or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
-            data = data[part]
+    names = []
+    for number, name in enumerate(location):
+        inside = isinstance(data, dict) and name in data
+        if inside or (isinstance(data, list) and isinstance(name, int) and name < len(data)):
+            data = data[name]
         elif not isinstance(data, dict | list) or (number + 1 < len(location)):
             continue  # a branch
-        parts.append(str(part))
-    return ".".join(parts)
+        names.append(str(name))
+    return ".".join(names)
 
 
 def _shortened(value: Any) -> str:

@@ -65,8 +65,8 @@ def pictures_of(recipe: Recipe, model: Model, samples: dict[str, Sample]) -> dic
 
 
 def _picture(recipe: Recipe, model: Model, sample: Sample, name: str) -> RgbImage:
-    placed = sample.on(model.sam.device)
-    batch = collate([placed], model.sam, recipe.stride, recipe.seed)
+    on_device = sample.on(model.sam.device)
+    batch = collate([on_device], model.sam, recipe.stride, recipe.seed)
     assert batch is not None, "samples to show have masks"
     first, *rest = _rounds(recipe, model, batch)
     last = rest[-1] if rest else first
@@ -75,10 +75,8 @@ def _picture(recipe: Recipe, model: Model, sample: Sample, name: str) -> RgbImag
         ("photo", None, 1),
         (target, batch.targets.masks >= 0.5, recipe.stride),
     ]
-    panels += [
-        (f"round {each.number}: IoU {float(each.iou.mean()):.2f}", each.predicted, CELL) for each in (first, last)
-    ]
-    return join([(caption, draw(placed, masks, stride)) for caption, masks, stride in panels])
+    panels += [(f"round {each.number}: IoU {float(each.iou.mean()):.2f}", each.masks, CELL) for each in (first, last)]
+    return join([(caption, draw(on_device, masks, stride)) for caption, masks, stride in panels])
 
 
 def _rounds(recipe: Recipe, model: Model, batch: Batch) -> list[RoundResult]:

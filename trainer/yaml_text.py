@@ -46,8 +46,8 @@ def absurd_numbers(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         for name, item in value.items():
             yield from absurd_numbers(item, under(key, str(name)))
     elif isinstance(value, list):
-        for place, item in enumerate(value):
-            yield from absurd_numbers(item, under(key, str(place)))
+        for index, item in enumerate(value):
+            yield from absurd_numbers(item, under(key, str(index)))
     elif isinstance(value, float) and not math.isfinite(value):
         yield key, f"expected a finite number, found {value}"
     elif isinstance(value, int) and abs(value) > LARGEST:
@@ -121,7 +121,7 @@ class _Extent:
             raise ValueError(f"{key}: refers to itself (line {node.start_mark.line + 1})")
         if id(node) not in self._known:
             self._open.add(id(node))
-            inner = [self.of(*part) for part in self._parts(node, key)]
+            inner = [self.of(*each) for each in self._items(node, key)]
             self._open.remove(id(node))
             count, depth = 1 + sum(count for count, _ in inner), 1 + max((depth for _, depth in inner), default=0)
             if count > MOST_VALUES or depth > MOST_NESTED:
@@ -134,14 +134,14 @@ class _Extent:
             self._known[id(node)] = count, depth
         return self._known[id(node)]
 
-    def _parts(self, node: yaml.Node, key: str) -> Iterator[tuple[yaml.Node, str]]:
+    def _items(self, node: yaml.Node, key: str) -> Iterator[tuple[yaml.Node, str]]:
         if isinstance(node, yaml.MappingNode):
             for name, item in node.value:
                 yield name, key
                 yield item, under(key, str(name.value)[:40])
         else:
-            for place, item in enumerate(node.value):
-                yield item, under(key, str(place))
+            for index, item in enumerate(node.value):
+                yield item, under(key, str(index))
 
 
 def _one_line(error: yaml.YAMLError) -> str:

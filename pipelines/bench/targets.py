@@ -153,10 +153,10 @@ def targets_of(masks: Sequence[Masks], candidate: Candidate, side: int) -> Targe
         coverage = torch.cat([coverage_on_grid(mask[None], frame, stride) for mask, frame in pairs])
     if candidate.target == "points":
         exact = torch.cat([masks_on_grid(mask[None], frame, 1) for mask, frame in pairs])
-        pixels = PixelMasks(exact, torch.tensor([frame.input_size for frame in frames]))
+        pixel_masks = PixelMasks(exact, torch.tensor([frame.input_size for frame in frames]))
     ones = torch.ones(bits.shape)
     index = torch.zeros(len(masks), dtype=torch.int64)
-    return Targets(bits, valid, ones, ones, index, stride, coverage, pixels)
+    return Targets(bits, valid, ones, ones, index, stride, coverage, pixel_masks)
 
 
 def fit_logits(masks: Sequence[Masks], candidate: Candidate, side: int, steps: int) -> list[Masks]:

@@ -175,8 +175,8 @@ def recipes_page() -> str:
     """Return the page of all keys of recipes and suites, and of those that ship here."""
     parts = [
         "# Recipe keys\n\nA recipe is a YAML file; so is a suite. `--set KEY=VALUE` changes one key of a recipe for "
-        "one run. What is inside another key is written with a dot, such as `optimizer.learning_rate`; a number is a "
-        "place in a list, such as `human.0.limit`. A key that is not listed here, or a value of another type, is an "
+        "one run. What is inside another key is written with a dot, such as `optimizer.learning_rate`; a number is an "
+        "index in a list, such as `human.0.limit`. A key that is not listed here, or a value of another type, is an "
         "error.\n"
     ]
     parts += [f"## {command}\n\n{described(settings)}" for command, settings in KEYS.items()]

@@ -41,7 +41,7 @@ from sum_factory.shared.sam.upstream import Sam
 
 NO_MASK = "prompt_encoder.no_mask_embed.weight"
 """What every prompt without a mask has as its dense embedding: added to the image embedding, as a task's vector is."""
-PART = "part"
+TRAINED_WEIGHTS = "part"
 """Kind, in the header, of a file that holds what was trained without the SAM that it sits on."""
 
 
@@ -195,7 +195,7 @@ def identify_weights(weights: str = PACKAGED, model_type: str | None = None) -> 
 
 def _require_whole(header: Mapping[str, Any], where: str) -> None:
     """Raise ``CheckpointError`` for what a variant trained, without the SAM that it sits on."""
-    if header.get("kind") == PART:
+    if header.get("kind") == TRAINED_WEIGHTS:
         raise CheckpointError(
             f"{where}: what the variant {header.get('variant')} trained, without the SAM that it sits on; "
             "make one file of both with `trainer export`"

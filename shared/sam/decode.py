@@ -160,33 +160,37 @@ def _two_way(
             queries = layer.norm1(_attend(layer.self_attn, queries, queries, absent_PT))
         else:
             queries = layer.norm1(queries + _attend(layer.self_attn, queries + tokens_PTC, queries, absent_PT))
-        placed = image_PNC + positions_NC
-        read = _read(layer.cross_attn_token_to_image, queries + tokens_PTC, image_PNC, placed)
+        positioned = image_PNC + positions_NC
+        read = _read(layer.cross_attn_token_to_image, queries + tokens_PTC, image_PNC, positioned)
         queries = layer.norm2(queries + read)
         queries = layer.norm3(queries + layer.mlp(queries))
-        said = _say(layer.cross_attn_image_to_token, queries + tokens_PTC, queries, image_PNC, placed, absent_PT)
+        said = _say(layer.cross_attn_image_to_token, queries + tokens_PTC, queries, image_PNC, positioned, absent_PT)
         image_PNC = layer.norm4(said)
     queries = queries[:, :outputs]
-    placed = image_PNC + positions_NC
-    read = _read(two_way.final_attn_token_to_image, queries + tokens_PTC[:, :outputs], image_PNC, placed)
+    positioned = image_PNC + positions_NC
+    read = _read(two_way.final_attn_token_to_image, queries + tokens_PTC[:, :outputs], image_PNC, positioned)
     decoded: Tensor = two_way.norm_final_attn(queries + read)
     return decoded, image_PNC
 
 
-def _attend(attention: transformer.Attention, placed: Tensor, tokens: Tensor, absent: Tensor) -> Tensor:
-    """Return what tokens (P, T, C) read among themselves; ``placed`` are those with what they stand for added."""
+def _attend(attention: transformer.Attention, positioned: Tensor, tokens: Tensor, absent: Tensor) -> Tensor:
+    """Return what tokens (P, T, C) read among themselves; ``positioned`` are those with what they stand for added."""
     q, k, v = (
         split_heads(attention.num_heads, projection(given))
-        for projection, given in ((attention.q_proj, placed), (attention.k_proj, placed), (attention.v_proj, tokens))
+        for projection, given in (
+            (attention.q_proj, positioned),
+            (attention.k_proj, positioned),
+            (attention.v_proj, tokens),
+        )
     )
     scores = (q / sqrt(q.shape[-1]) @ k.mT).masked_fill(absent[:, None, None], -torch.inf)
     read: Tensor = attention.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
     return read
 
 
-def _read(attention: transformer.Attention, tokens: Tensor, image: Tensor, placed: Tensor) -> Tensor:
-    """Return what tokens (P, T, C) read in the image (P, N, C); ``placed`` is the image with positions added."""
-    scores = _scores(attention.q_proj(tokens), attention.k_proj, attention.num_heads, placed)
+def _read(attention: transformer.Attention, tokens: Tensor, image: Tensor, positioned: Tensor) -> Tensor:
+    """Return what tokens (P, T, C) read in the image (P, N, C); ``positioned`` is the image with positions added."""
+    scores = _scores(attention.q_proj(tokens), attention.k_proj, attention.num_heads, positioned)
     seen = torch.unflatten(scores.softmax(-1) @ image, 1, (attention.num_heads, -1))  # (P, H, T, C)
     values = seen @ _by_head(attention.v_proj, attention.num_heads).mT
     read: Tensor = attention.out_proj(values.transpose(1, 2).flatten(2) + attention.v_proj.bias)
@@ -194,11 +198,11 @@ def _read(attention: transformer.Attention, tokens: Tensor, image: Tensor, place
 
 
 def _say(
-    attention: transformer.Attention, keys: Tensor, values: Tensor, image: Tensor, placed: Tensor, absent: Tensor
+    attention: transformer.Attention, keys: Tensor, values: Tensor, image: Tensor, positioned: Tensor, absent: Tensor
 ) -> Tensor:
     """Return the image (P, N, C) with what it reads in the tokens (P, T, C) added."""
     heads = attention.num_heads
-    scores = _scores(attention.k_proj(keys), attention.q_proj, heads, placed, absent)
+    scores = _scores(attention.k_proj(keys), attention.q_proj, heads, positioned, absent)
     weights = torch.unflatten(scores, 1, (heads, -1)).softmax(2).flatten(1, 2)
     said = split_heads(heads, attention.v_proj(values)) @ output_by_head(attention)
     said = (said + attention.out_proj.bias / heads).flatten(1, 2)  # the weights of each head add up to 1
@@ -246,5 +250,5 @@ def _quarter(up: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
 def _as_maps(values: Tensor, side: int) -> Tensor:
     """Put values of cells that were quartered twice, (P, 16 N, K), where they lie: (P, K, 4 side, 4 side)."""
     count, _, channels = values.shape
-    places = values.view(count, side, side, 2, 2, 2, 2, channels)  # row, column, then twice the place in a 2 x 2
-    return places.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(count, channels, 4 * side, 4 * side)
+    nested = values.view(count, side, side, 2, 2, 2, 2, channels)  # row, column, then twice the position in a 2 x 2
+    return nested.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(count, channels, 4 * side, 4 * side)

@@ -87,7 +87,7 @@ def with_target(sample: TrainingSample, target: str) -> TrainingSample:
     return dataclasses.replace(
         sample,
         coverage=shares if target == "coverage" else None,
-        pixels=pixels if target == "points" else None,
+        pixel_masks=pixels if target == "points" else None,
     )
 
 
@@ -113,16 +113,18 @@ def naive_target_loss(
     low: Tensor, targets: Targets, k: int, shifts: Tensor | None, settings: LossSettings, points: Points | None
 ) -> Tensor:
     """The mask loss of target ``k`` by its low-resolution logits (1, 1, h, w)."""
-    if targets.pixels is None or shifts is None or points is None:
+    if targets.pixel_masks is None or shifts is None or points is None:
         wanted = targets.masks if targets.coverage is None else targets.coverage
         return naive_mask_loss(_grid(low)[0, 0], wanted[k], targets.valid[k], targets.certainty[k], settings)
     side = TINY.image_size
-    places = points(low[0, 0].detach(), shifts[k].tolist(), targets.pixels.sizes[k].tolist(), side)
+    places = points(low[0, 0].detach(), shifts[k].tolist(), targets.pixel_masks.sizes[k].tolist(), side)
     full, c = (
         F.interpolate(each, (side, side), mode="bilinear", align_corners=False)[0, 0]
         for each in (low, targets.certainty[k][None, None])
     )
-    found, wanted, c = (torch.stack([each[y, x] for x, y in places]) for each in (full, targets.pixels.masks[k], c))
+    found, wanted, c = (
+        torch.stack([each[y, x] for x, y in places]) for each in (full, targets.pixel_masks.masks[k], c)
+    )
     return naive_mask_loss(found, wanted, torch.ones_like(wanted), c, settings)
 
 
@@ -153,7 +155,7 @@ def naive_loss(
             coords, token_types, found = click_errors(predicted, targets.masks, targets.sampling, STRIDE, random)
             for k in found.nonzero()[:, 0].tolist():
                 points[k].append((coords[k], token_types[k]))
-        shifts = None if targets.pixels is None else random.uniform(len(targets), 2)
+        shifts = None if targets.pixel_masks is None else random.uniform(len(targets), 2)
         for k, box in enumerate(boxed):
             image = int(targets.image_index[k])
             source = embeddings[image]

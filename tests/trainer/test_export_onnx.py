@@ -34,8 +34,8 @@ from sum_factory.trainer.export_onnx import (
 from sum_factory.trainer.predict import UserPrompt, predict_mask
 from sum_factory.trainer.variants import prepare, trained, variants
 from sum_factory.trainer.variants.load import load_model
-from sum_factory.trainer.variants.parts import header_of_part
 from sum_factory.trainer.variants.sam_adapter import high_pass
+from sum_factory.trainer.variants.trained_weights import header_of_trained
 
 SIDE = 128
 Arrays = dict[str, Any]
@@ -125,7 +125,7 @@ def test_task_that_was_never_trained_is_refused(tiny_sum: str, tmp_path: Path) -
 def test_every_variant_is_exported(tiny_weights: str, tmp_path: Path, name: str) -> None:
     """With weights that differ from the SAM below: new layers start as if they were not there."""
     loaded, settings = load_sam(tiny_weights), variants()[name].settings()
-    header = header_of_part(name, settings, tiny_weights, loaded)
+    header = header_of_trained(name, settings, tiny_weights, loaded)
     prepare(loaded.sam, name, settings, 0)
     generator = torch.Generator().manual_seed(3)
     state = {

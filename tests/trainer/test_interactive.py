@@ -85,7 +85,7 @@ def test_groups_of_masks_change_neither_draws_nor_losses_nor_gradients(
 ) -> None:
     single, whole = deepcopy(sam).float(), make_targets()
     pixels = whole.masks.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    in_points = dataclasses.replace(whole, pixels=PixelMasks(pixels, torch.tensor([[48, 64]] * len(whole))))
+    in_points = dataclasses.replace(whole, pixel_masks=PixelMasks(pixels, torch.tensor([[48, 64]] * len(whole))))
     shares = torch.rand(whole.masks.shape, generator=torch.Generator().manual_seed(8))
     for targets in (in_points, dataclasses.replace(whole, coverage=shares)):
         played = []
@@ -103,10 +103,10 @@ def in_order(sam: Sam, settings: InteractiveSettings, targets: Targets) -> list[
     losses, believed = (torch.full((settings.rounds, len(targets)), torch.nan) for _ in range(2))
     predicted = torch.zeros(settings.rounds, len(targets), 16, 16, dtype=torch.bool)
     for result in play_rounds(sam, leaf, None, targets, settings, torch.Generator().manual_seed(2)):
-        assert len(result.rows) <= (settings.masks_at_once or len(targets))
-        place = result.number - 1, result.rows
+        assert len(result.indexes) <= (settings.masks_at_once or len(targets))
+        place = result.number - 1, result.indexes
         losses[place], believed[place] = result.loss.detach(), result.predicted_iou
-        predicted[place] = result.predicted
+        predicted[place] = result.masks
         result.loss.sum().backward()
     assert leaf.grad is not None
     return [losses, believed, predicted, leaf.grad]
@@ -197,7 +197,7 @@ def test_logits_come_to_the_grid_as_torch_interpolates_them(finer: tuple[int, in
 def test_groups_of_a_round_are_put_together_in_the_order_of_the_masks(sam: Sam) -> None:
     whole = play(sam, InteractiveSettings(rounds=3), make_targets())
     parts = play(sam, InteractiveSettings(rounds=3, masks_at_once=2), make_targets())
-    assert [len(part.rows) for part in parts] == [2, 2, 1] * 3
+    assert [len(part.indexes) for part in parts] == [2, 2, 1] * 3
     for one, other in zip(whole, whole_rounds(parts), strict=True):
-        assert other.rows.tolist() == [0, 1, 2, 3, 4]
-        torch.testing.assert_close(other.loss, one.loss[one.rows.argsort()], rtol=1e-7, atol=1e-9)
+        assert other.indexes.tolist() == [0, 1, 2, 3, 4]
+        torch.testing.assert_close(other.loss, one.loss[one.indexes.argsort()], rtol=1e-7, atol=1e-9)

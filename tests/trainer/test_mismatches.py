@@ -23,7 +23,7 @@ from sum_factory.trainer.fit import prepared
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.variants import prepare, trained, variants
 from sum_factory.trainer.variants.load import load_model
-from sum_factory.trainer.variants.parts import header_of_part
+from sum_factory.trainer.variants.trained_weights import header_of_trained
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (1,), 128, window_size=3, prompt_dim=32, decoder_mlp_dim=64)
 SMALL = replace(TINY, name="small", image_size=64)
@@ -50,7 +50,7 @@ def files(tiny_file: Path, architectures: None, tmp_path_factory: pytest.TempPat
 
     def part(name: str, kind: str, **changed: Any) -> None:
         loaded, settings = load_sam(plain), variants()[kind].settings()
-        header = {**header_of_part(kind, settings, plain, loaded), "trained_tasks": [], **changed}
+        header = {**header_of_trained(kind, settings, plain, loaded), "trained_tasks": [], **changed}
         prepare(loaded.sam, kind, settings, 0)
         write(name, dict(trained(loaded.sam)), header)
 

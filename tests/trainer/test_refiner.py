@@ -103,9 +103,9 @@ def test_loss_is_that_of_refined_masks_against_human_ones(training: RefinerTrain
     with torch.no_grad():
         embeddings = sam.image_encoder(batch.images)
         pairs = make_pairs(sam, embeddings, batch, 0.0, training.quality)
-        index = targets.image_index[pairs.rows]
+        index = targets.image_index[pairs.indexes]
         refined = untrained.refine(embeddings, index, pairs.points, pairs.boxes, pairs.logits)
-        loss = mask_loss(refined, targets.masks[pairs.rows], targets.valid[pairs.rows], None, LossSettings())
+        loss = mask_loss(refined, targets.masks[pairs.indexes], targets.valid[pairs.indexes], None, LossSettings())
     assert logged["pairs"] == len(pairs) > 2
     assert logged["masks"] == len(targets)
     assert logged["loss"] == pytest.approx(float(loss.mean()), rel=1e-4)
@@ -235,7 +235,7 @@ def test_masks_are_those_of_the_task(
         assert vector is not None
         coords = torch.stack([pairs.points, torch.zeros_like(pairs.points)], 1)
         labels = torch.tensor([[POSITIVE, PAD]]).expand(len(pairs), -1)
-        index = batch.targets.image_index[pairs.rows]
+        index = batch.targets.image_index[pairs.indexes]
         prompted = embeddings + vector[:, None, None]  # as evaluation gives a task
         logits, _ = decode_prompts(load_sam(tiny_sum).sam, prompted, index, Prompts(coords, labels))
         nearest = (logits[:, 1:] - pairs.logits[:, None]).abs().amax((2, 3)).amin(1)

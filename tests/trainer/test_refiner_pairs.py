@@ -114,7 +114,7 @@ def naive(tiny_sam: Sam, photos: list[Any], masks: list[Any], everything: Pairs)
 
 
 def test_point_of_a_pair_lies_in_its_mask(everything: Pairs, masks: list[npt.NDArray[np.bool_]]) -> None:
-    assert everything.rows.tolist() == list(range(9))
+    assert everything.indexes.tolist() == list(range(9))
     flat = [mask for stack in masks for mask in stack]
     for (x, y), mask in zip(everything.points.long().tolist(), flat, strict=True):
         assert mask[y, x]
@@ -142,16 +142,16 @@ def test_each_filter_keeps_what_the_loop_keeps(
     kept = pairs_of(tiny_sam, batch, middle if name == "iou" else 0.0, quality)
     above = [k for k, pair in enumerate(naive) if (getattr(pair, name) > middle) != (name == "share")]
     assert 0 < len(above) < len(naive)
-    assert kept.rows.tolist() == above
+    assert kept.indexes.tolist() == above
     assert len(kept) == len(above)
     for field in ("logits", "points", "boxes", "iou"):
-        assert torch.equal(getattr(kept, field), getattr(everything, field)[kept.rows])
+        assert torch.equal(getattr(kept, field), getattr(everything, field)[kept.indexes])
 
 
 def test_pairs_at_the_least_iou_stay(tiny_sam: Sam, photos: list[Any], masks: list[Any], everything: Pairs) -> None:
     least = float(everything.iou.max())
     kept = pairs_of(tiny_sam, make_batch(tiny_sam, photos, masks), least, EVERYTHING)
-    assert kept.rows.tolist() == [int(everything.iou.argmax())]
+    assert kept.indexes.tolist() == [int(everything.iou.argmax())]
     assert len(pairs_of(tiny_sam, make_batch(tiny_sam, photos, masks), least + 1e-3, EVERYTHING)) == 0
 
 

@@ -173,8 +173,8 @@ def test_checks_of_the_dataclass_itself_are_passed_on(tmp_path: Path) -> None:
         ("=3", "expected key=value, found '=3'"),
         ("lr=[", "lr=[: not valid YAML"),
         ("lr.x=3", "lr is 1 and has no keys"),
-        ("figures.1.side=3", "expected a place in a list of 1, from 0, found '1'"),
-        ("figures.first=3", "expected a place in a list of 1, from 0, found 'first'"),
+        ("figures.1.side=3", "expected an index in a list of 1, from 0, found '1'"),
+        ("figures.first=3", "expected an index in a list of 1, from 0, found 'first'"),
     ],
 )
 def test_changes_that_cannot_be_made_are_refused(tmp_path: Path, change: str, message: str) -> None:

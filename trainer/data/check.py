@@ -118,8 +118,8 @@ def check_set(settings: SetSettings, photos: int, read_all: bool = False, is_sub
             lines = [f"{len(opened.keys):,} photos, the first is {opened.keys[0]}", *place_of(settings), *findings]
     except SumError as error:
         return Checked(name, [f"cannot be used: {error}"], [], False)
-    places = np.unique(np.linspace(0, len(opened.keys) - 1, min(photos, len(opened.keys))).round().astype(int))
-    wanted = set(places.tolist())
+    indexes = np.unique(np.linspace(0, len(opened.keys) - 1, min(photos, len(opened.keys))).round().astype(int))
+    wanted = set(indexes.tolist())
     errors: list[str] = []
     samples: list[HumanSample] = []
     counts: Counter[str] = Counter()

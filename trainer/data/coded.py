@@ -64,7 +64,7 @@ class CodedSample:
         masks = torch.zeros(len(self.crops), cells, cells, dtype=torch.bool, device=device)
         logits = torch.zeros(masks.shape, device=device) if self.with_logits else None
         coverage = torch.zeros(masks.shape, device=device) if self.target == "coverage" else None
-        pixels = (
+        pixel_masks = (
             torch.zeros(len(masks), side, side, dtype=torch.bool, device=device) if self.target == "points" else None
         )
         doubt = None if self.maps is None else torch.zeros(masks.shape, device=device)
@@ -73,7 +73,7 @@ class CodedSample:
             labels = look_up(self.labels, numbers, device)
             if logits is not None:
                 logits[indexes] = logits_on_grid(labels, frame, self.whole, self.stride)
-            if coverage is None and pixels is None:
+            if coverage is None and pixel_masks is None:
                 masks[indexes] = logits_on_grid(labels, frame, self.whole, self.stride) > 0
             else:
                 exact = label_pixels(labels, frame, self.whole)
@@ -81,8 +81,8 @@ class CodedSample:
                 masks[indexes] = is_covered(shares)
                 if coverage is not None:
                     coverage[indexes] = shares
-                if pixels is not None:
-                    pixels[indexes] = exact
+                if pixel_masks is not None:
+                    pixel_masks[indexes] = exact
             if self.maps is not None and doubt is not None:
                 maps = look_up(self.maps, numbers, device)
                 doubt[indexes] = maps_on_grid(maps, frame, self.whole, self.stride)
@@ -102,7 +102,7 @@ class CodedSample:
             logits=None if logits is None else logits[nonempty],
             partners=tuple(partner.to(device) for partner in self.partners),
             coverage=None if coverage is None else coverage[nonempty],
-            pixels=None if pixels is None else pixels[nonempty],
+            pixel_masks=None if pixel_masks is None else pixel_masks[nonempty],
         )
 
     def _by_crop(self) -> list[tuple[Frame, npt.NDArray[np.int64]]]:

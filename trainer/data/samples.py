@@ -52,7 +52,7 @@ class TrainingSample:
     photos, uint8 (3, h, w) each: both for methods that ask for them.
 
     What losses compare with, beside the bits of ``masks``: ``coverage`` float32 (K, G, G), the share of each cell that
-    a mask covers, or ``pixels`` bool (K, S, S), the masks on SAM's input; None where the target is another.
+    a mask covers, or ``pixel_masks`` bool (K, S, S), on SAM's input; None where the target is another.
     """
 
     id: SampleId
@@ -65,7 +65,7 @@ class TrainingSample:
     task: int
     skipped: int = 0
     coverage: Tensor | None = None
-    pixels: Tensor | None = None
+    pixel_masks: Tensor | None = None
     logits: Tensor | None = None
     partners: tuple[Tensor, ...] = ()
 
@@ -83,7 +83,7 @@ class TrainingSample:
             logits=None if self.logits is None else self.logits.to(device),
             partners=tuple(partner.to(device) for partner in self.partners),
             coverage=None if self.coverage is None else self.coverage.to(device),
-            pixels=None if self.pixels is None else self.pixels.to(device),
+            pixel_masks=None if self.pixel_masks is None else self.pixel_masks.to(device),
         )
 
 
@@ -98,7 +98,7 @@ def load_human(human: HumanSet, index: int, id: SampleId, settings: SampleSettin
     exact = sample.masks_at(picked.tolist())
     coverage = coverage_on_grid(exact, frame, settings.stride) if settings.target == "coverage" else None
     masks = masks_on_grid(exact, frame, settings.stride) if coverage is None else is_covered(coverage)
-    pixels = masks_on_grid(exact, frame, 1) if settings.target == "points" else None
+    pixel_masks = masks_on_grid(exact, frame, 1) if settings.target == "points" else None
     nonempty = masks.flatten(1).any(1)
     return TrainingSample(
         id=id,
@@ -111,7 +111,7 @@ def load_human(human: HumanSet, index: int, id: SampleId, settings: SampleSettin
         task=sample.task,
         skipped=int((~nonempty).sum()),
         coverage=None if coverage is None else coverage[nonempty],
-        pixels=None if pixels is None else pixels[nonempty],
+        pixel_masks=None if pixel_masks is None else pixel_masks[nonempty],
     )
 
 

@@ -136,7 +136,7 @@ def targets_at(targets: Targets, indexes: Tensor) -> Targets:
         sampling=targets.sampling[indexes],
         image_index=targets.image_index[indexes],
         coverage=None if targets.coverage is None else targets.coverage[indexes],
-        pixels=None if targets.pixels is None else targets.pixels[indexes],
+        pixel_masks=None if targets.pixel_masks is None else targets.pixel_masks[indexes],
     )
 
 

@@ -150,7 +150,7 @@ class Consistency:
 
     def __call__(self, played: Round, settings: InteractiveSettings) -> tuple[RoundResult, Tensor]:
         """Take the losses against what the teacher makes of the same prompts; of human masks, as ever."""
-        here, mine = in_common(played.rows, self.indexes)
+        here, mine = in_common(played.indexes, self.indexes)
         if not len(here):
             return judge_round(played, settings)
         with torch.no_grad():

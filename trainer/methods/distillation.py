@@ -73,10 +73,10 @@ class Likeness:
     def __call__(self, played: Round, settings: InteractiveSettings) -> tuple[RoundResult, Tensor]:
         """Take the losses: of human masks as ever."""
         result, previous = judge_round(played, settings)
-        here, mine = in_common(played.rows, self.indexes)
+        here, mine = in_common(played.indexes, self.indexes)
         if not len(here):
             return result, previous
-        mask_prompts = None if played.fed is None else played.fed[here]
+        mask_prompts = None if played.mask_prompts is None else played.mask_prompts[here]
         with torch.no_grad():
             logits, iou = played.again(self.frozen, self.embeddings, here, self.image_index[mine], mask_prompts)
         loss = self._loss(played, here, logits, iou, settings)

@@ -9,13 +9,13 @@ import torch
 from safetensors import safe_open
 
 from sum_factory.shared.errors import CheckpointError, SettingsError
-from sum_factory.shared.sam.checkpoint import PART, LoadedSam, load_sam
+from sum_factory.shared.sam.checkpoint import TRAINED_WEIGHTS, LoadedSam, load_sam
 from sum_factory.shared.sam.forms.names import flatten, plain
 from sum_factory.shared.sam.forms.reading import is_safetensors, read_header
 from sum_factory.shared.sam.hq import HqMaskDecoder, HqOutput
 from sum_factory.shared.sam.settings import PACKAGED, WEIGHTS_FILE
 from sum_factory.trainer.variants.hq import is_public, load_public
-from sum_factory.trainer.variants.parts import load_part
+from sum_factory.trainer.variants.trained_weights import load_trained
 
 
 def load_model(weights: str, sam: str | None = None, for_others: bool = False, hq_output: HqOutput = "hq") -> LoadedSam:
@@ -26,8 +26,8 @@ def load_model(weights: str, sam: str | None = None, for_others: bool = False, h
     also for a variant that no other software can read; and ``SettingsError`` for an output that weights do not have.
     """
     path = _file_of(weights)
-    if path is not None and read_header(path).get("kind") == PART:
-        loaded = load_part(path, sam, for_others)
+    if path is not None and read_header(path).get("kind") == TRAINED_WEIGHTS:
+        loaded = load_trained(path, sam, for_others)
     elif path is not None and is_public(_names_in(path)):
         loaded = load_public(path, sam)
     elif sam is not None:

@@ -133,7 +133,7 @@ def extents_in(shard: bytes, rows: int, held: int) -> npt.NDArray[np.int64]:
     blocks = _read_index(shard, rows // BLOCK)
     extents = np.zeros((-(-held // BLOCK), BLOCK, 2), np.int64)
     if blocks[len(extents) :].any():
-        raise ShardError("its index places chunks beyond its rows")
+        raise ShardError("its index puts chunks beyond its rows")
     for number in np.flatnonzero(blocks[: len(extents), 1]):
         start, size = blocks[number].tolist()
         chunks = _read_index(shard[start : start + size], BLOCK)
@@ -153,7 +153,7 @@ def _read_index(data: bytes, count: int) -> npt.NDArray[np.int64]:
         raise ShardError(f"its index is damaged ({error})") from error
     extents = np.where(extents == _ABSENT, np.uint64(0), extents)
     if (extents > len(data)).any() and (extents > MOST_BYTES).any():
-        raise ShardError("its index places chunks where there can be none")
+        raise ShardError("its index puts chunks where there can be none")
     return extents.astype(np.int64)
 
 

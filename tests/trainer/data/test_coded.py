@@ -149,7 +149,7 @@ def test_samples_of_other_targets_are_those_of_the_naive_version_bit_for_bit(
     compared = naive_samples(known_shards.url, "sum", stride, target)
     for coded, expected in compared:
         require_same(coded.on(CPU), expected)
-    exact = [sample.coverage if target == "coverage" else sample.pixels for _, sample in compared]
+    exact = [sample.coverage if target == "coverage" else sample.pixel_masks for _, sample in compared]
     assert all(each is not None for each in exact)
     assert target == "points" or any(bool(((each > 0) & (each < 1)).any()) for each in exact if each is not None)
 

@@ -113,13 +113,13 @@ def test_human_sample_has_what_its_target_compares_with(stripes: MadeUp, target:
     assert torch.equal(sample.masks, masks_on_grid(seen, frame, 4))
     found = sample.on(torch.device("cpu"))
     if target == "coverage":
-        assert found.pixels is None
+        assert found.pixel_masks is None
         assert found.coverage is not None
         assert torch.equal(found.coverage, coverage_on_grid(seen, frame, 4))
     else:
         assert found.coverage is None
-        assert found.pixels is not None
-        assert torch.equal(found.pixels, masks_on_grid(seen, frame, 1))
+        assert found.pixel_masks is not None
+        assert torch.equal(found.pixel_masks, masks_on_grid(seen, frame, 1))
 
 
 def test_mask_without_a_cell_is_left_out_and_counted(stripes: MadeUp) -> None:

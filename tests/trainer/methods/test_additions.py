@@ -392,14 +392,14 @@ def test_masks_may_be_judged_in_groups(sam: Sam, other: Sam, samples: list[Train
             for rows in (torch.tensor([5, 0]), torch.tensor([1]), torch.tensor([2, 4, 3])):
                 of_rows = dataclasses.replace(
                     played,
-                    rows=rows,
+                    indexes=rows,
                     logits=played.logits[rows],
                     predicted_iou=played.predicted_iou[rows],
                     ambiguous=played.ambiguous[rows],
                     targets=targets_at(played.targets, rows),
                     shifts=None,
                     tokens=played.tokens.at(rows),
-                    fed=None if played.fed is None else played.fed[rows],
+                    mask_prompts=None if played.mask_prompts is None else played.mask_prompts[rows],
                 )
                 part, fed_part = parts(of_rows, POINTS)
                 assert torch.allclose(part.loss, found.loss[rows], atol=1e-6)
@@ -463,12 +463,12 @@ def test_box_prompts_are_boxes_and_nothing_else(sam: Sam, samples: list[Training
     rounds = first_rounds(sam, lesson, settings)
     human = 2
     for played, _ in rounds:
-        taught = played.rows >= human
+        taught = played.indexes >= human
         assert taught.sum() > 0
         assert (played.tokens.count[taught] == 2).all()
         assert not played.ambiguous[taught].any()
     first = rounds[0][0]
-    assert first.ambiguous[first.rows < human].all()
+    assert first.ambiguous[first.indexes < human].all()
 
 
 def test_views_depend_on_the_sample_alone(sam: Sam, samples: list[TrainingSample]) -> None:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from sum_factory.shared.errors import CheckpointError
-from sum_factory.shared.sam.checkpoint import PART, LoadedSam, digest_of, load_sam
+from sum_factory.shared.sam.checkpoint import TRAINED_WEIGHTS, LoadedSam, digest_of, load_sam
 from sum_factory.shared.sam.forms.reading import read_content
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
@@ -22,13 +22,13 @@ from sum_factory.trainer.variants.variant import Variant
 _OF_BASE = ("place", "sha256", "model_type")
 
 
-def header_of_part(name: str, settings: Any, place: str, base: LoadedSam) -> dict[str, Any]:
+def header_of_trained(name: str, settings: Any, place: str, base: LoadedSam) -> dict[str, Any]:
     """Return what the header says of a file of what the variant trained on the SAM ``base``, read from ``place``."""
     below = {"place": place, "sha256": base.sha256, "model_type": base.architecture.name}
-    return {"kind": PART, "variant": name, "variant_settings": asdict(settings), "base": below}
+    return {"kind": TRAINED_WEIGHTS, "variant": name, "variant_settings": asdict(settings), "base": below}
 
 
-def load_part(path: Path, sam: str | None = None, for_others: bool = False) -> LoadedSam:
+def load_trained(path: Path, sam: str | None = None, for_others: bool = False) -> LoadedSam:
     """Load what a variant trained, on the SAM that it sits on: ``sam``, by default where that lay in training.
 
     The model is a plain SAM where the variant can be merged into one. Raises ``CheckpointError`` for a file that is
