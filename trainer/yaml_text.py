@@ -32,7 +32,7 @@ def parse_yaml(text: str) -> Any:
             node = loader.get_single_node()
             if node is None:
                 return None
-            _Extent().of(node, "")
+            _Size().of(node, "")
             return loader.construct_document(node)
     except RecursionError:
         raise ValueError(f"nested more than {MOST_NESTED} times") from None
@@ -106,7 +106,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?i:true|fal
 _Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"), list("-+0123456789"))
 
 
-class _Extent:
+class _Size:
     """Counts the values of nodes, and how deep they are nested, each once."""
 
     def __init__(self) -> None:

@@ -148,7 +148,7 @@ def targets_of(masks: Sequence[Masks], candidate: Candidate, side: int) -> Targe
     for k, frame in enumerate(frames):
         rows, columns = valid_cells(frame, stride)
         valid[k, :rows, :columns] = True
-    coverage = pixels = None
+    coverage = pixel_masks = None
     if candidate.target == "coverage":
         coverage = torch.cat([coverage_on_grid(mask[None], frame, stride) for mask, frame in pairs])
     if candidate.target == "points":

@@ -117,13 +117,13 @@ def naive_target_loss(
         wanted = targets.masks if targets.coverage is None else targets.coverage
         return naive_mask_loss(_grid(low)[0, 0], wanted[k], targets.valid[k], targets.certainty[k], settings)
     side = TINY.image_size
-    places = points(low[0, 0].detach(), shifts[k].tolist(), targets.pixel_masks.sizes[k].tolist(), side)
+    pixels_drawn = points(low[0, 0].detach(), shifts[k].tolist(), targets.pixel_masks.sizes[k].tolist(), side)
     full, c = (
         F.interpolate(each, (side, side), mode="bilinear", align_corners=False)[0, 0]
         for each in (low, targets.certainty[k][None, None])
     )
     found, wanted, c = (
-        torch.stack([each[y, x] for x, y in places]) for each in (full, targets.pixel_masks.masks[k], c)
+        torch.stack([each[y, x] for x, y in pixels_drawn]) for each in (full, targets.pixel_masks.masks[k], c)
     )
     return naive_mask_loss(found, wanted, torch.ones_like(wanted), c, settings)
 
@@ -158,24 +158,24 @@ def naive_loss(
         shifts = None if targets.pixel_masks is None else random.uniform(len(targets), 2)
         for k, box in enumerate(boxed):
             image = int(targets.image_index[k])
-            source = embeddings[image]
+            embedding = embeddings[image]
             if prompt is not None and (number == 1 or settings.continuous_task_prompt):
-                source = source + prompt.weight[batch.tasks[image]][:, None, None]
+                embedding = embedding + prompt.weight[batch.tasks[image]][:, None, None]
             given = tuple(torch.stack(list(part))[None] for part in zip(*points[k], strict=True)) or None
             sparse, dense = sam.prompt_encoder(given, first.coords[k].view(1, 4) if box else None, previous[k])
             positions = sam.prompt_encoder.get_dense_pe()
-            logits, iou = sam.mask_decoder.predict_masks(source[None], positions, sparse, dense)
-            trained = fed = 0
+            logits, iou = sam.mask_decoder.predict_masks(embedding[None], positions, sparse, dense)
+            trained = going_on = 0
             truth = targets, k, shifts, settings.loss, naive_points
             if number == 1 and not box:
                 losses = [float(naive_target_loss(logits.detach()[:, i : i + 1], *truth)) for i in (1, 2, 3)]
                 trained = 1 + losses.index(min(losses))
-                fed = 1 + int(iou[0, 1:].argmax())
+                going_on = 1 + int(iou[0, 1:].argmax())
             chosen = logits[:, trained : trained + 1]
             true = naive_iou(_grid(chosen)[0, 0], targets.masks[k], targets.valid[k])
             loss = naive_target_loss(chosen, *truth) + (iou[0, trained] - true) ** 2
             total = total + loss / (batch.counts[image] * settings.rounds * photos)
-            previous[k] = logits[:, fed : fed + 1].detach()
+            previous[k] = logits[:, going_on : going_on + 1].detach()
     return total
 
 

@@ -104,9 +104,9 @@ def in_order(sam: Sam, settings: InteractiveSettings, targets: Targets) -> list[
     predicted = torch.zeros(settings.rounds, len(targets), 16, 16, dtype=torch.bool)
     for result in play_rounds(sam, leaf, None, targets, settings, torch.Generator().manual_seed(2)):
         assert len(result.indexes) <= (settings.masks_at_once or len(targets))
-        place = result.number - 1, result.indexes
-        losses[place], believed[place] = result.loss.detach(), result.predicted_iou
-        predicted[place] = result.masks
+        indexes = result.number - 1, result.indexes
+        losses[indexes], believed[indexes] = result.loss.detach(), result.predicted_iou
+        predicted[indexes] = result.masks
         result.loss.sum().backward()
     assert leaf.grad is not None
     return [losses, believed, predicted, leaf.grad]
@@ -196,8 +196,8 @@ def test_logits_come_to_the_grid_as_torch_interpolates_them(finer: tuple[int, in
 
 def test_groups_of_a_round_are_put_together_in_the_order_of_the_masks(sam: Sam) -> None:
     whole = play(sam, InteractiveSettings(rounds=3), make_targets())
-    parts = play(sam, InteractiveSettings(rounds=3, masks_at_once=2), make_targets())
-    assert [len(part.indexes) for part in parts] == [2, 2, 1] * 3
-    for one, other in zip(whole, whole_rounds(parts), strict=True):
+    groups = play(sam, InteractiveSettings(rounds=3, masks_at_once=2), make_targets())
+    assert [len(group.indexes) for group in groups] == [2, 2, 1] * 3
+    for one, other in zip(whole, whole_rounds(groups), strict=True):
         assert other.indexes.tolist() == [0, 1, 2, 3, 4]
         torch.testing.assert_close(other.loss, one.loss[one.indexes.argsort()], rtol=1e-7, atol=1e-9)

@@ -38,16 +38,16 @@ def test_points_are_those_of_the_naive_version(shifts: Tensor, naive_points: Cal
 def test_values_in_points_are_those_of_bilinear_upsampling() -> None:
     values = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(2))
     full = F.interpolate(values[:, None], (SIDE, SIDE), mode="bilinear", align_corners=False)[:, 0]
-    places = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).expand(2, -1, 2)
-    found = values_at(values, places, SIDE)
-    torch.testing.assert_close(found, full[:, places[0, :, 1], places[0, :, 0]], atol=1e-5, rtol=1e-5)
+    pixels = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).expand(2, -1, 2)
+    found = values_at(values, pixels, SIDE)
+    torch.testing.assert_close(found, full[:, pixels[0, :, 1], pixels[0, :, 0]], atol=1e-5, rtol=1e-5)
 
 
 def test_masks_have_the_pixels_that_they_are_asked_for() -> None:
     masks = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5
-    places = torch.tensor([[[0, 0], [7, 2]], [[3, 5], [1, 6]]])
-    found = PixelMasks(masks, torch.full((2, 2), 8)).at(places)
-    expected = [[masks[k, y, x].item() for x, y in places[k].tolist()] for k in range(2)]
+    pixels = torch.tensor([[[0, 0], [7, 2]], [[3, 5], [1, 6]]])
+    found = PixelMasks(masks, torch.full((2, 2), 8)).at(pixels)
+    expected = [[masks[k, y, x].item() for x, y in pixels[k].tolist()] for k in range(2)]
     assert found.tolist() == expected
 
 

@@ -386,25 +386,25 @@ def test_masks_may_be_judged_in_groups(sam: Sam, other: Sam, samples: list[Train
         lambda: likeness(other, lesson),
         lambda: soft.judge,
     ):
-        whole, parts = make(), make()
+        whole, groups = make(), make()
         for played, _ in first_rounds(sam, lesson, InteractiveSettings(rounds=3, box_share=0.5)):
-            found, fed = whole(played, POINTS)
-            for rows in (torch.tensor([5, 0]), torch.tensor([1]), torch.tensor([2, 4, 3])):
-                of_rows = dataclasses.replace(
+            found, going_on = whole(played, POINTS)
+            for indexes in (torch.tensor([5, 0]), torch.tensor([1]), torch.tensor([2, 4, 3])):
+                of_group = dataclasses.replace(
                     played,
-                    indexes=rows,
-                    logits=played.logits[rows],
-                    predicted_iou=played.predicted_iou[rows],
-                    ambiguous=played.ambiguous[rows],
-                    targets=targets_at(played.targets, rows),
+                    indexes=indexes,
+                    logits=played.logits[indexes],
+                    predicted_iou=played.predicted_iou[indexes],
+                    ambiguous=played.ambiguous[indexes],
+                    targets=targets_at(played.targets, indexes),
                     shifts=None,
-                    tokens=played.tokens.at(rows),
-                    mask_prompts=None if played.mask_prompts is None else played.mask_prompts[rows],
+                    tokens=played.tokens.at(indexes),
+                    mask_prompts=None if played.mask_prompts is None else played.mask_prompts[indexes],
                 )
-                part, fed_part = parts(of_rows, POINTS)
-                assert torch.allclose(part.loss, found.loss[rows], atol=1e-6)
-                assert torch.allclose(part.mask_loss, found.mask_loss[rows], atol=1e-6)
-                assert torch.equal(fed_part, fed[rows])
+                some, some_going_on = groups(of_group, POINTS)
+                assert torch.allclose(some.loss, found.loss[indexes], atol=1e-6)
+                assert torch.allclose(some.mask_loss, found.mask_loss[indexes], atol=1e-6)
+                assert torch.equal(some_going_on, going_on[indexes])
 
 
 # AugSeg
