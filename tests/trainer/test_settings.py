@@ -205,7 +205,7 @@ def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_built_in_files_are_found_by_name_and_suggested() -> None:
-    assert {"paper14", "paper8"} <= set(built_in_names())
+    assert {"paper14", "further8"} <= set(built_in_names())
     with pytest.raises(SettingsError, match=r"papr14: no file .* did you mean paper14\?"):
         read_settings("papr14", Recipe, {})
     with pytest.raises(SettingsError, match=r"paper14: \d+ settings|paper14: sets: unknown key"):

@@ -63,7 +63,7 @@ encoder_option = precision_option(
     help="Of HQ-SAM, the mask of its own token, or the sum of its logits and SAM's; of one model or of all  "
     "[default: hq]",
 )
-@click.option("--suite", required=True, help="A YAML file of sets, or a built-in suite: paper14, paper8.")
+@click.option("--suite", required=True, help="A YAML file of sets, or a built-in suite: paper14, further8.")
 @click.option("--out", required=True, help="Folder for rows, tables and portions: a path or a URL.")
 @click.option(
     "--protocol",

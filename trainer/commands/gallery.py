@@ -32,7 +32,7 @@ FIRST, OUTPUTS = ("point", "box", "near-boundary"), ("oracle", "single")
     metavar="NAME=WEIGHTS",
     help="The SAM that a model's weights sit on, by the model's name  [default: where it lay in training]",
 )
-@click.option("--suite", required=True, help="A YAML file of sets, or a built-in suite: paper14, paper8.")
+@click.option("--suite", required=True, help="A YAML file of sets, or a built-in suite: paper14, further8.")
 @click.option(
     "--var",
     "variables",

@@ -950,10 +950,10 @@ def named_in(recipe: str, root: Path) -> list[PublicSettings]:
     return [settings for settings in sets if isinstance(settings, PublicSettings)]
 
 
-@pytest.mark.parametrize("name", ["ft_medium", "paper14", "paper8"])
+@pytest.mark.parametrize("name", ["ft_medium", "paper14", "further8"])
 def test_recipe_opens_all_its_sets_below_one_folder(name: str, tmp_path: Path) -> None:
     sets = named_in(name, tmp_path)
-    assert len(sets) == {"ft_medium": 8, "paper14": 14, "paper8": 8}[name]
+    assert len(sets) == {"ft_medium": 8, "paper14": 14, "further8": 8}[name]
     drawn = built([settings.set for settings in sets], tmp_path)
     for settings in sets:
         require_drawn(open_set(settings), drawn[settings.set])

@@ -26,13 +26,13 @@ def test_paper14_has_the_papers_sets_by_task() -> None:
     assert {s.limit for s in sets if s.task == "part"} == {1000}
 
 
-def test_paper8_has_the_further_sets() -> None:
-    sets = read_suite("paper8", {"DATA": "/data"}).sets
+def test_further8_has_the_further_sets() -> None:
+    sets = read_suite("further8", {"DATA": "/data"}).sets
     assert [s.name for s in sets] == PAPER8
     assert {s.task for s in sets} == {"entity"}
 
 
-@pytest.mark.parametrize("suite", ["paper14", "paper8"])
+@pytest.mark.parametrize("suite", ["paper14", "further8"])
 def test_every_set_is_looked_for_in_the_data_folder_and_none_comes_twice(suite: str) -> None:
     sets = read_suite(suite, {"DATA": "/data"}).sets
     named = [settings for settings in sets if isinstance(settings, PublicSettings)]
