@@ -105,13 +105,19 @@ def train(
         part = samples[start : start + size]
 
         def recorded(
-            sam: Sam, embeddings: Tensor, index: Tensor, prompts: Any, positions: Tensor, part: Any = part
+            sam: Sam,
+            embeddings: Tensor,
+            index: Tensor,
+            prompts: Any,
+            positions: Tensor,
+            single: bool,
+            part: Any = part,
         ) -> Any:
             tokens = torch.cat([prompts.coords, prompts.token_types[..., None]], 2)
-            for place, sample in enumerate(part):
-                if (index == place).any():
-                    prompted[sample.id.index].append(tokens[index == place])
-            return decode(sam, embeddings, index, prompts, positions)
+            for number, sample in enumerate(part):
+                if (index == number).any():
+                    prompted[sample.id.index].append(tokens[index == number])
+            return decode(sam, embeddings, index, prompts, positions, single)
 
         batch = collate(part, sam, 4, 7)
         assert batch is not None

@@ -288,7 +288,7 @@ def test_who_loses_the_others_says_so(
 def test_the_first_cause_is_told(
     monkeypatch: pytest.MonkeyPatch, said: list[SumError], killed: bool, expected: str
 ) -> None:
-    def spawn(function: Any, arguments: tuple[Any, ...], nprocs: int) -> None:
+    def spawn(function: Any, arguments: tuple[Any, ...], nprocs: int, join: bool) -> None:
         queue: SimpleQueue[object] = arguments[3]
         for error in said:
             queue.put(error)

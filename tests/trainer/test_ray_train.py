@@ -28,7 +28,7 @@ from sum_factory.trainer.run.ray_train import cause_of, require_ray_train
 
 @pytest.fixture
 def recipe(make_recipe: Callable[..., Recipe]) -> Recipe:
-    return make_recipe()
+    return make_recipe(micro_batch=1)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize(
     ("processes", "threads", "ray", "workers", "own"),
     [
-        (None, None, OnRay(), Workers(4, None, 0, 1), 1),  # as many as a step has photos
+        (None, None, OnRay(), Workers(4, None, 0, 1), 1),  # as many as a step has micro-batches
         (2, None, OnRay(), Workers(2, None, 0, 3), 3),
         (2, 4, OnRay(), Workers(2, None, 0, 2), 2),
         (2, None, OnRay("auto"), Workers(2, "auto", 0, 1), 1),

@@ -25,7 +25,7 @@ from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import StorageError
 from sum_factory.shared.precision import PrecisionSetting, settle
-from sum_factory.shared.progress import SPEAKER, track
+from sum_factory.shared.progress import SPEAKER, Stage
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.hq import HqMaskDecoder, HqOutput
 from sum_factory.shared.sam.runtime import Runtime
@@ -190,15 +190,21 @@ class _Run:
             own = [portion for portion in missing if portion.number == number][self.ranks.rank :: self.ranks.count]
             if own:
                 opened = open_set(settings)
-                for portion in track(own, f"evaluating {settings.name}", "portion"):
-                    self._do(portion, embeddings, settings, opened)
+                count = sum(portion.stop - portion.start for portion in own)
+                with Stage(f"evaluating {settings.name}", count, "image") as stage:
+                    for portion in own:
+                        self._do(portion, embeddings, settings, opened, stage)
 
-    def _do(self, portion: _Portion, embeddings: Embeddings, settings: SetSettings, opened: HumanSet) -> None:
-        chosen = self.evaluation
-        photos = [
-            evaluate_photo(embeddings, settings, opened, index, chosen.protocols, chosen.max_masks, chosen.seed)
-            for index in range(portion.start, portion.stop)
-        ]
+    def _do(
+        self, portion: _Portion, embeddings: Embeddings, settings: SetSettings, opened: HumanSet, stage: Stage
+    ) -> None:
+        chosen, photos = self.evaluation, []
+        for index in range(portion.start, portion.stop):
+            scores = evaluate_photo(
+                embeddings, settings, opened, index, chosen.protocols, chosen.max_masks, chosen.seed
+            )
+            photos.append(scores)
+            stage.advance()
         counts = {name: str(sum(getattr(each, name) for each in photos)) for name in ("images", "masks", "empty")}
         rows = pa.concat_tables([each.rows for each in photos]).replace_schema_metadata(counts)
         buffer = io.BytesIO()
