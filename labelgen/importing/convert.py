@@ -120,7 +120,7 @@ def _point_of(
     if told is None and not scored:
         return None
     points = told if isinstance(told, list) and len(told) == 1 else [None]
-    x, y = points[0] if isinstance(points[0], list) and len(points[0]) == 2 else (None, None)
+    x, y = points[0] if isinstance(points[0], list) and len(points[0]) == 2 else (math.nan, math.nan)
     if not (_is_number(x) and _is_number(y) and 0 <= x <= size[1] and 0 <= y <= size[0]):
         raise _wrong(annotated, annotation, f"has point_coords {told!r:.60}; expected [[x, y]] within the photo")
     return float(x), float(y)

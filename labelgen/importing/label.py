@@ -42,7 +42,8 @@ def _shares(pixels: int, side: int, cells: int) -> npt.NDArray[np.float64]:
     pixel = np.arange(pixels)
     overlap = np.minimum(end[:, None], pixel + 1) - np.maximum(begin[:, None], pixel)
     overlap = np.maximum(overlap, 0)
-    return overlap / overlap.sum(1, keepdims=True)
+    shares: npt.NDArray[np.float64] = overlap / overlap.sum(1, keepdims=True)
+    return shares
 
 
 def logits_of(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
@@ -54,6 +55,5 @@ def logits_of(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     """
     beyond = np.abs(shares - 0.5)
     magnitude = LARGEST * beyond / (1 - beyond)
-    signed = np.where(shares > 0.5, magnitude, -magnitude).astype(np.float32)
-    smallest = np.float32(np.finfo(np.float16).tiny)
-    return np.where(shares > 0.5, np.maximum(signed, smallest), signed).astype(np.float32)
+    magnitude = np.maximum(magnitude, np.finfo(np.float16).tiny)
+    return np.asarray(np.where(shares > 0.5, magnitude, -magnitude), np.float32)

@@ -48,6 +48,8 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
     "labelgen": {
         "labelgen.run": ("run", "add_uncertainty"),
         "labelgen.run_settings": ("RunSettings", "UncertaintyRunSettings"),
+        "labelgen.importing.run": ("import_masks", "ImportSummary"),
+        "labelgen.importing.settings": ("ImportSettings",),
         "labelgen.masks.settings": ("AutomaskSettings", "settings_for"),
         "labelgen.settings": ("UncertaintySettings",),
         "labelgen.progress": ("RunSummary",),
