@@ -10,6 +10,7 @@ from sum_factory.shared.commands import Commands
 
 MODULES = {
     "run": "sum_factory.labelgen.commands.label:run_command",
+    "import": "sum_factory.labelgen.commands.label:import_command",
     "uncertainty": "sum_factory.labelgen.commands.label:uncertainty_command",
     "status": "sum_factory.labelgen.commands.check:status_command",
     "verify": "sum_factory.labelgen.commands.check:verify_command",

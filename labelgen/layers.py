@@ -20,6 +20,10 @@ from sum_factory.shared.shards.encoding import libraries
 from sum_factory.shared.shards.originals import STRETCH
 from sum_factory.shared.shards.shard_set import MASKS
 
+IMPORTED = "imported_from"
+"""The setting of masks that were imported: the format. Masks that SAM made here do not have it."""
+ANNOTATIONS = "annotations_sha256"
+
 
 def masks_layer(
     automask: AutomaskSettings, runtime: Runtime, sam: dict[str, object], encoding: str = TAR, stretch: bool = False
@@ -35,6 +39,17 @@ def masks_layer(
         weights={"sam": sam},
         provenance=_provenance(encoding),
     )
+
+
+def imported_layer(
+    format: str, annotations: str, precision: str, sam: Mapping[str, object], encoding: str = TAR
+) -> Layer:
+    """Describe the layer of masks that were imported: ``annotations`` is the SHA-256 of what they were read from.
+
+    ``sam`` and ``precision`` are those that maps are made with later.
+    """
+    told = {ANNOTATIONS: annotations, "pycocotools": version("pycocotools"), **_provenance(encoding)}
+    return Layer(MASKS, encoding, {IMPORTED: format, "precision": precision}, {"sam": sam}, told)
 
 
 def photos_layer(masks: Layer, encoding: str = TAR) -> Layer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import get_args
 
@@ -49,9 +49,53 @@ def _option_type(default: int | float) -> click.IntRange | click.types.FloatPara
 
 
 MODEL_TYPES = "Refuse weights of another type: vit_micro, vit_b, vit_l or vit_h  [default: read off the weights]"
-WORK_OPTIONS = (
+SAM_OPTIONS = (
     click.option("--sam", default=PACKAGED, help=f"SAM weights: {WEIGHTS_HELP}."),
     click.option("--model-type", default=None, help=MODEL_TYPES),
+)
+PHOTO_OPTIONS = (
+    click.option(
+        "--wait-for-photos",
+        type=click.FloatRange(min=0),
+        default=WAIT_SECONDS,
+        help="Seconds to wait, in all, for a disk, folder or store of photos that is gone; then the run ends.",
+    ),
+    click.option(
+        "--missing-photos",
+        type=click.Choice(get_args(Missing)),
+        default="wait",
+        help="What to do about photos that are gone with all beside them: wait for them, or record them as gone.",
+    ),
+    click.option(
+        "--retry-errors",
+        metavar="all|TEXT",
+        default=None,
+        help="Make units anew that lack photos because of an error: all, or those of which an error says TEXT.",
+    ),
+)
+"""What is done about photos that cannot be read."""
+END_OPTIONS = (
+    click.option(
+        "--max-errors",
+        type=click.IntRange(min=0),
+        default=None,
+        help="Stop when more images than this could not be labelled  [default: go on, whatever happens]",
+    ),
+    click.option(
+        "--grace",
+        type=click.FloatRange(min=0),
+        default=GRACE_SECONDS,
+        help="Seconds in which units in work may be finished after SIGINT (Ctrl-C) or SIGTERM.",
+    ),
+    click.option(
+        "--log",
+        type=click.Path(dir_okay=False),
+        default=None,
+        help="File to which one JSON line is appended for everything that happens.",
+    ),
+)
+WORK_OPTIONS = (
+    *SAM_OPTIONS,
     click.option(
         "--workers", type=click.IntRange(min=0), default=0, help="Ray actors; 0 works in this process, without Ray."
     ),
@@ -74,24 +118,7 @@ WORK_OPTIONS = (
         "[default: the cores of this machine divided by --workers; 1 with --ray-address]",
     ),
     threads_option,
-    click.option(
-        "--wait-for-photos",
-        type=click.FloatRange(min=0),
-        default=WAIT_SECONDS,
-        help="Seconds to wait, in all, for a disk, folder or store of photos that is gone; then the run ends.",
-    ),
-    click.option(
-        "--missing-photos",
-        type=click.Choice(get_args(Missing)),
-        default="wait",
-        help="What to do about photos that are gone with all beside them: wait for them, or record them as gone.",
-    ),
-    click.option(
-        "--retry-errors",
-        metavar="all|TEXT",
-        default=None,
-        help="Make units anew that lack photos because of an error: all, or those of which an error says TEXT.",
-    ),
+    *PHOTO_OPTIONS,
     click.option(
         "--silent-after",
         type=click.FloatRange(min=30),
@@ -104,24 +131,7 @@ WORK_OPTIONS = (
         default=STUCK_SECONDS,
         help="Seconds after which a Ray worker is replaced that gets nothing done, not even a part of a photo.",
     ),
-    click.option(
-        "--max-errors",
-        type=click.IntRange(min=0),
-        default=None,
-        help="Stop when more images than this could not be labelled  [default: go on, whatever happens]",
-    ),
-    click.option(
-        "--grace",
-        type=click.FloatRange(min=0),
-        default=GRACE_SECONDS,
-        help="Seconds in which units in work may be finished after SIGINT (Ctrl-C) or SIGTERM.",
-    ),
-    click.option(
-        "--log",
-        type=click.Path(dir_okay=False),
-        default=None,
-        help="File to which one JSON line is appended for everything that happens.",
-    ),
+    *END_OPTIONS,
     click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps."),
     click.option("--compile", "compile_", is_flag=True, help="Compile the image encoder with torch.compile."),
     click.option(
@@ -136,7 +146,18 @@ WORK_OPTIONS = (
 
 def work_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``WORK_OPTIONS``."""
-    for option in reversed(WORK_OPTIONS):
+    return _with_options(command, WORK_OPTIONS)
+
+
+def import_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of work for which no model is run."""
+    return _with_options(command, (*SAM_OPTIONS, *PHOTO_OPTIONS, *END_OPTIONS))
+
+
+def _with_options(
+    command: Callable[..., None], options: Sequence[Callable[[Callable[..., None]], Callable[..., None]]]
+) -> Callable[..., None]:
+    for option in reversed(options):
         command = option(command)
     return command
 

@@ -18,7 +18,7 @@ FIRST_PHOTOS = 32
 """If not one mask was kept on so many photos, people are told at once."""
 NO_MASKS = (
     "the weights (--sam) may be untrained, damaged or of another model, or the thresholds (--pred-iou-thresh, "
-    "--stability-score-thresh) too strict for them"
+    "--stability-score-thresh) too strict for them; of an import, the masks may all be smaller than SAM's cells"
 )
 
 

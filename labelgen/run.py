@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import click
 
@@ -17,6 +17,7 @@ from sum_factory.labelgen.engine.serial import SerialExecutor
 from sum_factory.labelgen.engine.stop import Stop
 from sum_factory.labelgen.event_log import open_log
 from sum_factory.labelgen.job import (
+    Event,
     Job,
     MapsWork,
     MasksWork,
@@ -101,7 +102,8 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         notes_said = [*plan.notes(), *(passed_over.notes() if plan.is_whole else ())]
         for note in notes_said:
             say(note)
-        summary = _work(settings, job, plan, sam.weights, before, say, stop or Stop())
+        executor = make_executor(settings, job, sam.weights, before)
+        summary = work(settings, job, plan, executor, say, stop or Stop(), _read_by_driver(sam.weights, before))
         for note in (*plan.notes(), *passed_over.notes()):  # a listing that went on meanwhile tells more at its end
             if note not in notes_said:
                 say(note)
@@ -152,7 +154,9 @@ def add_uncertainty(
         _find_photos(shards, sorted({*numbers} - {*shards.committed(maps.name)}))
     if len(numbers) < shards.unit_count:
         say(f"{shards.unit_count - len(numbers)} of {shards.unit_count} units have no masks yet and are left out")
-    return _work(settings, job, PlannedUnits(numbers, shards.size_of), sam.weights, before, say, stop or Stop())
+    executor = make_executor(settings, job, sam.weights, before)
+    units = PlannedUnits(numbers, shards.size_of)
+    return work(settings, job, units, executor, say, stop or Stop(), _read_by_driver(sam.weights, before))
 
 
 def settle_precision(settings: RunSettings | UncertaintyRunSettings, asked: PrecisionSetting) -> Resolved:
@@ -198,19 +202,35 @@ def _require_kept(shards: ShardSet, name: str, units: Sequence[int]) -> Layer:
     return shards.layer(name)
 
 
-def _work(
-    settings: RunSettings | UncertaintyRunSettings,
+class Executor(Protocol):
+    """Makes units, and tells how it gets on."""
+
+    def run(self, units: PendingUnits, stop: Stop) -> Iterator[Event]: ...
+
+
+class WorkSettings(Protocol):
+    """What all commands are asked that make units."""
+
+    @property
+    def shards(self) -> str: ...
+    @property
+    def retry_errors(self) -> str | None: ...
+    @property
+    def max_errors(self) -> int | None: ...
+    @property
+    def log(self) -> str | None: ...
+
+
+def work(
+    settings: WorkSettings,
     job: Job,
     units: Units,
-    weights: SamWeights | None,
-    readings: tuple[int, int],
+    executor: Executor,
     say: Callable[[str], None],
     stop: Stop,
+    before: Sequence[Event] = (),
 ) -> RunSummary:
-    """Make what ``units`` lack of the job's layers.
-
-    ``readings`` is how many files of weights this process had read before the run, and how many bytes.
-    """
+    """Have an executor make what ``units`` lack of the job's layers. What happened ``before`` is logged first."""
     storage = Storage(settings.shards)
     _describe(storage, job)
     shards = ShardSet(storage, write_shared_files(storage))
@@ -219,15 +239,14 @@ def _work(
             say(note)
     done = set.intersection(*(set(shards.committed(layer)) for layer in job.layers))
     pending = PendingUnits(units, done.intersection(units.planned))
-    total, before = len(units.planned), len(pending.done)
-    if before and pending.planned:
-        say(f"{before} of {total} units present, labelling the other {total - before}")
+    total, present = len(units.planned), len(pending.done)
+    if present and pending.planned:
+        say(f"{present} of {total} units present, labelling the other {total - present}")
 
-    executor = make_executor(settings, job, weights, readings)
     with open_log(settings.log) as log, ProgressReporter(_images_of(pending)) as progress, stop.heeded():
-        log.tell("run begun", shards=settings.shards, layers=job.layers, units=total, units_before=before)
-        if weights is None:
-            log.take(WeightsRead(f"driver, process {os.getpid()}", *READINGS.since(*readings)))
+        log.tell("run begun", shards=settings.shards, layers=job.layers, units=total, units_before=present)
+        for event in before:
+            log.take(event)
         for event in executor.run(pending, stop) if pending.planned or not units.is_whole else ():
             log.take(event)
             progress.take(event)
@@ -237,11 +256,18 @@ def _work(
             if settings.max_errors is not None and len(progress.errors) > settings.max_errors:
                 stop.request(f"after {len(progress.errors)} image errors, more than --max-errors {settings.max_errors}")
         with_maps = job.uncertainty is not None
-        summary = progress.summary(len(units.planned), before, stop.reason, with_maps, units.is_whole)
+        summary = progress.summary(len(units.planned), present, stop.reason, with_maps, units.is_whole)
         summary = replace(summary, errors_before=count_errors(shards, job.layers, pending.done))
         log.tell("run ended", **asdict(summary))
     _describe(storage, job)  # another run's copy of dataset.json may have come without the layers
     return summary
+
+
+def _read_by_driver(weights: SamWeights | None, readings: tuple[int, int]) -> tuple[WeightsRead, ...]:
+    """Return what this process has read of weights since ``readings``, unless it works with them itself."""
+    if weights is not None:
+        return ()
+    return (WeightsRead(f"driver, process {os.getpid()}", *READINGS.since(*readings)),)
 
 
 def _describe(storage: Storage, job: Job) -> None:

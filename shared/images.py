@@ -154,6 +154,11 @@ class Opened:
         self.bytes_needed = self._bytes_needed()
         """Memory that decoding takes at most, the result included."""
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether EXIF turns or mirrors what the file stores."""
+        return _turn_of(self._image) is not None
+
     def _bytes_needed(self) -> int:
         image = self._image
         own = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4

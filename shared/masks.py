@@ -26,6 +26,19 @@ def box_of(mask: Mask) -> tuple[int, int, int, int]:
     return left, top, max(0, left + width - 1), max(0, top + height - 1)
 
 
+def deepest_pixel(mask: Mask) -> tuple[int, int]:
+    """Return x and y of the pixel of a mask, bool (H, W), farthest from its boundary, the first in reading order.
+
+    Beyond the photo is outside. Squared distances are rounded to the whole numbers that they are, so that the choice
+    does not depend on the processor. The mask must have a pixel.
+    """
+    x0, y0, x1, y1 = box_of(mask)
+    inside = np.pad(mask[y0 : y1 + 1, x0 : x1 + 1], 1).view(np.uint8)
+    distance = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(np.rint(np.square(distance, dtype=np.float64)).argmax()), distance.shape)
+    return x0 + int(x), y0 + int(y)
+
+
 def ious(masks: Tensor, others: Tensor, empty: float = 1.0) -> Tensor:
     """Return the IoU of each of ``masks`` with its partner, both bool (..., H, W), which broadcast; float32 (...).
 

@@ -10,6 +10,7 @@ import click
 import pytest
 
 from sum_factory.labelgen.cli import main as labelgen
+from sum_factory.labelgen.importing.settings import ImportSettings
 from sum_factory.labelgen.run_settings import RunSettings, UncertaintyRunSettings
 from sum_factory.labelgen.sets.select import Filter
 from sum_factory.shared.field_docs import docs_of
@@ -37,7 +38,17 @@ def classes_in(hint: Any) -> Iterator[type]:
         yield from classes_in(part)
 
 
-ROOTS = (Recipe, RefinerRecipe, RunSettings, UncertaintyRunSettings, Filter, Suite, Protocol, InteractiveSettings)
+ROOTS = (
+    Recipe,
+    RefinerRecipe,
+    RunSettings,
+    ImportSettings,
+    UncertaintyRunSettings,
+    Filter,
+    Suite,
+    Protocol,
+    InteractiveSettings,
+)
 OF_VARIANTS = {variant.settings for variant in variants().values()}
 OF_METHODS = {method.settings for method in METHODS.values()}
 ALL = {

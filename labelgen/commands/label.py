@@ -1,19 +1,27 @@
-"""The commands that work with models: ``labelgen run`` and ``labelgen uncertainty``."""
+"""The commands that make layers: ``labelgen run``, ``import`` and ``uncertainty``."""
 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from sum_factory.labelgen.engine.stop import stop_on_signals
-from sum_factory.labelgen.options import automask_options, encoding_option, refiner_options, shards_option, work_options
+from sum_factory.labelgen.importing.settings import Format
+from sum_factory.labelgen.options import (
+    automask_options,
+    encoding_option,
+    import_options,
+    refiner_options,
+    shards_option,
+    work_options,
+)
 from sum_factory.labelgen.settings import REFINEMENT_SOURCE, SOURCES, UNIT_SIZE, UncertaintySettings
 from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.commands import FAILED, photos_from_option
 from sum_factory.shared.names import printable_lines
-from sum_factory.shared.precision import PrecisionSetting, precision_option
+from sum_factory.shared.precision import Precision, PrecisionSetting, precision_option
 from sum_factory.shared.sam.settings import TASKS, WEIGHTS_HELP
 from sum_factory.shared.shards.dataset import OUTPUTS, REFINEMENT
 
@@ -21,15 +29,22 @@ if TYPE_CHECKING:
     from sum_factory.labelgen.progress import RunSummary
 
 FINISHED_WITH_IMAGE_ERRORS = 3
-
-
-@click.command("run")
-@click.option(
+images_option = click.option(
     "--images",
     required=True,
     multiple=True,
     help="Folder, tar, zip, list file, pattern or image, at a path or URL; repeatable.",
 )
+unit_size_option = click.option(
+    "--unit-size",
+    type=click.IntRange(min=1),
+    default=UNIT_SIZE,
+    help="Photos a unit: they are committed, and lost, together.",
+)
+
+
+@click.command("run")
+@images_option
 @shards_option
 @refiner_options
 @click.option("--layer-name", default=REFINEMENT, help="Name of the uncertainty layer that --refiner makes.")
@@ -46,12 +61,7 @@ FINISHED_WITH_IMAGE_ERRORS = 3
     help="Stretch photos of more than 8 bits a channel from their darkest to their brightest values: for 12-bit data.",
 )
 @click.option("--extend", is_flag=True, help="Add photos that are new to the shard set that is there.")
-@click.option(
-    "--unit-size",
-    type=click.IntRange(min=1),
-    default=UNIT_SIZE,
-    help="Photos a unit: they are committed, and lost, together.",
-)
+@unit_size_option
 @click.option(
     "--task",
     type=click.Choice(TASKS),
@@ -88,6 +98,47 @@ def run_command(
     )
     with stop_on_signals(grace, _tell) as stop:
         _finish(run(settings, stop=stop))
+
+
+@click.command("import")
+@click.option(
+    "--format",
+    type=click.Choice(get_args(Format)),
+    required=True,
+    help="sa1b: a JSON file a photo, as in SA-1B. coco: files of COCO instances, with RLE or polygons.",
+)
+@click.option(
+    "--annotations",
+    required=True,
+    multiple=True,
+    type=click.Path(),
+    help="Of sa1b a folder of JSON files, or a tar with them; of coco the file; on a disk; repeatable.",
+)
+@images_option
+@shards_option
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default="fp32",
+    help="What SAM's image encoder is to compute in when maps are made.",
+)
+@unit_size_option
+@encoding_option
+@import_options
+def import_command(grace: float, **options: Any) -> None:
+    """Make a shard set of masks that are there already, such as those of SA-1B. No model is run.
+
+    Run it again after any interruption: what is done stays done. `labelgen uncertainty` adds maps of doubt. Exit status
+    3 if photos were skipped, or if photos that have annotations are not there.
+    """
+    from sum_factory.labelgen.importing.run import import_masks
+    from sum_factory.labelgen.importing.settings import ImportSettings
+
+    with stop_on_signals(grace, _tell) as stop:
+        summary = import_masks(ImportSettings(**options), stop=stop)
+    _finish(summary.run)
+    if summary.missing:
+        click.get_current_context().exit(FINISHED_WITH_IMAGE_ERRORS)
 
 
 @click.command("uncertainty")

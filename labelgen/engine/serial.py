@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
@@ -16,6 +17,8 @@ from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.errors import SumError, WorkerError
 from sum_factory.shared.sam.checkpoint import SamWeights
 from sum_factory.shared.sam.readings import READINGS
+from sum_factory.shared.shards.dataset import Unit
+from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.shortages import is_shortage
 
 IDLE_SECONDS = 0.05
@@ -42,28 +45,41 @@ class SerialExecutor:
             labeler = Labeler(self.job, self.cores, self.weights)
             labeler.outages.is_stopping = lambda: stop.is_requested
             yield WeightsRead(f"process {os.getpid()}", *READINGS.since(*self.readings))
-            yield from self._label(labeler, units, stop)
+            yield from in_order(labeler, units, stop)
         finally:
             torch.set_num_threads(threads)
 
-    def _label(self, labeler: Labeler, units: Units, stop: Stop) -> Iterator[Event]:
-        for number in units.numbers():
-            if stop.is_requested:
-                return
-            if number is None:
-                time.sleep(IDLE_SECONDS)  # until a unit is planned
-                continue
-            yield Begun(number, 1, f"process {os.getpid()}")
-            try:
-                for event in labeler.label_unit(units.moved.get(number) or labeler.shards.unit(number)):
-                    yield replace(event, unit=number) if isinstance(event, ImageDone) else event
-                    if stop.is_overdue:
-                        return
-            except Exception as error:
-                if isinstance(error, SumError) or not is_shortage(error):
-                    raise
-                why = f"not enough memory, open files or threads ({error})"
-                raise WorkerError(f"unit {number:06d}: {why}; {REMEDY_FOR_MEMORY}") from error
+
+class UnitMaker(Protocol):
+    """Makes what a unit lacks of a job's layers, and commits it."""
+
+    shards: ShardSet
+
+    def label_unit(self, unit: Unit) -> Iterator[Event]: ...
+
+
+def in_order(maker: UnitMaker, units: Units, stop: Stop) -> Iterator[Event]:
+    """Make unit after unit; a stop is heeded between units, and when it is overdue between images.
+
+    Raises ``WorkerError`` if memory, open files or threads are short.
+    """
+    for number in units.numbers():
+        if stop.is_requested:
+            return
+        if number is None:
+            time.sleep(IDLE_SECONDS)  # until a unit is planned
+            continue
+        yield Begun(number, 1, f"process {os.getpid()}")
+        try:
+            for event in maker.label_unit(units.moved.get(number) or maker.shards.unit(number)):
+                yield replace(event, unit=number) if isinstance(event, ImageDone) else event
+                if stop.is_overdue:
+                    return
+        except Exception as error:
+            if isinstance(error, SumError) or not is_shortage(error):
+                raise
+            why = f"not enough memory, open files or threads ({error})"
+            raise WorkerError(f"unit {number:06d}: {why}; {REMEDY_FOR_MEMORY}") from error
 
 
 REMEDY_FOR_MEMORY = (

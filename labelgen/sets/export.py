@@ -80,8 +80,12 @@ def _image_entry(image: ImageRows, original: PhotoFile, number: int) -> dict[str
 
 
 def _annotation(row: dict[str, Any], mask: npt.NDArray[np.bool_], number: int, image_number: int) -> dict[str, Any]:
-    """Return a COCO annotation; its box and area are those of the exported mask, in COCO's own convention."""
+    """Return a COCO annotation; its box and area are those of the exported mask, in COCO's own convention.
+
+    A mask that was imported without SAM's scores has none.
+    """
     rle = encode_rle(mask)
+    scores = {"predicted_iou": row["predicted_iou"], "stability_score": row["stability"]}
     box = [float(value) for value in coco_mask.toBbox(rle)]
     return {
         "id": number,
@@ -91,8 +95,7 @@ def _annotation(row: dict[str, Any], mask: npt.NDArray[np.bool_], number: int, i
         "segmentation": rle,
         "area": int(coco_mask.area(rle)),
         "bbox": box,
-        "predicted_iou": row["predicted_iou"],
-        "stability_score": row["stability"],
+        **{name: score for name, score in scores.items() if score is not None},
         "point_coords": [[row["point_x"], row["point_y"]]],
         "crop_box": [row["crop_x0"], row["crop_y0"], row["crop_x1"] - row["crop_x0"], row["crop_y1"] - row["crop_y0"]],
     }

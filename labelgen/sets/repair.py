@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from sum_factory.labelgen.layers import IMPORTED
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import DATASET, REMEDY_FOR_DATASET, UNCERTAINTY, unit_name, unit_path
@@ -41,11 +42,15 @@ class Diagnosis:
 
     broken: tuple[Broken, ...]
     left: tuple[str, ...]
+    made_by: str = "run"
+    """The command that made the masks."""
 
     def commands(self) -> str:
         """Return which commands make again what is taken back."""
         layers = sorted({broken.layer.split("/", 1)[1] for broken in self.broken if _is_of_maps(broken.layer)})
-        commands = ["`labelgen run`"] if any(not _is_of_maps(broken.layer) for broken in self.broken) else []
+        commands = (
+            [f"`labelgen {self.made_by}`"] if any(not _is_of_maps(broken.layer) for broken in self.broken) else []
+        )
         commands += [f"`labelgen uncertainty --layer-name {layer}`" for layer in layers]
         return ", then ".join(commands)
 
@@ -76,7 +81,8 @@ def diagnose(shards: ShardSet) -> Diagnosis:
             if (MASKS, number) in broken:
                 broken.setdefault((layer, number), ("its masks are taken back",))
     ordered = sorted(broken, key=lambda key: (key[0] == PLANS or not kind_of(key[0]).of_masks, key[0] == PLANS, key))
-    return Diagnosis(tuple(Broken(*key, broken[key], files_of(shards, *key)) for key in ordered), tuple(left))
+    found = tuple(Broken(*key, broken[key], files_of(shards, *key)) for key in ordered)
+    return Diagnosis(found, tuple(left), "import" if IMPORTED in shards.layer(MASKS).settings else "run")
 
 
 def _is_of_maps(layer: str) -> bool:

@@ -88,8 +88,8 @@ class Filter:
 def select(url: str, out: str, filter: Filter) -> SelectionSummary:
     """Write a selection of the masks at ``url`` that pass a filter, at ``out``.
 
-    Raises ``ShardError`` if none do, or if the layer that is asked lacks units; ``InputError`` if keys of the list are
-    not in the shard set.
+    Raises ``ShardError`` if none do, if the layer that is asked lacks units, or if a mask has no score that is asked;
+    ``InputError`` if keys of the list are not in the shard set.
     """
     shards = open_shards(url)
     layers = selectable(shards.dataset.layers)
@@ -105,6 +105,7 @@ def _choices(
         shards.layer(filter.maps)
     for number, held in track(committed_layers(shards, layers).items(), "selecting", "unit"):
         table, _ = shards.manifest(number)
+        _require_scores(shards, table, filter)
         keep = _meets(table, filter)
         if filter.maps is not None:
             if filter.maps not in held:
@@ -123,6 +124,19 @@ def _choices(
             f"{filter.image_list}: {len(missing)} of its keys are not in {shards.storage.url}, "
             f"the first is {min(missing)!r}"
         )
+
+
+def _require_scores(shards: ShardSet, masks: pa.Table, filter: Filter) -> None:
+    """Raise ``ShardError`` if a score is asked for, and there are masks without: they were imported."""
+    asked = {"stability": filter.min_stability, "predicted_iou": filter.min_predicted_iou}
+    for column in (column for column, bound in asked.items() if bound is not None):
+        lacking = np.asarray(masks["mask"].is_valid()) & np.asarray(masks[column].is_null())
+        if lacking.any():
+            image = masks["image"][int(lacking.argmax())].as_py()
+            raise ShardError(
+                f"{shards.storage.url}: {int(lacking.sum())} masks of one unit, the first of image {image!r}, have no "
+                f"{column}, since they were imported without; leave --min-{column.replace('_', '-')} out"
+            )
 
 
 def _meets(table: pa.Table, filter: Filter) -> npt.NDArray[np.bool_]:

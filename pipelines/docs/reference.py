@@ -48,6 +48,8 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
     "labelgen": {
         "labelgen.run": ("run", "add_uncertainty"),
         "labelgen.run_settings": ("RunSettings", "UncertaintyRunSettings"),
+        "labelgen.importing.run": ("import_masks", "ImportSummary"),
+        "labelgen.importing.settings": ("ImportSettings",),
         "labelgen.settings": ("UncertaintySettings",),
         "labelgen.progress": ("RunSummary",),
         "labelgen.sets.status": ("status_of",),

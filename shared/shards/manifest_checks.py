@@ -21,8 +21,8 @@ LARGEST_SIDE = 1 << 17
 LARGEST_PHOTO = 1 << 30
 """Pixels of a photo, at most."""
 _SHARES = ("mean_u",)
-_NULLABLE = ("mask", "error", "digest", *_SHARES)
-"""Columns in which a row of a mask may have nothing."""
+_NULLABLE = ("mask", "error", "digest", "predicted_iou", "stability", *_SHARES)
+"""Columns in which a row of a mask may have nothing. Imported masks need not have SAM's scores."""
 
 Numbers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from sum_factory.shared.annotations.coco_file import name_of, read_annotations, with_slashes
 from sum_factory.shared.errors import InputError
 from sum_factory.trainer.data.human.choice import without_suffix
-from sum_factory.trainer.data.human.coco_file import name_of, read_annotations, with_slashes
 from sum_factory.trainer.data.human.pairing import Names, find_files
 from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, SetSettings
 

@@ -1,5 +1,6 @@
 """``masks``: the pseudo-labels. A blob is a label (``codecs.label``). ``digest`` is the SHA-256 of the file that was
-labelled, which nothing else records; null if it could not be read."""
+labelled, which nothing else records; null if it could not be read. ``predicted_iou`` and ``stability`` are null where a
+mask was imported without."""
 
 from __future__ import annotations
 

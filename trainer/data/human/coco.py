@@ -11,13 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask
 
-from sum_factory.shared.errors import InputError
-from sum_factory.shared.images import MAX_PIXELS
-from sum_factory.shared.names import printable
-from sum_factory.trainer.data.human.choice import Choice, require_some, without_suffix
-from sum_factory.trainer.data.human.coco_file import (
+from sum_factory.shared.annotations.coco_file import (
     CocoFile,
     Record,
     found_categories,
@@ -27,13 +22,17 @@ from sum_factory.trainer.data.human.coco_file import (
     read_annotations,
     with_slashes,
 )
+from sum_factory.shared.annotations.segmentations import check_segmentations, draw
+from sum_factory.shared.errors import InputError
+from sum_factory.shared.images import MAX_PIXELS
+from sum_factory.shared.names import printable
+from sum_factory.trainer.data.human.choice import Choice, require_some, without_suffix
 from sum_factory.trainer.data.human.fitting import Fit, Orientation, ToFit, fit_all
 from sum_factory.trainer.data.human.headers import Header, Size, read_headers
 from sum_factory.trainer.data.human.photo_places import PhotoPlaces
 from sum_factory.trainer.data.human.photos import Alpha, load_photo
 from sum_factory.trainer.data.human.problems import MISSING, Problems, Skip
 from sum_factory.trainer.data.human.samples import HumanSample, Masks, stacked
-from sum_factory.trainer.data.human.segmentations import check_segmentations, drawable
 
 MOST_EMPTY = 0.5
 """Share of the annotations that may cover nothing: of more, the file is not what it seems."""
@@ -134,19 +133,11 @@ class CocoInstances:
         return HumanSample(photo.key, image, self.task, len(photo.annotations), masks_at)
 
     def _decode(self, photo: CocoPhoto, annotation: Record) -> npt.NDArray[Any]:
-        segmentation = annotation["segmentation"]
         width, height = photo.drawn
         try:
-            if isinstance(segmentation, list):
-                rle = coco_mask.merge(coco_mask.frPyObjects(drawable(segmentation), height, width))
-            elif isinstance(segmentation["counts"], list):
-                rle = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-            else:
-                rle = segmentation
-            return np.asarray(coco_mask.decode(rle)).astype(bool)
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            what = f"annotation {annotation.get('id')} does not decode ({error})"
-            raise InputError(f"{self.annotations}: {what}") from error
+            return draw(annotation["segmentation"], height, width)
+        except InputError as error:
+            raise InputError(f"{self.annotations}: annotation {annotation.get('id')} {error}") from error
 
     def _listed(self, file: CocoFile, said: list[str]) -> list[_Listed]:
         """Return the images that have annotations of the wanted categories, with these."""

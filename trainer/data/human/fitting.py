@@ -15,14 +15,13 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
+from sum_factory.shared.annotations.segmentations import TOLERANCE
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import RgbImage
 from sum_factory.trainer.data.human.headers import Header, Size
 from sum_factory.trainer.data.human.problems import Problems
 
 Orientation = Literal["auto", "applied", "ignored"]
-TOLERANCE = 0.02
-"""Largest difference of width and of height between a mask and its photo, as a share of the photo's."""
 OTHER_SIZE = "have another size than their photos"
 UNTOLD_TURN = "are of photos that EXIF turns, and nothing tells whether they were drawn on the turned photo"
 

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from sum_factory.shared.annotations.coco_file import id_of, is_crowd, read_json
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.trainer.data.human.choice import Choice
-from sum_factory.trainer.data.human.coco_file import id_of, is_crowd, read_json
 from sum_factory.trainer.data.human.fitting import Orientation, require_fitting
 from sum_factory.trainer.data.human.foreground import GREY_AS_COLOUR
 from sum_factory.trainer.data.human.histograms import count, sample_of

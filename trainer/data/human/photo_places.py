@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from sum_factory.shared.annotations.coco_file import with_slashes
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.names import printable
-from sum_factory.trainer.data.human.coco_file import with_slashes
 from sum_factory.trainer.data.human.pairing import find_files
 
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from sum_factory.shared.annotations.segmentations import _areas, check_segmentations
 from sum_factory.shared.errors import InputError
 from sum_factory.trainer.data.human import HumanSet
-from sum_factory.trainer.data.human.segmentations import _areas, check_segmentations
 from sum_factory.trainer.data.sets import CocoSettings, open_set
 
 HEIGHT, WIDTH = 30, 40

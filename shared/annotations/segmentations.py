@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pycocotools import mask as coco_mask
 
+from sum_factory.shared.errors import InputError
 from sum_factory.shared.images import MAX_PIXELS
-from sum_factory.trainer.data.human.fitting import TOLERANCE
 
+TOLERANCE = 0.02
+"""Largest difference of width and of height between a mask and its photo, as a share of the photo's."""
 SOUND = ""
 MISSING = "have no segmentation"
 NO_FORM = "have a segmentation that is neither polygons nor RLE"
@@ -68,6 +71,21 @@ def check_segmentations(segmentations: Sequence[Any], sizes: npt.NDArray[np.int6
 def drawable(polygons: Sequence[Sequence[float]]) -> list[Sequence[float]]:
     """Return the polygons of three points and more: the others cover nothing."""
     return [polygon for polygon in polygons if len(polygon) >= 6]
+
+
+def draw(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Return the mask of a segmentation that was found to be sound: of polygons bool (height, width), of an RLE of its
+    own size. Raises ``InputError`` if pycocotools cannot read it."""
+    try:
+        if isinstance(segmentation, list):
+            rle = coco_mask.merge(coco_mask.frPyObjects(drawable(segmentation), height, width))
+        elif isinstance(segmentation["counts"], list):
+            rle = coco_mask.frPyObjects(segmentation, *segmentation["size"])
+        else:
+            rle = segmentation
+        return np.asarray(coco_mask.decode(rle)).astype(np.bool_)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise InputError(f"does not decode ({error})") from error
 
 
 def _check_some(segmentations: Sequence[Any], sizes: npt.NDArray[np.int64], checked: Checked) -> None:
