@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from sum_factory.labelgen.settings import UncertaintySettings
+from sum_factory.labelgen.settings import IMPORTED, UncertaintySettings
 from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.codecs.photo import QUALITY, chroma_of
 from sum_factory.shared.errors import SettingsError
@@ -20,8 +20,6 @@ from sum_factory.shared.shards.encoding import libraries
 from sum_factory.shared.shards.originals import STRETCH
 from sum_factory.shared.shards.shard_set import MASKS
 
-IMPORTED = "imported_from"
-"""The setting of masks that were imported: the format. Masks that SAM made here do not have it."""
 ANNOTATIONS = "annotations_sha256"
 
 

@@ -9,6 +9,8 @@ from sum_factory.labelgen.formulas import FORMULAS, LABEL_FORMULAS
 from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS
 
+IMPORTED = "imported_from"
+"""The setting of masks that were imported: the format. Masks that SAM made here do not have it."""
 UNIT_SIZE = 256
 """Images a unit."""
 Missing = Literal["wait", "record"]

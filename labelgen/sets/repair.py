@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sum_factory.labelgen.layers import IMPORTED
+from sum_factory.labelgen.settings import IMPORTED
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.dataset import DATASET, REMEDY_FOR_DATASET, UNCERTAINTY, unit_name, unit_path
