@@ -1,4 +1,4 @@
-"""Published figures, which tables show beside ours; ``published/README.md`` says whose they are."""
+"""Published figures, which tables show beside ours; ``published_figures/README.md`` says whose they are."""
 
 from __future__ import annotations
 
@@ -153,5 +153,5 @@ def _of_mix(mix: str) -> Rename:
 
 
 def _lines(name: str) -> list[Line]:
-    text = files("sum_factory.trainer.evaluate").joinpath(f"published/{name}.csv").read_text(encoding="utf-8")
+    text = files("sum_factory.trainer.evaluate").joinpath(f"published_figures/{name}.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))

@@ -24,7 +24,7 @@ POINT = Prompted("mIoU", "point", 1, "oracle")
 
 
 def published_lines(name: str) -> list[dict[str, str]]:
-    text = files("sum_factory.trainer.evaluate").joinpath(f"published/{name}.csv").read_text()
+    text = files("sum_factory.trainer.evaluate").joinpath(f"published_figures/{name}.csv").read_text()
     return list(csv.DictReader(io.StringIO(text)))
 
 
