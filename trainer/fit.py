@@ -35,7 +35,7 @@ from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.pseudo import UNSPECIFIED, PseudoSet
 from sum_factory.trainer.data.samples import SampleSettings
-from sum_factory.trainer.data.sets import check_sets, folder_of_set, open_set
+from sum_factory.trainer.data.sets import check_sets, folder_of_set, how_read, open_set
 from sum_factory.trainer.data.stream import HumanStream, MixedStream, PseudoStream
 from sum_factory.trainer.methods.addition import Addition, Student, state_of
 from sum_factory.trainer.optimizer import make_optimizer, parameters_of, set_learning_rate, take_step
@@ -370,7 +370,9 @@ def open_stream(recipe: Recipe, side: int, ranks: Ranks, human: Sequence[HumanSe
 
 
 def identity_of(recipe: Recipe, model: Model, stream: MixedStream) -> dict[str, Any]:
-    """Return all that decides the result; a run can only be resumed with the same."""
+    """Return what decides the result, but for the content of files of human masks; a run can only be resumed with the
+    same."""
+    human = [how_read(each) for each in recipe.human]
     data = {f"{name}_data": each.order.identity for name, each in stream.streams.items()}
     shards = {
         name: recorded
@@ -378,7 +380,8 @@ def identity_of(recipe: Recipe, model: Model, stream: MixedStream) -> dict[str, 
         if isinstance(each, PseudoStream)
         for name, recorded in each.shards.recorded.items()
     }
-    return {**recipe.identity(), "sam_sha256": model.loaded.sha256, **data, **shards}
+    read = {"human_settings": human} if any(human) else {}
+    return {**recipe.identity(), "sam_sha256": model.loaded.sha256, **data, **read, **shards}
 
 
 def header_of(recipe: Recipe, model: Model, identity: dict[str, Any]) -> dict[str, Any]:

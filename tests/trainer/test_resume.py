@@ -176,6 +176,7 @@ def test_run_is_not_resumed_with_other_settings(recipe: Recipe, tmp_path: Path, 
         "target": {"target": "points"},
         "masks": {"masks": 2},
         "human_data": {"human": (salient, dataclasses.replace(parts, task="entity"))},
+        "human_settings": {"human": (dataclasses.replace(salient, foreground="zero"), parts)},
     }
     for name, change in changes.items():
         with pytest.raises(SettingsDifferError, match=rf"(?s)settings or data.*  {name}: .*another --out folder"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -233,6 +234,23 @@ class PublicSettings(ChosenPhotos):
 
 def _with_kind(value: Any) -> Any:
     return {"kind": "public", **value} if isinstance(value, dict) and "set" in value and "kind" not in value else value
+
+
+NOT_OF_READING = {"name", "kind", "set", "task", "list", "list_lines", "match", "limit", "most_blank"}
+"""Settings that change no mask of a photo that is in; which photos are in, and their task, is known apart."""
+
+
+def how_read(settings: ChosenPhotos) -> dict[str, Any]:
+    """Return the settings that decide which masks the photos of a set have, but for paths and what is as by default."""
+    found: dict[str, Any] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name == "sets":
+            members = {member.name: how_read(member) for member in value}
+            value = {name: each for name, each in members.items() if each} or None
+        if field.name not in NOT_OF_READING and value not in (None, field.default) and not isinstance(value, Path):
+            found[field.name] = value
+    return found
 
 
 SetSettings = Annotated[
