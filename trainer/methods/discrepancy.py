@@ -17,6 +17,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 
+from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.sam.refiner import Refiner
 from sum_factory.trainer.batch import Batch
 from sum_factory.trainer.data.samples import TrainingSample
@@ -86,10 +87,15 @@ class TeacherStudent(Discrepancy, WithTeacher):
 
 class DualDecoder(Discrepancy):
     """The other model is a second prompt encoder and mask decoder, which begins as SAM's. Its loss reaches no weight of
-    the student."""
+    the student. Raises ``SettingsError`` for the target "points"."""
 
     def __init__(self, student: Student, settings: DiscrepancySettings) -> None:
         super().__init__(student, settings)
+        if student.recipe.target == "points":
+            raise SettingsError(
+                "target: a second decoder learns on the loss grid, not in points; give the target bits or coverage, or "
+                "method_settings.models=teacher-student"
+            )
         self.trained: Refiner = Refiner.copy_of(student.sam).requires_grad_(True)
 
     def _other(self, embeddings: Tensor, shown: Batch, indexes: Tensor, image_index: Tensor) -> Tensor:

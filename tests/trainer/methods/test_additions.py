@@ -63,6 +63,7 @@ def student_of(sam: Sam, **changes: Any) -> Student:
         "computed_in": "fp32",
         "loss": LossSettings(),
         "variant": "full",
+        "target": "bits",
     }
     return Student(sam, None, SimpleNamespace(**{**settings, **changes}))  # type: ignore[arg-type]
 

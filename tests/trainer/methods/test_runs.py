@@ -194,6 +194,9 @@ def test_state_that_cannot_be_spread_is_refused(recipe_of: Callable[..., Recipe]
         fit(recipe_of("augseg-mixed-prompt", fsdp=True), tmp_path, say=lambda _: None)
     with pytest.raises(SettingsError, match="variant adapter adds others"):
         fit(recipe_of("model-merging", variant="adapter"), tmp_path, say=lambda _: None)
+    decoders = {"method_settings": {"models": "dual-decoder"}, "target": "points"}
+    with pytest.raises(SettingsError, match="a second decoder learns on the loss grid"):
+        fit(recipe_of("sum-discrepancy-online", **decoders), tmp_path, say=lambda _: None)
 
 
 def test_run_is_not_resumed_with_other_settings_of_its_method(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
