@@ -62,7 +62,8 @@ class _EncodedImage(NamedTuple):
 
 
 class Labeler:
-    """Holds the models and works on units; on a CPU, on as many images at once as ``cores`` (see ``masks.lanes``)."""
+    """Holds the models and works on units; on a CPU, on as many images at once as ``cores`` (see
+    ``shared.automask.lanes``)."""
 
     def __init__(self, job: Job, cores: int = 1, weights: SamWeights | None = None) -> None:
         """``weights`` are those of the job, if this process has read them already; the labeler takes them over."""

@@ -37,7 +37,7 @@ from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.store.storage import Storage
 
 UNITS_HELD, SECONDS_HELD = 256, 10.0
-"""A listing of no more units, that takes no longer, is planned whole before anything is written."""
+"""A listing of fewer units, that takes no longer, is planned whole before anything is written."""
 ATTEMPTS = 10
 """How often a plan is begun anew because another run has written one meanwhile."""
 GIVE_THE_SAME = "Give the same --images, or another --shards folder."

@@ -37,7 +37,7 @@ class RunSettings:
     """
 
     images: tuple[str, ...]
-    """Where photos are: folders, tars, list files, patterns and single images, at paths or URLs."""
+    """Where photos are: folders, tars, zips, list files, patterns and single images, at paths or URLs."""
     shards: str
     """Folder or URL of the shard set."""
     sam: str = PACKAGED

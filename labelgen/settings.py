@@ -32,7 +32,7 @@ the stored label."""
 class UncertaintySettings:
     """Where u comes from, one of ``SOURCES``. Raises ``SettingsError`` for settings that contradict each other.
 
-    Masks of fewer than ``min_refine_area`` pixels of a photo that is 1024 pixels long are not refined: they
+    Masks of fewer than ``min_refine_area`` pixels, where their crop is scaled to 1024 pixels, are not refined: they
     count as certain, u = 0, and as their own refined label, as in the method's published code (100 * 100 there). It is
     the one case of a map that was not computed.
     """
@@ -42,8 +42,8 @@ class UncertaintySettings:
     of the label's box. confidence or entropy: how unsure SAM itself is. label-confidence or label-entropy: the same of
     the stored label, whose magnitudes are kept near the boundary alone; no model is run."""
     min_refine_area: int = 0
-    """Masks of fewer pixels, in a photo whose longer side is 1024, are not refined but taken as certain. 0 refines
-    all."""
+    """Masks of fewer pixels, in a photo or crop whose longer side is 1024, are not refined but taken as certain. 0
+    refines all."""
 
     @property
     def needs_refiner(self) -> bool:

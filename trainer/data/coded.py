@@ -33,7 +33,8 @@ class CodedSample:
     reads none.
 
     ``crops`` int64 (K, 4) are the crops that the masks were found in (x0, y0, x1, y1), ``whole`` shows all of the
-    photo. The maps weigh the losses if ``certain_loss``, the drawing of points if ``certain_sampling``. ``target`` says
+    photo. The sample has a certainty for losses, or for what a method reads of it, if ``certain_loss``, and one for the
+    drawing of points if ``certain_sampling``. ``target`` says
     what losses compare with; the labels' logits are kept beside that if ``with_logits``. The rest is as in
     ``TrainingSample``; ``skipped`` counts the masks whose uncertainty is unknown.
     """

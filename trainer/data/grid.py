@@ -1,8 +1,8 @@
 """Bring masks, label logits and uncertainty maps to the grid on which the losses are taken.
 
-A mask there is the share of each cell that it covers, or a bit a cell: whether it covers half of it. The grid covers
-SAM's square input with ``stride`` input pixels a cell. The photo fills its upper left part, the *valid* cells; the rest
-is padding, where masks are False and maps 0.
+A mask there is the share of each cell that it covers, or a bit a cell: whether it covers half of it, or, of a label,
+the sign of its logit there. The grid covers SAM's square input with ``stride`` input pixels a cell. The photo fills its
+upper left part, the *valid* cells; the rest is padding, where masks are False and maps 0.
 """
 
 from __future__ import annotations
