@@ -31,6 +31,16 @@ weights_option = click.option(
     show_default=True,
     help=f"SAM or SUM weights: {WEIGHTS_HELP}.",
 )
+suite_option = click.option(
+    "--suite", required=True, help="A YAML file of sets, or a built-in suite: paper14, further8."
+)
+variables_option = click.option(
+    "--var",
+    "variables",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Fills ${NAME} in the suite; NAME alone takes its value from the environment; repeatable.",
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 encoder_option = precision_option(
     "fp32",
@@ -63,7 +73,7 @@ encoder_option = precision_option(
     help="Of HQ-SAM, the mask of its own token, or the sum of its logits and SAM's; of one model or of all  "
     "[default: hq]",
 )
-@click.option("--suite", required=True, help="A YAML file of sets, or a built-in suite: paper14, further8.")
+@suite_option
 @click.option("--out", required=True, help="Folder for rows, tables and portions: a path or a URL.")
 @click.option(
     "--protocol",
@@ -98,13 +108,7 @@ encoder_option = precision_option(
     show_default=True,
     help="The rounds in which the task is given.",
 )
-@click.option(
-    "--var",
-    "variables",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Fills ${NAME} in the suite; NAME alone takes its value from the environment; repeatable.",
-)
+@variables_option
 @click.option(
     "--show", type=click.IntRange(1, MOST_ROUNDS), multiple=True, help="Rounds in the table  [default: 1, 3, 5, last]"
 )

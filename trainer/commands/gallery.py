@@ -10,7 +10,13 @@ from sum_factory.shared.commands import threads_option
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.precision import PrecisionSetting
 from sum_factory.shared.sam.settings import WEIGHTS_HELP
-from sum_factory.trainer.commands.evaluate import MOST_ROUNDS, device_option, encoder_option
+from sum_factory.trainer.commands.evaluate import (
+    MOST_ROUNDS,
+    device_option,
+    encoder_option,
+    suite_option,
+    variables_option,
+)
 from sum_factory.trainer.evaluate.settings import FirstPrompt, Output, Protocol
 
 FIRST, OUTPUTS = ("point", "box", "near-boundary"), ("oracle", "single")
@@ -32,14 +38,8 @@ FIRST, OUTPUTS = ("point", "box", "near-boundary"), ("oracle", "single")
     metavar="NAME=WEIGHTS",
     help="The SAM that a model's weights sit on, by the model's name  [default: where it lay in training]",
 )
-@click.option("--suite", required=True, help="A YAML file of sets, or a built-in suite: paper14, further8.")
-@click.option(
-    "--var",
-    "variables",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Fills ${NAME} in the suite; NAME alone takes its value from the environment; repeatable.",
-)
+@suite_option
+@variables_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The HTML page to write.")
 @click.option("--most", type=click.IntRange(min=1), default=3, help="Gains of a set, and losses, at most.")
 @click.option(
