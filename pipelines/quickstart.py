@@ -1,6 +1,6 @@
 """The main job on embedded defaults: photos and scenes in; shards, SUM, and pages of pictures out.
 
-python -m pipelines.quickstart --out out/demo            # six minutes on two cores
+python -m pipelines.quickstart --out out/demo            # four minutes on two cores
 python -m pipelines.quickstart --full --out out/demo     # longer, with a refiner of its own
 """
 

@@ -1,4 +1,4 @@
-"""How large the demo is: a short one for two cores and six minutes, and a long one."""
+"""How large the demo is: a short one for two cores and a few minutes, and a long one."""
 
 from __future__ import annotations
 
