@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from sum_factory.shared import progress
 from sum_factory.shared.cluster import address as module
 from sum_factory.shared.cluster import connect
 from sum_factory.shared.cluster.address import found_address, require_cluster
 from sum_factory.shared.errors import WorkerError
+from sum_factory.shared.progress import Speaker
 
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 AWAY = bytes([0, 0, 8, 7, 0, 0, 0, 0, 0]) + bytes(8)
@@ -230,6 +232,7 @@ def joining(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             if error is not None:
                 raise error
 
+        monkeypatch.setattr(progress, "SPEAKER", Speaker(timer=False))  # silent of stages that take no time
         monkeypatch.setattr(connect, "require_cluster", lambda address: door)
         for name, pretended in {"init": init, "nodes": list, "shutdown": lambda: None}.items():
             monkeypatch.setattr(ray, name, pretended)
