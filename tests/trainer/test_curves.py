@@ -55,6 +55,8 @@ def test_events_go_on_after_a_resume_without_a_step_twice(tmp_path: Path, monkey
                 log.step(step, {"loss": float(factor * step)}, 0.0)
                 log.validation(step, {"all": float(factor)})
                 log.show(step, {"human 1": np.full((4, 6, 3), factor * step, np.uint8)})
+    seconds = {path.name.split(".")[3] for path in (tmp_path / "tensorboard").iterdir()}
+    assert len(seconds) == 2, "within one second, the order of the files' names is by chance"
     events = EventAccumulator(str(tmp_path / "tensorboard"), {"images": 0}).Reload()
     expected = {1: 1.0, 2: 2.0, 3: 3.0, 4: 40.0, 5: 50.0, 6: 60.0}
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [*expected.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,8 +48,9 @@ class RunLog:
             kept = [line for line in storage.read(LOG).decode().splitlines() if _step_of(line) <= self.first]
             storage.write(LOG, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", buffering=1)
-        folder = str(self.out / "tensorboard")
-        self._writer = SummaryWriter(folder, purge_step=self.first + 1, flush_secs=FLUSH_SECONDS)
+        events = self.out / "tensorboard"
+        _wait_to_come_after(events)
+        self._writer = SummaryWriter(str(events), purge_step=self.first + 1, flush_secs=FLUSH_SECONDS)
         self._stage = Stage(self.what, self.steps, "step", self.first, seconds_each=True).__enter__()
         return self
 
@@ -88,6 +90,17 @@ class RunLog:
 def read_log(out: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's log."""
     return [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+
+
+def _wait_to_come_after(events: Path) -> None:
+    """Wait, less than a second, until a new file of events gets a name that sorts after those in the folder ``events``.
+
+    TensorBoard reads files in the order of their names, which hold whole seconds; in the wrong order, steps that were
+    done again would be shown as they were before.
+    """
+    now = time.time()
+    if any(path.name.startswith(f"events.out.tfevents.{int(now):010d}.") for path in events.glob("events.*")):
+        time.sleep(1 - now % 1)
 
 
 def _step_of(line: str) -> float:
