@@ -81,7 +81,10 @@ def test_embeddings_of_prompts_equal_upstreams(tiny_sam: Sam, kind: str) -> None
     (points, boxes, masks), prompts = build(kind)
     sparse, dense = tiny_sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
     our_sparse, our_dense = embed_prompts(tiny_sam, prompts)
-    assert torch.equal(our_sparse, sparse)
+    if points is None or boxes is None:
+        assert torch.equal(our_sparse, sparse)
+    else:  # upstream multiplies points and boxes apart: with fewer rows, MKL adds in another order on some processors
+        torch.testing.assert_close(our_sparse, sparse, rtol=0, atol=1e-5)
     assert torch.equal(our_dense, dense)
 
 
