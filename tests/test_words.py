@@ -15,8 +15,8 @@ from sum_factory.labelgen.run_settings import RunSettings, UncertaintyRunSetting
 from sum_factory.labelgen.sets.select import Filter
 from sum_factory.shared.field_docs import docs_of
 from sum_factory.trainer.cli import main as trainer
-from sum_factory.trainer.evaluate.settings import Protocol
-from sum_factory.trainer.evaluate.suites import Suite
+from sum_factory.trainer.evaluation.settings import Protocol
+from sum_factory.trainer.evaluation.suites import Suite
 from sum_factory.trainer.interactive import InteractiveSettings
 from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.recipe import Recipe

@@ -21,10 +21,10 @@ from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.sets import name_of_set, open_set
 from sum_factory.trainer.data.stream import PseudoStream
-from sum_factory.trainer.fit import Prepared, describe, prepared, validation_after
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.closing import judge_photos
 from sum_factory.trainer.run.settings import ValidationSettings
+from sum_factory.trainer.training import Prepared, describe, prepared, validation_after
 
 COUNTED = 8
 """Photos of a set whose masks are counted, at most."""

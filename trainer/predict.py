@@ -22,7 +22,7 @@ from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSIT
 from sum_factory.shared.sam.hq import add_vectors
 from sum_factory.shared.sam.runtime import Embedder
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.trainer.evaluate.run import prompted_task
+from sum_factory.trainer.evaluation.run import prompted_task
 
 Mask = npt.NDArray[np.bool_]
 Point = tuple[float, float]

@@ -27,7 +27,7 @@ from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.sharding import put_together
 
 if TYPE_CHECKING:
-    from sum_factory.trainer.fit import Model
+    from sum_factory.trainer.training import Model
 
 SIDE, CAPTION, GAP = 256, 18, 4
 """Pixels of the longer side of a photo in a picture, of a caption's height, and between photos."""

@@ -1,4 +1,4 @@
-"""How fast masks are judged: ``trainer.evaluate``, against one mask at a time over all of the photo.
+"""How fast masks are judged: ``trainer.evaluation``, against one mask at a time over all of the photo.
 
     python -m pipelines.bench.evaluate [--quick]
 
@@ -24,8 +24,8 @@ from sum_factory.shared.placement import Frame
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.runtime import Embedder
-from sum_factory.trainer.evaluate.protocol import play_image
-from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.evaluation.protocol import play_image
+from sum_factory.trainer.evaluation.settings import Protocol
 
 HEIGHT, WIDTH = 1500, 2250
 SEED = 22

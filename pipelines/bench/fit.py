@@ -57,10 +57,10 @@ from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.batch import Batch, Sums, backpropagate, collate
 from sum_factory.trainer.data.grid import coverage_on_grid, masks_on_grid, valid_cells
 from sum_factory.trainer.data.samples import SampleId, TrainingSample, scale_image
-from sum_factory.trainer.fit import fit
 from sum_factory.trainer.interactive import InteractiveSettings
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.settings import read_settings
+from sum_factory.trainer.training import fit
 
 SIDES = {"naive": 1, "same_losses": 1, "ours": 4}
 """What is measured, and input pixels a cell of its losses."""

@@ -40,10 +40,10 @@ from sum_factory.pipelines.bench.parts.last_line import last_line
 from sum_factory.pipelines.demo.plan import DemoPlan
 from sum_factory.shared.precision import Precision, resolve
 from sum_factory.shared.progress import Stage
-from sum_factory.trainer.fit import Model, make_model, open_stream, train_step
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.distributed import join_ranks
 from sum_factory.trainer.settings import read_settings
+from sum_factory.trainer.training import Model, make_model, open_stream, train_step
 
 FIRST_PAGE = """
 import sys, time

@@ -39,11 +39,10 @@ from sum_factory.shared.progress import hushed, track
 from sum_factory.trainer.data.grid import coverage_on_grid, is_covered, masks_on_grid, valid_cells
 from sum_factory.trainer.data.human import Masks
 from sum_factory.trainer.data.sets import FolderPairsSettings, SetSettings, open_set
-from sum_factory.trainer.evaluate.metrics import boundary_iou
-from sum_factory.trainer.evaluate.report import ALL, summarise
-from sum_factory.trainer.evaluate.run import evaluate_sets
-from sum_factory.trainer.evaluate.settings import Protocol
-from sum_factory.trainer.fit import make_model, open_stream, train_step
+from sum_factory.trainer.evaluation.metrics import boundary_iou
+from sum_factory.trainer.evaluation.report import ALL, summarise
+from sum_factory.trainer.evaluation.run import evaluate_sets
+from sum_factory.trainer.evaluation.settings import Protocol
 from sum_factory.trainer.interactive import Targets, to_grid
 from sum_factory.trainer.losses import LossSettings
 from sum_factory.trainer.optimizer import OptimizerSettings
@@ -51,6 +50,7 @@ from sum_factory.trainer.points import PixelMasks
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.distributed import ALONE
 from sum_factory.trainer.target import Target
+from sum_factory.trainer.training import make_model, open_stream, train_step
 
 SIDES = {"vit_micro": 256, "SAM": 1024}
 ROUNDS = (1, 3, 5)

@@ -22,7 +22,7 @@ from sum_factory.shared.progress import track
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.shards.shard_set import ImageRows, ShardSet, UncertaintyRow
 from sum_factory.trainer.data.sets import Task
-from sum_factory.trainer.evaluate.protocol import Played
+from sum_factory.trainer.evaluation.protocol import Played
 from sum_factory.trainer.predict import UserPrompt, draw_prediction
 
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]

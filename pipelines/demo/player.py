@@ -16,8 +16,8 @@ from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.runtime import Embedder
 from sum_factory.trainer.data.human import HumanSample
 from sum_factory.trainer.data.sets import Task, open_set
-from sum_factory.trainer.evaluate.protocol import Played, play_image
-from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.evaluation.protocol import Played, play_image
+from sum_factory.trainer.evaluation.settings import Protocol
 from sum_factory.trainer.predict import UserPrompt, draw_prediction
 
 CLICKS_SHOWN = 3

@@ -20,7 +20,7 @@ import click
 from sum_factory.pipelines.docs.errors import errors_page
 from sum_factory.pipelines.docs.public_sets import public_sets_page
 from sum_factory.shared.field_docs import docs_of
-from sum_factory.trainer.evaluate.suites import Suite
+from sum_factory.trainer.evaluation.suites import Suite
 from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import RefinerRecipe
@@ -63,7 +63,7 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
     "trainer": {
         "trainer.settings": ("read_settings", "built_in_names"),
         "trainer.recipe": ("Recipe",),
-        "trainer.fit": ("fit", "fit_on_ranks", "FitSummary"),
+        "trainer.training": ("fit", "fit_on_ranks", "FitSummary"),
         "trainer.refiner": ("train_refiner", "RefinerRecipe"),
         "trainer.methods": ("Method",),
         "trainer.losses": ("focal_loss", "dice_loss", "mask_loss", "LossSettings"),
@@ -76,12 +76,12 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
             "JoinedSettings",
             "PublicSettings",
         ),
-        "trainer.evaluate.suites": ("read_suite", "Suite"),
-        "trainer.evaluate.run": ("load_weights", "evaluate_sets"),
-        "trainer.evaluate.settings": ("Protocol",),
-        "trainer.evaluate.metrics": ("boundary_iou",),
-        "trainer.evaluate.automatic": ("compare_automatic", "AutomaticScores"),
-        "trainer.evaluate.gallery.page": ("write_gallery", "GallerySettings"),
+        "trainer.evaluation.suites": ("read_suite", "Suite"),
+        "trainer.evaluation.run": ("load_weights", "evaluate_sets"),
+        "trainer.evaluation.settings": ("Protocol",),
+        "trainer.evaluation.metrics": ("boundary_iou",),
+        "trainer.evaluation.automatic": ("compare_automatic", "AutomaticScores"),
+        "trainer.evaluation.gallery.page": ("write_gallery", "GallerySettings"),
         "trainer.predict": ("predict_mask", "UserPrompt", "Prediction"),
         "trainer.dry_run": ("rehearse", "Rehearsal"),
         "trainer.export": ("export_plain_sam",),

@@ -31,7 +31,7 @@ from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Prompts, decode_prompts
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.trainer.evaluate.clicks import first_click
+from sum_factory.trainer.evaluation.clicks import first_click
 
 Masks = npt.NDArray[np.bool_]
 

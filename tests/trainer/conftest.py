@@ -26,7 +26,7 @@ from sum_factory.shared.shards.encoding import write_shared_files
 from sum_factory.shared.shards.shard_set import MASKS
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer import fit as module
+from sum_factory.trainer import training as module
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import Recipe

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sum_factory.trainer import fit as fit_module
-from sum_factory.trainer.fit import fit, make_model, open_stream
+from sum_factory.trainer import training as fit_module
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run import log as log_module
 from sum_factory.trainer.run.curves import curves_of, draw_curves
 from sum_factory.trainer.run.distributed import ALONE
 from sum_factory.trainer.run.log import CURVES, RunLog, read_log
 from sum_factory.trainer.shown import CAPTION, GAP, pictures_of, samples_to_show
+from sum_factory.trainer.training import fit, make_model, open_stream
 
 LINES = [
     {"step": 1, "loss": 0.5, "iou": [0.25, 0.5, 0.75]},

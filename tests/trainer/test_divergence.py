@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from sum_factory.shared.errors import CheckpointError, DivergedError
 from sum_factory.shared.sam.checkpoint import LoadedSam, read_header
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
-from sum_factory.trainer import fit as module
-from sum_factory.trainer.fit import fit
+from sum_factory.trainer import training as module
 from sum_factory.trainer.methods import addition
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer, take_step
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.settings import CheckpointSettings
+from sum_factory.trainer.training import fit
 
 MakeRecipe = Callable[..., Recipe]
 

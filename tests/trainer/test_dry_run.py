@@ -16,15 +16,15 @@ from pydantic import TypeAdapter
 
 from sum_factory.shared.errors import SettingsDifferError
 from sum_factory.trainer import dry_run as module
-from sum_factory.trainer import fit as fit_module
+from sum_factory.trainer import training as fit_module
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.sets import SetSettings
 from sum_factory.trainer.dry_run import rehearse
-from sum_factory.trainer.fit import fit
 from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.settings import ValidationSettings
+from sum_factory.trainer.training import fit
 from sum_factory.trainer.variants import variants
 
 MakeRecipe = Callable[..., Recipe]

@@ -17,15 +17,15 @@ from sum_factory.shared.errors import InputError
 from sum_factory.shared.sam.checkpoint import load_sam, read_header
 from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.shared.sam.task_prompt import STATE_KEY
-from sum_factory.trainer import fit as module
+from sum_factory.trainer import training as module
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
-from sum_factory.trainer.fit import fit, make_model, open_stream
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.distributed import ALONE
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.settings import CheckpointSettings, ValidationSettings
+from sum_factory.trainer.training import fit, make_model, open_stream
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -26,15 +26,15 @@ from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Promp
 from sum_factory.shared.sam.hq import HqMaskDecoder, HqOutput, add_vectors, encode
 from sum_factory.shared.sam.runtime import Embedder, Runtime
 from sum_factory.shared.sam.settings import WEIGHTS_FILE as WEIGHTS
-from sum_factory.trainer.evaluate.run import load_weights
+from sum_factory.trainer.evaluation.run import load_weights
 from sum_factory.trainer.export import export_plain_sam
-from sum_factory.trainer.fit import fit
 from sum_factory.trainer.predict import UserPrompt, predict_mask
 from sum_factory.trainer.prompts import HQ_POINTS, hq_prompts, noised
 from sum_factory.trainer.randomness import RowGenerators
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.settings import read_settings
+from sum_factory.trainer.training import fit
 from sum_factory.trainer.variants import prepare, trained
 from sum_factory.trainer.variants.hq import is_own
 from sum_factory.trainer.variants.variant import NoSettings

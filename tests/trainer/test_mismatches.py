@@ -19,8 +19,8 @@ from sum_factory.shared.shards.dataset import Layer
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.trainer.data.sets import SetSettings
 from sum_factory.trainer.export import export_plain_sam
-from sum_factory.trainer.fit import prepared
 from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.training import prepared
 from sum_factory.trainer.variants import prepare, trained, variants
 from sum_factory.trainer.variants.load import load_model
 from sum_factory.trainer.variants.trained_weights import header_of_trained

@@ -22,12 +22,12 @@ from sum_factory.shared.sam.checkpoint import read_header
 from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.sets import SetSettings
-from sum_factory.trainer.fit import agree_on_precision, fit
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import REFINER, RefinerRecipe, train_refiner
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.distributed import Ranks
 from sum_factory.trainer.run.settings import CheckpointSettings
+from sum_factory.trainer.training import agree_on_precision, fit
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -117,7 +117,9 @@ def test_option_goes_before_the_recipe_and_before_set(
     command: str, make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("sum_factory.trainer.fit.fit_on_ranks", lambda recipe, *_: seen.append(recipe) or pytest.skip)
+    monkeypatch.setattr(
+        "sum_factory.trainer.training.fit_on_ranks", lambda recipe, *_: seen.append(recipe) or pytest.skip
+    )
     monkeypatch.setattr("sum_factory.trainer.refiner.train_refiner", lambda recipe, out: seen.append(recipe) or out)
     adapter = TypeAdapter(Recipe)
     data = adapter.dump_python(make_recipe(), mode="json")

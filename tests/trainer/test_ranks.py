@@ -22,11 +22,10 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from sum_factory.shared.errors import CheckpointError, InputError, SumError, WorkerError
 from sum_factory.shared.sam.architecture import ARCHITECTURES
-from sum_factory.trainer import fit as module
+from sum_factory.trainer import training as module
 from sum_factory.trainer.data.sets import SetSettings
-from sum_factory.trainer.evaluate.run import evaluate_sets
-from sum_factory.trainer.evaluate.settings import Protocol
-from sum_factory.trainer.fit import fit, make_model, open_stream, train_step
+from sum_factory.trainer.evaluation.run import evaluate_sets
+from sum_factory.trainer.evaluation.settings import Protocol
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run import distributed as ranks_module
 from sum_factory.trainer.run import validation
@@ -36,6 +35,7 @@ from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.loop import Run
 from sum_factory.trainer.run.settings import CheckpointSettings, ValidationSettings
 from sum_factory.trainer.run.sharding import is_sharded, part_of, parts_of_state, put_together, shard_blocks, whole
+from sum_factory.trainer.training import fit, make_model, open_stream, train_step
 
 T = TypeVar("T")
 MakeRecipe = Callable[..., Recipe]

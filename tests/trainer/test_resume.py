@@ -23,13 +23,13 @@ from torch import Tensor
 from sum_factory.shared.errors import CheckpointError, SettingsDifferError
 from sum_factory.shared.sam.architecture import ARCHITECTURES
 from sum_factory.shared.sam.settings import WEIGHTS_FILE
-from sum_factory.trainer.fit import fit
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run import checkpoints as checkpoint_module
 from sum_factory.trainer.run.checkpoints import STATE, TRAINING, Checkpoints
 from sum_factory.trainer.run.log import LOG, read_log
 from sum_factory.trainer.run.settings import CheckpointSettings
+from sum_factory.trainer.training import fit
 
 DYING_RUN = """
 import os, signal, sys

@@ -11,12 +11,12 @@ from click.testing import CliRunner, Result
 
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.sets import SetSettings
-from sum_factory.trainer.fit import fit
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.overview import DEEPEST, find_runs
 from sum_factory.trainer.run.settings import ValidationSettings
+from sum_factory.trainer.training import fit
 
 
 def call(*arguments: str | Path) -> Result:

@@ -26,10 +26,9 @@ from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.sam.settings import WEIGHTS_FILE as WEIGHTS
 from sum_factory.trainer.commands.train import fit_command
 from sum_factory.trainer.data.sets import SetSettings
-from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
-from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.evaluation.run import evaluate_sets, load_weights
+from sum_factory.trainer.evaluation.settings import Protocol
 from sum_factory.trainer.export import export_plain_sam
-from sum_factory.trainer.fit import fit, make_model
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
@@ -37,6 +36,7 @@ from sum_factory.trainer.run.distributed import ALONE
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.settings import CheckpointSettings
 from sum_factory.trainer.settings import read_settings
+from sum_factory.trainer.training import fit, make_model
 from sum_factory.trainer.variants import prepare, trained, variants
 from sum_factory.trainer.variants.adapter import AdapterSettings
 from sum_factory.trainer.variants.lora import LoraSettings, SplitQkv, merge

@@ -15,12 +15,12 @@ from sum_factory.shared.precision import PrecisionSetting, precision_option
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.settings import PACKAGED, TASKS, WEIGHTS_HELP
 from sum_factory.trainer.commands.train import below_option, hq_option
-from sum_factory.trainer.evaluate.settings import SQUEEZED, FirstPrompt, Output, Protocol
+from sum_factory.trainer.evaluation.settings import SQUEEZED, FirstPrompt, Output, Protocol
 
 if TYPE_CHECKING:
     from sum_factory.shared.images import RgbImage
     from sum_factory.shared.sam.hq import HqOutput
-    from sum_factory.trainer.evaluate.evaluation import Evaluation, ModelChoice
+    from sum_factory.trainer.evaluation.evaluation import Evaluation, ModelChoice
     from sum_factory.trainer.predict import Prediction, UserPrompt
 
 MOST_ROUNDS = 9
@@ -169,8 +169,8 @@ def evaluate_command(
     protocols = _protocols(protocol, first, rounds, output, task_prompt)
     if show and max(show) > protocols[0].rounds:
         raise click.BadParameter(f"{max(show)} is beyond the last round, {protocols[0].rounds}", param_hint="--show")
-    from sum_factory.trainer.evaluate.evaluation import Evaluation, evaluate_on_ranks
-    from sum_factory.trainer.evaluate.suites import read_suite
+    from sum_factory.trainer.evaluation.evaluation import Evaluation, evaluate_on_ranks
+    from sum_factory.trainer.evaluation.suites import read_suite
     from sum_factory.trainer.settings import parse_variables
 
     models = _models(weights, sams, hq_outputs, protocols[0])
@@ -199,8 +199,8 @@ def _judge_automatic(evaluation: Evaluation, before: str | None) -> str:
     from sum_factory.shared.precision import settle
     from sum_factory.shared.sam.runtime import Runtime, pick_device
     from sum_factory.shared.store.storage import Storage
-    from sum_factory.trainer.evaluate.automatic import compare_automatic
-    from sum_factory.trainer.evaluate.automatic_report import write_automatic
+    from sum_factory.trainer.evaluation.automatic import compare_automatic
+    from sum_factory.trainer.evaluation.automatic_report import write_automatic
 
     computed_in = settle(evaluation.precision, pick_device(evaluation.device)).name
     models = {name: (model.weights, model.sam) for name, model in evaluation.models.items()}
@@ -233,7 +233,7 @@ def _models(
     weights: tuple[str, ...], sams: tuple[str, ...], hq_outputs: tuple[str, ...], protocol: Protocol
 ) -> dict[str, ModelChoice]:
     """Return the models that options name, in their order. Raises ``click.BadParameter`` for odd names."""
-    from sum_factory.trainer.evaluate.evaluation import ModelChoice
+    from sum_factory.trainer.evaluation.evaluation import ModelChoice
 
     paths = [_named(text) for text in weights]
     names = [name or Path(path.rstrip("/")).stem for name, path in paths]
@@ -257,7 +257,7 @@ def _models(
 
 def _comparisons(texts: tuple[str, ...], names: list[str], protocol: Protocol) -> dict[str, list[str]]:
     """Return the published columns beside each model. Raises ``click.BadParameter`` for one that there is not."""
-    from sum_factory.trainer.evaluate.published import HQ_SAM_COLUMNS, column_of, columns
+    from sum_factory.trainer.evaluation.published import HQ_SAM_COLUMNS, column_of, columns
 
     if not texts:
         default = HQ_SAM_COLUMNS if protocol.first == SQUEEZED else ()
@@ -326,7 +326,7 @@ def predict_command(
     from sum_factory.shared.precision import settle
     from sum_factory.shared.sam.runtime import Runtime, pick_device
     from sum_factory.shared.store.storage import Storage
-    from sum_factory.trainer.evaluate.run import load_weights
+    from sum_factory.trainer.evaluation.run import load_weights
     from sum_factory.trainer.predict import draw_prediction, png, predict_mask
 
     prompt = _parse_prompt(points, negatives, box)

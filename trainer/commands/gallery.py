@@ -17,7 +17,7 @@ from sum_factory.trainer.commands.evaluate import (
     suite_option,
     variables_option,
 )
-from sum_factory.trainer.evaluate.settings import FirstPrompt, Output, Protocol
+from sum_factory.trainer.evaluation.settings import FirstPrompt, Output, Protocol
 
 FIRST, OUTPUTS = ("point", "box", "near-boundary"), ("oracle", "single")
 
@@ -87,9 +87,9 @@ def gallery_command(
     from sum_factory.shared.allocator import tune_malloc
     from sum_factory.shared.precision import settle
     from sum_factory.shared.sam.runtime import Runtime, pick_device
-    from sum_factory.trainer.evaluate.gallery.page import GallerySettings, write_gallery
-    from sum_factory.trainer.evaluate.run import load_weights
-    from sum_factory.trainer.evaluate.suites import read_suite
+    from sum_factory.trainer.evaluation.gallery.page import GallerySettings, write_gallery
+    from sum_factory.trainer.evaluation.run import load_weights
+    from sum_factory.trainer.evaluation.suites import read_suite
     from sum_factory.trainer.settings import parse_variables
 
     tune_malloc()

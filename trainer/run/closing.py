@@ -13,8 +13,8 @@ from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam
 from sum_factory.shared.sam.runtime import Runtime, move_to_device
 from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.evaluate.automatic import AutomaticScores, evaluate_automatic
-from sum_factory.trainer.evaluate.automatic_report import warnings_of, write_automatic
+from sum_factory.trainer.evaluation.automatic import AutomaticScores, evaluate_automatic
+from sum_factory.trainer.evaluation.automatic_report import warnings_of, write_automatic
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.variants.load import load_model
 

@@ -6,9 +6,9 @@ import pyarrow as pa
 
 from sum_factory.shared.precision import Precision
 from sum_factory.shared.sam.checkpoint import LoadedSam
-from sum_factory.trainer.evaluate.report import ALL, summarise
-from sum_factory.trainer.evaluate.run import evaluate_sets
-from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.evaluation.report import ALL, summarise
+from sum_factory.trainer.evaluation.run import evaluate_sets
+from sum_factory.trainer.evaluation.settings import Protocol
 from sum_factory.trainer.run.distributed import ALONE, Ranks
 from sum_factory.trainer.run.settings import ValidationSettings
 

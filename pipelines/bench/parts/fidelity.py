@@ -15,7 +15,7 @@ from sum_factory.pipelines.bench.parts.shard_material import Floats, LabelledPho
 from sum_factory.shared.masks import iou
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.trainer.evaluate.metrics import boundary_iou
+from sum_factory.trainer.evaluation.metrics import boundary_iou
 
 DEAD_ZONE = 2 / 255
 """Doubt up to here may be stored as none."""

@@ -1,6 +1,6 @@
 """The protocol of evaluation as anybody would write it: one mask at a time, whole photos, OpenCV and torch.
 
-Masks are decoded in the groups of ``trainer.evaluate.protocol``, so that their logits are the same numbers: a decoder
+Masks are decoded in the groups of ``trainer.evaluation.protocol``, so that their logits are the same numbers: a decoder
 rounds differently in groups of another size. All else is of one mask and over all of the photo.
 """
 

@@ -19,10 +19,10 @@ from sum_factory.shared.sam.checkpoint import to_safetensors
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.sets import LabelMapsSettings
-from sum_factory.trainer.fit import Model, make_model, open_stream, train_step
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.distributed import ALONE
+from sum_factory.trainer.training import Model, make_model, open_stream, train_step
 from sum_factory.trainer.variants import prepare, trained, variants
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sum_factory.pipelines.microworld.ablation.results import MaskScores
-from sum_factory.trainer.evaluate.bootstrap import DRAWS, Values, interval, resampled_means
-from sum_factory.trainer.evaluate.report import ALL
+from sum_factory.trainer.evaluation.bootstrap import DRAWS, Values, interval, resampled_means
+from sum_factory.trainer.evaluation.report import ALL
 
 
 @dataclass(frozen=True)

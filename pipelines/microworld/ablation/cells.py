@@ -12,7 +12,7 @@ from sum_factory.pipelines.microworld.ablation.settings import METHOD_CHANGES, S
 from sum_factory.shared.sam.checkpoint import identify_weights
 from sum_factory.shared.shards.dataset import uncertainty_layer
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
-from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.evaluation.settings import Protocol
 from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.settings import read_settings

@@ -10,7 +10,7 @@ from sum_factory.pipelines.microworld.ablation.bootstrap import Difference, pair
 from sum_factory.pipelines.microworld.ablation.cells import FULL, SAM
 from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
-from sum_factory.trainer.evaluate.report import ALL
+from sum_factory.trainer.evaluation.report import ALL
 
 LEAST_AUROC = 0.85
 AT_3, AT_1 = Measure(round=3), Measure(round=1)

@@ -18,7 +18,7 @@ from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.human import HumanSample
 from sum_factory.trainer.data.sets import Task
-from sum_factory.trainer.evaluate.run import load_weights
+from sum_factory.trainer.evaluation.run import load_weights
 from sum_factory.trainer.predict import UserPrompt, draw_prediction
 
 METHODS_SHOWN = (SAM, "human-only", "vanilla", "sum")

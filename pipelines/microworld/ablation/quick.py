@@ -7,7 +7,7 @@ from sum_factory.pipelines.microworld.ablation.claims import difference
 from sum_factory.pipelines.microworld.ablation.report import table
 from sum_factory.pipelines.microworld.ablation.results import Measure, Results
 from sum_factory.pipelines.microworld.ablation.settings import QUICK_SETTING
-from sum_factory.trainer.evaluate.report import ALL
+from sum_factory.trainer.evaluation.report import ALL
 
 TRAINED = ("vanilla", "sum")
 

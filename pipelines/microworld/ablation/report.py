@@ -19,7 +19,7 @@ from sum_factory.pipelines.microworld.ablation.studies import STUDIES, study_cha
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.evaluate.report import ALL, table_row
+from sum_factory.trainer.evaluation.report import ALL, table_row
 
 GROUPS = (*SCENE_TASKS, ALL)
 IMAGES_FOLDER, CALIBRATION, PICTURES = "images", "ablation_calibration.svg", "ablation.jpg"

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from sum_factory.pipelines.microworld.ablation.cells import FROZEN, Cell
 from sum_factory.pipelines.microworld.ablation.settings import Plan
 from sum_factory.pipelines.microworld.ablation.work import is_done, read_scores
-from sum_factory.trainer.evaluate.report import ALL, METRICS, by_protocol, summarise
+from sum_factory.trainer.evaluation.report import ALL, METRICS, by_protocol, summarise
 
 COLUMNS = ("setting", "method", "variant", "seed", "task", "prompt", "round", "output", "metric", "value")
 

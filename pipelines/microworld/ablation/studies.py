@@ -12,7 +12,7 @@ from sum_factory.pipelines.microworld.ablation.claims import scores_of
 from sum_factory.pipelines.microworld.ablation.plots import Line, line_chart
 from sum_factory.pipelines.microworld.ablation.results import Measure, Results
 from sum_factory.pipelines.microworld.ablation.settings import Plan
-from sum_factory.trainer.evaluate.report import ALL
+from sum_factory.trainer.evaluation.report import ALL
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from sum_factory.shared.sam.runtime import Runtime, pick_device
 from sum_factory.shared.settings_differ import require_same
 from sum_factory.shared.store.locks import try_lock
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.evaluate.run import evaluate_sets, load_weights
-from sum_factory.trainer.fit import fit
+from sum_factory.trainer.evaluation.run import evaluate_sets, load_weights
+from sum_factory.trainer.training import fit
 
 SCORES_FILE = "scores.parquet"
 IDENTITY = b"ablation"
@@ -74,7 +74,7 @@ def is_done(plan: Plan, cell: Cell) -> bool:
 
 
 def read_scores(plan: Plan, cell: Cell) -> pa.Table:
-    """Return the rows of ``trainer.evaluate.run.SCORES`` of a cell that is done."""
+    """Return the rows of ``trainer.evaluation.run.SCORES`` of a cell that is done."""
     return pq.read_table(cell.folder(plan) / SCORES_FILE)
 
 

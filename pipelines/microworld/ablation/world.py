@@ -37,7 +37,7 @@ from sum_factory.shared.sam.refiner import Refiner, load_refiner
 from sum_factory.shared.shards.dataset import DATASET, uncertainty_layer
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.evaluate.metrics import boundary_iou
+from sum_factory.trainer.evaluation.metrics import boundary_iou
 from sum_factory.trainer.run.log import read_log
 
 WORLD_FILE = "world.json"

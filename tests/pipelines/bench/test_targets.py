@@ -10,7 +10,7 @@ import numpy as np
 from sum_factory.pipelines.bench.targets import CANDIDATES, Candidate, Data, Training, drawn
 from sum_factory.trainer.data.human import Masks
 from sum_factory.trainer.data.sets import FolderPairsSettings
-from sum_factory.trainer.evaluate.metrics import boundary_iou
+from sum_factory.trainer.evaluation.metrics import boundary_iou
 from sum_factory.trainer.target import require_target
 
 

@@ -12,7 +12,7 @@ import torch
 from sum_factory.pipelines.bench.parts import variant_steps
 from sum_factory.pipelines.bench.parts.variant_steps import Steps, begin, take_steps, trained_parameters, write_workload
 from sum_factory.pipelines.bench.variants import BEGIN_AS_SAM, losses_agree
-from sum_factory.trainer.fit import Model
+from sum_factory.trainer.training import Model
 from sum_factory.trainer.variants import variants
 
 

@@ -17,7 +17,7 @@ from sum_factory.shared.sam.upstream import nms
 NOT_LOADED = """
 import sys
 import sum_factory.labelgen.run
-import sum_factory.trainer.evaluate.run
+import sum_factory.trainer.evaluation.run
 from sum_factory.shared.sam.checkpoint import load_sam
 load_sam()
 heavy = ("torch._dynamo", "torchvision.ops", "torchvision.models", "segment_anything.predictor", "sympy")

@@ -14,7 +14,7 @@ from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.contact_sheet import CAPTION, GAP, HEIGHT, contact_sheet
 from sum_factory.trainer.data.human import HumanSample
 from sum_factory.trainer.data.sets import open_set
-from sum_factory.trainer.evaluate.suites import read_suite
+from sum_factory.trainer.evaluation.suites import read_suite
 from sum_factory.trainer.settings import read_settings
 
 

@@ -20,7 +20,7 @@ from sum_factory.shared.automask.rle import encode_rle
 from sum_factory.shared.masks import deepest_pixel
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.trainer.dry_run import rehearse
-from sum_factory.trainer.evaluate.clicks import first_click
+from sum_factory.trainer.evaluation.clicks import first_click
 from sum_factory.trainer.recipe import Recipe
 
 

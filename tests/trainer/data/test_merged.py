@@ -23,12 +23,12 @@ from sum_factory.trainer.data.order import Order
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
 from sum_factory.trainer.data.stream import PseudoStream
-from sum_factory.trainer.fit import fit, open_stream
 from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.distributed import Ranks
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.settings import CheckpointSettings
+from sum_factory.trainer.training import fit, open_stream
 
 SETTINGS = SampleSettings(side=128, stride=4, masks=2, seed=0)
 MakeRecipe = Callable[..., Recipe]

@@ -24,12 +24,12 @@ from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.samples import SampleId, SampleSettings
-from sum_factory.trainer.fit import fit
 from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.settings import CheckpointSettings
 from sum_factory.trainer.settings import read_settings
+from sum_factory.trainer.training import fit
 
 SETTINGS = SampleSettings(side=128, stride=4, masks=2, seed=0)
 OLD = "/gone/photos"

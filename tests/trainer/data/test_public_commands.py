@@ -15,7 +15,7 @@ from PIL import Image
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.public import declarations, public_sets
 from sum_factory.trainer.data.sets import open_set
-from sum_factory.trainer.evaluate.suites import read_suite
+from sum_factory.trainer.evaluation.suites import read_suite
 
 HQ = "thin_object_detection/HRSOD"
 

@@ -21,10 +21,10 @@ from sum_factory.trainer.data.check import sets_of
 from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.public import public_sets
 from sum_factory.trainer.data.sets import PublicSettings, open_set
-from sum_factory.trainer.fit import fit
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.settings import read_settings
+from sum_factory.trainer.training import fit
 
 HEIGHT, WIDTH = 24, 32
 Mask = npt.NDArray[np.bool_]

@@ -17,11 +17,11 @@ from sum_factory.shared.store.cache import COPY, Cache
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
-from sum_factory.trainer.fit import open_stream
 from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.recipe import CacheSettings, Recipe
 from sum_factory.trainer.run.distributed import Ranks
 from sum_factory.trainer.settings import read_settings
+from sum_factory.trainer.training import open_stream
 
 SETTINGS = SampleSettings(side=128, stride=4, masks=2, seed=0)
 CPU = torch.device("cpu")

@@ -15,9 +15,9 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.selection.opened import Selection, open_shards
 from sum_factory.trainer.data.pseudo import PseudoSet
 from sum_factory.trainer.data.samples import SampleId, SampleSettings, TrainingSample
-from sum_factory.trainer.fit import open_stream
 from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.run.distributed import Ranks
+from sum_factory.trainer.training import open_stream
 
 SETTINGS = SampleSettings(side=128, stride=4, masks=30, seed=0)
 MOST = 0.5

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from sum_factory.shared.errors import CheckpointError, SettingsDifferError, SettingsError
 from sum_factory.shared.sam.settings import WEIGHTS_FILE
-from sum_factory.trainer.fit import fit, make_model, open_stream
 from sum_factory.trainer.merge import merge_weights
 from sum_factory.trainer.methods import METHODS, Method
 from sum_factory.trainer.methods.addition import Addition
@@ -23,6 +22,7 @@ from sum_factory.trainer.run.checkpoints import TRAINING, Checkpoints
 from sum_factory.trainer.run.distributed import ALONE
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.settings import CheckpointSettings
+from sum_factory.trainer.training import fit, make_model, open_stream
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "sum-online": {"every": 1},

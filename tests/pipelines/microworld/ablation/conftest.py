@@ -9,7 +9,7 @@ import pytest
 
 from sum_factory.pipelines.microworld.ablation.cells import FROZEN, Cell
 from sum_factory.pipelines.microworld.ablation.results import Results
-from sum_factory.trainer.evaluate.run import SCORES
+from sum_factory.trainer.evaluation.run import SCORES
 
 SCENES = 12
 TASKS_OF_MASKS = ("salient", "entity", "entity", "part")

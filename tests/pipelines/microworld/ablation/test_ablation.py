@@ -32,7 +32,7 @@ from sum_factory.shared.automask.automask import LabelGenerator
 from sum_factory.shared.errors import InputError, SettingsDifferError
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import load_refiner
-from sum_factory.trainer.evaluate.metrics import boundary_iou
+from sum_factory.trainer.evaluation.metrics import boundary_iou
 from sum_factory.trainer.methods import METHODS
 
 BLOCKS = ("progress", "world", "means small", "claims small", "pictures", "studies", "anchors")

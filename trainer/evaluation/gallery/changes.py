@@ -24,11 +24,11 @@ from sum_factory.shared.sam.runtime import Embedder
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.trainer.data.human import HumanSample
 from sum_factory.trainer.data.sets import SetSettings, check_sets, open_set
-from sum_factory.trainer.evaluate.clicks import Click
-from sum_factory.trainer.evaluate.photos import load_sample, masks_with_pixels
-from sum_factory.trainer.evaluate.protocol import play_image
-from sum_factory.trainer.evaluate.run import prompted_task
-from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.evaluation.clicks import Click
+from sum_factory.trainer.evaluation.photos import load_sample, masks_with_pixels
+from sum_factory.trainer.evaluation.protocol import play_image
+from sum_factory.trainer.evaluation.run import prompted_task
+from sum_factory.trainer.evaluation.settings import Protocol
 
 TOGETHER = 8
 """Masks of a photo that are prompted together."""

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.evaluate.run import MODEL_SCORES, SetScores
+from sum_factory.trainer.evaluation.run import MODEL_SCORES, SetScores
 
 ALL = "all"
 SHOWN = (1, 3, 5)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from sum_factory.shared.placement import Frame
-from sum_factory.trainer.evaluate.upsampling import upsampled_masks
+from sum_factory.trainer.evaluation.upsampling import upsampled_masks
 
 
 def logits(side: int, seed: int) -> torch.Tensor:

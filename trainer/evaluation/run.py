@@ -20,11 +20,11 @@ from sum_factory.shared.sam.hq import HqOutput
 from sum_factory.shared.sam.runtime import Runtime, move_to_device
 from sum_factory.trainer.data.human import HumanSample, HumanSet
 from sum_factory.trainer.data.sets import SetSettings, check_sets, open_set
-from sum_factory.trainer.evaluate.embeddings import Embeddings
-from sum_factory.trainer.evaluate.hq_sam import predict_squeezed, squeezed, squeezed_box
-from sum_factory.trainer.evaluate.metrics import Cutout
-from sum_factory.trainer.evaluate.protocol import RoundScore, evaluate_image
-from sum_factory.trainer.evaluate.settings import SQUEEZED, Protocol
+from sum_factory.trainer.evaluation.embeddings import Embeddings
+from sum_factory.trainer.evaluation.hq_sam import predict_squeezed, squeezed, squeezed_box
+from sum_factory.trainer.evaluation.metrics import Cutout
+from sum_factory.trainer.evaluation.protocol import RoundScore, evaluate_image
+from sum_factory.trainer.evaluation.settings import SQUEEZED, Protocol
 from sum_factory.trainer.run.distributed import ALONE, Ranks
 from sum_factory.trainer.variants.load import load_model
 

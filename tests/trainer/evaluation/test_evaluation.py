@@ -21,11 +21,11 @@ from sum_factory.shared.sam.hq import add_hq
 from sum_factory.shared.sam.task_prompt import TaskPrompt
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.sets import LabelMapsSettings
-from sum_factory.trainer.evaluate import evaluation as module
-from sum_factory.trainer.evaluate import run
-from sum_factory.trainer.evaluate.evaluation import Evaluation, ModelChoice, evaluate
-from sum_factory.trainer.evaluate.run import evaluate_sets
-from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.evaluation import evaluation as module
+from sum_factory.trainer.evaluation import run
+from sum_factory.trainer.evaluation.evaluation import Evaluation, ModelChoice, evaluate
+from sum_factory.trainer.evaluation.run import evaluate_sets
+from sum_factory.trainer.evaluation.settings import Protocol
 from sum_factory.trainer.run.distributed import ALONE, Ranks
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (1,), 64, window_size=2, prompt_dim=32, decoder_mlp_dim=32)

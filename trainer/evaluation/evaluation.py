@@ -34,10 +34,10 @@ from sum_factory.shared.store.canonical_json import content_id, to_json
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.human import HumanSet
 from sum_factory.trainer.data.sets import SetSettings, open_set
-from sum_factory.trainer.evaluate.embeddings import Embeddings
-from sum_factory.trainer.evaluate.plots import draw_rounds
-from sum_factory.trainer.evaluate.report import Results, write_rows, write_summary
-from sum_factory.trainer.evaluate.run import (
+from sum_factory.trainer.evaluation.embeddings import Embeddings
+from sum_factory.trainer.evaluation.plots import draw_rounds
+from sum_factory.trainer.evaluation.report import Results, write_rows, write_summary
+from sum_factory.trainer.evaluation.run import (
     KEPT_BYTES,
     MODEL_SCORES,
     PhotoScores,
@@ -46,8 +46,8 @@ from sum_factory.trainer.evaluate.run import (
     prompted_task,
     set_scores,
 )
-from sum_factory.trainer.evaluate.settings import SQUEEZED, Protocol
-from sum_factory.trainer.evaluate.tables import Comparisons, make_lines, to_csv, to_latex, to_markdown
+from sum_factory.trainer.evaluation.settings import SQUEEZED, Protocol
+from sum_factory.trainer.evaluation.tables import Comparisons, make_lines, to_csv, to_latex, to_markdown
 from sum_factory.trainer.run.distributed import Ranks, join_ranks, run_on_ranks
 
 PORTION_PHOTOS = 8

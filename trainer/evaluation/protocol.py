@@ -21,10 +21,10 @@ from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts, decode_prompts
 from sum_factory.shared.sam.hq import add_vectors
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.trainer.evaluate.clicks import Click, click_near_boundary, first_click, next_click
-from sum_factory.trainer.evaluate.metrics import Cutout
-from sum_factory.trainer.evaluate.settings import Output, Protocol
-from sum_factory.trainer.evaluate.upsampling import upsampled_masks
+from sum_factory.trainer.evaluation.clicks import Click, click_near_boundary, first_click, next_click
+from sum_factory.trainer.evaluation.metrics import Cutout
+from sum_factory.trainer.evaluation.settings import Output, Protocol
+from sum_factory.trainer.evaluation.upsampling import upsampled_masks
 
 Masks = npt.NDArray[np.bool_]
 

@@ -27,10 +27,10 @@ from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
 from sum_factory.trainer.commands.evaluate import evaluate_command
 from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, LabelMapsSettings, SetSettings
-from sum_factory.trainer.evaluate import evaluation, run
-from sum_factory.trainer.evaluate.report import summarise
-from sum_factory.trainer.evaluate.run import SCORES, SetScores, evaluate_sets, load_weights
-from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.evaluation import evaluation, run
+from sum_factory.trainer.evaluation.report import summarise
+from sum_factory.trainer.evaluation.run import SCORES, SetScores, evaluate_sets, load_weights
+from sum_factory.trainer.evaluation.settings import Protocol
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (), 64, window_size=0, prompt_dim=32, decoder_mlp_dim=32)
 SIZES = {"x": (50, 70), "y": (66, 40), "z": (80, 80)}

@@ -16,7 +16,7 @@ from sum_factory.shared.masks import Mask, box_of
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, Prompts, decode_prompts
 from sum_factory.shared.sam.hq import add_vectors
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.trainer.evaluate.metrics import Cutout
+from sum_factory.trainer.evaluation.metrics import Cutout
 
 Box = tuple[int, int, int, int]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 
-from sum_factory.trainer.evaluate.report import ALL
-from sum_factory.trainer.evaluate.settings import SQUEEZED
+from sum_factory.trainer.evaluation.report import ALL
+from sum_factory.trainer.evaluation.settings import SQUEEZED
 
 HQ_SAM_COLUMNS = ("HQ-SAM (ViT-L)", "PA-SAM")
 """The columns of HQ-SAM's own protocol."""
@@ -153,5 +153,5 @@ def _of_mix(mix: str) -> Rename:
 
 
 def _lines(name: str) -> list[Line]:
-    text = files("sum_factory.trainer.evaluate").joinpath(f"published_figures/{name}.csv").read_text(encoding="utf-8")
+    text = files("sum_factory.trainer.evaluation").joinpath(f"published_figures/{name}.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))

@@ -8,7 +8,7 @@ from typing import Literal
 FirstPrompt = Literal["point", "box", "near-boundary", "squeezed-box"]
 Output = Literal["oracle", "single", "hq", "hq+sam"]
 SQUEEZED: FirstPrompt = "squeezed-box"
-"""The prompt of HQ-SAM's own evaluation (``trainer.evaluate.hq_sam``)."""
+"""The prompt of HQ-SAM's own evaluation (``trainer.evaluation.hq_sam``)."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.store.local_files import whole_file
 from sum_factory.trainer.data.human import HumanSample
 from sum_factory.trainer.data.sets import SetSettings, open_set
-from sum_factory.trainer.evaluate.clicks import Click, first_click
-from sum_factory.trainer.evaluate.gallery.changes import Compared, SetChanges, largest_changes, outputs_by_task
-from sum_factory.trainer.evaluate.gallery.draw import loupe, overlay, photo_url
-from sum_factory.trainer.evaluate.photos import load_sample
-from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.evaluation.clicks import Click, first_click
+from sum_factory.trainer.evaluation.gallery.changes import Compared, SetChanges, largest_changes, outputs_by_task
+from sum_factory.trainer.evaluation.gallery.draw import loupe, overlay, photo_url
+from sum_factory.trainer.evaluation.photos import load_sample
+from sum_factory.trainer.evaluation.settings import Protocol
 
 MASK_COLOUR, TRUTH_COLOUR = (64, 160, 255), (255, 190, 40)
 
@@ -44,7 +44,7 @@ def write_gallery(
     """Write the page of two or more models, of which the last is compared with the first; return how many masks it
     shows. Raises as ``largest_changes``, and ``StorageError`` if the page cannot be written."""
     template = jinja2.Template(
-        (files("sum_factory.trainer.evaluate.gallery") / "page.html").read_text(), autoescape=True
+        (files("sum_factory.trainer.evaluation.gallery") / "page.html").read_text(), autoescape=True
     )
     changes = list(
         largest_changes(models, sets, settings.protocol, settings.most, settings.max_masks, settings.precision)

@@ -17,9 +17,9 @@ from sum_factory.shared.sam.decode import Prompts, decode_prompts
 from sum_factory.shared.sam.hq import HqMaskDecoder, HqOutput, add_hq
 from sum_factory.shared.sam.runtime import Embedder
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings
-from sum_factory.trainer.evaluate.hq_sam import squeezed, squeezed_box
-from sum_factory.trainer.evaluate.run import evaluate_sets
-from sum_factory.trainer.evaluate.settings import Output, Protocol
+from sum_factory.trainer.evaluation.hq_sam import squeezed, squeezed_box
+from sum_factory.trainer.evaluation.run import evaluate_sets
+from sum_factory.trainer.evaluation.settings import Output, Protocol
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (1,), 64, window_size=2, prompt_dim=32, decoder_mlp_dim=32)
 SIDE = 64

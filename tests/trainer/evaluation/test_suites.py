@@ -8,7 +8,7 @@ import pytest
 
 from sum_factory.shared.errors import SettingsError
 from sum_factory.trainer.data.sets import PublicSettings
-from sum_factory.trainer.evaluate.suites import read_suite
+from sum_factory.trainer.evaluation.suites import read_suite
 
 PAPER14 = {
     "salient": ["COIFT", "DIS-VD", "HRSOD", "ThinObject5K", "BIG", "VOCEVAL"],

@@ -24,13 +24,13 @@ from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam, to_safetensor
 from sum_factory.shared.sam.hq import add_hq
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.sets import SetSettings, open_set
-from sum_factory.trainer.evaluate import automatic as module
-from sum_factory.trainer.evaluate.automatic import AutomaticScores, Judged, evaluate_automatic, judge
-from sum_factory.trainer.evaluate.automatic_report import markdown, rows_of
-from sum_factory.trainer.fit import fit
+from sum_factory.trainer.evaluation import automatic as module
+from sum_factory.trainer.evaluation.automatic import AutomaticScores, Judged, evaluate_automatic, judge
+from sum_factory.trainer.evaluation.automatic_report import markdown, rows_of
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run import closing
 from sum_factory.trainer.run.settings import ValidationSettings
+from sum_factory.trainer.training import fit
 
 LOOSE = AutomaskSettings(
     points_per_side=3, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=1.0, max_area_share=2.0
@@ -236,7 +236,7 @@ def test_a_run_whose_iou_head_drifted_says_so(
 def test_a_run_ends_with_automatic_masks_of_what_it_wrote(
     validated: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sum_factory.trainer.fit.judge_closing", closing.judge_closing)
+    monkeypatch.setattr("sum_factory.trainer.training.judge_closing", closing.judge_closing)
     said: list[str] = []
     out = tmp_path / "out"
     fit(validated(), out, say=said.append)

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sum_factory.trainer.evaluate.bootstrap import DRAWS, Values, interval, resampled_means
-from sum_factory.trainer.evaluate.published import Prompted, published_mean, published_set
-from sum_factory.trainer.evaluate.report import (
+from sum_factory.trainer.evaluation.bootstrap import DRAWS, Values, interval, resampled_means
+from sum_factory.trainer.evaluation.published import Prompted, published_mean, published_set
+from sum_factory.trainer.evaluation.report import (
     ALL,
     METRICS,
     Results,
@@ -31,7 +31,7 @@ from sum_factory.trainer.evaluate.report import (
     shown_rounds,
     table_row,
 )
-from sum_factory.trainer.evaluate.settings import SQUEEZED
+from sum_factory.trainer.evaluation.settings import SQUEEZED
 
 Numbers = npt.NDArray[np.int64]
 Comparisons = Mapping[str, Sequence[str]]

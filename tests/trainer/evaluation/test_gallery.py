@@ -29,12 +29,12 @@ from sum_factory.shared.sam.task_prompt import TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.cli import main
 from sum_factory.trainer.data.sets import SetSettings, open_set
-from sum_factory.trainer.evaluate.clicks import Click
-from sum_factory.trainer.evaluate.gallery.changes import largest_changes, outputs_by_task
-from sum_factory.trainer.evaluate.gallery.draw import Window, fullest_window, loupe, overlay
-from sum_factory.trainer.evaluate.gallery.page import GallerySettings, write_gallery
-from sum_factory.trainer.evaluate.run import evaluate_sets
-from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.evaluation.clicks import Click
+from sum_factory.trainer.evaluation.gallery.changes import largest_changes, outputs_by_task
+from sum_factory.trainer.evaluation.gallery.draw import Window, fullest_window, loupe, overlay
+from sum_factory.trainer.evaluation.gallery.page import GallerySettings, write_gallery
+from sum_factory.trainer.evaluation.run import evaluate_sets
+from sum_factory.trainer.evaluation.settings import Protocol
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (1,), 128, window_size=3, prompt_dim=32, decoder_mlp_dim=64)
 """That of ``tiny_sam``."""
@@ -255,7 +255,7 @@ def test_models_that_do_not_differ_give_an_empty_page(
 def test_a_set_without_masks_is_refused(
     models: dict[str, LoadedSam], sets: tuple[SetSettings, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sum_factory.trainer.evaluate.gallery.changes.masks_with_pixels", lambda sample: iter(()))
+    monkeypatch.setattr("sum_factory.trainer.evaluation.gallery.changes.masks_with_pixels", lambda sample: iter(()))
     with pytest.raises(InputError, match="no masks; nothing to show"):
         list(largest_changes(models, sets[:1], PROTOCOL, 1))
 

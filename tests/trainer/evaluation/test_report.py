@@ -14,7 +14,7 @@ import pytest
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.data.sets import FolderPairsSettings
 from sum_factory.trainer.data.sets import Task as TaskName
-from sum_factory.trainer.evaluate.report import (
+from sum_factory.trainer.evaluation.report import (
     markdown_table,
     report_text,
     set_means,
@@ -22,7 +22,7 @@ from sum_factory.trainer.evaluate.report import (
     write_rows,
     write_summary,
 )
-from sum_factory.trainer.evaluate.run import SCORES, SetScores
+from sum_factory.trainer.evaluation.run import SCORES, SetScores
 
 TASKS: dict[str, TaskName] = {"a": "salient", "b": "part", "c": "part", "d|e": "entity", "f": "part"}
 

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.evaluate.automatic import RECALLS, AutomaticScores, warning_of
-from sum_factory.trainer.evaluate.report import ALL, table_row
+from sum_factory.trainer.evaluation.automatic import RECALLS, AutomaticScores, warning_of
+from sum_factory.trainer.evaluation.report import ALL, table_row
 
 TABLE_FILE, CSV_FILE, SUMMARY_FILE = "automatic.md", "automatic.csv", "automatic.json"
 COUNTS = ("photos", "human masks")

@@ -16,10 +16,10 @@ from segment_anything.modeling import Sam
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.decode import PAD, POSITIVE, Prompts
-from sum_factory.trainer.evaluate import protocol as protocol_module
-from sum_factory.trainer.evaluate.clicks import click_near_boundary
-from sum_factory.trainer.evaluate.protocol import evaluate_image
-from sum_factory.trainer.evaluate.settings import Protocol
+from sum_factory.trainer.evaluation import protocol as protocol_module
+from sum_factory.trainer.evaluation.clicks import click_near_boundary
+from sum_factory.trainer.evaluation.protocol import evaluate_image
+from sum_factory.trainer.evaluation.settings import Protocol
 
 Mask = npt.NDArray[np.bool_]
 HEIGHT, WIDTH, SIDE = 75, 100, 256

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from sum_factory.trainer.evaluate.kernels import deepest
-from sum_factory.trainer.evaluate.metrics import Cutout, support
+from sum_factory.trainer.evaluation.kernels import deepest
+from sum_factory.trainer.evaluation.metrics import Cutout, support
 
 Mask = npt.NDArray[np.bool_]
 

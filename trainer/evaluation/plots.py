@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sum_factory.trainer.evaluate.report import METRICS, Means, Results, all_rows, by_protocol, summarise
+from sum_factory.trainer.evaluation.report import METRICS, Means, Results, all_rows, by_protocol, summarise
 
 INCHES, DOTS = (4.0, 2.8), 110
 """Width and height of a panel, and dots an inch."""

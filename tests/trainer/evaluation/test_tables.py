@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 
 from sum_factory.trainer.data.sets import FolderPairsSettings, Task
-from sum_factory.trainer.evaluate.plots import draw_rounds
-from sum_factory.trainer.evaluate.published import Prompted, column_of, columns, published_mean, published_set
-from sum_factory.trainer.evaluate.report import Results
-from sum_factory.trainer.evaluate.run import SCORES, SetScores
-from sum_factory.trainer.evaluate.tables import Line, make_lines, to_csv, to_latex, to_markdown
+from sum_factory.trainer.evaluation.plots import draw_rounds
+from sum_factory.trainer.evaluation.published import Prompted, column_of, columns, published_mean, published_set
+from sum_factory.trainer.evaluation.report import Results
+from sum_factory.trainer.evaluation.run import SCORES, SetScores
+from sum_factory.trainer.evaluation.tables import Line, make_lines, to_csv, to_latex, to_markdown
 
 SETS: dict[str, Task] = {"COIFT": "salient", "EntitySeg 0": "entity", "PACO": "part", "own_set": "part"}
 COMPARED = {"sum": ["SUM FT-Medium"], "sam": ["SAM"]}
@@ -24,7 +24,7 @@ POINT = Prompted("mIoU", "point", 1, "oracle")
 
 
 def published_lines(name: str) -> list[dict[str, str]]:
-    text = files("sum_factory.trainer.evaluate").joinpath(f"published_figures/{name}.csv").read_text()
+    text = files("sum_factory.trainer.evaluation").joinpath(f"published_figures/{name}.csv").read_text()
     return list(csv.DictReader(io.StringIO(text)))
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sum_factory.shared.placement import CELL, Frame
-from sum_factory.trainer.evaluate.kernels import positive
-from sum_factory.trainer.evaluate.metrics import Cutout
+from sum_factory.trainer.evaluation.kernels import positive
+from sum_factory.trainer.evaluation.metrics import Cutout
 
 SLACK = 10 * 2.0**-24
 """Largest rounding error of torch's float32, relative to the largest logit: four roundings an interpolation."""

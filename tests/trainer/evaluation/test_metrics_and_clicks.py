@@ -8,9 +8,9 @@ import pytest
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from sum_factory.shared.masks import iou
-from sum_factory.trainer.evaluate.clicks import click_near_boundary, depth, first_click, next_click
-from sum_factory.trainer.evaluate.kernels import deepest
-from sum_factory.trainer.evaluate.metrics import Cutout, boundary_iou
+from sum_factory.trainer.evaluation.clicks import click_near_boundary, depth, first_click, next_click
+from sum_factory.trainer.evaluation.kernels import deepest
+from sum_factory.trainer.evaluation.metrics import Cutout, boundary_iou
 
 Mask = npt.NDArray[np.bool_]
 

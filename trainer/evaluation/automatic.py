@@ -27,8 +27,8 @@ from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.trainer.data.sets import SetSettings, check_sets, open_set
-from sum_factory.trainer.evaluate.photos import load_sample, masks_with_pixels
-from sum_factory.trainer.evaluate.run import load_weights
+from sum_factory.trainer.evaluation.photos import load_sample, masks_with_pixels
+from sum_factory.trainer.evaluation.run import load_weights
 
 RECALLS = (0.5, 0.75, 0.9)
 """IoU from which on a human mask counts as found."""
