@@ -6,7 +6,7 @@ refiner, a copy of prompt encoder and decoder, sees SAM's logits, their box and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -39,11 +39,14 @@ from sum_factory.trainer.losses import LossSettings, true_iou
 from sum_factory.trainer.optimizer import OptimizerSettings, make_optimizer, set_learning_rate, take_step
 from sum_factory.trainer.prompts import boxes_of, cells_to_input, sample_cells
 from sum_factory.trainer.run.checkpoints import Checkpoints
+from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.loop import Run, software
 from sum_factory.trainer.run.settings import CHECKED, MOST, MOST_STEPS, CheckpointSettings
 from sum_factory.trainer.target import DEFAULT, Target, require_target, target_in_identity
 
 REFINER = "refiner.safetensors"
+WORTHY_SHARE = 0.1
+"""Share of the masks below which a refiner is said to have seen few of them."""
 
 
 @checked_dataclass(frozen=True, config=CHECKED)
@@ -284,8 +287,23 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
     say(f"{what}: {len(human.order)} photos, {recipe.steps} steps, from step {first}")
     stream = MixedStream({"human": human}, Mix(1, 0), recipe.batch, threads=recipe.data_threads)
     run.go_on(first, stream, training.step)
+    for line in _learned_from(read_log(out), recipe.least_iou):
+        say(line)
     save_refiner(out / REFINER, refiner, loaded, {"run": identity, "steps": recipe.steps, "software": software()})
     return out / REFINER
+
+
+def _learned_from(lines: Sequence[Mapping[str, Any]], least_iou: float) -> list[str]:
+    """Say how many of the masks of all steps gave a pair, and warn if few did."""
+    pairs, masks = (sum(line[name] for line in lines) for name in ("pairs", "masks"))
+    said = [f"learned from {pairs} pairs, of {masks} masks"]
+    if pairs < WORTHY_SHARE * masks:
+        said.append(
+            f"warning: of {1 - pairs / masks:.0%} of the masks, this SAM made no mask of IoU {least_iou} or more that "
+            "passes the quality filters, so the refiner saw few of your masks; look at them with `trainer data check`, "
+            "take a SAM that fits such photos, or lower least_iou"
+        )
+    return said
 
 
 def _at_input_size(logits: Tensor, side: int) -> Tensor:

@@ -294,3 +294,29 @@ def test_run_without_a_pair_leaves_no_refiner(make_refiner_recipe: MakeRecipe, t
         with pytest.raises(InputError, match=r"4 steps had no pair to learn from: .* IoU 1\.0 or more"):
             run(make_refiner_recipe(least_iou=1.0), tmp_path)
         assert not (tmp_path / REFINER).exists()
+
+
+def test_run_says_how_few_pairs_it_learned_from(
+    make_refiner_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SAM fits one mask of the first step, and none later; the run goes on after half of its steps."""
+    pairs_of, made = make_pairs, []
+
+    def one_pair(*arguments: Any) -> Pairs:
+        made.append(pairs_of(*arguments))
+        first = slice(0, 1 if len(made) == 1 else 0)
+        return Pairs(**{name: value[first] for name, value in vars(made[-1]).items()})
+
+    monkeypatch.setattr(training_module, "make_pairs", one_pair)
+    said: list[str] = []
+    train_refiner(make_refiner_recipe(), tmp_path, said.append)
+    masks = sum(len(pairs) for pairs in made)
+    assert masks > 10
+    assert said[-2] == f"learned from 1 pairs, of {masks} masks"
+    assert said[-1].startswith(
+        f"warning: of {1 - 1 / masks:.0%} of the masks, this SAM made no mask of IoU 0.0 or more"
+    )
+
+    said.clear()
+    train_refiner(make_refiner_recipe(), tmp_path, said.append)
+    assert said[-2] == f"learned from 1 pairs, of {masks} masks", "all steps count, whoever took them"
