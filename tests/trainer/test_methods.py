@@ -42,7 +42,7 @@ def test_row_is_the_papers(name: str) -> None:
     labels, certain, source, task_prompt = ROWS[name]
     method = METHODS[name]
     assert method.pseudo_labels == labels
-    assert (method.certain_loss, method.certain_sampling) == certain
+    assert (method.loss_by_certainty, method.sampling_by_certainty) == certain
     assert method.task_prompt == task_prompt
     assert method.needs_uncertainty == (source is not None)
     if source is not None:
@@ -54,8 +54,8 @@ def test_row_is_the_papers(name: str) -> None:
     [
         (Method(), False),
         (Method(pseudo_labels="none", task_prompt="first"), False),
-        (Method(certain_loss=True), True),
-        (Method(certain_sampling=True), True),
+        (Method(loss_by_certainty=True), True),
+        (Method(sampling_by_certainty=True), True),
         (Method(pseudo_labels="refined"), True),
         (Method(reads_certainty=True), True),
     ],

@@ -20,15 +20,15 @@ METHODS = {
     "human-only": Method(pseudo_labels="none"),
     "vanilla": Method(),
     "mask-refinement": Method(pseudo_labels="refined"),
-    "sum-no-task-prompt": Method(certain_loss=True, certain_sampling=True),
-    "sum": Method(certain_loss=True, certain_sampling=True, task_prompt="first"),
-    "sum-continuous-tp": Method(certain_loss=True, certain_sampling=True, task_prompt="all"),
-    "sum-no-ua-sampling": Method(certain_loss=True, task_prompt="first"),
+    "sum-no-task-prompt": Method(loss_by_certainty=True, sampling_by_certainty=True),
+    "sum": Method(loss_by_certainty=True, sampling_by_certainty=True, task_prompt="first"),
+    "sum-continuous-tp": Method(loss_by_certainty=True, sampling_by_certainty=True, task_prompt="all"),
+    "sum-no-ua-sampling": Method(loss_by_certainty=True, task_prompt="first"),
     "sum-confidence-uncer": Method(
-        certain_loss=True, certain_sampling=True, task_prompt="first", uncertainty="confidence"
+        loss_by_certainty=True, sampling_by_certainty=True, task_prompt="first", uncertainty="confidence"
     ),
     "sum-discrepancy-uncer": Method(
-        certain_loss=True, certain_sampling=True, task_prompt="first", uncertainty="discrepancy"
+        loss_by_certainty=True, sampling_by_certainty=True, task_prompt="first", uncertainty="discrepancy"
     ),
     "sum-discrepancy-online": Method(task_prompt="first", addition=discrepancy, settings=DiscrepancySettings, copies=1),
     "augseg-mixed-prompt": Method(
@@ -47,16 +47,16 @@ METHODS = {
     ),
     "sum-soft": Method(
         pseudo_labels="refined",
-        certain_loss=True,
-        certain_sampling=True,
+        loss_by_certainty=True,
+        sampling_by_certainty=True,
         task_prompt="first",
         addition=SoftTargets,
         reads_logits=True,
         takes_points=False,
     ),
     "sum-online": Method(
-        certain_loss=True,
-        certain_sampling=True,
+        loss_by_certainty=True,
+        sampling_by_certainty=True,
         task_prompt="first",
         addition=Online,
         settings=OnlineSettings,

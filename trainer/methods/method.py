@@ -24,17 +24,18 @@ class NoSettings:
 class Method:
     """What a method trains on, what it does about uncertainty, and what it adds to a step.
 
-    ``pseudo_labels`` "refined" trains on the refiner's masks in place of SAM's. ``certain_loss`` weighs the losses by
-    the certainty, ``certain_sampling`` the drawing of points; both on pseudo-labels only. ``uncertainty`` is the source
-    of the maps; a shard set may hold several layers of one source. ``addition`` makes what a method does beside that,
-    of its ``settings``; ``reads_certainty``, ``reads_logits`` and ``reads_partners`` say what it needs of each sample:
-    the certainty of labels although nothing is weighed by it, the logits of labels, and two other photos. What a step
-    does may depend on how many steps there are in all (``reads_steps``): such a run cannot be given more of them later.
+    ``pseudo_labels`` "refined" trains on the refiner's masks in place of SAM's. ``loss_by_certainty`` weighs the losses
+    by the certainty, ``sampling_by_certainty`` the drawing of points; both on pseudo-labels only. ``uncertainty`` is
+    where the maps come from; a shard set may hold several layers of one source. ``addition`` makes what a method does
+    beside that, of its ``settings``; ``reads_certainty``, ``reads_logits`` and ``reads_partners`` say what it needs of
+    each sample: the certainty of labels although nothing is weighed by it, the logits of labels, and two other photos.
+    What a step does may depend on how many steps there are in all (``reads_steps``): such a run cannot be given more of
+    them later.
     """
 
     pseudo_labels: PseudoLabels = "raw"
-    certain_loss: bool = False
-    certain_sampling: bool = False
+    loss_by_certainty: bool = False
+    sampling_by_certainty: bool = False
     uncertainty: str = "refinement"
     task_prompt: TaskPromptRounds = "none"
     addition: Callable[[Student, Any], Addition] = Addition
@@ -51,5 +52,5 @@ class Method:
     @property
     def needs_uncertainty(self) -> bool:
         """Whether the method reads an uncertainty layer; the refined masks lie in one too."""
-        weighed = self.certain_loss or self.certain_sampling or self.reads_certainty
+        weighed = self.loss_by_certainty or self.sampling_by_certainty or self.reads_certainty
         return weighed or self.pseudo_labels == "refined"
