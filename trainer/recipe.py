@@ -191,7 +191,7 @@ class Recipe:
     def layer(self) -> str | None:
         """Name of the uncertainty layer that is read, if any."""
         method = self.chosen_method
-        return (self.uncertainty or method.uncertainty) if method.needs_uncertainty else None
+        return (self.uncertainty or method.source) if method.needs_uncertainty else None
 
     @property
     def relocation(self) -> Relocation:

@@ -46,7 +46,7 @@ def test_row_is_the_papers(name: str) -> None:
     assert method.task_prompt == task_prompt
     assert method.needs_uncertainty == (source is not None)
     if source is not None:
-        assert method.uncertainty == source
+        assert method.source == source
 
 
 @pytest.mark.parametrize(

@@ -187,9 +187,9 @@ class PseudoSet:
 
 def _require_source(shards: ShardSet, layer: str, method: Method) -> None:
     """Raise ``ShardError`` if a layer says that its maps are of another source than that of ``method``."""
-    source = shards.layer(uncertainty_layer(layer)).settings.get("source", method.uncertainty)
-    if source.removeprefix("label-") != method.uncertainty:
+    source = shards.layer(uncertainty_layer(layer)).settings.get("source", method.source)
+    if source.removeprefix("label-") != method.source:
         raise ShardError(
             f"{shards.storage.url}: the maps of layer {layer!r} are of the source {source}, and this method is about "
-            f"{method.uncertainty}; name a layer of that (--set uncertainty=NAME), or give the method for {source}"
+            f"{method.source}; name a layer of that (--set uncertainty=NAME), or give the method for {source}"
         )

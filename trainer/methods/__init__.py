@@ -25,10 +25,10 @@ METHODS = {
     "sum-continuous-tp": Method(loss_by_certainty=True, sampling_by_certainty=True, task_prompt="all"),
     "sum-no-ua-sampling": Method(loss_by_certainty=True, task_prompt="first"),
     "sum-confidence-uncer": Method(
-        loss_by_certainty=True, sampling_by_certainty=True, task_prompt="first", uncertainty="confidence"
+        loss_by_certainty=True, sampling_by_certainty=True, task_prompt="first", source="confidence"
     ),
     "sum-discrepancy-uncer": Method(
-        loss_by_certainty=True, sampling_by_certainty=True, task_prompt="first", uncertainty="discrepancy"
+        loss_by_certainty=True, sampling_by_certainty=True, task_prompt="first", source="discrepancy"
     ),
     "sum-discrepancy-online": Method(task_prompt="first", addition=discrepancy, settings=DiscrepancySettings, copies=1),
     "augseg-mixed-prompt": Method(
@@ -43,7 +43,7 @@ METHODS = {
     ),
     "u2pl": Method(task_prompt="first", addition=U2pl, settings=U2plSettings, reads_certainty=True, reads_steps=True),
     "u2pl-entropy": Method(
-        uncertainty="entropy", addition=U2pl, settings=U2plSettings, reads_certainty=True, reads_steps=True
+        source="entropy", addition=U2pl, settings=U2plSettings, reads_certainty=True, reads_steps=True
     ),
     "sum-soft": Method(
         pseudo_labels="refined",

@@ -25,7 +25,7 @@ class Method:
     """What a method trains on, what it does about uncertainty, and what it adds to a step.
 
     ``pseudo_labels`` "refined" trains on the refiner's masks in place of SAM's. ``loss_by_certainty`` weighs the losses
-    by the certainty, ``sampling_by_certainty`` the drawing of points; both on pseudo-labels only. ``uncertainty`` is
+    by the certainty, ``sampling_by_certainty`` the drawing of points; both on pseudo-labels only. ``source`` is
     where the maps come from; a shard set may hold several layers of one source. ``addition`` makes what a method does
     beside that, of its ``settings``; ``reads_certainty``, ``reads_logits`` and ``reads_partners`` say what it needs of
     each sample: the certainty of labels although nothing is weighed by it, the logits of labels, and two other photos.
@@ -36,7 +36,7 @@ class Method:
     pseudo_labels: PseudoLabels = "raw"
     loss_by_certainty: bool = False
     sampling_by_certainty: bool = False
-    uncertainty: str = "refinement"
+    source: str = "refinement"
     task_prompt: TaskPromptRounds = "none"
     addition: Callable[[Student, Any], Addition] = Addition
     settings: type[Any] = NoSettings

@@ -58,7 +58,7 @@ def prepare(plan: Plan, processes: int, say: Callable[[str], None]) -> Path:
 
 def sources_read() -> list[str]:
     """Return the sources of uncertainty that any method reads."""
-    read = {method.uncertainty for method in METHODS.values() if method.needs_uncertainty}
+    read = {method.source for method in METHODS.values() if method.needs_uncertainty}
     return [source for source in SOURCES if source in read]
 
 
