@@ -325,7 +325,7 @@ def make_model(recipe: Recipe, ranks: Ranks) -> Model:
         recompute_blocks(sam.image_encoder)
     if recipe.fsdp:
         shard_blocks(sam.image_encoder, ranks)
-    optimizer = make_optimizer(sam, task_prompt, recipe.optimizer, addition.trained)
+    optimizer = make_optimizer(sam, task_prompt, recipe.optimizer, addition.companion)
     gradients = GradientSum(parameters_of(optimizer), ranks)
     is_sharded = recipe.fsdp and ranks.count > 1
     is_whole = variants()[recipe.variant].is_whole

@@ -67,7 +67,7 @@ class Addition:
     What ``state_dict`` returns goes into checkpoints, so that a run that is resumed goes on with the same.
     """
 
-    trained: nn.Module | None = None
+    companion: nn.Module | None = None
     """What is trained beside the student, by the loss of the lessons' embeddings."""
 
     def __init__(self, student: Student, settings: Any) -> None:

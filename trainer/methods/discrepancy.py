@@ -96,10 +96,10 @@ class DualDecoder(Discrepancy):
                 "target: a second decoder learns on the loss grid, not in points; give the target bits or coverage, or "
                 "method_settings.models=teacher-student"
             )
-        self.trained: Refiner = Refiner.copy_of(student.sam).requires_grad_(True)
+        self.companion: Refiner = Refiner.copy_of(student.sam).requires_grad_(True)
 
     def _other(self, embeddings: Tensor, shown: Batch, indexes: Tensor, image_index: Tensor) -> Tensor:
-        return predict_boxes(self.trained, self.student.task_prompt, embeddings, shown, indexes, image_index)
+        return predict_boxes(self.companion, self.student.task_prompt, embeddings, shown, indexes, image_index)
 
     def _loss_of(self, batch: Batch) -> Callable[[Tensor], Tensor]:
         targets, count = batch.targets, len(batch.targets)
@@ -108,18 +108,18 @@ class DualDecoder(Discrepancy):
 
         def loss(embeddings: Tensor) -> Tensor:
             detached, image_index = embeddings.detach(), targets.image_index
-            logits = predict_boxes(self.trained, self.student.task_prompt, detached, batch, indexes, image_index)
+            logits = predict_boxes(self.companion, self.student.task_prompt, detached, batch, indexes, image_index)
             return (targets.loss(logits, logits, None, self.student.recipe.loss) * weight).sum()
 
         return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return the second decoder's weights."""
-        return self.trained.state_dict()
+        return self.companion.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Set the second decoder's weights."""
-        self.trained.load_state_dict(state_dict)
+        self.companion.load_state_dict(state_dict)
 
 
 def discrepancy(student: Student, settings: DiscrepancySettings) -> Discrepancy:

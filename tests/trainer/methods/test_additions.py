@@ -255,7 +255,7 @@ def test_second_decoder_learns_boxes_and_leaves_the_student_alone(
 ) -> None:
     model = copy.deepcopy(sam)
     addition = DualDecoder(student_of(model), DiscrepancySettings())
-    second = addition.trained
+    second = addition.companion
     second.mask_decoder.load_state_dict(other.mask_decoder.state_dict())
     lesson = addition.lesson(certain(samples, None), 1)
     assert lesson is not None
