@@ -48,7 +48,7 @@ from sum_factory.trainer.run.loop import Run, Scores, software
 from sum_factory.trainer.run.sharding import put_together, shard_blocks, whole
 from sum_factory.trainer.run.validation import score_name, validate
 from sum_factory.trainer.shown import pictures_of, samples_to_show
-from sum_factory.trainer.variants import prepare, trained, variants
+from sum_factory.trainer.variants import prepare, trainable, variants
 from sum_factory.trainer.variants.load import require_no_hq
 from sum_factory.trainer.variants.trained_weights import header_of_trained
 
@@ -103,7 +103,7 @@ class Model:
     def weights(self) -> dict[str, Tensor]:
         """The tensors that are saved, under their own names: SAM's or those of them that are trained, and the table of
         the task prompt."""
-        state: dict[str, Tensor] = dict(self.sam.state_dict() if self.is_whole else trained(self.sam))
+        state: dict[str, Tensor] = dict(self.sam.state_dict() if self.is_whole else trainable(self.sam))
         return state if self.task_prompt is None else {**state, STATE_KEY: self.task_prompt.weight}
 
     def trained(self, header: Mapping[str, Any]) -> LoadedSam:

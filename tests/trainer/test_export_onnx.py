@@ -32,7 +32,7 @@ from sum_factory.trainer.export_onnx import (
     high_pass_by_products,
 )
 from sum_factory.trainer.predict import UserPrompt, predict_mask
-from sum_factory.trainer.variants import prepare, trained, variants
+from sum_factory.trainer.variants import prepare, trainable, variants
 from sum_factory.trainer.variants.load import load_model
 from sum_factory.trainer.variants.sam_adapter import high_pass
 from sum_factory.trainer.variants.trained_weights import header_of_trained
@@ -129,7 +129,7 @@ def test_every_variant_is_exported(tiny_weights: str, tmp_path: Path, name: str)
     prepare(loaded.sam, name, settings, 0)
     generator = torch.Generator().manual_seed(3)
     state = {
-        key: value + 0.1 * torch.randn(value.shape, generator=generator) for key, value in trained(loaded.sam).items()
+        key: value + 0.1 * torch.randn(value.shape, generator=generator) for key, value in trainable(loaded.sam).items()
     }
     path = tmp_path / "part.safetensors"
     path.write_bytes(to_safetensors(state, {**header, "trained_tasks": []}))

@@ -35,7 +35,7 @@ from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.settings import read_settings
 from sum_factory.trainer.training import fit
-from sum_factory.trainer.variants import prepare, trained
+from sum_factory.trainer.variants import prepare, trainable
 from sum_factory.trainer.variants.hq import is_own
 from sum_factory.trainer.variants.variant import NoSettings
 
@@ -47,7 +47,7 @@ def hq_sam(tiny_sam: Sam) -> Sam:
     prepare(sam, "hq", NoSettings(), 5)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for parameter in trained(sam).values():
+        for parameter in trainable(sam).values():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return sam
 
@@ -136,9 +136,9 @@ def test_trains_as_many_parameters_as_published(size: str, count: int) -> None:
         sam = build_architecture(ARCHITECTURES[size])
         plain = set(sam.state_dict())
         prepare(sam, "hq", NoSettings(), 0)
-    assert sum(parameter.numel() for parameter in trained(sam).values()) == count
+    assert sum(parameter.numel() for parameter in trainable(sam).values()) == count
     assert len(set(sam.state_dict()) - plain) == 25
-    assert trained(sam).keys() == set(sam.state_dict()) - plain == {name for name in sam.state_dict() if is_own(name)}
+    assert trainable(sam).keys() == set(sam.state_dict()) - plain == {name for name in sam.state_dict() if is_own(name)}
     width = ARCHITECTURES[size].encoder_dim
     assert sam.mask_decoder.compress_vit_feat[0].weight.shape == (width, 256, 2, 2)
     assert sam.mask_decoder.embedding_maskfeature[3].weight.shape == (32, 64, 3, 3)

@@ -21,7 +21,7 @@ from sum_factory.trainer.data.sets import SetSettings
 from sum_factory.trainer.export import export_plain_sam
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.training import prepared
-from sum_factory.trainer.variants import prepare, trained, variants
+from sum_factory.trainer.variants import prepare, trainable, variants
 from sum_factory.trainer.variants.load import load_model
 from sum_factory.trainer.variants.trained_weights import header_of_trained
 
@@ -52,7 +52,7 @@ def files(tiny_file: Path, architectures: None, tmp_path_factory: pytest.TempPat
         loaded, settings = load_sam(plain), variants()[kind].settings()
         header = {**header_of_trained(kind, settings, plain, loaded), "trained_tasks": [], **changed}
         prepare(loaded.sam, kind, settings, 0)
-        write(name, dict(trained(loaded.sam)), header)
+        write(name, dict(trainable(loaded.sam)), header)
 
     write("small", build_architecture(SMALL).state_dict(), {})
     for variant in ("hq", "adapter"):

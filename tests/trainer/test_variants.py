@@ -37,7 +37,7 @@ from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.settings import CheckpointSettings
 from sum_factory.trainer.settings import read_settings
 from sum_factory.trainer.training import fit, make_model
-from sum_factory.trainer.variants import prepare, trained, variants
+from sum_factory.trainer.variants import prepare, trainable, variants
 from sum_factory.trainer.variants.adapter import AdapterSettings
 from sum_factory.trainer.variants.lora import LoraSettings, SplitQkv, merge
 from sum_factory.trainer.variants.sam_adapter import SamAdapterSettings, high_pass
@@ -58,7 +58,7 @@ def stirred(sam: Sam) -> Sam:
     """Move all that is trained in the encoder off its start, in place."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for parameter in trained(sam.image_encoder).values():
+        for parameter in trainable(sam.image_encoder).values():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return sam
 
@@ -99,7 +99,7 @@ def test_parameters_of_real_sizes_are_as_many_as_described(name: str, size: str)
         if name != "sam-adapter":
             decoder += sum(parameter.numel() for parameter in sam.prompt_encoder.parameters())
         prepare(sam, name, variants()[name].settings(), 0)
-    count = sum(parameter.numel() for parameter in trained(sam).values())
+    count = sum(parameter.numel() for parameter in trainable(sam).values())
     assert count - decoder == counts_by_hand(architecture.encoder_dim, architecture.encoder_depth)[name]
 
 
@@ -116,7 +116,7 @@ def test_lora_adds_its_products_to_the_weights_that_are_named(tiny_sam: Sam, ima
     rank, alpha = 3, 6.0
     tuned = stirred(made(tiny_sam, "lora", LoraSettings(rank, alpha, layers)))
     plain = copy.deepcopy(tiny_sam)
-    updates = trained(tuned.image_encoder)
+    updates = trainable(tuned.image_encoder)
     places = {"q": slice(0, 32), "k": slice(32, 64), "v": slice(64, 96)}
     with torch.no_grad():
         for number, block in enumerate(plain.image_encoder.blocks):
@@ -139,7 +139,7 @@ def test_lora_adds_its_products_to_the_weights_that_are_named(tiny_sam: Sam, ima
 def test_adapters_add_what_they_are_described_to_add(tiny_sam: Sam, images: Tensor) -> None:
     """By hooks on upstream's own blocks: behind the attention, where windows do not matter, and on the MLP."""
     tuned = stirred(made(tiny_sam, "adapter", AdapterSettings(5, scale=0.3)))
-    weights = trained(tuned.image_encoder)
+    weights = trainable(tuned.image_encoder)
     plain = copy.deepcopy(tiny_sam)
 
     def bottleneck(x: Tensor, path: str) -> Tensor:
@@ -163,7 +163,7 @@ def test_adapters_add_what_they_are_described_to_add(tiny_sam: Sam, images: Tens
 @pytest.mark.parametrize("place", ["after_attention", "beside_mlp"])
 def test_adapters_are_only_where_they_are_asked_for(tiny_sam: Sam, place: str) -> None:
     tuned = made(tiny_sam, "adapter", AdapterSettings(**{"after_attention": False, "beside_mlp": False, place: True}))
-    kinds = {name.split(".")[2] for name in trained(tuned.image_encoder)}
+    kinds = {name.split(".")[2] for name in trainable(tuned.image_encoder)}
     assert kinds == {{"after_attention": "attention_adapter", "beside_mlp": "mlp_adapter"}[place]}
 
 
@@ -180,7 +180,7 @@ def test_high_pass_leaves_out_the_lowest_frequencies(share: float) -> None:
 def test_sam_adapter_prompts_every_block(tiny_sam: Sam, images: Tensor) -> None:
     """Upstream's encoder, with the prompts added by hooks, from the equations."""
     tuned = stirred(made(tiny_sam, "sam-adapter", SamAdapterSettings(rank=4)))
-    plain, w = copy.deepcopy(tiny_sam), trained(tuned.image_encoder)
+    plain, w = copy.deepcopy(tiny_sam), trainable(tuned.image_encoder)
     with torch.no_grad():
         seen = torch.nn.functional.conv2d(
             high_pass(images, 0.25), w["prompt_generator.photo.weight"], w["prompt_generator.photo.bias"], stride=16
@@ -207,7 +207,7 @@ def test_new_weights_follow_from_the_seed(tiny_sam: Sam) -> None:
     for sam, seed in ((one, 1), (same, 1), (other, 2)):
         prepare(sam, "sam-adapter", SamAdapterSettings(), seed)
     name = "prompt_generator.photo.weight"
-    first, second, third = (trained(sam.image_encoder)[name] for sam in (one, same, other))
+    first, second, third = (trainable(sam.image_encoder)[name] for sam in (one, same, other))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
     assert torch.equal(before, torch.get_rng_state())
@@ -217,7 +217,7 @@ def test_layers_of_a_variant_decay_as_the_block_that_they_are_in(tiny_sam: Sam) 
     sam = made(tiny_sam, "lora", LoraSettings())
     optimizer = make_optimizer(sam, None, OptimizerSettings(layer_decay=0.5))
     scales = {id(p): group["scale"] for group in optimizer.param_groups for p in group["params"]}
-    names = {name: scales[id(p)] for name, p in trained(sam).items()}
+    names = {name: scales[id(p)] for name, p in trainable(sam).items()}
     assert {scale for name, scale in names.items() if ".blocks.0." in name} == {0.25}
     assert {scale for name, scale in names.items() if ".blocks.1." in name} == {0.5}
     assert {scale for name, scale in names.items() if "blocks" not in name} == {1.0}
@@ -268,11 +268,11 @@ def assert_saved_what_it_trained(recipe: Recipe, out: Path, weights: dict[str, T
         assert of_sam == model.sam.state_dict().keys()
         assert "base" not in header
     else:
-        assert of_sam == trained(model.sam).keys()
+        assert of_sam == trainable(model.sam).keys()
         assert header["base"] == {"place": recipe.sam, "sha256": load_sam(recipe.sam).sha256, "model_type": "tiny"}
         assert header["trained_parameters"] == sum(value.numel() for value in weights.values())
     moved = {name for name, value in model.weights.items() if not torch.equal(value, weights[name])}
-    assert moved <= trained(model.sam).keys() | {"task_prompt.weight"}
+    assert moved <= trainable(model.sam).keys() | {"task_prompt.weight"}
     learns = "mask_decoder." if recipe.variant in ("hq", "decoder") else "image_encoder."
     assert any(name.startswith(learns) for name in moved)
 

@@ -33,6 +33,6 @@ def prepare(sam: Sam, name: str, settings: Any, seed: int) -> None:
         variants()[name].prepare(sam, settings)
 
 
-def trained(sam: nn.Module) -> dict[str, nn.Parameter]:
+def trainable(sam: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that are trained, by their names."""
     return {name: parameter for name, parameter in sam.named_parameters() if parameter.requires_grad}

@@ -16,7 +16,7 @@ from sum_factory.shared.sam.checkpoint import TRAINED_WEIGHTS, LoadedSam, digest
 from sum_factory.shared.sam.forms.reading import read_content
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
-from sum_factory.trainer.variants import prepare, trained, variants
+from sum_factory.trainer.variants import prepare, trainable, variants
 from sum_factory.trainer.variants.variant import Variant
 
 _OF_BASE = ("place", "sha256", "model_type")
@@ -52,7 +52,7 @@ def load_trained(path: Path, sam: str | None = None, for_others: bool = False) -
     prepare(loaded.sam, variant.name, settings, 0)
     state: dict[str, Tensor] = dict(read.content)
     table = state.pop(STATE_KEY, None)
-    expected = trained(loaded.sam)
+    expected = trainable(loaded.sam)
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     if shapes != {name: tuple(parameter.shape) for name, parameter in expected.items()}:
         odd = sorted(shapes.keys() ^ expected.keys()) or sorted(shapes)

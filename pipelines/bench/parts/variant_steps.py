@@ -23,7 +23,7 @@ from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.distributed import ALONE
 from sum_factory.trainer.training import Model, make_model, open_stream, train_step
-from sum_factory.trainer.variants import prepare, trained, variants
+from sum_factory.trainer.variants import prepare, trainable, variants
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,6 @@ def trained_parameters(model: str) -> Mapping[str, tuple[int, float]]:
             sam = build_architecture(ARCHITECTURES[model])
             whole = sum(parameter.numel() for parameter in sam.parameters())
             prepare(sam, name, variant.settings(), 0)
-        count = sum(parameter.numel() for parameter in trained(sam).values())
+        count = sum(parameter.numel() for parameter in trainable(sam).values())
         counts[name] = (count, count / whole)
     return counts
