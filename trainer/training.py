@@ -106,7 +106,7 @@ class Model:
         state: dict[str, Tensor] = dict(self.sam.state_dict() if self.is_whole else trainable(self.sam))
         return state if self.task_prompt is None else {**state, STATE_KEY: self.task_prompt.weight}
 
-    def trained(self, header: Mapping[str, Any]) -> LoadedSam:
+    def as_loaded(self, header: Mapping[str, Any]) -> LoadedSam:
         """Return the model as evaluation takes it."""
         tasks = tuple(header["trained_tasks"])
         return replace(self.loaded, sam=self.sam, task_prompt=self.task_prompt, trained_tasks=tasks)
@@ -431,7 +431,7 @@ def validation_after(step: int, recipe: Recipe, model: Model, header: Mapping[st
         return None
     always = recipe.chosen_method.task_prompt == "all"
     with put_together(model.sam.image_encoder):
-        return validate(model.trained(header), recipe.validation, always, recipe.computed_in, ranks)
+        return validate(model.as_loaded(header), recipe.validation, always, recipe.computed_in, ranks)
 
 
 def train_step(recipe: Recipe, model: Model, samples: Sequence[Sample], step: int, ranks: Ranks) -> dict[str, Any]:

@@ -278,7 +278,7 @@ def train(recipe: Recipe, data: Data) -> Trained:
         for number, samples in enumerate(stream.steps(0, recipe.steps), 1):
             train_step(recipe, model, samples, number, ALONE)
         seconds = (time.process_time() - started) / max(1, recipe.steps)
-        return Trained(seconds, evaluate(model.trained({"trained_tasks": []}), data))
+        return Trained(seconds, evaluate(model.as_loaded({"trained_tasks": []}), data))
 
 
 def evaluate(weights: Any, data: Data) -> tuple[float, ...]:
@@ -335,7 +335,7 @@ def say_trained(data: Data, training: Training) -> dict[str, dict[str, float]]:
     say_row("trained, by seed", "a step, s", *(f"{number} points" for number in ROUNDS))
     with hushed(True):
         model = make_model(training.recipe(data, CANDIDATES[0], 0), ALONE)
-        before = evaluate(model.trained({"trained_tasks": []}), data)
+        before = evaluate(model.as_loaded({"trained_tasks": []}), data)
     say_row("before", "", *(f"{value:.1f}" for value in before))
     runs: dict[str, list[Trained]] = {each.key: [] for each in CANDIDATES}
     for seed in range(training.seeds):

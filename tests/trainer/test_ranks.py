@@ -174,7 +174,7 @@ def test_scores_do_not_depend_on_the_number_of_ranks(make_recipe: MakeRecipe, fe
     model = make_model(make_recipe(), ALONE)
 
     def scores(ranks: Ranks) -> list[Any]:
-        found = evaluate_sets(model.trained({"trained_tasks": []}), few, [Protocol(rounds=2)], ranks=ranks)
+        found = evaluate_sets(model.as_loaded({"trained_tasks": []}), few, [Protocol(rounds=2)], ranks=ranks)
         return [(each.rows.to_pylist(), each.masks, each.empty) for each in found]
 
     alone = scores(ALONE)
