@@ -94,7 +94,7 @@ class Model:
     optimizer: torch.optim.Optimizer
     gradients: GradientSum
     addition: Addition
-    is_whole: bool = True
+    saves_all_of_sam: bool = True
     """Whether all of SAM is saved, or what was trained alone."""
     is_sharded: bool = False
     """Whether the encoder's blocks are spread over processes."""
@@ -103,7 +103,7 @@ class Model:
     def weights(self) -> dict[str, Tensor]:
         """The tensors that are saved, under their own names: SAM's or those of them that are trained, and the table of
         the task prompt."""
-        state: dict[str, Tensor] = dict(self.sam.state_dict() if self.is_whole else trainable(self.sam))
+        state: dict[str, Tensor] = dict(self.sam.state_dict() if self.saves_all_of_sam else trainable(self.sam))
         return state if self.task_prompt is None else {**state, STATE_KEY: self.task_prompt.weight}
 
     def as_loaded(self, header: Mapping[str, Any]) -> LoadedSam:
@@ -328,8 +328,8 @@ def make_model(recipe: Recipe, ranks: Ranks) -> Model:
     optimizer = make_optimizer(sam, task_prompt, recipe.optimizer, addition.companion)
     gradients = GradientSum(parameters_of(optimizer), ranks)
     is_sharded = recipe.fsdp and ranks.count > 1
-    is_whole = variants()[recipe.variant].is_whole
-    return Model(loaded, sam, task_prompt, optimizer, gradients, addition, is_whole, is_sharded)
+    saves_all_of_sam = variants()[recipe.variant].saves_all_of_sam
+    return Model(loaded, sam, task_prompt, optimizer, gradients, addition, saves_all_of_sam, is_sharded)
 
 
 def make_task_prompt(recipe: Recipe, loaded: LoadedSam, device: torch.device) -> TaskPrompt | None:
@@ -397,7 +397,7 @@ def header_of(recipe: Recipe, model: Model, identity: dict[str, Any]) -> dict[st
         "software": software(),
         "run": identity,
         "trained_parameters": sum(parameter.numel() for parameter in model.parameters),
-        **({} if model.is_whole else of_trained),
+        **({} if model.saves_all_of_sam else of_trained),
     }
 
 

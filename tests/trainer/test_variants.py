@@ -44,7 +44,7 @@ from sum_factory.trainer.variants.sam_adapter import SamAdapterSettings, high_pa
 from sum_factory.trainer.variants.variant import NoSettings
 
 MakeRecipe = Callable[..., Recipe]
-PARTS = [name for name, variant in variants().items() if not variant.is_whole]
+PARTS = [name for name, variant in variants().items() if not variant.saves_all_of_sam]
 
 
 def made(sam: Sam, name: str, settings: Any) -> Sam:
@@ -264,7 +264,7 @@ def assert_saved_what_it_trained(recipe: Recipe, out: Path, weights: dict[str, T
     model, header = make_model(recipe, ALONE), read_header(out / WEIGHTS)
     assert weights.keys() == model.weights.keys()
     of_sam = weights.keys() - {"task_prompt.weight"}
-    if variants()[recipe.variant].is_whole:
+    if variants()[recipe.variant].saves_all_of_sam:
         assert of_sam == model.sam.state_dict().keys()
         assert "base" not in header
     else:

@@ -34,7 +34,7 @@ class Merging(Addition):
     def __init__(self, student: Student, settings: MergingSettings) -> None:
         super().__init__(student, settings)
         name = student.recipe.variant
-        if not variants()[name].is_whole:
+        if not variants()[name].saves_all_of_sam:
             raise SettingsError(
                 f"model-merging is about weights that SAM itself has, and the variant {name} adds others: give the "
                 "variant full or decoder"

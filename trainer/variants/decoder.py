@@ -17,4 +17,6 @@ def _prepare(sam: Sam, settings: NoSettings) -> None:
     train_decoder(sam)
 
 
-VARIANT = Variant("decoder", "the prompt encoder and the mask decoder", _prepare, is_whole=True, merge=lambda sam: None)
+VARIANT = Variant(
+    "decoder", "the prompt encoder and the mask decoder", _prepare, saves_all_of_sam=True, merge=lambda sam: None
+)

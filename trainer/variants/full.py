@@ -10,4 +10,4 @@ def _prepare(sam: Sam, settings: NoSettings) -> None:
     sam.requires_grad_(True)
 
 
-VARIANT = Variant("full", "all of SAM", _prepare, is_whole=True, merge=lambda sam: None)
+VARIANT = Variant("full", "all of SAM", _prepare, saves_all_of_sam=True, merge=lambda sam: None)

@@ -34,7 +34,7 @@ class Variant:
     """What is trained, in words."""
     prepare: Callable[[Sam, Any], None]
     settings: type[Any] = NoSettings
-    is_whole: bool = False
+    saves_all_of_sam: bool = False
     """Whether the file of weights holds all of SAM. Otherwise it holds what was trained, and names the SAM below it."""
     merge: Callable[[Sam], None] | None = None
     not_plain: str = ""
