@@ -17,23 +17,23 @@ from torch.autograd.function import once_differentiable
 CELLS_ON_CPU, CELLS = 1 << 18, 1 << 27
 """Cells of masks that are compared at a time: as many as fit a CPU's cache, elsewhere as many as keep a GPU busy."""
 
-Judge = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+LossesOf = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 """Takes logits (R, h, w) and which of all rows they are; returns the loss of each, (R,), and what else is known of it,
 (R,), which has no gradient."""
 
 
-def judge_by_rows(judge: Judge, logits: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """Return what ``judge`` does of all rows of ``logits`` (P, h, w), with the gradient of the losses.
+def losses_by_rows(losses_of: LossesOf, logits: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """Return what ``losses_of`` finds of all rows of ``logits`` (P, h, w), with the gradient of the losses.
 
     A row's loss must depend on its own logits alone. ``cells`` is how many cells a row is compared in.
     """
     most = CELLS_ON_CPU if logits.device.type == "cpu" else CELLS
-    return _ByRows.apply(logits, judge, max(1, most // cells))  # type: ignore[no-any-return]
+    return _ByRows.apply(logits, losses_of, max(1, most // cells))  # type: ignore[no-any-return]
 
 
 class _ByRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, judge: Judge, at_once: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, losses_of: LossesOf, at_once: int) -> tuple[Tensor, Tensor]:
         losses: list[Tensor] = []
         others: list[Tensor] = []
         gradients: list[Tensor] = []
@@ -41,7 +41,7 @@ class _ByRows(torch.autograd.Function):
             rows = slice(start, min(start + at_once, len(logits)))
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
                 some = logits[rows].detach().requires_grad_(ctx.needs_input_grad[0])
-                loss, other = judge(some, rows)
+                loss, other = losses_of(some, rows)
                 gradients += torch.autograd.grad(loss.sum(), some) if ctx.needs_input_grad[0] else ()
             losses.append(loss.detach())
             others.append(other)

@@ -22,7 +22,7 @@ from sum_factory.shared.precision import autocast
 from sum_factory.shared.sam.decode import ABSENT, BOX_MIN, PAD, Prompts, decode_prompts, dense_positions
 from sum_factory.shared.sam.hq import add_vectors
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.trainer.by_rows import judge_by_rows
+from sum_factory.trainer.by_rows import losses_by_rows
 from sum_factory.trainer.losses import LossSettings, mask_loss, true_iou
 from sum_factory.trainer.points import PixelMasks, draw_points, values_at
 from sum_factory.trainer.prompts import clicks_at, draw_shares, first_prompts, hq_prompts
@@ -389,10 +389,10 @@ def _losses(
 ) -> tuple[Tensor, Tensor]:
     """Return the mask loss of low-resolution logits (P, h, w), with its gradient, and their true IoU, (P,) each."""
 
-    def judge(some: Tensor, indexes: slice) -> tuple[Tensor, Tensor]:
+    def losses_of(some: Tensor, indexes: slice) -> tuple[Tensor, Tensor]:
         wanted, some_shifts = targets[indexes], None if shifts is None else shifts[indexes]
         grid = to_grid(some[:, None], wanted)[:, 0]
         losses = wanted.loss(some, grid, some_shifts, settings.loss)
         return losses, true_iou(grid.detach(), wanted.masks, wanted.valid)
 
-    return judge_by_rows(judge, logits, targets.masks[0].numel())
+    return losses_by_rows(losses_of, logits, targets.masks[0].numel())
