@@ -4,7 +4,7 @@ Round 1 gives a box or a point, rounds 2 to 6 add one click at an error each, ro
 gets the logits of the one before as mask prompt, detached. The image embedding is a detached leaf: each round is
 backpropagated at once into its gradient, and the encoder is run backwards once at the end, so that memory does not
 grow with the rounds while gradients stay those of the whole graph. Masks do not depend on each other, so a round is
-played in groups of them, and memory does not grow with the masks either.
+played in subsets of them, and memory does not grow with the masks either.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from sum_factory.trainer.prompts import clicks_at, draw_shares, first_prompts, h
 from sum_factory.trainer.randomness import Randomness, by_row
 
 ELEMENTS_ON_CPU, ELEMENTS = 1 << 20, 1 << 26
-"""Numbers in the embeddings of the images of masks that are decoded together."""
+"""How many numbers the embeddings of masks that are decoded together may have: each mask brings its image's."""
 SEVERAL = slice(1, None)
-"""The mask tokens for an ambiguous prompt; token 0 is the one for prompts that leave no doubt."""
+"""The decoder's outputs for an ambiguous prompt, 1 to 3; output 0 is for a prompt that can mean one mask only."""
 FedOutput = Literal["predicted", "best"]
 """Which output of an ambiguous prompt is the mask prompt of the next round: "predicted", the one of highest predicted
 IoU, which inference without a user takes; or "best", the one of least mask loss, which is trained and which a user
@@ -162,12 +162,12 @@ class _Tokens:
         """Return the tokens of the masks ``indexes``, int64 (R,)."""
         return _Tokens(self.coords[indexes], self.token_types[indexes])
 
-    def groups(
+    def subsets(
         self, mask_prompts: Tensor | None, all_have_masks: bool, at_once: int
     ) -> Iterator[tuple[Tensor, Prompts]]:
         """Yield the indexes of masks that are decoded together, ``at_once`` at most, with their prompts.
 
-        Those of a group have about as many tokens, and all or none have one of ``mask_prompts`` (P, 1, h, w): unless
+        Those of a subset have about as many tokens, and all or none have one of ``mask_prompts`` (P, 1, h, w): unless
         ``all_have_masks``, those without a token.
         """
         count = self.count
@@ -219,7 +219,7 @@ class Round:
 
 
 Judge = Callable[[Round, InteractiveSettings], tuple[RoundResult, Tensor]]
-"""Takes the losses of a round, or of a group of its masks; also returns the logits (P, 1, h, w) that are the mask
+"""Takes the losses of a round, or of a subset of its masks; also returns the logits (P, 1, h, w) that are the mask
 prompts of the next one."""
 
 
@@ -232,13 +232,13 @@ def play_rounds(
     generator: Randomness,
     judge: Judge | None = None,
 ) -> Iterator[RoundResult]:
-    """Play all rounds, and yield the result of each group of masks; the caller backpropagates it before the next.
+    """Play all rounds, and yield the result of each subset of the masks; the caller backpropagates it before the next.
 
     ``judge`` takes the losses, by default ``judge_round``.
 
     ``embeddings_BCHW`` are the image embeddings, ``task_vectors_BC`` the vector of each image's task, added to its
     embedding in the first round (in all with ``continuous_task_prompt``), or None. What is drawn does not depend on the
-    groups.
+    subsets.
     """
     at_once = settings.masks_at_once or masks_together(sam, embeddings_BCHW)
     tokens, mask_prompts = _first(targets, settings, int(sam.image_encoder.img_size), generator)
@@ -252,7 +252,7 @@ def play_rounds(
         embeddings = embeddings_BCHW if given is None else add_vectors(embeddings_BCHW, given)
         ambiguous, shifts = tokens.ambiguous & (number == 1), targets.shifts(generator)
         done, left = [], []
-        for indexes, prompts in tokens.groups(mask_prompts, number > 1, at_once):
+        for indexes, prompts in tokens.subsets(mask_prompts, number > 1, at_once):
             single = not bool(ambiguous[indexes].any())
             decoded = decode_prompts(sam, embeddings, targets.image_index[indexes], prompts, positions, single)
             logits, predicted_iou = (each.to(embeddings.dtype) for each in decoded)
@@ -268,11 +268,11 @@ def play_rounds(
 
 
 def whole_rounds(results: Iterable[RoundResult]) -> list[RoundResult]:
-    """Put the groups of each round together, with the masks in their order."""
+    """Put the subsets of each round together, with the masks in their order."""
     whole = []
-    for number, groups in groupby(results, key=lambda result: result.number):
+    for number, subsets in groupby(results, key=lambda result: result.number):
         fields = ("indexes", "loss", "mask_loss", "iou", "predicted_iou", "masks")
-        of_round = list(groups)
+        of_round = list(subsets)
         joined = [torch.cat([getattr(each, name) for each in of_round]) for name in fields]
         order = joined[0].argsort()
         whole.append(RoundResult(number, *(each[order] for each in joined)))
@@ -341,7 +341,7 @@ def _decode(
     """Decode the prompts of all masks at once; logits (P, K, h, w) and predicted IoU (P, K)."""
     positions = dense_positions(sam)
     done, logits, iou = [], [], []
-    for indexes, prompts in tokens.groups(mask_prompts, all_have_masks, len(tokens.coords)):
+    for indexes, prompts in tokens.subsets(mask_prompts, all_have_masks, len(tokens.coords)):
         some_logits, some_iou = decode_prompts(sam, embeddings, image_index[indexes], prompts, positions)
         done.append(indexes)
         logits.append(some_logits)

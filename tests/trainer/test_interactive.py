@@ -80,7 +80,7 @@ def test_round_by_round_gradients_equal_the_naive_graph(sam: Sam, continuous: bo
 
 
 @pytest.mark.parametrize("first_prompts", ["interactive", "hq"])
-def test_groups_of_masks_change_neither_draws_nor_losses_nor_gradients(
+def test_subsets_of_masks_change_neither_draws_nor_losses_nor_gradients(
     sam: Sam, first_prompts: FirstPrompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     single, whole = deepcopy(sam).float(), make_targets()
@@ -194,10 +194,10 @@ def test_logits_come_to_the_grid_as_torch_interpolates_them(finer: tuple[int, in
     torch.testing.assert_close(of_found, of_expected, rtol=1e-12, atol=1e-12)
 
 
-def test_groups_of_a_round_are_put_together_in_the_order_of_the_masks(sam: Sam) -> None:
+def test_subsets_of_a_round_are_put_together_in_the_order_of_the_masks(sam: Sam) -> None:
     whole = play(sam, InteractiveSettings(rounds=3), make_targets())
-    groups = play(sam, InteractiveSettings(rounds=3, masks_at_once=2), make_targets())
-    assert [len(group.indexes) for group in groups] == [2, 2, 1] * 3
-    for one, other in zip(whole, whole_rounds(groups), strict=True):
+    subsets = play(sam, InteractiveSettings(rounds=3, masks_at_once=2), make_targets())
+    assert [len(subset.indexes) for subset in subsets] == [2, 2, 1] * 3
+    for one, other in zip(whole, whole_rounds(subsets), strict=True):
         assert other.indexes.tolist() == [0, 1, 2, 3, 4]
         torch.testing.assert_close(other.loss, one.loss[one.indexes.argsort()], rtol=1e-7, atol=1e-9)
