@@ -15,7 +15,7 @@ from torch import Tensor
 from sum_factory.labelgen.job import ImageDone, MapsWork, UnitReport
 from sum_factory.labelgen.kept import KEPT, CommittedImage, KeptBlobs, KeptWriter
 from sum_factory.labelgen.read_ahead import LoadedPhoto, read_ahead
-from sum_factory.labelgen.uncertainty import UNKNOWN, UncertaintyMap
+from sum_factory.labelgen.uncertainty import NO_MAP, UncertaintyMap
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import CropBox
@@ -168,7 +168,7 @@ class MakingMaps(_OfCommitted):
         if not image.masks:
             return [], None
         if image.key in self.refused:
-            return [UNKNOWN] * len(image.masks), self.refused[image.key]
+            return [NO_MAP] * len(image.masks), self.refused[image.key]
         labeler, number = self.labeler, self.unit.number
         masks = labeler.masks_of(image.masks, labeler.shards.label_blobs(number, image))
         if LOGITS in self.work.use_kept:

@@ -92,7 +92,8 @@ class UncertaintyMap:
         return self.mean_u is not None
 
 
-UNKNOWN = UncertaintyMap()
+NO_MAP = UncertaintyMap()
+"""The map of a mask whose uncertainty is unknown."""
 
 
 class UncertaintyMaker:
@@ -134,7 +135,7 @@ class UncertaintyMaker:
 
     def _compare(self, masks: Sequence[MaskToRefine], embed: Embed, second: Embed) -> list[UncertaintyMap]:
         """Make the maps of masks by how far SAM and the other model differ in what they make of a mask's box."""
-        maps = [UNKNOWN] * len(masks)
+        maps = [NO_MAP] * len(masks)
         for crop_box in dict.fromkeys(mask.frame.crop_box for mask in masks):
             own = embed(crop_box)
             other = own if self.teacher is None else second(crop_box)
@@ -168,7 +169,7 @@ class UncertaintyMaker:
                 chunk = indices[start : start + self.batch.size]
                 for k, made in zip(chunk, self._make_chunk([masks[k] for k in chunk], embedding, image), strict=True):
                     maps[k] = made
-        return [made or UNKNOWN for made in maps]
+        return [made or NO_MAP for made in maps]
 
     def _map_if_small(self, mask: MaskToRefine) -> UncertaintyMap | None:
         """Return the all-zero map of a mask that is too small to be refined, else None."""
@@ -254,7 +255,7 @@ def _encoded(u: Tensor, usable: Tensor, frame: Frame, refined: Sequence[bytes]) 
     means = u[:, :height, :width].double().mean((1, 2)).tolist()
     u_cut = u[:, :rows, :columns].cpu().numpy()
     return [
-        UncertaintyMap(encode_uncertainty(u_cut[k], refined[k]), means[k]) if usable[k] else UNKNOWN
+        UncertaintyMap(encode_uncertainty(u_cut[k], refined[k]), means[k]) if usable[k] else NO_MAP
         for k in range(len(u_cut))
     ]
 

@@ -19,7 +19,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.encodings.zarr_array import Array
 
 MASK_AXES = ("mask", "row", "column")
-UNKNOWN = 255
+NOTHING_KNOWN = 255
 """Code of the cells of a map that is not there: what is unknown does not read as certain."""
 PHOTO_BYTES = "photo_bytes"
 """Column of the manifest: the length of a photo's JPEG."""

@@ -20,8 +20,8 @@ from sum_factory.shared.shards.encodings.zarr_layout import (
     GRID_COLUMNS,
     MASK_AXES,
     MASK_MEANING,
+    NOTHING_KNOWN,
     STEP_COLUMNS,
-    UNKNOWN,
     ArrayRows,
     Columns,
     RowCells,
@@ -76,8 +76,8 @@ def _refined_maps(side: int) -> ZarrLayout:
 
 
 def _u(side: int) -> Array:
-    meaning = f"u = code / 250; {UNKNOWN}: nothing is known of this mask, or there is none"
-    return Array("u", (side, side), MASK_AXES, meaning, fill=UNKNOWN)
+    meaning = f"u = code / 250; {NOTHING_KNOWN}: nothing is known of this mask, or there is none"
+    return Array("u", (side, side), MASK_AXES, meaning, fill=NOTHING_KNOWN)
 
 
 def faults(checked: UnitUnderCheck) -> Iterator[str]:
