@@ -145,7 +145,8 @@ class UncertaintyMaker:
             for start in range(0, len(indices), self.batch.size):
                 chunk = indices[start : start + self.batch.size]
                 boxes = _boxes_of([masks[k] for k in chunk]).to(own)
-                said = predict_boxes(self.sam, own, boxes), predict_boxes(self.teacher or self.refiner, other, boxes)
+                other_model = self.teacher or self.refiner
+                said = predict_from_boxes(self.sam, own, boxes), predict_from_boxes(other_model, other, boxes)
                 usable = torch.stack([each.isfinite().flatten(1).all(1) for each in said]).all(0)
                 made = _encoded(refinement(*said), usable, masks[chunk[0]].frame, [b""] * len(chunk))
                 for k, one in zip(chunk, made, strict=True):
@@ -260,13 +261,13 @@ def _encoded(u: Tensor, usable: Tensor, frame: Frame, refined: Sequence[bytes]) 
     ]
 
 
-def predict_boxes(model: PromptedModel | None, embedding: Tensor, boxes: Tensor) -> Tensor:
+def predict_from_boxes(model: PromptedModel | None, embedding: Tensor, boxes: Tensor) -> Tensor:
     """Return the logits (P, H, W) that a model makes of boxes (P, 4), on the embedding (1, C, g, g) of one crop."""
     assert model is not None, "checked when the layer was described"
     corners = boxes.view(-1, 2, 2)
-    kinds = torch.tensor([[BOX_MIN, BOX_MAX]], device=boxes.device).expand(len(boxes), -1)
+    token_types = torch.tensor([[BOX_MIN, BOX_MAX]], device=boxes.device).expand(len(boxes), -1)
     index = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-    return decode_prompts(model, embedding, index, Prompts(corners, kinds))[0][:, 0]
+    return decode_prompts(model, embedding, index, Prompts(corners, token_types))[0][:, 0]
 
 
 def logits_of_label(blob: bytes, cells: int) -> npt.NDArray[np.float32]:

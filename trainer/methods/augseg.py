@@ -39,7 +39,7 @@ from sum_factory.trainer.methods.addition import (
     targets_at,
 )
 from sum_factory.trainer.methods.augmentation import beta, draw, moved, only, pasted, recoloured
-from sum_factory.trainer.methods.teacher import Teacher, WithTeacher, encode_photos, predict_boxes
+from sum_factory.trainer.methods.teacher import Teacher, WithTeacher, encode_photos, predict_from_boxes
 from sum_factory.trainer.prompts import boxes_of
 from sum_factory.trainer.run.settings import CHECKED
 
@@ -105,7 +105,7 @@ class AugSeg(WithTeacher):
         """Return how sure the teacher is of each photo: 1 - entropy of its masks, in bits, in their boxes."""
         indexes = torch.arange(len(batch.targets), device=embeddings.device)
         image_index = batch.targets.image_index
-        logits = predict_boxes(self.teacher.sam, None, embeddings, batch, indexes, image_index)
+        logits = predict_from_boxes(self.teacher.sam, None, embeddings, batch, indexes, image_index)
         sure = 1 - entropy(logits / self.student.recipe.loss.temperature)
         boxed = in_boxes(batch.targets) & batch.targets.valid
         of_masks = (sure * boxed).flatten(1).sum(1) / boxed.flatten(1).sum(1).clamp(min=1)

@@ -22,7 +22,7 @@ from sum_factory.shared.sam.refiner import Refiner
 from sum_factory.trainer.batch import Batch
 from sum_factory.trainer.data.samples import TrainingSample
 from sum_factory.trainer.methods.addition import Addition, Lesson, Student, are_pseudo, with_certainty
-from sum_factory.trainer.methods.teacher import Teacher, WithTeacher, encode_photos, predict_boxes
+from sum_factory.trainer.methods.teacher import Teacher, WithTeacher, encode_photos, predict_from_boxes
 from sum_factory.trainer.run.settings import CHECKED
 
 
@@ -57,7 +57,7 @@ class Discrepancy(Addition):
         student = self.student
         with torch.no_grad(), student.autocast():
             embeddings = encode_photos(student.sam, shown.images)
-            own = predict_boxes(student.sam, student.task_prompt, embeddings, shown, indexes, image_index)
+            own = predict_from_boxes(student.sam, student.task_prompt, embeddings, shown, indexes, image_index)
             other = self._other(embeddings, shown, indexes, image_index)
         return 1 - (own.sigmoid() - other.sigmoid()).abs()
 
@@ -82,7 +82,7 @@ class TeacherStudent(Discrepancy, WithTeacher):
     def _other(self, embeddings: Tensor, shown: Batch, indexes: Tensor, image_index: Tensor) -> Tensor:
         teacher = self.teacher
         own = encode_photos(teacher.sam, shown.images)
-        return predict_boxes(teacher.sam, teacher.task_prompt, own, shown, indexes, image_index)
+        return predict_from_boxes(teacher.sam, teacher.task_prompt, own, shown, indexes, image_index)
 
 
 class DualDecoder(Discrepancy):
@@ -99,7 +99,7 @@ class DualDecoder(Discrepancy):
         self.companion: Refiner = Refiner.copy_of(student.sam).requires_grad_(True)
 
     def _other(self, embeddings: Tensor, shown: Batch, indexes: Tensor, image_index: Tensor) -> Tensor:
-        return predict_boxes(self.companion, self.student.task_prompt, embeddings, shown, indexes, image_index)
+        return predict_from_boxes(self.companion, self.student.task_prompt, embeddings, shown, indexes, image_index)
 
     def _loss_of(self, batch: Batch) -> Callable[[Tensor], Tensor]:
         targets, count = batch.targets, len(batch.targets)
@@ -108,7 +108,7 @@ class DualDecoder(Discrepancy):
 
         def loss(embeddings: Tensor) -> Tensor:
             detached, image_index = embeddings.detach(), targets.image_index
-            logits = predict_boxes(self.companion, self.student.task_prompt, detached, batch, indexes, image_index)
+            logits = predict_from_boxes(self.companion, self.student.task_prompt, detached, batch, indexes, image_index)
             return (targets.loss(logits, logits, None, self.student.recipe.loss) * weight).sum()
 
         return loss

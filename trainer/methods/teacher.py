@@ -72,7 +72,7 @@ class WithTeacher(Addition):
         self.teacher.load(state_dict)
 
 
-def predict_boxes(
+def predict_from_boxes(
     model: PromptedModel,
     task_prompt: TaskPrompt | None,
     embeddings: Tensor,
@@ -86,10 +86,10 @@ def predict_boxes(
     """
     targets = targets_at(batch.targets, indexes)
     corners = boxes_of(targets.masks, targets.stride).view(-1, 2, 2)
-    kinds = torch.tensor([[BOX_MIN, BOX_MAX]], device=corners.device).expand(len(corners), -1)
+    token_types = torch.tensor([[BOX_MIN, BOX_MAX]], device=corners.device).expand(len(corners), -1)
     if task_prompt is not None:
         embeddings = add_vectors(embeddings, task_prompt(batch.tasks).detach())
-    logits, _ = decode_prompts(model, embeddings, image_index, Prompts(corners, kinds))
+    logits, _ = decode_prompts(model, embeddings, image_index, Prompts(corners, token_types))
     return to_grid(logits[:, :1].float(), targets)[:, 0]
 
 
