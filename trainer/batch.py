@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sum_factory.shared.precision import Precision, autocast
-from sum_factory.shared.sam.hq import encode
+from sum_factory.shared.sam.hq import embed
 from sum_factory.shared.sam.task_prompt import TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.data.samples import TrainingSample
@@ -133,13 +133,13 @@ def no_masks(step: int, photos: int, skipped: int, keys: Sequence[str]) -> str:
 
 
 def keep_company(sam: Sam, precision: Precision) -> None:
-    """Take part in what other processes compute of blocks that are sharded: encode an empty photo, and learn nothing.
+    """Take part in what other processes compute of blocks that are sharded: embed an empty photo, and learn nothing.
 
     A process calls this where others have masks and it has none; else they would wait for it.
     """
     side = int(sam.image_encoder.img_size)
     with autocast(sam.device.type, precision):
-        embeddings = encode(sam, torch.zeros(1, 3, side, side, device=sam.device))
+        embeddings = embed(sam, torch.zeros(1, 3, side, side, device=sam.device))
     if embeddings.requires_grad:
         embeddings.backward(torch.zeros_like(embeddings))  # type: ignore[no-untyped-call]
 
@@ -164,7 +164,7 @@ def backpropagate(
     """
     device = batch.images.device
     with autocast(device.type, precision):
-        embeddings = encode(sam, batch.images).to(batch.images.dtype)
+        embeddings = embed(sam, batch.images).to(batch.images.dtype)
         leaf = embeddings.detach().requires_grad_(embeddings.requires_grad)
         vectors = None if task_prompt is None else task_prompt(batch.tasks)
         vector_leaf = None if vectors is None else vectors.detach().requires_grad_()

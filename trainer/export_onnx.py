@@ -30,7 +30,7 @@ from sum_factory.shared.placement import Frame
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts, decode_prompts
-from sum_factory.shared.sam.hq import HqMaskDecoder, HqOutput, encode, hq_logits, split
+from sum_factory.shared.sam.hq import HqMaskDecoder, HqOutput, embed, hq_logits, split
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.shared.store.local_files import TEMPORARY_PREFIX
@@ -61,7 +61,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode a scaled photo, float32 (1, 3, h, w)."""
-        return encode(self.sam, self.sam.preprocess(image))
+        return embed(self.sam, self.sam.preprocess(image))
 
 
 class Decoder(SamOnnxModel):  # type: ignore[misc]
@@ -184,7 +184,7 @@ def _write_checked(loaded: LoadedSam, folder: Path) -> float:
     with Stage(f"comparing {ENCODER} with torch"):
         encoded = _Session(folder / ENCODER)
         images = [torch.rand(1, 3, *_scaled(side, size), generator=_random()) * 255 for size in CHECKED_SIZES[:2]]
-        differences = [encoded.difference({"image": image}, [encode(sam, sam.preprocess(image))]) for image in images]
+        differences = [encoded.difference({"image": image}, [embed(sam, sam.preprocess(image))]) for image in images]
     cases = _cases(sam)
     with Stage(f"writing {DECODER}"):
         of = HqDecoder if isinstance(sam.mask_decoder, HqMaskDecoder) else Decoder

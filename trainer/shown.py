@@ -16,7 +16,7 @@ from sum_factory.shared.drawing import draw_mask
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.placement import CELL
 from sum_factory.shared.precision import autocast
-from sum_factory.shared.sam.hq import encode
+from sum_factory.shared.sam.hq import embed
 from sum_factory.trainer.batch import Batch, collate
 from sum_factory.trainer.data.coded import Sample
 from sum_factory.trainer.data.contact_sheet import colour_of
@@ -82,7 +82,7 @@ def _picture(recipe: Recipe, model: Model, sample: Sample, name: str) -> RgbImag
 def _rounds(recipe: Recipe, model: Model, batch: Batch) -> list[RoundResult]:
     sam, task_prompt = model.sam, model.task_prompt
     with autocast(sam.device.type, recipe.computed_in):
-        embeddings = encode(sam, batch.images).to(batch.images.dtype)
+        embeddings = embed(sam, batch.images).to(batch.images.dtype)
         vectors = None if task_prompt is None else task_prompt(batch.tasks)
         return whole_rounds(play_rounds(sam, embeddings, vectors, batch.targets, recipe.interactive, batch.random))
 

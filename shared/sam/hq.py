@@ -72,13 +72,13 @@ def _upscaling(channels: int, middle: int, out: int) -> nn.Sequential:
     )
 
 
-def encode(sam: Sam, images: Tensor) -> Tensor:
+def embed(sam: Sam, images: Tensor) -> Tensor:
     """Encode photos (B, 3, S, S) to what ``decode_prompts`` takes: (B, C, g, g), of HQ-SAM (B, 3 C, g, g)."""
-    return encode_for(sam.image_encoder, [sam.mask_decoder], images)[0]
+    return embed_for_decoders(sam.image_encoder, [sam.mask_decoder], images)[0]
 
 
-def encode_for(encoder: ImageEncoderViT, decoders: Sequence[MaskDecoder], images: Tensor) -> list[Tensor]:
-    """Encode photos (B, 3, S, S) once for several decoders; return for each what ``encode`` gives its model."""
+def embed_for_decoders(encoder: ImageEncoderViT, decoders: Sequence[MaskDecoder], images: Tensor) -> list[Tensor]:
+    """Encode photos (B, 3, S, S) once for several decoders; return for each what ``embed`` gives its model."""
     if not any(isinstance(decoder, HqMaskDecoder) for decoder in decoders):
         return [encoder(images)] * len(decoders)
     x = encoder.patch_embed(images)
@@ -102,7 +102,7 @@ def _with_features(decoder: MaskDecoder, raw: Tensor, early: Tensor) -> Tensor:
 
 
 def add_vectors(embeddings: Tensor, vectors: Tensor) -> Tensor:
-    """Add task vectors (B, C) to embeddings as ``encode`` makes them; HQ-SAM's features stay those of the raw ones."""
+    """Add task vectors (B, C) to embeddings as ``embed`` makes them; HQ-SAM's features stay those of the raw ones."""
     added = vectors[:, :, None, None]
     channels = vectors.shape[1]
     if embeddings.shape[1] == channels:

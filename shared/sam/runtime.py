@@ -17,7 +17,7 @@ from sum_factory.shared.placement import CropBox, resized_size
 from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, autocast, resolve
 from sum_factory.shared.sam.attention import attend_in_pieces
 from sum_factory.shared.sam.fast_linear import use_fast_linear
-from sum_factory.shared.sam.hq import encode_for
+from sum_factory.shared.sam.hq import embed_for_decoders
 from sum_factory.shared.sam.upstream import Sam
 
 
@@ -86,7 +86,7 @@ def _embed_resized(sams: Sequence[Sam], resized: npt.NDArray[np.uint8], precisio
     pixels = torch.as_tensor(resized, device=sams[0].device).permute(2, 0, 1)[None].contiguous()
     with autocast(sams[0].device.type, precision):
         decoders = [sam.mask_decoder for sam in sams]
-        found = encode_for(sams[0].image_encoder, decoders, sams[0].preprocess(pixels))
+        found = embed_for_decoders(sams[0].image_encoder, decoders, sams[0].preprocess(pixels))
     return [features.float() for features in found]
 
 

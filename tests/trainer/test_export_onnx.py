@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from sum_factory.shared.errors import InputError, SettingsError
 from sum_factory.shared.placement import Frame, resized_size
 from sum_factory.shared.sam.checkpoint import load_sam, to_safetensors
-from sum_factory.shared.sam.hq import encode
+from sum_factory.shared.sam.hq import embed
 from sum_factory.shared.sam.runtime import resize
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.sam.task_prompt import STATE_KEY
@@ -168,8 +168,8 @@ def test_products_filter_as_fourier_transforms_do() -> None:
 
 
 def test_outputs_that_differ_leave_no_file(tiny_weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "encode", lambda *given: encode(*given) * 1.01)
-    monkeypatch.setattr(Encoder, "forward", lambda self, image: encode(self.sam, self.sam.preprocess(image)))
+    monkeypatch.setattr(module, "embed", lambda *given: embed(*given) * 1.01)
+    monkeypatch.setattr(Encoder, "forward", lambda self, image: embed(self.sam, self.sam.preprocess(image)))
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / ENCODER).write_bytes(b"an older one")
     with pytest.raises(

@@ -23,7 +23,7 @@ from sum_factory.shared.errors import CheckpointError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, NothingDrawn, build_architecture
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, PAD, POSITIVE, Prompts, decode_prompts
-from sum_factory.shared.sam.hq import HqMaskDecoder, HqOutput, add_vectors, encode
+from sum_factory.shared.sam.hq import HqMaskDecoder, HqOutput, add_vectors, embed
 from sum_factory.shared.sam.runtime import Embedder, Runtime
 from sum_factory.shared.sam.settings import WEIGHTS_FILE as WEIGHTS
 from sum_factory.trainer.evaluation.run import load_weights
@@ -121,7 +121,7 @@ def test_forward_pass_is_that_of_the_equations(
     sam.mask_decoder.hq_output = output
     vector = torch.randn(32, generator=torch.Generator().manual_seed(3)) if has_task else None
     with torch.no_grad():
-        embedding = encode(sam, images)
+        embedding = embed(sam, images)
         source = embedding if vector is None else add_vectors(embedding, vector.expand(2, -1))
         logits, iou = decode_prompts(sam, source, torch.tensor([1]), prompts)
         expected = by_the_equations(sam, images[1:], vector, prompts, output)
@@ -271,7 +271,7 @@ def test_hq_trains_by_its_own_protocol_and_in_seven_rounds(
 def test_predicted_iou_teaches_nothing(hq_sam: Sam, images: Tensor) -> None:
     """SAM's IoU head is frozen and speaks of SAM's mask: no gradient of it may reach the HQ token."""
     with torch.no_grad():
-        embedding = encode(hq_sam, images)
+        embedding = embed(hq_sam, images)
     _, iou = decode_prompts(hq_sam, embedding, torch.tensor([0]), POINT)
     assert not iou.requires_grad
 

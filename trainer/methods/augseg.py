@@ -39,7 +39,7 @@ from sum_factory.trainer.methods.addition import (
     targets_at,
 )
 from sum_factory.trainer.methods.augmentation import beta, draw, moved, only, pasted, recoloured
-from sum_factory.trainer.methods.teacher import Teacher, WithTeacher, encode_photos, predict_from_boxes
+from sum_factory.trainer.methods.teacher import Teacher, WithTeacher, embed_photos, predict_from_boxes
 from sum_factory.trainer.prompts import boxes_of
 from sum_factory.trainer.run.settings import CHECKED
 
@@ -79,7 +79,7 @@ class AugSeg(WithTeacher):
         if views_of_teacher is None:
             return super().lesson([sample for sample in samples if not is_pseudo(sample)], step)
         with torch.no_grad(), self.student.autocast():
-            embeddings = encode_photos(self.teacher.sam, views_of_teacher.images)
+            embeddings = embed_photos(self.teacher.sam, views_of_teacher.images)
             confidence = self._confidence(embeddings, views_of_teacher)
         strong = {n: self._strong(view, sure) for (n, view), sure in zip(weak.items(), confidence, strict=True)}
         views = {n: view for n, (view, _) in strong.items()}

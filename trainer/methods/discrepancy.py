@@ -22,7 +22,7 @@ from sum_factory.shared.sam.refiner import Refiner
 from sum_factory.trainer.batch import Batch
 from sum_factory.trainer.data.samples import TrainingSample
 from sum_factory.trainer.methods.addition import Addition, Lesson, Student, are_pseudo, with_certainty
-from sum_factory.trainer.methods.teacher import Teacher, WithTeacher, encode_photos, predict_from_boxes
+from sum_factory.trainer.methods.teacher import Teacher, WithTeacher, embed_photos, predict_from_boxes
 from sum_factory.trainer.run.settings import CHECKED
 
 
@@ -56,7 +56,7 @@ class Discrepancy(Addition):
         shown = replace(batch, images=batch.images[photos], tasks=batch.tasks[photos])
         student = self.student
         with torch.no_grad(), student.autocast():
-            embeddings = encode_photos(student.sam, shown.images)
+            embeddings = embed_photos(student.sam, shown.images)
             own = predict_from_boxes(student.sam, student.task_prompt, embeddings, shown, indexes, image_index)
             other = self._other(embeddings, shown, indexes, image_index)
         return 1 - (own.sigmoid() - other.sigmoid()).abs()
@@ -81,7 +81,7 @@ class TeacherStudent(Discrepancy, WithTeacher):
 
     def _other(self, embeddings: Tensor, shown: Batch, indexes: Tensor, image_index: Tensor) -> Tensor:
         teacher = self.teacher
-        own = encode_photos(teacher.sam, shown.images)
+        own = embed_photos(teacher.sam, shown.images)
         return predict_from_boxes(teacher.sam, teacher.task_prompt, own, shown, indexes, image_index)
 
 

@@ -26,7 +26,7 @@ from sum_factory.trainer.interactive import (
     to_grid,
 )
 from sum_factory.trainer.methods.addition import Addition, Lesson, Student, are_pseudo, in_common, put, targets_at
-from sum_factory.trainer.methods.teacher import encode_photos
+from sum_factory.trainer.methods.teacher import embed_photos
 from sum_factory.trainer.run.settings import CHECKED
 
 
@@ -56,7 +56,7 @@ class SelfDistillation(Addition):
         indexes = indexes.to(plain.batch.images.device)
         photos, image_index = torch.unique(plain.batch.targets.image_index[indexes], return_inverse=True)
         with self.student.autocast():
-            embeddings = encode_photos(self.frozen, plain.batch.images[photos])
+            embeddings = embed_photos(self.frozen, plain.batch.images[photos])
         return Lesson(plain.batch, Likeness(self.frozen, embeddings, indexes, image_index, self.settings.weight))
 
 

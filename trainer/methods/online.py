@@ -31,7 +31,7 @@ from sum_factory.trainer.methods.addition import (
     targets_at,
     with_certainty,
 )
-from sum_factory.trainer.methods.teacher import Teacher, encode_photos
+from sum_factory.trainer.methods.teacher import Teacher, embed_photos
 from sum_factory.trainer.prompts import boxes_of, cells_to_input, sample_cells
 from sum_factory.trainer.randomness import RowGenerators
 from sum_factory.trainer.run.distributed import Ranks
@@ -107,7 +107,7 @@ class Online(Addition):
         photos, image_index = torch.unique(targets.image_index, return_inverse=True)
         sam = self.snapshot.sam
         with self.student.autocast():
-            embeddings = encode_photos(sam, images[photos])
+            embeddings = embed_photos(sam, images[photos])
             r = Refiner(sam.prompt_encoder, sam.mask_decoder).refine(embeddings, image_index, points, boxes, s[:, 0])
         u = (s[:, 0].sigmoid() - r.float().sigmoid()).abs()
         return 1 - to_grid(u[:, None], targets)[:, 0].clamp(0, 1)

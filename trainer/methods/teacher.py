@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, PromptedModel, Prompts, decode_prompts
-from sum_factory.shared.sam.hq import add_vectors, encode
+from sum_factory.shared.sam.hq import add_vectors, embed
 from sum_factory.shared.sam.task_prompt import TaskPrompt
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.batch import Batch
@@ -93,7 +93,7 @@ def predict_from_boxes(
     return to_grid(logits[:, :1].float(), targets)[:, 0]
 
 
-def encode_photos(sam: Sam, images: Tensor) -> Tensor:
+def embed_photos(sam: Sam, images: Tensor) -> Tensor:
     """Return what a model makes of photos (B, 3, S, S), float32, without a graph."""
     with torch.no_grad():
-        return encode(sam, images).to(images.dtype)
+        return embed(sam, images).to(images.dtype)
