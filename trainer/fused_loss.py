@@ -38,19 +38,19 @@ class FusedMaskLoss(torch.autograd.Function):
         weight = ((2 * s.alpha - 1) * y).add_(1 - s.alpha).mul_(v)
         weight = weight if c is None else weight.mul_(c)
         p = z.sigmoid()
-        entropy = (1 - y).mul_(z).sub_(F.logsigmoid(z))
+        cross_entropy = (1 - y).mul_(z).sub_(F.logsigmoid(z))
         off = p - y
         power = off.square() if s.gamma == 2 else off.abs().pow_(s.gamma)
         pixels = v.sum(1, keepdim=True).clamp(min=1)
         power.mul_(weight)
-        focal = (power * entropy).sum(1, keepdim=True) / pixels
+        focal = (power * cross_entropy).sum(1, keepdim=True) / pixels
         overlap = torch.minimum(p, y).mul_(k).sum(1, keepdim=True)
         total = (p + y).mul_(k).sum(1, keepdim=True)
         share = (2 * overlap + s.epsilon) / (total + s.epsilon)
         if ctx.needs_input_grad[0]:
             slope = p * (1 - p)
             focal_scale = s.focal_weight / pixels
-            steep = _steepness(off, s.gamma).mul_(weight).mul_(entropy).mul_(slope)
+            steep = _steepness(off, s.gamma).mul_(weight).mul_(cross_entropy).mul_(slope)
             gradient = power.mul_(off).add_(steep).mul_(focal_scale)
             dice_scale = s.dice_weight / (total + s.epsilon)
             below = (p < y).to(z.dtype).mul_(-2 * dice_scale).add_(share * dice_scale)

@@ -57,10 +57,10 @@ def focal_loss(
 ) -> Tensor:
     """UA-focal: the mean over *all* valid pixels of c * focal(p, y); not divided by the sum of c."""
     wanted = targets.to(logits.dtype)
-    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     miss = (wanted - logits.sigmoid()).abs()
     balance = wanted * settings.alpha + (1 - wanted) * (1 - settings.alpha)
-    per_pixel = balance * miss**settings.gamma * entropy
+    per_pixel = balance * miss**settings.gamma * cross_entropy
     if certainty is not None:
         per_pixel = per_pixel * certainty
     pixels = valid.flatten(1).sum(1).clamp(min=1)

@@ -55,11 +55,11 @@ def best_iou(logits: Tensor, targets: Tensor, image_index: Tensor, empty: Tensor
 def mask_loss(logits: Tensor, targets: Tensor, balance: float) -> Tensor:
     """Return cross-entropy + Dice, (P,), of ``logits`` (P, T, T); ``balance`` 1 gives both classes half the weight."""
     wanted = targets.float()
-    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").flatten(1)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").flatten(1)
     share = wanted.flatten(1).mean(1, keepdim=True).clamp(1e-3, 1 - 1e-3)
     balanced = torch.where(targets.flatten(1), 0.5 / share, 0.5 / (1 - share))
-    entropy = (entropy * (balance * balanced + (1 - balance) * 3.0)).mean(1)
+    cross_entropy = (cross_entropy * (balance * balanced + (1 - balance) * 3.0)).mean(1)
     probability = logits.sigmoid().flatten(1)
     overlap = (probability * wanted.flatten(1)).sum(1)
     dice = 1 - (2 * overlap + 1) / (probability.sum(1) + wanted.flatten(1).sum(1) + 1)
-    return entropy + dice
+    return cross_entropy + dice
