@@ -16,8 +16,8 @@ from sum_factory.shared.codecs.codes import Codes
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
 from sum_factory.shared.shards.image_rows import digests_of
-from sum_factory.shared.shards.kinds import kinds, parts_of
-from sum_factory.shared.shards.kinds.kind import Part
+from sum_factory.shared.shards.kinds import kinds, planes_of
+from sum_factory.shared.shards.kinds.kind import Plane
 from sum_factory.shared.shards.manifest import UnitRecord
 from sum_factory.shared.store.storage import Storage
 
@@ -107,10 +107,10 @@ class LayerReader(Protocol):
     def rows(self, unit: int) -> UnitRows:
         """Return the rows of a unit. Raises ``ShardError`` if it is not committed, damaged, or of other masks."""
 
-    def read(self, unit: int, picked: Picked, part: Part) -> Codes:
-        """Read and decode a ``part`` ("label", "u" or "refined") of what is ``picked`` of a unit, and nothing else.
+    def read(self, unit: int, picked: Picked, plane: Plane) -> Codes:
+        """Read and decode a ``plane`` ("label", "u" or "refined") of what is ``picked`` of a unit, and nothing else.
 
-        Raises ``ShardError`` if the layer has no such part, if nothing is known of one of them, and for data that are
+        Raises ``ShardError`` if the layer has no such plane, if nothing is known of one of them, and for data that are
         missing, fail their CRC-32, or do not decode.
         """
 
@@ -121,10 +121,10 @@ class LayerReader(Protocol):
         """
 
 
-def require_part(layer: Layer, part: Part, rows: UnitRows, picked: npt.NDArray[np.int64], place: str) -> None:
-    """Raise ``ShardError`` if a layer has no such part, or nothing is known of one of the masks ``picked``."""
-    if part not in parts_of(layer):
-        raise ShardError(f"{place}: layer {layer.name} has no {part}, but {' and '.join(parts_of(layer))}")
+def require_plane(layer: Layer, plane: Plane, rows: UnitRows, picked: npt.NDArray[np.int64], place: str) -> None:
+    """Raise ``ShardError`` if a layer has no such plane, or nothing is known of one of the masks ``picked``."""
+    if plane not in planes_of(layer):
+        raise ShardError(f"{place}: layer {layer.name} has no {plane}, but {' and '.join(planes_of(layer))}")
     unknown = np.flatnonzero(~are_known(rows, picked))
     if unknown.size:
         raise ShardError(f"{place}: nothing is known of mask {picked[unknown[0]]} of unit {rows.record.unit}")

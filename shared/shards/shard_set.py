@@ -36,7 +36,7 @@ from sum_factory.shared.shards.encoding import bounds_of, data_files, open_reade
 from sum_factory.shared.shards.image_rows import ImageRows as ImageRows
 from sum_factory.shared.shards.image_rows import UncertaintyRow as UncertaintyRow
 from sum_factory.shared.shards.image_rows import digests_of, image_rows, uncertainty_rows
-from sum_factory.shared.shards.kinds import kind_of, parts_of
+from sum_factory.shared.shards.kinds import kind_of, planes_of
 from sum_factory.shared.shards.manifest import UnitRecord, check_manifest, manifest_path, read_manifest, read_record
 from sum_factory.shared.shards.manifest_checks import require_columns, require_rows
 from sum_factory.shared.shards.reader import LayerReader, UnitRows
@@ -300,7 +300,7 @@ class ShardSet:
         known = [row.row for row in rows if row.u_valid]
         maps = self.reader(name).read(number, known, "u")
         labels = None
-        if refined and "refined" in parts_of(self.layer(name)):
+        if refined and "refined" in planes_of(self.layer(name)):
             labels = self.reader(name).read(number, known, "refined")
         made = iter(
             [Uncertainty(maps.values(k), None if labels is None else labels.values(k)) for k in range(len(known))]

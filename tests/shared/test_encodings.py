@@ -20,7 +20,7 @@ from sum_factory.shared.codecs.logits import decode_logits
 from sum_factory.shared.codecs.uncertainty import decode_u, refined_label
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, PHOTOS
-from sum_factory.shared.shards.kinds.kind import Part
+from sum_factory.shared.shards.kinds.kind import Plane
 from sum_factory.shared.shards.manifest import crop_of, manifest_path
 from sum_factory.shared.shards.photos import read_photo
 from sum_factory.shared.shards.sam_outputs import (
@@ -37,8 +37,8 @@ from sum_factory.shared.store.storage import Storage
 
 REFINEMENT, ENTROPY = "uncertainty/refinement", "uncertainty/entropy"
 LAYERS = (MASKS, REFINEMENT, ENTROPY, LOGITS, EMBEDDINGS, PHOTOS)
-PARTS: tuple[tuple[str, Part], ...] = ((MASKS, "label"), (REFINEMENT, "u"), (REFINEMENT, "refined"), (ENTROPY, "u"))
-DECODE: dict[Part, Callable[[bytes], npt.NDArray[np.float32]]] = {
+PLANES: tuple[tuple[str, Plane], ...] = ((MASKS, "label"), (REFINEMENT, "u"), (REFINEMENT, "refined"), (ENTROPY, "u"))
+DECODE: dict[Plane, Callable[[bytes], npt.NDArray[np.float32]]] = {
     "label": decode_label,
     "u": decode_u,
     "refined": lambda blob: decode_label(refined_label(blob)),
@@ -63,16 +63,16 @@ def files_of(known_set: Any, layer: str, unit: int) -> list[Path]:
     return [known_set.folder / name for name in known_set.open().data_files(unit, layer)]
 
 
-@pytest.mark.parametrize(("layer", "part"), PARTS)
-def test_masks_are_read_as_the_plain_decoders_read_their_blobs(known_set: Any, layer: str, part: Part) -> None:
+@pytest.mark.parametrize(("layer", "plane"), PLANES)
+def test_masks_are_read_as_the_plain_decoders_read_their_blobs(known_set: Any, layer: str, plane: Plane) -> None:
     reader = known_set.open().reader(layer)
     for unit, masks in enumerate(known_set.units):
         rows = np.random.default_rng(unit).permutation(known_rows(known_set, layer, unit))
-        codes = reader.read(unit, rows, part)
+        codes = reader.read(unit, rows, plane)
         assert len(codes) == len(rows)
         assert (len(rows) > 0) == (len(masks) > 0)
         for k, row in enumerate(rows):
-            expected = DECODE[part](known_set.blobs(layer, unit)[row])
+            expected = DECODE[plane](known_set.blobs(layer, unit)[row])
             found = codes.values(k)
             np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
             height, width = codes.sizes[k]
@@ -195,22 +195,22 @@ def test_only_what_is_picked_is_read(known_set: Any, monkeypatch: pytest.MonkeyP
     assert len(spans) == 1
 
 
-@pytest.mark.parametrize(("layer", "part"), PARTS)
-def test_damage_is_refused_where_it_is_and_nowhere_else(own_set: Any, layer: str, part: Part) -> None:
+@pytest.mark.parametrize(("layer", "plane"), PLANES)
+def test_damage_is_refused_where_it_is_and_nowhere_else(own_set: Any, layer: str, plane: Plane) -> None:
     reader = own_set.open().reader(layer)
-    prefix = "refined_" if f"{part}_offset" in reader.rows(0).columns else ""
+    prefix = "refined_" if f"{plane}_offset" in reader.rows(0).columns else ""
     has_data = reader.rows(0)[f"{prefix}length"] > 0  # in Zarr an empty mask has no chunk
     row, *others = [row for row in known_rows(own_set, layer, 0) if has_data[row]][5:8]
-    path = files_of(own_set, layer, 0)[-1 if part == "refined" else 0]
+    path = files_of(own_set, layer, 0)[-1 if plane == "refined" else 0]
     data = bytearray(path.read_bytes())
     data[int(reader.rows(0)[f"{prefix}offset"][row]) + 3] ^= 4
     path.write_bytes(data)
     with pytest.raises(ShardError, match=rf"{path.name}: the blob at byte \d+ fails its checksum"):
-        reader.read(0, [others[0], row], part)
-    assert len(reader.read(0, others, part)) == len(others)
+        reader.read(0, [others[0], row], plane)
+    assert len(reader.read(0, others, plane)) == len(others)
     path.unlink()
     with pytest.raises(ShardError, match=rf"{path.name}: missing"):
-        reader.read(0, others, part)
+        reader.read(0, others, plane)
     with pytest.raises(ShardError, match=rf"{path.name}.*: 0 bytes, expected \d+; not trained on"):
         own_set.open().require_whole(0, layer, reader.rows(0).record)
 
@@ -279,10 +279,10 @@ def test_layer_of_an_unknown_encoding_is_named(write_known: Callable[[Path, str]
 
 def test_encodings_give_equal_codes_and_tables(write_known: Callable[[Path, str], Any], tmp_path: Path) -> None:
     one, other = (write_known(tmp_path / encoding, encoding) for encoding in ("tar", "zarr"))
-    for layer, part in PARTS:
+    for layer, plane in PLANES:
         for unit in range(3):
             rows = known_rows(one, layer, unit)
-            a, b = (each.open().reader(layer).read(unit, rows, part) for each in (one, other))
+            a, b = (each.open().reader(layer).read(unit, rows, plane) for each in (one, other))
             np.testing.assert_array_equal(a.grid, b.grid)
             np.testing.assert_array_equal(a.table, b.table)
             np.testing.assert_array_equal(a.sizes, b.sizes)

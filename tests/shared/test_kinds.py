@@ -12,7 +12,7 @@ import pytest
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards import kinds as package
 from sum_factory.shared.shards.dataset import OUTPUTS, Layer
-from sum_factory.shared.shards.kinds import comparable, is_unknown, kind_of, kinds, parts_of, schema_of
+from sum_factory.shared.shards.kinds import comparable, is_unknown, kind_of, kinds, planes_of, schema_of
 
 NEW = """
 from sum_factory.shared.shards.kinds.kind import LayerKind
@@ -70,10 +70,10 @@ def test_row_is_unknown_where_its_kind_says_so() -> None:
 
 
 def test_parts_follow_from_what_made_the_layer() -> None:
-    assert parts_of(Layer("masks", "tar", {}, {})) == ("label",)
-    assert parts_of(Layer("uncertainty/a", "tar", {}, {"refiner": {}})) == ("u", "refined")
-    assert parts_of(Layer("uncertainty/a", "tar", {}, {})) == ("u",)
-    assert parts_of(Layer("photos", "tar", {}, {})) == ()
+    assert planes_of(Layer("masks", "tar", {}, {})) == ("label",)
+    assert planes_of(Layer("uncertainty/a", "tar", {}, {"refiner": {}})) == ("u", "refined")
+    assert planes_of(Layer("uncertainty/a", "tar", {}, {})) == ("u",)
+    assert planes_of(Layer("photos", "tar", {}, {})) == ()
 
 
 def test_ids_of_masks_and_of_kept_layers_do_not_count_where_sets_are_compared() -> None:

@@ -12,8 +12,8 @@ from sum_factory.shared.codecs.fast import decode_labels, decode_maps, decode_re
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import Layer
 from sum_factory.shared.shards.encodings.tar_layer import tar_path
-from sum_factory.shared.shards.kinds.kind import Part
-from sum_factory.shared.shards.reader import DataStore, Picked, UnitRows, read_blobs, require_part
+from sum_factory.shared.shards.kinds.kind import Plane
+from sum_factory.shared.shards.reader import DataStore, Picked, UnitRows, read_blobs, require_plane
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class TarReader:
     layer: Layer
     rows: Callable[[int], UnitRows]
 
-    def read(self, unit: int, picked: Picked, part: Part) -> Codes:
+    def read(self, unit: int, picked: Picked, plane: Plane) -> Codes:
         """Read and decode masks: see ``LayerReader``."""
         numbers, name = np.asarray(picked, np.int64), tar_path(self.layer.name, unit)
-        require_part(self.layer, part, self.rows(unit), numbers, self.storage.path(name))
+        require_plane(self.layer, plane, self.rows(unit), numbers, self.storage.path(name))
         blobs = read_blobs(self.storage, name, self.rows(unit), numbers)
         try:
-            if part == "u":
+            if plane == "u":
                 return decode_maps(blobs)
-            return (decode_labels(blobs) if part == "label" else decode_refined(blobs)).codes()
+            return (decode_labels(blobs) if plane == "label" else decode_refined(blobs)).codes()
         except ShardError as error:
             raise ShardError(f"{self.storage.path(name)}: {error}") from error
 

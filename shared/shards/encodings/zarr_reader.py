@@ -19,8 +19,8 @@ from sum_factory.shared.shards.dataset import Layer
 from sum_factory.shared.shards.encodings.zarr_array import Array, Cells
 from sum_factory.shared.shards.encodings.zarr_layer import column_prefix, shard_path
 from sum_factory.shared.shards.encodings.zarr_layout import ZarrLayout
-from sum_factory.shared.shards.kinds.kind import Part
-from sum_factory.shared.shards.reader import DataStore, Picked, UnitRows, are_known, read_blobs, require_part
+from sum_factory.shared.shards.kinds.kind import Plane
+from sum_factory.shared.shards.reader import DataStore, Picked, UnitRows, are_known, read_blobs, require_plane
 
 BATCH = 16 << 20
 """Bytes of cells of an array that ``blobs`` holds at once, but for a row that has more."""
@@ -50,20 +50,20 @@ class ZarrReader:
     layout: ZarrLayout
     rows: Callable[[int], UnitRows]
 
-    def read(self, unit: int, picked: Picked, part: Part) -> Codes:
+    def read(self, unit: int, picked: Picked, plane: Plane) -> Codes:
         """Read and decode masks: see ``LayerReader``."""
         numbers, of_unit = np.asarray(picked, np.int64), self.rows(unit)
         place = self.storage.path(f"{self.layer.name}.zarr")
-        require_part(self.layer, part, of_unit, numbers, place)
-        (array,) = (array for array in self.layout.arrays if array.name == part)
+        require_plane(self.layer, plane, of_unit, numbers, place)
+        (array,) = (array for array in self.layout.arrays if array.name == plane)
         prefix = column_prefix(self.layout, array)
         if array.fill and not of_unit[f"{prefix}length"][numbers].all():
-            raise ShardError(f"{place}, unit {unit}: a mask that is known has no {part}; run `labelgen verify`")
+            raise ShardError(f"{place}, unit {unit}: a mask that is known has no {plane}; run `labelgen verify`")
         grid = self._cells(unit, of_unit, numbers, array)
         sizes = np.stack([of_unit["grid_height"][numbers], of_unit["grid_width"][numbers]], 1).astype(np.int64)
         height, width = sizes.max(0, initial=0)
         grid = grid[:, :height, :width]
-        if part == "u":
+        if plane == "u":
             return Codes(grid, map_tables(len(grid)), sizes)
         typical = of_unit[f"{prefix}typical"][numbers].astype(np.float32)
         return Labels(grid, typical, of_unit[f"{prefix}steps"][numbers].astype(np.uint8), sizes).codes()

@@ -17,7 +17,7 @@ import pyarrow as pa
 from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import ENCODINGS, OF_MASKS, REMEDY_FOR_DATASET, Dataset, Layer
 from sum_factory.shared.shards.encodings.zarr_layout import ZarrLayout
-from sum_factory.shared.shards.kinds.kind import LayerKind, Part
+from sum_factory.shared.shards.kinds.kind import LayerKind, Plane
 from sum_factory.shared.shards.manifest import COMMON_COLUMNS
 
 
@@ -61,9 +61,9 @@ def zarr_layout_of(dataset: Dataset, layer: Layer) -> ZarrLayout:
     return kind_of(layer.name).zarr_layout(dataset, layer)
 
 
-def parts_of(layer: Layer) -> tuple[Part, ...]:
+def planes_of(layer: Layer) -> tuple[Plane, ...]:
     """Return what a layer holds of a mask as grids of codes."""
-    return kind_of(layer.name).parts(layer)
+    return kind_of(layer.name).planes(layer)
 
 
 def is_unknown(row: Mapping[str, Any]) -> bool:

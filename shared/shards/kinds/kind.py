@@ -15,7 +15,7 @@ from sum_factory.shared.shards.encodings.zarr_layout import ZarrLayout
 if TYPE_CHECKING:
     from sum_factory.shared.shards.shard_set import ShardSet
 
-Part = Literal["label", "u", "refined"]
+Plane = Literal["label", "u", "refined"]
 """What a layer holds of a mask, as grids of codes. In a Zarr layer each is an array."""
 Row = Mapping[str, Any]
 Per = Literal["mask", "image", "crop"]
@@ -36,7 +36,7 @@ class UnitUnderCheck:
     masks: Sequence[Row]
 
 
-def _no_parts(layer: Layer) -> tuple[Part, ...]:
+def _no_planes(layer: Layer) -> tuple[Plane, ...]:
     return ()
 
 
@@ -76,7 +76,7 @@ class LayerKind:
     """Whether it holds outputs of SAM, from which maps of uncertainty can be made later (``--use-kept``)."""
     known_column: str = ""
     """The column, if there is one, that is False where nothing is known of a mask."""
-    parts: Callable[[Layer], tuple[Part, ...]] = _no_parts
+    planes: Callable[[Layer], tuple[Plane, ...]] = _no_planes
     """What a layer holds of a mask as grids of codes; nothing, where blobs are read as they are."""
     has_empty_member: bool = True
     """Whether an image without blobs has an empty member in a tar, rather than none."""

@@ -84,5 +84,5 @@ KIND = LayerKind(
     member="labels",
     faults=faults,
     contents="masks",
-    parts=lambda layer: ("label",),
+    planes=lambda layer: ("label",),
 )

@@ -31,11 +31,11 @@ from sum_factory.shared.shards.encodings.zarr_layout import (
     size_columns,
     step_columns,
 )
-from sum_factory.shared.shards.kinds.kind import LayerKind, Part, Row, UnitUnderCheck, faults_by_mask, input_side_of
+from sum_factory.shared.shards.kinds.kind import LayerKind, Plane, Row, UnitUnderCheck, faults_by_mask, input_side_of
 from sum_factory.shared.shards.manifest import crop_of
 
 
-def parts(layer: Layer) -> tuple[Part, ...]:
+def planes(layer: Layer) -> tuple[Plane, ...]:
     """Return the map u and, made by a refiner, the refined label."""
     return ("u", "refined") if "refiner" in layer.weights else ("u",)
 
@@ -43,7 +43,7 @@ def parts(layer: Layer) -> tuple[Part, ...]:
 def zarr_layout(dataset: Dataset, layer: Layer) -> ZarrLayout:
     """Return an array of maps and, made by a refiner, one of refined labels."""
     side = input_side_of(dataset) // CELL
-    return _refined_maps(side) if "refined" in parts(layer) else _maps(side)
+    return _refined_maps(side) if "refined" in planes(layer) else _maps(side)
 
 
 def _maps(side: int) -> ZarrLayout:
@@ -82,7 +82,7 @@ def _u(side: int) -> Array:
 
 def faults(checked: UnitUnderCheck) -> Iterator[str]:
     """Yield which maps do not decode, are of another size than their mask, or do not have the mean of their row."""
-    has_refined = "refined" in parts(checked.layer)
+    has_refined = "refined" in planes(checked.layer)
 
     def fault_of(row: Row, blob: bytes, mask: Row, number: int) -> str | None:
         return _fault_of_map(row, blob, Frame(checked.shards.input_side, crop_of(mask)), has_refined)
@@ -117,5 +117,5 @@ KIND = LayerKind(
     is_family=True,
     of_masks=True,
     known_column="u_valid",
-    parts=parts,
+    planes=planes,
 )

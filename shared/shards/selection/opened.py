@@ -16,7 +16,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.relocation import UNMOVED, Relocation
 from sum_factory.shared.shards.dataset import DATASET, Dataset, Layer, Unit
 from sum_factory.shared.shards.kinds import comparable, kind_of
-from sum_factory.shared.shards.kinds.kind import Part
+from sum_factory.shared.shards.kinds.kind import Plane
 from sum_factory.shared.shards.manifest import UnitRecord, manifest_path
 from sum_factory.shared.shards.originals import require_old_places
 from sum_factory.shared.shards.reader import WHICH, LayerReader, Picked, UnitRows
@@ -230,10 +230,10 @@ class SelectionReader:
     layer: str
     rows: Callable[[int], UnitRows]
 
-    def read(self, unit: int, picked: Picked, part: Part) -> Codes:
+    def read(self, unit: int, picked: Picked, plane: Plane) -> Codes:
         """Read and decode masks: see ``LayerReader``."""
         reader, own = self._of(unit)
-        return reader.read(own, self._there(unit)[np.asarray(picked, np.int64)], part)
+        return reader.read(own, self._there(unit)[np.asarray(picked, np.int64)], plane)
 
     def blobs(self, unit: int, picked: Picked) -> list[bytes]:
         """Return the blobs of masks: see ``LayerReader``."""
