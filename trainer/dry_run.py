@@ -79,7 +79,7 @@ def _data(ready: Prepared) -> Iterator[str]:
         yield f"human set {name}, task {settings.task}: {len(human.keys):,} photos, {_masks_a_photo(human)}"
     for stream in ready.stream.streams.values():
         if isinstance(stream, PseudoStream):
-            yield _shards(stream.shards)
+            yield _shards(stream.pseudo)
 
 
 def _masks_a_photo(human: HumanSet) -> str:

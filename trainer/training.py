@@ -374,14 +374,14 @@ def identity_of(recipe: Recipe, model: Model, stream: MixedStream) -> dict[str, 
     same."""
     human = [how_read(each) for each in recipe.human]
     data = {f"{name}_data": each.order.identity for name, each in stream.streams.items()}
-    shards = {
+    layers = {
         name: recorded
         for each in stream.streams.values()
         if isinstance(each, PseudoStream)
-        for name, recorded in each.shards.recorded.items()
+        for name, recorded in each.pseudo.recorded.items()
     }
     read = {"human_settings": human} if any(human) else {}
-    return {**recipe.identity(), "sam_sha256": model.loaded.sha256, **data, **read, **shards}
+    return {**recipe.identity(), "sam_sha256": model.loaded.sha256, **data, **read, **layers}
 
 
 def header_of(recipe: Recipe, model: Model, identity: dict[str, Any]) -> dict[str, Any]:
@@ -419,7 +419,7 @@ def about(recipe: Recipe, model: Model, stream: MixedStream) -> dict[str, str]:
     data = [each.name or folder_of_set(each).name for each in recipe.human]
     for each in stream.streams.values():
         if isinstance(each, PseudoStream):
-            data.append(each.shards.shards.storage.url.rstrip("/").rpartition("/")[2])
+            data.append(each.pseudo.shards.storage.url.rstrip("/").rpartition("/")[2])
     told = {"method": recipe.method, "variant": recipe.variant, "model": model.loaded.architecture.name}
     told["data"] = " + ".join(data)
     return told if recipe.validation is None else {**told, "score": score_name(recipe.validation)}

@@ -49,16 +49,16 @@ class HumanStream:
 class PseudoStream:
     """The samples of a shard set as a stream."""
 
-    shards: PseudoSet
+    pseudo: PseudoSet
 
     @property
     def order(self) -> Order:
         """The order of its samples."""
-        return Order(self.shards.identity, self.shards.groups, self.shards.settings.seed)
+        return Order(self.pseudo.identity, self.pseudo.groups, self.pseudo.settings.seed)
 
     def load(self, index: int, id: SampleId) -> CodedSample:
         """Load a sample by its index."""
-        return self.shards.load(index, id)
+        return self.pseudo.load(index, id)
 
 
 @dataclass
@@ -132,5 +132,5 @@ class MixedStream:
                 cycle = self.mix.human + self.mix.pseudo  # a batch may be smaller, and lack a stream
                 slots = range(max(0, last * self.batch - cycle), last * self.batch)
                 end = max((position for each, position in map(self.mix.locate, slots) if each == name), default=-1)
-                made[name] = Prefetcher(stream.shards, self._orders[name], end)
+                made[name] = Prefetcher(stream.pseudo, self._orders[name], end)
         return made

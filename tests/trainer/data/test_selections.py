@@ -81,7 +81,7 @@ def test_selection_that_was_read_is_recorded(known_shards: Any, selection: str, 
 
 def test_recipe_takes_a_selection_where_it_takes_shards(make_recipe: Any, selection: str) -> None:
     stream = open_stream(make_recipe(shards=selection), 128, Ranks(0, 1, torch.device("cpu")))
-    assert isinstance(stream.streams["pseudo"].shards.shards, Selection)
+    assert isinstance(stream.streams["pseudo"].pseudo.shards, Selection)
 
 
 def test_unit_of_a_selection_that_is_gone_is_refused_at_once(known_shards: Any, tmp_path: Path) -> None:
