@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def refinement(s: Tensor, r: Tensor) -> Tensor:
+def difference(s: Tensor, r: Tensor) -> Tensor:
     """Return u = |sigmoid(s) - sigmoid(r)| of logits s and refined logits r (Eq. 3), in [0, 1].
 
     It is also how far two models differ in what they make of one prompt.
@@ -21,12 +21,12 @@ def refinement(s: Tensor, r: Tensor) -> Tensor:
     return (s.sigmoid() - r.sigmoid()).abs()
 
 
-def confidence(s: Tensor) -> Tensor:
+def lack_of_confidence(s: Tensor) -> Tensor:
     """Return u = 1 - |2 sigmoid(s) - 1| of logits s: 1 where SAM is undecided, 0 where it is sure."""
     return 1 - (2 * s.sigmoid() - 1).abs()
 
 
-def entropy(s: Tensor) -> Tensor:
+def binary_entropy(s: Tensor) -> Tensor:
     """Return the entropy of sigmoid(s) in bits: 1 where SAM is undecided, 0 where it is sure."""
     from torch.nn import functional as F
 
@@ -34,7 +34,10 @@ def entropy(s: Tensor) -> Tensor:
     return (nats / math.log(2)).clamp(max=1)
 
 
-FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {"confidence": confidence, "entropy": entropy}
+FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "confidence": lack_of_confidence,
+    "entropy": binary_entropy,
+}
 """How u follows from SAM's own logits, by the name of the source."""
 LABEL_FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {f"label-{name}": each for name, each in FORMULAS.items()}
 """How u follows from the logits that a stored label decodes to, by the name of the source: no model is run."""

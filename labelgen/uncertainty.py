@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sum_factory.labelgen.formulas import FORMULAS, LABEL_FORMULAS, refinement
+from sum_factory.labelgen.formulas import FORMULAS, LABEL_FORMULAS, difference
 from sum_factory.labelgen.settings import UncertaintySettings
 from sum_factory.shared.codecs.label import decode_label, encode_label
 from sum_factory.shared.codecs.uncertainty import encode_uncertainty
@@ -148,7 +148,7 @@ class UncertaintyMaker:
                 other_model = self.teacher or self.refiner
                 said = predict_from_boxes(self.sam, own, boxes), predict_from_boxes(other_model, other, boxes)
                 usable = torch.stack([each.isfinite().flatten(1).all(1) for each in said]).all(0)
-                made = _encoded(refinement(*said), usable, masks[chunk[0]].frame, [b""] * len(chunk))
+                made = _encoded(difference(*said), usable, masks[chunk[0]].frame, [b""] * len(chunk))
                 for k, one in zip(chunk, made, strict=True):
                     maps[k] = one
         return maps
@@ -200,7 +200,7 @@ class UncertaintyMaker:
             index = torch.zeros(len(masks), dtype=torch.int64, device=embedding.device)
             r = self.refiner.refine(embedding, index, points, boxes, s)
             usable &= r.isfinite().flatten(1).all(1)
-            u = refinement(s, r)
+            u = difference(s, r)
             r_cut = r[:, :rows, :columns].cpu().numpy()
             refined = [encode_label(r_cut[k]) if usable[k] else b"" for k in range(len(masks))]
         return _encoded(u, usable, frame, refined)

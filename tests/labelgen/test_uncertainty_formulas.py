@@ -10,7 +10,7 @@ import torch
 from scipy.special import entr, expit
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from sum_factory.labelgen.formulas import confidence, entropy, refinement
+from sum_factory.labelgen.formulas import binary_entropy, difference, lack_of_confidence
 from sum_factory.labelgen.settings import UncertaintySettings
 from sum_factory.labelgen.uncertainty import MaskToRefine, photo_to_input
 from sum_factory.shared.errors import SettingsError
@@ -21,23 +21,23 @@ GRID = np.linspace(-30, 30, 601, dtype=np.float32).reshape(1, -1)
 
 def test_refinement_is_the_difference_of_probabilities() -> None:
     r = np.random.default_rng(0).normal(0, 9, GRID.shape).astype(np.float32)
-    u = refinement(torch.from_numpy(GRID), torch.from_numpy(r)).numpy()
+    u = difference(torch.from_numpy(GRID), torch.from_numpy(r)).numpy()
     np.testing.assert_allclose(u, np.abs(expit(GRID.astype(np.float64)) - expit(r.astype(np.float64))), atol=1e-6)
 
 
 def test_confidence_is_the_distance_from_a_sure_answer() -> None:
     p = expit(GRID.astype(np.float64))
-    u = confidence(torch.from_numpy(GRID)).numpy()
+    u = lack_of_confidence(torch.from_numpy(GRID)).numpy()
     np.testing.assert_allclose(u, 2 * np.minimum(p, 1 - p), atol=1e-6)
     assert ((u >= 0) & (u <= 1)).all()
 
 
 def test_entropy_is_that_of_a_coin_in_bits() -> None:
     p = expit(GRID.astype(np.float64))
-    u = entropy(torch.from_numpy(GRID)).numpy()
+    u = binary_entropy(torch.from_numpy(GRID)).numpy()
     np.testing.assert_allclose(u, (entr(p) + entr(1 - p)) / np.log(2), atol=1e-6)
     assert ((u >= 0) & (u <= 1)).all()
-    assert entropy(torch.zeros(1)).item() == 1
+    assert binary_entropy(torch.zeros(1)).item() == 1
 
 
 @pytest.mark.parametrize(("size", "crop"), [((512, 1024), None), ((2048, 1000), None), ((900, 900), (0, 0, 512, 300))])

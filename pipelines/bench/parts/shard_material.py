@@ -22,7 +22,7 @@ from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from sum_factory.labelgen.formulas import refinement
+from sum_factory.labelgen.formulas import difference
 from sum_factory.labelgen.uncertainty import photo_to_input
 from sum_factory.pipelines.microworld.scene import make_scenes
 from sum_factory.shared.automask.automask import LabelGenerator
@@ -79,7 +79,7 @@ class LabelledPhoto:
         """s, r and the uncertainty u, (K, h, w), cut to the rows and columns that show the photo."""
         rows, columns = self.frame.interpolation_cells
         s, r = (np.ascontiguousarray(values[:, :rows, :columns]) for values in (self.s, self.r))
-        return s, r, np.asarray(refinement(torch.from_numpy(s), torch.from_numpy(r)).numpy(), np.float32)
+        return s, r, np.asarray(difference(torch.from_numpy(s), torch.from_numpy(r)).numpy(), np.float32)
 
 
 def find_photos(folder: Path | None, count: int) -> Iterator[tuple[str, RgbImage]]:

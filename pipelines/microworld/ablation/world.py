@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sum_factory.labelgen.formulas import refinement
+from sum_factory.labelgen.formulas import difference
 from sum_factory.pipelines.microworld.ablation.prepare import UNIT_SIZE, automask_of, sources_read
 from sum_factory.pipelines.microworld.ablation.settings import SEEDS, Plan
 from sum_factory.pipelines.microworld.certainty import (
@@ -181,7 +181,7 @@ def exact_labels(
     index = torch.zeros(len(s), dtype=torch.int64)
     r = refiner.refine(embedding, index, torch.from_numpy(labels.points).float(), boxes, s)
     frame = Frame.whole(side, side, side)
-    raw, refined, doubt = (frame.upsample(values).numpy() for values in (s, r, refinement(s, r)))
+    raw, refined, doubt = (frame.upsample(values).numpy() for values in (s, r, difference(s, r)))
     truth = [(task, mask) for task in SCENE_TASKS for mask in scene.masks(task)]
     for k in range(len(s)):
         overlaps = [iou(raw[k] > 0, mask) for _, mask in truth]
