@@ -58,6 +58,6 @@ class PassedOver:
             shown = [f"{count} {kind}" for kind, count in kinds[:KINDS_TOLD]]
             rest = sum(count for _, count in kinds[KINDS_TOLD:])
             shown += [f"{rest} of other kinds"] if rest else []
-            yield f"{sum(count for _, count in kinds)} files were left out, being no photos: {', '.join(shown)}"
+            yield f"{sum(count for _, count in kinds)} files were passed over, being no photos: {', '.join(shown)}"
         for why, (count, first) in reasons.items():
             yield f"passed over: {count} {why}, such as {first}"

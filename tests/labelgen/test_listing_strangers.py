@@ -133,12 +133,12 @@ def test_kinds_of_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
     found, notes = listed(tmp_path)
     assert list(found) == ["a"]
     counted, packed, zipped = notes
-    assert counted == "5 files were left out, being no photos: 2 .json, 2 without a suffix, 1 .mp4"
+    assert counted == "5 files were passed over, being no photos: 2 .json, 2 without a suffix, 1 .mp4"
     assert packed == (
         f"passed over: 2 are archives in which photos cannot be read one by one, such as {tmp_path}/e.tar.gz"
     )
     assert zipped.startswith("passed over: 1 are zips, which are read where --images names them")
-    with pytest.raises(InputError, match=r"no images there; .*1 files were left out, being no photos: 1 \.mp4"):
+    with pytest.raises(InputError, match=r"no images there; .*1 files were passed over, being no photos: 1 \.mp4"):
         listed_alone(tmp_path / "films", "a.mp4")
 
 
@@ -326,7 +326,7 @@ def test_zip_is_read_like_a_folder(tmp_path: Path) -> None:
             archive.writestr(name, picture(seed))
     found, notes = listed(tmp_path / "a.zip")
     assert found == {"b": picture(1), "x/a": picture(0)}
-    assert notes[0] == "1 files were left out, being no photos: 1 .json"
+    assert notes[0] == "1 files were passed over, being no photos: 1 .json"
     assert notes[1].startswith("passed over: 3 have names that cannot be told in a URL")
 
 

@@ -167,7 +167,7 @@ def test_run_warns_once_of_photos_that_are_too_dark_and_of_what_is_left_out(
     assert told.err.count("to have such photos stretched") == 1
     first = re.escape(str(scans)) + r"/[012]\.png"  # whichever was read first: photos are read side by side
     assert re.search(f"{first}: has more than 8 bits, and nothing in it is brighter than a quarter of white", told.err)
-    assert told.out.count("1 files were left out, being no photos: 1 .md") == 1
+    assert told.out.count("1 files were passed over, being no photos: 1 .md") == 1
 
 
 def test_stretched_photos_are_labelled_kept_and_read_again_as_they_were_seen(
