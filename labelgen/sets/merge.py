@@ -92,7 +92,7 @@ def _choices(
         held = committed_layers(shards, layers)
         if not held:
             raise ShardError(f"{shards.storage.url}: has no unit yet; finish `labelgen run` first, or leave it out")
-        left_out = 0
+        repeated = 0
         for number, of_unit in track(held.items(), f"merging {shards.storage.url}", "unit"):
             taken = []
             for key, digest in shards.digests(number).items():  # a photo that could not be read is in no other
@@ -102,9 +102,9 @@ def _choices(
                     pair = owner, index
                     twice[pair] += 1
                     examples.setdefault(pair, []).extend([key] if twice[pair] <= EXAMPLES else [])
-            left_out += taken.count(False)
+            repeated += taken.count(False)
             yield Choice(shards, number, of_unit, _of_images(shards, number, taken))
-        say(_told(shards, len(held), left_out if keep else 0))
+        say(_told(shards, len(held), repeated if keep else 0))
     if twice and keep is None:
         raise ShardError(
             "\n".join(
@@ -122,9 +122,9 @@ def _of_images(shards: ShardSet, number: int, taken: Sequence[bool]) -> npt.NDAr
     return np.asarray(np.array(taken, bool)[table["image_index"].to_numpy()], np.bool_)
 
 
-def _told(shards: ShardSet, units: int, left_out: int) -> str:
+def _told(shards: ShardSet, units: int, repeated: int) -> str:
     """Return what is taken of a shard set, for people."""
     planned = shards.unit_count
     missing = f", {planned - units} that are not labelled yet are not in the selection" if units < planned else ""
-    again = f", without {left_out} photos of earlier ones" if left_out else ""
+    again = f", without {repeated} photos of earlier ones" if repeated else ""
     return f"{shards.storage.url}: {units} of {planned} units{missing}{again}"
