@@ -34,8 +34,8 @@ LEVEL = 10
 
 
 def _map_table() -> npt.NDArray[np.float32]:
-    """Return u for each code, float32 (256,); codes that no level has are 0."""
-    table = np.zeros(256, np.float32)
+    """Return u for each code, float32 (256,); codes that no level has are 1: what is unknown is not certain."""
+    table = np.ones(256, np.float32)
     table[: STEPS * LEVEL + 1 : LEVEL] = np.arange(STEPS + 1, dtype=np.float32) / np.float32(STEPS)
     return table
 

@@ -36,8 +36,9 @@ COMMON_COLUMNS = [
     ("crc32", pa.uint32()),
 ]
 """Columns of every layer. ``offset`` and ``length`` are the extent of the blob, or the chunk, in the data file. A row
-whose ``mask`` is null stands for an image without masks: ``error`` says why, or is null if SAM found none. An encoding
-may add columns of its own."""
+whose ``mask`` is null stands for an image without masks: ``error`` says why, or is null if SAM found none. In other
+layers than those of masks and maps, ``mask`` counts what a layer has of an image in their place: its crops, or its one
+photo. An encoding may add columns of its own."""
 COMMON_NAMES = tuple(name for name, _ in COMMON_COLUMNS)
 CROP_BOX = ("crop_x0", "crop_y0", "crop_x1", "crop_y1")
 """Columns of the crop that a mask was found in: x0, y0, x1, y1 in the photo, x1 and y1 exclusive."""
@@ -65,6 +66,7 @@ class UnitRecord:
     layer_id: str
     images: int
     masks: int
+    """Rows that have a ``mask``: masks, in a layer of embeddings crops, in one of photos photos."""
     errors: int
     data_bytes: int
     data_sha256: str

@@ -47,7 +47,7 @@ class UnitWriter:
         meta: Mapping[str, Any],
         error: str | None = None,
     ) -> None:
-        """Add image ``index`` of the unit, of ``size`` height, width, with one blob a mask.
+        """Add image ``index`` of the unit, of ``size`` height, width, with one blob for each mask, crop or photo.
 
         ``columns`` are the layer's own columns of the manifest, one value a mask each; ``meta`` goes to the sample's
         JSON. ``error`` says why the masks of an image have no maps.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.ndimage import gaussian_filter
 
-from sum_factory.shared.codecs.codes import FAR_NEGATIVE, FAR_POSITIVE, Labels, map_blob
+from sum_factory.shared.codecs.codes import FAR_NEGATIVE, FAR_POSITIVE, Labels, map_blob, map_tables
 from sum_factory.shared.codecs.fast import decode_labels, decode_maps, decode_refined
 from sum_factory.shared.codecs.label import HEADER, decode_label, deflate, encode_label
 from sum_factory.shared.codecs.uncertainty import LENGTH, decode_u, decode_uncertainty, encode_uncertainty
@@ -120,6 +120,13 @@ def test_codes_say_without_a_table_what_is_in_the_mask_and_how_surely() -> None:
     band = (codes > 0) & (codes < 255)
     order = np.argsort(codes[band], kind="stable")
     assert (np.diff(logits[band][order]) >= 0).all()
+
+
+def test_code_that_no_level_of_a_map_has_does_not_read_as_certain() -> None:
+    levels = [10 * level for level in range(26)]
+    (table,) = map_tables(1)
+    assert_equal_bits(table[levels], np.arange(26, dtype=np.float32) / np.float32(25))
+    assert (np.delete(table, levels) == 1).all()
 
 
 def test_codes_become_the_blob_that_they_were() -> None:

@@ -20,7 +20,7 @@ from sum_factory.shared.shards.encodings.zarr_array import Array
 
 MASK_AXES = ("mask", "row", "column")
 NOTHING_KNOWN = 255
-"""Code of the cells of a map that is not there: what is unknown does not read as certain."""
+"""Code of the cells of a map that is not there. No level of a map has it."""
 PHOTO_BYTES = "photo_bytes"
 """Column of the manifest: the length of a photo's JPEG."""
 MASK_MEANING = "128 or more: in the mask. 0 and 255: far from its boundary"
