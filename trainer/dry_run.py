@@ -98,7 +98,7 @@ def _shards(pseudo: PseudoSet) -> str:
     layers = ", ".join(f"{name} ({pseudo.shards.dataset.layers[name].encoding})" for name in pseudo.layer_ids)
     read = "maps are read" if pseudo.layer is not None else "no maps are read"
     return (
-        f"shards {pseudo.shards.storage.url}: {len(pseudo):,} photos with {pseudo.masks:,} masks in "
+        f"shards {pseudo.shards.storage.url}: {len(pseudo):,} photos with {pseudo.mask_count:,} masks in "
         f"{len(pseudo.groups):,} units; layers {layers}; {read}"
     )
 

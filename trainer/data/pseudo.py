@@ -88,13 +88,13 @@ class PseudoSet:
         return int(self._first[-1])
 
     @property
-    def masks(self) -> int:
+    def mask_count(self) -> int:
         """How many masks there are, of all images."""
         return sum(unit.records[MASKS].masks for unit in self._units)
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """How many images with masks each committed unit has, if any: a group is such a unit, counted by itself."""
+        """How many images with masks each committed unit has, without units that have none: each is a group."""
         return tuple(len(unit.images) for unit in self._units)
 
     @property
@@ -105,7 +105,7 @@ class PseudoSet:
     def bytes_of(self, group: int) -> int:
         """Return the bytes that copies of a unit's data take in the cache, of all layers that are read.
 
-        ``group`` is its index in ``groups``, where units without masks are not counted: not its number.
+        ``group`` is an index of ``groups``. It is not the unit's number, since units without masks are no groups.
         """
         records = self._units[group].records.values()
         return sum(stored_size(size) for record in records for size, _ in record.each_file)
@@ -117,20 +117,20 @@ class PseudoSet:
         self._unit(group)
 
     def load(self, index: int, id: SampleId) -> CodedSample:
-        """Load one sample: only the masks that are picked are read and decoded, to codes.
+        """Load the sample ``index`` of all: only the masks that are picked are read and decoded, to codes.
 
         Raises ``InputError`` or ``ImageError`` if the original photo is read, and gone or changed; ``ShardError`` for
         damaged shards.
         """
         group = int(np.searchsorted(self._first, index, "right")) - 1
         unit, number = self._unit(group), self._units[group].number
-        index = int(self._units[group].images[index - self._first[group]])
-        planned = unit.planned[index]
+        of_unit = int(self._units[group].images[index - self._first[group]])
+        planned = unit.planned[of_unit]
         if PHOTOS in self.layer_ids:
-            image = torch.from_numpy(read_photo(self.shards, number, index))
+            image = torch.from_numpy(read_photo(self.shards, number, of_unit))
         else:
             image = self._read_original(planned, unit.masks.digests[planned.key])
-        first, end = unit.masks.first[index : index + 2].tolist()
+        first, end = unit.masks.first[of_unit : of_unit + 2].tolist()
         whole = Frame.whole(self.settings.side, int(unit.masks["height"][first]), int(unit.masks["width"][first]))
         usable = first + np.flatnonzero(unit.usable[first:end])
         picked = usable[pick(len(usable), self.settings, id)]
