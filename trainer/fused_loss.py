@@ -30,33 +30,32 @@ class FusedMaskLoss(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, targets: Tensor, valid: Tensor, certainty: Tensor | None, settings: LossSettings
     ) -> Tensor:
-        s = settings
-        z = logits.flatten(1) / s.temperature
+        z = logits.flatten(1) / settings.temperature
         y, v = (each.flatten(1).to(z.dtype) for each in (targets, valid))
         c = None if certainty is None else certainty.flatten(1).to(z.dtype)
-        k = v if c is None else (c > s.theta).to(z.dtype).mul_(v)
-        weight = ((2 * s.alpha - 1) * y).add_(1 - s.alpha).mul_(v)
+        k = v if c is None else (c > settings.theta).to(z.dtype).mul_(v)
+        weight = ((2 * settings.alpha - 1) * y).add_(1 - settings.alpha).mul_(v)
         weight = weight if c is None else weight.mul_(c)
         p = z.sigmoid()
         cross_entropy = (1 - y).mul_(z).sub_(F.logsigmoid(z))
         off = p - y
-        power = off.square() if s.gamma == 2 else off.abs().pow_(s.gamma)
+        power = off.square() if settings.gamma == 2 else off.abs().pow_(settings.gamma)
         pixels = v.sum(1, keepdim=True).clamp(min=1)
         power.mul_(weight)
         focal = (power * cross_entropy).sum(1, keepdim=True) / pixels
         overlap = torch.minimum(p, y).mul_(k).sum(1, keepdim=True)
         total = (p + y).mul_(k).sum(1, keepdim=True)
-        share = (2 * overlap + s.epsilon) / (total + s.epsilon)
+        share = (2 * overlap + settings.epsilon) / (total + settings.epsilon)
         if ctx.needs_input_grad[0]:
             slope = p * (1 - p)
-            focal_scale = s.focal_weight / pixels
-            steep = _steepness(off, s.gamma).mul_(weight).mul_(cross_entropy).mul_(slope)
+            focal_scale = settings.focal_weight / pixels
+            steep = _steepness(off, settings.gamma).mul_(weight).mul_(cross_entropy).mul_(slope)
             gradient = power.mul_(off).add_(steep).mul_(focal_scale)
-            dice_scale = s.dice_weight / (total + s.epsilon)
+            dice_scale = settings.dice_weight / (total + settings.epsilon)
             below = (p < y).to(z.dtype).mul_(-2 * dice_scale).add_(share * dice_scale)
-            gradient.add_(below.mul_(k).mul_(slope)).div_(s.temperature)
+            gradient.add_(below.mul_(k).mul_(slope)).div_(settings.temperature)
             ctx.save_for_backward(gradient.view_as(logits))
-        return (s.focal_weight * focal + s.dice_weight * (1 - share))[:, 0]
+        return (settings.focal_weight * focal + settings.dice_weight * (1 - share))[:, 0]
 
     @staticmethod
     @once_differentiable
