@@ -1,4 +1,4 @@
-"""Everything that happens in a run, one JSON object a line, for machines to read (``--log``)."""
+"""Everything that happens in a run, one JSON object per line, for machines to read (``--log``)."""
 
 from __future__ import annotations
 

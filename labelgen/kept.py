@@ -32,7 +32,7 @@ class KeptBlobs(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An image's blobs for the layer of masks, one a mask, and its blobs for each kept layer."""
+    """An image's blobs for the layer of masks, one per mask, and its blobs for each kept layer."""
 
     labels: list[bytes]
     kept: Mapping[str, KeptBlobs]
@@ -58,7 +58,7 @@ def keep_photo(resized: RgbImage) -> KeptBlobs:
 
 
 def keep_logits(blobs: Sequence[bytes]) -> KeptBlobs:
-    """Return what the layer ``logits`` gets: a blob a mask, empty where the logits are not known."""
+    """Return what the layer ``logits`` gets: a blob per mask, empty where the logits are not known."""
     return KeptBlobs(blobs, {"valid": [len(blob) > 0 for blob in blobs]}, {})
 
 

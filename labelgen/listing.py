@@ -66,7 +66,7 @@ def list_photos(
 
     Two photos may have the same key; ``Keys`` then adds a number.
 
-    A place is a folder (searched to any depth), a tar or zip, a text file with one path or URL a line, an image, or a
+    A place is a folder (searched to any depth), a tar or zip, a text file with one path or URL per line, an image, or a
     pattern with ``*`` of these. Names that start with a dot are skipped in folders and archives. ``reserve`` is called
     with keys that look as if ``Keys`` had made them, before any photo of their folder is given; ``passed_over`` counts
     what is no photo. Raises ``InputError`` for a place that is missing, which is known before the first photo, or that
@@ -214,7 +214,7 @@ class _Listing:
             raise InputError(f"{printable(place)}: not a whole zip ({error}); fetch it again") from error
 
     def _list_file(self, place: str) -> Iterator[Found]:
-        """Yield what a list names, a place a line: a path relative to the list's folder, an absolute one, or a URL."""
+        """Yield what a list names, a place per line: a path, relative to the list's folder or absolute, or a URL."""
         folder, name = parent_of(place), printable(place)
         lines = [
             (number, entry) for number, line in enumerate(_text_of(place).split("\n"), 1) if (entry := line.strip())
@@ -251,7 +251,7 @@ def _looked_at(lines: Sequence[tuple[int, str]], folder: str, name: str) -> Iter
         entries = []
         for number, entry in lines[start : start + LOOKED_AT_ONCE]:
             if "\0" in entry:
-                raise InputError(f"{name}, line {number}: not a text; expected a path or URL a line, in UTF-8")
+                raise InputError(f"{name}, line {number}: not a text; expected a path or URL per line, in UTF-8")
             if not entry.startswith("#"):
                 entries.append((number, entry, absolute(entry if _stands_alone(entry) else joined(folder, entry))))
         on_disk = look_at_files([open_place(url)[1] for _, _, url in entries if is_local(url)])

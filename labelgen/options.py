@@ -108,7 +108,7 @@ WORK_OPTIONS = (
         "--gpus-per-worker",
         type=click.FloatRange(min=0),
         default=0.0,
-        help="GPUs of each worker: 1, or 0.5 for two workers a GPU.",
+        help="GPUs of each worker: 1, or 0.5 for two workers per GPU.",
     ),
     click.option(
         "--cpus-per-worker",

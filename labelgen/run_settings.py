@@ -80,10 +80,10 @@ class RunSettings:
     ray_address: str | None = None
     """Address of a running Ray cluster, or "auto". By default one is started on this machine if there are workers."""
     gpus_per_worker: float = 0.0
-    """GPUs of each worker: 1, or 0.5 for two workers a GPU. 0 is none."""
+    """GPUs of each worker: 1, or 0.5 for two workers per GPU. 0 is none."""
     cpus_per_worker: float | None = None
-    """Photos that a worker labels at once, one a core. By default the cores of this machine are divided among workers;
-    on a running cluster it is 1."""
+    """Photos that a worker labels at once, one per core. By default the cores of this machine are divided among
+    workers; on a running cluster it is 1."""
     threads: int | None = None
     """Cores of this machine to use. By default all that this process may use."""
     wait_for_photos: float = WAIT_SECONDS
@@ -148,10 +148,10 @@ class UncertaintyRunSettings:
     ray_address: str | None = None
     """Address of a running Ray cluster, or "auto". By default one is started on this machine if there are workers."""
     gpus_per_worker: float = 0.0
-    """GPUs of each worker: 1, or 0.5 for two workers a GPU. 0 is none."""
+    """GPUs of each worker: 1, or 0.5 for two workers per GPU. 0 is none."""
     cpus_per_worker: float | None = None
-    """Photos that a worker labels at once, one a core. By default the cores of this machine are divided among workers;
-    on a running cluster it is 1."""
+    """Photos that a worker labels at once, one per core. By default the cores of this machine are divided among
+    workers; on a running cluster it is 1."""
     threads: int | None = None
     """Cores of this machine to use. By default all that this process may use."""
     wait_for_photos: float = WAIT_SECONDS

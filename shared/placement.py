@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CELL = 4
-"""Input pixels a side of a low-resolution cell."""
+"""Input pixels per side of a low-resolution cell."""
 CropBox = tuple[int, int, int, int]
 """A rectangle of an image: x0, y0, x1, y1, the last two exclusive."""
 

@@ -128,7 +128,7 @@ def no_masks(step: int, photos: int, skipped: int, keys: Sequence[str]) -> str:
     why = f"{skipped} masks are smaller than a cell or of unknown certainty" if skipped else "their photos have none"
     return (
         f"step {step}: none of its {photos} photos has a mask to train on ({why}): {some}; look at the masks with "
-        "`trainer data check`, or give more photos a step"
+        "`trainer data check`, or give more photos per step"
     )
 
 

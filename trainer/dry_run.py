@@ -108,8 +108,8 @@ def _shapes(ready: Prepared) -> Iterator[str]:
     side, grid, cells = architecture.image_size, architecture.grid_size, architecture.image_size // recipe.stride
     yield (
         f"shapes: photos {side} x {side}, embedding {architecture.prompt_dim} x {grid} x {grid}, losses and clicks on "
-        f"a grid of {cells} x {cells}; at most {recipe.masks} masks a photo in {recipe.rounds} rounds; "
-        f"{recipe.batch} photos a step, {recipe.micro_batch} at once in each of {ready.ranks.count} processes"
+        f"a grid of {cells} x {cells}; at most {recipe.masks} masks per photo in {recipe.rounds} rounds; "
+        f"{recipe.batch} photos per step, {recipe.micro_batch} at once in each of {ready.ranks.count} processes"
     )
 
 
@@ -117,7 +117,7 @@ def _of_step(values: Mapping[str, Any], seconds: float, waited: float) -> Iterat
     masks, photos = values["masks"], values["photos"]
     yield (
         f"step: {seconds:.2f} s, of which {waited:.2f} s waiting for data; {photos} photos with {masks} masks "
-        f"({masks / max(1, photos):.1f} a photo), {values['skipped_masks']} masks left out; loss {values['loss']:.4f}"
+        f"({masks / max(1, photos):.1f} per photo), {values['skipped_masks']} masks left out; loss {values['loss']:.4f}"
     )
 
 

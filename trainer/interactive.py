@@ -49,7 +49,7 @@ class InteractiveSettings:
     """How the rounds go. ``continuous_task_prompt`` gives the task in every round instead of the first."""
 
     rounds: int = 7
-    """Rounds a mask: the first prompt, a click a round, and a last round without a new click."""
+    """Rounds per mask: the first prompt, a click per round, and a last round without a new click."""
     box_share: float = 0.5
     """Share of the masks whose first prompt is a box. The others begin with a point."""
     fed_output: FedOutput = "predicted"
@@ -66,7 +66,7 @@ class InteractiveSettings:
 
 @dataclass(frozen=True)
 class Targets:
-    """What P masks of B images should be, on a grid of ``stride`` input pixels a cell.
+    """What P masks of B images should be, on a grid of ``stride`` input pixels per cell.
 
     ``masks`` and ``valid`` are bool (P, H, W). ``certainty`` weighs the losses, ``sampling`` the drawing of points;
     both float (P, H, W), 1 for human masks. ``image_index`` is int64 (P,). Losses compare with ``masks``, unless there

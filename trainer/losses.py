@@ -3,7 +3,7 @@
 All take logits and targets of P masks on one grid, (P, H, W), or in N points, (P, N), with ``valid`` True where the
 photo is: the padding of SAM's square enters no sum and no mean. ``certainty`` is c = 1 - u in [0, 1], or None for masks
 that count as certain everywhere: human masks, and labels where the method weighs no loss. With c = 1 everywhere the
-uncertainty-aware losses are the plain ones. All return one value a mask, (P,).
+uncertainty-aware losses are the plain ones. All return one value per mask, (P,).
 
 Targets y are bool, or float: the share of a cell that the mask covers. Of shares, focal and Dice as published are least
 not where p = y, but where p is 0 or 1 (Dice), or drawn to 0 (focal, whose alpha weighs what is outside three times).

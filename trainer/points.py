@@ -7,8 +7,8 @@ centre of a pixel of SAM's input, and lies in the photo. Its logit is that of bi
 inference.
 
 Points are spread evenly: they are those of a lattice whose steps are powers of the plastic number, shifted by two
-random numbers a mask (Roberts' R2 sequence). So a step draws two numbers a mask, whatever the number of points, and the
-rest is computed on the training device.
+random numbers per mask (Roberts' R2 sequence). So a step draws two numbers per mask, whatever the number of points, and
+the rest is computed on the training device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 POINTS, POINTS_SIDE = 112 * 112, 1024
-"""Points a mask of a SAM whose input has so many pixels a side; of others in proportion to their pixels."""
+"""Points per mask of a SAM whose input has so many pixels per side; of others in proportion to their pixels."""
 OVERSAMPLED = 3
 """Points that are looked at for each that is used."""
 NEAR_ZERO = 0.75
@@ -53,7 +53,7 @@ class PixelMasks:
 
 
 def count_of(side: int) -> int:
-    """Return the number of points a mask of a SAM whose input has ``side`` pixels a side."""
+    """Return the number of points a mask of a SAM whose input has ``side`` pixels per side."""
     return max(1, round(POINTS * (side / POINTS_SIDE) ** 2))
 
 

@@ -1,6 +1,6 @@
 """Draw prompts from masks: noisy boxes, first points, and clicks at errors (SUM, Sec. 3.2.2, App. B.1).
 
-Masks live on a grid of ``stride`` input pixels a cell, (P, H, W). The centre of cell x is input coordinate
+Masks live on a grid of ``stride`` input pixels per cell, (P, H, W). The centre of cell x is input coordinate
 (x + 0.5) * stride - 0.5. Prompts are in input pixels, x before y.
 
 Every function draws its random numbers on the CPU, from one generator for all masks or from one for the masks of each
@@ -84,7 +84,7 @@ def first_prompts(
     input_side: int,
     generator: Randomness,
 ) -> Prompts:
-    """Prompt each mask with its noisy box, with probability ``box_share`` (one, or one a mask), or a point inside it.
+    """Prompt each mask with its noisy box, with probability ``box_share`` (one, or one per mask), or a point inside it.
 
     ``weights`` (P, H, W) says how likely each cell of the mask is drawn: 1 for human masks, the certainty for
     pseudo-labels. Where all weights inside the mask are zero the box is taken.

@@ -99,7 +99,7 @@ class Recipe:
     """Masks that are decoded and compared together, at most. By default as many as fit the cache of a CPU or keep a GPU
     busy. Fewer take less memory; losses differ by rounding alone."""
     rounds: int = Field(default=7, ge=1, le=1_000)
-    """Rounds a mask: a first point or box, then a click a round where the mask is wrong, and no new click in the
+    """Rounds per mask: a first point or box, then a click per round where the mask is wrong, and no new click in the
     last."""
     box_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the masks whose first prompt is a box. The others begin with a point."""
@@ -111,10 +111,10 @@ class Recipe:
     predicted IoU, as in the paper; or "best", the one of least mask loss, which is also the one that is trained. Take
     "best" where a second click makes masks worse."""
     stride: Literal[1, 2, 4] = 4
-    """Input pixels a cell of the grid on which losses are taken and clicks drawn. 4 is SAM's own low resolution; give
+    """Input pixels per cell of the grid on which losses are taken and clicks drawn. 4 is SAM's own low resolution; give
     less for structures that are thinner than a cell, at the price of memory."""
     target: Target = DEFAULT
-    """What masks are compared with: authors, a bit a cell of stride 4, as the authors' code; bits, a bit a cell;
+    """What masks are compared with: authors, a bit per cell of stride 4, as the authors' code; bits, a bit per cell;
     coverage, the share of each cell that the mask covers; or points, the mask on SAM's input itself, in points of which
     most are drawn where the logits are nearest to 0."""
     loss: LossSettings = field(default_factory=LossSettings)

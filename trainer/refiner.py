@@ -75,7 +75,7 @@ class RefinerRecipe:
     stability_score_thresh: float | None = None
     """SAM's mask is left out if its stability score is lower; by default as in labelling. 0 is no filter."""
     stride: Literal[1, 2, 4] = 4
-    """Input pixels a cell of the grid on which losses are taken and points drawn. 4 is SAM's own low resolution; give
+    """Input pixels per cell of the grid on which losses are taken and points drawn. 4 is SAM's own low resolution; give
     less for structures that are thinner than a cell."""
     target: Target = DEFAULT
     """What refined masks are compared with, as in `trainer fit`: authors, bits, coverage or points."""

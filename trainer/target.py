@@ -1,7 +1,7 @@
 """What masks are compared with in training, by name.
 
-    authors    a bit a cell of SAM's low resolution, as in the authors' code
-    bits       a bit a cell of the loss grid: whether the mask covers half of it
+    authors    a bit per cell of SAM's low resolution, as in the authors' code
+    bits       a bit per cell of the loss grid: whether the mask covers half of it
     coverage   the share of each cell of the loss grid that the mask covers
     points     the mask on SAM's input, in points that are drawn: most of them where the logits are nearest to 0
 
@@ -19,10 +19,10 @@ DEFAULT: Target = "coverage"
 
 
 def require_target(target: Target, stride: int) -> None:
-    """Raise ``ValueError`` if there is no such target on a grid of ``stride`` input pixels a cell."""
+    """Raise ``ValueError`` if there is no such target on a grid of ``stride`` input pixels per cell."""
     if target == "authors" and stride != CELL:
         raise ValueError(
-            f"the target authors is a bit a cell of SAM's low resolution, a stride of {CELL}, and the stride is "
+            f"the target authors is a bit per cell of SAM's low resolution, a stride of {CELL}, and the stride is "
             f"{stride}; give stride={CELL}, or the target bits"
         )
     if target == "coverage" and stride == 1:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     "--image-list",
     type=click.Path(dir_okay=False, path_type=Path),
     default=None,
-    help="File of image keys, one a line: others are left out.",
+    help="File of image keys, one per line: others are left out.",
 )
 def select_command(shards: str, out: str, **conditions: Any) -> None:
     """Choose masks, once, as a selection: a small folder to be read like a shard set. No data are copied."""

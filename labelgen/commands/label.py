@@ -105,7 +105,7 @@ def run_command(
     "--format",
     type=click.Choice(get_args(Format)),
     required=True,
-    help="sa1b: a JSON file a photo, as in SA-1B. coco: files of COCO instances, with RLE or polygons.",
+    help="sa1b: a JSON file per photo, as in SA-1B. coco: files of COCO instances, with RLE or polygons.",
 )
 @click.option(
     "--annotations",

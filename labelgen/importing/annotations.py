@@ -202,7 +202,7 @@ class _OfFiles:
                 self._files[key] = _Place(path, offset, size, hashlib.sha256(data).digest())
                 digests.append(f"{name} {digest(data)}")
         if not self._files:
-            expected = "expected JSON files, one a photo, as in SA-1B"
+            expected = "expected JSON files, one per photo, as in SA-1B"
             raise InputError(f"{', '.join(map(printable, places))}: no annotations there; {expected}")
         self.sha256 = digest("\n".join(sorted(digests)).encode("utf-8", "surrogateescape"))
 

@@ -18,7 +18,7 @@ class ImportSettings:
     """What ``labelgen import`` was asked to do."""
 
     format: Format
-    """sa1b: a JSON file a photo, as in SA-1B. coco: files of COCO instances, with RLE or polygons."""
+    """sa1b: a JSON file per photo, as in SA-1B. coco: files of COCO instances, with RLE or polygons."""
     annotations: tuple[str, ...]
     """Of sa1b, folders of JSON files or tars with them, such as SA-1B's own; of coco, the files."""
     images: tuple[str, ...]

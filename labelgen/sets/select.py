@@ -58,7 +58,7 @@ class Filter:
     images: tuple[str, ...] = ()
     """Patterns such as ``sa_0001/*``; a photo's key must match one of them."""
     image_list: Path | None = None
-    """Text file of keys, one a line: other photos are left out."""
+    """Text file of keys, one per line: other photos are left out."""
 
     def __post_init__(self) -> None:
         """Raise ``SettingsError`` if ``layer`` is named without anything that asks it."""

@@ -242,7 +242,7 @@ def ratios_of(runs: dict[str, list[dict[str, float]]], part: str, counts: Callab
 @click.option("--size", default="1500x2250", show_default=True, help="Height x width of the photo.")
 @click.option("--threads", default=0, help="Of each side; by default as many as there are cores.")
 @click.option("--repeats", default=3, show_default=True)
-@click.option("--points", default=32, show_default=True, help="Points a side.")
+@click.option("--points", default=32, show_default=True, help="Points per side.")
 @precision_option("fp32", "Of both sides' image encoders; in bf16, that their masks agree is shown but not required.")
 @click.option("--side", type=click.Choice(SIDES), default=None, hidden=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=None, hidden=True)

@@ -48,7 +48,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Contended:
-    """Medians of a command: undisturbed, and beside one busy process a core."""
+    """Medians of a command: undisturbed, and beside one busy process per core."""
 
     alone: Usage
     beside: Usage

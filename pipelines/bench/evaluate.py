@@ -72,7 +72,7 @@ def main(quick: bool, scenes: int, rounds: int) -> None:
         ours = [(tuple(vars(each.score).values()), each.mask) for each in played]
         equal &= all(a == c and np.array_equal(b, d) for (a, b), (c, d) in zip(plain, ours, strict=True))
     for name, taken in seconds.items():
-        click.echo(f"{name:6} {1000 * taken / count / rounds:6.1f} ms a mask and round, {count} masks")
+        click.echo(f"{name:6} {1000 * taken / count / rounds:6.1f} ms per mask and round, {count} masks")
     click.echo(last_line({"ratio": round(seconds["plain"] / seconds["ours"], 2), "equal": equal}))
     assert equal, "both sides give the same masks and scores"
 

@@ -8,7 +8,7 @@ kind at a time, with losses at the input's full resolution. All take the same ph
 in turn, each in a process of its own of one thread. Time is processor time of the step; memory is the peak of the
 process above what it held before. Two of ours are compared with it:
 
-``same_losses_`` with a grid of one cell a pixel (``stride=1``), which makes the losses those of the naive step. The
+``same_losses_`` with a grid of one cell per pixel (``stride=1``), which makes the losses those of the naive step. The
 loss of the step and all gradients must agree, or there is no result. They are compared twice: in float64 with a few of
 the masks, where each entry of each gradient agrees to a billionth; and as the steps that are timed left them, in fp32,
 where the order of sums decides here and there whether a ReLU whose input is nearly 0 lets a gradient through, so that
@@ -63,7 +63,7 @@ from sum_factory.trainer.settings import read_settings
 from sum_factory.trainer.training import fit
 
 SIDES = {"naive": 1, "same_losses": 1, "ours": 4}
-"""What is measured, and input pixels a cell of its losses."""
+"""What is measured, and input pixels per cell of its losses."""
 KINDS = ("", "same_losses_")
 SEED = 7
 T = TypeVar("T")
@@ -81,7 +81,7 @@ IN_FLOAT64 = 4
 
 @dataclass(frozen=True)
 class Work:
-    """A step: of which model, on an input of how many pixels a side, with how many masks of a photo."""
+    """A step: of which model, on an input of how many pixels per side, with how many masks of a photo."""
 
     model: str
     side: int

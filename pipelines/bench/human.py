@@ -1,4 +1,4 @@
-"""What a sample with human masks costs: in a set of 1,000 photos and of 100,000, of 30 masks a photo and of 300.
+"""What a sample with human masks costs: in a set of 1,000 photos and of 100,000, of 30 masks per photo and of 300.
 
     python -m pipelines.bench.human            # 400 samples of each, five repeats
     python -m pipelines.bench.human --quick    # 100 samples of each, three repeats, no folder pairs

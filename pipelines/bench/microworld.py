@@ -33,7 +33,7 @@ def digest_scenes(count: int) -> str:
 
 
 def time_scenes(count: int, with_coarse: bool) -> float:
-    """Return scenes a second on one core."""
+    """Return scenes per second on one core."""
     started = time.perf_counter()
     for scene in make_scenes(SEED, 0, count):
         if with_coarse:

@@ -4,7 +4,7 @@
 
 On the photos of the scikit-image wheel and on scenes of the micro-world, or on the photos of a folder. A mask is kept
 if the coarser grid has one of an IoU of 0.7 with it, at which box NMS takes two for the same. On one thread. The last
-line is a JSON object: by points per side, the share of masks kept, and processor time a photo over that of 32.
+line is a JSON object: by points per side, the share of masks kept, and processor time per photo over that of 32.
 """
 
 from __future__ import annotations

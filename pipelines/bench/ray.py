@@ -2,13 +2,13 @@
 
     python -m pipelines.bench.ray [--quick]
 
-Three parts. **Labelling** photos of the micro-world with ``vit_micro``, one thread a worker: a serial run, one Ray
+Three parts. **Labelling** photos of the micro-world with ``vit_micro``, one thread per worker: a serial run, one Ray
 worker, two Ray workers, in turn; the shard sets must be equal to the byte. Units are timed between the first and the
 last report of a worker, so that the start of processes and models is left out. **A simulated cluster** of 64 and 512
 workers: the engine's own scheduler on a simulated clock (``bench.parts.simulation``), with units of heavy-tailed
 length, workers that take a while to start and machines that are taken away; each event costs the driver what the next
 part measured. **The driver**: the real pool on real Ray actors that label nothing, with many planned units of 256
-images: its CPU time a unit, and its memory after 100 and at the end.
+images: its CPU time per unit, and its memory after 100 and at the end.
 
 The last line is a JSON object. ``overhead_one_worker`` is the time of a unit with one Ray worker over that of the
 serial run, ``speedup_two_workers`` the rate of two over that of one; ``efficiency_64`` and ``efficiency_512`` are the
@@ -200,7 +200,7 @@ def resident_mb() -> float:
 def drive(units: int, workers: int, address: str) -> tuple[float, float, float]:
     """Let the real pool hand out so many units.
 
-    Returns its CPU seconds a unit, and its memory in MB after ``FEW`` units and at the end.
+    Returns its CPU seconds per unit, and its memory in MB after ``FEW`` units and at the end.
     """
     job = Job("/nowhere", "vit_micro", None, Runtime("cpu"), 1)
     planned = PlannedUnits(range(units), lambda number: IMAGES)
@@ -215,11 +215,11 @@ def drive(units: int, workers: int, address: str) -> tuple[float, float, float]:
 
 
 def measure_driver(units: int, address: str) -> dict[str, Any]:
-    """Compare the driver's memory after few units and after many, and its time a unit."""
+    """Compare the driver's memory after few units and after many, and its time per unit."""
     with Stage(f"driving {units} units of idle workers"):
         seconds, few, many = drive(units, 2, address)
     grown = many - few
-    click.echo(f"driver: {few:.0f} MB after {FEW} units, {many:.0f} after {units}; {seconds * 1e3:.2f} ms CPU a unit")
+    click.echo(f"driver: {few:.0f} MB after {FEW} units, {many:.0f} after {units}; {seconds * 1e3:.2f} ms CPU per unit")
     return {
         "driver_mb_per_1000_units": grown / (units - FEW) * 1000,
         "driver_cpu_ms_per_unit": seconds * 1e3,

@@ -1,19 +1,19 @@
-"""Shards: bytes, labels a second and samples a second, against the method's published layout of tars of PNGs.
+"""Shards: bytes, labels per second and samples per second, against the method's published layout of tars of PNGs.
 
     python -m pipelines.bench.shards [--quick] [--photos FOLDER] [--refiner FILE]
 
-Both sides hold the same masks of the same photos, up to 90 a photo (``bench.parts.shard_material``), and load the same
-30 of a photo, label and uncertainty, on one thread, side after side, from files that were read before. The reference
-(``bench.parts.reference_shards``) keeps 8-bit PNGs of 256 x 256, as SAM's logits come. Two harder anchors stand beside
-it: PNGs of the 64 x 64 that ``vit_micro``'s logits have (``native``), and a loader that knows where each PNG lies and
-decodes only what is picked (``smart``). A second table is of a SAM of 1024 pixels, whose logits are 256 x 256; there is
-no pretrained one here, so its logits are made from these (``enlarge``).
+Both sides hold the same masks of the same photos, up to 90 per photo (``bench.parts.shard_material``), and load the
+same 30 of a photo, label and uncertainty, on one thread, side after side, from files that were read before. The
+reference (``bench.parts.reference_shards``) keeps 8-bit PNGs of 256 x 256, as SAM's logits come. Two harder anchors
+stand beside it: PNGs of the 64 x 64 that ``vit_micro``'s logits have (``native``), and a loader that knows where each
+PNG lies and decodes only what is picked (``smart``). A second table is of a SAM of 1024 pixels, whose logits are 256 x
+256; there is no pretrained one here, so its logits are made from these (``enlarge``).
 
 End to end a sample is the photo and 30 labels: the reference decodes the original and scales it to 1024; here the
 trainer loads the sample as ever, the photo from the layer ``photos`` at 1024. What both sides load must agree.
 
 What it costs to write a unit of 256 photos whose masks and maps are encoded, processor time alone, is compared with the
-time that a GPU labels it for, at four photos a second.
+time that a GPU labels it for, at four photos per second.
 
 The last line is a JSON object: ratios are the reference over ours, medians over the repeats, with the spread beside
 them.
@@ -59,7 +59,7 @@ PICKED = 30
 UNIT = 256
 """Photos of the unit whose writing is timed."""
 LABELLED_A_SECOND = 4.0
-"""Photos that a GPU labels a second, with which the time of writing is compared."""
+"""Photos that a GPU labels per second, with which the time of writing is compared."""
 PHOTO_SIDE = 1024
 PNG_SIDE = 256
 TOLERANCE_OF_U = 0.02 + 1 / 255 + 1e-6
@@ -137,7 +137,7 @@ class Bench:
         self.figures: dict[str, Any] = {"grid": self.native, "photos": len(photos), "masks": sum(map(len, photos))}
 
     def write(self, repeats: int) -> None:
-        """Write everything; figures of bytes and of milliseconds an image, PNGs and photos apart from the labels."""
+        """Write everything; figures of bytes and of milliseconds per image, PNGs and photos apart from the labels."""
         seconds: dict[str, list[float]] = {}
         sizes: dict[str, float] = {}
         for repeat in track(range(repeats), "writing", "repeat"):
@@ -163,7 +163,7 @@ class Bench:
         }
         for name, size in sizes.items():
             written = self.figures["write_ms_an_image"][name]
-            self.say(f"  {name:10} {size / masks:8.0f} bytes a mask, {written:8.1f} ms an image to write")
+            self.say(f"  {name:10} {size / masks:8.0f} bytes per mask, {written:8.1f} ms per image to write")
 
     def write_unit(self, count: int) -> None:
         """Write a unit of ``count`` photos, those at hand over again; figures of processor time over that of labelling.
@@ -192,7 +192,7 @@ class Bench:
         return Loader(place, masks=PICKED)
 
     def load(self, repeats: int) -> None:
-        """Check that both sides load the same labels; figures of labels and of samples a second."""
+        """Check that both sides load the same labels; figures of labels and of samples per second."""
         loaders = {encoding: self.open(encoding, PHOTO_SIDE) for encoding in ENCODINGS}
         with Stage("checking that all sides load the same"):
             self.check(loaders)

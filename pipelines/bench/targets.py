@@ -64,7 +64,7 @@ SURE = 0.01
 
 @dataclass(frozen=True)
 class Candidate:
-    """A target on a grid of ``stride`` input pixels a cell."""
+    """A target on a grid of ``stride`` input pixels per cell."""
 
     target: Target
     stride: Literal[1, 2, 4]
@@ -230,7 +230,7 @@ def measure_cost(candidate: Candidate, count: int, repeats: int) -> tuple[float,
 
 @dataclass(frozen=True)
 class Training:
-    """How much is trained: photos a step, masks a photo and rounds a mask, and with which seeds."""
+    """How much is trained: photos per step, masks per photo and rounds per mask, and with which seeds."""
 
     steps: int
     batch: int

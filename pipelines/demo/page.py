@@ -86,7 +86,7 @@ def _table(compared: Compared) -> Iterator[tuple[str, list[tuple[str, list[tuple
 
 
 def _labels(shards: ShardSet, layer: str) -> Iterator[dict[str, Any]]:
-    """Yield labels from the most doubtful one to the median by mean u, in even steps; at most one a photo."""
+    """Yield labels from the most doubtful one to the median by mean u, in even steps; at most one per photo."""
     ranked: list[tuple[float, int, ImageRows, UncertaintyRow]] = []
     for number in shards.committed():
         rows = shards.uncertainty(number, layer)

@@ -32,7 +32,7 @@ class Corpus:
     """Memory-mapped scenes.
 
     ``images`` is uint8 (N, S, S, 3). The coarse masks of scene n are the rows ``first[n]:first[n + 1]`` of
-    ``packed``, uint8 (M, TARGET_SIDE ** 2 / 8), one bit a pixel. ``background`` has the same layout with one row
+    ``packed``, uint8 (M, TARGET_SIDE ** 2 / 8), one bit per pixel. ``background`` has the same layout with one row
     a scene: the pixels that belong to no object.
     """
 

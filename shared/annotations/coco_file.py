@@ -88,7 +88,7 @@ def _of_folder(folder: Path) -> CocoFile:
         images.append({**image, "id": number, "file_name": name and str(path.parent.relative_to(folder) / name)})
         annotations += [{**each, "image_id": number} for each in found]
     if not images:
-        raise InputError(f"{folder}: no JSON files there; expected one a photo, as in SA-1B, or a file of COCO")
+        raise InputError(f"{folder}: no JSON files there; expected one per photo, as in SA-1B, or a file of COCO")
     return CocoFile(images, annotations, [])
 
 

@@ -1,4 +1,4 @@
-"""Automatic masks (App. B.1): a grid of points, three masks a point, quality filters, box NMS.
+"""Automatic masks (App. B.1): a grid of points, three masks per point, quality filters, box NMS.
 
 The masks are those of ``segment_anything.SamAutomaticMaskGenerator``, in its order, each with the low-resolution logits
 that it came from, and without those of nearly the whole image. They are made in another way: the decoder shares what
@@ -36,7 +36,7 @@ class GeneratedMasks:
     """The K masks kept for one image of ``size`` height, width, in the order of the generator.
 
     ``logits``: float32 (K, h, w), SAM's low-resolution logits on its square frame, padding included.
-    ``frames``: what part of the square is image, and where that lies in the photo, one a mask (crops differ).
+    ``frames``: what part of the square is image, and where that lies in the photo, one per mask (crops differ).
     ``boxes``: int64 (K, 4), x, y, width, height in pixels of the photo; width and height are the largest index minus
     the smallest, as upstream reports them. ``points``: float64 (K, 2), x, y in the photo.
     ``areas``: int64 (K,), pixels. ``predicted_iou`` and ``stability``: float64 (K,). ``embeddings``: what the image

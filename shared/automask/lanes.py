@@ -1,7 +1,7 @@
 """Work on several images at once, each on a core of its own.
 
 A small parallel region ends when its last thread does. Where something else runs on a core, the thread there may be
-out for milliseconds, and hundreds of regions a second wait for it. Images need not wait for each other; so on a CPU,
+out for milliseconds, and hundreds of regions per second wait for it. Images need not wait for each other; so on a CPU,
 each is worked on by one thread, and what comes of it does not depend on how many cores there are.
 """
 
@@ -30,7 +30,7 @@ BEHIND = 2
 def take_cores(device: torch.device, cores: int) -> Lanes:
     """Return the lanes for a model on ``device``: a core each on a CPU, as far as memory goes; elsewhere a single one.
 
-    Has torch use one core a lane on a CPU, elsewhere all of them, in this process and until told otherwise.
+    Has torch use one core per lane on a CPU, elsewhere all of them, in this process and until told otherwise.
     """
     on_cpu = device.type == "cpu"
     lanes = Lanes(max(1, min(cores, usable_memory() // LANE_BYTES)) if on_cpu else 1)

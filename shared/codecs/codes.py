@@ -1,4 +1,4 @@
-"""Masks and maps in memory: one byte a cell, and a table of 256 values that says what the bytes mean.
+"""Masks and maps in memory: one byte per cell, and a table of 256 values that says what the bytes mean.
 
 A label's cell of magnitude step q, of n steps (``shared.codecs.label``), is one of
 

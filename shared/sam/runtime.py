@@ -32,7 +32,7 @@ class Runtime:
     """What the image encoder computes in: fp32, bf16, or auto, which is bf16 where the device has instructions for
     it."""
     compile: bool = False
-    """Whether the image encoder is compiled by ``torch.compile``: a slow start, then less time a photo."""
+    """Whether the image encoder is compiled by ``torch.compile``: a slow start, then less time per photo."""
 
     def resolve(self) -> Resolved:
         """Return what the precision is on the device."""

@@ -12,7 +12,7 @@ STATE_KEY = "task_prompt.weight"
 
 
 class TaskPrompt(nn.Module):
-    """One learned vector a task, zero at first, added to the image embedding.
+    """One learned vector per task, zero at first, added to the image embedding.
 
     Adding it to the dense prompt embedding is the same for plain SAM. Leaving it out is *not* the same as task 0, whose
     vector is trained like the others.

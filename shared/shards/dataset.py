@@ -93,7 +93,7 @@ class Unit:
         return Unit(self.number, tuple(images))
 
     def to_json(self) -> bytes:
-        """Return the content of ``units/NNNNNN.json``, with a line a photo."""
+        """Return the content of ``units/NNNNNN.json``, with a line per photo."""
         told = json.dumps(with_room({"unit": self.number, "id": self.id}))
         images = self.recorded().images
         photos = (json.dumps({name: getattr(photo, name) for name in _OF_PHOTO}) for photo in images)

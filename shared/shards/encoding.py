@@ -39,7 +39,7 @@ class LayerEncoder(Protocol):
         """What the encoding adds to the columns of the layer's manifests."""
 
     def add(self, key: str, blobs: Sequence[bytes], meta: Mapping[str, Any]) -> None:
-        """Add an image, with one blob a mask.
+        """Add an image, with one blob per mask.
 
         A mask of which nothing is known has an empty blob. ``meta`` is what is known of the image and its masks.
         Raises ``ShardError``, naming the image, for what the encoding has no room for.

@@ -1,4 +1,4 @@
-"""The manifest of a unit in a layer: a Parquet file with one row a mask, or one for an image that has none.
+"""The manifest of a unit in a layer: a Parquet file with one row per mask, or one for an image that has none.
 
 It is written last, and its presence is the only proof that the unit is committed. Its file metadata names the data
 file's size and SHA-256 and the ids of the unit and the layer, and seals it (``shared/store/seal.py``).

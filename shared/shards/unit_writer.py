@@ -32,7 +32,7 @@ class UnitWriter:
     digests: Mapping[str, str | None] = field(default_factory=dict)
     """SHA-256 of each file by key, None if unreadable. Fill it in before ``add_image``."""
     errors: list[str] = field(default_factory=list)
-    """Why images have no data, or masks no map; one an image at most."""
+    """Why images have no data, or masks no map; one per image at most."""
     _rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class UnitWriter:
     ) -> None:
         """Add image ``index`` of the unit, of ``size`` height, width, with one blob for each mask, crop or photo.
 
-        ``columns`` are the layer's own columns of the manifest, one value a mask each; ``meta`` goes to the sample's
+        ``columns`` are the layer's own columns of the manifest, one value per mask each; ``meta`` goes to the sample's
         JSON. ``error`` says why the masks of an image have no maps.
         """
         image, (height, width) = self.unit.images[index], size

@@ -151,7 +151,7 @@ def test_coverage_where_pixels_lie_in_several_cells_adds_up_to_the_area() -> Non
 
 def test_masks_of_whole_cells_are_drawn_as_they_are() -> None:
     cells = np.random.default_rng(0).random((16, 12)) < 0.5
-    assert np.array_equal(drawn(cells, 64), cells)  # a pixel a cell
+    assert np.array_equal(drawn(cells, 64), cells)  # a pixel per cell
     for side, band in ((64, np.s_[8:20]), (128, np.s_[24:64])):
         rows = np.zeros((64, 48), bool)
         rows[band] = True

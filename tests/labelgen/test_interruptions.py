@@ -87,7 +87,7 @@ OF_MASKS = ("planning", "planned", "labelling", "writing masks", "masks written"
 OF_MAPS = ("adding the layer", "making maps", "writing maps", "maps written", "writing manifest of maps",
            "manifest of maps written")  # fmt: skip
 IN_ZARR = ("describing", "masks written", "writing photos", "writing maps", "between maps and refined masks")
-"""Where arrays differ from tars: they have metadata, and several files a unit."""
+"""Where arrays differ from tars: they have metadata, and several files per unit."""
 
 
 @pytest.fixture

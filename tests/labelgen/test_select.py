@@ -243,7 +243,7 @@ def test_selection_of_a_selection_is_one_of_the_shard_set(refined: Finished, tmp
 def test_photos_of_a_selection_are_those_of_its_images(
     own_photos: Path, tmp_path: Path, label: Callable[..., RunSummary], out: Path
 ) -> None:
-    """The layer of photos has a row an image, not one a mask."""
+    """The layer of photos has a row per image, not one per mask."""
     (own_photos / "sub" / "photo5.png").write_bytes(b"no photo")
     shards = tmp_path / "shards"
     label(own_photos, shards, keep_photos=True)

@@ -1,4 +1,4 @@
-"""SAM's weights are read once a process, and what a shard set records of them is of these very bytes."""
+"""SAM's weights are read once per process, and what a shard set records of them is of these very bytes."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_what_is_found_is_told(
     assert f"7 photos with {count} masks in 4 units; layers masks (tar), uncertainty/refinement (tar); " in lines[3]
     assert "photos 128 x 128, embedding 32 x 8 x 8, losses and clicks on a grid of 32 x 32" in lines[4]
     assert lines[5].startswith("step: 1.00 s, of which ")
-    assert "1 photos with 3 masks (3.0 a photo), 4 masks left out" in lines[5], "of the other one no map is known"
+    assert "1 photos with 3 masks (3.0 per photo), 4 masks left out" in lines[5], "of the other one no map is known"
     assert lines[6].startswith("memory: at most ")
     told = "200 steps of 1.00 s and 100 validations of 1.2 s and 4.0 s of automatic masks at the end are 5 min, "
     assert lines[7].startswith(f"time: {told}"), "329 s: four of the five photos were evaluated in a second"

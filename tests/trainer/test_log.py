@@ -1,4 +1,4 @@
-"""The log of a run: a line a step, and none of a step that has to be done again."""
+"""The log of a run: a line per step, and none of a step that has to be done again."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_values_that_make_no_sense_are_refused(name: str, value: Any) -> None:
         (
             "authors",
             2,
-            r"authors is a bit a cell of SAM's low resolution, a stride of 4, and the stride is 2; give str",
+            r"authors is a bit per cell of SAM's low resolution, a stride of 4, and the stride is 2; give str",
         ),
         ("coverage", 1, r"coverage is finer than labels are: .*one pixel of SAM's input; give a stride of 2 or 4"),
     ],

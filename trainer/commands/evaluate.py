@@ -92,7 +92,8 @@ encoder_option = precision_option(
     "--rounds",
     type=click.IntRange(1, MOST_ROUNDS),
     default=None,
-    help=f"Rounds a mask: the first prompt, then a click a round where the mask is wrong  [default: {Protocol.rounds}]",
+    help="Rounds per mask: the first prompt, then a click per round where the mask is wrong  "
+    f"[default: {Protocol.rounds}]",
 )
 @click.option(
     "--output",

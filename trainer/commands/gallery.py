@@ -46,7 +46,12 @@ FIRST, OUTPUTS = ("point", "box", "near-boundary"), ("oracle", "single")
     "--task-prompts", type=click.IntRange(min=0), default=1, help="Masks of a set that every task prompt is shown for."
 )
 @click.option("--first", type=click.Choice(FIRST), default=Protocol.first, help="First prompt of a mask.")
-@click.option("--rounds", type=click.IntRange(1, MOST_ROUNDS), default=3, help="Rounds a mask, the first prompt's too.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, MOST_ROUNDS),
+    default=3,
+    help="Rounds per mask, the first prompt's too.",
+)
 @click.option(
     "--output",
     type=click.Choice(OUTPUTS),

@@ -129,8 +129,8 @@ def refiner_command(
     "--processes",
     type=click.IntRange(min=1),
     default=None,
-    help="Processes of this machine that share each step: one a GPU  "
-    "[default: 1 on a GPU; one a core on a CPU, or as many as the run began with]",
+    help="Processes of this machine that share each step: one per GPU  "
+    "[default: 1 on a GPU; one per core on a CPU, or as many as the run began with]",
 )
 @click.option(
     "--launcher",

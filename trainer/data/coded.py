@@ -1,7 +1,7 @@
 """Samples whose masks are still codes, which the device that trains makes into masks.
 
 A code is one byte for each low-resolution cell (``codecs/codes.py``). On the loss grid the mask has up to sixteen cells
-for each of these, and its certainty takes four bytes a cell. So codes are what is decoded ahead, queued and copied to
+for each of these, and its certainty takes four bytes per cell. So codes are what is decoded ahead, queued and copied to
 the device.
 """
 

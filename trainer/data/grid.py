@@ -1,8 +1,8 @@
 """Bring masks, label logits and uncertainty maps to the grid on which the losses are taken.
 
-A mask there is the share of each cell that it covers, or a bit a cell: whether it covers half of it, or, of a label,
-the sign of its logit there. The grid covers SAM's square input with ``stride`` input pixels a cell. The photo fills its
-upper left part, the *valid* cells; the rest is padding, where masks are False and maps 0.
+A mask there is the share of each cell that it covers, or a bit per cell: whether it covers half of it, or, of a label,
+the sign of its logit there. The grid covers SAM's square input with ``stride`` input pixels per cell. The photo fills
+its upper left part, the *valid* cells; the rest is padding, where masks are False and maps 0.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _pasted(values: Tensor, frame: Frame, whole: Frame, stride: int, outside: fl
 
 
 def _cell_means(values: Tensor, stride: int) -> Tensor:
-    """Return the mean of each cell of ``stride`` pixels a side of float (1, H, W); the last cells may be cut short.
+    """Return the mean of each cell of ``stride`` pixels per side of float (1, H, W); the last cells may be cut short.
 
     Sums are taken in a fixed order, along rows first: the same on every device.
     """

@@ -30,7 +30,7 @@ class SampleId:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How photos become samples. ``side``: pixels of SAM's square input; ``stride``: input pixels a cell of the loss
+    """How photos become samples. ``side``: pixels of SAM's square input; ``stride``: input pixels per cell of the loss
     grid; ``masks``: how many random masks of a photo are used at most; ``seed``: what is drawn follows from it;
     ``target``: what masks are compared with."""
 

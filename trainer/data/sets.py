@@ -44,8 +44,8 @@ class ChosenPhotos:
     name: str = ""
     """Name of the set in messages and reports. A suite asks for one, different for each set."""
     list: Path | None = None
-    """Text file with a photo a line, as name or path, with or without suffix, or a folder for all below it: the others
-    are left out. By default all are taken."""
+    """Text file with a photo per line, as name or path, with or without suffix, or a folder for all below it: the
+    others are left out. By default all are taken."""
     list_lines: tuple[PositiveInt, PositiveInt] | None = None
     """Of ``list`` only the lines from the first to the second of these, counted from 1. By default all count."""
     match: str | None = None
@@ -89,7 +89,7 @@ class FolderPairsSettings(AnySetSettings):
     """Folder of the photos, and of folders of photos. Each is paired with the mask of the same path but for the
     suffix."""
     masks: Path
-    """Folder of the masks: one a photo, of its size. It may be that of the photos: then photos are JPEGs and masks
+    """Folder of the masks: one per photo, of its size. It may be that of the photos: then photos are JPEGs and masks
     PNGs."""
     task: Task
     """What the masks are of. Training gives the vector of this task, evaluation reports by it."""
@@ -135,7 +135,7 @@ class LabelMapsSettings(AnySetSettings):
     """Folder of the photos, and of folders of photos. Each is paired with the label map of the same path but for the
     suffix."""
     labels: Path
-    """Folder of the label maps: one a photo, of its size, as PNG or TIFF. Each value is one mask, and each colour."""
+    """Folder of the label maps: one per photo, of its size, as PNG or TIFF. Each value is one mask, and each colour."""
     task: Task
     """What the masks are of. Training gives the vector of this task, evaluation reports by it."""
     ignored: tuple[int, ...] | None = None
@@ -159,7 +159,7 @@ class LabelMapsSettings(AnySetSettings):
 
 @dataclass(frozen=True, config=STRICT)
 class PascalPartSettings(AnySetSettings):
-    """MATLAB files of Pascal-Part, one a photo, and the folder of the photos."""
+    """MATLAB files of Pascal-Part, one per photo, and the folder of the photos."""
 
     kind: Literal["pascal-part"]
     """Which layout the set has: this one."""

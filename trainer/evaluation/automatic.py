@@ -237,7 +237,7 @@ def warning_of(before: Sequence[AutomaticScores], after: Sequence[AutomaticScore
     photos = sum(each.photos for each in before)
     kept = [sum(each.masks for each in scores) / photos for scores in (before, after)]
     return (
-        f"warning: {after[0].model}: automatic masks have fallen from {kept[0]:.1f} to {kept[1]:.1f} a photo "
+        f"warning: {after[0].model}: automatic masks have fallen from {kept[0]:.1f} to {kept[1]:.1f} per photo "
         f"({photos} photos, with the settings of the model before training): the IoU that the model predicts has "
         "drifted, or its masks are less stable, and `labelgen run` would keep few of them. Lower --pred-iou-thresh "
         "there, or train with a lower learning rate, fewer steps or fewer weights"

@@ -1,4 +1,4 @@
-"""The evaluation of HQ-SAM's training script: one box a photo, and photo and label squeezed into SAM's square.
+"""The evaluation of HQ-SAM's training script: one box per photo, and photo and label squeezed into SAM's square.
 
 Photo and label are resized without keeping their aspect. The box is that of the resized label. The logits of the one
 mask go back to the label's own size in one bilinear step, and scores are taken there.

@@ -234,7 +234,8 @@ def _play_squeezed(
     """Yield a row of each model for the one mask of a photo; none if nothing is left of it in a model's square."""
     if len(numbers) != 1:
         raise InputError(
-            f"{settings.name}: {sample.key} has {len(numbers)} masks; HQ-SAM's protocol is for sets of one mask a photo"
+            f"{settings.name}: {sample.key} has {len(numbers)} masks; HQ-SAM's protocol is for sets of one "
+            "mask per photo"
         )
     target = Cutout.of(sample.masks_at(numbers)[0])
     sides = {name: int(model.sam.image_encoder.img_size) for name, model in embeddings.models.items()}

@@ -18,9 +18,9 @@ class Protocol:
     first: FirstPrompt = "point"
     """First prompt: point (the pixel of the mask farthest from its boundary), box, or near-boundary (a pixel of the
     mask within 10 of its boundary, drawn at random); or squeezed-box, the box of HQ-SAM's own evaluation, which has one
-    round and one mask a photo."""
+    round and one mask per photo."""
     rounds: int = 6
-    """Rounds a mask: the first prompt, then a click a round where the mask is wrong."""
+    """Rounds per mask: the first prompt, then a click per round where the mask is wrong."""
     output: Output = "oracle"
     """Which output of a first point counts: oracle, of the three outputs the one of highest IoU with the human mask; or
     single, the output for prompts that leave no doubt. hq and hq+sam tell which the one output of HQ-SAM is."""

@@ -54,12 +54,12 @@ def judge_photos(
 
 
 def _in_words(scores: list[AutomaticScores]) -> str:
-    """Say how many masks a photo each model keeps, and how many of the human masks these find."""
+    """Say how many masks per photo each model keeps, and how many of the human masks these find."""
     parts = []
     for model in ("before", "after"):
         own = [each for each in scores if each.model == model]
         photos, human = sum(each.photos for each in own), sum(each.human_masks for each in own)
         found = sum(each.human_masks * (each.recall[0.5] or 0.0) for each in own)
         kept = sum(each.masks for each in own) / photos
-        parts.append(f"{kept:.1f} a photo {model}, which find {found:.0f} of {human} human masks at IoU 0.5")
+        parts.append(f"{kept:.1f} per photo {model}, which find {found:.0f} of {human} human masks at IoU 0.5")
     return f"automatic masks ({photos} photos, {POINTS} x {POINTS} points): " + "; ".join(parts)

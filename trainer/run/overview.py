@@ -1,7 +1,7 @@
 """What the runs below a folder have come to, as their small files say: no weights are read, and no torch is needed.
 
 run.json     written when a run starts: what is trained, by which method and variant, on which data, how many steps
-log.jsonl    a line a step, and one a validation
+log.jsonl    a line per step, and one a validation
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights, gradients and the optimizer's moments of the encoder's blocks in parts, one a process: PyTorch's FSDP2.
+"""Weights, gradients and the optimizer's moments of the encoder's blocks in parts, one per process: PyTorch's FSDP2.
 
 A block's weights are put together when it is computed and taken apart again. A checkpoint holds whole tensors: it does
 not show over how many processes they were spread, if any.

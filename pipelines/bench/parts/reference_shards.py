@@ -1,6 +1,6 @@
 """Pseudo-labels as the method's published code stores and loads them: what the shard set is measured against.
 
-An image has two tars. The first holds ``metadata.csv``, a line a mask, and for each mask an 8-bit PNG of sigmoid(s);
+An image has two tars. The first holds ``metadata.csv``, a line per mask, and for each mask an 8-bit PNG of sigmoid(s);
 the second an 8-bit PNG of sigmoid(r), the refined mask. A sample needs up to 30 of an image's masks; the loader opens
 both tars, decodes every mask of both, and picks then. ``load_smart`` is the best that can be made of the same files: it
 knows where each PNG lies, and decodes with OpenCV what is picked.

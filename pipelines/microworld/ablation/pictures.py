@@ -30,7 +30,7 @@ QUALITY = 75
 
 
 def write_pictures(plan: Plan, results: Results, path: Path) -> None:
-    """Write a JPEG: a row a mask, its scene, the exact mask, and what each method makes of it after 3 points.
+    """Write a JPEG: a row per mask, its scene, the exact mask, and what each method makes of it after 3 points.
 
     Methods are those of the plan's first setting and seed that have been run. Raises ``StorageError``.
     """

@@ -2,8 +2,8 @@
 
 zarr encodes into a store in memory, of which each file is taken whole. Left to itself it starts five asyncio tasks and
 a change of threads for every chunk: 200 to 700 us, where compressing one takes 12 to 45. So its codecs run one after
-the other here (``_InOrder``), 30 to 40 us a chunk beside compressing, and the bytes are the same. A benchmark says what
-writing a unit costs (``pipelines.bench.shards``).
+the other here (``_InOrder``), 30 to 40 us per chunk beside compressing, and the bytes are the same. A benchmark says
+what writing a unit costs (``pipelines.bench.shards``).
 
 Extents of chunks are read from a shard's indexes directly, since zarr does not tell them.
 """

@@ -20,7 +20,7 @@ LARGEST_AXIS = 1 << 11
 
 
 def zarr_layout(dataset: Dataset, layer: Layer) -> ZarrLayout:
-    """Return the one array of embeddings, a row a crop."""
+    """Return the one array of embeddings, a row per crop."""
     meaning = "what the image encoder made of a crop, the manifest's rows in order; NaN: there is no such crop"
     axes = ("crop", "channel", "row", "column")
     channels, height, width = layer.settings["shape"]

@@ -17,7 +17,7 @@ from sum_factory.shared.shards.kinds.kind import LayerKind, UnitUnderCheck, inpu
 
 
 def zarr_layout(dataset: Dataset, layer: Layer) -> ZarrLayout:
-    """Return the one array of photos, a row an image."""
+    """Return the one array of photos, a row per image."""
     # Not even noise takes as many bytes in JPEG as its pixels do: every photo fits, and zeros behind it cost nothing.
     length = 1 << (3 * input_side_of(dataset) ** 2 - 1).bit_length()
     meaning = "a JPEG, and zeros behind it; a row of zeros: the photo could not be read"

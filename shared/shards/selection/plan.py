@@ -41,7 +41,7 @@ ROWS = "rows"
 """Folder of the files that name the rows of a selection's units."""
 ROWS_SCHEMA = pa.schema([("image_index", pa.int32()), ("mask", pa.int32())])
 """Columns of a rows file: they name rows of the base's manifests, in their order; ``mask`` is null as there. Of the
-layer of photos, which has a row an image, they name those of their images."""
+layer of photos, which has a row per image, they name those of their images."""
 REMEDY_FOR_SELECTION = "restore it, or delete the selection and give the same `labelgen select` or `merge` again"
 MOST_BASES = 1 << 16
 """Shard sets that a selection takes units of, at most."""
@@ -200,7 +200,7 @@ def take_rows(table: pa.Table, rows: pa.Table, name: str) -> pa.Table:
 
 
 def take_images(table: pa.Table, rows: pa.Table, name: str) -> pa.Table:
-    """Return the rows of a manifest, one an image, of the images that a rows file names, as ``take_rows`` does."""
+    """Return the rows of a manifest, one per image, of the images that a rows file names, as ``take_rows`` does."""
     images = pc.unique(rows["image_index"])
     held = table.select(ROWS_SCHEMA.names).filter(pc.is_in(table["image_index"], value_set=images))
     if len(held) != len(images):

@@ -78,7 +78,7 @@ def test_official_file_decodes_as_with_upstreams_loader(vit_b: tuple[Sam, Path],
 
 
 def test_official_file_encodes_as_with_upstreams_loader(vit_b: tuple[Sam, Path], loaded: LoadedSam) -> None:
-    # One windowed block, patch embedding and neck: all of ViT-B takes ten seconds an image.
+    # One windowed block, patch embedding and neck: all of ViT-B takes ten seconds per image.
     image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(3))
     outputs = []
     for sam in (vit_b[0], loaded.sam):

@@ -444,7 +444,7 @@ def lvis(split: str, annotations: str) -> Build:
 
 
 def sa_1b(folders: Sequence[str]) -> Build:
-    """A file a photo, beside it; annotations do not name their photo."""
+    """A file per photo, beside it; annotations do not name their photo."""
 
     def build(root: Path) -> Drawn:
         drawn: Drawn = {}

@@ -107,7 +107,7 @@ def test_photos_with_several_masks_are_refused_by_name(model: LoadedSam, folder:
     settings = LabelMapsSettings(
         kind="label-maps", images=folder / "images", labels=folder / "labels", task="part", name="labels"
     )
-    with pytest.raises(InputError, match="labels: 0 has 2 masks; HQ-SAM's protocol is for sets of one mask a photo"):
+    with pytest.raises(InputError, match="labels: 0 has 2 masks; HQ-SAM's protocol is for sets of one mask per photo"):
         list(evaluate_sets(model, [settings], [Protocol("squeezed-box", 1, "hq")]))
 
 

@@ -268,7 +268,7 @@ def test_second_decoder_learns_boxes_and_leaves_the_student_alone(
             expected = 1 - (one.sigmoid() - two.sigmoid()).abs()
             assert torch.allclose(targets.certainty[row], expected, atol=1e-5)
         here = (part[row : row + 1] for part in (targets.masks, targets.valid, targets.certainty))
-        losses.append(mask_loss(two[None], *here, LossSettings())[0] / 2)  # two masks a photo
+        losses.append(mask_loss(two[None], *here, LossSettings())[0] / 2)  # two masks per photo
     embeddings = model.image_encoder(images).detach().requires_grad_()
     assert lesson.extra is not None
     found = lesson.extra(embeddings)

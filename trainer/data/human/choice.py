@@ -40,7 +40,7 @@ class Choice:
 
 
 def listed_places(path: Path, keys: Sequence[str], between: tuple[int, int] | None = None) -> set[int]:
-    """Return the places of the keys that a text file lists, one a line; ``between`` two of its lines, from 1 on.
+    """Return the places of the keys that a text file lists, one per line; ``between`` two of its lines, from 1 on.
 
     A line is a key, the name of its last part, or a path that ends with it, with or without suffix; a second path on
     the line and comments after ``#`` are passed over. A line may also name a folder, for all photos below it. Raises

@@ -120,7 +120,7 @@ class CocoInstances:
     @property
     def findings(self) -> list[str]:
         """What was found and decided, a sentence each."""
-        return [f"{self.mask_count / len(self.opened.photos):.1f} masks a photo on average", *self.opened.said]
+        return [f"{self.mask_count / len(self.opened.photos):.1f} masks per photo on average", *self.opened.said]
 
     def load(self, index: int) -> HumanSample:
         """Read one sample."""

@@ -1,4 +1,4 @@
-"""Photos with mask files of the same names, a mask a file."""
+"""Photos with mask files of the same names, a mask per file."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class LabelMaps:
             )
         total = sum(len(paired.pair.masks) for paired in self.opened.files)
         return [
-            f"{np.mean(counts):.1f} masks a label map on average, seen in {len(self._sample)} of {total:,}; no masks "
+            f"{np.mean(counts):.1f} masks per label map on average, seen in {len(self._sample)} of {total:,}; no masks "
             f"are the values {self._ignored_in_words()}",
             *([f"left out {sum(map(len, self.crowds.values())):,} crowds"] if any(self.crowds.values()) else []),
             *self.opened.said,

@@ -1,4 +1,4 @@
-"""Pascal-Part: a MATLAB file a photo, with the mask of each object and of each of its parts."""
+"""Pascal-Part: a MATLAB file per photo, with the mask of each object and of each of its parts."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(tmp_path_factory: pytest.TempPathFactory, docs: Path) -> Plan:
     """A plan that has been carried out; no test may change its folder but for good.
 
-    The frozen model sees two scenes a step instead of eight.
+    The frozen model sees two scenes per step instead of eight.
     """
     plan = plan_of(tmp_path_factory.mktemp("ablation") / "out")
     with pytest.MonkeyPatch.context() as patch:
