@@ -30,7 +30,8 @@ BEHIND = 2
 def take_cores(device: torch.device, cores: int) -> Lanes:
     """Return the lanes for a model on ``device``: a core each on a CPU, as far as memory goes; elsewhere a single one.
 
-    Has torch use one core per lane on a CPU, elsewhere all of them, in this process and until told otherwise.
+    It also sets how many threads torch uses in this process: one on a CPU, where each lane runs torch for itself, and
+    elsewhere ``cores``.
     """
     on_cpu = device.type == "cpu"
     lanes = Lanes(max(1, min(cores, usable_memory() // LANE_BYTES)) if on_cpu else 1)

@@ -19,15 +19,15 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from sum_factory.trainer.randomness import seed_of
 
 WINDOW = 8
-"""Units among which samples are shuffled: a reader has so many open at a time."""
+"""Groups among which samples are shuffled: a reader has so many open at a time."""
 EPOCHS_KEPT = 2
 """Epochs of a stream whose order is kept: that of the latest sample, and the one before or after it."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """The order of a stream. ``groups`` are the sizes of its groups (the units of a shard set), ``identity`` names its
-    content.
+    """The order of a stream. ``groups`` says how many samples each of its groups has, as ``PseudoSet.groups`` does;
+    ``identity`` names its content.
 
     In each epoch the groups are shuffled, then the samples inside windows of ``WINDOW`` groups.
     """
@@ -113,9 +113,9 @@ class Mix:
 def slots_of(step: int, batch: int, mix: Mix, together: int = 1, rank: int = 0, ranks: int = 1) -> Sequence[int]:
     """Return the slots of a step (counted from 0) that a rank works on; all ranks together work on all slots.
 
-    Each rank gets as many pseudo-labelled samples as any other, as far as they can be divided: these have many masks,
-    human ones may have one. Slots that go through the model ``together`` stay together on any number of ranks, if the
-    batch can be divided so; else single slots are dealt.
+    ``together`` is how many slots go through the model at once. They go to one rank, if the ranks then get equally many
+    slots; else slots are dealt one by one. Pseudo-labelled samples take the longest, since they have many masks: they
+    are spread over the ranks as evenly as that allows.
     """
     slots = range(step * batch, (step + 1) * batch)
     if ranks == 1:

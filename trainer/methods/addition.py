@@ -141,8 +141,10 @@ def targets_at(targets: Targets, indexes: Tensor) -> Targets:
 
 
 def in_common(played: Tensor, judged: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the indexes, in each of both, of the masks in ``played``, int64 (P,), and in ``judged``, int64 (R,) and
-    ascending."""
+    """Find the masks of a batch that are both in ``played``, int64 (P,), and in ``judged``, int64 (R,), ascending.
+
+    Return where they stand in ``played``, and where in ``judged``, int64 (N,) each.
+    """
     index = torch.searchsorted(judged, played).clamp(max=len(judged) - 1)
     here = (judged[index] == played).nonzero()[:, 0]
     return here, index[here]
