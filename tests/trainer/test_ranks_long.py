@@ -46,7 +46,8 @@ import json, os, signal, sys
 from pathlib import Path
 from sum_factory.shared.errors import WorkerError
 from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture
-from sum_factory.trainer import cli, fit
+from sum_factory.trainer import cli
+from sum_factory.trainer import training as fit
 from sum_factory.trainer.run import checkpoints
 
 ARCHITECTURES["tiny"] = {architecture!r}
