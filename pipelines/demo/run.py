@@ -35,10 +35,10 @@ from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluation.report import summarise
 from sum_factory.trainer.evaluation.run import evaluate_sets, load_weights
 from sum_factory.trainer.evaluation.settings import Protocol
+from sum_factory.trainer.launch import fit_on_ranks
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import RefinerRecipe, train_refiner
 from sum_factory.trainer.settings import read_settings
-from sum_factory.trainer.training import fit_on_ranks
 
 SECONDS = {"scene": 0.06, "image": 1.0, "refiner step": 2.0, "check": 6.0, "evaluated scene": 1.0, "page": 8.0}
 """What one of these takes on two cores of an AMD Zen 3 server (AVX2). Estimates are made of it, and nothing else."""

@@ -63,7 +63,8 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
     "trainer": {
         "trainer.settings": ("read_settings", "built_in_names"),
         "trainer.recipe": ("Recipe",),
-        "trainer.training": ("fit", "fit_on_ranks", "FitSummary"),
+        "trainer.training": ("fit", "FitSummary"),
+        "trainer.launch": ("fit_on_ranks",),
         "trainer.refiner": ("train_refiner", "RefinerRecipe"),
         "trainer.methods": ("Method",),
         "trainer.losses": ("focal_loss", "dice_loss", "mask_loss", "LossSettings"),

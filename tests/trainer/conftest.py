@@ -26,7 +26,7 @@ from sum_factory.shared.shards.encoding import write_shared_files
 from sum_factory.shared.shards.shard_set import MASKS
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer import training as module
+from sum_factory.trainer import launch, training
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import Recipe
@@ -43,7 +43,7 @@ Map = npt.NDArray[np.float32]
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have runs train in the process of the tests, whose ``tiny`` no other knows."""
-    monkeypatch.setattr(module, "usable_cores", lambda: 1)
+    monkeypatch.setattr(launch, "usable_cores", lambda: 1)
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +51,8 @@ def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have runs draw neither curves nor samples, and make no automatic masks at their end, all of which takes longer
     than their steps; tests of these do so."""
     monkeypatch.setattr(log_module, "draw_curves", lambda lines: b"")
-    monkeypatch.setattr(module, "SHOWN", 0)
-    monkeypatch.setattr(module, "judge_closing", lambda *_: None)
+    monkeypatch.setattr(training, "SHOWN", 0)
+    monkeypatch.setattr(training, "judge_closing", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ def test_only_the_first_of_several_ranks_speaks(
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(TypeAdapter(Recipe).dump_python(make_recipe(), mode="json")))
     told = module.Rehearsal(("found",), 1, 1.0, 1.0)
-    monkeypatch.setattr(fit_module, "on_ranks", lambda *_: told)
+    monkeypatch.setattr("sum_factory.trainer.launch.on_ranks", lambda *_: told)
     for rank, said in (("0", "found\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         result = CliRunner().invoke(main, ["fit", f"--recipe={path}", f"--out={tmp_path / 'out'}", "--dry-run"])

@@ -118,7 +118,7 @@ def test_option_goes_before_the_recipe_and_before_set(
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(
-        "sum_factory.trainer.training.fit_on_ranks", lambda recipe, *_: seen.append(recipe) or pytest.skip
+        "sum_factory.trainer.launch.fit_on_ranks", lambda recipe, *_: seen.append(recipe) or pytest.skip
     )
     monkeypatch.setattr("sum_factory.trainer.refiner.train_refiner", lambda recipe, out: seen.append(recipe) or out)
     adapter = TypeAdapter(Recipe)

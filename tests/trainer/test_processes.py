@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sum_factory.trainer import training as module
+from sum_factory.trainer import launch as module
+from sum_factory.trainer.launch import PROCESS_BYTES, choose_processes, fit_on_ranks
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.distributed import run_on_ranks
-from sum_factory.trainer.training import PROCESS_BYTES, FitSummary, choose_processes, fit_on_ranks
+from sum_factory.trainer.training import FitSummary
 
 Calls = list[tuple[int, int]]
 

@@ -19,13 +19,14 @@ from sum_factory.shared.errors import CheckpointError, InputError, WorkerError
 from sum_factory.shared.sam.architecture import ARCHITECTURES
 from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.trainer import training as fit_module
+from sum_factory.trainer.launch import OnRay, on_ranks
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.ray_train import run_on_ray
 from sum_factory.trainer.run.settings import CheckpointSettings
-from sum_factory.trainer.training import FitSummary, OnRay, fit, on_ranks
+from sum_factory.trainer.training import FitSummary, fit
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 

@@ -16,14 +16,15 @@ from torch import distributed
 
 from sum_factory.shared.cluster.connect import Workers
 from sum_factory.shared.errors import InputError, SettingsError, WorkerError
-from sum_factory.trainer import training as module
+from sum_factory.trainer import launch as module
 from sum_factory.trainer.cli import main
+from sum_factory.trainer.launch import OnRay, on_ranks
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run import ray_train
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.distributed import join_ranks
 from sum_factory.trainer.run.ray_train import cause_of, require_ray_train
-from sum_factory.trainer.training import OnRay, fit, on_ranks
+from sum_factory.trainer.training import fit
 
 
 @pytest.fixture

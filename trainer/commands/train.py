@@ -181,9 +181,9 @@ def fit_command(
 ) -> None:
     """Train on shards and human masks. Run it again after any interruption: it goes on from its last checkpoint."""
     from sum_factory.trainer.dry_run import rehearse
+    from sum_factory.trainer.launch import OnRay, fit_on_ranks, on_ranks
     from sum_factory.trainer.recipe import Recipe
     from sum_factory.trainer.settings import parse_variables, read_settings
-    from sum_factory.trainer.training import OnRay, fit_on_ranks, on_ranks
 
     ray = OnRay(ray_address, gpus_per_worker, cpus_per_worker, max_restarts)
     if launcher != "ray" and ray != OnRay():

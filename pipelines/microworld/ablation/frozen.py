@@ -19,9 +19,9 @@ from sum_factory.pipelines.microworld.scene import World
 from sum_factory.pipelines.microworld.sets import write_sets
 from sum_factory.shared.precision import PrecisionSetting
 from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.trainer.launch import fit_on_ranks
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.settings import read_settings
-from sum_factory.trainer.training import fit_on_ranks
 
 EXACT = Coarseness(close=1, largest_hole=0, open=1, smooth=0.01, minimum_area=60, smallest_component=0.0)
 """Loses nothing but crumbs."""
