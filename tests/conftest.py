@@ -29,6 +29,8 @@ from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.precision import TOLD
 from sum_factory.shared.progress import Speaker
 
+pytest.register_assert_rewrite("lessons", "miniatures", "weight_files")
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
