@@ -29,7 +29,7 @@ from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.precision import TOLD
 from sum_factory.shared.progress import Speaker
 
-pytest.register_assert_rewrite("lessons", "miniatures", "weight_files")
+pytest.register_assert_rewrite(*(path.stem for path in (Path(__file__).parent / "support").iterdir()))
 
 if TYPE_CHECKING:
     import numpy as np
