@@ -75,27 +75,27 @@ class Labeler:
         loaded.require_recorded(self.shards.layer(MASKS).weights["sam"], job.sam)
         sam = move_to_device(loaded.sam, job.runtime)
         self.side = loaded.architecture.image_size
-        precision = job.runtime.resolve().name
-        self.embedder = Embedder(sam, precision)
+        exactness = job.runtime.exactness
+        self.embedder = Embedder(sam, job.runtime.level.encoder)
         self.has_noted = False
         self.lanes = take_cores(sam.device, cores)
         if job.masks is not None:
             self.generator = LabelGenerator(
-                sam, job.masks.settings, job.points_per_batch, precision=precision, lanes=self.lanes
+                sam, job.masks.settings, job.points_per_batch, exactness=exactness, lanes=self.lanes
             )
         if job.uncertainty is not None:
             path, settings = job.uncertainty.refiner, job.uncertainty.settings
             refiner = None if path is None else load_refiner(path, loaded).to(sam.device)
             self.second = self._second_embedder(job)
             teacher = None if self.second is None else self.second.sam
-            self.maker = UncertaintyMaker(sam, refiner, settings, job.points_per_batch, teacher)
+            self.maker = UncertaintyMaker(sam, refiner, settings, job.points_per_batch, teacher, exactness)
 
     def _second_embedder(self, job: Job) -> Embedder | None:
         """Return the embedder of the teacher that maps are made with, if they are."""
         if job.uncertainty is None or job.uncertainty.teacher is None:
             return None
         loaded = load_sam(job.uncertainty.teacher, None, job.task or TASKS[0])
-        return Embedder(move_to_device(loaded.sam, job.runtime), job.runtime.resolve().name)
+        return Embedder(move_to_device(loaded.sam, job.runtime), job.runtime.level.encoder)
 
     def label_unit(self, unit: Unit, refused: Mapping[str, str] | None = None) -> Iterator[Event]:
         """Make what a unit lacks of the job's layers: the masks, then the others.

@@ -12,6 +12,7 @@ from sum_factory.labelgen.settings import IMPORTED, UncertaintySettings
 from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.codecs.photo import QUALITY, chroma_of
 from sum_factory.shared.errors import SettingsError
+from sum_factory.shared.exactness import LEVELS, Exactness, parts_in
 from sum_factory.shared.sam.architecture import ARCHITECTURES, PATCH
 from sum_factory.shared.sam.refiner import identify_refiner
 from sum_factory.shared.sam.runtime import Runtime
@@ -40,14 +41,14 @@ def masks_layer(
 
 
 def imported_layer(
-    format: str, annotations: str, precision: str, sam: Mapping[str, object], encoding: str = TAR
+    format: str, annotations: str, exactness: Exactness, sam: Mapping[str, object], encoding: str = TAR
 ) -> Layer:
     """Describe the layer of masks that were imported: ``annotations`` is the SHA-256 of what they were read from.
 
-    ``sam`` and ``precision`` are those that maps are made with later.
+    ``sam`` and ``exactness`` are those that maps are made with later.
     """
     told = {ANNOTATIONS: annotations, "pycocotools": version("pycocotools"), **_provenance(encoding)}
-    return Layer(MASKS, encoding, {IMPORTED: format, "precision": precision}, {"sam": sam}, told)
+    return Layer(MASKS, encoding, {IMPORTED: format, **LEVELS[exactness].settings()}, {"sam": sam}, told)
 
 
 def photos_layer(masks: Layer, encoding: str = TAR) -> Layer:
@@ -69,7 +70,7 @@ def _of_photos(stretch: bool) -> dict[str, Any]:
 
 def logits_layer(masks: Layer, encoding: str = TAR) -> Layer:
     """Describe the layer of the full logits of ``masks``."""
-    settings = {"format": "float16", "precision": masks.settings["precision"], OF_MASKS: masks.id}
+    settings = {"format": "float16", **parts_in(masks.settings), OF_MASKS: masks.id}
     return Layer(LOGITS, encoding, settings, {"sam": masks.weights["sam"]}, _provenance(encoding))
 
 
@@ -80,7 +81,7 @@ def embeddings_layer(masks: Layer, encoding: str = TAR) -> Layer:
     settings = {
         "format": "float16",
         "shape": [ARCHITECTURES[sam["model_type"]].prompt_dim, cells, cells],
-        "precision": masks.settings["precision"],
+        **parts_in(masks.settings),
         OF_MASKS: masks.id,
     }
     return Layer(EMBEDDINGS, encoding, settings, {"sam": sam}, _provenance(encoding))
@@ -138,7 +139,7 @@ def maps_layer(
         encoding=encoding,
         settings={
             **asdict(settings),
-            "precision": masks.settings["precision"],
+            **parts_in(masks.settings),
             OF_MASKS: masks.id,
             **made_from,
         },

@@ -17,8 +17,8 @@ from sum_factory.labelgen.growing_plan import Plan
 from sum_factory.labelgen.keys import Keys
 from sum_factory.labelgen.planned_photos import PlannedPhotos
 from sum_factory.shared.errors import SettingsDifferError, SettingsError, ShardError
+from sum_factory.shared.exactness import Exactness, require_level
 from sum_factory.shared.photo_files import PhotoFile
-from sum_factory.shared.precision import Resolved
 from sum_factory.shared.progress import track
 from sum_factory.shared.settings_differ import require_same
 from sum_factory.shared.shards.dataset import (
@@ -57,7 +57,7 @@ def prepare(
     layers: Sequence[tuple[Layer, str]],
     unit_size: int,
     extend: bool = False,
-    precision: Resolved | None = None,
+    exactness: Exactness | None = None,
 ) -> Plan:
     """Return the plan of a run over the photos that are listed, of which no byte is read.
 
@@ -68,12 +68,12 @@ def prepare(
     refused by name, and so are photos that are new, unless ``extend`` is set: then they are added, as units of their
     own. Where the first listing was never finished, it is now.
 
-    ``precision``, if given, is that of the masks, and says why it is what it is.
+    ``exactness``, if given, is that of the masks: another one is refused with the option that goes on.
     """
     for _ in range(ATTEMPTS):
         dataset = read_dataset(storage) or _recovered(storage, layers[0][0], unit_size)
         if dataset is not None:
-            _require_alike(storage, dataset, layers, unit_size, precision)
+            _require_alike(storage, dataset, layers, unit_size, exactness)
             with suppress(_OvertakenError):
                 return _Replanning(storage, dataset, extend).plan(list_photos)
         elif extend:
@@ -92,13 +92,13 @@ def _require_alike(
     dataset: Dataset,
     layers: Sequence[tuple[Layer, str]],
     unit_size: int,
-    precision: Resolved | None,
+    exactness: Exactness | None,
 ) -> None:
     for layer, remedy in layers:
         existing = dataset.layers.get(layer.name)
         if existing is not None:
-            if precision is not None and layer is layers[0][0]:
-                precision.require_recorded(f"{storage.url}, layer {layer.name}", existing.settings.get("precision"))
+            if exactness is not None and layer is layers[0][0]:
+                require_level(f"{storage.url}, layer {layer.name}", existing.settings, exactness)
             require_same_layer(storage.url, existing, layer, remedy)
     require_same("settings", storage.url, {"unit_size": dataset.unit_size}, {"unit_size": unit_size})
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Protocol, get_args
+from typing import Protocol
 
 import click
 
@@ -40,7 +40,7 @@ from sum_factory.labelgen.settings import (
 from sum_factory.shared.automask.settings import AutomaskSettings, settings_for
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import SettingsError, ShardError
-from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, resolve, settle
+from sum_factory.shared.exactness import Exactness, exactness_of, require_level, settle
 from sum_factory.shared.sam.checkpoint import SamWeights, read_weights
 from sum_factory.shared.sam.readings import READINGS
 from sum_factory.shared.sam.runtime import pick_device
@@ -73,9 +73,8 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
     automask = settings.automask
     if not isinstance(automask, AutomaskSettings):
         automask = settings_for(str(sam.identity["model_type"]), **automask)
-    precision = settle_precision(settings, settings.runtime.precision)
-    runtime = replace(settings.runtime, precision=precision.name)
-    masks = masks_layer(automask, runtime, sam.identity, settings.encoding, settings.stretch)
+    _tell_of_emulation(settings, settings.runtime.exactness)
+    masks = masks_layer(automask, settings.runtime, sam.identity, settings.encoding, settings.stretch)
     if settings.refiner is None and settings.min_refine_area:
         raise SettingsError("--min-refine-area is about refining: give --refiner too")
     kept = [describe(masks, settings.encoding) for name, describe in KEPT_LAYERS.items() if settings.keeps(name)]
@@ -83,7 +82,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         shards=settings.shards,
         sam=settings.sam,
         model_type=settings.model_type,
-        runtime=runtime,
+        runtime=settings.runtime,
         points_per_batch=settings.points_per_batch,
         masks=MasksWork(automask),
         kept=tuple(kept),
@@ -98,7 +97,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         )
         job = replace(job, uncertainty=MapsWork(uncertainty, settings.refiner, maps))
     layers = [(masks, REMEDY_FOR_SETTINGS), *((layer, _remedy_for(layer)) for layer in job.added_layers)]
-    with prepare(storage, photos, layers, settings.unit_size, settings.extend, precision) as plan:
+    with prepare(storage, photos, layers, settings.unit_size, settings.extend, settings.runtime.exactness) as plan:
         notes_said = [*plan.notes(), *(passed_over.notes() if plan.is_whole else ())]
         for note in notes_said:
             say(note)
@@ -125,11 +124,12 @@ def add_uncertainty(
     recorded = masks.weights["sam"]
     sam = read_sam(settings.sam, settings.model_type, recorded.get("task"), recorded, _works_here(settings))
     require_same("weights", f"{settings.shards}, layer {MASKS}", recorded, sam.identity, REMEDY_FOR_SAM)
-    made_in: Any = masks.settings.get("precision")
-    if made_in not in get_args(Precision):
-        raise ShardError(f"{settings.shards}, layer {MASKS}: precision: expected fp32 or bf16, found {made_in!r}")
-    precision = settle_precision(settings, settings.precision or made_in)
-    precision.require_recorded(f"{settings.shards}, layer {MASKS}", made_in)
+    made_at = exactness_of(masks.settings)
+    if made_at is None:
+        raise ShardError(f"{settings.shards}, layer {MASKS}: precision: expected fp32 or bf16, found none of them")
+    exactness = settings.exactness or made_at
+    require_level(f"{settings.shards}, layer {MASKS}", masks.settings, exactness)
+    _tell_of_emulation(settings, exactness)
     uncertainty = settings.uncertainty
     name = settings.layer_name or uncertainty.source
     numbers = shards.committed(MASKS)
@@ -142,7 +142,7 @@ def add_uncertainty(
         shards=settings.shards,
         sam=settings.sam,
         model_type=settings.model_type,
-        runtime=replace(settings.runtime, precision=precision.name),
+        runtime=replace(settings.runtime, exactness=exactness),
         points_per_batch=settings.points_per_batch,
         uncertainty=MapsWork(uncertainty, settings.refiner, maps, settings.use_kept, settings.teacher),
         photos_from=settings.photos_from,
@@ -159,17 +159,10 @@ def add_uncertainty(
     return work(settings, job, units, executor, say, stop or Stop(), _read_by_driver(sam.weights, before))
 
 
-def settle_precision(settings: RunSettings | UncertaintyRunSettings, asked: PrecisionSetting) -> Resolved:
-    """Return what ``asked`` is where the run computes. Raises ``SettingsError`` for "auto" on a cluster: what its nodes
-    have cannot be seen from here."""
-    device = pick_device(settings.runtime.device)
+def _tell_of_emulation(settings: RunSettings | UncertaintyRunSettings, exactness: Exactness) -> None:
+    """Say what bf16 costs where it has to be emulated; what the machines of a cluster have cannot be seen from here."""
     if settings.ray_address is None:
-        return settle(asked, device)
-    if asked == "auto":
-        raise SettingsError(
-            "--precision auto asks the machine that computes, and --ray-address has others compute: give fp32 or bf16"
-        )
-    return resolve(asked, device)
+        settle(exactness, pick_device(settings.runtime.device))
 
 
 def _needs_photos(settings: UncertaintyRunSettings) -> bool:

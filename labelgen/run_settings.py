@@ -14,7 +14,7 @@ from sum_factory.labelgen.settings import (
     UncertaintySettings,
 )
 from sum_factory.shared.automask.settings import AutomaskSettings
-from sum_factory.shared.precision import PrecisionSetting
+from sum_factory.shared.exactness import Exactness
 from sum_factory.shared.relocation import UNMOVED, Relocation
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.sam.settings import PACKAGED, TASKS
@@ -62,7 +62,7 @@ class RunSettings:
     keep_embeddings: bool = False
     """Keep what the image encoder made of each photo: a later refiner then needs neither photos nor the encoder."""
     runtime: Runtime = field(default_factory=Runtime)
-    """Device, precision of the image encoder, and whether the encoder is compiled."""
+    """Device, how near masks are to upstream's, and whether the image encoder is compiled."""
     stretch: bool = False
     """Stretch photos of more than 8 bits a channel, each from its darkest to its brightest values: for data in fewer
     bits than their files have. By default white is what the file calls white."""
@@ -112,8 +112,8 @@ class UncertaintyRunSettings:
     """What ``labelgen uncertainty`` was asked to do: add a layer to masks that are there.
 
     ``layer_name`` is by default the name of the source. ``use_kept`` names the kept layers that maps are made from, as
-    far as they go. ``photos_from`` says where photos lie now that have moved since they were labelled. ``precision``
-    must equal the masks' precision; None takes it. ``runtime.precision`` is ignored.
+    far as they go. ``photos_from`` says where photos lie now that have moved since they were labelled. ``exactness``
+    must equal that of the masks; None takes it. ``runtime.exactness`` is ignored.
     """
 
     shards: str
@@ -138,9 +138,9 @@ class UncertaintyRunSettings:
     model_type: str | None = None
     """vit_micro, vit_b, vit_l or vit_h: other weights are refused. By default it is read off the weights."""
     runtime: Runtime = field(default_factory=Runtime)
-    """Device, precision of the image encoder, and whether the encoder is compiled."""
-    precision: PrecisionSetting | None = None
-    """Precision of the image encoder. By default that of the masks; any other is refused."""
+    """Device, how near masks are to upstream's, and whether the image encoder is compiled."""
+    exactness: Exactness | None = None
+    """How near the logits that maps are made of are to upstream's. By default as the masks; any other is refused."""
     points_per_batch: int = 64
     """Points decoded together. Fewer take less memory; results change by rounding errors at most."""
     workers: int = 0

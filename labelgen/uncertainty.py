@@ -21,6 +21,7 @@ from sum_factory.labelgen.formulas import FORMULAS, LABEL_FORMULAS, difference
 from sum_factory.labelgen.settings import UncertaintySettings
 from sum_factory.shared.codecs.label import decode_label, encode_label
 from sum_factory.shared.codecs.uncertainty import encode_uncertainty
+from sum_factory.shared.exactness import LEVELS, Exactness
 from sum_factory.shared.masks import ious
 from sum_factory.shared.memory import BatchSize
 from sum_factory.shared.placement import CELL, CropBox, Frame
@@ -106,12 +107,13 @@ class UncertaintyMaker:
         settings: UncertaintySettings,
         batch: int,
         teacher: Sam | None = None,
+        exactness: Exactness = "exact",
     ) -> None:
         takes_refiner = settings.needs_refiner or (settings.compares_models and teacher is None)
         assert (refiner is not None) == takes_refiner, "checked when the layer was described"
         self.sam, self.refiner, self.teacher = sam, refiner, teacher
         self.settings, self.batch = settings, BatchSize(batch)
-        self.decoder = PointDecoder(sam)
+        self.decoder = PointDecoder(sam, LEVELS[exactness].decoder)
 
     @torch.no_grad()
     def make(

@@ -150,17 +150,21 @@ def autocast(device_type: str, precision: Precision) -> torch.autocast:
 
 def warn_if_emulated(resolved: Resolved, device: torch.device) -> None:
     """Say on standard error, once a command, what bf16 costs where it was asked for and has to be emulated."""
-    if resolved.asked != "bf16" or os.environ.get(TOLD):
-        return
-    hardware = hardware_of(device)
-    if hardware.has_bf16:
+    if resolved.asked == "bf16":
+        tell_if_emulated("bf16", device, "precision auto or fp32")
+
+
+def tell_if_emulated(asked: str, device: torch.device, remedy: str) -> None:
+    """Say what bf16 costs on ``device`` if it has to be emulated, once a command: ``asked`` takes it, ``remedy`` does
+    without."""
+    hardware = hardware_of(device) if not os.environ.get(TOLD) else None
+    if hardware is None or hardware.has_bf16:
         return
     os.environ[TOLD] = "1"
     factor = measure_slowdown(device)
-    remedy = "; precision auto or fp32 does without" if factor > 1 else ""
     click.echo(
-        f"bf16 is asked for on {hardware.described}: a linear layer takes {factor:.1f} times as long as in "
-        f"fp32{remedy}",
+        f"{asked} is asked for on {hardware.described}: a linear layer takes {factor:.1f} times as long as in fp32"
+        + (f"; {remedy} does without" if factor > 1 else ""),
         err=True,
     )
 

@@ -20,8 +20,8 @@ from sum_factory.labelgen.options import (
 from sum_factory.labelgen.settings import REFINEMENT_SOURCE, SOURCES, UNIT_SIZE, UncertaintySettings
 from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.commands import FAILED, photos_from_option
+from sum_factory.shared.exactness import Exactness, exactness_option
 from sum_factory.shared.names import printable_lines
-from sum_factory.shared.precision import Precision, PrecisionSetting, precision_option
 from sum_factory.shared.sam.settings import TASKS, WEIGHTS_HELP
 from sum_factory.shared.shards.dataset import OUTPUTS, REFINEMENT
 
@@ -68,15 +68,15 @@ unit_size_option = click.option(
     default=TASKS[0],
     help="Of weights with a task prompt, such as SUM's own, the task that every point is prompted with.",
 )
-@precision_option(
-    "fp32", "What the image encoder computes in. Masks equal segment_anything's in fp32, and differ slightly in bf16."
+@exactness_option(
+    "exact: segment_anything's masks, in fp32. encoder-bf16: the image encoder in bf16. fast: all in bf16, and TF32."
 )
 @encoding_option
 @work_options
 @automask_options
 def run_command(
     device: str,
-    precision: PrecisionSetting,
+    exactness: Exactness,
     compile_: bool,
     sam: str,
     model_type: str | None,
@@ -93,7 +93,7 @@ def run_command(
         sam=sam,
         model_type=model_type,
         automask=thresholds,
-        runtime=Runtime(device, precision, compile_),
+        runtime=Runtime(device, exactness, compile_),
         **options,
     )
     with stop_on_signals(grace, _tell) as stop:
@@ -116,12 +116,7 @@ def run_command(
 )
 @images_option
 @shards_option
-@click.option(
-    "--precision",
-    type=click.Choice(get_args(Precision)),
-    default="fp32",
-    help="What SAM's image encoder is to compute in when maps are made.",
-)
+@exactness_option("At which level SAM is to run when maps are made.")
 @unit_size_option
 @encoding_option
 @import_options
@@ -161,9 +156,7 @@ def import_command(grace: float, **options: Any) -> None:
     multiple=True,
     help="Make the maps from a layer that `labelgen run --keep-...` made, as far as it goes; repeatable.",
 )
-@precision_option(
-    None, "What the image encoder computes in; it must be that of the masks  [default: that of the masks]"
-)
+@exactness_option("The level that SAM runs at; it must be that of the masks  [default: that of the masks]", None)
 @encoding_option
 @work_options
 def uncertainty_command(

@@ -64,7 +64,7 @@ def import_masks(
     index = open_annotations(settings.format, settings.annotations)
     sam = read_sam(settings.sam, settings.model_type, TASKS[0], recorded_sam(storage), works_here=False)
     sha256 = index.annotations.sha256
-    layer = imported_layer(settings.format, sha256, settings.precision, sam.identity, settings.encoding)
+    layer = imported_layer(settings.format, sha256, settings.exactness, sam.identity, settings.encoding)
     _require_same_annotations(storage, layer)
     listed = partial(_claimed, index, partial(list_photos, settings.images, passed_over=passed_over))
     with prepare(storage, listed, [(layer, REMEDY_FOR_SETTINGS)], settings.unit_size) as plan:
@@ -82,7 +82,7 @@ def import_masks(
 
 def _job(settings: ImportSettings) -> Job:
     """Return the job of an import: its layer is that of the masks, for which no model is run."""
-    runtime = Runtime("cpu", precision=settings.precision)
+    runtime = Runtime("cpu", settings.exactness)
     return Job(settings.shards, settings.sam, settings.model_type, runtime, 1, MasksWork(AutomaskSettings()))
 
 

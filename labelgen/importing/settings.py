@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sum_factory.labelgen.settings import UNIT_SIZE, WAIT_SECONDS, Missing
-from sum_factory.shared.precision import Precision
+from sum_factory.shared.exactness import Exactness
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.shards.dataset import TAR
 
@@ -30,8 +30,8 @@ class ImportSettings:
     side of its input decides how fine the labels are."""
     model_type: str | None = None
     """vit_micro, vit_b, vit_l or vit_h: other weights are refused. By default it is read off the weights."""
-    precision: Precision = "fp32"
-    """What SAM's image encoder is to compute in when maps are made."""
+    exactness: Exactness = "exact"
+    """At which level SAM is to run when maps are made."""
     unit_size: int = UNIT_SIZE
     """Photos a unit, which are committed and lost together."""
     encoding: str = TAR

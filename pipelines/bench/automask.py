@@ -9,9 +9,10 @@ runs. With ``--quick`` the image encoder is a quarter of ViT-B's, there are 4 x 
 of its own. ``vit_micro`` has its own weights; those of the others are random, and after it has computed them the
 decoder's outputs are replaced on both sides by the same realistic ones (``bench.parts.candidates``).
 
-The masks must agree (``bench.parts.agreement``). The last line is a JSON object: ratios are upstream's time over
-ours, end to end and part by part, medians over the repeats with the spread beside them; ``peak_rss_gb`` is the peak of
-a process, all included.
+The masks must agree (``bench.parts.agreement``); of the levels in bf16 that is shown, not required. What these cost in
+masks is measured apart, on scenes by ``vit_micro`` (``bench.parts.levels``). The last line is a JSON object: ratios are
+upstream's time over ours, end to end and part by part, medians over the repeats with the spread beside them;
+``peak_rss_gb`` is the peak of a process, all included.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ from torch import Tensor
 from sum_factory.pipelines.bench.parts.agreement import compare
 from sum_factory.pipelines.bench.parts.candidates import Candidates, Replacing, ReplacingDecoder, replace_upstream
 from sum_factory.pipelines.bench.parts.last_line import last_line
+from sum_factory.pipelines.bench.parts.levels import compare_levels
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.automask import automask
 from sum_factory.shared.automask.automask import LabelGenerator
 from sum_factory.shared.automask.settings import AutomaskSettings, settings_for
+from sum_factory.shared.exactness import LEVELS, Exactness, Level, exactness_option, settle
 from sum_factory.shared.images import RgbImage
-from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, precision_option, settle
+from sum_factory.shared.precision import autocast
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
 from sum_factory.shared.sam.checkpoint import load_sam
@@ -132,23 +135,34 @@ def make_photo(model: str, size: tuple[int, int]) -> RgbImage:
 
 
 class RoughPredictor(SamPredictor):  # type: ignore[misc]
-    """Upstream's predictor with the image encoder in bf16."""
+    """Upstream's predictor, whose parts compute in what a level says; what comes out of them is fp32."""
+
+    level: Level
 
     def set_torch_image(self, transformed_image: Tensor, original_image_size: tuple[int, ...]) -> None:
-        """Embed as upstream does, in bf16, and keep what comes out as fp32."""
-        with autocast(self.device.type, "bf16"):
+        """Embed as upstream does."""
+        with autocast(self.device.type, self.level.encoder):
             super().set_torch_image(transformed_image, original_image_size)
         self.features: Tensor = self.features.float()
 
+    def predict_torch(self, *arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+        """Decode as upstream does."""
+        with autocast(self.device.type, self.level.decoder):
+            return tuple(each.float() for each in super().predict_torch(*arguments, **options))
+
 
 def label_with_upstream(
-    sam: Sam, settings: AutomaskSettings, image: RgbImage, clock: StageClock, precision: Precision
+    sam: Sam, settings: AutomaskSettings, image: RgbImage, clock: StageClock, exactness: Exactness
 ) -> Any:
-    """Label with upstream's generator, in COCO's RLE. It knows no bf16: for that, it gets another predictor."""
+    """Label with upstream's generator, in COCO's RLE. It knows no bf16: for that, it gets another predictor.
+
+    At ``fast`` its candidates are fp32 again, but masks were cut at the threshold in bf16.
+    """
     options = {name: value for name, value in vars(settings).items() if name != "max_area_share"}
     generator = SamAutomaticMaskGenerator(sam, output_mode="coco_rle", **options)
-    if precision != "fp32":
+    if exactness != "exact":
         generator.predictor = RoughPredictor(sam)
+        generator.predictor.level = LEVELS[exactness]
     clock.watch(generator.predictor, "set_image", "encoder")
     clock.watch(generator.predictor, "predict_torch", "decoder")
     clock.watch(generator.predictor.model, "postprocess_masks", "upsampling")
@@ -168,28 +182,28 @@ def label_with_ours(generator: LabelGenerator, image: RgbImage, clock: StageCloc
     return labels
 
 
-def make_generator(sam: Sam, settings: AutomaskSettings, precision: Precision) -> LabelGenerator:
+def make_generator(sam: Sam, settings: AutomaskSettings, exactness: Exactness) -> LabelGenerator:
     """Return our generator as labelling uses it on a CPU."""
-    return LabelGenerator(move_to_device(sam, Runtime("cpu")), settings, precision=precision)
+    return LabelGenerator(move_to_device(sam, Runtime("cpu", exactness)), settings, exactness=exactness)
 
 
-def warm_up(side: str, sam: Sam, image: RgbImage, precision: Precision) -> None:
+def warm_up(side: str, sam: Sam, image: RgbImage, exactness: Exactness) -> None:
     """Do everything once: as many masks of one batch of points as there are."""
     settings = AutomaskSettings(points_per_side=8, pred_iou_thresh=-1000.0, stability_score_thresh=0.0)
     if side == "theirs":
-        label_with_upstream(sam, settings, image, StageClock(), precision)
+        label_with_upstream(sam, settings, image, StageClock(), exactness)
     else:
-        label_with_ours(make_generator(sam, settings, precision), image, StageClock())
+        label_with_ours(make_generator(sam, settings, exactness), image, StageClock())
 
 
 def work(
-    side: str, model: str, size: tuple[int, int], points: int, quick: bool, precision: Precision, folder: Path
+    side: str, model: str, size: tuple[int, int], points: int, quick: bool, exactness: Exactness, folder: Path
 ) -> None:
     """Label once; leave seconds by stage, peak memory and the result in ``folder``."""
     sam, clock = make_model(model, quick), StageClock()
     settings = settings_for(model, points_per_side=points, max_area_share=2.0)
     image = make_photo(model, size)
-    warm_up(side, *((load_sam().sam, make_photo("vit_micro", (64, 64))) if quick else (sam, image)), precision)
+    warm_up(side, *((load_sam().sam, make_photo("vit_micro", (64, 64))) if quick else (sam, image)), exactness)
     replacing = Replacing(Candidates(ARCHITECTURES[model].low_res_side), SAMPLE)
     if side == "theirs":
         if model != "vit_micro":
@@ -199,11 +213,11 @@ def work(
             clock.watch(upstream, name, "stability, boxes")
         clock.watch(upstream, "mask_to_rle_pytorch", "RLE")
         clock.watch(upstream, "coco_encode_rle", "RLE")
-        result = label_with_upstream(sam, settings, image, clock, precision)
+        result = label_with_upstream(sam, settings, image, clock, exactness)
     else:
-        generator = make_generator(sam, settings, precision)
+        generator = make_generator(sam, settings, exactness)
         if model != "vit_micro":
-            generator.decoder = ReplacingDecoder(sam, replacing)
+            generator.decoder = ReplacingDecoder(sam, replacing, LEVELS[exactness].decoder)
         clock.watch(automask, "measure", "stability, boxes")
         result = label_with_ours(generator, image, clock)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -234,6 +248,15 @@ def ratios_of(runs: dict[str, list[dict[str, float]]], part: str, counts: Callab
     }
 
 
+def figures_of_levels(scenes: int, points: int | None) -> dict[str, Any]:
+    """Say what each level in bf16 makes of scenes; return the figures."""
+    figures = {}
+    for level, found in compare_levels(scenes, points=points).items():
+        click.echo(f"{level}: {found.line()}")
+        figures[level.replace("-", "_")] = found.figures()
+    return figures
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="One repeat with 4 x 4 points, and a quarter of the image encoder.")
 @click.option(
@@ -243,7 +266,8 @@ def ratios_of(runs: dict[str, list[dict[str, float]]], part: str, counts: Callab
 @click.option("--threads", default=0, help="Of each side; by default as many as there are cores.")
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--points", default=32, show_default=True, help="Points per side.")
-@precision_option("fp32", "Of both sides' image encoders; in bf16, that their masks agree is shown but not required.")
+@exactness_option("Of both sides; but at exact, that their masks agree is shown but not required.")
+@click.option("--scenes", default=24, show_default=True, help="Scenes on which levels are compared; 0 leaves it out.")
 @click.option("--side", type=click.Choice(SIDES), default=None, hidden=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=None, hidden=True)
 def main(
@@ -253,17 +277,18 @@ def main(
     threads: int,
     repeats: int,
     points: int,
-    precision: PrecisionSetting,
+    exactness: Exactness,
+    scenes: int,
     side: str | None,
     folder: Path | None,
 ) -> None:
     """Compare the automatic masks of an image."""
     if threads:
         torch.set_num_threads(threads)
-    computed_in = settle(precision, torch.device("cpu")).name
+    settle(exactness, torch.device("cpu"))
     height, width = (int(part) for part in size.split("x"))
     if side is not None and folder is not None:
-        work(side, model, (height, width), points, quick, computed_in, folder)
+        work(side, model, (height, width), points, quick, exactness, folder)
         return
     if quick:
         repeats, points = 1, 4
@@ -272,7 +297,7 @@ def main(
         f"--size={size}",
         f"--points={points}",
         f"--threads={threads}",
-        f"--precision={computed_in}",
+        f"--exactness={exactness}",
     ]
     arguments += ["--quick"] if quick else []
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
@@ -284,7 +309,7 @@ def main(
                 with Stage(f"labelling by {name}, repeat {repeat + 1} of {repeats}"):
                     if quick and name == "ours":  # here, which saves the start of a process
                         tune_malloc()
-                        work(name, model, (height, width), points, quick, computed_in, Path(temporary))
+                        work(name, model, (height, width), points, quick, exactness, Path(temporary))
                     else:
                         run_side(name, arguments, Path(temporary))
                     seconds, peak, *results[name] = pickle.loads((Path(temporary) / name).read_bytes())
@@ -294,11 +319,12 @@ def main(
     (records, theirs_real), (labels, ours_real) = results["theirs"], results["ours"]
     with Stage("comparing masks"):
         agreement = compare(labels, records, settings_for(model))
-    assert computed_in != "fp32" or not agreement.unexplained, agreement.unexplained
+    assert exactness != "exact" or not agreement.unexplained, agreement.unexplained
     figures: dict[str, Any] = {}
     if theirs_real is not None:
         differences = [float((a - b).abs().max()) for a, b in zip(theirs_real, ours_real, strict=True)]
-        assert max(differences) <= 1e-5, f"the decoders differ by {differences}"
+        in_fp32 = LEVELS[exactness].decoder == "fp32"
+        assert not in_fp32 or max(differences) <= 1e-5, f"the decoders differ by {differences}"
         figures["decoder_logits_differ_by"], figures["predicted_iou_differs_by"] = differences
     click.echo(f"{model}, {height} x {width}, {points} x {points} points, {threads or torch.get_num_threads()} threads")
     for stage in sorted({stage for side_runs in runs.values() for run in side_runs for stage in run}):
@@ -308,12 +334,14 @@ def main(
         figures |= ratios_of(runs, part, counts)
     figures |= {
         "peak_rss_gb": {name: round(max(peaks[name]), 2) for name in SIDES},
-        "bf16": computed_in == "bf16",
+        "exact": exactness == "exact",
         "masks": agreement.theirs,
         "masks_equal": agreement.exact,
         "masks_equal_to_the_pixel": agreement.equal,
         "pixels_that_differ": agreement.pixels,
     }
+    if scenes:
+        figures |= figures_of_levels(*((min(scenes, 2), 12) if quick else (scenes, None)))
     click.echo(last_line(figures))
 
 

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from PIL import Image
 
 from sum_factory.labelgen.engine.cluster import Resources
@@ -48,8 +47,8 @@ from sum_factory.pipelines.bench.parts.simulation import Cluster, simulate
 from sum_factory.pipelines.microworld.scene import make_scene
 from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.cores import usable_cores
+from sum_factory.shared.exactness import Exactness, exactness_option
 from sum_factory.shared.photo_files import PhotoFile
-from sum_factory.shared.precision import Precision, PrecisionSetting, precision_option, settle
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.shards.dataset import Unit
@@ -75,7 +74,7 @@ HOURS_A_MACHINE_LASTS = 24.0
 
 
 def label_all(
-    photos: Path, shards: Path, unit_size: int, workers: int, points: int, precision: Precision, address: str
+    photos: Path, shards: Path, unit_size: int, workers: int, points: int, exactness: Exactness, address: str
 ) -> list[float]:
     """Label ``photos`` and return when each unit was reported, in seconds; ``address`` is that of the Ray cluster."""
     times: list[float] = []
@@ -94,7 +93,7 @@ def label_all(
         shared = {
             "automask": settings,
             "unit_size": unit_size,
-            "runtime": Runtime("cpu", precision),
+            "runtime": Runtime("cpu", exactness),
         }
         a_core_each = (
             {"workers": workers, "ray_address": address, "cpus_per_worker": 1.0} if workers else {"threads": 1}
@@ -135,7 +134,7 @@ def cluster_of(cores: int) -> Iterator[str]:
 
 
 def measure_labelling(
-    photos: int, repeats: int, points: int, unit_size: int, precision: Precision, address: str
+    photos: int, repeats: int, points: int, unit_size: int, exactness: Exactness, address: str
 ) -> dict[str, Any]:
     """Compare one and two Ray workers with a serial run, in turn, and their bytes."""
     each: dict[int, list[float]] = {0: [], 1: [], 2: []}
@@ -143,12 +142,12 @@ def measure_labelling(
         folder = Path(place)
         with Stage("drawing photos"):
             make_photos(folder / "photos", photos)
-        label_all(folder / "photos", folder / "warm", photos, 0, 2, precision, address)
+        label_all(folder / "photos", folder / "warm", photos, 0, 2, exactness, address)
         for repeat in range(repeats):
             for workers in each:
                 with Stage(f"{workers} Ray workers, repeat {repeat + 1} of {repeats}"):
                     made_at = folder / f"{repeat}-{workers}"
-                    times = label_all(folder / "photos", made_at, unit_size, workers, points, precision, address)
+                    times = label_all(folder / "photos", made_at, unit_size, workers, points, exactness, address)
                 each[workers].append(seconds_a_unit(times, workers))
         made = [bytes_of(folder / f"{repeat}-{workers}") for repeat in range(repeats) for workers in each]
     if any(files != made[0] for files in made):
@@ -263,13 +262,12 @@ def simulate_cluster(workers: int, units: int, unit_size: int, driver_seconds: f
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Fewer photos, one repeat, fewer units.")
-@precision_option("fp32", "Of the labelling.")
-def main(quick: bool, precision: PrecisionSetting) -> None:
+@exactness_option("Of the labelling.")
+def main(quick: bool, exactness: Exactness) -> None:
     """Run all parts and print the figures."""
-    computed_in = settle(precision, torch.device("cpu")).name
     os.environ[NICENESS] = "0"  # else workers yield to whatever runs beside them, and the serial run does not
     with cluster_of(2) as address:
-        figures = measure_labelling(*((20, 1, 8, 2) if quick else (96, 3, 16, 4)), computed_in, address)
+        figures = measure_labelling(*((20, 1, 8, 2) if quick else (96, 3, 16, 4)), exactness, address)
         figures |= measure_driver(1_000 if quick else 10_000, address)
     driver_seconds = figures["driver_cpu_ms_per_unit"] / 1e3
     # SA-250K in units of 32, and SA-1B's 11 million images in units of 256

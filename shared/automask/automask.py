@@ -21,11 +21,11 @@ from sum_factory.shared.automask.regions import draw, measure
 from sum_factory.shared.automask.rle import Mask, Rle, decode_rle, encode_rle
 from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.automask.small_regions import clean_mask, follow_mask
+from sum_factory.shared.exactness import LEVELS, Exactness
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.masks import box_of
 from sum_factory.shared.memory import BatchSize
 from sum_factory.shared.placement import CropBox, Frame
-from sum_factory.shared.precision import Precision
 from sum_factory.shared.sam.point_decoder import PointDecoder, PointImage
 from sum_factory.shared.sam.runtime import Embedder
 from sum_factory.shared.sam.upstream import Sam, amg, nms
@@ -110,7 +110,7 @@ class LabelGenerator:
     """Makes the masks of images with one SAM. ``points_per_batch`` limits the points that are decoded together.
 
     It is halved for good when a GPU's memory runs out, and the image is begun anew.
-    ``precision`` is that of the image encoder. Holds the weights as they are when it is made. Several threads may use
+    ``exactness`` says what its parts compute in. Holds the weights as they are when it is made. Several threads may use
     it at once; those of ``lanes`` that have no image of their own help the others with theirs.
     """
 
@@ -120,14 +120,15 @@ class LabelGenerator:
         settings: AutomaskSettings,
         points_per_batch: int = 64,
         *,
-        precision: Precision = "fp32",
+        exactness: Exactness = "exact",
         lanes: Lanes | None = None,
     ) -> None:
-        self.embedder = Embedder(sam, precision)
+        level = LEVELS[exactness]
+        self.embedder = Embedder(sam, level.encoder)
         self.settings = settings
         self.lanes = lanes or Lanes(1)
         self.batch = BatchSize(points_per_batch)
-        self.decoder = PointDecoder(sam)
+        self.decoder = PointDecoder(sam, level.decoder)
         self.side = int(sam.image_encoder.img_size)
         self.threshold = float(sam.mask_threshold)
         self.grids = amg.build_all_layer_point_grids(

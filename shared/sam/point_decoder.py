@@ -24,6 +24,7 @@ Shape suffixes: P prompts, T tokens, H heads, E channels of a head, J = H T, N p
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from math import sqrt
 
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sum_factory.shared.precision import Precision
 from sum_factory.shared.sam.by_head import (
     add_scaled,
     centred,
@@ -104,14 +106,21 @@ class DecodedPoints:
 class PointDecoder:
     """Decodes points as ``sam.mask_decoder`` does with ``multimask_output``, on one image at a time.
 
-    Equal to upstream in exact arithmetic; in fp32 sums are taken in another order. The weights are those at the time it
-    is made. Raises ``ValueError`` for a decoder that is not built as SAM's.
+    Equal to upstream in exact arithmetic; in fp32 sums are taken in another order. In bf16, all but the head that
+    predicts IoU is computed in it, on a copy of the weights: thresholds of that IoU are finer than bf16. Logits and IoU
+    come in the dtype of the weights, which are those at the time it is made. Raises ``ValueError`` for a decoder that
+    is not built as SAM's.
     """
 
     @torch.no_grad()
-    def __init__(self, sam: PromptedModel) -> None:
+    def __init__(self, sam: PromptedModel, precision: Precision = "fp32") -> None:
         self.sam = sam
         self.decoder: MaskDecoder = sam.mask_decoder
+        self.quality_head: nn.Module = sam.mask_decoder.iou_prediction_head
+        self.dtype_out: torch.dtype = sam.mask_decoder.iou_token.weight.dtype
+        if precision == "bf16":
+            self.decoder = deepcopy(self.decoder).to(torch.bfloat16)
+        self.dtype: torch.dtype = self.decoder.iou_token.weight.dtype
         transformer = self.decoder.transformer
         if len(transformer.layers) != 2 or self.decoder.num_mask_tokens != POINT_OUTPUTS + 1:
             raise ValueError("not SAM's mask decoder, which has two layers and four mask tokens")
@@ -123,7 +132,7 @@ class PointDecoder:
         )
         self.to_tokens = tuple(layer.cross_attn_image_to_token for layer in self.layers)
         self.heads = int(self.to_image[0].num_heads)
-        self.positions = dense_positions(sam).flatten(2)[0].T
+        self.positions = dense_positions(sam).flatten(2)[0].T.to(self.dtype)
 
         gain_0, gain_1 = first.norm4.weight, second.norm4.weight
         self.constant = centred(first.norm4.bias + self.to_tokens[1].out_proj.bias)
@@ -175,7 +184,8 @@ class PointDecoder:
     @torch.no_grad()
     def prepare(self, embedding: Tensor) -> PointImage:
         """Return what all points on an image embedding (1, C, g, g) share."""
-        keys = (embedding + self.sam.prompt_encoder.no_mask_embed.weight[..., None, None]).flatten(2)[0].T
+        no_mask = self.sam.prompt_encoder.no_mask_embed.weight[..., None, None]
+        keys = (embedding + no_mask).to(self.dtype).flatten(2)[0].T
         positioned = keys + self.positions
         query = self.to_tokens[0].q_proj
         k_0 = centred(keys + self.to_tokens[0].out_proj.bias)
@@ -203,7 +213,7 @@ class PointDecoder:
         """Decode P points, given as what ``PromptEncoder`` makes of them, (P, 2, C)."""
         decoder = self.decoder
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)
+        tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse.to(self.dtype)], 1)
 
         queries, v_0, a_0, d_1 = self._first_layer(image, tokens)
         queries, v_1, a_1 = self._second_layer(image, tokens, queries, v_0, a_0, d_1)
@@ -217,7 +227,7 @@ class PointDecoder:
         weights = [decoder.output_hypernetworks_mlps[1 + k](final[:, 1 + k]) for k in range(POINT_OUTPUTS)]
         return DecodedPoints(
             image=image,
-            predicted_iou=decoder.iou_prediction_head(final[:, 0])[:, 1:],
+            predicted_iou=self.quality_head(final[:, 0].to(self.dtype_out))[:, 1:],
             mask_weights=torch.stack(weights, 1),
             a_0=a_0,
             a_1=a_1,
@@ -330,7 +340,7 @@ class PointDecoder:
             logits.append((decoded.mask_weights[some] @ self._upscale(decoded, some).mT)[wanted[some]])
         side = int(sqrt(positions))
         nested = torch.cat(logits).view(-1, side, side, 2, 2, 2, 2)  # row, column, then twice the position in a 2 x 2
-        return nested.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * side, 4 * side)
+        return nested.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * side, 4 * side).to(self.dtype_out)
 
     def _upscale(self, decoded: DecodedPoints, some: Tensor) -> Tensor:
         """Return the upscaled images of some prompts, (P, 16 N, V): the decoder's ``output_upscaling``."""

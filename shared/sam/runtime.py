@@ -1,4 +1,4 @@
-"""Where and how a SAM runs: device, precision, ``torch.compile``."""
+"""Where and how a SAM runs: device, exactness, ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from sum_factory.shared.errors import SettingsError
+from sum_factory.shared.exactness import LEVELS, Exactness, Level, allow_tf32
 from sum_factory.shared.placement import CropBox, resized_size
-from sum_factory.shared.precision import Precision, PrecisionSetting, Resolved, autocast, resolve
+from sum_factory.shared.precision import Precision, autocast
 from sum_factory.shared.sam.attention import attend_in_pieces
 from sum_factory.shared.sam.fast_linear import use_fast_linear
 from sum_factory.shared.sam.hq import embed_for_decoders
@@ -23,24 +24,24 @@ from sum_factory.shared.sam.upstream import Sam
 
 @dataclass(frozen=True)
 class Runtime:
-    """``device`` "auto" picks CUDA, then Apple's GPU, then the CPU. ``precision`` is that of the image encoder (in bf16
-    masks differ slightly from fp32's, which are the default everywhere); ``compile`` compiles it."""
+    """``device`` "auto" picks CUDA, then Apple's GPU, then the CPU. ``exactness`` says how near masks are to
+    upstream's; ``compile`` compiles the image encoder."""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps. auto takes CUDA if it is there, then Apple's GPU, then the CPU."""
-    precision: PrecisionSetting = "fp32"
-    """What the image encoder computes in: fp32, bf16, or auto, which is bf16 where the device has instructions for
-    it."""
+    exactness: Exactness = "exact"
+    """exact: upstream's masks. encoder-bf16: from an embedding in bf16. fast: all in bf16."""
     compile: bool = False
     """Whether the image encoder is compiled by ``torch.compile``: a slow start, then less time per photo."""
 
-    def resolve(self) -> Resolved:
-        """Return what the precision is on the device."""
-        return resolve(self.precision, pick_device(self.device))
+    @property
+    def level(self) -> Level:
+        """What encoder and decoder compute in."""
+        return LEVELS[self.exactness]
 
     def settings(self) -> dict[str, Any]:
-        """Return what can change a result, for a shard set's record: which device does not count, precision does."""
-        return {"precision": self.resolve().name}
+        """Return what can change a result, for a shard set's record: which device does not count, exactness does."""
+        return self.level.settings()
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -93,8 +94,10 @@ def _embed_resized(sams: Sequence[Sam], resized: npt.NDArray[np.uint8], precisio
 def move_to_device(sam: Sam, runtime: Runtime) -> Sam:
     """Move ``sam`` to its device, and compile its encoder if that is asked for; returns the same object.
 
-    Raises ``SettingsError`` if there is no such device.
+    From then on this process computes in fp32 on a GPU as the level says, with or without TF32. Raises
+    ``SettingsError`` if there is no such device.
     """
+    allow_tf32(runtime.level.tf32)
     sam.to(require_device(pick_device(runtime.device)))
     attend_in_pieces(sam.image_encoder)
     use_fast_linear(sam.image_encoder)

@@ -220,7 +220,7 @@ def test_photo_that_is_gone_when_maps_are_made_is_named(
 
 
 @pytest.mark.parametrize(
-    "option", ["--source=guess", "--min-refine-area=-1", "--points-per-batch=0", "--bf16", "--precision=half"]
+    "option", ["--source=guess", "--min-refine-area=-1", "--points-per-batch=0", "--bf16", "--exactness=half"]
 )
 def test_senseless_option_of_uncertainty_is_refused(option: str, finished: Finished) -> None:
     result = labelgen("uncertainty", "--shards", finished[0], option)
@@ -228,14 +228,14 @@ def test_senseless_option_of_uncertainty_is_refused(option: str, finished: Finis
     assert option.split("=")[0] in result.stderr
 
 
-def test_other_precision_is_refused_with_the_option_that_goes_on(
+def test_other_exactness_is_refused_with_the_option_that_goes_on(
     photos: Path, finished: Finished, loose_options: list[str]
 ) -> None:
     again = ("run", "--images", photos, "--shards", finished[0], *loose_options)
-    refused = labelgen(*again, "--precision", "bf16")
+    refused = labelgen(*again, "--exactness", "fast")
     assert refused.exit_code == FAILED
-    assert "precision: there fp32, here it would be bf16 (bf16 is asked for). Give --precision fp32" in refused.stderr
-    assert labelgen(*again, "--precision", "fp32").exit_code == 0
+    assert "exactness: there exact, here it would be fast. Give --exactness exact to go on" in refused.stderr
+    assert labelgen(*again, "--exactness", "exact").exit_code == 0
 
 
 def test_status_counts_what_is_done(finished: Finished, own_shards: Path) -> None:

@@ -23,17 +23,15 @@ from safetensors.torch import save_file
 
 from sum_factory.labelgen import plan
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.shared import precision
 from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.errors import (
     CheckpointError,
     InputError,
     SettingsDifferError,
-    SettingsError,
     ShardError,
     StorageError,
 )
-from sum_factory.shared.precision import Hardware
+from sum_factory.shared.exactness import Exactness, exactness_of
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.shards.manifest import CROP_BOX
@@ -217,28 +215,32 @@ def test_other_settings_are_refused_by_name(
         label(photos, finished[0], automask=replace(loose, **changes))
 
 
-def test_other_precision_is_refused_by_name(finished: Finished, photos: Path, label: Label) -> None:
-    named = r"layer masks: precision: there fp32, here it would be bf16 \(bf16 is asked for\)\. Give --precision fp32"
+@pytest.mark.parametrize("exactness", ["encoder-bf16", "fast"])
+def test_another_level_is_refused_by_name(finished: Finished, photos: Path, label: Label, exactness: Exactness) -> None:
+    named = f"layer masks: exactness: there exact, here it would be {exactness}. Give --exactness exact to go on"
     with pytest.raises(SettingsDifferError, match=named):
-        label(photos, finished[0], runtime=Runtime("cpu", "bf16"))
+        label(photos, finished[0], runtime=Runtime("cpu", exactness))
 
 
-def test_precision_of_its_own_choice_is_recorded_as_what_it_came_to_and_held_to(
-    three_photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("exactness", "recorded"),
+    [
+        ("exact", {"precision": "fp32"}),
+        ("encoder-bf16", {"precision": "bf16"}),
+        ("fast", {"precision": "bf16", "decoder_precision": "bf16"}),
+    ],
+)
+def test_level_is_recorded_as_what_each_part_computed_in(
+    three_photos: Path, tmp_path: Path, label: Label, exactness: Exactness, recorded: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(precision, "hardware_of", lambda device: Hardware(False, "a slow machine"))
-    label(three_photos, tmp_path, runtime=Runtime("cpu", "auto"))
-    assert ShardSet.open(str(tmp_path)).layer("masks").settings["precision"] == "fp32"
-    monkeypatch.setattr(precision, "hardware_of", lambda device: Hardware(True, "a fast machine"))
-    named = r"there fp32, here it would be bf16 \(auto is bf16 on a fast machine\)\. Give --precision fp32 to go on"
-    with pytest.raises(SettingsDifferError, match=named):
-        label(three_photos, tmp_path, runtime=Runtime("cpu", "auto"))
-    assert label(three_photos, tmp_path, runtime=Runtime("cpu", "fp32")).units_done == 0
-
-
-def test_precision_of_a_cluster_has_to_be_named(photos: Path, tmp_path: Path, label: Label) -> None:
-    with pytest.raises(SettingsError, match=r"--precision auto asks the machine that computes.*give fp32 or bf16"):
-        label(photos, tmp_path, runtime=Runtime("cpu", "auto"), ray_address="auto", workers=1)
+    """The first two as they were before there were levels: such sets go on, with the same ids."""
+    label(three_photos, tmp_path, runtime=Runtime("cpu", exactness), keep_logits=True)
+    shards = ShardSet.open(str(tmp_path))
+    for layer in ("masks", "logits"):
+        settings = shards.layer(layer).settings
+        assert {name: value for name, value in settings.items() if "precision" in name} == recorded
+        assert exactness_of(settings) == exactness
+    assert label(three_photos, tmp_path, runtime=Runtime("cpu", exactness), keep_logits=True).units_done == 0
 
 
 def test_other_unit_size_is_refused_by_name(finished: Finished, photos: Path, label: Label) -> None:

@@ -20,6 +20,7 @@ from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.codecs.uncertainty import decode_uncertainty
 from sum_factory.shared.errors import SettingsDifferError, ShardError
+from sum_factory.shared.exactness import Exactness
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.shards.shard_set import ImageRows, ShardSet
 from sum_factory.shared.store.storage import Storage
@@ -295,20 +296,28 @@ def test_units_without_masks_are_left_out_and_made_when_they_have_some(
     assert snapshot(own_shards) == snapshot(refined[0])
 
 
-def test_precision_of_the_encoder_is_that_of_the_masks(
-    three_photos: Path, tmp_path: Path, label: Label, refiner: str, add_maps: Label, snapshot: Snapshot
+@pytest.mark.parametrize(("exactness", "decoder"), [("encoder-bf16", None), ("fast", "bf16")])
+def test_level_of_maps_is_that_of_the_masks(
+    three_photos: Path,
+    tmp_path: Path,
+    label: Label,
+    refiner: str,
+    add_maps: Label,
+    snapshot: Snapshot,
+    exactness: Exactness,
+    decoder: str | None,
 ) -> None:
-    runtime = Runtime("cpu", "bf16")
+    runtime = Runtime("cpu", exactness)
     label(three_photos, tmp_path / "together", runtime=runtime, refiner=refiner)
     label(three_photos, tmp_path / "later", runtime=runtime)
-    add_maps(tmp_path / "later", refiner)  # asks for no precision, and gets bf16
+    add_maps(tmp_path / "later", refiner)  # asks for no level, and gets that of the masks
     assert snapshot(tmp_path / "later") == snapshot(tmp_path / "together")
-    assert ShardSet.open(str(tmp_path / "later")).layer("uncertainty/refinement").settings["precision"] == "bf16"
-    with pytest.raises(
-        SettingsDifferError, match=r"layer masks: precision: there bf16.*Give --precision bf16 to go on"
-    ):
-        add_maps(tmp_path / "later", refiner, precision="fp32")
-    assert add_maps(tmp_path / "later", refiner, precision="bf16").units_done == 0
+    settings = ShardSet.open(str(tmp_path / "later")).layer("uncertainty/refinement").settings
+    assert (settings["precision"], settings.get("decoder_precision")) == ("bf16", decoder)
+    named = f"layer masks: exactness: there {exactness}.*Give --exactness {exactness} to go on"
+    with pytest.raises(SettingsDifferError, match=named):
+        add_maps(tmp_path / "later", refiner, exactness="exact")
+    assert add_maps(tmp_path / "later", refiner, exactness=exactness).units_done == 0
 
 
 def test_plan_of_another_shard_set_is_refused(own_shards: Path, three_photos: Path, tmp_path: Path, label: Label,

@@ -11,7 +11,7 @@ import click
 from sum_factory.shared.commands import threads_option
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import ImageError, InputError
-from sum_factory.shared.precision import PrecisionSetting, precision_option
+from sum_factory.shared.exactness import PROMPTED, Exactness, exactness_option
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.settings import PACKAGED, TASKS, WEIGHTS_HELP
 from sum_factory.trainer.commands.train import below_option, hq_option
@@ -42,9 +42,9 @@ variables_option = click.option(
     help="Fills ${NAME} in the suite; NAME alone takes its value from the environment; repeatable.",
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
-encoder_option = precision_option(
-    "fp32",
-    "What the image encoder computes in. bf16 moves scores and masks a little; with auto they depend on the processor.",
+prompted_exactness_option = exactness_option(
+    "exact: all in fp32. encoder-bf16: the image encoder in bf16, which moves scores and masks a little.",
+    levels=PROMPTED,
 )
 
 
@@ -137,7 +137,7 @@ encoder_option = precision_option(
     help="Processes of this machine that share the photos, each with a GPU or a share of the cores.",
 )
 @threads_option
-@encoder_option
+@prompted_exactness_option
 def evaluate_command(
     weights: tuple[str, ...],
     sams: tuple[str, ...],
@@ -159,7 +159,7 @@ def evaluate_command(
     device: str,
     processes: int,
     threads: int | None,
-    precision: PrecisionSetting,
+    exactness: Exactness,
 ) -> None:
     """Prompt models as a user would, on sets of human masks, and average IoU and boundary IoU.
 
@@ -182,7 +182,7 @@ def evaluate_command(
         out,
         max_masks,
         seed,
-        precision,
+        exactness,
         device,
         tuple(sorted(set(show))) or None,
         _comparisons(published, list(models), protocols[0]),
@@ -197,17 +197,18 @@ def evaluate_command(
 
 def _judge_automatic(evaluation: Evaluation, before: str | None) -> str:
     """Write what automatic masks of the models are worth beside those of ``before``; return the text for people."""
-    from sum_factory.shared.precision import settle
-    from sum_factory.shared.sam.runtime import Runtime, pick_device
+    from sum_factory.shared.exactness import LEVELS
+    from sum_factory.shared.sam.runtime import Runtime
     from sum_factory.shared.store.storage import Storage
     from sum_factory.trainer.evaluation.automatic import compare_automatic
     from sum_factory.trainer.evaluation.automatic_report import write_automatic
 
-    computed_in = settle(evaluation.precision, pick_device(evaluation.device)).name
     models = {name: (model.weights, model.sam) for name, model in evaluation.models.items()}
-    scores = compare_automatic(before, models, evaluation.sets, Runtime(evaluation.device, computed_in))
+    scores = compare_automatic(before, models, evaluation.sets, Runtime(evaluation.device, evaluation.exactness))
     paths = {"before": before or PACKAGED, **{name: model.weights for name, model in evaluation.models.items()}}
-    return write_automatic(Storage(evaluation.out), scores, {"weights": paths, "precision": computed_in})
+    return write_automatic(
+        Storage(evaluation.out), scores, {"weights": paths, **LEVELS[evaluation.exactness].settings()}
+    )
 
 
 def _protocols(
@@ -305,7 +306,7 @@ def _of_models(texts: tuple[str, ...], names: list[str], option: str) -> dict[st
 @click.option("--out", required=True, help="Folder for <stem>_mask.png and <stem>_overlay.png: a path or a URL.")
 @device_option
 @threads_option
-@encoder_option
+@prompted_exactness_option
 def predict_command(
     image: Path,
     points: tuple[str, ...],
@@ -318,13 +319,13 @@ def predict_command(
     out: str,
     device: str,
     threads: int | None,
-    precision: PrecisionSetting,
+    exactness: Exactness,
 ) -> None:
     """Segment one object of the photo IMAGE. Pixels count from 0 at the top left; x goes right, y down."""
     import numpy as np
     import torch
 
-    from sum_factory.shared.precision import settle
+    from sum_factory.shared.exactness import settle
     from sum_factory.shared.sam.runtime import Runtime, pick_device
     from sum_factory.shared.store.storage import Storage
     from sum_factory.trainer.evaluation.run import load_weights
@@ -333,11 +334,12 @@ def predict_command(
     prompt = _parse_prompt(points, negatives, box)
     torch.set_num_threads(threads or usable_cores())
     photo = _read_photo(image)
-    computed_in = settle(precision, pick_device(device)).name
-    loaded = load_weights(weights, Runtime(device, computed_in), sam, hq_output=hq_output)
+    settle(exactness, pick_device(device))
+    runtime = Runtime(device, exactness)
+    loaded = load_weights(weights, runtime, sam, hq_output=hq_output)
     try:
         with Stage("segmenting"):
-            prediction = predict_mask(loaded, photo, prompt, task, computed_in)
+            prediction = predict_mask(loaded, photo, prompt, task, runtime.level.encoder)
     except ImageError as error:
         raise ImageError(f"{image}: {error}") from error
     folder = Storage(out)

@@ -8,12 +8,12 @@ import click
 
 from sum_factory.shared.commands import threads_option
 from sum_factory.shared.cores import usable_cores
-from sum_factory.shared.precision import PrecisionSetting
+from sum_factory.shared.exactness import Exactness
 from sum_factory.shared.sam.settings import WEIGHTS_HELP
 from sum_factory.trainer.commands.evaluate import (
     MOST_ROUNDS,
     device_option,
-    encoder_option,
+    prompted_exactness_option,
     suite_option,
     variables_option,
 )
@@ -63,7 +63,7 @@ FIRST, OUTPUTS = ("point", "box", "near-boundary"), ("oracle", "single")
 )
 @device_option
 @threads_option
-@encoder_option
+@prompted_exactness_option
 def gallery_command(
     weights: tuple[str, ...],
     sams: tuple[str, ...],
@@ -78,7 +78,7 @@ def gallery_command(
     max_masks: int | None,
     device: str,
     threads: int | None,
-    precision: PrecisionSetting,
+    exactness: Exactness,
 ) -> None:
     """Write a self-contained HTML page of the masks that models differ in most, side by side with the truth."""
     paths, below = _named(weights, "--weights"), _named(sams, "--sam")
@@ -90,7 +90,7 @@ def gallery_command(
     import torch
 
     from sum_factory.shared.allocator import tune_malloc
-    from sum_factory.shared.precision import settle
+    from sum_factory.shared.exactness import settle
     from sum_factory.shared.sam.runtime import Runtime, pick_device
     from sum_factory.trainer.evaluation.gallery.page import GallerySettings, write_gallery
     from sum_factory.trainer.evaluation.run import load_weights
@@ -100,9 +100,10 @@ def gallery_command(
     tune_malloc()
     torch.set_num_threads(threads or usable_cores())
     sets = read_suite(suite, parse_variables(variables)).sets
-    computed_in = settle(precision, pick_device(device)).name
-    models = {name: load_weights(path, Runtime(device, computed_in), below.get(name)) for name, path in paths.items()}
-    settings = GallerySettings(Protocol(first, rounds, output), most, task_prompts, max_masks, computed_in)
+    settle(exactness, pick_device(device))
+    runtime = Runtime(device, exactness)
+    models = {name: load_weights(path, runtime, below.get(name)) for name, path in paths.items()}
+    settings = GallerySettings(Protocol(first, rounds, output), most, task_prompts, max_masks, runtime.level.encoder)
     shown = write_gallery(out, models, sets, settings)
     click.echo(f"wrote {out}: {shown} masks, {out.stat().st_size / 1e6:.1f} MB")
 

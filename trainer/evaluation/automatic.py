@@ -19,8 +19,8 @@ from sum_factory.shared.automask.automask import GeneratedMasks, LabelGenerator
 from sum_factory.shared.automask.rle import encode_rle
 from sum_factory.shared.automask.settings import AutomaskSettings, settings_for
 from sum_factory.shared.errors import SettingsError
+from sum_factory.shared.exactness import Exactness
 from sum_factory.shared.masks import Mask
-from sum_factory.shared.precision import Precision
 from sum_factory.shared.progress import track
 from sum_factory.shared.sam.architecture import meta_state
 from sum_factory.shared.sam.checkpoint import LoadedSam
@@ -148,7 +148,7 @@ def evaluate_automatic(
     model: LoadedSam,
     sets: Sequence[SetSettings],
     settings: AutomaskSettings,
-    precision: Precision = "fp32",
+    exactness: Exactness = "exact",
     photos: int | None = None,
 ) -> Iterator[AutomaticScores]:
     """Make automatic masks of the photos of each set with ``model``, which the scores call ``name``.
@@ -158,7 +158,7 @@ def evaluate_automatic(
     """
     require_plain_decoder(name, model)
     check_sets(sets)
-    generator = LabelGenerator(model.sam, settings, precision=precision)
+    generator = LabelGenerator(model.sam, settings, exactness=exactness)
     for each, limit in zip(sets, _shares(photos, len(sets)), strict=True):
         if limit == 0:
             continue
@@ -221,7 +221,7 @@ def compare_automatic(
 def _scores(
     name: str, model: LoadedSam, sets: Sequence[SetSettings], settings: AutomaskSettings, runtime: Runtime
 ) -> list[AutomaticScores]:
-    return list(evaluate_automatic(name, model, sets, settings, runtime.resolve().name))
+    return list(evaluate_automatic(name, model, sets, settings, runtime.exactness))
 
 
 def have_fallen(before: Sequence[AutomaticScores], after: Sequence[AutomaticScores]) -> bool:

@@ -24,7 +24,7 @@ from pydantic_core import to_jsonable_python
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import StorageError
-from sum_factory.shared.precision import PrecisionSetting, settle
+from sum_factory.shared.exactness import LEVELS, Exactness, settle
 from sum_factory.shared.progress import SPEAKER, Stage
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.hq import HqMaskDecoder, HqOutput
@@ -75,7 +75,7 @@ class Evaluation:
     out: str
     max_masks: int | None = None
     seed: int = 0
-    precision: PrecisionSetting = "fp32"
+    exactness: Exactness = "exact"
     device: str = "auto"
     shown: tuple[int, ...] | None = None
     """Rounds in the tables."""
@@ -130,8 +130,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.folder = Storage(self.evaluation.out)
-        self.precision = settle(self.evaluation.precision, self.ranks.device).name
-        runtime = Runtime(str(self.ranks.device), self.precision)
+        settle(self.evaluation.exactness, self.ranks.device)
+        runtime = Runtime(str(self.ranks.device), self.evaluation.exactness)
         squeezed = any(protocol.first == SQUEEZED for protocol in self.evaluation.protocols)
         self.models = {name: _load(choice, runtime, squeezed) for name, choice in self.evaluation.models.items()}
         keys = [open_set(settings).keys for settings in self.evaluation.sets]
@@ -164,7 +164,7 @@ class _Run:
             "protocols": [asdict(protocol) for protocol in self.evaluation.protocols],
             "max_masks": self.evaluation.max_masks,
             "seed": self.evaluation.seed,
-            "precision": self.precision,
+            **LEVELS[self.evaluation.exactness].settings(),
             "kind of device": self.ranks.device.type,
         }
 
@@ -185,7 +185,7 @@ class _Run:
             SPEAKER.say(f"{len(there):,} of {len(self.portions):,} portions are there already; the others follow")
         missing = [portion for portion in self.portions if portion.name not in there]
         limit = KEPT_BYTES if len(self.counts) > 1 else 0
-        embeddings = Embeddings(self.models, self.precision, limit)
+        embeddings = Embeddings(self.models, LEVELS[self.evaluation.exactness].encoder, limit)
         for number, settings in enumerate(self.evaluation.sets):
             own = [portion for portion in missing if portion.number == number][self.ranks.rank :: self.ranks.count]
             if own:
@@ -269,7 +269,7 @@ class _Run:
             "protocols": [asdict(protocol) for protocol in self.evaluation.protocols],
             "max_masks": self.evaluation.max_masks,
             "seed": self.evaluation.seed,
-            "precision": self.precision,
+            **LEVELS[self.evaluation.exactness].settings(),
         }
 
     def _remark(self) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from sum_factory.shared.automask.settings import settings_for
 from sum_factory.shared.errors import ImageError, InputError, SettingsError
+from sum_factory.shared.exactness import with_encoder
 from sum_factory.shared.sam.checkpoint import LoadedSam, load_sam
 from sum_factory.shared.sam.runtime import Runtime, move_to_device
 from sum_factory.shared.sam.settings import WEIGHTS_FILE
@@ -48,9 +49,10 @@ def judge_photos(
 ) -> list[AutomaticScores]:
     """Judge automatic masks of so many photos of the recipe's validation, which it needs to have."""
     assert recipe.validation is not None, "photos are those of a validation"
-    move_to_device(model.sam, Runtime(str(device), recipe.computed_in))
+    exactness = with_encoder(recipe.computed_in)
+    move_to_device(model.sam, Runtime(str(device), exactness))
     settings = settings_for(model.architecture.name, points_per_side=POINTS)
-    return list(evaluate_automatic(name, model, recipe.validation.sets, settings, recipe.computed_in, photos))
+    return list(evaluate_automatic(name, model, recipe.validation.sets, settings, exactness, photos))
 
 
 def _in_words(scores: list[AutomaticScores]) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sum_factory.shared.precision import Precision
 from sum_factory.shared.sam.point_decoder import POINT_OUTPUTS, DecodedPoints, PointDecoder, PointImage
 from sum_factory.shared.sam.upstream import Sam
 
@@ -103,8 +104,8 @@ def replace_upstream(sam: Sam, replacing: Replacing) -> None:
 class ReplacingDecoder(PointDecoder):
     """Our decoder, which computes as ever and then returns candidates."""
 
-    def __init__(self, sam: Sam, replacing: Replacing) -> None:
-        super().__init__(sam)
+    def __init__(self, sam: Sam, replacing: Replacing, precision: Precision = "fp32") -> None:
+        super().__init__(sam, precision)
         self.replacing = replacing
 
     def decode(self, image: PointImage, sparse: Tensor) -> DecodedPoints:

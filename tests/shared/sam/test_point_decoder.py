@@ -122,3 +122,21 @@ def test_decoder_of_another_make_is_refused(tiny_sam: Sam) -> None:
     other.mask_decoder.transformer.layers = nn.ModuleList(other.mask_decoder.transformer.layers[:1])
     with pytest.raises(ValueError, match="two layers"):
         PointDecoder(other)
+
+
+def test_decoder_in_bf16_is_no_further_from_exact_than_upstreams(sam: Sam) -> None:
+    """Upstream's in bf16 is the module itself in it. What comes out is fp32, and IoU is finer than bf16."""
+    embedding, sparse = inputs(sam, 6)
+    logits, iou = decode_upstream(sam, embedding, sparse)
+    rough_sam = deepcopy(sam).to(torch.bfloat16)
+    rough_sam.prompt_encoder.pe_layer.float()
+    rough_sam.prompt_encoder.get_dense_pe = lambda: sam.prompt_encoder.get_dense_pe().bfloat16()
+    rough, rough_iou = (each.float() for each in decode_upstream(rough_sam, embedding.bfloat16(), sparse.bfloat16()))
+    decoder = PointDecoder(sam, "bf16")
+    decoded = decoder.decode(decoder.prepare(embedding), sparse)
+    ours = decoder.masks(decoded, torch.ones(6, POINT_OUTPUTS, dtype=torch.bool))
+    assert (ours.dtype, decoded.predicted_iou.dtype) == (torch.float32, torch.float32)
+    assert 0 < float((ours - logits).norm()) < 1.5 * float((rough - logits).norm())
+    assert float((decoded.predicted_iou - iou).norm()) < 1.5 * float((rough_iou - iou).norm())
+    assert not torch.equal(decoded.predicted_iou, decoded.predicted_iou.bfloat16().float())
+    assert all(parameter.dtype == torch.float32 for parameter in sam.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import segment_anything
 import torch
 from segment_anything.modeling import Sam
 
+from sum_factory.shared.exactness import Exactness
 from sum_factory.shared.sam.runtime import Embedder, Runtime, move_to_device, pick_device, resize
 
 
@@ -105,6 +106,7 @@ def test_auto_picks_the_best_device_there_is(
     assert pick_device("cpu") == torch.device("cpu")
 
 
-def test_only_precision_counts_as_a_setting_that_changes_results() -> None:
+def test_only_exactness_counts_as_a_setting_that_changes_results() -> None:
     assert Runtime("cpu").settings() == Runtime("cuda", compile=True).settings()
-    assert Runtime("cpu", precision="bf16").settings() != Runtime("cpu").settings()
+    found = [Runtime("cpu", level).settings() for level in get_args(Exactness)]
+    assert all(one not in found[:k] for k, one in enumerate(found))
