@@ -1,4 +1,4 @@
-"""Attention of SAM's image encoder in pieces that fit a cache: upstream's numbers without its N x N matrices.
+"""Attention of SAM's image encoder without upstream's N x N matrices: in pieces that fit a cache, on a GPU fused.
 
 For a global block of 64 x 64 tokens and 12 heads, upstream writes 0.8 GB of scores, adds positions to them twice, and
 reads them back. Rows of a softmax do not depend on each other, so a piece of rows at a time gives the same. For a
@@ -7,16 +7,22 @@ backward pass nothing of the scores is kept: they are computed again, piece by p
 Where windows do not divide the grid, upstream pads it with zeros, 70 x 70 tokens instead of 64 x 64. Query, key and
 value of a zero are the bias of the projection, which takes no product, and what padded tokens read is thrown away. So
 on a CPU the projections before and after the attention see the real tokens alone.
+
+On a GPU there are kernels that never write a score (flash attention), but they take no bias of N x N. What positions
+add to the score of a query and a key is a number of the query for the key's row, and one for its column. So these
+numbers become further channels of the query, and the key gets a 1 for its row and one for its column: the product is
+the score, positions included, exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from sum_factory.shared.sam import fast_linear
 from sum_factory.shared.sam.upstream import ImageEncoderViT, image_encoder
@@ -24,6 +30,8 @@ from sum_factory.shared.sam.upstream import ImageEncoderViT, image_encoder
 PIECE_OF_THREAD, PIECE_ON_CPU, PIECE = 1 << 19, 1 << 21, 1 << 27
 """Scores that are computed at a time: 2 MB of fp32 for each thread of a CPU that works on a head of its own, 8 MB where
 all of them work on one by oneDNN, elsewhere as many as keep a GPU busy."""
+ALIGNED = 8
+"""Channels of a head are filled up with zeros to a multiple of this, which all fused kernels take."""
 
 
 class PiecewiseAttention(image_encoder.Attention):  # type: ignore[misc]
@@ -60,7 +68,8 @@ class PiecewiseAttention(image_encoder.Attention):  # type: ignore[misc]
         by_head = qkv.reshape(count, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = by_head.reshape(3, count * self.num_heads, tokens, -1).unbind(0)
         positions = self._positions(torch.unflatten(q, 1, (height, width))) if self.use_rel_pos else (None, None)
-        out: Tensor = _Attend.apply(q, k, v, *positions, (height, width), self.scale)
+        attend: Callable[..., Tensor] = attend_fused if q.device.type == "cuda" else _Attend.apply
+        out: Tensor = attend(q, k, v, *positions, (height, width), self.scale)
         by_token = out.view(count, self.num_heads, height, width, -1).permute(0, 2, 3, 1, 4)
         return by_token.reshape(count, height, width, -1)
 
@@ -73,6 +82,30 @@ class PiecewiseAttention(image_encoder.Attention):  # type: ignore[misc]
         vertical = torch.einsum("bhwc,hkc->bhwk", queries, by_row)
         horizontal = torch.einsum("bhwc,wkc->bhwk", queries, by_column)
         return vertical.contiguous(), horizontal.contiguous()  # or sums of theirs, which are large, would be copied
+
+
+def attend_fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    by_row: Tensor | None,
+    by_column: Tensor | None,
+    size: tuple[int, int],
+    scale: float,
+) -> Tensor:
+    """As ``_Attend``, by PyTorch's fused attention, with positions folded into queries and keys."""
+    channels, added = q.shape[-1], 0
+    q = q * scale
+    if by_row is not None and by_column is not None:
+        (height, width), added = size, sum(size)
+        rows = torch.eye(height, dtype=k.dtype, device=k.device).repeat_interleave(width, 0)
+        columns = torch.eye(width, dtype=k.dtype, device=k.device).repeat(height, 1)
+        q = torch.cat([q, by_row.flatten(1, 2).to(q.dtype), by_column.flatten(1, 2).to(q.dtype)], -1)
+        k = torch.cat([k, torch.cat([rows, columns], 1).expand(len(k), -1, -1)], -1)
+    missing = -(channels + added) % ALIGNED
+    q, k = (F.pad(each, (0, missing))[None] for each in (q, k))
+    v = F.pad(v, (0, added + missing))[None]
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[0, ..., :channels]
 
 
 class _Attend(torch.autograd.Function):

@@ -93,5 +93,5 @@ def matched_ious(one: GeneratedMasks, other: GeneratedMasks) -> npt.NDArray[np.f
     if not len(one) or not len(other):
         return np.zeros(0)
     overlaps = np.asarray(coco.iou(one.rles(), other.rles(), [0] * len(other)), np.float64)
-    pairs = overlaps[linear_sum_assignment(overlaps, maximize=True)]
+    pairs: npt.NDArray[np.float64] = overlaps[linear_sum_assignment(overlaps, maximize=True)]
     return pairs[pairs > MATCHED_IOU]

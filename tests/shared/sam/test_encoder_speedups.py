@@ -133,6 +133,50 @@ def test_deep_encoders_with_sams_windows_give_upstreams_embedding(
         torch.testing.assert_close(encoder(images), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders that attend in pieces do so as on a GPU."""
+    monkeypatch.setattr(attention._Attend, "apply", attention.attend_fused)
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize(("window", "grid"), [(3, 8), (4, 8), (11, 8), (14, 16), (0, 8), (5, 12)])
+def test_positions_folded_into_queries_and_keys_give_upstreams_embedding(window: int, grid: int) -> None:
+    """Windows that divide the grid, that pad it and that are larger, beside a global block: in fp64, exactly."""
+    torch.manual_seed(window)
+    encoder = _encoder(True, img_size=16 * grid, window_size=window, global_attn_indexes=(1,), depth=3).double()
+    images = torch.randn(2, 3, 16 * grid, 16 * grid, dtype=torch.float64)
+    with torch.no_grad():
+        expected = encoder(images)
+        attend_in_pieces(encoder)
+        torch.testing.assert_close(encoder(images), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(encoder.float()(images.float()), expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("positions", [True, False])
+def test_fused_attention_on_a_grid_that_is_not_square_is_upstreams(positions: bool) -> None:
+    torch.manual_seed(0)
+    block = _encoder(True, window_size=0, global_attn_indexes=(0, 1)).blocks[0]
+    block.attn.use_rel_pos = positions
+    block.attn.rel_pos_h, block.attn.rel_pos_w = (nn.Parameter(torch.randn(2 * side - 1, 12)) for side in (5, 7))
+    tokens = torch.randn(2, 5, 7, 48)
+    with torch.no_grad():
+        expected = block(tokens)
+        block.__class__, block.attn.__class__ = WindowedBlock, PiecewiseAttention
+        torch.testing.assert_close(block(tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("fused")
+def test_gradients_of_fused_attention_are_upstreams(sam: Sam, images: torch.Tensor) -> None:
+    upstream, encoder = deepcopy(sam.image_encoder).double(), deepcopy(sam.image_encoder).double()
+    attend_in_pieces(encoder)
+    for each in (upstream, encoder):
+        each(images.double()).square().sum().backward()
+    for (name, expected), found in zip(upstream.named_parameters(), encoder.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-9, atol=1e-9, msg=name)
+
+
 def test_projections_see_no_padding(sam: Sam, images: torch.Tensor) -> None:
     encoder = deepcopy(sam.image_encoder)
     attend_in_pieces(encoder)
