@@ -17,7 +17,7 @@ MODULES = {
     "export": "sum_factory.trainer.commands.train:export_command",
     "evaluate": "sum_factory.trainer.commands.evaluate:evaluate_command",
     "gallery": "sum_factory.trainer.commands.gallery:gallery_command",
-    "predict": "sum_factory.trainer.commands.evaluate:predict_command",
+    "predict": "sum_factory.trainer.commands.predict:predict_command",
 }
 
 

@@ -18,7 +18,7 @@ from sum_factory.shared.sam.architecture import ARCHITECTURES, SamArchitecture, 
 from sum_factory.shared.sam.checkpoint import LoadedSam, to_safetensors
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.sam.task_prompt import STATE_KEY, TaskPrompt
-from sum_factory.trainer.commands.evaluate import predict_command
+from sum_factory.trainer.commands.predict import predict_command
 from sum_factory.trainer.predict import (
     BOX_COLOUR,
     MASK_COLOUR,
