@@ -31,7 +31,7 @@ from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.passed_over import PassedOver
 from sum_factory.labelgen.plan import prepare
 from sum_factory.labelgen.progress import ProgressReporter, RunSummary
-from sum_factory.labelgen.run_settings import RunSettings, UncertaintyRunSettings
+from sum_factory.labelgen.run_settings import RunSettings, UncertaintyRunSettings, WorkerSettings
 from sum_factory.labelgen.sam import read_sam, recorded_sam
 from sum_factory.labelgen.sets.retry import count_errors, take_back_failed
 from sum_factory.labelgen.settings import (
@@ -273,7 +273,7 @@ def _images_of(units: Units) -> int:
     return sum(map(units.size_of, units.planned))
 
 
-def _works_here(settings: RunSettings | UncertaintyRunSettings) -> bool:
+def _works_here(settings: WorkerSettings) -> bool:
     return settings.workers == 0 and settings.ray_address is None
 
 
@@ -282,7 +282,7 @@ def _remedy_for(layer: Layer) -> str:
 
 
 def make_executor(
-    settings: RunSettings | UncertaintyRunSettings,
+    settings: WorkerSettings,
     job: Job,
     weights: SamWeights | None = None,
     readings: tuple[int, int] = (0, 0),

@@ -21,12 +21,48 @@ from sum_factory.shared.sam.settings import PACKAGED, TASKS
 from sum_factory.shared.shards.dataset import REFINEMENT, TAR
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """What ``labelgen run`` was asked to do. ``workers`` 0 works in this process, without Ray.
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """Who works, and what is done about what fails: as ``labelgen run`` and ``labelgen uncertainty`` are asked to.
 
-    ``threads`` is how many cores of this machine to use, by default all that this process may use. They are divided
-    among the workers on this machine, unless ``cpus_per_worker`` says what each gets; on a running cluster it is 1.
+    ``workers`` 0 works in this process, without Ray. ``threads`` is how many cores of this machine to use, by default
+    all that this process may use. They are divided among the workers on this machine, unless ``cpus_per_worker`` says
+    what each gets; on a running cluster it is 1.
+    """
+
+    points_per_batch: int = 64
+    """Points decoded together. Fewer take less memory; results change by rounding errors at most."""
+    workers: int = 0
+    """Ray actors that label. 0 works in this process, without Ray."""
+    ray_address: str | None = None
+    """Address of a running Ray cluster, or "auto". By default one is started on this machine if there are workers."""
+    gpus_per_worker: float = 0.0
+    """GPUs of each worker: 1, or 0.5 for two workers per GPU. 0 is none."""
+    cpus_per_worker: float | None = None
+    """Photos that a worker labels at once, one per core. By default the cores of this machine are divided among
+    workers; on a running cluster it is 1."""
+    threads: int | None = None
+    """Cores of this machine to use. By default all that this process may use."""
+    wait_for_photos: float = WAIT_SECONDS
+    """Seconds to wait, in all, for a disk, folder or store that is gone while the run works. Then the run ends."""
+    missing_photos: Missing = "wait"
+    """What is done about photos that are gone together with all beside them: wait, or record that they are gone."""
+    retry_errors: str | None = None
+    """Make units anew that lack photos because of an error: "all", or those of whose errors one says this."""
+    silent_after: float = SILENT_SECONDS
+    """Seconds after which a Ray worker is replaced that is not heard of: it was stopped, or is out of reach."""
+    stuck_after: float = STUCK_SECONDS
+    """Seconds after which a Ray worker is replaced that is heard of, and gets nothing done, not even a part of a photo.
+    Waiting for photos counts as getting on: ``wait_for_photos`` limits that."""
+    max_errors: int | None = None
+    """Stop when more photos than this could not be labelled. By default the run goes on, however many they are."""
+    log: str | None = None
+    """File to which one JSON line is appended for everything that happens. By default there is none."""
+
+
+@dataclass(frozen=True)
+class RunSettings(WorkerSettings):
+    """What ``labelgen run`` was asked to do.
 
     ``automask`` may name some settings alone: the others are the defaults of the model. With ``extend``, photos that a
     shard set does not have are added to it.
@@ -73,34 +109,6 @@ class RunSettings:
     """Add photos that are new to the shard set that is there."""
     encoding: str = TAR
     """How layers lie on disk: tar takes fewer bytes, zarr is read faster."""
-    points_per_batch: int = 64
-    """Points decoded together. Fewer take less memory; results change by rounding errors at most."""
-    workers: int = 0
-    """Ray actors that label. 0 works in this process, without Ray."""
-    ray_address: str | None = None
-    """Address of a running Ray cluster, or "auto". By default one is started on this machine if there are workers."""
-    gpus_per_worker: float = 0.0
-    """GPUs of each worker: 1, or 0.5 for two workers per GPU. 0 is none."""
-    cpus_per_worker: float | None = None
-    """Photos that a worker labels at once, one per core. By default the cores of this machine are divided among
-    workers; on a running cluster it is 1."""
-    threads: int | None = None
-    """Cores of this machine to use. By default all that this process may use."""
-    wait_for_photos: float = WAIT_SECONDS
-    """Seconds to wait, in all, for a disk, folder or store that is gone while the run works. Then the run ends."""
-    missing_photos: Missing = "wait"
-    """What is done about photos that are gone together with all beside them: wait, or record that they are gone."""
-    retry_errors: str | None = None
-    """Make units anew that lack photos because of an error: "all", or those of whose errors one says this."""
-    silent_after: float = SILENT_SECONDS
-    """Seconds after which a Ray worker is replaced that is not heard of: it was stopped, or is out of reach."""
-    stuck_after: float = STUCK_SECONDS
-    """Seconds after which a Ray worker is replaced that is heard of, and gets nothing done, not even a part of a photo.
-    Waiting for photos counts as getting on: ``wait_for_photos`` limits that."""
-    max_errors: int | None = None
-    """Stop when more photos than this could not be labelled. By default the run goes on, however many they are."""
-    log: str | None = None
-    """File to which one JSON line is appended for everything that happens. By default there is none."""
 
     def keeps(self, layer: str) -> bool:
         """Whether a kept layer is to be made: ``keep_`` and its name is a setting."""
@@ -108,7 +116,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
-class UncertaintyRunSettings:
+class UncertaintyRunSettings(WorkerSettings):
     """What ``labelgen uncertainty`` was asked to do: add a layer to masks that are there.
 
     ``layer_name`` is by default the name of the source. ``use_kept`` names the kept layers that maps are made from, as
@@ -141,31 +149,3 @@ class UncertaintyRunSettings:
     """Device, how near masks are to upstream's, and whether the image encoder is compiled."""
     exactness: Exactness | None = None
     """How near the logits that maps are made of are to upstream's. By default as the masks; any other is refused."""
-    points_per_batch: int = 64
-    """Points decoded together. Fewer take less memory; results change by rounding errors at most."""
-    workers: int = 0
-    """Ray actors that label. 0 works in this process, without Ray."""
-    ray_address: str | None = None
-    """Address of a running Ray cluster, or "auto". By default one is started on this machine if there are workers."""
-    gpus_per_worker: float = 0.0
-    """GPUs of each worker: 1, or 0.5 for two workers per GPU. 0 is none."""
-    cpus_per_worker: float | None = None
-    """Photos that a worker labels at once, one per core. By default the cores of this machine are divided among
-    workers; on a running cluster it is 1."""
-    threads: int | None = None
-    """Cores of this machine to use. By default all that this process may use."""
-    wait_for_photos: float = WAIT_SECONDS
-    """Seconds to wait, in all, for a disk, folder or store that is gone while the run works. Then the run ends."""
-    missing_photos: Missing = "wait"
-    """What is done about photos that are gone together with all beside them: wait, or record that they are gone."""
-    retry_errors: str | None = None
-    """Make units anew that lack photos because of an error: "all", or those of whose errors one says this."""
-    silent_after: float = SILENT_SECONDS
-    """Seconds after which a Ray worker is replaced that is not heard of: it was stopped, or is out of reach."""
-    stuck_after: float = STUCK_SECONDS
-    """Seconds after which a Ray worker is replaced that is heard of, and gets nothing done, not even a part of a photo.
-    Waiting for photos counts as getting on: ``wait_for_photos`` limits that."""
-    max_errors: int | None = None
-    """Stop when more photos than this could not be labelled. By default the run goes on, however many they are."""
-    log: str | None = None
-    """File to which one JSON line is appended for everything that happens. By default there is none."""
