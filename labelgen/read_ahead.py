@@ -22,7 +22,7 @@ READ_AHEAD = 2
 LARGE_FILE = 64 << 20
 """Bytes of a file from which it is read alone: nobody knows before what decoding it takes."""
 RESIZE_BYTES = 8
-"""Bytes a pixel that a decoded photo takes while it is scaled: Pillow has a copy of it."""
+"""Bytes per pixel that a decoded photo takes while it is scaled: Pillow has a copy of it."""
 
 
 class LoadedPhoto(NamedTuple):

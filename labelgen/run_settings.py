@@ -103,7 +103,7 @@ class RunSettings(WorkerSettings):
     """Stretch photos of more than 8 bits a channel, each from its darkest to its brightest values: for data in fewer
     bits than their files have. By default white is what the file calls white."""
     unit_size: int = UNIT_SIZE
-    """Photos a unit, which are scheduled, committed and lost together. Give fewer where many workers share few
+    """Photos per unit, which are scheduled, committed and lost together. Give fewer where many workers share few
     photos."""
     extend: bool = False
     """Add photos that are new to the shard set that is there."""

@@ -12,7 +12,7 @@ from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS
 IMPORTED = "imported_from"
 """The setting of masks that were imported: the format. Masks that SAM made here do not have it."""
 UNIT_SIZE = 256
-"""Images a unit."""
+"""Images per unit."""
 Missing = Literal["wait", "record"]
 """What is done about a photo that is gone and whose neighbours are, too: wait for them, or record that it is gone."""
 WAIT_SECONDS = 600.0

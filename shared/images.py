@@ -75,7 +75,7 @@ _STORED: dict[int, Callable[[RgbImage], RgbImage]] = {
 }
 """For each EXIF orientation, what turns the pixels of an upright photo to how its file stores them."""
 _DECODER_BYTES = {"WEBP": 8, "GIF": 4, "PPM": 4, "AVIF": 14, "HEIF": 14, "JPEG2000": 32}
-"""Bytes a pixel that decoders take beside the picture, by format: planes in higher precision, copies."""
+"""Bytes per pixel that decoders take beside the picture, by format: planes in higher precision, copies."""
 
 
 class Decoded(NamedTuple):

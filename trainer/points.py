@@ -39,7 +39,7 @@ class PixelMasks:
 
     @property
     def side(self) -> int:
-        """Pixels a side of SAM's input."""
+        """Pixels per side of SAM's input."""
         return self.masks.shape[-1]
 
     def __getitem__(self, indexes: Tensor | slice) -> PixelMasks:
@@ -53,7 +53,7 @@ class PixelMasks:
 
 
 def count_of(side: int) -> int:
-    """Return the number of points a mask of a SAM whose input has ``side`` pixels per side."""
+    """Return the number of points per mask, for a SAM whose input has ``side`` pixels per side."""
     return max(1, round(POINTS * (side / POINTS_SIDE) ** 2))
 
 

@@ -84,7 +84,7 @@ class Recipe:
     """Steps of the optimizer. If the learning rate is constant, a finished run goes on when it is given more; U2PL's
     does not, since its unreliable cells become fewer with every step."""
     batch: int = Field(default=40, ge=1, le=MOST)
-    """Photos a step, of both kinds and over all processes."""
+    """Photos per step, of both kinds and over all processes."""
     micro_batch: int = Field(default=1, ge=1, le=MOST)
     """Photos that go through the model at once, in each process. More is faster on a GPU, and takes more memory."""
     activation_checkpointing: bool = False

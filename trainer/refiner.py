@@ -63,7 +63,7 @@ class RefinerRecipe:
     steps: int = Field(default=6_000, ge=1, le=MOST_STEPS)
     """Steps of the optimizer."""
     batch: int = Field(default=8, ge=1, le=MOST)
-    """Photos a step; the encoder sees them one by one."""
+    """Photos per step; the encoder sees them one by one."""
     masks: int = Field(default=30, ge=1, le=MOST)
     """Masks of a photo, at most; of more, so many are drawn at random."""
     least_iou: float = Field(default=0.7, ge=0, le=1)

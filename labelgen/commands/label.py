@@ -39,7 +39,7 @@ unit_size_option = click.option(
     "--unit-size",
     type=click.IntRange(min=1),
     default=UNIT_SIZE,
-    help="Photos a unit: they are committed, and lost, together.",
+    help="Photos per unit: they are committed, and lost, together.",
 )
 
 

@@ -33,7 +33,7 @@ class ImportSettings:
     exactness: Exactness = "exact"
     """At which level SAM is to run when maps are made."""
     unit_size: int = UNIT_SIZE
-    """Photos a unit, which are committed and lost together."""
+    """Photos per unit, which are committed and lost together."""
     encoding: str = TAR
     """How layers lie on disk: tar takes fewer bytes, zarr is read faster."""
     wait_for_photos: float = WAIT_SECONDS

@@ -57,7 +57,7 @@ NICENESS = "RAY_worker_niceness"
 FEW = 100
 """Units after which the driver's memory is looked at for the first time."""
 IMAGES = 256
-"""Images a unit, but in the part that labels."""
+"""Images per unit, but in the part that labels."""
 SECONDS_AN_IMAGE = 1.0
 """Mean, of a simulated worker: what docs/cluster.md assumes of a GPU."""
 SPREAD = 0.6

@@ -34,7 +34,7 @@ class PretrainSettings:
     masks: int = 12
     """Prompts an image."""
     empty_prompts: int = 2
-    """Further points an image where there is no object: they teach the IoU head alone."""
+    """Further points per image where there is no object: they teach the IoU head alone."""
     rounds: int = 3
     corrected_share: float = 0.5
     """Share of the prompts that go on after round 1: corrections are learnt from fewer than first guesses."""

@@ -30,7 +30,7 @@ FAR_NEGATIVE, FAR_POSITIVE = 0, 255
 POSITIVE = 128
 """The least code of a positive cell."""
 LEVEL = 10
-"""Codes a level of an uncertainty map."""
+"""Codes per level of an uncertainty map."""
 
 
 def _map_table() -> npt.NDArray[np.float32]:

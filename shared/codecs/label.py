@@ -29,7 +29,7 @@ import numpy.typing as npt
 from sum_factory.shared.errors import ShardError
 
 LARGEST_SIDE = 256
-"""Cells a side of the largest grid: a quarter of SAM's 1024."""
+"""Cells per side of the largest grid: a quarter of SAM's 1024."""
 STEPS_PER_SHARE = 60
 """steps = this * band cells / positive cells keeps the IoU of the mask near 0.998."""
 STEPS_PER_GRID = 1024

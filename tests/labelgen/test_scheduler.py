@@ -15,7 +15,7 @@ from sum_factory.labelgen.engine.scheduler import IN_FLIGHT, MAX_DEATHS, Assignm
 from sum_factory.pipelines.bench.parts.simulation import Cluster, Outcome, simulate
 
 SIZE = 13
-"""Images a unit."""
+"""Images per unit."""
 
 
 def run(units: int, cluster: Cluster, size: int = SIZE) -> tuple[Scheduler, Outcome]:

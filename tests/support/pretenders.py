@@ -16,7 +16,7 @@ from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.shards.dataset import Unit
 
 IMAGES = 4
-"""Images a unit."""
+"""Images per unit."""
 
 
 LONGEST_WAIT = 600.0

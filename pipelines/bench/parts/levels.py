@@ -59,7 +59,7 @@ class Difference:
 
 
 def compare_levels(photos: int, device: str = "cpu", points: int | None = None) -> Mapping[Exactness, Difference]:
-    """Return what each level but ``exact`` makes of so many scenes, on a grid of so many points a side."""
+    """Return what each level but ``exact`` makes of so many scenes, on a grid of so many points per side."""
     images = [scene.image for scene in make_scenes(SEED, 0, photos)]
     exact, *others = LEVELS
     reference = list(_label(exact, images, device, points))

@@ -15,7 +15,7 @@ INCHES = (7.2, 4.0)
 AXES = (0.09, 0.12, 0.58, 0.79)
 """Left, bottom, width and height of the plot, as shares of the picture: the legend is on its right."""
 MARKERS = "osD^v<>PX*phH8d+x1234"
-"""One a line, beside its colour, for whoever cannot tell these apart."""
+"""One per line, beside its colour, for whoever cannot tell these apart."""
 COLOURS = ("petroff10", "Dark2", "Set1")
 """Matplotlib's sequences of colours, one after the other, behind black."""
 STYLE: Mapping[Any, Any] = {

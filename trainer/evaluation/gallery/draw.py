@@ -18,7 +18,7 @@ from sum_factory.shared.masks import Mask, box_of
 LOUPE_SHARE = 8
 """A loupe shows the longer side of the photo over this many pixels per side."""
 LEAST_LOUPE = 24
-"""Pixels a side that a loupe shows at least."""
+"""Pixels per side that a loupe shows at least."""
 JPEG_QUALITY = 88
 
 
