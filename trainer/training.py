@@ -42,7 +42,7 @@ from sum_factory.trainer.run.closing import judge_closing
 from sum_factory.trainer.run.distributed import Ranks, join_ranks
 from sum_factory.trainer.run.gradients import GradientSum
 from sum_factory.trainer.run.loop import Run, Scores, software
-from sum_factory.trainer.run.sharding import put_together, shard_blocks, whole
+from sum_factory.trainer.run.sharding import gathered, put_together, shard_blocks
 from sum_factory.trainer.run.validation import score_name, validate
 from sum_factory.trainer.shown import pictures_of, samples_to_show
 from sum_factory.trainer.variants import prepare, trainable, variants
@@ -169,7 +169,7 @@ def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> F
             lambda step: validation_after(step, recipe, model, ready.header, ranks),
             lambda step: pictures_of(recipe, model, shown),
         )
-        weights = whole(model.weights, ranks)
+        weights = gathered(model.weights, ranks)
         if ranks.leads:
             with Stage("writing the weights"):
                 final = to_safetensors(model.addition.final(weights), {**ready.header, "step": recipe.steps})

@@ -34,7 +34,7 @@ from sum_factory.trainer.run.distributed import ALONE, Ranks, join_ranks, run_on
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.loop import Run
 from sum_factory.trainer.run.settings import CheckpointSettings, ValidationSettings
-from sum_factory.trainer.run.sharding import is_sharded, part_of, parts_of_state, put_together, shard_blocks, whole
+from sum_factory.trainer.run.sharding import gathered, is_sharded, part_of, parts_of_state, put_together, shard_blocks
 from sum_factory.trainer.training import fit, make_model, open_stream, train_step
 
 T = TypeVar("T")
@@ -330,7 +330,7 @@ def test_blocks_in_parts_train_as_whole_ones_and_their_checkpoint_is_whole(
         values = []
         for step, samples in enumerate(open_stream(recipe, 128, ranks).steps(0, 2), 1):
             values.append(train_step(recipe, model, samples, step, ranks))
-        weights, moments = whole(model.weights, ranks), whole(model.optimizer.state_dict(), ranks)
+        weights, moments = gathered(model.weights, ranks), gathered(model.optimizer.state_dict(), ranks)
         assert not any(map(is_sharded, weights.values()))
         for line, other in zip(values, expected[0], strict=True):
             assert line["loss"] == pytest.approx(other["loss"], rel=1e-6)
@@ -345,7 +345,7 @@ def test_blocks_in_parts_train_as_whole_ones_and_their_checkpoint_is_whole(
         plain = make_model(recipe, ALONE)
         plain.optimizer.load_state_dict(moments)
         for found in (again, plain):
-            state = whole(found.optimizer.state_dict(), ranks)["state"]
+            state = gathered(found.optimizer.state_dict(), ranks)["state"]
             assert state.keys() == moments["state"].keys()
             for number, each in state.items():
                 assert all(torch.equal(each[name], value) for name, value in moments["state"][number].items())

@@ -17,7 +17,7 @@ from sum_factory.shared.precision import Resolved
 from sum_factory.trainer.run.checkpoints import Checkpoints, Stateful
 from sum_factory.trainer.run.distributed import ALONE, Ranks
 from sum_factory.trainer.run.log import RunLog
-from sum_factory.trainer.run.sharding import whole
+from sum_factory.trainer.run.sharding import gathered
 
 Samples = TypeVar("Samples", covariant=True)
 Scores = tuple[float, Mapping[str, float]]
@@ -120,7 +120,7 @@ class Run:
 
     def _save(self, step: int, score: float | None) -> None:
         """Write a checkpoint; all processes bring together what is spread over them."""
-        weights, moments = (whole(each, self.ranks) for each in (self.weights, self.optimizer.state_dict()))
+        weights, moments = (gathered(each, self.ranks) for each in (self.weights, self.optimizer.state_dict()))
         if self.ranks.leads:
             self.checkpoints.save(step, weights, moments, self.identity, self.header, score)
 

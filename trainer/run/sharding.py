@@ -68,7 +68,7 @@ def put_together(encoder: ImageEncoderViT) -> Iterator[None]:
             block.set_reshard_after_forward(True)
 
 
-def whole(value: Any, ranks: Ranks) -> Any:
+def gathered(value: Any, ranks: Ranks) -> Any:
     """Return ``value``, a tensor or containers of such, without tensors in parts; all processes have to call it.
 
     The process that leads gets the whole tensors, on the CPU; the others get nothing in their place.
@@ -77,9 +77,9 @@ def whole(value: Any, ranks: Ranks) -> Any:
         full = value.full_tensor()
         return full.cpu() if ranks.leads else None
     if isinstance(value, Mapping):
-        return {name: whole(each, ranks) for name, each in value.items()}
+        return {name: gathered(each, ranks) for name, each in value.items()}
     if isinstance(value, list):
-        return [whole(each, ranks) for each in value]
+        return [gathered(each, ranks) for each in value]
     return value
 
 
