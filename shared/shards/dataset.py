@@ -14,7 +14,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.settings_differ import require_same
 from sum_factory.shared.store.canonical_json import content_id, to_json
-from sum_factory.shared.store.records import Record, whole
+from sum_factory.shared.store.records import Record, whole_number
 from sum_factory.shared.store.seal import SEAL, is_sealed, require_seal, seal, with_room
 
 if TYPE_CHECKING:
@@ -224,7 +224,9 @@ class Dataset:
             record.only(_RECORD)
             unit_ids = record.ids("units", MOST_UNITS)
             unit_size = record.number("unit_size", 1, LARGEST_UNIT)
-            extended = [whole(size, "extended", 1, unit_size) for size in record.items("extended", len(unit_ids))]
+            extended = [
+                whole_number(size, "extended", 1, unit_size) for size in record.items("extended", len(unit_ids))
+            ]
             dataset = cls(unit_size, unit_ids, record.number("images"), _layers_of(record), tuple(extended))
             dataset.require_sizes()
         except ValueError as error:

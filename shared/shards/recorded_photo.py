@@ -7,7 +7,7 @@ from typing import Any
 
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.places import require_recorded
-from sum_factory.shared.store.records import whole
+from sum_factory.shared.store.records import whole_number
 
 LONGEST_KEY = 1 << 13
 """Characters of the key of a photo, at most."""
@@ -32,7 +32,7 @@ def photo_of(told: Any, entry: str) -> PhotoFile:
         raise ValueError(f"{entry}: {error}") from None
     if not 0 < len(photo.key) <= LONGEST_KEY or "\0" in photo.key + photo.member or len(photo.member) > LONGEST_KEY:
         raise ValueError(f"{entry}: expected a key of 1 to {LONGEST_KEY} characters")
-    whole(photo.offset, f"{entry}.offset")
+    whole_number(photo.offset, f"{entry}.offset")
     if photo.size is not None or photo.member:
-        whole(photo.size, f"{entry}.size")
+        whole_number(photo.size, f"{entry}.size")
     return photo

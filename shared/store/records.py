@@ -73,7 +73,7 @@ class Record:
 
     def number(self, name: str, least: int = 0, most: int = LARGEST) -> int:
         """Return a whole number in a range."""
-        return whole(self.value(name), self._of(name), least, most)
+        return whole_number(self.value(name), self._of(name), least, most)
 
     def text(self, name: str, form: re.Pattern[str] | None = None, empty: bool = True) -> str:
         """Return a text, which may have to match a form, or to have a character."""
@@ -126,7 +126,7 @@ class Record:
         return f"{self.name}.{name}" if self.name else name
 
 
-def whole(value: Any, name: str, least: int = 0, most: int = LARGEST) -> int:
+def whole_number(value: Any, name: str, least: int = 0, most: int = LARGEST) -> int:
     """Return a whole number in a range. Raises ``ValueError`` for any other value."""
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{name}: expected a whole number from {least} to {most}, found {_shown(value)}")

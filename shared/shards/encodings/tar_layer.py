@@ -22,7 +22,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.shards.dataset import unit_name
 from sum_factory.shared.shards.kinds import kind_of
 from sum_factory.shared.shards.kinds.kind import LayerKind
-from sum_factory.shared.store.records import Record, whole
+from sum_factory.shared.store.records import Record, whole_number
 
 META = "json"
 
@@ -112,7 +112,7 @@ def images_of_tar(data: bytes, kind: LayerKind, name: str) -> Iterator[tuple[dic
         for path in members:
             if path.endswith(f".{META}"):
                 meta = Record.parse(_content(data, members[path]))
-                lengths = [whole(length, "length", most=len(data)) for length in meta.items("length", len(data))]
+                lengths = [whole_number(length, "length", most=len(data)) for length in meta.items("length", len(data))]
                 held = f"{path.removesuffix(META)}{kind.member}"
                 bare = not lengths and not kind.has_empty_member
                 yield dict(meta.entries), _cut(b"" if bare else _content(data, members[held]), lengths)

@@ -13,7 +13,7 @@ from sum_factory.shared.shards.encodings.zarr_array import Array
 from sum_factory.shared.shards.encodings.zarr_layout import ZarrLayout, single_array
 from sum_factory.shared.shards.kinds.kind import LayerKind, UnitUnderCheck
 from sum_factory.shared.shards.manifest import CROP_COLUMNS, crop_of
-from sum_factory.shared.store.records import Record, whole
+from sum_factory.shared.store.records import Record, whole_number
 
 LARGEST_AXIS = 1 << 11
 """Channels, rows or columns of an embedding, at most."""
@@ -57,7 +57,7 @@ def faults(checked: UnitUnderCheck) -> Iterator[str]:
 def require_settings(layer: Layer) -> None:
     """Raise ``ValueError`` if the settings do not tell the shape of an embedding."""
     shape = Record(layer.settings, "settings").items("shape", 3)
-    sizes = [whole(size, "settings.shape", 1, LARGEST_AXIS) for size in shape]
+    sizes = [whole_number(size, "settings.shape", 1, LARGEST_AXIS) for size in shape]
     if len(sizes) != 3:
         raise ValueError("settings.shape: expected three sizes")
 
