@@ -231,6 +231,8 @@ def test_who_is_left_alone_ends_within_a_minute_and_says_why(
     finally:
         for process in ranks:
             process.kill()
+            with process:  # closes its pipe, and waits
+                pass
     assert ranks[0].returncode == 1
     assert "has lost the others" in said[-2]
     assert "Traceback" not in "".join(said)
