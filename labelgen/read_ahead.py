@@ -86,9 +86,7 @@ def read_ahead(
                     yield partial(take, next(turns), pending.pop(0))
             for future in pending:
                 yield partial(take, next(turns), future)
-            wait(
-                pending
-            )  # the pool drops what is not begun, and these functions may be called after the last is yielded
+            wait(pending)  # the pool drops what is not begun, and functions may be called after the last is yielded
     finally:
         room.close()
 

@@ -114,20 +114,20 @@ def hq_prompts(
     shares = rows.uniform(count, 1 + HQ_POINTS).to(masks.device)
     likely = weights * masks
     few = (likely > 0).flatten(1).sum(1) < HQ_POINTS
-    kind = (shares[:, 0] * 3).long()
-    kind = torch.where(few & (kind == 1), 0, kind)
+    which = (shares[:, 0] * 3).long()
+    which = torch.where(few & (which == 1), 0, which)
     coords = torch.zeros(count, HQ_POINTS + 1, 2, device=masks.device)
-    labels = torch.full((count, HQ_POINTS + 1), PAD, device=masks.device)
-    boxed, pointed = (kind == 0).nonzero()[:, 0], (kind == 1).nonzero()[:, 0]
+    token_types = torch.full((count, HQ_POINTS + 1), PAD, device=masks.device)
+    boxed, pointed = (which == 0).nonzero()[:, 0], (which == 1).nonzero()[:, 0]
     coords[boxed, :2] = boxes_of(masks[boxed], stride).view(-1, 2, 2)
-    labels[boxed, 0], labels[boxed, 1] = BOX_MIN, BOX_MAX
+    token_types[boxed, 0], token_types[boxed, 1] = BOX_MIN, BOX_MAX
     left = likely[pointed]
     for k in range(HQ_POINTS):
         cells, _ = cells_at(left, shares[pointed, 1 + k : 2 + k])
         left[torch.arange(len(left), device=left.device), cells[:, 1], cells[:, 0]] = 0  # each cell once
-        coords[pointed, k], labels[pointed, k] = cells_to_input(cells, stride), POSITIVE
-    given = torch.tensor([2, HQ_POINTS + 1, 0], device=masks.device)[kind]
-    return Prompts(coords, labels), given, noised(masks, grid, rows)
+        coords[pointed, k], token_types[pointed, k] = cells_to_input(cells, stride), POSITIVE
+    given = torch.tensor([2, HQ_POINTS + 1, 0], device=masks.device)[which]
+    return Prompts(coords, token_types), given, noised(masks, grid, rows)
 
 
 def noised(masks: Tensor, grid: int, generator: RowGenerators) -> Tensor:
