@@ -6,12 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from sum_factory.shared.sam.upstream import Sam
-
-CHECKED = ConfigDict(extra="forbid")
+from sum_factory.trainer.run.settings import CHECKED
 
 
 @checked_dataclass(frozen=True, config=CHECKED)
