@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,8 @@ from sum_factory.trainer.losses import LossSettings
 from sum_factory.trainer.methods import METHODS, Method
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.run.settings import CHECKED, MOST, MOST_STEPS, CheckpointSettings, ValidationSettings
+from sum_factory.trainer.run.trackers import TrackerName
+from sum_factory.trainer.settings import read_settings
 from sum_factory.trainer.target import DEFAULT, Target, require_target, target_in_identity
 from sum_factory.trainer.variants import variants
 
@@ -130,6 +133,9 @@ class Recipe:
     """Evaluation while training, which tells which checkpoint is the best. Without it no checkpoint is."""
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     """How often the state of the run is written, from which it is resumed."""
+    tracker: TrackerName = "tensorboard"
+    """What shows the numbers of the run while it goes: tensorboard, wandb, mlflow or none. The log has them in any
+    case."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps. auto takes CUDA if it is there, then Apple's GPU, then the CPU."""
     data_threads: int = Field(default=4, ge=1, le=1_024)
@@ -171,6 +177,17 @@ class Recipe:
             )
         require_target(self.target, self.stride)
         return self
+
+    @classmethod
+    def read(
+        cls, path_or_name: str | Path, variables: Mapping[str, str] | None = None, changes: Sequence[str] = ()
+    ) -> Recipe:
+        """Read a recipe from a YAML file, or the built-in one of that name.
+
+        ``variables`` fill its ``${NAME}``; ``changes`` are ``key=value`` in place of what it says. Raises
+        ``SettingsError`` that names file and key.
+        """
+        return read_settings(path_or_name, cls, variables or {}, changes)
 
     @property
     def settings_of_variant(self) -> Any:
@@ -236,6 +253,7 @@ class Recipe:
             "activation_checkpointing",
             "fsdp",
             "target",
+            "tracker",
         }
         if self.optimizer.schedule == "constant" and not self.chosen_method.reads_steps:
             left_out.add("steps")

@@ -42,6 +42,7 @@ from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.log import read_log
 from sum_factory.trainer.run.loop import Run, software
 from sum_factory.trainer.run.settings import CHECKED, MOST, MOST_STEPS, CheckpointSettings
+from sum_factory.trainer.run.trackers import TrackerName, require_tracker
 from sum_factory.trainer.target import DEFAULT, Target, require_target, target_in_identity
 
 REFINER = "refiner.safetensors"
@@ -93,6 +94,9 @@ class RefinerRecipe:
     kept_embeddings: int = Field(default=512, ge=0, le=MOST)
     """Photos whose embeddings stay in memory. The encoder is frozen, so it need not see these again; give as many as
     fit."""
+    tracker: TrackerName = "tensorboard"
+    """What shows the numbers of the training while it goes: tensorboard, wandb, mlflow or none. The log has them in any
+    case."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps. auto takes CUDA if it is there, then Apple's GPU, then the CPU."""
     data_threads: int = Field(default=4, ge=1, le=1_024)
@@ -106,6 +110,7 @@ class RefinerRecipe:
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result; of the precision, what it is on the device."""
         left_out = {"human", "sam", "task", "checkpoint", "kept_embeddings", "device", "data_threads", "target"}
+        left_out |= {"tracker"}
         settings = {**asdict(self), "precision": self.computed_in}
         kept = {name: value for name, value in settings.items() if name not in left_out}
         return kept | target_in_identity(self.target)
@@ -252,6 +257,7 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
 
     Raises ``SumError`` if data, weights or settings are wrong, or differ from those that the run began with.
     """
+    require_tracker(recipe.tracker)
     tune_malloc()
     device = require_device(pick_device(recipe.device))
     precision = settle(recipe.precision, device)
@@ -281,6 +287,7 @@ def train_refiner(recipe: RefinerRecipe, out: Path, say: Callable[[str], None] =
         optimizer,
         identity,
         {"kind": "refiner checkpoint"},
+        tracker=recipe.tracker,
     )
     first = run.resume(precision)
     what = f"refiner of {loaded.architecture.name} in {precision.name}"

@@ -97,6 +97,13 @@ def change_settings(value: T, changes: Sequence[str], where: str) -> T:
     return changed
 
 
+def check_settings(data: dict[str, Any], type_: type[T], where: str) -> T:
+    """Return ``data``, which may hold settings that are checked already, as a ``type_``. Raises ``SettingsError``."""
+    plain = _adapter_of(dict[str, Any]).dump_python(data, mode="json")
+    _require_numbers(plain, where)
+    return _checked(plain, type_, where)
+
+
 def _checked(data: dict[str, Any], type_: type[T], where: str) -> T:
     """Return ``data`` as a ``type_``. Raises ``SettingsError`` that says all that is wrong."""
     problems = dict(_unknown_keys(_schema_of(type_), data))

@@ -43,6 +43,7 @@ from sum_factory.trainer.run.distributed import Ranks, join_ranks
 from sum_factory.trainer.run.gradients import GradientSum
 from sum_factory.trainer.run.loop import Run, Scores, software
 from sum_factory.trainer.run.sharding import gathered, put_together, shard_blocks
+from sum_factory.trainer.run.trackers import require_tracker
 from sum_factory.trainer.run.validation import score_name, validate
 from sum_factory.trainer.shown import pictures_of, samples_to_show
 from sum_factory.trainer.variants import prepare, trainable, variants
@@ -132,6 +133,7 @@ def prepared(recipe: Recipe, out: Path) -> Iterator[Prepared]:
     Nothing is written. Raises ``SumError`` if data, weights or settings are wrong, or differ from those that the run
     began with.
     """
+    require_tracker(recipe.tracker)
     tune_malloc()
     with join_ranks(recipe.device) as ranks:
         precision = agree_on_precision(recipe.precision, ranks)
@@ -147,15 +149,18 @@ def prepared(recipe: Recipe, out: Path) -> Iterator[Prepared]:
         header = header_of(recipe, model, identity)
         checkpoints, every = Checkpoints(out, recipe.checkpoint.keep, ranks.count), recipe.checkpoint.every
         state = model.weights, state_of(model.optimizer, model.addition)
-        run = Run(checkpoints, recipe.steps, every, *state, identity, header, ranks, about=about(recipe, model, stream))
+        told = about(recipe, model, stream)
+        run = Run(checkpoints, recipe.steps, every, *state, identity, header, ranks, about=told, tracker=recipe.tracker)
         yield Prepared(recipe, ranks, model, human, stream, header, run, run.resume(precision))
 
 
-def fit(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo) -> FitSummary:
-    """Train as ``recipe`` says into ``out``, from its last checkpoint on if there is one.
+def fit(recipe: Recipe, out: str | Path, say: Callable[[str], None] = click.echo) -> FitSummary:
+    """Train as ``recipe`` says into the folder ``out``, from its last checkpoint on if there is one.
 
+    All is done in this process, with as many threads as torch has. `trainer fit` calls it in each of its processes.
     Raises ``SumError`` as ``prepared``, and if a step cannot be taken or saved.
     """
+    out = Path(out)
     with prepared(recipe, out) as ready:
         recipe, ranks, model, first = ready.recipe, ready.ranks, ready.model, ready.first
         if ranks.leads:

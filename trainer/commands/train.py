@@ -50,6 +50,11 @@ target_option = click.option(
     default=None,
     help="What masks are compared with: authors, bits, coverage or points  [default: the recipe's]",
 )
+tracker_option = click.option(
+    "--tracker",
+    default=None,
+    help="What shows the run while it goes: tensorboard, wandb, mlflow or none  [default: the recipe's]",
+)
 training_precision_option = precision_option(
     None, "auto is bf16 where the device has instructions for it, else fp32  [default: the recipe's]"
 )
@@ -82,6 +87,7 @@ hq_option = click.option(
     help="Of weights with a task prompt, the task whose masks are refined  [default: the recipe's]",
 )
 @target_option
+@tracker_option
 @training_precision_option
 @threads_option
 def refiner_command(
@@ -124,6 +130,7 @@ def refiner_command(
     "changes the settings of one that has any  [default: the recipe's]",
 )
 @target_option
+@tracker_option
 @click.option("--device", default=None, help="auto, cpu, cuda, cuda:1 or mps  [default: the recipe's]")
 @click.option(
     "--processes",
@@ -183,7 +190,7 @@ def fit_command(
     from sum_factory.trainer.dry_run import rehearse
     from sum_factory.trainer.launch import OnRay, fit_on_ranks, on_ranks
     from sum_factory.trainer.recipe import Recipe
-    from sum_factory.trainer.settings import parse_variables, read_settings
+    from sum_factory.trainer.settings import parse_variables
 
     ray = OnRay(ray_address, gpus_per_worker, cpus_per_worker, max_restarts)
     if launcher != "ray" and ray != OnRay():
@@ -192,7 +199,7 @@ def fit_command(
         )
     workers = ray if launcher == "ray" else None
     moved = json.dumps(dict(photos_from.pairs)) if photos_from else None
-    settings = read_settings(recipe, Recipe, parse_variables(variables), _changed(changes, photos_from=moved, **chosen))
+    settings = Recipe.read(recipe, parse_variables(variables), _changed(changes, photos_from=moved, **chosen))
     if dry_run:
         told = on_ranks(rehearse, settings, out, processes, threads, workers).lines()
     else:

@@ -17,7 +17,7 @@ from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluation.automatic import AutomaticScores, evaluate_automatic
 from sum_factory.trainer.evaluation.automatic_report import warnings_of, write_automatic
 from sum_factory.trainer.recipe import Recipe
-from sum_factory.trainer.variants.load import load_model
+from sum_factory.trainer.variants.load import load_any
 
 POINTS = 16
 """Points along a side of the grid: a quarter of SAM's, as only the change of what is kept counts here."""
@@ -33,7 +33,7 @@ def judge_closing(recipe: Recipe, out: Path, device: torch.device, say: Callable
         return
     photos = recipe.validation.automatic
     try:
-        after = judge_photos("after", load_model(str(out / WEIGHTS_FILE)), recipe, device, photos)
+        after = judge_photos("after", load_any(str(out / WEIGHTS_FILE)), recipe, device, photos)
         scores = judge_photos("before", load_sam(recipe.sam), recipe, device, photos) + after
     except (InputError, ImageError, SettingsError) as error:
         say(f"automatic masks were not judged: {error}")

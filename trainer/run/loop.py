@@ -43,7 +43,8 @@ class Run:
     all that decides the result: a run can only be resumed with the same. ``header`` is written into the files of
     weights. If several processes share each step (``ranks``), all of them validate, and the one that leads logs and
     saves. ``what`` names the work in messages of progress, ``about`` says of it what `trainer runs` tells beside the
-    steps: its method, variant, data, and the name of the logged value that is the score.
+    steps: its method, variant, data, and the name of the logged value that is the score. ``tracker`` names what shows
+    the run while it goes.
     """
 
     checkpoints: Checkpoints
@@ -56,6 +57,7 @@ class Run:
     ranks: Ranks = ALONE
     what: str = "training"
     about: Mapping[str, Any] = field(default_factory=dict)
+    tracker: str = "tensorboard"
 
     def resume(self, precision: Resolved) -> int:
         """Load the last checkpoint, if there is one; return how many steps are done.
@@ -87,7 +89,8 @@ class Run:
         """
         if first == self.steps:
             return
-        log = RunLog(self.checkpoints.out, first, self.steps, self.what, self.about)
+        out, settings = self.checkpoints.out, self.identity
+        log = RunLog(out, first, self.steps, self.what, self.about, settings, self.tracker)
         started = time.perf_counter()
         with log if self.ranks.leads else nullcontext():
             for step, values in self._take(first, self.steps, stream, take_step):
