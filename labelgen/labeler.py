@@ -247,13 +247,27 @@ class _MakingMasks:
             generated, columns, encoded = begun.generated, begun.columns, begun.encoded.result()
             if labeler.job.uncertainty is None:
                 return _EncodedImage(generated, columns, encoded, ())
-            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            maps = labeler.maker.make(labeler.masks_of(rows, encoded.labels), generated.embeddings.__getitem__)
+            maps = maps_of(generated, encoded.labels, labeler.maker, labeler.side)
             return _EncodedImage(generated, columns, encoded, maps)
 
         photos = read_ahead(self.unit.images, labeler.side, self._read, self.refused, labeler.decoding)
         with GeneratorPool(labeler.lanes.count) as codec_pool:
             yield from labeler.lanes.in_order(begin, photos, finish)
+
+
+def maps_of(
+    generated: GeneratedMasks, labels: Sequence[bytes], maker: UncertaintyMaker, side: int
+) -> list[UncertaintyMap]:
+    """Return the maps of an image's masks, whose blobs are ``labels``, on the embeddings that they were found with."""
+    rows = rows_of(generated)
+    masks = [MaskToRefine.from_row(row, blob, side) for row, blob in zip(rows, labels, strict=True)]
+    return maker.make(masks, generated.embeddings.__getitem__)
+
+
+def rows_of(generated: GeneratedMasks) -> list[dict[str, Any]]:
+    """Return what the manifest says of each mask of an image, before values are rounded to its types."""
+    columns = _columns(generated)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _columns(generated: GeneratedMasks) -> dict[str, list[Any]]:

@@ -43,6 +43,7 @@ __all__ = [
     "as_stored",
     "decode_image",
     "digest",
+    "from_pillow",
     "open_photo",
 ]
 
@@ -74,6 +75,7 @@ _STORED: dict[int, Callable[[RgbImage], RgbImage]] = {
     8: lambda upright: upright[::-1].swapaxes(0, 1),
 }
 """For each EXIF orientation, what turns the pixels of an upright photo to how its file stores them."""
+_DEEP_MODES, _CLEAR_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"), ("RGBA", "LA", "PA", "RGBa", "La")
 _DECODER_BYTES = {"WEBP": 8, "GIF": 4, "PPM": 4, "AVIF": 14, "HEIF": 14, "JPEG2000": 32}
 """Bytes per pixel that decoders take beside the picture, by format: planes in higher precision, copies."""
 
@@ -98,6 +100,19 @@ def decode_image(data: bytes, name: str, stretch: bool = False) -> RgbImage:
     ``ImageError``, naming ``name``, for anything that is not a whole image of a sane size.
     """
     return open_photo(data, name, stretch).decode().pixels
+
+
+def from_pillow(image: Image.Image, name: str) -> RgbImage:
+    """Return a Pillow image as RGB uint8 (H, W, 3), converted as ``decode_image`` converts files of 8 bits.
+
+    Raises ``ImageError`` for one of more bits, of which nobody knows here what is white.
+    """
+    if image.mode in _DEEP_MODES:
+        raise ImageError(f"{name}: of Pillow's mode {image.mode}; bring it to 8 bits a channel first, or give its file")
+    if 0 in image.size:
+        raise ImageError(f"{name}: has no pixel")
+    is_clear = image.mode in _CLEAR_MODES or "transparency" in image.info
+    return _upright_rgb(image, _over_white if is_clear else _opaque)
 
 
 def open_photo(data: bytes, name: str, stretch: bool = False) -> Opened:

@@ -102,3 +102,12 @@ def paste(crop_masks: Tensor, frame: Frame, height: int, width: int) -> Tensor:
     whole = torch.zeros(len(crop_masks), height, width, dtype=crop_masks.dtype, device=crop_masks.device)
     whole[:, y0:y1, x0:x1] = crop_masks
     return whole
+
+
+def at_full_size(grid: npt.NDArray[np.float32], frame: Frame, height: int, width: int) -> npt.NDArray[np.float32]:
+    """Bring logits or a map, float32 (h, w) of ``frame``, to the photo's size (H, W); 0 beyond the frame's crop."""
+    import numpy as np
+    import torch
+
+    crop = frame.upsample(torch.from_numpy(grid)[None])
+    return np.asarray(paste(crop, frame, height, width)[0].numpy())

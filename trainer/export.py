@@ -11,7 +11,7 @@ from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.checkpoint import LoadedSam, SamWeights
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.store.local_files import whole_file
-from sum_factory.trainer.variants.load import load_model
+from sum_factory.trainer.variants.load import load_any
 
 
 def export_plain_sam(weights: str, out: Path, task: str = TASKS[0], sam: str | None = None) -> None:
@@ -23,7 +23,7 @@ def export_plain_sam(weights: str, out: Path, task: str = TASKS[0], sam: str | N
     LoRA are merged into it; HQ-SAM is written in its own layout. Raises ``CheckpointError``, also for a variant that no
     other software reads; ``SettingsError`` for a task that the weights were never trained for; or ``StorageError``.
     """
-    state = for_task(load_model(weights, sam, for_others=True), weights, task)
+    state = for_task(load_any(weights, sam, for_others=True), weights, task)
     with Stage(f"writing {out}"):
         buffer = io.BytesIO()
         torch.save(dict(state.state), buffer)

@@ -36,7 +36,7 @@ from sum_factory.shared.sam.upstream import Sam
 from sum_factory.shared.store.local_files import TEMPORARY_PREFIX
 from sum_factory.trainer.export import for_task
 from sum_factory.trainer.variants import sam_adapter
-from sum_factory.trainer.variants.load import load_model
+from sum_factory.trainer.variants.load import load_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,7 +141,7 @@ def export_onnx(
     ``export_plain_sam``, but any variant can be exported.
     """
     require_onnx()
-    loaded = load_model(weights, sam, hq_output=hq_output)
+    loaded = load_any(weights, sam, hq_output=hq_output)
     loaded.sam.load_state_dict(for_task(loaded, weights, task).state)
     loaded.sam.requires_grad_(False)
     try:

@@ -11,7 +11,7 @@ from sum_factory.shared.sam.hq import HqMaskDecoder
 from sum_factory.shared.store.local_files import whole_file
 from sum_factory.trainer.methods.merging import between
 from sum_factory.trainer.run.loop import software
-from sum_factory.trainer.variants.load import load_model
+from sum_factory.trainer.variants.load import load_any
 
 
 def merge_weights(sam: str, weights: str, alpha: float, out: Path) -> None:
@@ -34,7 +34,7 @@ def merge_weights(sam: str, weights: str, alpha: float, out: Path) -> None:
 
 def _plain(weights: str) -> LoadedSam:
     """Load a model that is a plain SAM, or that can be written as one."""
-    loaded = load_model(weights, for_others=True)
+    loaded = load_any(weights, for_others=True)
     if isinstance(loaded.sam.mask_decoder, HqMaskDecoder):
         raise CheckpointError(f"{weights}: an HQ-SAM, whose SAM is frozen: there is nothing of SAM's to merge")
     if loaded.task_prompt is not None:

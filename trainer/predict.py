@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,19 +16,22 @@ from torch import Tensor
 
 from sum_factory.shared.drawing import draw_mask, stroke_of
 from sum_factory.shared.errors import ImageError, SettingsError
+from sum_factory.shared.exactness import Exactness, settle
 from sum_factory.shared.images import RgbImage
+from sum_factory.shared.photo_pixels import AnyPhoto, pixels_of
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.precision import Precision
 from sum_factory.shared.sam.checkpoint import LoadedSam
 from sum_factory.shared.sam.decode import BOX_MAX, BOX_MIN, NEGATIVE, PAD, POSITIVE, Prompts, decode_prompts
-from sum_factory.shared.sam.hq import add_vectors
-from sum_factory.shared.sam.runtime import Embedder
+from sum_factory.shared.sam.hq import HqOutput, add_vectors
+from sum_factory.shared.sam.runtime import Embedder, Runtime, pick_device
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.trainer.evaluation.run import prompted_task
+from sum_factory.trainer.evaluation.run import load_weights, prompted_task
 
 Mask = npt.NDArray[np.bool_]
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
+Coordinates = Sequence[Sequence[float]] | npt.NDArray[Any]
 
 MASK_COLOUR, POSITIVE_COLOUR, NEGATIVE_COLOUR, BOX_COLOUR = (64, 160, 255), (60, 220, 60), (235, 50, 50), (255, 210, 0)
 WHITE = (255, 255, 255)
@@ -60,10 +65,97 @@ class Prediction:
     prompted_task: str | None
 
 
-def predict_mask(
-    weights: LoadedSam, image: RgbImage, prompt: UserPrompt, task: str = "unspecified", precision: Precision = "fp32"
-) -> Prediction:
-    """Segment what ``prompt`` means in an image, RGB uint8 (H, W, 3).
+@dataclass(frozen=True)
+class Predictor:
+    """A model that segments what a user points at. ``precision`` is that of the image encoder."""
+
+    weights: LoadedSam
+    precision: Precision = "fp32"
+
+    def predict(
+        self,
+        image: AnyPhoto,
+        points: Coordinates = (),
+        labels: Sequence[int] | None = None,
+        boxes: Coordinates | Sequence[float] = (),
+        task: str = "unspecified",
+    ) -> list[Prediction]:
+        """Segment objects of one photo: one for each box, or one for the points. The photo is encoded once.
+
+        ``image`` is a path or URL, a Pillow image, or RGB uint8 (H, W, 3). ``points`` (N, 2), x and y in pixels of the
+        photo from 0 at the top left, are all of one object; ``labels`` say which are on it, 1, and off it, 0, by
+        default all on. ``boxes`` is a box, x0, y0, x1, y1, or several (M, 4). Points may go with one box. ``task`` is
+        unspecified, salient, entity or part. Raises as ``predict_masks``, and ``SettingsError`` for prompts that do not
+        go together.
+        """
+        return self.predict_prompts(image, prompts_of(points, labels, boxes), task)
+
+    def predict_prompts(
+        self, image: AnyPhoto, prompts: Sequence[UserPrompt], task: str = "unspecified"
+    ) -> list[Prediction]:
+        """Segment what each of ``prompts`` means in one photo, as ``predict``."""
+        return predict_masks(self.weights, pixels_of(image), prompts, task, self.precision)
+
+
+def load_model(
+    weights: str | Path,
+    sam: str | None = None,
+    hq_output: HqOutput = "hq",
+    device: str = "auto",
+    exactness: Exactness = "exact",
+) -> Predictor:
+    """Load weights of any kind for prediction: the folder of a run, SAM's, SUM's, a variant's, HQ-SAM's.
+
+    ``sam`` is the SAM that the weights of a variant sit on, by default where it lay in training. ``exactness`` is
+    exact, all in fp32, or encoder-bf16. Raises ``CheckpointError`` for weights that cannot be
+    used, ``SettingsError`` for a device or output that there is not.
+    """
+    settle(exactness, pick_device(device))
+    runtime = Runtime(device, exactness)
+    return Predictor(load_weights(str(weights), runtime, sam, hq_output), runtime.level.encoder)
+
+
+def prompts_of(
+    points: Coordinates, labels: Sequence[int] | None, boxes: Coordinates | Sequence[float]
+) -> list[UserPrompt]:
+    """Return the prompts that points, (N, 2), their labels and boxes, (4,) or (M, 4), mean: one an object.
+
+    Raises ``SettingsError`` for other shapes, and for those that do not go together.
+    """
+    several = _rows("boxes", boxes, 4)
+    found = _rows("points", points, 2)
+    kinds = [1] * len(found) if labels is None else [int(label) for label in labels]
+    if len(kinds) != len(found) or not {*kinds} <= {0, 1}:
+        raise SettingsError(f"labels: expected {len(found)} of 1 (on the object) and 0 (off it), found {list(kinds)}")
+    if found and len(several) > 1:
+        raise SettingsError(f"points of one object, and {len(several)} boxes: give points with a single box at most")
+    on, off = (tuple((x, y) for (x, y), kind in zip(found, kinds, strict=True) if kind == each) for each in (1, 0))
+    if not several:
+        return [UserPrompt(on, off)]
+    return [UserPrompt(on, off, (box[0], box[1], box[2], box[3])) for box in several]
+
+
+def _rows(name: str, given: Coordinates | Sequence[float], size: int) -> list[list[float]]:
+    try:
+        found = np.asarray(given, np.float64)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{name}: expected numbers of pixels in rows of {size} ({error})") from error
+    if found.size == 0:
+        return []
+    if found.shape[-1] != size or found.ndim > 2:
+        raise SettingsError(f"{name}: expected pixels in rows of {size}, found an array of shape {found.shape}")
+    rows: list[list[float]] = found.reshape(-1, size).tolist()
+    return rows
+
+
+def predict_masks(
+    weights: LoadedSam,
+    image: RgbImage,
+    prompts: Sequence[UserPrompt],
+    task: str = "unspecified",
+    precision: Precision = "fp32",
+) -> list[Prediction]:
+    """Segment what each of ``prompts`` means in an image, RGB uint8 (H, W, 3).
 
     A single point has three outputs, of which the one of highest predicted IoU counts; any other prompt has one.
     Raises ``SettingsError`` for a prompt that is empty or not in the image, and for a task that weights without a task
@@ -74,15 +166,27 @@ def predict_mask(
     frame = Frame.whole(int(sam.image_encoder.img_size), height, width)
     if 0 in frame.input_size:
         raise ImageError(f"{width} x {height} is too thin for SAM; cut it up")
-    check_prompt(prompt, height, width)
+    for prompt in prompts:
+        check_prompt(prompt, height, width)
     check_task(weights, task)
     embedding = Embedder(sam, precision).embed(image)
     vector = weights.task_vector(task)
     if vector is not None:
         embedding = add_vectors(embedding, vector.to(sam.device)[None])
-    logits, predicted_iou = _decode(sam, embedding, prompt, frame)
+    return [_predict(weights, embedding, prompt, frame, task) for prompt in prompts]
+
+
+def predict_mask(
+    weights: LoadedSam, image: RgbImage, prompt: UserPrompt, task: str = "unspecified", precision: Precision = "fp32"
+) -> Prediction:
+    """Segment what one prompt means, as ``predict_masks``."""
+    return predict_masks(weights, image, [prompt], task, precision)[0]
+
+
+def _predict(weights: LoadedSam, embedding: Tensor, prompt: UserPrompt, frame: Frame, task: str) -> Prediction:
+    logits, predicted_iou = _decode(weights.sam, embedding, prompt, frame)
     best = int(predicted_iou.argmax())
-    mask = (logits[best] > sam.mask_threshold).cpu().numpy()
+    mask = (logits[best] > weights.sam.mask_threshold).cpu().numpy()
     return Prediction(mask, float(predicted_iou[best]), best + 1, len(logits), prompted_task(weights, task))
 
 

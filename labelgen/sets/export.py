@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pycocotools import mask as coco_mask
 
 from sum_factory.labelgen.sets.file_names import names_of
@@ -18,17 +17,11 @@ from sum_factory.shared.automask.rle import encode_rle
 from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.names import printable
 from sum_factory.shared.photo_files import PhotoFile
-from sum_factory.shared.placement import Frame, paste
+from sum_factory.shared.placement import at_full_size as at_full_size
 from sum_factory.shared.progress import track
 from sum_factory.shared.shards.originals import original_of
 from sum_factory.shared.shards.shard_set import ImageRows, ShardSet
 from sum_factory.shared.store.local_files import whole_file
-
-
-def at_full_size(grid: npt.NDArray[np.float32], frame: Frame, height: int, width: int) -> npt.NDArray[np.float32]:
-    """Bring logits or a map, float32 (h, w) of ``frame``, to the photo's size (H, W); 0 beyond the frame's crop."""
-    crop = frame.upsample(torch.from_numpy(grid)[None])
-    return np.asarray(paste(crop, frame, height, width)[0].numpy())
 
 
 def full_size_masks(shards: ShardSet, unit: int, image: ImageRows) -> Iterator[npt.NDArray[np.bool_]]:

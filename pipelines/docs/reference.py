@@ -46,6 +46,9 @@ TYPES = {str: "text", int: "whole number", float: "number", bool: "`true` or `fa
 LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 API: Mapping[str, Mapping[str, Sequence[str]]] = {
     "labelgen": {
+        "labelgen.in_memory": ("label",),
+        "shared.labelled_photo": ("LabelledPhoto",),
+        "shared.shards.selection.opened": ("open_shards",),
         "labelgen.run": ("run", "add_uncertainty"),
         "labelgen.run_settings": ("RunSettings", "UncertaintyRunSettings"),
         "labelgen.importing.run": ("import_masks", "ImportSummary"),
@@ -61,10 +64,13 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
         "labelgen.page.write": ("write_page",),
     },
     "trainer": {
-        "trainer.settings": ("read_settings", "built_in_names"),
         "trainer.recipe": ("Recipe",),
         "trainer.training": ("fit", "FitSummary"),
         "trainer.launch": ("fit_on_ranks",),
+        "trainer.evaluation.in_memory": ("evaluate", "Scores"),
+        "trainer.predict": ("load_model", "Predictor", "Prediction"),
+        "trainer.data.torch_datasets": ("ShardDataset", "HumanDataset", "ShuffledDataset", "Item"),
+        "trainer.settings": ("read_settings", "built_in_names"),
         "trainer.refiner": ("train_refiner", "RefinerRecipe"),
         "trainer.methods": ("Method",),
         "trainer.losses": ("focal_loss", "dice_loss", "mask_loss", "LossSettings"),
@@ -83,7 +89,6 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
         "trainer.evaluation.metrics": ("boundary_iou",),
         "trainer.evaluation.automatic": ("compare_automatic", "AutomaticScores"),
         "trainer.evaluation.gallery.page": ("write_gallery", "GallerySettings"),
-        "trainer.predict": ("predict_mask", "UserPrompt", "Prediction"),
         "trainer.dry_run": ("rehearse", "Rehearsal"),
         "trainer.export": ("export_plain_sam",),
         "trainer.merge": ("merge_weights",),
@@ -91,7 +96,6 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
         "trainer.run.overview": ("find_runs", "RunState", "Skipped"),
     },
     "shared": {
-        "shared.shards.selection.opened": ("open_shards",),
         "shared.shards.shard_set": ("ShardSet",),
         "shared.shards.verify": ("verify", "UnitCheck"),
         "shared.sam.checkpoint": ("load_sam", "LoadedSam", "identify_weights"),

@@ -60,8 +60,13 @@ class GeneratedMasks:
 
     def masks(self) -> Iterator[Mask]:
         """Draw the masks, one after the other, bool (H, W) of the photo."""
-        for k, (logits, frame) in enumerate(zip(self.logits, self.frames, strict=True)):
-            yield decode_rle(self.cleaned[k]) if k in self.cleaned else _draw_in_photo(logits, frame, self.size)
+        return (self.mask(k) for k in range(len(self)))
+
+    def mask(self, k: int) -> Mask:
+        """Draw the mask of index ``k``, bool (H, W) of the photo."""
+        if k in self.cleaned:
+            return decode_rle(self.cleaned[k])
+        return _draw_in_photo(self.logits[k], self.frames[k], self.size)
 
     def rles(self) -> list[Rle]:
         """Return the masks as COCO's compressed RLE."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,9 @@ from sum_factory.shared.shards.manifest_checks import require_columns, require_r
 from sum_factory.shared.shards.reader import LayerReader, UnitRows
 from sum_factory.shared.store.cache import Cache
 from sum_factory.shared.store.storage import Storage
+
+if TYPE_CHECKING:
+    from sum_factory.shared.labelled_photo import LabelledPhoto
 
 UNITS_KEPT = 24
 """Units of which a reader keeps the rows: training reads 8 at a time, with 8 to come and 8 just left."""
@@ -323,6 +327,12 @@ class ShardSet:
             return read_record(self.storage.read(name), self.storage.path(name)).data_sha256
         except FileNotFoundError:
             return None
+
+    def __iter__(self) -> Iterator[LabelledPhoto]:
+        """Yield every photo of the committed units, in order, with its masks and maps as arrays."""
+        from sum_factory.shared.shards.walk import labelled_photos
+
+        return labelled_photos(self)
 
     def walk(self) -> Iterator[tuple[int, ImageRows]]:
         """Yield every image of every committed unit with the unit's number, in order."""

@@ -33,7 +33,7 @@ from sum_factory.trainer.export_onnx import (
 )
 from sum_factory.trainer.predict import UserPrompt, predict_mask
 from sum_factory.trainer.variants import prepare, trainable, variants
-from sum_factory.trainer.variants.load import load_model
+from sum_factory.trainer.variants.load import load_any
 from sum_factory.trainer.variants.sam_adapter import high_pass
 from sum_factory.trainer.variants.trained_weights import header_of_trained
 
@@ -134,7 +134,7 @@ def test_every_variant_is_exported(tiny_weights: str, tmp_path: Path, name: str)
     path = tmp_path / "part.safetensors"
     path.write_bytes(to_safetensors(state, {**header, "trained_tasks": []}))
     export_onnx(str(path), tmp_path / "onnx")
-    image, weights = photo(75, 120), load_model(str(path))
+    image, weights = photo(75, 120), load_any(str(path))
     embedding, decoder = encoded(session(tmp_path / "onnx" / ENCODER), image), session(tmp_path / "onnx" / DECODER)
     for points in ([(30, 40)], [(30, 40), (60, 50)]):
         prediction = predict_mask(weights, image, UserPrompt(tuple(points)))

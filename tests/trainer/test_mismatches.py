@@ -22,7 +22,7 @@ from sum_factory.trainer.export import export_plain_sam
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.training import prepared
 from sum_factory.trainer.variants import prepare, trainable, variants
-from sum_factory.trainer.variants.load import load_model
+from sum_factory.trainer.variants.load import load_any
 from sum_factory.trainer.variants.trained_weights import header_of_trained
 
 TINY = SamArchitecture("tiny", 32, 2, 2, (1,), 128, window_size=3, prompt_dim=32, decoder_mlp_dim=64)
@@ -168,20 +168,20 @@ def test_weights_are_refused_that_do_not_fit(
     files: dict[str, str], weights: str, sam: str | None, message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        load_model(files[weights], sam and files[sam])
+        load_any(files[weights], sam and files[sam])
 
 
 def test_decoder_of_hq_in_half_precision_fits_its_sam(files: dict[str, str], tmp_path: Path) -> None:
     """What rounding changes is no other SAM."""
     state = {name: value.half() for name, value in torch.load(files["decoder of hq"], weights_only=True).items()}
     torch.save(state, tmp_path / "half.pth")
-    loaded = load_model(str(tmp_path / "half.pth"), files["plain"])
+    loaded = load_any(str(tmp_path / "half.pth"), files["plain"])
     assert torch.equal(loaded.sam.mask_decoder.hf_token.weight, state["hf_token.weight"].float())
 
 
 def test_output_of_hq_is_refused_for_others(files: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match=r"no HQ-SAM, which alone has an output hq\+sam; leave --hq-output out"):
-        load_model(files["plain"], hq_output="hq+sam")
+        load_any(files["plain"], hq_output="hq+sam")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")

@@ -24,6 +24,7 @@ from sum_factory.trainer.predict import (
     MASK_COLOUR,
     NEGATIVE_COLOUR,
     POSITIVE_COLOUR,
+    Predictor,
     UserPrompt,
     draw_prediction,
     predict_mask,
@@ -275,3 +276,42 @@ def test_command_refuses_what_cannot_be(photo: Path, plain_file: Path, tmp_path:
         assert wrong.exit_code == 2
         assert f"expected {said}" in wrong.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_predictor_takes_points_labels_and_boxes(
+    plain: LoadedSam, image: npt.NDArray[np.uint8], tmp_path: Path
+) -> None:
+    model = Predictor(plain)
+    path = tmp_path / "photo.png"
+    Image.fromarray(image).save(path)
+    boxes = [(10, 5, 60, 70), (50, 20, 110, 60)]
+    for photo in (image, path, str(path), Image.fromarray(image)):
+        for given in (boxes, np.array(boxes)):
+            found = model.predict(photo, boxes=given)
+            for box, one in zip(boxes, found, strict=True):
+                ours = predict_mask(plain, image, UserPrompt(box=box))
+                assert np.array_equal(one.mask, ours.mask)
+                assert one.predicted_iou == pytest.approx(ours.predicted_iou, abs=1e-6)
+    (clicked,) = model.predict(image, points=[(30, 40), (100, 70)], labels=[1, 0], boxes=boxes[0])
+    expected = predict_mask(plain, image, UserPrompt(((30, 40),), ((100, 70),), boxes[0]))
+    assert np.array_equal(clicked.mask, expected.mask)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ({}, "nothing to segment"),
+        ({"points": [(30, 40)], "labels": [1, 1]}, "labels: expected 1 of 1"),
+        ({"points": [(30, 40)], "labels": [2]}, "labels: expected 1 of 1"),
+        ({"points": [(30, 40)], "boxes": [(0, 0, 9, 9), (1, 1, 9, 9)]}, "points of one object, and 2 boxes"),
+        ({"points": [(30, 40, 1)]}, "points: expected pixels in rows of 2"),
+        ({"boxes": [1, 2, 3]}, "boxes: expected pixels in rows of 4"),
+        ({"points": [(30,), (1, 2)]}, "points: expected numbers"),
+        ({"points": [(float("nan"), 40)]}, "outside the image"),
+    ],
+)
+def test_prompts_that_mean_nothing_are_refused(
+    plain: LoadedSam, image: npt.NDArray[np.uint8], prompts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Predictor(plain).predict(image, **prompts)

@@ -10,7 +10,7 @@ import click
 
 from sum_factory.shared.commands import threads_option
 from sum_factory.shared.cores import usable_cores
-from sum_factory.shared.errors import ImageError, InputError
+from sum_factory.shared.errors import ImageError
 from sum_factory.shared.exactness import Exactness
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.settings import PACKAGED, TASKS, WEIGHTS_HELP
@@ -18,7 +18,6 @@ from sum_factory.trainer.commands.evaluate import device_option, prompted_exactn
 from sum_factory.trainer.commands.train import below_option, hq_option
 
 if TYPE_CHECKING:
-    from sum_factory.shared.images import RgbImage
     from sum_factory.shared.sam.hq import HqOutput
     from sum_factory.trainer.predict import Prediction, UserPrompt
 
@@ -63,21 +62,17 @@ def predict_command(
     import numpy as np
     import torch
 
-    from sum_factory.shared.exactness import settle
-    from sum_factory.shared.sam.runtime import Runtime, pick_device
+    from sum_factory.shared.photo_pixels import pixels_of
     from sum_factory.shared.store.storage import Storage
-    from sum_factory.trainer.evaluation.run import load_weights
-    from sum_factory.trainer.predict import draw_prediction, png, predict_mask
+    from sum_factory.trainer.predict import draw_prediction, load_model, png
 
     prompt = _parse_prompt(points, negatives, box)
     torch.set_num_threads(threads or usable_cores())
-    photo = _read_photo(image)
-    settle(exactness, pick_device(device))
-    runtime = Runtime(device, exactness)
-    loaded = load_weights(weights, runtime, sam, hq_output=hq_output)
+    photo = pixels_of(image)
+    model = load_model(weights, sam, hq_output, device, exactness)
     try:
         with Stage("segmenting"):
-            prediction = predict_mask(loaded, photo, prompt, task, runtime.level.encoder)
+            [prediction] = model.predict_prompts(photo, [prompt], task)
     except ImageError as error:
         raise ImageError(f"{image}: {error}") from error
     folder = Storage(out)
@@ -85,7 +80,7 @@ def predict_command(
     pictures = [prediction.mask.astype(np.uint8) * 255, draw_prediction(photo, prediction.mask, prompt)]
     for name, pixels in zip(names, pictures, strict=True):
         folder.write(name, png(pixels))
-    click.echo(_describe(prediction, task, loaded.trained_tasks))
+    click.echo(_describe(prediction, task, model.weights.trained_tasks))
     click.echo("wrote " + " and ".join(folder.path(name) for name in names))
 
 
@@ -112,17 +107,6 @@ def _numbers(text: str, count: int, option: str) -> list[float]:
         expected = ("x,y", "x0,y0,x1,y1")[count == 4]
         raise click.BadParameter(f"expected {expected} in pixels, found {text!r}", param_hint=option)
     return numbers
-
-
-def _read_photo(path: Path) -> RgbImage:
-    from sum_factory.shared.images import decode_image
-    from sum_factory.shared.store.local_files import read_whole
-    from sum_factory.shared.store.refusals import reason_of
-
-    try:
-        return decode_image(read_whole(path), str(path))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({reason_of(error)})") from error
 
 
 def _describe(prediction: Prediction, task: str, trained_tasks: tuple[str, ...]) -> str:

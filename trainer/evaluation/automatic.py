@@ -199,7 +199,7 @@ def compare_automatic(
     """Return the scores of the model before training, called "before", then of each model by its name.
 
     ``after`` has the weights of each, and the SAM that they sit on if they need one. All models have the settings of
-    the first. ``before`` is by default vit_micro. One model is in memory at a time. Raises as ``load_model`` and
+    the first. ``before`` is by default vit_micro. One model is in memory at a time. Raises as ``load_any`` and
     ``evaluate_automatic``, and ``SettingsError`` for models of another architecture than that before.
     """
     base = load_weights(before or PACKAGED, runtime)

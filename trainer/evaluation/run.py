@@ -26,7 +26,7 @@ from sum_factory.trainer.evaluation.metrics import Cutout
 from sum_factory.trainer.evaluation.protocol import RoundScore, evaluate_image
 from sum_factory.trainer.evaluation.settings import SQUEEZED, Protocol
 from sum_factory.trainer.run.distributed import ALONE, Ranks
-from sum_factory.trainer.variants.load import load_model
+from sum_factory.trainer.variants.load import load_any
 
 MASKS_TOGETHER = 32
 """Masks of an image that are prompted together, at most."""
@@ -78,8 +78,8 @@ class SetScores:
 
 
 def load_weights(weights: str, runtime: Runtime, sam: str | None = None, hq_output: HqOutput = "hq") -> LoadedSam:
-    """Load weights as ``load_model`` takes them, and place them. Raises ``CheckpointError``."""
-    loaded = load_model(weights, sam, hq_output=hq_output)
+    """Load weights as ``load_any`` takes them, and place them. Raises ``CheckpointError``."""
+    loaded = load_any(weights, sam, hq_output=hq_output)
     move_to_device(loaded.sam, runtime)
     return loaded
 

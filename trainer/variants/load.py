@@ -18,7 +18,7 @@ from sum_factory.trainer.variants.hq import is_public, load_public
 from sum_factory.trainer.variants.trained_weights import load_trained
 
 
-def load_model(weights: str, sam: str | None = None, for_others: bool = False, hq_output: HqOutput = "hq") -> LoadedSam:
+def load_any(weights: str, sam: str | None = None, for_others: bool = False, hq_output: HqOutput = "hq") -> LoadedSam:
     """Load weights in any form that ``load_sam`` takes, what a variant trained, or HQ-SAM's public files.
 
     ``sam`` is the SAM that the weights of a variant, or a decoder of HQ-SAM, sit on; for a variant by default where it

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from sum_factory.shared.sam.architecture import PATCH
 from sum_factory.shared.sam.upstream import ImageEncoderViT, Sam
-from sum_factory.trainer.run.settings import CHECKED
-from sum_factory.trainer.variants.variant import Variant
+from sum_factory.trainer.variants.variant import CHECKED, Variant
 
 
 @dataclass(frozen=True, config=CHECKED)

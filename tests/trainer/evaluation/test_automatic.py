@@ -211,7 +211,7 @@ def validated(
 def drifted(monkeypatch: pytest.MonkeyPatch, weights: str, tmp_path: Path, value: float) -> None:
     """Have what is written at the end of a run predict ``value`` as the IoU of every mask."""
     shifted = with_head_at(weights, value, tmp_path / f"{value}.safetensors")
-    monkeypatch.setattr(closing, "load_model", lambda path: load_sam(shifted))
+    monkeypatch.setattr(closing, "load_any", lambda path: load_sam(shifted))
 
 
 @pytest.mark.parametrize(("value", "warned"), [(0.1, True), (0.95, False)])
@@ -264,7 +264,7 @@ def test_a_model_without_automatic_masks_is_no_failure_of_the_run(
     validated: MakeRecipe, tiny: LoadedSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_hq(tiny.sam)
-    monkeypatch.setattr(closing, "load_model", lambda path: tiny)
+    monkeypatch.setattr(closing, "load_any", lambda path: tiny)
     said: list[str] = []
     closing.judge_closing(validated(), tmp_path, torch.device("cpu"), said.append)
     assert len(said) == 1
