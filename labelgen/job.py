@@ -46,7 +46,8 @@ class Job:
     sam: str
     model_type: str | None
     runtime: Runtime
-    points_per_batch: int
+    points_per_batch: int | None
+    """Points decoded together; None is as many as fit."""
     masks: MasksWork | None = None
     uncertainty: MapsWork | None = None
     kept: tuple[Layer, ...] = ()
@@ -59,6 +60,8 @@ class Job:
     """Whether photos are waited for whose neighbours are gone too, or recorded as gone."""
     task: str | None = None
     """The task whose vector is given with every point; None for a SAM without a task prompt."""
+    photos_per_batch: int | None = None
+    """Photos that the encoder takes together; None is as many as fit."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -168,6 +171,8 @@ class UnitReport:
     errors: tuple[str, ...]
     unknown: int = 0
     attempt: int = 1
+    gpu: tuple[float, float] | None = None
+    """Seconds in which the worker's GPU had work meanwhile, and those that passed; None without one."""
 
 
 @dataclass(frozen=True)

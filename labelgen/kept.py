@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from sum_factory.shared.automask.automask import GeneratedMasks
+from sum_factory.shared.codecs import label
 from sum_factory.shared.codecs.embedding import encode_embedding
-from sum_factory.shared.codecs.label import encode_label
 from sum_factory.shared.codecs.logits import encode_logits
 from sum_factory.shared.codecs.photo import encode_photo
 from sum_factory.shared.images import RgbImage
@@ -40,15 +40,22 @@ class Encoded(NamedTuple):
 
 def encode_labels(generated: GeneratedMasks) -> list[bytes]:
     """Return the blob of each mask in the layer of masks."""
-    blobs = []
-    for logits, frame in zip(generated.logits, generated.frames, strict=True):
-        rows, columns = frame.interpolation_cells
-        blobs.append(encode_label(logits[:rows, :columns]))
-    return blobs
+    return label.encode_labels(logits_of_labels(generated))
 
 
-def encode(generated: GeneratedMasks, resized: RgbImage, layers: Collection[str]) -> Encoded:
-    """Encode an image for the layer of masks and for the kept ``layers``."""
+def logits_of_labels(generated: GeneratedMasks) -> list[label.Logits]:
+    """Return the logits of each mask as far as its label shows them."""
+    cells = [frame.interpolation_cells for frame in generated.frames]
+    return [logits[:rows, :columns] for logits, (rows, columns) in zip(generated.logits, cells, strict=True)]
+
+
+def encode(
+    generated: GeneratedMasks,
+    resized: RgbImage,
+    layers: Collection[str],
+    encode_labels: Callable[[GeneratedMasks], list[bytes]] = encode_labels,
+) -> Encoded:
+    """Encode an image for the layer of masks, by ``encode_labels``, and for the kept ``layers``."""
     return Encoded(encode_labels(generated), {layer: KEPT[layer].in_passing(generated, resized) for layer in layers})
 
 

@@ -8,27 +8,35 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sum_factory.labelgen.beside_masks import Makes, MakingKept, MakingMaps, add_maps_of, all_of, commit_maps
+from sum_factory.labelgen.coding import LabelCoder, coding_processes
+from sum_factory.labelgen.gpu_record import GpuRecord
 from sum_factory.labelgen.job import Event, ImageDone, Job, UnitReport
 from sum_factory.labelgen.kept import Encoded, KeptWriter, encode
 from sum_factory.labelgen.outages import Outages
-from sum_factory.labelgen.read_ahead import Decoding, LoadedPhoto, read_ahead
+from sum_factory.labelgen.read_ahead import READ_AHEAD, Decoding, LoadedPhoto, read_ahead
 from sum_factory.labelgen.uncertainty import MaskToRefine, UncertaintyMaker, UncertaintyMap
-from sum_factory.shared.automask.automask import GeneratedMasks, LabelGenerator
+from sum_factory.shared.automask.automask import POINTS_PER_BATCH, GeneratedMasks, LabelGenerator
 from sum_factory.shared.automask.lanes import take_cores
 from sum_factory.shared.errors import ImageError, InputError
-from sum_factory.shared.images import digest
+from sum_factory.shared.gpu.clock import clock_of
+from sum_factory.shared.gpu.jpeg import JpegDecoder
+from sum_factory.shared.gpu.sizes import AtOnce, bound_memory, fitting
+from sum_factory.shared.images import RgbImage, digest
 from sum_factory.shared.photo_files import PhotoFile, read_listed
 from sum_factory.shared.placement import CropBox
 from sum_factory.shared.sam.checkpoint import SamWeights, load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.sam.runtime import Embedder, move_to_device
 from sum_factory.shared.sam.settings import TASKS
+from sum_factory.shared.sam.upstream import Sam
 from sum_factory.shared.shards.dataset import Layer, Unit
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.originals import is_stretched
@@ -37,6 +45,7 @@ from sum_factory.shared.shards.shard_set import MASKS, ShardSet
 from sum_factory.shared.shards.unit_writer import UnitWriter
 from sum_factory.shared.threads import GeneratorPool
 
+Item = TypeVar("Item")
 DIM_NOTE = (
     "has more than 8 bits, and nothing in it is brighter than a quarter of white, as if its data were in the lower "
     "bits; to have such photos stretched from their darkest to their brightest value, label into another folder with "
@@ -69,7 +78,6 @@ class Labeler:
         """``weights`` are those of the job, if this process has read them already; the labeler takes them over."""
         self.job = job
         self.shards = ShardSet.open(job.shards, photos_from=job.photos_from)
-        self.decoding = Decoding(is_stretched(self.shards))
         self.outages = Outages(job.wait_for_photos, job.missing_photos)
         loaded = load_sam(weights or job.sam, job.model_type, job.task)
         loaded.require_recorded(self.shards.layer(MASKS).weights["sam"], job.sam)
@@ -79,16 +87,35 @@ class Labeler:
         self.embedder = Embedder(sam, job.runtime.level.encoder)
         self.has_noted = False
         self.lanes = take_cores(sam.device, cores)
+        on_gpu = sam.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(sam.device)
+        self.at_once = _at_once(sam, job)
+        by_gpu = JpegDecoder(sam.device) if on_gpu and exactness == "fast" else None
+        self.decoding = Decoding(is_stretched(self.shards), by_gpu)
+        self.gpu: GpuRecord | None = None
+        if on_gpu and job.masks is not None:
+            called = torch.cuda.get_device_name(sam.device)
+            self.gpu = GpuRecord(self.shards.storage, called, clock_of(sam.device))
+        self.coder = LabelCoder(coding_processes(on_gpu, cores))
+        self.ahead = max(READ_AHEAD, min(cores, 2 * self.at_once.photos)) if on_gpu else READ_AHEAD
         if job.masks is not None:
             self.generator = LabelGenerator(
-                sam, job.masks.settings, job.points_per_batch, exactness=exactness, lanes=self.lanes
+                sam,
+                job.masks.settings,
+                self.at_once.points,
+                photos_per_batch=self.at_once.photos,
+                exactness=exactness,
+                lanes=self.lanes,
+                clock=None if self.gpu is None else self.gpu.clock,
+                compile=job.runtime.compile,
             )
         if job.uncertainty is not None:
             path, settings = job.uncertainty.refiner, job.uncertainty.settings
             refiner = None if path is None else load_refiner(path, loaded).to(sam.device)
             self.second = self._second_embedder(job)
             teacher = None if self.second is None else self.second.sam
-            self.maker = UncertaintyMaker(sam, refiner, settings, job.points_per_batch, teacher, exactness)
+            self.maker = UncertaintyMaker(sam, refiner, settings, self.at_once.points, teacher, exactness)
 
     def _second_embedder(self, job: Job) -> Embedder | None:
         """Return the embedder of the teacher that maps are made with, if they are."""
@@ -109,7 +136,8 @@ class Labeler:
                 if report is None:  # an image counts once
                     yield self._with_note(progress)
             report = makes.commit()
-        yield report or self._report_of_committed(unit)
+        report = report or self._report_of_committed(unit)
+        yield report if self.gpu is None else replace(report, gpu=self.gpu.take())
 
     def _with_note(self, progress: ImageDone) -> ImageDone:
         """Say with the progress of one image that there are photos too dim to be labelled well; this is said once."""
@@ -226,20 +254,23 @@ class _MakingMasks:
     def _label_photos(self) -> Iterator[_EncodedImage | str]:
         """Yield what comes of the images of the unit, in order, or why they cannot be labelled.
 
-        Another thread encodes the blobs. With a single lane, the next image is labelled meanwhile.
+        A lane takes as many images as the encoder takes together. Other threads encode the blobs. With a single lane,
+        the next images are labelled meanwhile.
         """
         labeler = self.labeler
         layers = {layer.name for layer in labeler.job.kept}
 
-        def begin(load: Callable[[], LoadedPhoto]) -> _GeneratedImage | str:
-            try:
-                pixels, resized = load()
-                generated = labeler.generator.label(pixels, resized)
-            except (ImageError, InputError) as error:
-                return str(error)
-            return _GeneratedImage(
-                generated, _columns(generated), codec_pool.submit(encode, generated, resized, layers)
-            )
+        def begin(loads: Sequence[Callable[[], LoadedPhoto]]) -> list[_GeneratedImage | str]:
+            loaded = [_photo_of(load) for load in loads]
+            found = iter(labeler.generator.label_all([photo for photo in loaded if not isinstance(photo, str)]))
+            return [photo if isinstance(photo, str) else code(next(found), photo.resized) for photo in loaded]
+
+        def code(generated: GeneratedMasks, resized: RgbImage) -> _GeneratedImage:
+            encoded = codec_pool.submit(encode, generated, resized, layers, labeler.coder.encode)
+            return _GeneratedImage(generated, _columns(generated), encoded)
+
+        def finish_all(begun: Sequence[_GeneratedImage | str]) -> list[_EncodedImage | str]:
+            return [finish(each) for each in begun]
 
         def finish(begun: _GeneratedImage | str) -> _EncodedImage | str:
             if isinstance(begun, str):
@@ -247,12 +278,37 @@ class _MakingMasks:
             generated, columns, encoded = begun.generated, begun.columns, begun.encoded.result()
             if labeler.job.uncertainty is None:
                 return _EncodedImage(generated, columns, encoded, ())
-            maps = maps_of(generated, encoded.labels, labeler.maker, labeler.side)
+            with labeler.generator.stage("maps"):
+                maps = maps_of(generated, encoded.labels, labeler.maker, labeler.side)
             return _EncodedImage(generated, columns, encoded, maps)
 
-        photos = read_ahead(self.unit.images, labeler.side, self._read, self.refused, labeler.decoding)
-        with GeneratorPool(labeler.lanes.count) as codec_pool:
-            yield from labeler.lanes.in_order(begin, photos, finish)
+        photos = read_ahead(self.unit.images, labeler.side, self._read, self.refused, labeler.decoding, labeler.ahead)
+        groups = _in_groups(photos, len(self.unit.images), labeler.at_once.photos)
+        with GeneratorPool(max(labeler.lanes.count, labeler.coder.processes)) as codec_pool:
+            for group in labeler.lanes.in_order(begin, groups, finish_all):
+                yield from group
+
+
+def _at_once(sam: Sam, job: Job) -> AtOnce:
+    """Return how much is worked on at once: what the job says, else as much as a GPU's memory allows."""
+    fits = AtOnce(1, POINTS_PER_BATCH)
+    if sam.device.type == "cuda":
+        fits = fitting(sam, bound_memory(sam.device, job.runtime.gpu_memory))
+    return AtOnce(job.photos_per_batch or fits.photos, job.points_per_batch or fits.points)
+
+
+def _photo_of(load: Callable[[], LoadedPhoto]) -> LoadedPhoto | str:
+    """Return a photo, or why it cannot be labelled."""
+    try:
+        return load()
+    except (ImageError, InputError) as error:
+        return str(error)
+
+
+def _in_groups(items: Iterator[Item], count: int, size: int) -> Iterator[list[Item]]:
+    """Yield ``count`` items in groups of ``size``, without asking for the end before the last group is taken."""
+    for start in range(0, count, size):
+        yield list(islice(items, min(size, count - start)))
 
 
 def maps_of(

@@ -133,12 +133,31 @@ WORK_OPTIONS = (
     ),
     *END_OPTIONS,
     click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps."),
-    click.option("--compile", "compile_", is_flag=True, help="Compile the image encoder with torch.compile."),
+    click.option(
+        "--compile",
+        "compile_",
+        is_flag=True,
+        help="Compile encoder and decoder with torch.compile; what cannot be compiled runs as it is.",
+    ),
     click.option(
         "--points-per-batch",
         type=click.IntRange(min=1),
-        default=64,
-        help="Points decoded together; fewer take less memory, and change results by rounding errors at most.",
+        default=None,
+        help="Points decoded together; fewer take less memory, and change results by rounding errors at most  "
+        "[default: as many as fit into a GPU's memory; elsewhere 64]",
+    ),
+    click.option(
+        "--photos-per-batch",
+        type=click.IntRange(min=1),
+        default=None,
+        help="Photos that the image encoder takes together  "
+        "[default: as many as fit into a GPU's memory, up to 8; elsewhere 1]",
+    ),
+    click.option(
+        "--gpu-memory",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=None,
+        help="Share of a GPU's memory that a worker may take  [default: 0.9, divided among workers that share a GPU]",
     ),
 )
 """Options of every command that works: which model, and where."""

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from sum_factory.labelgen.job import Begun, Event, GivenUp, ImageDone, Lost, Notice, UnitReport
+from sum_factory.shared.gpu.busy import Busy
 from sum_factory.shared.progress import Stage
 
 BEFORE_THE_FIRST = "no unit begun yet, the models are being loaded"
@@ -46,6 +47,8 @@ class RunSummary:
     """Images of ``units_before`` that could not be labelled then."""
     is_planned: bool = True
     """Whether all photos were listed: if not, there are more units than ``units``."""
+    gpu_busy: float | None = None
+    """Share of the time in which the workers' GPUs had work; None without any."""
 
     @property
     def is_whole(self) -> bool:
@@ -64,9 +67,10 @@ class RunSummary:
         before = f" ({self.units_before} were there before)" if self.units_before else ""
         unknown = "" if self.unknown is None else f" ({self.unknown} without an uncertainty map)"
         retries = f", {self.retries} retries" if self.retries else ""
+        gpus = "" if self.gpu_busy is None else f", GPU busy {self.gpu_busy:.0%} of the time"
         lines = [
             f"{self.units_done} of {self.units} units labelled{before}: {self.images} images, {self.masks} masks"
-            f"{unknown}, {len(self.errors)} errors, {self.images_per_second:.2f} images/s{retries}"
+            f"{unknown}, {len(self.errors)} errors, {self.images_per_second:.2f} images/s{gpus}{retries}"
         ]
         if self.has_no_masks:
             lines.append(f"NO MASK was kept on any of {self.images - len(self.errors)} photos: {NO_MASKS}")
@@ -108,6 +112,7 @@ class ProgressReporter:
     _in_work: dict[int, tuple[int, _Tally]] = field(default_factory=dict)
     _settled: set[int] = field(default_factory=set)
     _unknown: int = 0
+    _gpus: Busy = field(default_factory=Busy)
     _retries: int = 0
     _given_up: list[str] = field(default_factory=list)
     _has_begun: bool = False
@@ -134,6 +139,7 @@ class ProgressReporter:
                 self._done.add(_Tally(event.images, event.masks, len(event.errors)))
                 self.errors += event.errors
                 self._unknown += event.unknown
+                self._gpus += Busy(*(event.gpu or (0.0, 0.0)))
             case Lost():
                 self._retries += 1
                 self._in_work.pop(event.unit, None)
@@ -189,6 +195,7 @@ class ProgressReporter:
             given_up=tuple(self._given_up),
             stopped=stopped,
             is_planned=is_planned,
+            gpu_busy=self._gpus.share if self._gpus.seconds else None,
         )
         return replace(summary, stopped=None) if summary.is_whole else summary
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sum_factory.labelgen.room import Room
 from sum_factory.shared.errors import ImageError
+from sum_factory.shared.gpu.jpeg import JpegDecoder
 from sum_factory.shared.images import MAX_MEMORY, RgbImage, open_photo
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import resized_size
@@ -36,11 +37,11 @@ class Decoding:
     """How photos are decoded, and the first of them that came out dim.
 
     With ``stretch``, photos of more than 8 bits are stretched. ``dim`` is the name of the first photo of more than 8
-    bits in which nothing is bright, as if its data were in the lower bits.
+    bits in which nothing is bright, as if its data were in the lower bits. ``by_gpu`` decodes JPEGs, if it is given.
     """
 
-    def __init__(self, stretch: bool = False) -> None:
-        self.stretch = stretch
+    def __init__(self, stretch: bool = False, by_gpu: JpegDecoder | None = None) -> None:
+        self.stretch, self.by_gpu = stretch, by_gpu
         self.dim: str | None = None
 
 
@@ -50,12 +51,14 @@ def read_ahead(
     read: Callable[[PhotoFile], bytes],
     refused: Mapping[str, str] | None = None,
     decoding: Decoding | None = None,
+    ahead: int = READ_AHEAD,
 ) -> Iterator[Callable[[], LoadedPhoto]]:
     """Yield for each image a function that returns the photo, whose file ``read`` gives, or raises as ``load_photo``.
 
     Those that ``refused`` has, by key, are not read: their function raises ``ImageError`` with what it says of them.
     Photos that are being decoded, or are decoded and not asked for yet, share the memory that one may take alone. So
-    call each function as it comes, or in another thread: collecting all of them before calling any may wait for ever.
+    call each function as it comes, or in another thread: asking for the end before calling those that came before may
+    wait for ever. ``ahead`` photos are read, decoded and scaled beside the one that is worked on.
     """
     decoding, room = decoding or Decoding(), Room(MAX_MEMORY)
 
@@ -77,12 +80,12 @@ def read_ahead(
             room.leave(turn)
 
     try:
-        with GeneratorPool(READ_AHEAD) as pool:
+        with GeneratorPool(ahead) as pool:
             pending: list[Future[LoadedPhoto]] = []
             turns = count()
             for turn, image in enumerate(images):
                 pending.append(pool.submit(load, turn, image))
-                if len(pending) > READ_AHEAD:
+                if len(pending) > ahead:
                     yield partial(take, next(turns), pending.pop(0))
             for future in pending:
                 yield partial(take, next(turns), future)
@@ -114,6 +117,10 @@ def load_photo(
             f"{name}: {opened.width} x {opened.height} is too thin for SAM's square of {side} px; cut it up"
         )
     enter(max(opened.bytes_needed + len(data), RESIZE_BYTES * opened.height * opened.width))
+    if decoding.by_gpu is not None and opened.is_plain_jpeg:
+        decoded = decoding.by_gpu.decode(data, side)
+        if decoded is not None:
+            return LoadedPhoto(*decoded)
     pixels, is_dim = opened.decode()
     del opened, data  # Pillow's own picture is as large, and is needed no more
     if is_dim and decoding.dim is None:

@@ -41,9 +41,10 @@ from sum_factory.shared.automask.settings import AutomaskSettings, settings_for
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import SettingsError, ShardError
 from sum_factory.shared.exactness import Exactness, exactness_of, require_level, settle
+from sum_factory.shared.gpu.sizes import MEMORY_SHARE
 from sum_factory.shared.sam.checkpoint import SamWeights, read_weights
 from sum_factory.shared.sam.readings import READINGS
-from sum_factory.shared.sam.runtime import pick_device
+from sum_factory.shared.sam.runtime import Runtime, pick_device
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.settings_differ import REMEDY_FOR_SETTINGS, require_same
 from sum_factory.shared.shards.dataset import EMBEDDINGS, LOGITS, Layer, add_layer
@@ -82,8 +83,9 @@ def run(settings: RunSettings, say: Callable[[str], None] = click.echo, stop: St
         shards=settings.shards,
         sam=settings.sam,
         model_type=settings.model_type,
-        runtime=settings.runtime,
+        runtime=_runtime(settings, settings.runtime.exactness),
         points_per_batch=settings.points_per_batch,
+        photos_per_batch=settings.photos_per_batch,
         masks=MasksWork(automask),
         kept=tuple(kept),
         wait_for_photos=settings.wait_for_photos,
@@ -142,8 +144,9 @@ def add_uncertainty(
         shards=settings.shards,
         sam=settings.sam,
         model_type=settings.model_type,
-        runtime=replace(settings.runtime, exactness=exactness),
+        runtime=_runtime(settings, exactness),
         points_per_batch=settings.points_per_batch,
+        photos_per_batch=settings.photos_per_batch,
         uncertainty=MapsWork(uncertainty, settings.refiner, maps, settings.use_kept, settings.teacher),
         photos_from=settings.photos_from,
         wait_for_photos=settings.wait_for_photos,
@@ -157,6 +160,12 @@ def add_uncertainty(
     executor = make_executor(settings, job, sam.weights, before)
     units = PlannedUnits(numbers, shards.size_of)
     return work(settings, job, units, executor, say, stop or Stop(), _read_by_driver(sam.weights, before))
+
+
+def _runtime(settings: RunSettings | UncertaintyRunSettings, exactness: Exactness) -> Runtime:
+    """Return where and how the run's workers run SAM."""
+    share = settings.gpu_memory or MEMORY_SHARE * min(1.0, settings.gpus_per_worker or 1.0)
+    return replace(settings.runtime, exactness=exactness, gpu_memory=share)
 
 
 def _tell_of_emulation(settings: RunSettings | UncertaintyRunSettings, exactness: Exactness) -> None:

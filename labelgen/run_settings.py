@@ -30,8 +30,15 @@ class WorkerSettings:
     what each gets; on a running cluster it is 1.
     """
 
-    points_per_batch: int = 64
-    """Points decoded together. Fewer take less memory; results change by rounding errors at most."""
+    points_per_batch: int | None = None
+    """Points decoded together. Fewer take less memory; results change by rounding errors at most. By default as many as
+    fit into a GPU's memory, elsewhere 64."""
+    photos_per_batch: int | None = None
+    """Photos that the image encoder takes together. By default as many as fit into a GPU's memory, up to 8, elsewhere
+    1."""
+    gpu_memory: float | None = None
+    """Share of a GPU's memory that a worker may take. By default 0.9, of which workers that share a GPU take their
+    part."""
     workers: int = 0
     """Ray actors that label. 0 works in this process, without Ray."""
     ray_address: str | None = None

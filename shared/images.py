@@ -174,6 +174,11 @@ class Opened:
         """Whether EXIF turns or mirrors what the file stores."""
         return _turn_of(self._image) is not None
 
+    @property
+    def is_plain_jpeg(self) -> bool:
+        """Whether it is a JPEG of RGB that is stored upright, as most are."""
+        return self._image.format == "JPEG" and self._image.mode == "RGB" and not self.is_turned
+
     def _bytes_needed(self) -> int:
         image = self._image
         own = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sum_factory.labelgen.gpu_record import gpus_line
 from sum_factory.labelgen.sets.pace import pace_of
 from sum_factory.shared.names import printable
 from sum_factory.shared.progress import track
@@ -32,6 +33,8 @@ def status_of(shards: ShardSet, name: str) -> Iterator[str]:
     skipped: list[str] = []
     for layer in shards.dataset.layers:
         yield from _status_of_layer(shards, layer, skipped)
+    if (gpus := gpus_line(shards.storage)) is not None:
+        yield gpus
     yield from skipped
 
 

@@ -128,7 +128,7 @@ def make_batch(sam: Sam, side: int, masks: int, stride: int) -> Batch:
         task=0,
         coverage=None if stride == 1 else coverage_on_grid(drawn, frame, stride)[repeated],
     )
-    batch = collate([sample], sam, stride, SEED)
+    batch = collate([sample.on(sam.device)], sam, stride, SEED)
     assert batch is not None, "the sample has masks"
     return batch
 

@@ -9,7 +9,10 @@ upscaled is measured without a full-resolution map (``shared.automask.regions``)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +25,18 @@ from sum_factory.shared.automask.rle import Mask, Rle, decode_rle, encode_rle
 from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.automask.small_regions import clean_mask, follow_mask
 from sum_factory.shared.exactness import LEVELS, Exactness
+from sum_factory.shared.gpu.clock import BusyClock
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.masks import box_of
-from sum_factory.shared.memory import BatchSize
+from sum_factory.shared.memory import BatchSize, to_host
 from sum_factory.shared.placement import CropBox, Frame
+from sum_factory.shared.sam.compiled import compiled_or_plain
 from sum_factory.shared.sam.point_decoder import PointDecoder, PointImage
 from sum_factory.shared.sam.runtime import Embedder
 from sum_factory.shared.sam.upstream import Sam, amg, nms
+
+POINTS_PER_BATCH = 64
+"""Points that are decoded together, at most, where no GPU's memory says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,8 @@ def _join(parts: Sequence[_FoundMasks]) -> _FoundMasks:
 class LabelGenerator:
     """Makes the masks of images with one SAM. ``points_per_batch`` limits the points that are decoded together.
 
-    It is halved for good when a GPU's memory runs out, and the image is begun anew.
+    It is halved for good when a GPU's memory runs out, and the image is begun anew. ``photos_per_batch`` limits the
+    crops that are encoded together. ``clock`` measures when the device has work. ``compile`` compiles the decoder.
     ``exactness`` says what its parts compute in. Holds the weights as they are when it is made. Several threads may use
     it at once; those of ``lanes`` that have no image of their own help the others with theirs.
     """
@@ -123,17 +132,23 @@ class LabelGenerator:
         self,
         sam: Sam,
         settings: AutomaskSettings,
-        points_per_batch: int = 64,
+        points_per_batch: int = POINTS_PER_BATCH,
         *,
+        photos_per_batch: int = 1,
         exactness: Exactness = "exact",
         lanes: Lanes | None = None,
+        clock: BusyClock | None = None,
+        compile: bool = False,
     ) -> None:
         level = LEVELS[exactness]
-        self.embedder = Embedder(sam, level.encoder)
+        self.embedder = Embedder(sam, level.encoder, BatchSize(photos_per_batch))
         self.settings = settings
         self.lanes = lanes or Lanes(1)
+        self.clock = clock
         self.batch = BatchSize(points_per_batch)
         self.decoder = PointDecoder(sam, level.decoder)
+        if compile:
+            vars(self.decoder)["decode"] = compiled_or_plain(self.decoder.decode, "the decoder")
         self.side = int(sam.image_encoder.img_size)
         self.threshold = float(sam.mask_threshold)
         self.grids = amg.build_all_layer_point_grids(
@@ -146,19 +161,47 @@ class LabelGenerator:
 
         Raises ``torch.OutOfMemoryError`` if a GPU's memory is not enough for one point at a time.
         """
-        return self.batch.fit(lambda: self._label(image, resized))
+        (labelled,) = self.label_all([(image, resized)])
+        return labelled
 
-    def _label(self, image: RgbImage, resized: RgbImage | None) -> GeneratedMasks:
-        settings, size = self.settings, (image.shape[0], image.shape[1])
+    @torch.no_grad()
+    def label_all(self, photos: Sequence[tuple[RgbImage, RgbImage | None]]) -> list[GeneratedMasks]:
+        """Label several images, given as ``label`` takes them, whose crops the encoder takes in batches."""
+        crops = [self._crops((image.shape[0], image.shape[1])) for image, _ in photos]
+        every = [
+            (image, crop, resized)
+            for (image, resized), of_photo in zip(photos, crops, strict=True)
+            for crop in of_photo
+        ]
+        with self.stage("encoder"):
+            embedded = iter(self.embedder.embed_crops(every))
+        labelled = []
+        for (image, _), of_photo in zip(photos, crops, strict=True):
+            embeddings = dict(zip(of_photo, islice(embedded, len(of_photo)), strict=True))
+            size = (image.shape[0], image.shape[1])
+            labelled.append(self.batch.fit(partial(self._label, size, of_photo, embeddings)))
+        return labelled
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Count what is handed to the device inside to a stage, if there is a clock."""
+        return nullcontext() if self.clock is None else self.clock.stage(name)
+
+    def _crops(self, size: tuple[int, int]) -> dict[CropBox, int]:
+        """Return the crops of an image of ``size`` height, width, and the layer of each."""
+        settings = self.settings
         boxes, layers = amg.generate_crop_boxes(size, settings.crop_n_layers, settings.crop_overlap_ratio)
-        embeddings: dict[CropBox, Tensor] = {}
-        parts = []
-        for box, layer in zip(boxes, layers, strict=True):
-            crop: CropBox = tuple(box)
-            embeddings[crop] = self.embedder.embed_crop(image, crop, resized)
-            parts.append(self._label_crop(embeddings[crop], Frame(self.side, crop), self.grids[layer], size))
+        return {tuple(box): layer for box, layer in zip(boxes, layers, strict=True)}
+
+    def _label(
+        self, size: tuple[int, int], crops: Mapping[CropBox, int], embeddings: Mapping[CropBox, Tensor]
+    ) -> GeneratedMasks:
+        settings = self.settings
+        parts = [
+            self._label_crop(embeddings[crop], Frame(self.side, crop), self.grids[layer], size)
+            for crop, layer in crops.items()
+        ]
         found = _join(parts)
-        if len(boxes) > 1:  # of duplicates between crops, those of smaller crops are kept
+        if len(crops) > 1:  # of duplicates between crops, those of smaller crops are kept
             width, height = (found.crops[:, 2:] - found.crops[:, :2]).unbind(1)
             found = found.take(found.nms(1 / (width * height), settings.crop_nms_thresh))
         cleaned: Mapping[int, Rle] = {}
@@ -167,7 +210,7 @@ class LabelGenerator:
         corners = found.boxes.cpu().numpy()
         return GeneratedMasks(
             size=size,
-            logits=found.logits.cpu().numpy(),
+            logits=to_host(found.logits).numpy(),
             frames=tuple(Frame.crop(self.side, crop) for crop in found.crops.tolist()),
             boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1),
             points=found.points.cpu().numpy(),
@@ -184,7 +227,8 @@ class LabelGenerator:
         """Return the masks of a crop, whose ``embedding`` is (1, C, g, g), that all filters and its NMS leave."""
         height, width = frame.crop_size
         points = grid * np.array([width, height])
-        image = self.decoder.prepare(embedding)
+        with self.stage("decoder"):
+            image = self.decoder.prepare(embedding)
         step = self.decoder.points_at_once(self.batch.size)
         batches = [points[start : start + step] for start in range(0, len(points), step)]
         found = _join(self.lanes.spread(lambda batch: self._decode(batch, image, frame, size), batches))
@@ -199,13 +243,13 @@ class LabelGenerator:
         coords = torch.as_tensor(frame.to_input(points), device=sam.device)
         foreground = torch.ones(len(points), 1, dtype=torch.int, device=sam.device)
         sparse, _ = sam.prompt_encoder(points=(coords[:, None], foreground), boxes=None, masks=None)
-        decoded = self.decoder.decode(image, sparse)
-        iou = decoded.predicted_iou
-        wanted = (
-            iou > settings.pred_iou_thresh if settings.pred_iou_thresh > 0 else torch.ones_like(iou, dtype=torch.bool)
-        )
-        logits = self.decoder.masks(decoded, wanted)
-        regions = measure(logits, frame, self.threshold, settings.stability_score_offset)
+        with self.stage("decoder"):
+            decoded = self.decoder.decode(image, sparse)
+            iou = decoded.predicted_iou
+            wanted = iou > settings.pred_iou_thresh if settings.pred_iou_thresh > 0 else torch.ones_like(iou).bool()
+            logits = self.decoder.masks(decoded, wanted)
+        with self.stage("regions"):
+            regions = measure(logits, frame, self.threshold, settings.stability_score_offset)
         candidates = _FoundMasks(
             logits=logits,
             predicted_iou=iou[wanted],

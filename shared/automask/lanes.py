@@ -1,8 +1,11 @@
-"""Work on several images at once, each on a core of its own.
+"""Work on several images at once, each on a core of its own; on a GPU, each in a stream of its own.
 
 A small parallel region ends when its last thread does. Where something else runs on a core, the thread there may be
 out for milliseconds, and hundreds of regions per second wait for it. Images need not wait for each other; so on a CPU,
 each is worked on by one thread, and what comes of it does not depend on how many cores there are.
+
+A GPU works while the host goes on, until the host needs a result. So several threads feed it: while one waits, there is
+work of the others. Each has a stream, and whatever it puts there comes in order; nothing but weights is shared.
 """
 
 from __future__ import annotations
@@ -10,11 +13,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from itertools import cycle
 from typing import Any, TypeVar, overload
 
 import torch
 
 from sum_factory.shared.cores import usable_memory
+from sum_factory.shared.gpu.sizes import IN_FLIGHT
 from sum_factory.shared.threads import GeneratorPool
 
 Item = TypeVar("Item")
@@ -28,15 +33,34 @@ BEHIND = 2
 
 
 def take_cores(device: torch.device, cores: int) -> Lanes:
-    """Return the lanes for a model on ``device``: a core each on a CPU, as far as memory goes; elsewhere a single one.
+    """Return the lanes for a model on ``device``: a core each on a CPU, as far as memory goes; a few streams on a GPU;
+    elsewhere a single one.
 
     It also sets how many threads torch uses in this process: one on a CPU, where each lane runs torch for itself, and
     elsewhere ``cores``.
     """
     on_cpu = device.type == "cpu"
-    lanes = Lanes(max(1, min(cores, usable_memory() // LANE_BYTES)) if on_cpu else 1)
     torch.set_num_threads(1 if on_cpu else cores)
-    return lanes
+    if device.type == "cuda":
+        return Lanes(IN_FLIGHT, streams_of(device, IN_FLIGHT))
+    return Lanes(max(1, min(cores, usable_memory() // LANE_BYTES)) if on_cpu else 1)
+
+
+def streams_of(device: torch.device, count: int) -> Callable[[], None]:
+    """Return what gives each thread that calls it one of so many streams of ``device``, in turn.
+
+    They are used again, for PyTorch keeps the memory of each apart.
+    """
+    with torch.cuda.device(device):
+        streams = cycle([torch.cuda.Stream(device) for _ in range(count)])  # type: ignore[no-untyped-call]
+
+    def take() -> None:
+        stream = next(streams)
+        stream.wait_stream(torch.cuda.default_stream(device))  # where weights come from
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(stream)
+
+    return take
 
 
 def _as_it_is(begun: Any) -> Any:
@@ -44,10 +68,13 @@ def _as_it_is(begun: Any) -> Any:
 
 
 class Lanes:
-    """Works on ``count`` items at once. If that is 1, the calling thread does it, with all of torch's threads."""
+    """Works on ``count`` items at once. If that is 1, the calling thread does it, with all of torch's threads.
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    With ``prepare``, which each thread calls first, lanes do not help each other: what one has is in its stream.
+    """
+
+    def __init__(self, count: int, prepare: Callable[[], None] | None = None) -> None:
+        self.count, self.prepare = count, prepare
         self.on_step: Callable[[], object] = lambda: None
         """Called by any lane whenever an item is done, or a part of one."""
         self._pool: GeneratorPool | None = None
@@ -83,7 +110,7 @@ class Lanes:
             return self._step(finish, self._step(begin, item))
 
         pending: deque[Future[Any]] = deque()
-        with GeneratorPool(self.count, initializer=_use_one_core) as self._pool:
+        with GeneratorPool(self.count, initializer=self.prepare or _use_one_core) as self._pool:
             for item in items:
                 pending.append(self._pool.submit(work, item))
                 if len(pending) == self.count + BEHIND:
@@ -96,7 +123,7 @@ class Lanes:
 
         To be called by a lane. Raises ``CancelledError`` if nobody waits for its work any more.
         """
-        if self._pool is None:
+        if self._pool is None or self.prepare is not None:
             return [self._step(function, item) for item in items]
         try:
             parts = [self._pool.submit(self._step, function, item) for item in items]

@@ -102,7 +102,13 @@ def _count_with_triton(logits: Tensor, frame: Frame, cuts: tuple[float, float, f
     """As ``_count_on_cpu``, to the bit, on a GPU."""
     from sum_factory.shared.automask.region_triton import count
 
-    return count(logits, _taps_on(logits.device, frame), frame.crop_size, cuts)
+    with torch.cuda.device(logits.device):  # Triton starts kernels on the current one
+        return count(logits, _taps_on(logits.device, frame, _stream()), frame.crop_size, cuts)
+
+
+def _stream() -> int:
+    """Return the number of this thread's stream: memory that is given back may be taken again in its own alone."""
+    return int(torch.cuda.current_stream().cuda_stream)
 
 
 def _count_with_torch(logits: Tensor, frame: Frame, cuts: tuple[float, float, float]) -> Tensor:
@@ -174,8 +180,8 @@ def _taps(frame: Frame) -> tuple[npt.NDArray[Any], ...]:
 
 
 @lru_cache(maxsize=16)
-def _taps_on(device: torch.device, frame: Frame) -> tuple[Tensor, ...]:
-    """Return ``_taps`` on a device."""
+def _taps_on(device: torch.device, frame: Frame, stream: int = 0) -> tuple[Tensor, ...]:
+    """Return ``_taps`` on a device, for use in a stream."""
     return tuple(torch.tensor(part, device=device) for part in _taps(frame))
 
 

@@ -22,11 +22,14 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from sum_factory.shared.errors import ShardError
+
+Logits = npt.NDArray[np.float32]
 
 LARGEST_SIDE = 256
 """Cells per side of the largest grid: a quarter of SAM's 1024."""
@@ -59,6 +62,11 @@ def encode_label(logits: npt.NDArray[np.float32]) -> bytes:
     steps = min(max(round(wanted), LEAST_STEPS), MOST_STEPS)
     q = np.minimum(steps * (magnitudes / (magnitudes + typical)), steps - 1).astype(np.uint8)
     return blob_of_steps(positive, typical, steps, q)
+
+
+def encode_labels(logits: Sequence[Logits]) -> list[bytes]:
+    """Encode the logits of several labels."""
+    return [encode_label(each) for each in logits]
 
 
 def blob_of_steps(positive: npt.NDArray[np.uint8], typical: float, steps: int, q: npt.NDArray[np.uint8]) -> bytes:

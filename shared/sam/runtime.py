@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.exactness import LEVELS, Exactness, Level, allow_tf32
+from sum_factory.shared.memory import BatchSize
 from sum_factory.shared.placement import CropBox, resized_size
 from sum_factory.shared.precision import Precision, autocast
 from sum_factory.shared.sam.attention import attend_in_pieces
+from sum_factory.shared.sam.compiled import compile_encoder
 from sum_factory.shared.sam.fast_linear import use_fast_linear
 from sum_factory.shared.sam.hq import embed_for_decoders
 from sum_factory.shared.sam.upstream import Sam
@@ -32,7 +34,9 @@ class Runtime:
     exactness: Exactness = "exact"
     """exact: upstream's masks. encoder-bf16: from an embedding in bf16. fast: all in bf16."""
     compile: bool = False
-    """Whether the image encoder is compiled by ``torch.compile``: a slow start, then less time per photo."""
+    """Whether encoder and decoder are compiled by ``torch.compile``: a slow start, then less time per photo."""
+    gpu_memory: float = 0.9
+    """Share of a GPU's memory that labelling may take; work that does not fit is done in smaller batches."""
 
     @property
     def level(self) -> Level:
@@ -42,6 +46,10 @@ class Runtime:
     def settings(self) -> dict[str, Any]:
         """Return what can change a result, for a shard set's record: which device does not count, exactness does."""
         return self.level.settings()
+
+
+CropOfImage = tuple[npt.NDArray[np.uint8], CropBox, npt.NDArray[np.uint8] | None]
+"""An image, uint8 (H, W, 3), the crop x0, y0, x1, y1 of it, and what ``resize`` makes of the whole, if at hand."""
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -79,15 +87,23 @@ def embed_for(sams: Sequence[Sam], image: npt.NDArray[np.uint8], precision: Prec
     """Return the embedding (1, C, g, g) of an image, uint8 (H, W, 3), for each of several SAMs whose encoders have the
     same weights: the first one's runs. Embeddings are float32."""
     resized = resize(image, sams[0].image_encoder.img_size)
-    return _embed_resized(sams, resized, precision)
+    return _encode(sams, _to_input(sams[0], resized), precision)
+
+
+def _to_input(sam: Sam, resized: npt.NDArray[np.uint8]) -> Tensor:
+    """Return the encoder's input, float32 (1, 3, S, S), of a resized image; the copy to a GPU is not waited for."""
+    pixels = torch.from_numpy(resized)
+    if sam.device.type == "cuda":
+        pixels = pixels.pin_memory().to(sam.device, non_blocking=True)
+    image: Tensor = sam.preprocess(pixels.to(sam.device).permute(2, 0, 1)[None].contiguous())
+    return image
 
 
 @torch.no_grad()
-def _embed_resized(sams: Sequence[Sam], resized: npt.NDArray[np.uint8], precision: Precision) -> list[Tensor]:
-    pixels = torch.as_tensor(resized, device=sams[0].device).permute(2, 0, 1)[None].contiguous()
+def _encode(sams: Sequence[Sam], images: Tensor, precision: Precision) -> list[Tensor]:
     with autocast(sams[0].device.type, precision):
         decoders = [sam.mask_decoder for sam in sams]
-        found = embed_for_decoders(sams[0].image_encoder, decoders, sams[0].preprocess(pixels))
+        found = embed_for_decoders(sams[0].image_encoder, decoders, images)
     return [features.float() for features in found]
 
 
@@ -101,8 +117,10 @@ def move_to_device(sam: Sam, runtime: Runtime) -> Sam:
     sam.to(require_device(pick_device(runtime.device)))
     attend_in_pieces(sam.image_encoder)
     use_fast_linear(sam.image_encoder)
+    if sam.device.type == "cuda":  # tokens come with channels last
+        sam.image_encoder.neck.to(memory_format=torch.channels_last)
     if runtime.compile:
-        sam.image_encoder.compile()
+        compile_encoder(sam.image_encoder)
     return sam
 
 
@@ -116,15 +134,18 @@ def resize(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
 class Embedder:
     """Embeds images as ``SamPredictor`` does. The image encoder may run in bf16; embeddings are float32.
 
-    Several threads may use one at once.
+    It takes ``batch`` images together, which is halved for good when a GPU's memory runs out. Several threads may use
+    one at once.
     """
 
     sam: Sam
     precision: Precision = "fp32"
+    batch: BatchSize = field(default_factory=lambda: BatchSize(1))
 
     def embed(self, image: npt.NDArray[np.uint8]) -> Tensor:
         """Return the embedding, (1, C, g, g), of an image, uint8 (H, W, 3), RGB."""
-        return self._embed_resized(resize(image, self.sam.image_encoder.img_size))
+        (embedding,) = self._embed_resized([resize(image, self.sam.image_encoder.img_size)])
+        return embedding
 
     def embed_crop(
         self, image: npt.NDArray[np.uint8], crop_box: CropBox, resized: npt.NDArray[np.uint8] | None = None
@@ -133,10 +154,29 @@ class Embedder:
 
         ``resized``, if at hand, is what ``resize`` makes of the whole image: it is used if the crop is all of it.
         """
+        (embedding,) = self.embed_crops([(image, crop_box, resized)])
+        return embedding
+
+    def embed_crops(self, crops: Sequence[CropOfImage]) -> list[Tensor]:
+        """Return the embedding of each of several crops, given as ``embed_crop`` takes them."""
+        return self.batch.fit(lambda: self._embed_resized([self._resized(*crop) for crop in crops]))
+
+    def _resized(
+        self, image: npt.NDArray[np.uint8], crop_box: CropBox, resized: npt.NDArray[np.uint8] | None
+    ) -> npt.NDArray[np.uint8]:
         x0, y0, x1, y1 = crop_box
         if resized is not None and (x0, y0, y1, x1) == (0, 0, *image.shape[:2]):
-            return self._embed_resized(resized)
-        return self.embed(image[y0:y1, x0:x1])
+            return resized
+        return resize(image[y0:y1, x0:x1], self.sam.image_encoder.img_size)
 
-    def _embed_resized(self, resized: npt.NDArray[np.uint8]) -> Tensor:
-        return _embed_resized([self.sam], resized, self.precision)[0]
+    def _embed_resized(self, resized: Sequence[npt.NDArray[np.uint8]]) -> list[Tensor]:
+        """Embed batch after batch. The last one is filled up: what comes of an image must not depend on how many come
+        with it, and kernels differ by the size of a batch."""
+        found: list[Tensor] = []
+        for start in range(0, len(resized), self.batch.size):
+            some = resized[start : start + self.batch.size]
+            inputs = [_to_input(self.sam, each) for each in some]
+            missing = self.batch.size - len(some)
+            images = torch.cat([*inputs, *(torch.zeros_like(inputs[0]) for _ in range(missing))])
+            found += torch.split(_encode([self.sam], images, self.precision)[0], 1)[: len(some)]
+        return found

@@ -52,7 +52,7 @@ def naive_loss(sam: Sam, batch: Batch, settings: InteractiveSettings) -> Tensor:
             _click(prompts, predicted, targets, batch)
         losses, logits = _play(sam, embeddings, prompts, logits, targets, settings)
         rounds.append(losses)
-    counts = torch.tensor(batch.counts)[targets.image_index]
+    counts = torch.tensor(batch.counts, device=batch.images.device)[targets.image_index]
     return (torch.stack(rounds).mean(0) / counts).sum() / len(batch.counts)
 
 

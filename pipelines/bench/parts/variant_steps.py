@@ -13,6 +13,7 @@ from torch import nn
 
 from sum_factory.pipelines.demo.plan import HUMAN_SEED
 from sum_factory.pipelines.microworld.sets import write_sets
+from sum_factory.shared.precision import Precision
 from sum_factory.shared.progress import Stage, hushed
 from sum_factory.shared.sam.architecture import ARCHITECTURES, NothingDrawn, build_architecture
 from sum_factory.shared.sam.checkpoint import to_safetensors
@@ -36,6 +37,8 @@ class Workload:
     batch: int
     masks: int
     rounds: int
+    device: str = "cpu"
+    precision: Precision = "fp32"
 
     def recipe(self, variant: str) -> Recipe:
         """Return the run of a variant on human masks of entities."""
@@ -51,8 +54,8 @@ class Workload:
             masks=self.masks,
             rounds=self.rounds,
             optimizer=OptimizerSettings(learning_rate=1e-4),
-            device="cpu",
-            precision="fp32",
+            device=self.device,
+            precision=self.precision,
             data_threads=1,
         )
 
