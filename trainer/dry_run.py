@@ -55,15 +55,15 @@ def rehearse(recipe: Recipe, out: Path, say: Callable[[str], None] = click.echo)
     with prepared(recipe, out) as ready:
         recipe, ranks, run = ready.recipe, ready.ranks, ready.run
         if ranks.leads:
-            say(describe(recipe, ready.model, ready.stream, ready.first))
-        left = recipe.steps - ready.first
+            say(describe(recipe, ready.model, ready.stream, ready.done))
+        left = recipe.steps - ready.done
         found = [*_data(ready), *_shapes(ready)]
         if not left:
             return Rehearsal((*found, "the run is finished: no step was taken"), 0, 0.0, 0.0)
         started = time.perf_counter()
-        values = run.rehearse(ready.first, ready.stream, ready.take_step)
+        values = run.rehearse(ready.done, ready.stream, ready.take_step)
         seconds = time.perf_counter() - started
-        validation, validations = _validate(ready), _validations(recipe, ready.first)
+        validation, validations = _validate(ready), _validations(recipe, ready.done)
         closing = _close(ready)
         total = left * seconds + validations * validation + closing
         found += _of_step(values, seconds, ready.stream.waited)

@@ -110,7 +110,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to go on after step ``first``: what it trains, on which data, and where it is saved."""
+    """A run that is ready to go on after ``done`` steps: what it trains, on which data, and where it is saved."""
 
     recipe: Recipe
     ranks: Ranks
@@ -119,7 +119,7 @@ class Prepared:
     stream: MixedStream
     header: Mapping[str, Any]
     run: Run
-    first: int
+    done: int
 
     def take_step(self, samples: Sequence[Sample], step: int) -> dict[str, Any]:
         """Take a step; return what to log."""
@@ -162,13 +162,13 @@ def fit(recipe: Recipe, out: str | Path, say: Callable[[str], None] = click.echo
     """
     out = Path(out)
     with prepared(recipe, out) as ready:
-        recipe, ranks, model, first = ready.recipe, ready.ranks, ready.model, ready.first
+        recipe, ranks, model, done = ready.recipe, ready.ranks, ready.model, ready.done
         if ranks.leads:
-            say(describe(recipe, model, ready.stream, first))
-        shown = samples_to_show(ready.stream, SHOWN) if ranks.leads and first < recipe.steps else {}
+            say(describe(recipe, model, ready.stream, done))
+        shown = samples_to_show(ready.stream, SHOWN) if ranks.leads and done < recipe.steps else {}
         started = time.perf_counter()
         ready.run.go_on(
-            first,
+            done,
             ready.stream,
             ready.take_step,
             lambda step: validation_after(step, recipe, model, ready.header, ranks),
@@ -180,9 +180,9 @@ def fit(recipe: Recipe, out: str | Path, say: Callable[[str], None] = click.echo
                 final = to_safetensors(model.addition.final(weights), {**ready.header, "step": recipe.steps})
                 Storage(str(out)).write(WEIGHTS_FILE, final)
         seconds = time.perf_counter() - started
-        if ranks.leads and first < recipe.steps:
+        if ranks.leads and done < recipe.steps:
             judge_closing(recipe, out, ranks.device, say)
-        return FitSummary(first, recipe.steps, seconds, ready.stream.waited / max(seconds, 1e-9))
+        return FitSummary(done, recipe.steps, seconds, ready.stream.waited / max(seconds, 1e-9))
 
 
 def agree_on_precision(asked: PrecisionSetting, ranks: Ranks) -> Resolved:
@@ -288,12 +288,12 @@ def header_of(recipe: Recipe, model: Model, identity: dict[str, Any]) -> dict[st
     }
 
 
-def describe(recipe: Recipe, model: Model, stream: MixedStream, first: int) -> str:
+def describe(recipe: Recipe, model: Model, stream: MixedStream, done: int) -> str:
     """Say what is about to be trained on what."""
     sizes = ", ".join(f"{len(each.order)} {name} photos" for name, each in stream.streams.items())
     count = sum(parameter.numel() for parameter in model.parameters)
     total = sum(value.numel() for value in meta_state(model.loaded.architecture).values())
-    start = f"from step {first}" if first else "from the start"
+    start = f"from step {done}" if done else "from the start"
     return (
         f"{recipe.method}, variant {recipe.variant}: {count:,} parameters are trained ({100 * count / total:.2f} % of "
         f"{model.loaded.architecture.name}'s {total:,}) on {model.sam.device} in {recipe.computed_in}; {sizes}; "

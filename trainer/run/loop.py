@@ -75,25 +75,25 @@ class Run:
 
     def go_on(
         self,
-        first: int,
+        done: int,
         stream: Stream[Samples],
         take_step: Callable[[Samples, int], Mapping[str, Any]],
         validate: Callable[[int], Scores | None] = lambda step: None,
         show: Callable[[int], Mapping[str, RgbImage]] = lambda step: {},
     ) -> None:
-        """Take the steps ``first`` + 1 to the last, if any are left.
+        """Take the steps that are left when ``done`` are done, ``done`` + 1 to the last.
 
         ``take_step(samples, step)`` returns the values to log by name, among them ``loss``. ``validate(step)`` is
         called after each step; it returns the score and the values to log, or None if no validation is due. Each
         validation saves a checkpoint, too. ``show(step)`` is called after each checkpoint; it returns pictures by name.
         """
-        if first == self.steps:
+        if done == self.steps:
             return
         out, settings = self.checkpoints.out, self.identity
-        log = RunLog(out, first, self.steps, self.what, self.about, settings, self.tracker)
+        log = RunLog(out, done, self.steps, self.what, self.about, settings, self.tracker)
         started = time.perf_counter()
         with log if self.ranks.leads else nullcontext():
-            for step, values in self._take(first, self.steps, stream, take_step):
+            for step, values in self._take(done, self.steps, stream, take_step):
                 if self.ranks.leads:
                     log.step(step, values, stream.waited / (time.perf_counter() - started))
                 validation = validate(step)
@@ -107,18 +107,18 @@ class Run:
         self.ranks.wait()
 
     def rehearse(
-        self, first: int, stream: Stream[Samples], take_step: Callable[[Samples, int], Mapping[str, Any]]
+        self, done: int, stream: Stream[Samples], take_step: Callable[[Samples, int], Mapping[str, Any]]
     ) -> Mapping[str, Any]:
-        """Take the one step after ``first`` as ``go_on`` does; log and save nothing, and return its values."""
-        [(_, values)] = self._take(first, first + 1, stream, take_step)
+        """Take the step that follows ``done`` steps as ``go_on`` does; log and save nothing, and return its values."""
+        [(_, values)] = self._take(done, done + 1, stream, take_step)
         return values
 
     @staticmethod
     def _take(
-        first: int, last: int, stream: Stream[Samples], take_step: Callable[[Samples, int], Mapping[str, Any]]
+        done: int, last: int, stream: Stream[Samples], take_step: Callable[[Samples, int], Mapping[str, Any]]
     ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Take the steps ``first`` + 1 to ``last``; yield the number of each and the values to log."""
-        for step, samples in enumerate(stream.steps(first, last), first + 1):
+        """Take the steps ``done`` + 1 to ``last``; yield the number of each and the values to log."""
+        for step, samples in enumerate(stream.steps(done, last), done + 1):
             yield step, take_step(samples, step)
 
     def _save(self, step: int, score: float | None) -> None:
