@@ -19,6 +19,7 @@ GRACE_SECONDS = 25.0
 """Kubernetes and spot machines give thirty."""
 
 shards_option = click.option("--shards", required=True, help="Folder of the shard set: a path or an fsspec URL.")
+extend_option = click.option("--extend", is_flag=True, help="Add photos that are new to the shard set that is there.")
 encoding_option = click.option(
     "--encoding",
     type=click.Choice(ENCODINGS),
@@ -170,7 +171,7 @@ def work_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def import_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of work for which no model is run."""
-    return _with_options(command, (*SAM_OPTIONS, *PHOTO_OPTIONS, *END_OPTIONS))
+    return _with_options(command, (*SAM_OPTIONS, threads_option, *PHOTO_OPTIONS, *END_OPTIONS))
 
 
 def _with_options(

@@ -12,6 +12,7 @@ from sum_factory.labelgen.importing.settings import Format
 from sum_factory.labelgen.options import (
     automask_options,
     encoding_option,
+    extend_option,
     import_options,
     refiner_options,
     shards_option,
@@ -60,7 +61,7 @@ unit_size_option = click.option(
     is_flag=True,
     help="Stretch photos of more than 8 bits a channel from their darkest to their brightest values: for 12-bit data.",
 )
-@click.option("--extend", is_flag=True, help="Add photos that are new to the shard set that is there.")
+@extend_option
 @unit_size_option
 @click.option(
     "--task",
@@ -105,19 +106,21 @@ def run_command(
     "--format",
     type=click.Choice(get_args(Format)),
     required=True,
-    help="sa1b: a JSON file per photo, as in SA-1B. coco: files of COCO instances, with RLE or polygons.",
+    help="sa1b: a JSON file per photo, as in SA-1B. coco: files of COCO instances, with RLE or polygons. labelme: its "
+    "JSON files, one per photo. label-studio: projects, exported as JSON.",
 )
 @click.option(
     "--annotations",
     required=True,
     multiple=True,
     type=click.Path(),
-    help="Of sa1b a folder of JSON files, or a tar with them; of coco the file; on a disk; repeatable.",
+    help="Of sa1b and labelme a folder of JSON files, or a tar with them; of others the file; on a disk; repeatable.",
 )
 @images_option
 @shards_option
 @exactness_option("At which level SAM is to run when maps are made.")
 @unit_size_option
+@extend_option
 @encoding_option
 @import_options
 def import_command(grace: float, **options: Any) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from sum_factory.labelgen.options import shards_option
+from sum_factory.labelgen.sets.export_settings import TOLERANCE, ExportFormat, ExportSettings, Photos, Shapes
 from sum_factory.shared.commands import photos_from_option
 from sum_factory.shared.store.local_files import is_stream
 
@@ -18,19 +19,56 @@ if TYPE_CHECKING:
 @click.command("export")
 @shards_option
 @photos_from_option
-@click.option("--format", "format_", type=click.Choice(["coco"]), default="coco", help="What the file is written as.")
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file of annotations to write."
+    "--format",
+    type=click.Choice(get_args(ExportFormat)),
+    default="coco",
+    show_default=True,
+    help="What is to read it: COCO's tools, ultralytics (yolo), Pascal VOC's, labelme, Label Studio, CVAT, what reads "
+    "a PNG per mask (png), or `datasets` (hf).",
 )
-def export_command(shards: str, photos_from: Relocation, format_: str, out: Path) -> None:
-    """Write all masks at the photos' own size as a COCO instances file, with where the photos lie."""
-    from sum_factory.labelgen.sets.export import export_coco
+@click.option(
+    "--shapes",
+    type=click.Choice(get_args(Shapes)),
+    default=None,
+    help="Of coco, labelme, label-studio and cvat: outlines, which people can edit, or every pixel  "
+    "[default: bitmaps with coco, else polygons]",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=TOLERANCE,
+    show_default=True,
+    help="Pixels that an outline may run beside that of its mask.",
+)
+@click.option(
+    "--photos",
+    type=click.Choice(get_args(Photos)),
+    default=None,
+    help="Whether a folder gets the photos, too  [default: copy, but none with png]",
+)
+@click.option(
+    "--max-images-per-file",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Begin another file after so many photos; --out is a folder then  [default: one file; 500 with hf]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="What to write: a file with coco, label-studio and cvat, else a folder. Nothing may be there.",
+)
+def export_command(shards: str, photos_from: Relocation, out: Path, **options: Any) -> None:
+    """Write all masks at the photos' own size for other software, and say what its format cannot hold."""
+    from sum_factory.labelgen.sets.export import export
     from sum_factory.shared.shards.selection.opened import open_shards
 
-    assert format_ == "coco", "click allows no other"
-    images, masks = export_coco(open_shards(shards, photos_from=photos_from), out)
-    told = f"wrote {out}: {images} images, {masks} masks; file names are relative to the root that its info names"
-    click.echo(told, err=is_stream(out))
+    summary = export(open_shards(shards, photos_from=photos_from), out, ExportSettings(**options))
+    err = is_stream(out)
+    click.echo(f"wrote {out}: {summary.images:,} images, {summary.masks:,} masks", err=err)
+    for line in summary.lost:
+        click.echo(line, err=err)
 
 
 @click.command("view")

@@ -6,14 +6,24 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from sum_factory.labelgen.importing.settings import Format
 from sum_factory.labelgen.keys import is_hidden
-from sum_factory.shared.annotations.coco_file import Record, id_of, name_of, read_annotations, with_slashes
+from sum_factory.shared.annotations.coco_file import (
+    CocoFile,
+    Record,
+    id_of,
+    name_of,
+    one_photo,
+    read_annotations,
+    read_label_studio,
+    with_slashes,
+)
+from sum_factory.shared.annotations.labelme import of_labelme
 from sum_factory.shared.credentials import without_credentials
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.images import digest
@@ -103,7 +113,13 @@ def open_annotations(format: Format, places: Sequence[str]) -> Index:
     for place in places:
         if not os.path.exists(place):
             raise InputError(f"{printable(place)}: no such file or folder of annotations; expected a path on a disk")
-    return Index(_OfFiles(places) if format == "sa1b" else _OfCoco(places), places)
+    match format:
+        case "sa1b" | "labelme":
+            return Index(_OfFiles(places, format), places)
+        case "coco":
+            return Index(_OfCoco(places, read_annotations), places)
+        case "label-studio":
+            return Index(_OfCoco(places, read_label_studio), places)
 
 
 def _parts(path: str) -> Parts:
@@ -119,18 +135,20 @@ def _path_of(photo: PhotoFile) -> str:
 
 
 class _OfCoco:
-    """The images of COCO's files, by ``file_name``."""
+    """The images of files that list many, by ``file_name``."""
 
     is_scored = False
 
-    def __init__(self, places: Sequence[str]) -> None:
+    def __init__(self, places: Sequence[str], read: Callable[[Path], CocoFile]) -> None:
         self._images: dict[Parts, Annotated] = {}
         digests = []
         for place in places:
             if os.path.isdir(place):
-                raise InputError(f"{printable(place)}: a folder; expected a file of COCO instances, or --format sa1b")
+                raise InputError(
+                    f"{printable(place)}: a folder; expected a file of all photos, or --format sa1b or labelme"
+                )
             digests.append(digest(_read(place)))
-            self._add(place)
+            self._add(place, read(Path(place)))
         if not self._images:
             raise InputError(f"{', '.join(map(printable, places))}: lists no image")
         self.sha256 = digests[0] if len(digests) == 1 else digest("\n".join(digests).encode())
@@ -145,8 +163,7 @@ class _OfCoco:
     def read(self, name: Parts) -> Annotated:
         return self._images[name]
 
-    def _add(self, place: str) -> None:
-        file = read_annotations(Path(place))
+    def _add(self, place: str, file: CocoFile) -> None:
         by_id: dict[Any, list[Record]] = {}
         where = printable(place)
         for image in file.images:
@@ -186,11 +203,10 @@ class _Place:
 
 
 class _OfFiles:
-    """The JSON files of SA-1B, by their paths without the suffix: the photo has the same name."""
+    """JSON files of SA-1B or labelme, by their paths without the suffix: the photo has the same name."""
 
-    is_scored = True
-
-    def __init__(self, places: Sequence[str]) -> None:
+    def __init__(self, places: Sequence[str], format: Literal["sa1b", "labelme"]) -> None:
+        self.is_scored = format == "sa1b"
         self._files: dict[Parts, _Place] = {}
         digests: list[str] = []
         for place in places:
@@ -202,13 +218,17 @@ class _OfFiles:
                 self._files[key] = _Place(path, offset, size, hashlib.sha256(data).digest())
                 digests.append(f"{name} {digest(data)}")
         if not self._files:
-            expected = "expected JSON files, one per photo, as in SA-1B"
+            expected = f"expected JSON files, one per photo, as in {self._of}"
             raise InputError(f"{', '.join(map(printable, places))}: no annotations there; {expected}")
         self.sha256 = digest("\n".join(sorted(digests)).encode("utf-8", "surrogateescape"))
 
     @property
     def names(self) -> Iterable[Parts]:
         return self._files
+
+    @property
+    def _of(self) -> str:
+        return "SA-1B" if self.is_scored else "labelme"
 
     def parts_of(self, photo: PhotoFile) -> Parts:
         *folders, name = _parts(_path_of(photo))
@@ -223,23 +243,14 @@ class _OfFiles:
             content = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise ImageError(f"{place.where}: no JSON ({error}); fetch it again") from error
-        image, found = _image_and_annotations(content)
-        if image is None or found is None:
-            raise ImageError(
-                f"{place.where}: expected the JSON of one photo, as in SA-1B, with a record as 'image' and a list of "
-                "records as 'annotations'"
-            )
+        told = one_photo(content)
+        if told is None or (of_labelme(content) is None) is not self.is_scored:
+            raise ImageError(f"{place.where}: expected the JSON of one photo, as {self._of} has it")
+        image, found = told
         named = _parts(name_of(image) or "")
         if named and os.path.splitext(named[-1])[0] != name[-1]:
             raise ImageError(f"{place.where}: is of {named[-1]!r}, by its own file_name, and not of {name[-1]!r}")
         return Annotated(place.where, (image.get("height"), image.get("width")), found)
-
-
-def _image_and_annotations(content: Any) -> tuple[Record | None, list[Record] | None]:
-    told: Mapping[str, Any] = content if isinstance(content, dict) else {}
-    image, found = told.get("image"), told.get("annotations")
-    has_records = isinstance(found, list) and all(type(each) is dict for each in found)
-    return (image if type(image) is dict else None), (found if has_records else None)
 
 
 def _json_files(place: str) -> Iterator[tuple[str, str, int, int | None]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import click
 
@@ -26,6 +28,7 @@ from sum_factory.labelgen.progress import RunSummary
 from sum_factory.labelgen.run import work
 from sum_factory.labelgen.sam import read_sam, recorded_sam
 from sum_factory.shared.automask.settings import AutomaskSettings
+from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.errors import ImageError, InputError
 from sum_factory.shared.images import digest, open_photo
 from sum_factory.shared.names import printable
@@ -34,7 +37,7 @@ from sum_factory.shared.placement import resized_size
 from sum_factory.shared.sam.runtime import Runtime
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.settings_differ import REMEDY_FOR_SETTINGS, require_same
-from sum_factory.shared.shards.dataset import Layer, Unit, read_dataset
+from sum_factory.shared.shards.dataset import DATASET, Layer, Unit, read_dataset, require_dataset
 from sum_factory.shared.shards.encoding import write_shared_files
 from sum_factory.shared.shards.manifest import manifest_path
 from sum_factory.shared.shards.reader import WHICH
@@ -65,9 +68,12 @@ def import_masks(
     sam = read_sam(settings.sam, settings.model_type, TASKS[0], recorded_sam(storage), works_here=False)
     sha256 = index.annotations.sha256
     layer = imported_layer(settings.format, sha256, settings.exactness, sam.identity, settings.encoding)
-    _require_same_annotations(storage, layer)
+    if not settings.extend:
+        _require_same_annotations(storage, layer)
     listed = partial(_claimed, index, partial(list_photos, settings.images, passed_over=passed_over))
-    with prepare(storage, listed, [(layer, REMEDY_FOR_SETTINGS)], settings.unit_size) as plan:
+    with prepare(storage, listed, [(layer, REMEDY_FOR_SETTINGS)], settings.unit_size, settings.extend) as plan:
+        if settings.extend:
+            _record_annotations(storage, layer)
         importer = Importer(settings, index)
         summary = work(settings, _job(settings), plan, importer, say, stop)
         for note in (*plan.notes(), *passed_over.notes(), *importer.notes()):
@@ -91,8 +97,26 @@ def _require_same_annotations(storage: Storage, layer: Layer) -> None:
     dataset = read_dataset(storage)
     there = None if dataset is None else dataset.layers.get(MASKS)
     if there is not None and ANNOTATIONS in there.provenance:
-        stored, given = ({ANNOTATIONS: each.provenance[ANNOTATIONS]} for each in (there, layer))
+        stored, given = ({ANNOTATIONS: _latest(each)} for each in (there, layer))
         require_same("annotations", f"{storage.url}, layer {MASKS}", stored, given, REMEDY_FOR_ANNOTATIONS)
+
+
+def _latest(layer: Layer) -> Any:
+    """Return the digest of the annotations that were imported last: an extension adds one to those before."""
+    told = layer.provenance[ANNOTATIONS]
+    return told[-1] if isinstance(told, list) and told else told
+
+
+def _record_annotations(storage: Storage, layer: Layer) -> None:
+    """Have ``dataset.json`` tell the annotations of an extension behind those that it tells of."""
+    with storage.locked():
+        dataset = require_dataset(storage)
+        there = dataset.layers[MASKS]
+        known = there.provenance.get(ANNOTATIONS, [])
+        if (new := _latest(layer)) != known and new not in known:
+            told = {**there.provenance, ANNOTATIONS: [*(known if isinstance(known, list) else [known]), new]}
+            layers = {**dataset.layers, MASKS: replace(there, provenance=told)}
+            storage.write(DATASET, replace(dataset, layers=layers).to_json())
 
 
 def _claimed(index: Index, list_all: Callable[[Reserve], Iterable[PhotoFile]], reserve: Reserve) -> Iterator[PhotoFile]:
@@ -111,6 +135,7 @@ class Importer:
         self.index = index
         self.outages = Outages(settings.wait_for_photos, settings.missing_photos)
         self.counts: Counter[str] = Counter()
+        self.cores = settings.threads or usable_cores()
 
     def run(self, units: PendingUnits, stop: Stop) -> Iterator[Event]:
         """Make ``units``; a stop is heeded between units, and when it is overdue between photos."""
@@ -124,9 +149,9 @@ class Importer:
             return
         digests: dict[str, str | None] = {}
         writer = UnitWriter(self.shards.dataset, self.shards.layer(MASKS), unit, digests)
-        for number, photo in enumerate(unit.images):
+        for number, made in enumerate(self._side_by_side(unit, digests)):
             try:
-                size, masks = self._import(photo, unit, digests)
+                size, masks = made.result()
             except ImageError as error:
                 writer.add_failure(number, str(error))
                 yield ImageDone(0, str(error))
@@ -136,6 +161,22 @@ class Importer:
             yield ImageDone(len(masks.labels))
         record, _ = writer.commit(self.shards.storage)
         yield UnitReport(unit.number, record.images, record.masks, tuple(writer.errors))
+
+    def _side_by_side(
+        self, unit: Unit, digests: dict[str, str | None]
+    ) -> Iterator[Future[tuple[tuple[int, int], ImportedMasks]]]:
+        """Yield what is made of the photos of a unit, in their order: one a core at a time, and as many waiting."""
+        with ThreadPoolExecutor(self.cores) as pool:
+            made: deque[Future[tuple[tuple[int, int], ImportedMasks]]] = deque()
+            try:
+                for photo in unit.images:
+                    made.append(pool.submit(self._import, photo, unit, digests))
+                    if len(made) > 2 * self.cores:
+                        yield made.popleft()
+                while made:
+                    yield made.popleft()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def _report_of_committed(self, unit: Unit) -> UnitReport:
         table, record = self.shards.manifest(unit.number, MASKS, (*WHICH, "error"))

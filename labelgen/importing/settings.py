@@ -10,7 +10,7 @@ from sum_factory.shared.exactness import Exactness
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.shards.dataset import TAR
 
-Format = Literal["sa1b", "coco"]
+Format = Literal["sa1b", "coco", "labelme", "label-studio"]
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,10 @@ class ImportSettings:
     """What ``labelgen import`` was asked to do."""
 
     format: Format
-    """sa1b: a JSON file per photo, as in SA-1B. coco: files of COCO instances, with RLE or polygons."""
+    """sa1b: a JSON file per photo, as in SA-1B. coco: files of COCO instances, with RLE or polygons. labelme: its JSON
+    files, one per photo. label-studio: projects, exported as JSON."""
     annotations: tuple[str, ...]
-    """Of sa1b, folders of JSON files or tars with them, such as SA-1B's own; of coco, the files."""
+    """Of sa1b and labelme, folders of JSON files or tars with them, such as SA-1B's own; of the others, the files."""
     images: tuple[str, ...]
     """Where photos are: folders, tars, list files, patterns and single images, at paths or URLs."""
     shards: str
@@ -34,6 +35,8 @@ class ImportSettings:
     """At which level SAM is to run when maps are made."""
     unit_size: int = UNIT_SIZE
     """Photos per unit, which are committed and lost together."""
+    extend: bool = False
+    """Add photos that are new to the shard set that is there, whose own photos keep their masks."""
     encoding: str = TAR
     """How layers lie on disk: tar takes fewer bytes, zarr is read faster."""
     wait_for_photos: float = WAIT_SECONDS
@@ -44,5 +47,7 @@ class ImportSettings:
     """Make units anew that lack photos because of an error: "all", or those of whose errors one says this."""
     max_errors: int | None = None
     """Stop when more photos than this could not be imported. By default it goes on, however many they are."""
+    threads: int | None = None
+    """Cores of this machine to use. By default all that this process may use."""
     log: str | None = None
     """File to which one JSON line is appended for everything that happens. By default there is none."""

@@ -3,43 +3,53 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterable
+
+import numpy as np
 
 from sum_factory.shared.names import printable
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.places import links_of
 
 
-def names_of(photos: Sequence[PhotoFile]) -> tuple[str, list[str]]:
-    """Return a folder, and the name of each photo relative to it, in their order.
+def names_of(photos: Callable[[], Iterable[PhotoFile]]) -> tuple[str, Callable[[PhotoFile], str]]:
+    """Return a folder, and what names each photo relative to it. ``photos`` gives all of them, as often as it is asked.
 
     It is the folder that was labelled, as far as keys tell which; else one that all of their files and archives lie in.
     A photo in an archive has the name that it has there, where that tells it from all others; else the archive's name,
     without suffix, stands before it, as a folder that it may be unpacked to. Bytes of names that are not UTF-8, and
-    control characters, are escaped: nobody could read the file else.
+    control characters, are escaped: nobody could read the file else. Sixteen bytes are kept of each photo meanwhile.
     """
-    whole = [_file_and_member(photo) for photo in photos]
-    root = _root([(file, photo.key if not member else "") for photo, (file, member) in zip(photos, whole, strict=True)])
-    inside = [member or _relative(file, root) for file, member in whole]
-    places: dict[str, set[tuple[str, str]]] = {}
-    for name, place in zip(inside, whole, strict=True):
-        places.setdefault(name, set()).add(place)
-    names = [
-        name if len(places[name]) == 1 or not member else f"{posixpath.splitext(_relative(file, root))[0]}/{member}"
-        for name, (file, member) in zip(inside, whole, strict=True)
-    ]
-    return printable(root), _told_apart([printable(name) for name in names], photos)
+    root = _root(photos())
+    in_several = _shared((_inside(photo, root), _file_and_member(photo)) for photo in photos())
+
+    def plain(photo: PhotoFile) -> str:
+        file, member = _file_and_member(photo)
+        name = _inside(photo, root)
+        if member and hash(name) in in_several:
+            name = f"{posixpath.splitext(_relative(file, root))[0]}/{member}"
+        return printable(name)
+
+    alike = _shared((plain(photo), (photo.url, photo.member, photo.offset)) for photo in photos())
+
+    def name(photo: PhotoFile) -> str:
+        found = plain(photo)
+        return f"{printable(photo.key)}{posixpath.splitext(found)[1]}" if hash(found) in alike else found
+
+    return printable(root), name
 
 
-def _told_apart(names: list[str], photos: Sequence[PhotoFile]) -> list[str]:
-    """Give photos of several places whose names are equal after all those of their keys, which no two share."""
-    places: dict[str, set[tuple[str, str, int]]] = {}
-    for name, photo in zip(names, photos, strict=True):
-        places.setdefault(name, set()).add((photo.url, photo.member, photo.offset))
-    return [
-        name if len(places[name]) == 1 else f"{printable(photo.key)}{posixpath.splitext(name)[1]}"
-        for name, photo in zip(names, photos, strict=True)
-    ]
+def _shared(names: Iterable[tuple[str, object]]) -> frozenset[int]:
+    """Return the hashes of names that photos of several places have."""
+    hashes = array("q")
+    for name, place in names:
+        hashes.append(hash(name))
+        hashes.append(hash(place))
+    pairs = np.frombuffer(hashes, np.int64).reshape(-1, 2) if hashes else np.empty((0, 2), np.int64)
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    same_name, same_place = (pairs[1:] == pairs[:-1]).T
+    return frozenset(pairs[1:, 0][same_name & ~same_place].tolist())
 
 
 def _file_and_member(photo: PhotoFile) -> tuple[str, str]:
@@ -51,13 +61,24 @@ def _file_and_member(photo: PhotoFile) -> tuple[str, str]:
     return file, posixpath.normpath(f"/{member}").lstrip("/") if member else ""
 
 
-def _root(files: Sequence[tuple[str, str]]) -> str:
+def _inside(photo: PhotoFile, root: str) -> str:
+    file, member = _file_and_member(photo)
+    return member or _relative(file, root)
+
+
+def _root(photos: Iterable[PhotoFile]) -> str:
     """Return the folder that all files lie in: with keys that say more, the one that these are relative to."""
-    by_key = {_without_key(file, key) for file, key in files}
+    by_key: set[str | None] = set()
+    folders: list[str] | None = None
+    for photo in photos:
+        file, member = _file_and_member(photo)
+        if len(by_key) < 2:
+            by_key.add(_without_key(file, photo.key if not member else ""))
+        own = file.rpartition("/")[0].split("/")
+        folders = own if folders is None else list(posixpath.commonprefix([folders, own]))
     if len(by_key) == 1 and (folder := by_key.pop()) is not None:
         return folder
-    folders = [file.rpartition("/")[0].split("/") for file, _ in files]
-    return "/".join(posixpath.commonprefix(folders)) if folders else ""
+    return "/".join(folders or [])
 
 
 def _without_key(file: str, key: str) -> str | None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from sum_factory.labelgen.page.write import write_page
 from sum_factory.labelgen.run import run
 from sum_factory.labelgen.run_settings import RunSettings
-from sum_factory.labelgen.sets.export import export_coco
+from sum_factory.labelgen.sets.export import export
 from sum_factory.pipelines.demo.announcer import Announcer
 from sum_factory.pipelines.demo.pace import pace_of_this_machine
 from sum_factory.pipelines.demo.page import Compared, Results, write_demo_page
@@ -54,7 +54,8 @@ def demo(plan: DemoPlan, started: float | None = None) -> Results:
     problems = [problem for check in verify(shards) for problem in check.problems]
     if problems:
         raise click.ClickException("\n".join(problems))
-    export_coco(shards, plan.out / "instances.json")
+    (plan.out / "instances.json").unlink(missing_ok=True)
+    export(shards, plan.out / "instances.json")
     recipe = train_sum(plan, say)
     models = {
         name: load_weights(weights, Runtime()) for name, weights in (("SAM", PACKAGED), ("SUM", str(plan.out / "sum")))

@@ -1,9 +1,10 @@
-"""A file of annotations, read and brought to one form: COCO's images and annotations, also of VIA's regions."""
+"""Annotations of other software, read and brought to one form: COCO's images and annotations."""
 
 from __future__ import annotations
 
 import gc
 import json
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,6 +12,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from sum_factory.shared.annotations.label_studio import of_label_studio
+from sum_factory.shared.annotations.labelme import of_labelme
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.store.local_files import read_whole
 from sum_factory.shared.store.refusals import reason_of
@@ -43,7 +46,8 @@ class CocoFile:
 
 
 def read_annotations(path: Path) -> CocoFile:
-    """Read COCO instances, VIA's regions, or a folder of files of one photo each, as SA-1B has them.
+    """Read COCO instances, VIA's regions, Label Studio's tasks, or a folder of files of one photo each, as SA-1B and
+    labelme have them.
 
     Raises ``InputError`` if it is none of these.
     """
@@ -56,18 +60,28 @@ def read_annotations(path: Path) -> CocoFile:
             gc.enable()
 
 
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds. Raises ``InputError``."""
+def read_label_studio(path: Path) -> CocoFile:
+    """Read Label Studio's tasks. Raises ``InputError`` for anything else."""
+    told = of_label_studio(read_json(path, "Label Studio's tasks as JSON"), str(path))
+    if told is None:
+        raise InputError(
+            f"{path}: expected a list of Label Studio's tasks; export the project as JSON, not as JSON-MIN"
+        )
+    return CocoFile(told["images"], told["annotations"], told["categories"])
+
+
+def read_json(path: Path, what: str = "COCO instances JSON") -> Any:
+    """Return what a JSON file holds. Raises ``InputError``, which says that it should hold ``what``."""
     try:
         return json.loads(read_whole(path))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({reason_of(error)}); expected COCO instances JSON") from error
+        raise InputError(f"{path}: cannot be read ({reason_of(error)}); expected {what}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected COCO instances JSON ({error})") from error
+        raise InputError(f"{path}: expected {what} ({error})") from error
 
 
 def _of_folder(folder: Path) -> CocoFile:
-    """Read the files of a folder, each with the ``image`` and the ``annotations`` of one photo, which lies beside it.
+    """Read the files of a folder, each of one photo, which lies beside it.
 
     Raises ``InputError`` if there are none, or for one of another form.
     """
@@ -76,26 +90,45 @@ def _of_folder(folder: Path) -> CocoFile:
     for path in sorted(folder.rglob("*.json")):
         if any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts):
             continue
-        content = read_json(path)
-        image, found = (content.get("image"), content.get("annotations")) if isinstance(content, dict) else (None, None)
-        if type(image) is not dict or not isinstance(found, list) or not all(type(each) is dict for each in found):
-            raise InputError(
-                f"{path}: expected the JSON of one photo, as in SA-1B, with a record as 'image' and a list of records "
-                "as 'annotations'; for a file of all photos, give the file and not its folder"
-            )
-        number = len(images)
-        name = name_of(image)
-        images.append({**image, "id": number, "file_name": name and str(path.parent.relative_to(folder) / name)})
+        of_photo = one_photo(read_json(path))
+        if of_photo is None:
+            raise InputError(f"{path}: {EXPECTED_OF_ONE}; for a file of all photos, give the file and not its folder")
+        image, found = of_photo
+        number, name = len(images), name_of(image)
+        below = path.parent.relative_to(folder).as_posix()
+        images.append({**image, "id": number, "file_name": name and _beside(below, name)})
         annotations += [{**each, "image_id": number} for each in found]
     if not images:
         raise InputError(f"{folder}: no JSON files there; expected one per photo, as in SA-1B, or a file of COCO")
-    return CocoFile(images, annotations, [])
+    labels = dict.fromkeys(each["category_id"] for each in annotations if isinstance(each.get("category_id"), str))
+    return CocoFile(images, annotations, [{"id": label, "name": label} for label in labels])
+
+
+EXPECTED_OF_ONE = (
+    "expected the JSON of one photo: as in SA-1B, with a record as 'image' and a list of records as 'annotations', or "
+    "labelme's"
+)
+
+
+def one_photo(content: Any) -> tuple[Record, list[Record]] | None:
+    """Return the image and the annotations that the file of one photo has, None if it is none of SA-1B or labelme."""
+    told = of_labelme(content) or content
+    image, found = (told.get("image"), told.get("annotations")) if isinstance(told, dict) else (None, None)
+    if type(image) is not dict or not isinstance(found, list) or not all(type(each) is dict for each in found):
+        return None
+    return image, found
+
+
+def _beside(folder: str, name: str) -> str:
+    """Return the path of a photo whose file of annotations lies in ``folder``, below which its set lies; its name alone
+    if it lies elsewhere."""
+    path = posixpath.normpath(posixpath.join(folder, name))
+    return path.rpartition("/")[2] if path.startswith(("../", "/")) else path
 
 
 def _of_file(path: Path) -> CocoFile:
     content = read_json(path)
-    via = _of_via(content)
-    content = via if via is not None else content
+    content = _of_via(content) or of_label_studio(content, str(path)) or content
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: expected COCO instances JSON, found a {type(content).__name__} and not keys and values"

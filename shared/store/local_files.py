@@ -10,6 +10,7 @@ import io
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -140,6 +141,33 @@ def whole_file(out: Path) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise StorageError(f"cannot write {out}: {reason_of(error)}; check the path and the free space") from error
+
+
+def require_absent(out: Path) -> None:
+    """Raise ``StorageError`` if something is at ``out`` already: a file, or a folder that is not empty."""
+    if is_stream(out) or not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return
+    raise StorageError(f"{out}: is there already, and nothing is written over; delete it, or give another path")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Give a folder to write into that becomes ``out`` when it is whole: nothing may be there, or an empty folder.
+
+    Raises ``StorageError`` if that is refused, or if something is there by then. Nothing is at ``out`` if anything is
+    raised meanwhile.
+    """
+    out = Path(os.path.realpath(out))
+    aside = out.with_name(f"{TEMPORARY_PREFIX}{out.name[:100]}-{secrets.token_hex(4)}")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        require_absent(out)
+        os.replace(aside, out)
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {reason_of(error)}; check the path and the free space") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def open_lines(out: Path) -> io.RawIOBase:

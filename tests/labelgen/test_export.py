@@ -19,7 +19,8 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from sum_factory.labelgen.page.write import write_page
 from sum_factory.labelgen.run import RunSummary
-from sum_factory.labelgen.sets.export import export_coco
+from sum_factory.labelgen.sets.export import ExportSummary, export
+from sum_factory.labelgen.sets.export_settings import ExportSettings
 from sum_factory.labelgen.sets.file_names import names_of
 from sum_factory.shared.automask.automask import LabelGenerator
 from sum_factory.shared.automask.settings import AutomaskSettings
@@ -36,7 +37,7 @@ Finished = tuple[Path, RunSummary]
 def coco(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> COCO:
     """The finished shard set as pycocotools reads its export."""
     out = tmp_path_factory.mktemp("export") / "coco.json"
-    assert export_coco(ShardSet.open(str(finished[0])), out) == (6, finished[1].masks)
+    assert export(ShardSet.open(str(finished[0])), out) == ExportSummary(6, finished[1].masks)
     return COCO(str(out))
 
 
@@ -105,7 +106,7 @@ def test_masks_are_those_that_upstream_makes_of_the_kept_logits(
 ) -> None:
     settings = replace(loose, box_nms_thresh=1.0, crop_n_layers=crop_layers, crop_nms_thresh=1.0)
     label(large_photo, tmp_path / "shards", automask=settings)
-    export_coco(ShardSet.open(str(tmp_path / "shards")), tmp_path / "coco.json")
+    export(ShardSet.open(str(tmp_path / "shards")), tmp_path / "coco.json")
     coco = COCO(str(tmp_path / "coco.json"))
     exported = [coco.annToMask(annotation).astype(bool) for annotation in coco.anns.values()]
     expected = upstream_masks(large_photo / "large.png", settings)
@@ -120,7 +121,7 @@ def test_image_without_masks_is_exported_and_a_bad_one_is_not(
 ) -> None:
     (own_photos / "empty.jpg").write_bytes(b"")
     label(own_photos, tmp_path / "shards", automask=replace(loose, max_area_share=0.0))
-    assert export_coco(ShardSet.open(str(tmp_path / "shards")), tmp_path / "coco.json") == (6, 0)
+    assert export(ShardSet.open(str(tmp_path / "shards")), tmp_path / "coco.json") == ExportSummary(6, 0)
     coco = COCO(str(tmp_path / "coco.json"))
     assert len(coco.imgs) == 6
     assert coco.anns == {}
@@ -128,19 +129,22 @@ def test_image_without_masks_is_exported_and_a_bad_one_is_not(
 
 def test_unfinished_set_exports_what_is_committed(own_shards: Path, tmp_path: Path) -> None:
     (own_shards / "manifest/masks/000001.parquet").unlink()
-    images, masks = export_coco(ShardSet.open(str(own_shards)), tmp_path / "coco.json")
+    summary = export(ShardSet.open(str(own_shards)), tmp_path / "coco.json")
     coco = COCO(str(tmp_path / "coco.json"))
-    assert (len(coco.imgs), len(coco.anns)) == (images, masks)
+    assert (len(coco.imgs), len(coco.anns)) == (summary.images, summary.masks)
     assert {image["key"] for image in coco.imgs.values()} == {"photo0", "photo2", "sub/photo3", "sub/photo5"}
 
 
-def test_failed_export_leaves_the_old_file_and_no_temporary(own_shards: Path, tmp_path: Path) -> None:
+def test_failed_export_leaves_nothing_and_what_is_there_stays(own_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "coco.json"
-    export_coco(ShardSet.open(str(own_shards)), out)
+    export(ShardSet.open(str(own_shards)), out)
     before = out.read_bytes()
+    with pytest.raises(StorageError, match=r"coco\.json: is there already, and nothing is written over"):
+        export(ShardSet.open(str(own_shards)), out)
     (own_shards / "masks/000002.tar").unlink()
-    with pytest.raises(ShardError, match=r"masks/000002\.tar: missing"):
-        export_coco(ShardSet.open(str(own_shards)), out)
+    for settings in (ExportSettings(), ExportSettings("yolo"), ExportSettings(max_images_per_file=1)):
+        with pytest.raises(ShardError, match=r"masks/000002\.tar: missing"):
+            export(ShardSet.open(str(own_shards)), out.with_name("other"), settings)
     assert out.read_bytes() == before
     assert os.listdir(tmp_path / "out") == ["coco.json"]
 
@@ -153,12 +157,12 @@ def test_full_disk_is_named_and_leaves_no_file(
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(StorageError, match=r"coco\.json: No space left on device"):
-        export_coco(ShardSet.open(str(finished[0])), tmp_path / "coco.json")
+        export(ShardSet.open(str(finished[0])), tmp_path / "coco.json")
     assert os.listdir(tmp_path) == []
 
 
 def test_export_is_plain_json(coco: COCO, finished: Finished, tmp_path: Path) -> None:
-    export_coco(ShardSet.open(str(finished[0])), tmp_path / "coco.json")
+    export(ShardSet.open(str(finished[0])), tmp_path / "coco.json")
     content = json.loads((tmp_path / "coco.json").read_text(), parse_constant=pytest.fail)
     assert sorted(content) == ["annotations", "categories", "images", "info"]
     assert content["annotations"] == list(coco.anns.values())
@@ -178,7 +182,7 @@ def test_photos_of_one_name_are_told_apart_and_read_by_the_trainer(
         Image.fromarray(pixels).save(tmp_path / "photos" / name)
     out = tmp_path / "coco.json"
     label(tmp_path / "photos", tmp_path / "shards")
-    export_coco(ShardSet.open(str(tmp_path / "shards")), out)
+    export(ShardSet.open(str(tmp_path / "shards")), out)
     content = json.loads(out.read_text())
     assert [image["file_name"] for image in content["images"]] == list(colours)
     assert content["info"]["root"] == str(tmp_path / "photos")
@@ -207,7 +211,9 @@ def test_photos_of_one_name_are_told_apart_and_read_by_the_trainer(
     ],
 )
 def test_names_of_files_tell_photos_apart(photos: list[tuple[str, str, str]], root: str, names: list[str]) -> None:
-    assert names_of([PhotoFile(*photo) for photo in photos]) == (root, names)
+    listed = [PhotoFile(*photo) for photo in photos]
+    found, name = names_of(lambda: listed)
+    assert (found, [name(photo) for photo in listed]) == (root, names)
 
 
 def test_names_that_are_not_utf8_are_exported_and_shown(
@@ -217,7 +223,7 @@ def test_names_that_are_not_utf8_are_exported_and_shown(
     os.mkdir(folder)
     os.rename(own_photos / "photo0.jpg", folder / os.fsdecode(b"caf\xe9\x1b[2J.jpg"))
     label(folder, folder / "shards")
-    export_coco(ShardSet.open(str(folder / "shards")), tmp_path / "coco.json")
+    export(ShardSet.open(str(folder / "shards")), tmp_path / "coco.json")
     (image,) = json.loads((tmp_path / "coco.json").read_bytes().decode("utf-8"))["images"]
     assert image["file_name"] == r"caf\xe9\x1b[2J.jpg"
     assert image["source"] == rf"{tmp_path}/set\xff/caf\xe9\x1b[2J.jpg"
@@ -238,6 +244,7 @@ def test_names_that_would_be_equal_are_those_of_keys() -> None:
         PhotoFile("a@2x", "zip://a@2x.jpg::/d/b.zip"),
         PhotoFile("2x", "zip://2x.jpg::/d/b.zip"),
     ]
-    names = names_of(photos)[1]
+    name = names_of(lambda: photos)[1]
+    names = [name(photo) for photo in photos]
     assert len({*names}) == len(photos)
     assert names[2:] == ["m.jpg", "m~2.jpg", "a@2x.jpg", "2x.jpg"]

@@ -22,7 +22,7 @@ from sum_factory.labelgen.importing.label import coverage, logits_of
 from sum_factory.labelgen.importing.run import Importer, ImportSummary, import_masks
 from sum_factory.labelgen.importing.settings import ImportSettings
 from sum_factory.labelgen.sets.convert import convert
-from sum_factory.labelgen.sets.export import at_full_size, export_coco, full_size_masks
+from sum_factory.labelgen.sets.export import at_full_size, export, full_size_masks
 from sum_factory.labelgen.sets.merge import merge
 from sum_factory.labelgen.sets.repair import diagnose, take_back
 from sum_factory.labelgen.sets.select import Filter, select
@@ -234,14 +234,14 @@ def test_scores_that_are_not_there_are_not_asked_for(sa1b: Path, coco: Path, tmp
             select(str(tmp_path / "labels"), str(tmp_path / "chosen"), Filter(**asked))  # type: ignore[arg-type]
     select(str(tmp_path / "labels"), str(tmp_path / "chosen"), Filter(min_area=1))
     assert len(list(open_shards(str(tmp_path / "chosen")).walk())) == 2
-    export_coco(ShardSet.open(str(tmp_path / "labels")), tmp_path / "out.json")
+    export(ShardSet.open(str(tmp_path / "labels")), tmp_path / "out.json")
     exported = json.loads((tmp_path / "out.json").read_text())["annotations"]
     assert all("predicted_iou" not in each and "stability_score" not in each for each in exported)
 
 
 def test_what_was_exported_is_imported_with_its_scores(sa1b: Path, tmp_path: Path) -> None:
     imported(sa1b, sa1b, tmp_path / "labels")
-    export_coco(ShardSet.open(str(tmp_path / "labels")), tmp_path / "out.json")
+    export(ShardSet.open(str(tmp_path / "labels")), tmp_path / "out.json")
     imported(tmp_path / "out.json", sa1b, tmp_path / "again")
     told = ("point_x", "point_y", "predicted_iou", "stability")
     ours, theirs = rows_of(tmp_path / "labels"), rows_of(tmp_path / "again")
@@ -408,7 +408,7 @@ def test_maps_of_imported_masks_are_those_of_the_masks_that_were_exported(
     problems: Callable[[Path], list[str]],
 ) -> None:
     theirs = ShardSet.open(str(refined[0]))
-    export_coco(theirs, tmp_path / "out.json")
+    export(theirs, tmp_path / "out.json")
     summary = imported(tmp_path / "out.json", photos, tmp_path / "labels").run
     made = add_maps(tmp_path / "labels", refiner)
     assert (made.masks, made.errors) == (summary.masks, ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from sum_factory.shared.annotations.coco_file import name_of, read_annotations, with_slashes
+from sum_factory.shared.annotations.coco_file import name_of, one_photo, read_annotations, read_json, with_slashes
 from sum_factory.shared.errors import InputError
 from sum_factory.trainer.data.human.choice import without_suffix
 from sum_factory.trainer.data.human.pairing import Names, find_files
@@ -42,6 +42,10 @@ def guess_sets(folder: Path) -> list[SetSettings]:
 
 
 def _coco_sets(folder: Path) -> Iterator[SetSettings]:
+    first = next((path for path in sorted(folder.rglob("*.json")) if not path.name.startswith(".")), None)
+    if first is not None and _is_of_one_photo(first):
+        yield CocoSettings("coco", folder, folder, "unspecified", name=folder.name)
+        return
     for path in sorted([*folder.glob("*.json"), *folder.glob("annotations/*.json")]):
         try:
             names = [with_slashes(name_of(image) or "") for image in read_annotations(path).images[:20]]
@@ -51,6 +55,14 @@ def _coco_sets(folder: Path) -> Iterator[SetSettings]:
             if any(name and not Path(name).is_absolute() and (place / name).is_file() for name in names):
                 yield CocoSettings("coco", path, place, "unspecified", name=path.stem)
                 break
+
+
+def _is_of_one_photo(path: Path) -> bool:
+    """Whether a file is that of one photo, as in SA-1B or as labelme's: then all are."""
+    try:
+        return one_photo(read_json(path)) is not None
+    except InputError:
+        return False
 
 
 def _folders_below(folder: Path) -> list[Path]:

@@ -107,13 +107,14 @@ class FolderPairsSettings(AnySetSettings):
 
 @dataclass(frozen=True, config=STRICT)
 class CocoSettings(AnySetSettings):
-    """A file of COCO instances, or of VIA's regions, and the folder that its ``file_name`` entries are relative to."""
+    """A file of COCO instances, VIA's regions or Label Studio's tasks, or a folder of files of one photo each, and the
+    folder that the names of photos in it are relative to."""
 
     kind: Literal["coco"]
     """Which layout the set has: this one."""
     annotations: Path
-    """JSON file of COCO instances, with RLE or polygons, or of VIA's regions; or a folder of files of one photo each,
-    as in SA-1B. Crowds are left out, unless there is nothing else."""
+    """JSON file of COCO instances, with RLE or polygons, of VIA's regions, or of Label Studio's tasks; or a folder of
+    files of one photo each, as SA-1B and labelme have them. Crowds are left out, unless there is nothing else."""
     images: Path
     """Folder of the photos: what the ``file_name`` entries are relative to."""
     task: Task
