@@ -14,7 +14,7 @@ MODULES = {
     "fit": "sum_factory.trainer.commands.train:fit_command",
     "merge": "sum_factory.trainer.commands.merge:merge_command",
     "runs": "sum_factory.trainer.commands.runs:runs_command",
-    "export": "sum_factory.trainer.commands.train:export_command",
+    "export": "sum_factory.trainer.commands.export:export_command",
     "evaluate": "sum_factory.trainer.commands.evaluate:evaluate_command",
     "gallery": "sum_factory.trainer.commands.gallery:gallery_command",
     "predict": "sum_factory.trainer.commands.predict:predict_command",

@@ -4,31 +4,68 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from sum_factory.shared.progress import Stage
-from sum_factory.shared.sam.checkpoint import LoadedSam, SamWeights
+from sum_factory.shared.sam.checkpoint import LoadedSam, SamWeights, to_safetensors
 from sum_factory.shared.sam.settings import TASKS
-from sum_factory.shared.store.local_files import whole_file
+from sum_factory.shared.store.local_files import is_stream, whole_file
+from sum_factory.trainer.model_card import model_card
+from sum_factory.trainer.run.loop import software
 from sum_factory.trainer.variants.load import load_any
 
+PlainFormat = Literal["sam", "safetensors"]
+REGISTRY = "    from segment_anything import sam_model_registry\n\n"
+USE = {
+    "sam": REGISTRY + '    sam = sam_model_registry["{model}"](checkpoint="{name}")',
+    "safetensors": "    from safetensors.torch import load_file\n"
+    + REGISTRY
+    + '    sam = sam_model_registry["{model}"]()\n    sam.load_state_dict(load_file("{name}"))',
+}
+"""How an exported file is loaded."""
 
-def export_plain_sam(weights: str, out: Path, task: str = TASKS[0], sam: str | None = None) -> None:
-    """Write weights as a ``.pth`` that ``sam_model_registry`` loads, with the vector of ``task`` folded in.
 
-    There the model predicts for every first prompt as it does here for that task: the vector that training added to the
-    image embedding goes into what every prompt without a mask adds to it. Weights without a task prompt are written as
-    they are. ``sam`` is the SAM that the weights of a variant sit on, by default where it lay in training. Updates of
-    LoRA are merged into it; HQ-SAM is written in its own layout. Raises ``CheckpointError``, also for a variant that no
-    other software reads; ``SettingsError`` for a task that the weights were never trained for; or ``StorageError``.
+def export_plain_sam(
+    weights: str, out: Path, task: str = TASKS[0], sam: str | None = None, format: PlainFormat = "sam"
+) -> None:
+    """Write weights under SAM's own names, with the vector of ``task`` folded in, and a card beside them.
+
+    ``format`` "sam" is a ``.pth`` that ``sam_model_registry`` loads, "safetensors" the same tensors in a file that runs
+    nothing. There the model predicts for every first prompt as it does here for that task: the vector that
+    training added to the image embedding goes into what every prompt without a mask adds to it. Weights without a task
+    prompt are written as they are. ``sam`` is the SAM that the weights of a variant sit on, by default where it lay in
+    training. Updates of LoRA are merged into it; HQ-SAM is written in its own layout. The card is ``out`` with ``.md``
+    behind it; a pipe gets none. Raises ``CheckpointError``, also for a variant that no other software reads;
+    ``SettingsError`` for a task that the weights were never trained for; or ``StorageError``.
     """
-    state = for_task(load_any(weights, sam, for_others=True), weights, task)
+    loaded = load_any(weights, sam, for_others=True)
+    state = dict(for_task(loaded, weights, task).state)
+    model = loaded.architecture.name
     with Stage(f"writing {out}"):
-        buffer = io.BytesIO()
-        torch.save(dict(state.state), buffer)
         with whole_file(out) as file:
-            file.write(buffer.getvalue())
+            file.write(_pickled(state) if format == "sam" else _as_safetensors(state, loaded, task))
+        if not is_stream(out):
+            card = model_card(loaded, weights, task, USE[format].format(model=model, name=out.name))
+            with whole_file(card_of(out)) as file:
+                file.write(card.encode())
+
+
+def card_of(out: Path) -> Path:
+    """Return where the card of an exported file lies."""
+    return out.with_name(f"{out.name}.md")
+
+
+def _pickled(state: dict[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _as_safetensors(state: dict[str, torch.Tensor], loaded: LoadedSam, task: str) -> bytes:
+    told = {"kind": "sam", "model_type": loaded.architecture.name, "exported_from": loaded.sha256}
+    return to_safetensors(state, {**told, "task": task, "software": software()})
 
 
 def for_task(loaded: LoadedSam, weights: str, task: str) -> SamWeights:

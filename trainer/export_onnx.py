@@ -35,15 +35,17 @@ from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.shared.store.local_files import TEMPORARY_PREFIX
 from sum_factory.trainer.export import for_task
+from sum_factory.trainer.model_card import model_card
 from sum_factory.trainer.variants import sam_adapter
 from sum_factory.trainer.variants.load import load_any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+ENCODER, DECODER, CARD = "encoder.onnx", "decoder.onnx", "README.md"
 INSTALL = "pip install 'sum-factory[onnx]'"
 OPSET = 17
+USE = f"`{ENCODER}` embeds a photo, `{DECODER}` makes masks of that and of prompts, as upstream's `SamOnnxModel`."
 TOLERANCE = 1e-3
 """How far an output may be from torch's, as a share of torch's largest absolute value."""
 INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size")
@@ -133,7 +135,7 @@ class Exported:
 def export_onnx(
     weights: str, out: Path, task: str = TASKS[0], sam: str | None = None, hq_output: HqOutput = "hq"
 ) -> Exported:
-    """Write ``encoder.onnx`` and ``decoder.onnx`` of any weights into the folder ``out``, for one task.
+    """Write ``encoder.onnx``, ``decoder.onnx`` and a card of any weights into the folder ``out``, for one task.
 
     The vector of ``task`` is folded into the decoder as in ``export_plain_sam``; updates of LoRA are merged. Both files
     are run by onnxruntime on random photos and prompts, and moved to ``out`` if their outputs are those of torch.
@@ -151,6 +153,7 @@ def export_onnx(
         raise StorageError(f"cannot write into {out}: {error.strerror or error}; check the path") from error
     try:
         difference = _write_checked(loaded, aside)
+        (aside / CARD).write_text(model_card(loaded, weights, task, USE))
         files = sorted(aside.iterdir())
         for path in files:
             path.rename(out / path.name)

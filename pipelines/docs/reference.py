@@ -92,6 +92,7 @@ API: Mapping[str, Mapping[str, Sequence[str]]] = {
         "trainer.evaluation.gallery.page": ("write_gallery", "GallerySettings"),
         "trainer.dry_run": ("rehearse", "Rehearsal"),
         "trainer.export": ("export_plain_sam",),
+        "trainer.export_hf": ("export_hf",),
         "trainer.merge": ("merge_weights",),
         "trainer.export_onnx": ("export_onnx", "Exported"),
         "trainer.run.overview": ("find_runs", "RunState", "Skipped"),

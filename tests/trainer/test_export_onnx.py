@@ -87,9 +87,14 @@ def tiny_sum(tiny_weights: str, tmp_path: Path) -> str:
 def test_files_do_what_upstreams_predictor_does(tiny_sum: str, tmp_path: Path) -> None:
     """Exported once, for a task: photos, points, a box and a mask prompt of other sizes than in the export."""
     out = tmp_path / "onnx"
-    result = CliRunner().invoke(main, ["export", "--onnx", f"--weights={tiny_sum}", "--task=salient", f"--out={out}"])
+    result = CliRunner().invoke(
+        main, ["export", "--format=onnx", f"--weights={tiny_sum}", "--task=salient", f"--out={out}"]
+    )
     assert result.exit_code == 0, result.output
-    assert f"wrote {out / DECODER}, {out / ENCODER}: in onnxruntime their outputs are equal to torch's" in result.output
+    assert (
+        f"wrote {out / 'README.md'}, {out / DECODER}, {out / ENCODER}: in onnxruntime its outputs are equal to torch's"
+        in result.output
+    )
     export_plain_sam(tiny_sum, tmp_path / "plain.pth", "salient")
     predictor = segment_anything.SamPredictor(load_sam(str(tmp_path / "plain.pth")).sam)
     encoder, decoder = session(out / ENCODER), session(out / DECODER)
@@ -183,7 +188,9 @@ def test_missing_package_is_told_with_how_it_comes(
     tiny_weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    result = CliRunner().invoke(main, ["export", "--onnx", f"--weights={tiny_weights}", f"--out={tmp_path / 'onnx'}"])
+    result = CliRunner().invoke(
+        main, ["export", "--format=onnx", f"--weights={tiny_weights}", f"--out={tmp_path / 'onnx'}"]
+    )
     assert result.exit_code == 1
     assert "pip install 'sum-factory[onnx]'" in result.output
     assert list(tmp_path.iterdir()) == []

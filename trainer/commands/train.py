@@ -1,4 +1,4 @@
-"""The commands that train, and bring what was trained elsewhere: ``trainer refiner``, ``fit`` and ``export``."""
+"""The commands that train: ``trainer refiner`` and ``fit``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from sum_factory.shared.commands import photos_from_option, threads_option
 from sum_factory.shared.cores import usable_cores
 from sum_factory.shared.precision import precision_option
 from sum_factory.shared.sam.settings import TASKS, WEIGHTS_HELP
-from sum_factory.shared.store.local_files import is_stream
 
 if TYPE_CHECKING:
     from sum_factory.shared.relocation import Relocation
-    from sum_factory.shared.sam.hq import HqOutput
 
 
 def _folder(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
@@ -206,49 +204,6 @@ def fit_command(
         told = fit_on_ranks(settings, out, processes, threads, workers).lines()
     if os.environ.get("RANK", "0") == "0":  # of those that torchrun started, the first speaks for all
         click.echo(told)
-
-
-@click.command("export")
-@click.option("--weights", required=True, help=f"A SUM checkpoint or SAM weights: {WEIGHTS_HELP}.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="The .pth file to write; with --onnx, a folder."
-)
-@click.option(
-    "--task",
-    type=click.Choice(TASKS),
-    default=TASKS[0],
-    show_default=True,
-    help="The task whose vector becomes part of the weights: plain SAM has no task prompt.",
-)
-@below_option
-@click.option("--onnx", is_flag=True, help="Write encoder.onnx and decoder.onnx, and compare both with torch.")
-@hq_option
-def export_command(weights: str, out: Path, task: str, sam: str | None, onnx: bool, hq_output: HqOutput) -> None:
-    """Write weights as plain `segment_anything` loads them, for one task; of HQ-SAM, as its own software does.
-
-    With --onnx, write the models themselves for onnxruntime, of any variant.
-    """
-    if onnx:
-        from sum_factory.trainer.export_onnx import TOLERANCE, export_onnx
-
-        exported = export_onnx(weights, _folder_for_onnx(out), task, sam, hq_output)
-        click.echo(
-            f"wrote {', '.join(map(str, exported.files))}: in onnxruntime their outputs are equal to torch's to "
-            f"{exported.difference:.1e} of the largest value ({TOLERANCE:g} is allowed)"
-        )
-        return
-    from sum_factory.trainer.export import export_plain_sam
-
-    if out.is_dir():
-        raise click.BadParameter(f"{out} is a folder; give a file, or --onnx", param_hint="--out")
-    export_plain_sam(weights, out, task, sam)
-    click.echo(f"wrote {out}", err=is_stream(out))
-
-
-def _folder_for_onnx(out: Path) -> Path:
-    if out.exists() and not out.is_dir():
-        raise click.BadParameter(f"{out} is there, and is no folder: --onnx writes two files", param_hint="--out")
-    return out
 
 
 def _changed(changes: tuple[str, ...], **options: Any) -> list[str]:
