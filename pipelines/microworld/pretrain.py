@@ -14,20 +14,18 @@ process of two threads. The result depends on the number of processes, and on ho
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sum_factory.pipelines.microworld.batches import Batch, BatchStream
 from sum_factory.pipelines.microworld.corpus import TARGET_SIDE, Corpus, open_corpus
 from sum_factory.pipelines.microworld.damage import damaged_logits
 from sum_factory.pipelines.microworld.interaction import (
@@ -41,91 +39,26 @@ from sum_factory.pipelines.microworld.interaction import (
 )
 from sum_factory.pipelines.microworld.muon import Muon
 from sum_factory.pipelines.microworld.picture import PictureHead
-from sum_factory.pipelines.microworld.pretrain_settings import PretrainSettings
+from sum_factory.pipelines.microworld.pretrain_settings import PHOTO_SETTINGS, PretrainSettings
+from sum_factory.pipelines.photos.corpus import PhotoCorpus, open_photos
 from sum_factory.shared.allocator import tune_malloc
+from sum_factory.shared.errors import SumError
 from sum_factory.shared.precision import Precision, PrecisionSetting, autocast, precision_option, resolve, settle
 from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.decode import BOX_MIN, Prompts, decode_prompts, dense_positions
 from sum_factory.shared.sam.upstream import Sam
+from sum_factory.trainer.data.sets import SetSettings
+from sum_factory.trainer.evaluate.suites import read_suite
 from sum_factory.trainer.prompts import first_prompts
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.distributed import Ranks, join_ranks, run_on_ranks
 from sum_factory.trainer.run.loop import Run
+from sum_factory.trainer.settings import change_settings, parse_variables
 
 BETAS = (0.9, 0.95)
 DEVICE = torch.device("cpu")
 WEIGHTS = "vit_micro.safetensors"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B images float32 (B, 3, S, S) in 0..255, and the targets bool (P, T, T) of P prompts.
-
-    ``empty`` marks, bool (P,), the prompts on background; there ``targets`` holds the background.
-    """
-
-    images: Tensor
-    image_index: Tensor
-    targets: Tensor
-    empty: Tensor
-
-
-def load_batch(corpus: Corpus, settings: PretrainSettings, step: int, ranks: Ranks) -> Batch:
-    """Load a rank's images of the batch of ``step``, from 0: a pure function of its arguments."""
-    images, index, targets, empty = [], [], [], []
-    steps_per_epoch = len(corpus.images) // settings.images
-    epoch, position = divmod(step, steps_per_epoch)
-    order = np.random.default_rng([settings.seed, 1_000_003 + epoch]).permutation(len(corpus.images))
-    scenes = order[position * settings.images : (position + 1) * settings.images]
-    for b, scene in enumerate(scenes[ranks.rank :: ranks.count]):
-        rng = np.random.default_rng([settings.seed, step, int(scene)])
-        image, masks = corpus.images[scene], corpus.masks(int(scene))
-        turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-        picked = masks[rng.permutation(len(masks))[: settings.masks]]
-        repeats = [picked[i % len(picked)] for i in range(settings.masks)] if len(picked) else []
-        background = [corpus.empty_pixels(int(scene))] * settings.empty_prompts
-        stacked = _turn(np.stack(repeats + background), turns, flip)
-        images.append(_jitter(_turn(image[None], turns, flip)[0], rng))
-        targets.append(stacked)
-        index += [b] * len(stacked)
-        empty += [False] * len(repeats) + [True] * len(background)
-    return Batch(
-        torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
-        torch.tensor(index),
-        torch.from_numpy(np.concatenate(targets)),
-        torch.tensor(empty),
-    )
-
-
-def _turn(stack: npt.NDArray[Any], turns: int, flip: bool) -> npt.NDArray[Any]:
-    stack = np.rot90(stack, turns, (1, 2))
-    return np.ascontiguousarray(stack[:, :, ::-1] if flip else stack)
-
-
-def _jitter(image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Change brightness, contrast and colour balance a little."""
-    gain = rng.uniform(0.8, 1.2) * rng.uniform(0.93, 1.07, 3)
-    offset = rng.uniform(-15, 15)
-    return np.clip((image - 128.0) * gain + 128.0 + offset, 0, 255).astype(np.float32)
-
-
-@dataclass
-class BatchStream:
-    """Gives a rank's batch of each step, loaded when it is asked for. ``waited`` sums the seconds that this took."""
-
-    corpus: Corpus
-    settings: PretrainSettings
-    ranks: Ranks
-    waited: float = 0.0
-
-    def steps(self, first: int, last: int) -> Iterator[Batch]:
-        """Yield the batches of the steps ``first`` to ``last`` - 1."""
-        for step in range(first, last):
-            started = time.perf_counter()
-            batch = load_batch(self.corpus, self.settings, step, self.ranks)
-            self.waited += time.perf_counter() - started
-            yield batch
 
 
 class Optimizers:
@@ -245,9 +178,9 @@ class Pretraining:
             log[f"iou_{number + 1}"] = float(iou[row, best][~empty].mean())
             log[f"loss_{number + 1}"] = float(loss.detach())
             if several:  # go on with what inference would go on with; prompts on nothing stop here
-                believed = predicted_iou.detach()[:, 1:].argmax(1) + 1
+                fed = best if s.fed_output == "best" else predicted_iou.detach()[:, 1:].argmax(1) + 1
                 keep = ~empty & (torch.rand(len(empty), generator=generator) < s.corrected_share)
-                mask_prompts = logits.detach()[row, believed][keep][:, None]
+                mask_prompts = logits.detach()[row, fed][keep][:, None]
                 targets, image_index, empty = targets[keep], image_index[keep], empty[keep]
                 prompts = Prompts(prompts.coords[keep], prompts.token_types[keep])
                 if s.damaged_share:
@@ -314,21 +247,29 @@ def export_weights(sam: Sam, path: Path) -> None:
 
 
 def pretrain(
-    settings: PretrainSettings, out: Path, processes: int, corpus_folder: Path | None = None, save_every: int = 100
+    settings: PretrainSettings,
+    out: Path,
+    processes: int,
+    corpus_folder: Path | None = None,
+    save_every: int = 100,
+    photo_sets: Sequence[SetSettings] = (),
 ) -> Path:
     """Train into ``out`` in so many processes, from the last checkpoint there on if there is one; return the weights.
 
-    Scenes are drawn into ``corpus_folder`` first, by default a folder of ``out``. What has been trained to its end is
-    left as it is. Raises ``SettingsDifferError`` if ``out`` was trained with other settings, or in another precision.
+    Scenes are drawn into ``corpus_folder`` first, by default a folder of ``out``, and photos of ``photo_sets`` made
+    small in another one. What has been trained to its end is left as it is. Raises ``SettingsDifferError`` if ``out``
+    was trained with other settings or data, or in another precision, and ``InputError`` for sets that cannot be used.
     """
     precision = settle(settings.precision, DEVICE)
     settings, weights = replace(settings, precision=precision.name), out / WEIGHTS
-    done = checkpoints_of(out, processes).find(settings.steps, identity_of(settings, processes), precision)
+    photos = open_photos(out / "photos", photo_sets, settings.coarseness) if photo_sets else None
+    settings.require_enough(photos)
+    done = checkpoints_of(out, processes).find(settings.steps, identity_of(settings, processes, photos), precision)
     if done == settings.steps and weights.exists():
         return weights
     folder = corpus_folder or out / "corpus"
     draw_corpus(settings, folder, processes)
-    arguments = (settings, folder, out, save_every)
+    arguments = (settings, folder, out, save_every, photos)
     if processes == 1:
         train(*arguments)
     else:
@@ -341,9 +282,10 @@ def checkpoints_of(out: Path, processes: int) -> Checkpoints:
     return Checkpoints(out, 1, processes, precision_option="--precision {0}")
 
 
-def identity_of(settings: PretrainSettings, processes: int) -> dict[str, Any]:
+def identity_of(settings: PretrainSettings, processes: int, photos: PhotoCorpus | None = None) -> dict[str, Any]:
     """Return all that decides the result: a run is resumed with these unchanged."""
-    return {**asdict(settings), "ranks": processes}
+    data = {} if photos is None else {"photo_corpus": photos.identity}
+    return {**settings.identity(), "ranks": processes, **data}
 
 
 def draw_corpus(settings: PretrainSettings, folder: Path, workers: int) -> Corpus:
@@ -351,13 +293,15 @@ def draw_corpus(settings: PretrainSettings, folder: Path, workers: int) -> Corpu
     return open_corpus(folder, settings.world_seed, settings.scenes, settings.world, settings.coarseness, workers)
 
 
-def train(settings: PretrainSettings, corpus_folder: Path, out: Path, save_every: int) -> None:
+def train(
+    settings: PretrainSettings, corpus_folder: Path, out: Path, save_every: int, photos: PhotoCorpus | None = None
+) -> None:
     """Train to the last step, from the last checkpoint on if there is one, and export the weights."""
     tune_malloc()
     with join_ranks(DEVICE.type) as ranks:
-        stream = BatchStream(draw_corpus(settings, corpus_folder, 1), settings, ranks)
+        stream = BatchStream(draw_corpus(settings, corpus_folder, 1), settings, ranks, photos)
         model = Pretraining(settings, ranks)
-        identity, precision = identity_of(settings, ranks.count), resolve(settings.precision, DEVICE)
+        identity, precision = identity_of(settings, ranks.count, photos), resolve(settings.precision, DEVICE)
         header = {"kind": "pre-training checkpoint", "run": identity}
         checkpoints = checkpoints_of(out, ranks.count)
         state = model.weights, model.optimizers
@@ -370,24 +314,46 @@ def train(settings: PretrainSettings, corpus_folder: Path, out: Path, save_every
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for checkpoints, log and weights.")
 @click.option("--corpus", "corpus_folder", type=click.Path(path_type=Path), help="Drawn scenes [default: OUT/corpus].")
-@click.option("--steps", type=int, default=PretrainSettings.steps, show_default=True)
-@click.option("--scenes", type=int, default=PretrainSettings.scenes, show_default=True)
+@click.option(
+    "--steps", type=int, help=f"Steps [default: {PretrainSettings.steps}; with --photos {PHOTO_SETTINGS.steps}]."
+)
+@click.option(
+    "--scenes",
+    type=int,
+    help=f"Scenes drawn [default: {PretrainSettings.scenes}; with --photos {PHOTO_SETTINGS.scenes}].",
+)
 @click.option("--ranks", type=int, default=2, show_default=True, help="Processes that share each batch.")
 @click.option("--save-every", type=int, default=100, show_default=True)
+@click.option("--weights", help="What training starts from: a file, or vit_micro [default: from scratch].")
+@click.option(
+    "--photos", "suite", help="A YAML file of sets of photos whose masks are learnt, too, once they are coarse."
+)
+@click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="Fills ${NAME} in --photos; repeatable.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change another setting; repeatable.")
 @precision_option(PretrainSettings.precision, "auto is bf16 where the processor has instructions for it, else fp32.")
 def main(
     out: Path,
     corpus_folder: Path | None,
-    steps: int,
-    scenes: int,
+    steps: int | None,
+    scenes: int | None,
     ranks: int,
     save_every: int,
+    weights: str | None,
+    suite: str | None,
+    variables: tuple[str, ...],
+    changes: tuple[str, ...],
     precision: PrecisionSetting,
 ) -> None:
-    """Pre-train vit_micro from scratch; run again to resume."""
-    settings = PretrainSettings(steps=steps, scenes=scenes, precision=precision)
-    weights = pretrain(settings, out.absolute(), ranks, corpus_folder, save_every)
-    click.echo(f"wrote {weights}")
+    """Pre-train vit_micro, from scratch or on; run again to resume."""
+    given = {"steps": steps, "scenes": scenes, "weights": weights, "precision": precision}
+    try:
+        sets = () if suite is None else read_suite(suite, parse_variables(variables)).sets
+        settings = PretrainSettings() if suite is None else PHOTO_SETTINGS
+        settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+        settings = change_settings(settings, changes, "settings of pre-training")
+        click.echo(f"wrote {pretrain(settings, out.absolute(), ranks, corpus_folder, save_every, sets)}")
+    except SumError as error:
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

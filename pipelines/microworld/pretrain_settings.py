@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sized
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from sum_factory.pipelines.microworld.coarse import Coarseness
 from sum_factory.pipelines.microworld.scene import World
+from sum_factory.shared.errors import InputError
 from sum_factory.shared.precision import PrecisionSetting
+from sum_factory.trainer.interactive import FedOutput
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,11 @@ class PretrainSettings:
     learning_rate: float = 8e-4
     weight_decay: float = 0.05
     images: int = 8
+    """Scenes of a step."""
     masks: int = 12
-    """Prompts an image."""
+    """Prompts per scene."""
     empty_prompts: int = 2
-    """Further points per image where there is no object: they teach the IoU head alone."""
+    """Further points per scene where there is no object: they teach the IoU head alone."""
     rounds: int = 3
     corrected_share: float = 0.5
     """Share of the prompts that go on after round 1: corrections are learnt from fewer than first guesses."""
@@ -47,3 +52,47 @@ class PretrainSettings:
     iou_weight: float = 3.0
     temperature: float = 3.0
     """The loss sees logits / temperature: logits end up that much steeper, and the model as sure as SAM is."""
+    photos: int = 0
+    """Photos of a step, beside its scenes."""
+    photo_masks: int = 6
+    """Prompts per photo, at most."""
+    fed_output: FedOutput = "predicted"
+    """Of the three outputs of a single point, the one that the next round goes on from: that of highest predicted IoU,
+    or the best."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings of a run; what came later is left out where it is as it was before it came."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in LATER or value != getattr(type(self), name)
+        }
+
+    def require_enough(self, photos: Sized | None) -> None:
+        """Raise ``InputError`` unless there are photos for a step, or none are asked for."""
+        count = 0 if photos is None else len(photos)
+        if (photos is None) != (self.photos == 0) or count < self.photos:
+            raise InputError(
+                f"photos: each step takes {self.photos} with masks, and there are {count}; change the setting"
+            )
+
+
+LATER = ("photos", "photo_masks", "fed_output")
+"""Settings that runs of earlier versions did not have."""
+
+PHOTO_SETTINGS = PretrainSettings(
+    scenes=4_000,
+    steps=1_500,
+    warmup=40,
+    decay=0.6,
+    learning_rate=5e-4,
+    images=4,
+    masks=8,
+    empty_prompts=1,
+    damaged_share=0.3,
+    single_round_steps=0,
+    balanced_steps=1,
+    photos=8,
+    fed_output="best",
+)
+"""With photos, and from weights that know scenes: a third of the images stay scenes, which are not forgotten then."""

@@ -14,15 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sum_factory.pipelines.microworld.batches import Batch, load_batch
 from sum_factory.pipelines.microworld.corpus import Corpus
 from sum_factory.pipelines.microworld.pretrain import (
     DEVICE,
-    Batch,
     Pretraining,
     checkpoints_of,
     export_weights,
     identity_of,
-    load_batch,
     make_optimizers,
     pretrain,
     train,
