@@ -109,7 +109,7 @@ def _shapes(ready: Prepared) -> Iterator[str]:
     yield (
         f"shapes: photos {side} x {side}, embedding {architecture.prompt_dim} x {grid} x {grid}, losses and clicks on "
         f"a grid of {cells} x {cells}; at most {recipe.masks} masks per photo in {recipe.rounds} rounds; "
-        f"{recipe.batch} photos per step, {recipe.micro_batch} at once in each of {ready.ranks.count} processes"
+        f"{recipe.photos_of(0)} photos per step, {recipe.micro_batch} at once in each of {ready.ranks.count} processes"
     )
 
 

@@ -134,4 +134,5 @@ def choose_processes(recipe: Recipe, out: Path, cores: int) -> int:
     if pick_device(recipe.device).type != "cpu":
         return 1
     state = (STATE_COPIES + recipe.chosen_method.copies) * bytes_of(recipe.sam)
-    return max(1, min(cores, ceil(recipe.batch / recipe.micro_batch), usable_memory() // (PROCESS_BYTES + state)))
+    micro_batches = ceil(recipe.photos_of(0) / recipe.micro_batch)
+    return max(1, min(cores, micro_batches, usable_memory() // (PROCESS_BYTES + state)))

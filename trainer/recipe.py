@@ -80,14 +80,15 @@ class Recipe:
     uncertainty: str | None = None
     """Name of the uncertainty layer, as in ``uncertainty/NAME``; by default that of the method: refinement,
     confidence, discrepancy or entropy."""
-    mix: Mix = field(default_factory=Mix)
-    """How many photos with human masks come with how many with pseudo-labels. Methods without pseudo-labels ignore
-    it."""
+    mix: Mix | None = None
+    """How many photos with human masks come with how many with pseudo-labels, by default 1 : 1. A method without
+    pseudo-labels leaves the others out: each step has the human photos that it has with any method. Without a mix, or
+    with ``pseudo: 0``, all photos of its steps have human masks."""
     steps: int = Field(default=6_000, ge=1, le=MOST_STEPS)
     """Steps of the optimizer. If the learning rate is constant, a finished run goes on when it is given more; U2PL's
     does not, since its unreliable cells become fewer with every step."""
     batch: int = Field(default=40, ge=1, le=MOST)
-    """Photos per step, of both kinds and over all processes."""
+    """Photos per step, of both kinds and over all processes; fewer where a method leaves out those of a kind."""
     micro_batch: int = Field(default=1, ge=1, le=MOST)
     """Photos that go through the model at once, in each process. More is faster on a GPU, and takes more memory."""
     activation_checkpointing: bool = False
@@ -167,13 +168,18 @@ class Recipe:
                     f"target: the method {self.method} makes targets on the loss grid, not on SAM's input; give the "
                     "target bits or coverage"
                 )
-        if self.method in METHODS and not self.streams.pseudo and self.chosen_method.pseudo_labels != "none":
+        if self.method in METHODS and not self.streams.pseudo and self.chosen_method.reads_pseudo_labels:
             raise ValueError(
                 f"mix: no pseudo-labels, which the method {self.method} is about; give human-only for none"
             )
         if not self.streams.human:
             raise ValueError(
                 "mix: no photos with human masks, so that their tasks would never be learnt; give 1 or more"
+            )
+        if self.method in METHODS and self._leaves_out and self.batch <= self.streams.pseudo:
+            raise ValueError(
+                f"mix: some steps of {self.batch} photos have none with human masks, and no others go into "
+                f"{self.method}; give a larger batch"
             )
         require_target(self.target, self.stride)
         return self
@@ -217,8 +223,18 @@ class Recipe:
 
     @property
     def streams(self) -> Mix:
-        """The mix of streams: human samples alone for a method without pseudo-labels."""
-        return Mix(1, 0) if self.chosen_method.pseudo_labels == "none" else self.mix
+        """The mix of streams, whose pseudo-labelled samples a method without pseudo-labels leaves out."""
+        return self.mix or (Mix() if self.chosen_method.reads_pseudo_labels else Mix(1, 0))
+
+    @property
+    def _leaves_out(self) -> bool:
+        """Whether the method leaves out the pseudo-labelled photos of a mix."""
+        return bool(self.streams.pseudo) and not self.chosen_method.reads_pseudo_labels
+
+    def photos_of(self, step: int) -> int:
+        """Return how many photos a step (counted from 0) has, over all processes."""
+        slots = range(step * self.batch, (step + 1) * self.batch)
+        return self.streams.human_in(slots) if self._leaves_out else self.batch
 
     @property
     def interactive(self) -> InteractiveSettings:
@@ -270,7 +286,12 @@ class Recipe:
         of_parts = {"variant_settings": of_variant, "method_settings": of_method}
         settings = {**asdict(self), "precision": self.computed_in, **of_parts}
         kept = {name: value for name, value in settings.items() if name not in left_out}
-        return kept | target_in_identity(self.target)
+        return kept | self._mix_in_identity() | target_in_identity(self.target)
+
+    def _mix_in_identity(self) -> dict[str, Any]:
+        """Return what is recorded of the mix. Methods without pseudo-labels once took photos in place of theirs."""
+        mix = self.streams if self.streams.pseudo else Mix()
+        return {"mix": asdict(mix), **({"left_out_of_mix": "pseudo"} if self._leaves_out else {})}
 
     @property
     def computed_in(self) -> Precision:

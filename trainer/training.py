@@ -237,7 +237,7 @@ def open_stream(recipe: Recipe, side: int, ranks: Ranks, human: Sequence[HumanSe
     human = [open_set(each) for each in recipe.human] if human is None else human
     streams: dict[str, HumanStream | PseudoStream] = {"human": HumanStream(human, sampled)}
     method = recipe.chosen_method
-    if method.pseudo_labels != "none":
+    if method.reads_pseudo_labels:
         if recipe.shards is None:
             raise InputError(
                 f"the method {recipe.method} trains on pseudo-labels: give --shards, made by `labelgen run`"
@@ -274,7 +274,7 @@ def identity_of(recipe: Recipe, model: Model, stream: MixedStream) -> dict[str, 
 def header_of(recipe: Recipe, model: Model, identity: dict[str, Any]) -> dict[str, Any]:
     """Return what the header of the weights says: how they were made, and which tasks have a vector of their own."""
     trained = {*model.loaded.trained_tasks, *(each.task for each in recipe.human)}
-    if recipe.chosen_method.pseudo_labels != "none":
+    if recipe.chosen_method.reads_pseudo_labels:
         trained.add(TASKS[UNSPECIFIED])
     of_trained = header_of_trained(recipe.variant, recipe.settings_of_variant, recipe.sam, model.loaded)
     return {
@@ -297,7 +297,7 @@ def describe(recipe: Recipe, model: Model, stream: MixedStream, done: int) -> st
     return (
         f"{recipe.method}, variant {recipe.variant}: {count:,} parameters are trained ({100 * count / total:.2f} % of "
         f"{model.loaded.architecture.name}'s {total:,}) on {model.sam.device} in {recipe.computed_in}; {sizes}; "
-        f"{recipe.steps} steps of {recipe.batch}, {start}"
+        f"{recipe.steps} steps of {recipe.photos_of(done)}, {start}"
     )
 
 
@@ -335,14 +335,16 @@ def train_step(recipe: Recipe, model: Model, samples: Sequence[Sample], step: in
         lesson = model.addition.lesson(on_device, step)
         if lesson is not None:
             settings, judged = recipe.interactive, (lesson.judge, lesson.extra)
-            photos, precision = recipe.batch, recipe.computed_in
+            photos, precision = recipe.photos_of(step - 1), recipe.computed_in
             backpropagate(model.sam, model.task_prompt, lesson.batch, settings, photos, sums, precision, *judged)
         elif model.is_sharded:
             keep_company(model.sam, recipe.computed_in)
         model.gradients.add()
     total = Sums.from_list(ranks.sum_numbers(sums.to_list()), recipe.rounds)
     if not total.counts["masks"]:
-        raise InputError(no_masks(step, recipe.batch, int(total.counts["skipped"]), [each.key for each in samples]))
+        raise InputError(
+            no_masks(step, recipe.photos_of(step - 1), int(total.counts["skipped"]), [each.key for each in samples])
+        )
     model.gradients.finish()
     norm = take_step(model.optimizer, recipe.optimizer, step)
     model.addition.after_step(step, ranks)

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from sum_factory.shared.errors import InputError
+from sum_factory.shared.errors import InputError, SettingsDifferError
 from sum_factory.shared.sam.checkpoint import load_sam, read_header
 from sum_factory.shared.sam.settings import WEIGHTS_FILE
 from sum_factory.shared.sam.task_prompt import STATE_KEY
 from sum_factory.trainer import training as module
+from sum_factory.trainer.data.order import Mix
 from sum_factory.trainer.data.sets import FolderPairsSettings, LabelMapsSettings, SetSettings
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.recipe import Recipe
@@ -137,6 +138,10 @@ def test_human_data_alone_needs_no_shards_and_others_say_so(make_recipe: MakeRec
     recipe = make_recipe(shards=None, steps=1)
     (line,) = run(dataclasses.replace(recipe, method="human-only"), tmp_path / "human")
     assert line["photos"] == recipe.batch
+    fair = dataclasses.replace(recipe, method="human-only", mix=Mix(1, 1), batch=4)
+    assert run(fair, tmp_path / "fair")[0]["photos"] == 2
+    with pytest.raises(SettingsDifferError, match="left_out_of_mix: there pseudo, asked for"):
+        run(dataclasses.replace(fair, mix=None), tmp_path / "fair")
     with pytest.raises(InputError, match="method sum trains on pseudo-labels: give --shards"):
         run(recipe, tmp_path / "sum")
 

@@ -28,7 +28,7 @@ def test_defaults_are_the_papers() -> None:
     recipe = Recipe(human=HUMAN)
     assert (recipe.method, recipe.variant) == ("sum", "full")
     assert (recipe.steps, recipe.batch, recipe.masks, recipe.rounds, recipe.box_share) == (6000, 40, 30, 7, 0.5)
-    assert (recipe.mix, recipe.fed_output) == (Mix(1, 1), "predicted")
+    assert (recipe.streams, recipe.fed_output) == (Mix(1, 1), "predicted")
     loss = {"focal_weight": 20, "dice_weight": 1, "iou_weight": 1, "alpha": 0.25, "gamma": 2, "theta": 0.6}
     assert asdict(recipe.loss) == {**loss, "epsilon": 1, "temperature": 1}
     optimizer = recipe.optimizer
@@ -59,9 +59,35 @@ def test_layer_is_the_methods_unless_another_is_named(method: str, named: str | 
     assert Recipe(human=HUMAN, method=method, uncertainty=named).layer == layer
 
 
-def test_human_data_alone_fill_the_whole_batch() -> None:
-    assert Recipe(human=HUMAN, method="human-only", mix=Mix(2, 1)).streams == Mix(1, 0)
-    assert Recipe(human=HUMAN, method="vanilla", mix=Mix(2, 1)).streams == Mix(2, 1)
+@pytest.mark.parametrize("mix", [None, Mix(1, 1), Mix(2, 1), Mix(2, 3), Mix(3, 0)])
+def test_steps_have_the_human_photos_of_their_mix_and_no_others_without_pseudo_labels(mix: Mix | None) -> None:
+    """Without a mix, or with one of human photos alone, these fill the batch."""
+    for step in range(10):
+        slots = range(step * 7, step * 7 + 7)
+        human = 7 if mix is None else sum(mix.locate(slot)[0] == "human" for slot in slots)
+        for method in ("human-only", "model-merging"):
+            assert Recipe(human=HUMAN, method=method, mix=mix, batch=7).photos_of(step) == human
+        if mix is None or mix.pseudo:
+            assert Recipe(human=HUMAN, method="vanilla", mix=mix, batch=7).photos_of(step) == 7
+    assert Recipe(human=HUMAN, method="vanilla").streams == Mix(1, 1)
+
+
+def test_steps_without_any_photo_are_refused() -> None:
+    assert Recipe(human=HUMAN, method="human-only", mix=Mix(1, 2), batch=3).photos_of(5) == 1
+    assert Recipe(human=HUMAN, method="vanilla", mix=Mix(1, 2), batch=2).photos_of(5) == 2
+    with pytest.raises(ValidationError, match="some steps of 2 photos have none with human masks"):
+        Recipe(human=HUMAN, method="human-only", mix=Mix(1, 2), batch=2)
+
+
+def test_runs_that_had_human_photos_in_place_of_others_are_not_gone_on_with_fewer() -> None:
+    """Such a run recorded the mix that it passed over."""
+    human = Recipe(human=HUMAN, method="human-only", precision="fp32")
+    before = {"human": 1, "pseudo": 1}
+    assert human.identity()["mix"] == replace(human, mix=Mix(1, 0)).identity()["mix"] == before
+    fewer = replace(human, mix=Mix(1, 1)).identity()
+    assert fewer["mix"] == before
+    assert fewer != human.identity() == replace(human, mix=Mix(1, 0)).identity()
+    assert PLAIN.identity() == replace(PLAIN, mix=Mix(1, 1)).identity()
 
 
 CHANGES_NOTHING: dict[str, Any] = {

@@ -109,6 +109,14 @@ class Mix:
             return "human", cycle * self.human + turn
         return "pseudo", cycle * self.pseudo + turn - self.human
 
+    def human_in(self, slots: range) -> int:
+        """Return how many of consecutive slots are of the human stream."""
+        return self._human_before(slots.stop) - self._human_before(slots.start)
+
+    def _human_before(self, slot: int) -> int:
+        cycles, turn = divmod(slot, self.human + self.pseudo)
+        return cycles * self.human + min(turn, self.human)
+
 
 def slots_of(step: int, batch: int, mix: Mix, together: int = 1, rank: int = 0, ranks: int = 1) -> Sequence[int]:
     """Return the slots of a step (counted from 0) that a rank works on; all ranks together work on all slots.

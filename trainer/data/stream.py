@@ -65,9 +65,9 @@ class PseudoStream:
 class MixedStream:
     """Gives the samples of each step: of one rank in the order of the slots, of several as ``slots_of`` deals them.
 
-    ``together`` is how many go through the model at once. ``waited`` sums the seconds spent waiting for data. With
-    ``partners`` each pseudo-labelled sample brings two other photos: of a human sample, and of the pseudo-labelled one
-    that comes after it.
+    Slots of a stream that is not among ``streams`` are left out. ``together`` is how many go through the model at once.
+    ``waited`` sums the seconds spent waiting for data. With ``partners`` each pseudo-labelled sample brings two other
+    photos: of a human sample, and of the pseudo-labelled one that comes after it.
     """
 
     streams: dict[str, HumanStream | PseudoStream]
@@ -108,7 +108,7 @@ class MixedStream:
             following = first
             for _ in range(first, last):
                 while following < min(last, first + self.steps_ahead + 1):
-                    slots = slots_of(following, self.batch, self.mix, self.together, self.rank, self.ranks)
+                    slots = self._slots(following)
                     ahead.append([pool.submit(self.load, slot) for slot in slots])
                     for name, position in map(self.mix.locate, slots):
                         if name in prefetchers:
@@ -123,6 +123,11 @@ class MixedStream:
             for prefetcher in prefetchers.values():
                 prefetcher.close()
             pool.shutdown(cancel_futures=True)
+
+    def _slots(self, step: int) -> list[int]:
+        """Return this rank's slots of a step, of the streams that there are."""
+        slots = slots_of(step, self.batch, self.mix, self.together, self.rank, self.ranks)
+        return [slot for slot in slots if self.mix.locate(slot)[0] in self.streams]
 
     def _prefetchers(self, last: int) -> dict[str, Prefetcher]:
         """Return the prefetcher of each stream of shards, which reads as far as steps before ``last`` need."""

@@ -77,6 +77,11 @@ def published_mean(column: str, prompted: Prompted, task: str, names: list[str])
     return next((each.value for each in _of(column, prompted) if not each.dataset and each.task == task), None)
 
 
+def published_task(column: str, prompted: Prompted, task: str) -> float | None:
+    """Return the published mean over all the paper's sets of a task, or over all its sets ("all"), in percent."""
+    return published_mean(column, prompted, task, sorted(_sets_of(task)))
+
+
 def plain(name: str) -> str:
     """Return a name without what people write differently: case, spaces and marks."""
     return re.sub(r"[^0-9a-z]", "", name.lower())

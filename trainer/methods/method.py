@@ -50,6 +50,11 @@ class Method:
     """How many copies of the weights it holds beside the model, such as a teacher."""
 
     @property
+    def reads_pseudo_labels(self) -> bool:
+        """Whether the method trains on photos without human masks, too."""
+        return self.pseudo_labels != "none"
+
+    @property
     def needs_uncertainty(self) -> bool:
         """Whether the method reads an uncertainty layer; the refined masks lie in one too."""
         weighed = self.loss_by_certainty or self.sampling_by_certainty or self.reads_certainty

@@ -212,6 +212,27 @@ def test_streams_are_mixed_as_asked_and_pass_over_all_samples(human: HumanStream
         assert max(each.epoch for each in of_stream) == 1
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_without_the_other_stream_each_step_has_the_same_human_photos(
+    human: HumanStream, pseudo: PseudoStream, ranks: int
+) -> None:
+    both, alone = (
+        [
+            [sample.id for share in step for sample in share if sample.id.stream == "human"]
+            for step in zip(
+                *(
+                    MixedStream(streams, Mix(2, 1), 5, rank, ranks).steps(0, 6)  # type: ignore[arg-type]
+                    for rank in range(ranks)
+                ),
+                strict=True,
+            )
+        ]
+        for streams in ({"human": human, "pseudo": pseudo}, {"human": human})
+    )
+    assert both == alone
+    assert {len(step) for step in alone} == {3, 4}
+
+
 def test_photo_without_usable_masks_is_a_sample_without_masks(human: HumanStream, pseudo: PseudoStream) -> None:
     loaded = [sample.on(CPU) for step in mixed(human, pseudo, mix=Mix(0, 1), batch=7).steps(0, 1) for sample in step]
     counts = {sample.key: (len(sample), sample.skipped) for sample in loaded}
