@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
 from sum_factory.pipelines.microworld.ablation.prepare import refiner_recipe
-from sum_factory.pipelines.microworld.ablation.settings import METHOD_CHANGES, SETTINGS, Plan
+from sum_factory.pipelines.microworld.ablation.settings import METHOD_CHANGES, SETTINGS, AnyPlan, Plan
+from sum_factory.pipelines.microworld.sets import SCENE_TASKS, describe_set
 from sum_factory.shared.sam.checkpoint import identify_weights
 from sum_factory.shared.shards.dataset import uncertainty_layer
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
+from sum_factory.trainer.data.sets import SetSettings
 from sum_factory.trainer.evaluation.settings import Protocol
 from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.recipe import Recipe
@@ -28,13 +31,15 @@ STUDY_SETTING = "small"
 """Where things are turned, and settings are chosen."""
 WHICH_RUNS = ("out", "settings", "methods", "seeds", "studies", "validation")
 """What of a plan says which runs there are, and where, and nothing of their world."""
+FILLED = ("mix.pseudo=0",)
+"""Has human photos fill the batch: without, a step has those that it has with any method, and no others."""
 CHOOSING_SEED = 100
 """That of the runs which settings are chosen by; none that is reported has it."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. ``variant`` is what is trained, ``full`` or ``decoder``, or names what ``changes`` do to the recipe;
+    """One run. ``variant`` is ``full``, or names what ``changes`` do to the recipe;
     ``split`` are the scenes that it is evaluated on."""
 
     setting: str
@@ -49,7 +54,7 @@ class Cell:
         """The name of its folder."""
         return "_".join((self.setting, self.method, self.variant, str(self.seed)))
 
-    def folder(self, plan: Plan) -> Path:
+    def folder(self, plan: AnyPlan) -> Path:
         """Return the folder of the run."""
         return plan.out / "cells" / self.name
 
@@ -64,10 +69,17 @@ def cells_of(plan: Plan) -> list[Cell]:
         for seed in plan.seeds:
             cells += [Cell(setting, method, seed=seed) for method in plan.methods]
             if "human-only" in plan.methods:
-                cells.append(Cell(setting, "human-only", "decoder", seed, ("variant=decoder",)))
+                cells += controls(setting, seed)
         if plan.studies and setting == STUDY_SETTING:
             cells += studies(plan.seeds[0])
     return cells
+
+
+def controls(setting: str, seed: int) -> Iterator[Cell]:
+    """Yield human-only with human photos in place of pseudo-labelled ones, of which it then sees more than any other
+    method: all weights, and the decoder alone."""
+    yield Cell(setting, "human-only", "filled", seed, FILLED)
+    yield Cell(setting, "human-only", "decoder", seed, (*FILLED, "variant=decoder"))
 
 
 def studies(seed: int) -> Iterator[Cell]:
@@ -88,8 +100,17 @@ def choices() -> list[Cell]:
     ]
 
 
-def recipe_of(plan: Plan, cell: Cell) -> Recipe:
-    """Return the recipe of a cell that is trained. Raises ``SettingsError``."""
+@singledispatch
+def recipe_of(plan: AnyPlan, cell: Cell) -> Recipe:
+    """Return the recipe of a cell that is trained. Raises ``SettingsError``.
+
+    This, and the functions below that say so, are registered for each kind of plan.
+    """
+    raise NotImplementedError(type(plan))
+
+
+@recipe_of.register
+def _(plan: Plan, cell: Cell) -> Recipe:
     variables = {"SCENES": str(plan.scenes("human")), "SHARDS": str(plan.shards)}
     changes = (
         f"precision={plan.precision}",
@@ -104,19 +125,48 @@ def recipe_of(plan: Plan, cell: Cell) -> Recipe:
     return replace(recipe, sam=plan.sam, human=human)
 
 
-def protocols_of(plan: Plan, cell: Cell) -> list[Protocol]:
-    """Return how a cell is evaluated: points with both outputs, and a box, which has one output."""
+@singledispatch
+def protocols_of(plan: AnyPlan, cell: Cell) -> list[Protocol]:
+    """Return how a cell is evaluated, for each kind of plan."""
+    raise NotImplementedError(type(plan))
+
+
+@protocols_of.register
+def _(plan: Plan, cell: Cell) -> list[Protocol]:
+    return protocols_of_rounds(plan.rounds, cell)
+
+
+def protocols_of_rounds(rounds: int, cell: Cell) -> list[Protocol]:
+    """Return protocols of so many rounds: points with both outputs, and a box, which has one output."""
     every = cell != FROZEN and METHODS[cell.method].task_prompt == "all"
-    task_rounds = plan.rounds if every else 1
+    task_rounds = rounds if every else 1
     return [
-        Protocol("point", plan.rounds, "oracle", task_rounds),
-        Protocol("point", min(plan.rounds, SINGLE_ROUNDS), "single", task_rounds),
+        Protocol("point", rounds, "oracle", task_rounds),
+        Protocol("point", min(rounds, SINGLE_ROUNDS), "single", task_rounds),
         Protocol("box", 1, "single", task_rounds),
     ]
 
 
-def identity_of(plan: Plan, cell: Cell) -> dict[str, Any]:
-    """Return what decides the scores of a cell beside the data: a cell that is there with another one is refused."""
+@singledispatch
+def sets_of(plan: AnyPlan, cell: Cell) -> list[SetSettings]:
+    """Return the sets that a cell is evaluated on, for each kind of plan."""
+    raise NotImplementedError(type(plan))
+
+
+@sets_of.register
+def _(plan: Plan, cell: Cell) -> list[SetSettings]:
+    return [describe_set(plan.scenes(cell.split), task) for task in SCENE_TASKS]
+
+
+@singledispatch
+def identity_of(plan: AnyPlan, cell: Cell) -> dict[str, Any]:
+    """Return what decides the scores of a cell beside the data, for each kind of plan: a cell that is there with
+    another identity is refused."""
+    raise NotImplementedError(type(plan))
+
+
+@identity_of.register
+def _(plan: Plan, cell: Cell) -> dict[str, Any]:
     scenes = {name: getattr(plan, name) for name in ("pool", "human", cell.split, "masks_of_a_scene")}
     identity: dict[str, Any] = {"cell": asdict(cell), "scenes": scenes, "world": asdict(plan.world)}
     identity["human_world"] = asdict(plan.human_world)
@@ -127,7 +177,7 @@ def identity_of(plan: Plan, cell: Cell) -> dict[str, Any]:
         identity["recipe"] = recipe.identity()
         identity["precision"] = recipe.computed_in
         identity["human"] = {each.task: each.limit for each in recipe.human}
-        identity["layers"] = _layers_of(plan, recipe)
+        identity["layers"] = layers_of(plan, recipe)
     return identity
 
 
@@ -142,9 +192,9 @@ def identity_of_world(plan: Plan) -> dict[str, Any]:
     return {**asked, "recipe": recipe.identity(), "refiner": refiner_recipe(plan).identity()}
 
 
-def _layers_of(plan: Plan, recipe: Recipe) -> dict[str, str]:
+def layers_of(plan: AnyPlan, recipe: Recipe) -> dict[str, str]:
     """Return the ids of the layers that a run reads: they change with the labels and with the refiner."""
-    if recipe.chosen_method.pseudo_labels == "none":
+    if not recipe.chosen_method.reads_pseudo_labels:
         return {}
     shards = ShardSet.open(str(plan.shards))
     names = [MASKS] if recipe.layer is None else [MASKS, uncertainty_layer(recipe.layer)]

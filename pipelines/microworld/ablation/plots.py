@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INCHES = (7.2, 4.0)
+INCHES = (7.2, 4.3)
 AXES = (0.09, 0.12, 0.58, 0.79)
 """Left, bottom, width and height of the plot, as shares of the picture: the legend is on its right."""
 MARKERS = "osD^v<>PX*phH8d+x1234"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +28,21 @@ def prepare(plan: Plan, processes: int, say: Callable[[str], None]) -> Path:
     make_frozen_model(plan, processes)
     for split, seed in SEEDS.items():
         write_sets(plan.scenes(split), seed, getattr(plan, split), plan.world_of(split))
+    label_photos(plan.scenes("pool") / "images", plan.shards, plan.sam, automask_of(plan), workers, say)
+    refiner = train_refiner(refiner_recipe(plan), plan.out / "refiner", say)
+    add_maps(plan.shards, refiner, plan.sam, sources_read(), workers, say)
+    return refiner
+
+
+def label_photos(
+    photos: Path, shards: Path, sam: str, automask: AutomaskSettings, workers: int, say: Callable[[str], None]
+) -> None:
+    """Label the photos of a folder or a list, and keep all that maps and training need."""
     labels = RunSettings(
-        (str(plan.scenes("pool") / "images"),),
-        str(plan.shards),
-        sam=plan.sam,
-        automask=automask_of(plan),
+        (str(photos),),
+        str(shards),
+        sam=sam,
+        automask=automask,
         keep_photos=True,
         keep_logits=True,
         keep_embeddings=True,
@@ -40,25 +50,29 @@ def prepare(plan: Plan, processes: int, say: Callable[[str], None]) -> Path:
         workers=workers,
     )
     say(run(labels, say).lines())
-    refiner = train_refiner(refiner_recipe(plan), plan.out / "refiner", say)
-    for source in sources_read():
+
+
+def add_maps(
+    shards: Path, refiner: Path, sam: str, sources: Sequence[str], workers: int, say: Callable[[str], None]
+) -> None:
+    """Add a layer of maps for each source of uncertainty, called as the source."""
+    for source in sources:
         uncertainty = UncertaintySettings(source)
         settings = UncertaintyRunSettings(
-            str(plan.shards),
+            str(shards),
             refiner=str(refiner) if uncertainty.needs_refiner or uncertainty.compares_models else None,
-            sam=plan.sam,
+            sam=sam,
             layer_name=source,
             uncertainty=uncertainty,
             use_kept=uncertainty.outputs if uncertainty.needs_refiner or uncertainty.compares_models else (LOGITS,),
             workers=workers,
         )
         say(f"{source}: {add_uncertainty(settings, say).lines()}")
-    return refiner
 
 
-def sources_read() -> list[str]:
-    """Return the sources of uncertainty that any method reads."""
-    read = {method.source for method in METHODS.values() if method.needs_uncertainty}
+def sources_read(methods: Iterable[str] = METHODS) -> list[str]:
+    """Return the sources of uncertainty that any of these methods reads."""
+    read = {METHODS[name].source for name in methods if METHODS[name].needs_uncertainty}
     return [source for source in SOURCES if source in read]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sum_factory.pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, STUDY_SETTING, cells_of
-from sum_factory.pipelines.microworld.ablation.claims import CLAIMS, anchors, difference, scores_of, verdict
+from sum_factory.pipelines.microworld.ablation.claims import anchors, claims_of, difference, scores_of, verdict
 from sum_factory.pipelines.microworld.ablation.plots import Line, line_chart
 from sum_factory.pipelines.microworld.ablation.reported import Reported
 from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
@@ -27,7 +27,8 @@ IMAGES_FOLDER, CALIBRATION, PICTURES = "images", "ablation_calibration.svg", "ab
 ROUNDS_SHOWN = (1, 3, 5)
 BOX = Measure("mBIoU", "box", 1, "single")
 NOT_RUN = "Nothing of this has been run."
-BEGIN, END = "<!-- {}: made by pipelines.microworld.ablation -->", "<!-- end of {} -->"
+MAKER = "pipelines.microworld.ablation"
+BEGIN, END = f"<!-- {{}}: made by {MAKER} -->", "<!-- end of {} -->"
 
 
 def blocks_of(plan: Plan, results: Results, world: dict[str, Any] | None, kept: Reported) -> dict[str, str]:
@@ -173,11 +174,11 @@ def prompts_table(plan: Plan, results: Results, setting: str) -> str:
 
 def claims_table(results: Results, setting: str) -> str:
     """Return the paper's claims beside what came out when an oracle picks one of the first point's three outputs, which
-    is judged; beside it stand the single output and a box."""
+    is judged; beside it stand the single output and a box. The paper's figures are those with the same human masks."""
     rows = []
-    for claim in CLAIMS:
+    for claim, published in claims_of(setting):
         cells: list[object] = [claim.text, claim.task, claim.measure.round]
-        cells.append("" if claim.published is None else f"{claim.published:+.1f}")
+        cells.append("" if published is None else f"{published:+.1f}")
         found, *others = (
             difference(results, setting, claim.better, claim.worse, claim.task, measure)
             for measure in (claim.measure, replace(claim.measure, output="single"), BOX)
@@ -221,6 +222,7 @@ def listed(plan: Plan) -> Iterator[tuple[str, str, str]]:
     for method in plan.methods:
         yield method, method, FULL
         if method == "human-only":
+            yield "human-only, filled", method, "filled"
             yield "human-only, decoder", method, "decoder"
 
 
@@ -269,10 +271,10 @@ def calibration_chart(world: dict[str, Any]) -> str:
     return line_chart("Pixels that are wrong, by u", "mean u", "share of pixels", lines, diagonal=True)
 
 
-def fill(page: str, blocks: dict[str, str], name: str) -> str:
-    """Put ``blocks`` between their marks in a page. Raises ``InputError`` if a mark of one is missing."""
+def fill(page: str, blocks: dict[str, str], name: str, maker: str = MAKER) -> str:
+    """Put ``blocks`` between the marks of their maker in a page. Raises ``InputError`` if a mark of one is missing."""
     for block, text in blocks.items():
-        begin, end = BEGIN.format(block), END.format(block)
+        begin, end = BEGIN.format(block).replace(MAKER, maker), END.format(block)
         before, found, rest = page.partition(begin)
         _, closed, after = rest.partition(end)
         if not (found and closed):

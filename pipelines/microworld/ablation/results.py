@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sum_factory.pipelines.microworld.ablation.cells import FROZEN, Cell
-from sum_factory.pipelines.microworld.ablation.settings import Plan
+from sum_factory.pipelines.microworld.ablation.settings import AnyPlan
 from sum_factory.pipelines.microworld.ablation.work import is_done, read_scores
 from sum_factory.trainer.evaluation.report import ALL, METRICS, by_protocol, summarise
 
@@ -52,7 +52,7 @@ class Results:
     tables: Mapping[Cell, pa.Table]
 
     @classmethod
-    def read(cls, plan: Plan, cells: Sequence[Cell]) -> Results:
+    def read(cls, plan: AnyPlan, cells: Sequence[Cell]) -> Results:
         """Read what is there of ``cells``. Raises ``SettingsDifferError`` if that is of other settings."""
         return cls({cell: read_scores(plan, cell) for cell in cells if is_done(plan, cell)})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from sum_factory.pipelines.microworld.coarse import Coarseness
 from sum_factory.pipelines.microworld.scene import World
@@ -89,6 +90,22 @@ class FrozenModel:
     coarseness: Coarseness = field(default_factory=lambda: Coarseness(close=41, open=15, smooth=4.0))
 
 
+class AnyPlan(Protocol):
+    """What every kind of plan has: the folder of its runs, its frozen model and its shard set.
+
+    Of a photo in a set, at most ``most_masks`` are evaluated.
+    """
+
+    @property
+    def out(self) -> Path: ...
+    @property
+    def sam(self) -> str: ...
+    @property
+    def shards(self) -> Path: ...
+    @property
+    def most_masks(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is run, and below which folder.
@@ -146,6 +163,11 @@ class Plan:
     def shards(self) -> Path:
         """The folder of the shard set."""
         return self.out / "shards"
+
+    @property
+    def most_masks(self) -> int:
+        """Masks of a scene that are evaluated for each task, at most."""
+        return self.masks_of_a_scene
 
 
 def quick_plan(out: Path) -> Plan:

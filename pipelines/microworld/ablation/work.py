@@ -19,9 +19,15 @@ import pyarrow.parquet as pq
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from sum_factory.pipelines.microworld.ablation.cells import FROZEN, Cell, identity_of, protocols_of, recipe_of
-from sum_factory.pipelines.microworld.ablation.settings import Plan
-from sum_factory.pipelines.microworld.sets import SCENE_TASKS, describe_set
+from sum_factory.pipelines.microworld.ablation.cells import (
+    FROZEN,
+    Cell,
+    identity_of,
+    protocols_of,
+    recipe_of,
+    sets_of,
+)
+from sum_factory.pipelines.microworld.ablation.settings import AnyPlan
 from sum_factory.shared.allocator import tune_malloc
 from sum_factory.shared.cores import divide_cores, usable_cores
 from sum_factory.shared.precision import resolve
@@ -38,7 +44,7 @@ IDENTITY = b"ablation"
 REMEDY = "Give the settings of the runs that are there, or another --out folder; or delete the folder of this run."
 
 
-def run_cells(plan: Plan, cells: Sequence[Cell], processes: int, say: Callable[[str], None] = click.echo) -> None:
+def run_cells(plan: AnyPlan, cells: Sequence[Cell], processes: int, say: Callable[[str], None] = click.echo) -> None:
     """Do the runs that are not done, in so many processes, each on its share of the cores.
 
     Any number of these commands may work on one folder: a run is locked by the process that does it, and whoever
@@ -59,7 +65,7 @@ def run_cells(plan: Plan, cells: Sequence[Cell], processes: int, say: Callable[[
         say(f"{len(left)} runs are another process's: {', '.join(left)}; give the command again when it is through")
 
 
-def is_done(plan: Plan, cell: Cell) -> bool:
+def is_done(plan: AnyPlan, cell: Cell) -> bool:
     """Say whether the scores of a cell are there. Raises ``SettingsDifferError`` if they are of another run."""
     path = cell.folder(plan) / SCORES_FILE
     if not path.exists():
@@ -73,12 +79,12 @@ def is_done(plan: Plan, cell: Cell) -> bool:
     return True
 
 
-def read_scores(plan: Plan, cell: Cell) -> pa.Table:
+def read_scores(plan: AnyPlan, cell: Cell) -> pa.Table:
     """Return the rows of ``trainer.evaluation.run.SCORES`` of a cell that is done."""
     return pq.read_table(cell.folder(plan) / SCORES_FILE)
 
 
-def run_cell(plan: Plan, cell: Cell, say: Callable[[str], None] = click.echo) -> None:
+def run_cell(plan: AnyPlan, cell: Cell, say: Callable[[str], None] = click.echo) -> None:
     """Train and evaluate one cell, from its last checkpoint on if there is one."""
     out = cell.folder(plan)
     weights = plan.sam
@@ -86,8 +92,7 @@ def run_cell(plan: Plan, cell: Cell, say: Callable[[str], None] = click.echo) ->
         weights = str(out)
         say(f"{cell.name}: {fit(recipe_of(plan, cell), out, lambda text: None).lines()}")
     model = load_weights(weights, Runtime())
-    sets = [describe_set(plan.scenes(cell.split), task) for task in SCENE_TASKS]
-    scores = evaluate_sets(model, sets, protocols_of(plan, cell), plan.masks_of_a_scene)
+    scores = evaluate_sets(model, sets_of(plan, cell), protocols_of(plan, cell), plan.most_masks)
     rows = pa.concat_tables([each.rows for each in scores])
     _write(out, rows, identity_of(plan, cell))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
@@ -100,14 +105,14 @@ def _write(out: Path, rows: pa.Table, identity: dict[str, Any]) -> None:
     Storage(str(out)).write(SCORES_FILE, buffer.getvalue())
 
 
-def _work_in_process(number: int, plan: Plan, cells: Sequence[Cell], processes: int) -> None:
+def _work_in_process(number: int, plan: AnyPlan, cells: Sequence[Cell], processes: int) -> None:
     torch.set_num_threads(divide_cores(usable_cores(), processes))
     SPEAKER.plain = True  # bars of several processes would overwrite each other
     parent = os.getppid()
     _work(plan, cells, lambda: os.getppid() == parent)
 
 
-def _work(plan: Plan, cells: Sequence[Cell], wanted: Callable[[], bool] = lambda: True) -> None:
+def _work(plan: AnyPlan, cells: Sequence[Cell], wanted: Callable[[], bool] = lambda: True) -> None:
     """Do one run after the other that no other process is at, while it is ``wanted``: not after the command died."""
     tune_malloc()
     say = partial(SPEAKER.say, file=sys.stdout)

@@ -91,6 +91,7 @@ def test_every_run_left_scores_of_all_tasks_prompts_and_outputs(plan: Plan) -> N
     assert runs == {
         ("small", "sam", "frozen", "0"),
         ("small", "human-only", "full", "0"),
+        ("small", "human-only", "filled", "0"),
         ("small", "human-only", "decoder", "0"),
         ("small", "sum", "full", "0"),
     }
@@ -107,6 +108,7 @@ def test_page_has_tables_between_its_words_and_charts_beside_it(plan: Plan, docs
     page = (docs / "ablation_tables.md").read_text()
     assert page.startswith("# Words\n")
     assert all(f"words about {name}" in page for name in BLOCKS)
+    assert "| human-only, filled | 1 |" in page
     assert "| human-only, decoder | 1 |" in page
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
@@ -167,7 +169,7 @@ def test_page_can_be_written_before_anything_is_run(docs: Path, tmp_path: Path) 
     plan = plan_of(tmp_path / "out")
     write_results(plan, plan.out / "refiner" / "refiner.safetensors", page.parent)
     text = page.read_text()
-    assert "| small | 0 | 0 of 3 |" in text
+    assert "| small | 0 | 0 of 4 |" in text
     assert "](images/" not in text
     assert "| SUM above SAM on part, after 1 point |  | not run |" in text
 

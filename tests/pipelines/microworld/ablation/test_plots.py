@@ -61,7 +61,7 @@ def ticks_of(root: ElementTree.Element, axis: str) -> tuple[list[float], list[fl
 
 
 def test_every_method_is_told_by_its_colour_and_by_its_marker() -> None:
-    names = ("sam", "human-only, decoder", *METHODS)
+    names = ("sam", "human-only, filled", "human-only, decoder", *METHODS)
     (axes,) = draw_lines("t", "x", "y", {name: Line([1], [5]) for name in names}).axes
     points = [each.lines[0] for each in axes.containers]
     assert len({str(each.get_color()) for each in points}) == len(names)
@@ -69,7 +69,9 @@ def test_every_method_is_told_by_its_colour_and_by_its_marker() -> None:
 
 
 def test_names_of_all_methods_fit_beside_the_plot() -> None:
-    figure = draw_lines("t", "x", "y", {name: Line([1], [5]) for name in ("sam", "human-only, decoder", *METHODS)})
+    figure = draw_lines(
+        "t", "x", "y", {name: Line([1], [5]) for name in ("sam", "human-only, filled", "human-only, decoder", *METHODS)}
+    )
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     (legend,) = figure.legends
