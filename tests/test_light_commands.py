@@ -74,7 +74,8 @@ def test_pages_of_help_import_nothing_heavy(module: str) -> None:
 
 
 def test_help_of_the_ablation_imports_nothing_heavy() -> None:
-    assert imported("sum_factory.pipelines.microworld.ablation.__main__", "call(['--help'])") == {"--help": set()}
+    for name in ("microworld", "photos"):
+        assert imported(f"sum_factory.pipelines.{name}.ablation.__main__", "call(['--help'])") == {"--help": set()}
 
 
 @pytest.mark.parametrize(

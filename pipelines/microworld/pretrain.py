@@ -49,7 +49,7 @@ from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.decode import BOX_MIN, Prompts, decode_prompts, dense_positions
 from sum_factory.shared.sam.upstream import Sam
 from sum_factory.trainer.data.sets import SetSettings
-from sum_factory.trainer.evaluate.suites import read_suite
+from sum_factory.trainer.evaluation.suites import read_suite
 from sum_factory.trainer.prompts import first_prompts
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.distributed import Ranks, join_ranks, run_on_ranks
@@ -345,7 +345,7 @@ def main(
     precision: PrecisionSetting,
 ) -> None:
     """Pre-train vit_micro, from scratch or on; run again to resume."""
-    given = {"steps": steps, "scenes": scenes, "weights": weights, "precision": precision}
+    given: dict[str, Any] = {"steps": steps, "scenes": scenes, "weights": weights, "precision": precision}
     try:
         sets = () if suite is None else read_suite(suite, parse_variables(variables)).sets
         settings = PretrainSettings() if suite is None else PHOTO_SETTINGS

@@ -197,7 +197,7 @@ def test_page_keeps_a_setting_whose_runs_are_not_all_in_this_folder(
 def test_second_run_finds_all_present(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in (plan.out / "cells").rglob("*") if path.is_file()}
     run_cells(plan, cells_of(plan), 1)
-    assert "4 of 4 runs present, 0 to do" in capsys.readouterr().out
+    assert "5 of 5 runs present, 0 to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (plan.out / "cells").rglob("*") if path.is_file()}
 
 

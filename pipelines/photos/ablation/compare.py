@@ -1,0 +1,90 @@
+"""Hold the scores of runs on photos beside each other: every set counts once, as in the paper's means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+
+from sum_factory.pipelines.microworld.ablation.bootstrap import Difference, paired_difference
+from sum_factory.pipelines.microworld.ablation.cells import FULL, SAM, Cell
+from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
+from sum_factory.pipelines.photos.ablation.plan import SETTING, PhotosPlan
+from sum_factory.trainer.evaluation.report import ALL, METRICS
+
+TASKS = ("salient", "entity", "part")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the tables: a method, or a control of it, by the name of its variant."""
+
+    title: str
+    method: str
+    variant: str = FULL
+
+
+FROZEN_ROW = Row("SAM, frozen", SAM, "frozen")
+FILLED_ROW = Row("human-only, filled", "human-only", "filled")
+
+
+def rows_of(plan: PhotosPlan) -> Iterator[Row]:
+    """Yield the rows of the tables, in their order."""
+    yield FROZEN_ROW
+    for method in plan.methods:
+        yield Row(method, method)
+        if method == "human-only":
+            yield FILLED_ROW
+
+
+def pairs_of(plan: PhotosPlan) -> Iterator[tuple[Row, Row]]:
+    """Yield which rows are compared: each method with the frozen model, and SUM with each."""
+    rows = list(rows_of(plan))
+    yield from ((row, FROZEN_ROW) for row in rows if row != FROZEN_ROW)
+    ours = [row for row in rows if row.method == "sum"]
+    yield from ((row, other) for row in ours for other in rows if other not in (row, FROZEN_ROW))
+
+
+def runs_of(results: Results, row: Row) -> dict[int, Cell]:
+    """Return the runs of a row that are done, by seed."""
+    return results.runs("none" if row == FROZEN_ROW else SETTING, row.method, row.variant)
+
+
+def groups_of(results: Results) -> tuple[str, ...]:
+    """Return the tasks that have scores, and "all"."""
+    there = {task for table in results.tables.values() for task in pc.unique(table["task"]).to_pylist()}
+    return (*(task for task in TASKS if task in there), ALL)
+
+
+def scores_of_row(results: Results, row: Row, measure: Measure, group: str) -> dict[int, MaskScores]:
+    """Return the scores of the runs of a row by seed, of those that have such a round.
+
+    What ``MaskScores`` calls the tasks are sets here: its mean over all of them is that of the group.
+    """
+    found = {seed: set_scores(results, cell, measure, group) for seed, cell in runs_of(results, row).items()}
+    return {seed: each for seed, each in found.items() if len(each.values)}
+
+
+def set_scores(results: Results, cell: Cell, measure: Measure, group: str) -> MaskScores:
+    """Return the scores of the masks of a task, or of all, by set; photos of different sets are different photos."""
+    wanted = {"first": measure.prompt, "round": measure.round, "output": measure.output}
+    table = results.tables[cell]
+    for name, value in (wanted | ({} if group == ALL else {"task": group})).items():
+        table = table.filter(pc.equal(table[name], value))
+    table = table.sort_by([(name, "ascending") for name in ("set", "image", "mask")])
+    sets = table["set"].to_pylist()
+    images = tuple(f"{name}/{image}" for name, image in zip(sets, table["image"].to_pylist(), strict=True))
+    return MaskScores(np.asarray(table[METRICS[measure.metric]].to_numpy(), np.float64), images, tuple(sets))
+
+
+def difference_of(results: Results, better: Row, worse: Row, measure: Measure, group: str) -> Difference | None:
+    """Return the mean difference of two rows and its interval; None if they have no seed in common.
+
+    The frozen model has no seed, and is compared with every run of the other.
+    """
+    first, second = (scores_of_row(results, row, measure, group) for row in (better, worse))
+    if worse == FROZEN_ROW:
+        second = {seed: only for only in second.values() for seed in first}
+    return paired_difference(first, second, ALL)

@@ -1,0 +1,140 @@
+"""Which runs the ablation on photos has, on which data, and how large it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sum_factory.pipelines.microworld.ablation.cells import (
+    FILLED,
+    FROZEN,
+    Cell,
+    identity_of,
+    layers_of,
+    protocols_of,
+    protocols_of_rounds,
+    recipe_of,
+    sets_of,
+)
+from sum_factory.pipelines.photos.ablation.data import Data, read_data
+from sum_factory.shared.automask.settings import AutomaskSettings, settings_for
+from sum_factory.shared.precision import PrecisionSetting
+from sum_factory.shared.sam.checkpoint import identify_weights, load_sam
+from sum_factory.shared.sam.settings import PACKAGED
+from sum_factory.trainer.data.sets import SetSettings
+from sum_factory.trainer.evaluation.settings import Protocol
+from sum_factory.trainer.recipe import Recipe
+from sum_factory.trainer.refiner import RefinerRecipe
+from sum_factory.trainer.settings import read_settings
+
+SETTING = "photos"
+"""Name of the one setting among those of runs."""
+UNUSED = {"SCENES": "", "SHARDS": ""}
+"""Of the recipes, whose sets are others here."""
+
+
+@dataclass(frozen=True)
+class PhotosPlan:
+    """What is run, on which data, and below which folder.
+
+    ``data`` is a folder of sets (``data.py``), ``fine`` the names of those whose masks are the human ones: the refiner
+    learns from them, too. Of a photo at most ``most_masks`` masks are tested.
+    """
+
+    out: Path
+    data: Path
+    fine: tuple[str, ...] = ("ecssd", "ecssd_rest", "horses_rest")
+    sam: str = PACKAGED
+    """The frozen model."""
+    methods: tuple[str, ...] = (
+        "human-only",
+        "vanilla",
+        "mask-refinement",
+        "sum",
+        "sum-confidence-uncer",
+        "self-distillation",
+        "model-merging",
+    )
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rounds: int = 5
+    most_masks: int = 6
+    points_per_side: int = 16
+    precision: PrecisionSetting = "auto"
+    """What runs are trained in; the refiner, labels and scores are fp32's."""
+    fit_changes: tuple[str, ...] = ("steps=600", "rounds=7")
+    refiner_changes: tuple[str, ...] = ()
+
+    @property
+    def shards(self) -> Path:
+        """The folder of the shard set."""
+        return self.out / "shards"
+
+    @property
+    def opened(self) -> Data:
+        """The sets. Raises ``InputError``."""
+        return read_data(self.data, self.fine)
+
+    @property
+    def human(self) -> tuple[SetSettings, ...]:
+        """The human masks that runs and refiner learn from."""
+        return tuple(each.settings("train") for each in self.opened.fine)
+
+    @property
+    def automask(self) -> AutomaskSettings:
+        """Which masks are kept as labels."""
+        return settings_for(load_sam(self.sam).architecture.name, points_per_side=self.points_per_side)
+
+
+def cells_of_photos(plan: PhotosPlan) -> list[Cell]:
+    """Return all cells in the order in which they are done: all methods with one seed, then with the next."""
+    return [FROZEN, *(cell for seed in plan.seeds for cell in _with_seed(plan, seed))]
+
+
+def _with_seed(plan: PhotosPlan, seed: int) -> Iterator[Cell]:
+    for method in plan.methods:
+        yield Cell(SETTING, method, seed=seed)
+        if method == "human-only":
+            yield Cell(SETTING, method, "filled", seed, FILLED)
+
+
+def refiner_recipe(plan: PhotosPlan) -> RefinerRecipe:
+    """Return the recipe of the refiner. Raises ``SettingsError``."""
+    recipe = read_settings("refiner_ablation", RefinerRecipe, UNUSED, plan.refiner_changes)
+    return replace(recipe, sam=plan.sam, human=plan.human)
+
+
+@recipe_of.register
+def _(plan: PhotosPlan, cell: Cell) -> Recipe:
+    changes = (f"precision={plan.precision}", *plan.fit_changes, f"method={cell.method}", f"seed={cell.seed}")
+    recipe = read_settings("ablation", Recipe, UNUSED, (*changes, *cell.changes))
+    return replace(recipe, sam=plan.sam, shards=str(plan.shards), human=plan.human)
+
+
+@protocols_of.register
+def _(plan: PhotosPlan, cell: Cell) -> list[Protocol]:
+    return protocols_of_rounds(plan.rounds, cell)
+
+
+@sets_of.register
+def _(plan: PhotosPlan, cell: Cell) -> list[SetSettings]:
+    return [each.settings("val") for each in plan.opened.tested]
+
+
+@identity_of.register
+def _(plan: PhotosPlan, cell: Cell) -> dict[str, Any]:
+    data = plan.opened
+    identity: dict[str, Any] = {
+        "cell": asdict(cell),
+        "tested": {each.name: each.digest("val") for each in data.tested},
+        "most_masks": plan.most_masks,
+        "sam": identify_weights(plan.sam)["sha256"],
+        "protocols": [asdict(protocol) for protocol in protocols_of(plan, cell)],
+    }
+    if cell != FROZEN:
+        recipe = recipe_of(plan, cell)
+        human = {each.name: each.digest("train") for each in data.fine}
+        identity |= {"recipe": recipe.identity(), "precision": recipe.computed_in, "human": human}
+        identity["layers"] = layers_of(plan, recipe)
+    return identity

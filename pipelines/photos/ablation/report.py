@@ -1,0 +1,132 @@
+"""Write down what came out on photos: tables and charts, put between marks in a page whose words are people's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sum_factory.pipelines.microworld.ablation.claims import verdict
+from sum_factory.pipelines.microworld.ablation.plots import line_chart
+from sum_factory.pipelines.microworld.ablation.report import IMAGES_FOLDER, NOT_RUN, curve, fill, spread_text, table
+from sum_factory.pipelines.microworld.ablation.results import Measure, Results
+from sum_factory.pipelines.photos.ablation.compare import (
+    difference_of,
+    groups_of,
+    pairs_of,
+    rows_of,
+    runs_of,
+    scores_of_row,
+)
+from sum_factory.pipelines.photos.ablation.pictures import write_pictures
+from sum_factory.pipelines.photos.ablation.plan import PhotosPlan
+from sum_factory.shared.progress import Stage
+from sum_factory.shared.store.storage import Storage
+from sum_factory.trainer.evaluation.report import ALL
+
+PAGE, PICTURES = "photos.md", "photos.jpg"
+MAKER = "pipelines.photos.ablation"
+ROUNDS_SHOWN = (1, 3, 5)
+
+
+def write_photos_page(plan: PhotosPlan, results: Results, docs: Path) -> None:
+    """Write tables, charts and pictures of ``results`` into the page in ``docs``. Raises ``InputError``."""
+    with Stage("making tables and charts"):
+        page = fill((docs / PAGE).read_text(), blocks_of(plan, results), str(docs / PAGE), MAKER)
+        storage = Storage(str(docs))
+        for name, chart in charts_of(plan, results).items():
+            storage.write(f"{IMAGES_FOLDER}/{name}", chart.encode())
+    if results.tables:
+        with Stage("drawing pictures"):
+            write_pictures(plan, results, docs / IMAGES_FOLDER / PICTURES)
+    storage.write(PAGE, page.encode())
+
+
+def blocks_of(plan: PhotosPlan, results: Results) -> dict[str, str]:
+    """Return the parts of the page that are made, by name."""
+    if not results.tables:
+        return dict.fromkeys(("progress", "means", "differences", "charts", "pictures"), NOT_RUN)
+    groups = groups_of(results)
+    means = [means_table(plan, results, metric, groups) for metric in ("mBIoU", "mIoU")]
+    links = [f"![photos: {group}]({IMAGES_FOLDER}/{chart_name(group)})" for group in groups]
+    return {
+        "progress": progress(plan, results),
+        "means": "\n\n".join([*means, *(prompts_table(plan, results, metric) for metric in ("mBIoU", "mIoU"))]),
+        "differences": differences_table(plan, results, groups),
+        "charts": "\n".join(links),
+        "pictures": f"![Photos of val after 3 points]({IMAGES_FOLDER}/{PICTURES})",
+    }
+
+
+def progress(plan: PhotosPlan, results: Results) -> str:
+    """Say what has been run on what."""
+    data = plan.opened
+    seeds = [[row.title, len(runs_of(results, row))] for row in rows_of(plan)]
+    sets = [[each.name, each.kind, len(each.ids("train")), len(each.ids("val"))] for each in data.tested]
+    fine = ", ".join(each.name for each in data.fine)
+    text = (
+        f"The frozen model labels {sum(1 for _ in data.pool)} photos. Human masks are those of {fine}. Runs differ "
+        f"from the recipe `ablation` by {', '.join(f'`{each}`' for each in plan.fit_changes) or 'nothing'}."
+    )
+    return "\n\n".join([text, table(["set", "masks", "train", "val"], sets), table(["method", "seeds done"], seeds)])
+
+
+def means_table(plan: PhotosPlan, results: Results, metric: str, groups: tuple[str, ...]) -> str:
+    """Return the means after 3 points by task, of the sets' means, with the standard deviation over seeds."""
+    rows: list[list[object]] = []
+    for row in rows_of(plan):
+        values = [scores_of_row(results, row, Measure(metric), group) for group in groups]
+        if values[0]:
+            percents = [[100 * each.mean(ALL) for each in seeds.values()] for seeds in values]
+            rows.append([row.title, len(values[0]), *(spread_text(each) for each in percents)])
+    return table([f"{metric}, 3 points", "seeds", *groups], rows)
+
+
+def measures_of(plan: PhotosPlan, metric: str) -> dict[str, Measure]:
+    """Return what else is looked at, by the title of its column."""
+    points = {f"{number} pt": Measure(metric, "point", number) for number in ROUNDS_SHOWN if number <= plan.rounds}
+    singles = {f"{number} pt, single": Measure(metric, "point", number, "single") for number in (1, 3)}
+    return {**points, "box": Measure(metric, "box", 1, "single"), **singles}
+
+
+def prompts_table(plan: PhotosPlan, results: Results, metric: str) -> str:
+    """Return the means over all sets by prompt, oracle and single output."""
+    measures = measures_of(plan, metric)
+    rows: list[list[object]] = []
+    for row in rows_of(plan):
+        values = [scores_of_row(results, row, measure, ALL) for measure in measures.values()]
+        if values[0]:
+            rows.append(
+                [row.title, *(spread_text([100 * each.mean(ALL) for each in some.values()]) for some in values)]
+            )
+    return table([f"{metric}, all sets", *measures], rows)
+
+
+def differences_table(plan: PhotosPlan, results: Results, groups: tuple[str, ...]) -> str:
+    """Return paired differences after 3 points by task, over all sets with their verdict, and from a box."""
+    rows: list[list[object]] = []
+    for better, worse in pairs_of(plan):
+        found = {group: difference_of(results, better, worse, Measure(), group) for group in groups}
+        box = difference_of(results, better, worse, Measure("mBIoU", "box", 1, "single"), ALL)
+        if found[ALL] is not None:
+            cells = [each or "" for each in found.values()]
+            rows.append([f"{better.title} above {worse.title}", *cells, verdict(found[ALL]), box or ""])
+    return table(["mBIoU, 3 points", *groups, "", "box, all"], rows)
+
+
+def chart_name(group: str) -> str:
+    """Return the file name of the chart of a task."""
+    return f"photos_{group}.svg"
+
+
+def charts_of(plan: PhotosPlan, results: Results) -> dict[str, str]:
+    """Return charts of mBIoU over points by file name."""
+    charts = {}
+    for group in groups_of(results) if results.tables else ():
+        lines = {}
+        for row in rows_of(plan):
+            numbers = range(1, plan.rounds + 1)
+            rounds = [list(scores_of_row(results, row, Measure(round=number), group).values()) for number in numbers]
+            if rounds[0]:
+                lines[row.title] = curve(rounds, ALL)
+        title = f"photos, {group}: mean and standard deviation over seeds"
+        charts[chart_name(group)] = line_chart(title, "points", "mBIoU, %", lines)
+    return charts
