@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
 from sum_factory.shared.errors import SettingsDifferError
-from sum_factory.shared.precision import Precision, tell_if_emulated
+from sum_factory.shared.precision import Precision, PrecisionSetting, precision_option, resolve, tell_if_emulated
 
 if TYPE_CHECKING:
     import torch
@@ -55,10 +56,39 @@ LEVELS: Mapping[Exactness, Level] = {
 def exactness_option(
     help_: str, default: Exactness | None = "exact", levels: tuple[Exactness, ...] = get_args(Exactness)
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the option ``--exactness`` of a command; without a default it is None if it is not given."""
-    return click.option(
-        "--exactness", type=click.Choice(levels), default=default, show_default=bool(default), help=help_
-    )
+    """Return the option ``--exactness`` of a command, and ``--precision``, which names a level by its encoder.
+
+    The command gets ``exactness``; without a default it is None if neither is given.
+    """
+
+    def add_options(command: Callable[..., Any]) -> Callable[..., Any]:
+        @precision_option(
+            None,
+            "The level by what the image encoder computes in: fp32 is exact, bf16 is encoder-bf16. auto is the latter "
+            "where the device has instructions for bfloat16.",
+        )
+        @click.option("--exactness", type=click.Choice(levels), default=default, show_default=bool(default), help=help_)
+        @wraps(command)
+        def with_level(
+            *arguments: Any, precision: PrecisionSetting | None, exactness: Exactness | None, **options: Any
+        ) -> Any:
+            if precision is not None:
+                exactness = _level_asked_for(precision, options.get("device", "auto"))
+            return command(*arguments, exactness=exactness, **options)
+
+        return with_level
+
+    return add_options
+
+
+def _level_asked_for(precision: PrecisionSetting, device: str) -> Exactness:
+    """Return the level that ``--precision`` asks for. Raises ``click.UsageError`` if ``--exactness`` is given, too."""
+    from sum_factory.shared.sam.runtime import pick_device
+
+    source = click.get_current_context().get_parameter_source("exactness")
+    if source not in (None, click.core.ParameterSource.DEFAULT):
+        raise click.UsageError("--precision and --exactness both name the level: give one of them")
+    return with_encoder(resolve(precision, pick_device(device)).name)
 
 
 def exactness_of(settings: Mapping[str, Any]) -> Exactness | None:

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any, get_args
 
+import click
 import pytest
 import torch
+from click.testing import CliRunner
 
 from sum_factory.shared import precision
 from sum_factory.shared.errors import SettingsDifferError
@@ -17,6 +19,7 @@ from sum_factory.shared.exactness import (
     Exactness,
     allow_tf32,
     exactness_of,
+    exactness_option,
     parts_in,
     require_level,
     settle,
@@ -83,6 +86,37 @@ def test_emulated_bf16_is_told_of(
     settle(exactness, CPU)
     said = f"exactness {exactness} is asked for on a slow machine: a linear layer takes 9.9 times as long as in fp32; "
     assert capsys.readouterr().err == (f"{said}exactness exact does without\n" if told else "")
+
+
+@click.command()
+@click.option("--device", default="cpu")
+@exactness_option("The level.")
+def command(device: str, exactness: Exactness) -> None:
+    click.echo(f"{device} {exactness}")
+
+
+@pytest.mark.parametrize(
+    ("options", "has_bf16", "level"),
+    [
+        ([], True, "exact"),
+        (["--exactness", "fast"], False, "fast"),
+        (["--precision", "fp32"], True, "exact"),
+        (["--precision", "bf16"], False, "encoder-bf16"),
+        (["--precision", "auto"], True, "encoder-bf16"),
+        (["--precision", "auto"], False, "exact"),
+    ],
+)
+def test_precision_names_a_level_by_its_encoder(
+    options: list[str], has_bf16: bool, level: Exactness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "hardware_of", lambda device: Hardware(has_bf16, f"{device}"))
+    assert CliRunner().invoke(command, options).output == f"cpu {level}\n"
+
+
+def test_precision_and_exactness_are_refused_together() -> None:
+    refused = CliRunner().invoke(command, ["--exactness", "exact", "--precision", "fp32"])
+    assert refused.exit_code == 2
+    assert "--precision and --exactness both name the level: give one of them" in refused.output
 
 
 def test_levels_are_there_without_torch() -> None:
