@@ -283,10 +283,10 @@ class _MakingMasks:
             return _EncodedImage(generated, columns, encoded, maps)
 
         photos = read_ahead(self.unit.images, labeler.side, self._read, self.refused, labeler.decoding, labeler.ahead)
-        groups = _in_groups(photos, len(self.unit.images), labeler.at_once.photos)
+        batches = _in_batches(photos, len(self.unit.images), labeler.at_once.photos)
         with GeneratorPool(max(labeler.lanes.count, labeler.coder.processes)) as codec_pool:
-            for group in labeler.lanes.in_order(begin, groups, finish_all):
-                yield from group
+            for batch in labeler.lanes.in_order(begin, batches, finish_all):
+                yield from batch
 
 
 def _at_once(sam: Sam, job: Job) -> AtOnce:
@@ -305,8 +305,8 @@ def _photo_of(load: Callable[[], LoadedPhoto]) -> LoadedPhoto | str:
         return str(error)
 
 
-def _in_groups(items: Iterator[Item], count: int, size: int) -> Iterator[list[Item]]:
-    """Yield ``count`` items in groups of ``size``, without asking for the end before the last group is taken."""
+def _in_batches(items: Iterator[Item], count: int, size: int) -> Iterator[list[Item]]:
+    """Yield ``count`` items in batches of ``size``, without asking for the end before the last batch is taken."""
     for start in range(0, count, size):
         yield list(islice(items, min(size, count - start)))
 

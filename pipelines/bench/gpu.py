@@ -2,7 +2,7 @@
 
     python -m pipelines.bench.gpu                           # on a GPU, under nine minutes
     python -m pipelines.bench.gpu --trace trace.json        # the same, and a Chrome trace of a few photos
-    python -m pipelines.bench.gpu --quick --device cpu      # tiny models: that every line runs, no figure means a thing
+    python -m pipelines.bench.gpu --quick                   # tiny models, on a CPU, too: that every line runs
 
 A machine that has PyTorch and a GPU takes three commands, from the folder of the project:
 
@@ -106,12 +106,18 @@ def write_trace(path: Path, device: torch.device, work: MasksWork) -> None:
     profiler.export_chrome_trace(str(path))
 
 
-def device_of(name: str) -> torch.device:
-    """Return the device that a name means; without one that is there, say so and end with its exit status."""
+def device_of(name: str, quick: bool) -> torch.device:
+    """Return the device that a name means, a GPU if that is left open; what is to be quick takes the CPU without one.
+
+    Says so and ends with an exit status of its own if the device is not there.
+    """
+    if name == "auto" and quick and not torch.cuda.is_available():
+        SPEAKER.say("no CUDA device: tiny models on the CPU show that every line runs, and no figure means a thing")
+        return torch.device("cpu")
     try:
         device = require_device(pick_device("cuda" if name == "auto" else name))
     except SettingsError as error:
-        click.echo(f"{error}. To see that every line runs, give --quick --device cpu.", err=True)
+        click.echo(f"{error}. To see that every line runs, give --quick.", err=True)
         raise click.exceptions.Exit(NO_DEVICE) from error
     return device
 
@@ -119,7 +125,11 @@ def device_of(name: str) -> torch.device:
 @click.command()
 @click.option("--quick", is_flag=True, help="Models of two blocks, few points and photos.")
 @click.option(
-    "--device", "name", default="auto", show_default=True, help="auto is a CUDA device; cpu only with --quick."
+    "--device",
+    "name",
+    default="auto",
+    show_default=True,
+    help="auto is a CUDA device, with --quick a CPU where there is none.",
 )
 @click.option("--minutes", default=8.5, show_default=True, help="No part begins after so many.")
 @click.option("--compile", "compile_", is_flag=True, help="Also measure with encoder and decoder compiled.")
@@ -128,7 +138,7 @@ def device_of(name: str) -> torch.device:
 )
 def main(quick: bool, name: str, minutes: float, compile_: bool, trace: Path | None) -> None:
     """Measure what a GPU makes of the project."""
-    device = device_of(name)
+    device = device_of(name, quick)
     if device.type != "cuda" and not quick:
         raise click.UsageError(f"the device {device} takes hours: give --quick too, or a CUDA device")
     tune_malloc()

@@ -17,11 +17,11 @@ from sum_factory.shared.sam.upstream import Sam
 MEMORY_SHARE = 0.9
 """Share of a GPU's memory that a process takes at most, unless told otherwise."""
 IN_FLIGHT = 3
-"""Groups of photos that a GPU has at once: while the host waits for the results of one, it works on the others."""
+"""Batches of photos that a GPU has at once: while the host waits for the results of one, it works on the others."""
 MOST_PHOTOS, MOST_POINTS = 8, 512
 """More at once would keep no GPU busier."""
 OF_PHOTOS, OF_POINTS = 0.25, 0.5
-"""Shares of the memory for the encoder and for the decoder of all groups; the rest is for weights and results."""
+"""Shares of the memory for the encoder and for the decoder of all batches; the rest is for weights and results."""
 ENCODER_ARRAYS = 24
 """Arrays of tokens x channels that a block of the encoder has at once: its MLP's, queries and keys with positions."""
 DECODER_ARRAYS, UPSCALED_ARRAYS = 12, 3
@@ -53,7 +53,7 @@ def bytes_of_point(sam: Sam) -> int:
 
 
 def fitting(sam: Sam, memory: int, in_flight: int = IN_FLIGHT) -> AtOnce:
-    """Return how much to work on at once with ``memory`` bytes, for so many groups of photos. Points are a power of 2:
+    """Return how much to work on at once with ``memory`` bytes, for so many batches of photos. Points are a power of 2:
     a grid of 32 x 32 then has no smaller rest."""
     photos = int(OF_PHOTOS * memory) // (in_flight * bytes_of_photo(sam))
     points = int(OF_POINTS * memory) // (in_flight * bytes_of_point(sam))

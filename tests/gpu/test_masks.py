@@ -86,7 +86,7 @@ def test_masks_of_a_gpu_are_those_of_the_cpu(scenes: list[RgbImage]) -> None:
 def test_two_runs_give_equal_bytes(
     device: torch.device, exactness: Exactness, photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot
 ) -> None:
-    """Several groups in flight, in streams of their own, do not disturb each other."""
+    """Several batches in flight, in streams of their own, do not disturb each other."""
     made = []
     for name in ("one", "other"):
         label(photos, tmp_path / name, runtime=Runtime(str(device), exactness), photos_per_batch=2, unit_size=6)

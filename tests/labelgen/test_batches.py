@@ -14,7 +14,9 @@ import torch
 from segment_anything.modeling import Sam
 
 from sum_factory.labelgen import coding, labeler
+from sum_factory.labelgen import run as run_module
 from sum_factory.labelgen.coding import LabelCoder, coding_processes
+from sum_factory.labelgen.job import Job
 from sum_factory.labelgen.kept import encode_labels
 from sum_factory.labelgen.progress import RunSummary
 from sum_factory.shared.automask.automask import LabelGenerator
@@ -102,7 +104,7 @@ def test_photos_that_are_labelled_together_have_the_masks_of_each_alone(
 def test_lanes_of_a_gpu_make_the_bytes_of_one(
     own_photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, bad: bool
 ) -> None:
-    """Groups of three photos in several lanes that do not help each other, each prepared once, labels by processes."""
+    """Batches of three photos in several lanes that do not help each other, each prepared once, labels by processes."""
     if bad:
         (own_photos / "a.jpg").write_bytes(b"")
     options = {"photos_per_batch": 3, "unit_size": 4, "keep_photos": True}
@@ -144,3 +146,20 @@ def test_labels_are_encoded_here_where_processes_ended(
 @pytest.mark.parametrize(("on_gpu", "cores", "expected"), [(False, 64, 0), (True, 1, 0), (True, 6, 4), (True, 64, 8)])
 def test_processes_encode_beside_a_gpu_alone(on_gpu: bool, cores: int, expected: int) -> None:
     assert coding_processes(on_gpu, cores) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [({}, 0.9), ({"gpus_per_worker": 0.5}, 0.45), ({"gpus_per_worker": 2.0}, 0.9), ({"gpu_memory": 0.3}, 0.3)],
+)
+def test_workers_that_share_a_gpu_share_its_memory(
+    photos: Path, tmp_path: Path, label: Label, monkeypatch: pytest.MonkeyPatch, changes: dict[str, float], share: float
+) -> None:
+    seen: list[tuple[float, int | None, int | None]] = []
+
+    def work(settings: object, job: Job, *_: object) -> None:
+        seen.append((job.runtime.gpu_memory, job.photos_per_batch, job.points_per_batch))
+
+    monkeypatch.setattr(run_module, "work", work)
+    label(photos, tmp_path / "shards", **changes)
+    assert seen == [(pytest.approx(share), None, None)]

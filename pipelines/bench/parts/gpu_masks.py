@@ -1,6 +1,6 @@
 """Automatic masks on a device, ours and upstream's, of the same photo with the same weights and candidates.
 
-Ours works as in ``labelgen run``: photos in groups, several groups in flight, labels encoded by processes; from the
+Ours works as in ``labelgen run``: photos in batches, several batches in flight, labels encoded by processes; from the
 pixels of a photo to the blobs of its labels. Upstream works a photo at a time, from pixels to COCO's RLE.
 """
 
@@ -145,8 +145,8 @@ def _measure_ours(
     generator.decoder = LaneDecoder(sam, candidates, LEVELS[level].decoder, compile)
     coder = LabelCoder(coding_processes(on_gpu, cores))
 
-    def label(group: Sequence[Callable[[], RgbImage]]) -> list[GeneratedMasks]:
-        return generator.label_all([(image, load()) for load in group])
+    def label(batch: Sequence[Callable[[], RgbImage]]) -> list[GeneratedMasks]:
+        return generator.label_all([(image, load()) for load in batch])
 
     def code(labelled: Sequence[GeneratedMasks]) -> GeneratedMasks:
         for each in labelled:
@@ -156,8 +156,8 @@ def _measure_ours(
     def run(photos: int) -> GeneratedMasks:
         with ThreadPoolExecutor(max(2, cores)) as pool:
             resized = [pool.submit(resize, image, generator.side).result for _ in range(photos)]
-            groups = [resized[start : start + at_once.photos] for start in range(0, photos, at_once.photos)]
-            *_, last = lanes.in_order(label, groups, code)
+            batches = [resized[start : start + at_once.photos] for start in range(0, photos, at_once.photos)]
+            *_, last = lanes.in_order(label, batches, code)
         return last
 
     run(lanes.count * at_once.photos)
