@@ -1,4 +1,4 @@
-"""The commands that write masks for others to read or to look at: ``labelgen export`` and ``view``."""
+"""The commands that show masks to others, programs or people: ``labelgen export`` and ``view``."""
 
 from __future__ import annotations
 
@@ -74,13 +74,48 @@ def export_command(shards: str, photos_from: Relocation, out: Path, **options: A
 @click.command("view")
 @shards_option
 @photos_from_option
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The HTML page to write.")
-@click.option("--limit", default=48, help="Images on the page, spread evenly over the shard set.")
+@click.option("--serve", is_flag=True, help="Serve a page on this machine, over a set of any size, until Ctrl-C.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of --serve; 0 takes one that is free.")
+@click.option(
+    "--beside", default=None, metavar="SHARDS", help="With --serve: another set of the same photos, to compare with."
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), default=None, help="The HTML page to write, in one file."
+)
+@click.option("--limit", default=48, help="With --out: photos on the page, spread evenly over the shard set.")
 @click.option("--layer-name", default=None, help="Uncertainty layer to show  [default: the first, if there is any]")
-def view_command(shards: str, photos_from: Relocation, out: Path, limit: int, layer_name: str | None) -> None:
-    """Write a self-contained HTML page of overlays; with an uncertainty layer, of refined masks and doubt too."""
-    from sum_factory.labelgen.page.write import write_page
+def view_command(
+    shards: str,
+    photos_from: Relocation,
+    serve: bool,
+    port: int,
+    beside: str | None,
+    out: Path | None,
+    limit: int,
+    layer_name: str | None,
+) -> None:
+    """Look at masks, filter and choose them: on a page that is served, or in one file.
+
+    With --serve the page shows all photos of the set, reads what is on the screen, and saves what is chosen as a
+    selection. With --out it is a file that can be sent to anybody, of a few photos. Both show photos, masks, and, if
+    there is an uncertainty layer, refined masks and doubt.
+    """
+    from functools import partial
+
     from sum_factory.shared.shards.selection.opened import open_shards
 
+    if serve == (out is not None):
+        raise click.UsageError("give --serve, or --out FILE")
+    if serve:
+        from sum_factory.labelgen.viewer.serve import serve as serve_page
+
+        places = [shards] if beside is None else [shards, beside]
+        serve_page([partial(open_shards, place, photos_from=photos_from) for place in places], port, layer_name)
+        return
+    if beside is not None or port:
+        raise click.UsageError("--beside and --port are for --serve")
+    from sum_factory.labelgen.page.write import write_page
+
+    assert out is not None
     shown = write_page(open_shards(shards, photos_from=photos_from), out, limit, layer_name)
     click.echo(f"wrote {out}: {shown} images", err=is_stream(out))

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from sum_factory.labelgen.page.write import heat_map, jpeg_url
+from sum_factory.labelgen.page.drawing import heat_map, jpeg_url
 from sum_factory.labelgen.sets.export import at_full_size
 from sum_factory.pipelines.demo.player import Player, draw_played, shown_targets
 from sum_factory.shared.images import RgbImage, decode_image
