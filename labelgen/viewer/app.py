@@ -44,7 +44,6 @@ STRICT = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "X-Frame-Options": "DENY",
 }
-Answer = Callable[["Viewer", Request], Response]
 
 
 class Viewer:

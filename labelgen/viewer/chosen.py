@@ -121,8 +121,8 @@ def _choose(catalog: Catalog, conditions: Conditions, order: str) -> Chosen:
             name: {"all": each.all.tolist(), "shown": each.shown.tolist()} for name, each in histograms.items()
         },
     }
-    whole = (column[sorting].astype(np.int64) for column in (units, images, masks))
-    return Chosen(*whole, facts)
+    units, images, masks = (column[sorting].astype(np.int64) for column in (units, images, masks))
+    return Chosen(units, images, masks, facts)
 
 
 def _of_unit(unit: UnitColumns, means: Means, conditions: Conditions) -> tuple[npt.NDArray[Any], ...]:

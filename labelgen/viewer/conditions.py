@@ -49,7 +49,7 @@ SCALES: Mapping[str, Scale] = {
     "predicted_iou": Scale(0, 1.2, 240),
     "stability": Scale(0, 1, 200),
     "area": Scale(0, 28, 224, is_log=True),
-    "mean_u": Scale(0, 1, 200),
+    "mean_u": Scale(0, 0.5, 250),
 }
 """The numbers of a mask that are filtered by, with the bars of each. Areas are bytes of binary logarithms."""
 

@@ -38,7 +38,7 @@ def outline(grid: Grid, frame: Frame) -> str:
     at_input = at_input[: height - CELL * top, : width - CELL * left]
     if at_input.size == 0:
         return ""
-    lines = find_contours(_closed(at_input), 0.0)
+    lines = find_contours(_closed(at_input), 0.0)  # type: ignore[no-untyped-call]
     corner = CELL * np.array([top, left]) - AROUND
     return "".join(_path(_in_photo(line + corner, frame)) for line in map(_simpler, lines) if len(line) > 3)
 

@@ -103,7 +103,7 @@ def heat_png(maps: Iterable[tuple[Grid, Frame]], size: Size, shown: Size) -> byt
     for u, frame in maps:
         np.maximum(largest, at_size(u, frame, size, shown), out=largest)
     picture = Image.fromarray(np.rint(HEAT_LEVELS * largest).astype(np.uint8), "P")
-    colours = doubt_colours(np.arange(HEAT_LEVELS + 1, dtype=np.float32)[None] / HEAT_LEVELS)[0]
+    colours = doubt_colours(np.linspace(0, 1, HEAT_LEVELS + 1, dtype=np.float32)[None])[0]
     picture.putpalette(colours[:, :3].tobytes())
     file = io.BytesIO()
     picture.save(file, "PNG", transparency=colours[:, 3].tobytes())

@@ -88,7 +88,9 @@ def _choices(catalog: Catalog, layers: tuple[str, ...], wanted: Wanted) -> Itera
         masks = meets.masks & np.repeat(images, np.diff(unit.first))
         for image, mask in rejected_masks.get(number, ()):
             masks[_place(unit, image, mask)] = False
-        yield Choice(shards, number, held, _rows(shards, number, images & ~bool(conditions.ranges), masks))
+        if conditions.ranges:
+            images[:] = False  # an image without masks meets conditions on images alone
+        yield Choice(shards, number, held, _rows(shards, number, images, masks))
 
 
 def _rows(
