@@ -16,7 +16,7 @@ from sum_factory.shared.shards.dataset import PHOTOS
 from sum_factory.shared.shards.originals import decode_original, is_stretched, original_of, read_original
 from sum_factory.shared.shards.photos import read_photo
 
-MOST_BYTES = 600 << 20
+MOST_BYTES = 400 << 20
 """Bytes of decoded photos that are kept: the largest one that is read, or many of the usual size."""
 NOT_THERE = (ImageError, InputError, UnreachableError)
 Named = tuple[int, int]

@@ -40,6 +40,8 @@ def serve(open_sets: Sequence[OpenSet], port: int, layer: str | None) -> None:
                 log_level="critical",
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
+                ws="none",
                 timeout_graceful_shutdown=CLOSE_SECONDS,
             )
         )

@@ -138,7 +138,8 @@ export class Embedded {
     return image;
   }
 
-  async photo(set, named) {
+  async photo(set, named, part = null) {
+    if (part) throw new Error("The page has no more of this photo.");
     return { bitmap: await this.bitmap(this.find(named).picture), note: null };
   }
 

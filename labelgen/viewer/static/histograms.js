@@ -12,7 +12,7 @@ const MOST_BARS = 56;
 const HEIGHT = 54;
 
 export class Histogram {
-  constructor(scale, state) {
+  constructor(scale, state, layers) {
     this.scale = scale;
     this.state = state;
     this.bars = [];
@@ -21,10 +21,12 @@ export class Histogram {
     this.most = this.input("most");
     this.clear = el("button", { type: "button", class: "plain", onclick: () => this.choose([null, null]) }, "all");
     this.unknown = el("span", { class: "faint" });
+    const hasLayers = scale.name === "mean_u" && layers.length > 1;
     this.node = el(
       "div",
       { class: "histogram", "data-name": scale.name },
       el("div", { class: "head" }, el("b", {}, TITLES[scale.name]), this.unknown, this.clear),
+      hasLayers ? this.layers(layers) : null,
       this.canvas,
       el("div", { class: "bounds" }, this.least, el("span", {}, "to"), this.most),
     );
@@ -39,6 +41,11 @@ export class Histogram {
     };
     const label = `${which === "least" ? "Least" : "Most"} ${TITLES[this.scale.name]}`;
     return el("input", { type: "text", inputmode: "decimal", "aria-label": label, onchange: change });
+  }
+
+  layers(layers) {
+    const option = (name) => el("option", { value: name, selected: name === this.state.conditions.layer }, name);
+    return el("select", { "aria-label": "Maps", onchange: (event) => this.state.set({ layer: event.target.value }) }, ...layers.map(option));
   }
 
   choose(bounds) {
@@ -63,7 +70,7 @@ export class Histogram {
     const last = all.findLastIndex((count) => count > 0);
     const known = all.reduce((sum, count) => sum + count, 0);
     this.unknown.textContent = masks > known ? `${short(masks - known)} unknown` : "";
-    this.node.classList.toggle("empty", first < 0);
+    this.node.classList.toggle("empty", first < 0 && !this.isBounded());
     const width = Math.max(1, Math.ceil((last - first + 1) / MOST_BARS));
     this.first = Math.max(0, first - width);
     this.width = width;

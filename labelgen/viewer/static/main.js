@@ -30,7 +30,7 @@ class Page {
     document.title = `${first.name} – labelgen`;
     this.grid = new Grid(byId("grid"), this.source, this.state, (place) => this.view.open(place));
     this.view = new PhotoView(this.source, this.state, this.about, this.grid);
-    this.histograms = this.about.scales.map((scale) => new Histogram(scale, this.state));
+    this.histograms = this.about.scales.map((scale) => new Histogram(scale, this.state, first.layers));
     byId("histograms").append(...this.histograms.map(({ node }) => node));
     this.fillChoices();
     this.fillAbout();

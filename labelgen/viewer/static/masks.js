@@ -64,7 +64,7 @@ export class MaskList {
   }
 
   order() {
-    return this.sorted().filter((mask) => this.viewer.isShown(mask)).map(({ mask }) => mask);
+    return this.sorted().filter((mask) => this.viewer.isShown(mask, this.viewer.listed)).map(({ mask }) => mask);
   }
 
   fill() {
@@ -92,7 +92,7 @@ export class MaskList {
     for (const mask of this.masks) {
       const row = this.rows.get(mask.mask);
       row.classList.toggle("out", mask.meets === false);
-      row.classList.toggle("rejected", Boolean(entry) && state.isRejected(entry, mask.mask));
+      row.classList.toggle("rejected", Boolean(entry) && this.viewer.listed === 0 && state.isRejected(entry, mask.mask));
     }
   }
 }

@@ -75,7 +75,8 @@ export class Pane {
   }
 
   draw() {
-    const { look, opacity, selected } = this.viewer;
+    const { look, opacity } = this.viewer;
+    const selected = this.viewer.selectedOf(this.set);
     const ratio = window.devicePixelRatio || 1;
     const { width, height } = this.box();
     const [pixels, lines] = [Math.round(width * ratio), Math.round(height * ratio)];
@@ -87,7 +88,7 @@ export class Pane {
     pen.setTransform(scale, 0, 0, scale, pixels / 2 - look.x * scale, lines / 2 - look.y * scale);
     this.drawPhoto(pen, look);
     const stroke = 1.5 / look.scale;
-    const kept = (masks) => masks.filter((mask) => this.viewer.isShown(mask));
+    const kept = (masks) => masks.filter((mask) => this.viewer.isShown(mask, this.set));
     const told = { stroke, opacity, shown: selected };
     const only = (masks) => (selected === null ? kept(masks) : masks.filter(({ mask }) => mask === selected));
     if (opacity > 0) {
@@ -117,7 +118,8 @@ export class Pane {
   }
 
   drawPrompts(pen, stroke, masks) {
-    const { boxes, points, selected } = this.viewer;
+    const { boxes, points } = this.viewer;
+    const selected = this.viewer.selectedOf(this.set);
     for (const mask of masks) {
       const isSelected = mask.mask === selected;
       if (boxes || isSelected) paintBox(pen, mask, stroke);
@@ -170,19 +172,19 @@ export class Pane {
     };
     const end = (ended) => {
       this.canvas.removeEventListener("pointermove", move);
-      if (way <= 3) this.viewer.choose(this.pointed(ended));
+      if (way <= 3) this.viewer.choose(this.pointed(ended), this.set);
     };
     this.canvas.addEventListener("pointermove", move);
     this.canvas.addEventListener("pointerup", end, { once: true });
   }
 
   pointed(event) {
-    return maskAt(this.masks.filter((mask) => this.viewer.isShown(mask)), ...this.at(event));
+    return maskAt(this.masks.filter((mask) => this.viewer.isShown(mask, this.set)), ...this.at(event));
   }
 
   point(event) {
     this.viewer.pointAt(...this.at(event));
-    if (event.buttons === 0) this.viewer.highlight(this.pointed(event));
+    if (event.buttons === 0) this.viewer.highlight(this.pointed(event), this.set);
   }
 }
 

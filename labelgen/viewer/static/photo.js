@@ -15,7 +15,8 @@ const SHOWS = [
 export class PhotoView {
   constructor(source, state, about, grid) {
     Object.assign(this, { source, state, about, grid, largest: about.largest_side ?? 2048 });
-    Object.assign(this, { place: -1, entry: null, selected: null, hovered: null, locked: null, opacity: 1 });
+    // `hovered` and `locked` are masks as { set, mask }: two sets have masks of the same numbers
+    Object.assign(this, { place: -1, entry: null, hovered: null, locked: null, opacity: 1 });
     Object.assign(this, { boxes: false, points: false, onlyMet: true, ask: 0 });
     this.look = new Look(() => this.draw());
     this.node = byId("photo");
@@ -88,7 +89,7 @@ export class PhotoView {
     this.place = place;
     const entry = await this.grid.whenKnown(place);
     if (ask !== this.ask) return;
-    Object.assign(this, { entry, hovered: null, locked: null, selected: null });
+    Object.assign(this, { entry, hovered: null, locked: null });
     this.name.textContent = entry.key;
     history.replaceState(null, "", `#${entry.unit}/${entry.index}`);
     this.marked();
@@ -129,7 +130,8 @@ export class PhotoView {
     if (pane.image && isNew && isFirst) this.look.fit(pane.image, pane.box());
     if (pane.image) await this.loadMasks(pane, named, attempt);
     if (ask !== this.ask) return;
-    if (isFirst) this.list.show(pane.image?.masks ?? []);
+    const masks = pane.image?.masks ?? [];
+    if (isFirst && this.list.masks !== masks) this.list.show(masks);
     this.draw();
     const photo = pane.photo ? null : await attempt(() => this.source.photo(pane.set, named));
     if (ask !== this.ask) return;
@@ -147,7 +149,7 @@ export class PhotoView {
   }
 
   async loadDoubt(pane, named, attempt) {
-    const mask = this.locked;
+    const mask = this.locked?.set === pane.set ? this.locked.mask : null;
     const name = `${pane.layer} ${named.unit} ${named.index} ${mask}`;
     if (pane.doubtOf === name) return;
     const doubt = await attempt(() => this.source.doubt(pane.set, named, pane.layer, mask));
@@ -182,18 +184,30 @@ export class PhotoView {
     for (const box of this.node.querySelectorAll("[data-toggle]")) box.checked = this[box.dataset.toggle];
   }
 
-  isShown(mask) {
-    return (!this.onlyMet || mask.meets !== false) && !(this.entry && this.state.isRejected(this.entry, mask.mask) && this.onlyMet);
+  isShown(mask, set) {
+    if (!this.onlyMet) return true;
+    return mask.meets !== false && !(set === 0 && this.entry && this.state.isRejected(this.entry, mask.mask));
   }
 
-  highlight(mask) {
-    if (this.hovered === mask) return;
-    this.hovered = mask;
+  // The mask of a set that stands out, or null.
+  selectedOf(set) {
+    const selected = this.hovered ?? this.locked;
+    return selected?.set === set ? selected.mask : null;
+  }
+
+  get listed() {
+    return this.panes[0].set;
+  }
+
+  highlight(mask, set = this.listed) {
+    if ((this.hovered?.mask ?? null) === mask && (mask === null || this.hovered.set === set)) return;
+    this.hovered = mask === null ? null : { set, mask };
     this.select();
   }
 
-  choose(mask) {
-    this.locked = this.locked === mask ? null : mask;
+  choose(mask, set = this.listed) {
+    const isSame = mask === null || (this.locked?.mask === mask && this.locked.set === set);
+    this.locked = isSame ? null : { set, mask };
     this.select();
     for (const pane of this.shownPanes()) {
       if (pane.show === "doubt" && pane.named && pane.image) this.load(pane, this.ask, false);
@@ -201,19 +215,18 @@ export class PhotoView {
   }
 
   select() {
-    this.selected = this.hovered ?? this.locked;
-    this.list.select(this.selected, this.hovered === null || this.list.isPointed ? null : this.hovered);
+    const selected = this.selectedOf(this.listed);
+    this.list.select(selected, this.hovered === null || this.list.isPointed ? null : selected);
     this.draw();
   }
 
   stepMask(way) {
     const masks = this.list.order();
     if (!masks.length) return;
-    const at = masks.indexOf(this.locked);
-    this.hovered = null;
-    this.locked = null;
+    const at = this.locked?.set === this.listed ? masks.indexOf(this.locked.mask) : -1;
+    Object.assign(this, { hovered: null, locked: null });
     this.choose(masks[at < 0 ? (way > 0 ? 0 : masks.length - 1) : (at + way + masks.length) % masks.length]);
-    this.list.scrollTo(this.locked);
+    this.list.scrollTo(this.locked.mask);
   }
 
   step(way) {
@@ -235,7 +248,7 @@ export class PhotoView {
   }
 
   rejectMask(mask) {
-    if (mask !== null && this.entry) this.state.rejectMask(this.entry, mask);
+    if (mask !== null && this.entry && this.listed === 0) this.state.rejectMask(this.entry, mask);
   }
 
   setOpacity(opacity) {
@@ -272,7 +285,7 @@ export class PhotoView {
   }
 
   tell(where = "") {
-    const mask = this.panes[0].image?.masks.find((each) => each.mask === this.selected);
+    const mask = this.panes[0].image?.masks.find((each) => each.mask === this.selectedOf(this.listed));
     const told = mask ? `mask ${mask.mask}  ·  predicted IoU ${fixed(mask.predicted_iou)}  ·  stability ${fixed(mask.stability)}  ·  ${whole(mask.area)} pixels  ·  mean u ${fixed(mask.mean_u)}` : "";
     const { look } = this;
     const place = this.panes[0].image?.place ?? "";
@@ -303,7 +316,7 @@ export class PhotoView {
 
   key(event) {
     const acts = {
-      Escape: () => (this.locked === null ? this.close() : this.choose(this.locked)),
+      Escape: () => (this.locked === null ? this.close() : this.choose(null)),
       ArrowLeft: () => this.step(-1),
       ArrowRight: () => this.step(1),
       ArrowUp: () => this.stepMask(-1),
@@ -320,7 +333,7 @@ export class PhotoView {
       d: () => this.toggle("split"),
       s: () => this.mark("picked"),
       x: () => this.mark("rejected"),
-      r: () => this.rejectMask(this.selected),
+      r: () => this.rejectMask(this.selectedOf(this.listed)),
     };
     this.shows(this.panes[0].set).forEach((name, k) => {
       acts[String(k + 1)] = () => this.changePane(this.panes[0], { show: name });

@@ -15,6 +15,7 @@ export class State extends EventTarget {
     this.photos = new Map(); // "unit/index" -> "picked" or "rejected"
     this.masks = new Set(); // "unit/index/mask", rejected
     this.restore();
+    if (!about.layers.includes(this.conditions.layer)) this.conditions.layer = layer;
   }
 
   get asked() {
