@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from sum_factory.shared.placement import CELL, Frame
 
-PARTS = 8
-"""Units of a path a pixel of the photo."""
+PER_PIXEL = 8
+"""Steps of a path per pixel of the photo."""
 TOLERANCE = 0.15
 """Pixels of SAM's input that a path may be off by, where points are left out."""
 MARGIN = 2
@@ -23,8 +23,8 @@ Line = npt.NDArray[np.float64]
 def outline(grid: Grid, frame: Frame) -> str:
     """Return where label logits, float32 (h, w) of ``frame``, are above 0 in the photo, as the data of an SVG path.
 
-    Its numbers are whole, ``PARTS`` a pixel of the photo; it is to be filled by the rule "evenodd". Logits are brought
-    to SAM's input as ``Frame.upsample`` does, and the line is where they cross 0 between its pixels.
+    Its numbers are whole, ``PER_PIXEL`` per pixel of the photo; it is to be filled by the rule "evenodd". Logits are
+    brought to SAM's input as ``Frame.upsample`` does, and the line is where they cross 0 between its pixels.
     """
     from skimage.measure import find_contours
 
@@ -61,10 +61,10 @@ def _simpler(line: Line) -> Line:
 
 
 def _in_photo(line: Line, frame: Frame) -> npt.NDArray[np.int64]:
-    """Return points, (P, 2) as row and column of pixel centres of the input, as x and y in ``PARTS`` of a photo."""
+    """Return points, (P, 2) as row and column of pixel centres of the input, as x and y of a path."""
     x0, y0, x1, y1 = frame.crop_box
     scale = np.array(frame.crop_size) / np.array(frame.input_size)
-    points = np.clip((line + 0.5) * scale + (y0, x0), (y0, x0), (y1, x1)) * PARTS
+    points = np.clip((line + 0.5) * scale + (y0, x0), (y0, x0), (y1, x1)) * PER_PIXEL
     return np.asarray(np.rint(points[:, ::-1]), np.int64)
 
 

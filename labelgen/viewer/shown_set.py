@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from sum_factory.labelgen.viewer.catalog import Catalog
 from sum_factory.labelgen.viewer.chosen import Chooser
 from sum_factory.labelgen.viewer.conditions import Conditions, met
-from sum_factory.labelgen.viewer.outlines import PARTS, Grid, outline
+from sum_factory.labelgen.viewer.outlines import PER_PIXEL, Grid, outline
 from sum_factory.shared.codecs.label import decode_label
 from sum_factory.shared.codecs.uncertainty import decode_u, decode_uncertainty
 from sum_factory.shared.errors import InputError, ShardError
@@ -22,7 +22,7 @@ from sum_factory.shared.names import printable
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.shards.dataset import REFINEMENT, uncertainty_layer
 from sum_factory.shared.shards.image_rows import ImageRows, UncertaintyRow, image_rows
-from sum_factory.shared.shards.kinds import parts_of
+from sum_factory.shared.shards.kinds import planes_of
 from sum_factory.shared.shards.originals import original_of
 from sum_factory.shared.shards.selection.opened import Selection
 from sum_factory.shared.shards.shard_set import MASKS, ShardSet
@@ -157,7 +157,7 @@ class ShownSet:
             "height": rows.height or 0,
             "width": rows.width or 0,
             "error": None if rows.error is None else printable(rows.error),
-            "parts": PARTS,
+            "per_pixel": PER_PIXEL,
             "masks": [
                 {
                     **_told_of_mask(row),
@@ -254,7 +254,7 @@ def chosen_layer(shards: ShardSet, name: str | None) -> str | None:
 
 def has_refined(shards: ShardSet, layer: str) -> bool:
     """Whether a layer of uncertainty has refined masks, too."""
-    return "refined" in parts_of(shards.layer(uncertainty_layer(layer)))
+    return "refined" in planes_of(shards.layer(uncertainty_layer(layer)))
 
 
 def _told_of_mask(row: dict[str, Any]) -> dict[str, Any]:

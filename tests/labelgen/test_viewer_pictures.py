@@ -14,7 +14,7 @@ from matplotlib.path import Path as Outline
 from PIL import Image
 
 from sum_factory.labelgen.viewer.catalog import kind_of_error
-from sum_factory.labelgen.viewer.outlines import PARTS, outline
+from sum_factory.labelgen.viewer.outlines import PER_PIXEL, outline
 from sum_factory.labelgen.viewer.pictures import at_size, decode_small, heat_png, size_within
 from sum_factory.shared.errors import ImageError
 from sum_factory.shared.images import decode_image
@@ -47,7 +47,7 @@ def filled(path: str, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     centres = np.stack(np.mgrid[0 : size[0], 0 : size[1]][::-1], axis=-1).reshape(-1, 2) + 0.5
     for part in re.findall(r"M([^z]+)z", path):
         first, rest = part.split("l")
-        points = np.array([first.split(), *np.array(rest.split()).reshape(-1, 2)], float).cumsum(0) / PARTS
+        points = np.array([first.split(), *np.array(rest.split()).reshape(-1, 2)], float).cumsum(0) / PER_PIXEL
         inside ^= Outline(np.vstack([points, points[:1]])).contains_points(centres).reshape(size)
     return inside
 

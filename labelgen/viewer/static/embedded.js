@@ -123,7 +123,7 @@ export class Embedded {
     pen.scale(bitmap.width / photo.width, bitmap.height / photo.height);
     const { masks } = await this.image(0, named, asked);
     const shown = masks.filter((mask) => mask.meets);
-    paintMasks(pen, pathsOf(shown, photo.parts), { stroke: (2 * photo.width) / bitmap.width, opacity: 1 });
+    paintMasks(pen, pathsOf(shown, photo.per_pixel), { stroke: (2 * photo.width) / bitmap.width, opacity: 1 });
     return canvas.toDataURL("image/jpeg", 0.85);
   }
 

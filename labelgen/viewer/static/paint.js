@@ -6,8 +6,8 @@ const LABEL_ONLY = "255 92 92";
 const REFINED_ONLY = "66 222 150";
 
 // Masks with their paths, the largest first, so that the small ones lie on top.
-export function pathsOf(masks, parts) {
-  const scale = new DOMMatrix([1 / parts, 0, 0, 1 / parts, 0, 0]);
+export function pathsOf(masks, perPixel) {
+  const scale = new DOMMatrix([1 / perPixel, 0, 0, 1 / perPixel, 0, 0]);
   return masks
     .filter((mask) => mask.path)
     .map((mask) => {

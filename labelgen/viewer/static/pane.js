@@ -60,9 +60,9 @@ export class Pane {
   }
 
   setMasks(image, refined) {
-    this.labels = pathsOf(image.masks, image.parts);
+    this.labels = pathsOf(image.masks, image.per_pixel);
     const changed = refined?.map((mask, k) => ({ ...image.masks[k], ...mask, path: mask.path }));
-    this.refined = changed ? pathsOf(changed, image.parts) : [];
+    this.refined = changed ? pathsOf(changed, image.per_pixel) : [];
   }
 
   tell(words) {
