@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from sum_factory.labelgen.kept import encode_labels
+from sum_factory.labelgen.kept import labels_of
 from sum_factory.labelgen.labeler import maps_of, rows_of
 from sum_factory.labelgen.listing import list_photos
 from sum_factory.labelgen.read_ahead import LoadedPhoto, load_photo
@@ -140,7 +140,7 @@ def _labelled(key: str, photo: LoadedPhoto, generator: LabelGenerator, maker: Un
     generated = generator.label(photo.pixels, photo.resized)
     maps: Sequence[UncertaintyMap] | None = None
     if maker is not None:
-        maps = maps_of(generated, encode_labels(generated), maker, generator.side)
+        maps = maps_of(generated, labels_of(generated), maker, generator.side)
     return LabelledPhoto(
         key=key,
         height=generated.size[0],

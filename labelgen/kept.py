@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
     kept: Mapping[str, KeptBlobs]
 
 
-def encode_labels(generated: GeneratedMasks) -> list[bytes]:
+def labels_of(generated: GeneratedMasks) -> list[bytes]:
     """Return the blob of each mask in the layer of masks."""
     return label.encode_labels(logits_of_labels(generated))
 
@@ -53,10 +53,10 @@ def encode(
     generated: GeneratedMasks,
     resized: RgbImage,
     layers: Collection[str],
-    encode_labels: Callable[[GeneratedMasks], list[bytes]] = encode_labels,
+    labels_of: Callable[[GeneratedMasks], list[bytes]] = labels_of,
 ) -> Encoded:
-    """Encode an image for the layer of masks, by ``encode_labels``, and for the kept ``layers``."""
-    return Encoded(encode_labels(generated), {layer: KEPT[layer].in_passing(generated, resized) for layer in layers})
+    """Encode an image for the layer of masks, by ``labels_of``, and for the kept ``layers``."""
+    return Encoded(labels_of(generated), {layer: KEPT[layer].in_passing(generated, resized) for layer in layers})
 
 
 def keep_photo(resized: RgbImage) -> KeptBlobs:
@@ -74,7 +74,7 @@ def keep_logits_again(generated: GeneratedMasks, committed: Sequence[bytes]) -> 
 
     Where a mask did not come out as it is there, its logits are not known.
     """
-    again = encode_labels(generated)
+    again = labels_of(generated)
     same = [k < len(again) and again[k] == blob for k, blob in enumerate(committed)]
     return keep_logits([encode_logits(generated.logits[k]) if one else b"" for k, one in enumerate(same)])
 

@@ -17,7 +17,7 @@ from sum_factory.labelgen import coding, labeler
 from sum_factory.labelgen import run as run_module
 from sum_factory.labelgen.coding import LabelCoder, coding_processes
 from sum_factory.labelgen.job import Job
-from sum_factory.labelgen.kept import encode_labels
+from sum_factory.labelgen.kept import labels_of
 from sum_factory.labelgen.progress import RunSummary
 from sum_factory.shared.automask.automask import LabelGenerator
 from sum_factory.shared.automask.lanes import Lanes
@@ -139,7 +139,7 @@ def test_labels_are_encoded_here_where_processes_ended(
         raise BrokenProcessPool
 
     coder._pool = SimpleNamespace(submit=submit)  # type: ignore[assignment]
-    assert coder.encode(generated) == coder.encode(generated) == encode_labels(generated)
+    assert coder.encode(generated) == coder.encode(generated) == labels_of(generated)
     assert said == [coding.FALLEN_BACK]
 
 
