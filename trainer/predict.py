@@ -118,7 +118,7 @@ def load_model(
 def prompts_of(
     points: Coordinates, labels: Sequence[int] | None, boxes: Coordinates | Sequence[float]
 ) -> list[UserPrompt]:
-    """Return the prompts that points, (N, 2), their labels and boxes, (4,) or (M, 4), mean: one an object.
+    """Return the prompts that points, (N, 2), their labels and boxes, (4,) or (M, 4), mean: one per object.
 
     Raises ``SettingsError`` for other shapes, and for those that do not go together.
     """

@@ -165,7 +165,7 @@ class Importer:
     def _side_by_side(
         self, unit: Unit, digests: dict[str, str | None]
     ) -> Iterator[Future[tuple[tuple[int, int], ImportedMasks]]]:
-        """Yield what is made of the photos of a unit, in their order: one a core at a time, and as many waiting."""
+        """Yield what is made of the photos of a unit, in their order: one per core at a time, and as many waiting."""
         with ThreadPoolExecutor(self.cores) as pool:
             made: deque[Future[tuple[tuple[int, int], ImportedMasks]]] = deque()
             try:

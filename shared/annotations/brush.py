@@ -1,6 +1,6 @@
 """Masks as Label Studio's brush has them: runs of the bytes of an RGBA picture, packed to bits.
 
-    32 bits         how many values there are: 4 a pixel
+    32 bits         how many values there are: 4 per pixel
     5 bits          bits of a value, less 1
     4 times 4 bits  how many bits the length of a run takes, less 1, of four classes
     then, until there are enough values:

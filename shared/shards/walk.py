@@ -56,7 +56,7 @@ def photo_of(shards: ShardSet, unit: int, image: ImageRows, planned: PhotoFile, 
 
 @dataclass(frozen=True)
 class _InShards:
-    """Draws what a shard set has of an image. The labels of all its masks are read at once: a byte a cell."""
+    """Draws what a shard set has of an image. The labels of all its masks are read at once: a byte per cell."""
 
     shards: ShardSet
     unit: int

@@ -59,7 +59,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def labels(photos: Path, tmp_path: Path) -> ShardSet:
-    """Labels of two masks a photo, a disc and a band in two parts."""
+    """Labels of two masks per photo, a disc and a band in two parts."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     disc, band = np.hypot(y - 24.0, x - 20.0) < 14, (x > 40) & (abs(y - 24) > 6)
     shapes = [labelme_of("mask", [[0, 0], [63, 47]], mask=png(mask)) for mask in (disc, band)]

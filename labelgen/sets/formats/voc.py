@@ -21,7 +21,7 @@ LISTS = ("ImageSets/Segmentation/train.txt", "ImageSets/Main/train.txt")
 
 
 class VocWriter:
-    """Writes the folders of a VOC set. A pixel is of the smallest of its masks: label maps have one value a pixel."""
+    """Writes the folders of a VOC set. A pixel is of the smallest of its masks: label maps have one value per pixel."""
 
     def __init__(self, folder: Path, head: Head) -> None:
         self.folder, self.head = folder, head

@@ -2,7 +2,7 @@
 
 DIR/NAME/meta.json        its "kind" is salient, entity, part or unlabelled
 DIR/NAME/images/ID.jpg
-DIR/NAME/masks/ID.png     of salient objects: one mask a photo
+DIR/NAME/masks/ID.png     of salient objects: one mask per photo
 DIR/NAME/instances.json   of entities and parts: COCO
 DIR/NAME/train.txt        the photos that may be trained on, an ID a line
 DIR/NAME/val.txt          those that are tested, none of them in train.txt; unlabelled sets have none
@@ -48,7 +48,7 @@ class PhotoSet:
         try:
             found = path.read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read; expected a text file with the id of a photo a line") from error
+            raise InputError(f"{path}: cannot be read; expected a text file with the id of a photo per line") from error
         if not found:
             raise InputError(f"{path}: lists no photo")
         return found

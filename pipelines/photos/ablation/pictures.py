@@ -32,7 +32,7 @@ SIDE = 256
 
 
 def write_pictures(plan: PhotosPlan, results: Results, path: Path) -> None:
-    """Write a JPEG: a row a mask, its photo, the human mask, and what each method makes of it after 3 points."""
+    """Write a JPEG: a row per mask, its photo, the human mask, and what each method makes of it after 3 points."""
     players = {title: Player(load_weights(weights, Runtime())) for title, weights in shown_weights(plan, results)}
     rows = [titles_of(["photo", "human mask", *players], SIDE)]
     for sample, mask, task in shown_masks(plan):
