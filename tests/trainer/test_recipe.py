@@ -101,6 +101,7 @@ CHANGES_NOTHING: dict[str, Any] = {
     "checkpoint": CheckpointSettings(every=7),
     "device": "cuda",
     "data_threads": 9,
+    "tracker": "mlflow",
     "activation_checkpointing": True,
     "fsdp": True,
     "steps": 7000,

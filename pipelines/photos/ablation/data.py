@@ -1,6 +1,6 @@
 """The folder of sets that the ablation on photos reads.
 
-DIR/NAME/meta.json        its "kind" is salient, entity, part or unlabelled
+DIR/NAME/meta.json        its "kind" is salient, entity or part; unlabelled or none for photos without masks
 DIR/NAME/images/ID.jpg
 DIR/NAME/masks/ID.png     of salient objects: one mask per photo
 DIR/NAME/instances.json   of entities and parts: COCO
@@ -23,7 +23,8 @@ from sum_factory.trainer.data.sets import CocoSettings, FolderPairsSettings, Set
 
 Split = Literal["train", "val"]
 UNLABELLED = "unlabelled"
-KINDS = ("salient", "entity", "part", UNLABELLED)
+KINDS = {each: each for each in ("salient", "entity", "part", UNLABELLED)} | {"none": UNLABELLED}
+"""What a set may say of its masks, and what is made of it."""
 
 
 @dataclass(frozen=True)
@@ -127,4 +128,4 @@ def _read(folder: Path) -> PhotoSet:
         raise InputError(f"{path}: cannot be read; expected JSON with the kind of the set's masks") from error
     if kind not in KINDS:
         raise InputError(f"{path}: kind: expected one of {', '.join(KINDS)}, found {kind!r}")
-    return PhotoSet(folder, kind)
+    return PhotoSet(folder, KINDS[kind])

@@ -44,7 +44,7 @@ def masks_of(number: int) -> np.ndarray:
 def write_set(folder: Path, kind: str, seed: int) -> None:
     """Write a set of six photos of bright discs, two of them to train on and two to test."""
     (folder / "images").mkdir(parents=True)
-    (folder / "meta.json").write_text(json.dumps({"kind": kind}))
+    (folder / "meta.json").write_text(json.dumps({"kind": "none" if kind == "unlabelled" else kind}))
     rng = np.random.default_rng(seed)
     coco: dict[str, list[object]] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "disc"}]}
     for number in range(6):
