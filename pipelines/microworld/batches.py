@@ -1,4 +1,4 @@
-"""Batches of a pre-training: scenes, and views of photos beside them. Each is a pure function of its step."""
+"""Batches of a pre-training: scenes, and images of photos beside them. Each is a pure function of its step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from sum_factory.pipelines.microworld.corpus import TARGET_SIDE, Corpus
 from sum_factory.pipelines.microworld.pretrain_settings import PretrainSettings
 from sum_factory.pipelines.photos.corpus import PhotoCorpus
-from sum_factory.pipelines.photos.views import draw_view
+from sum_factory.pipelines.photos.crops import draw_image
 from sum_factory.trainer.run.distributed import Ranks
 
 PROMPTS_OF_A_MASK = 2
@@ -83,9 +83,9 @@ def _scene(corpus: Corpus, scene: int, settings: PretrainSettings, step: int) ->
 
 
 def _photo(photos: PhotoCorpus, number: int, settings: PretrainSettings, step: int, side: int) -> _Shown:
-    """Return a view of a photo. It has no prompts on background: what nobody annotated may be a thing, too."""
+    """Return an image of a photo. It has no prompts on background: what nobody annotated may be a thing, too."""
     rng = np.random.default_rng([settings.seed, step, number, 1])
-    image, masks = draw_view(photos, number, (side, TARGET_SIDE), rng)
+    image, masks = draw_image(photos, number, (side, TARGET_SIDE), rng)
     order = rng.permutation(len(masks))
     count = min(settings.photo_masks, PROMPTS_OF_A_MASK * len(masks))
     return _Shown(image, masks[order[np.arange(count) % len(masks)]])

@@ -61,6 +61,9 @@ class PhotosPlan:
     rounds: int = 5
     most_masks: int = 6
     points_per_side: int = 16
+    pred_iou_thresh: float = 0.6
+    stability_score_thresh: float = 0.85
+    """Filters of labels, and of what the refiner learns from. A tiny model is sure of little on photos."""
     precision: PrecisionSetting = "auto"
     """What runs are trained in; the refiner, labels and scores are fp32's."""
     fit_changes: tuple[str, ...] = ("steps=600", "rounds=7")
@@ -84,7 +87,12 @@ class PhotosPlan:
     @property
     def automask(self) -> AutomaskSettings:
         """Which masks are kept as labels."""
-        return settings_for(load_sam(self.sam).architecture.name, points_per_side=self.points_per_side)
+        return settings_for(
+            load_sam(self.sam).architecture.name,
+            points_per_side=self.points_per_side,
+            pred_iou_thresh=self.pred_iou_thresh,
+            stability_score_thresh=self.stability_score_thresh,
+        )
 
 
 def cells_of_photos(plan: PhotosPlan) -> list[Cell]:
@@ -101,7 +109,8 @@ def _with_seed(plan: PhotosPlan, seed: int) -> Iterator[Cell]:
 
 def refiner_recipe(plan: PhotosPlan) -> RefinerRecipe:
     """Return the recipe of the refiner. Raises ``SettingsError``."""
-    recipe = read_settings("refiner_ablation", RefinerRecipe, UNUSED, plan.refiner_changes)
+    thresholds = [f"{name}={getattr(plan, name)}" for name in ("pred_iou_thresh", "stability_score_thresh")]
+    recipe = read_settings("refiner_ablation", RefinerRecipe, UNUSED, (*thresholds, *plan.refiner_changes))
     return replace(recipe, sam=plan.sam, human=plan.human)
 
 

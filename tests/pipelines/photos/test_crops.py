@@ -1,4 +1,4 @@
-"""A view shows photo and masks in the same place, and what is pasted is where its target is."""
+"""An image shows photo and masks in the same place, and what is pasted is where its target is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from sum_factory.pipelines.microworld.coarse import Coarseness
 from sum_factory.pipelines.photos.corpus import KeptPhoto, PhotoCorpus, open_photos
-from sum_factory.pipelines.photos.views import LEAST_PIXELS, PADDING, Window, draw_view, draw_window, paste, visible
+from sum_factory.pipelines.photos.crops import LEAST_PIXELS, PADDING, Crop, draw_crop, draw_image, paste, visible
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.trainer.data.sets import SetSettings
@@ -29,32 +29,32 @@ def smooth(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_whole_window_is_the_photo_scaled_and_padded_below_and_to_the_right(mirrored: bool) -> None:
+def test_whole_crop_is_the_photo_scaled_and_padded_below_and_to_the_right(mirrored: bool) -> None:
     picture = smooth(64, 96)
-    seen = Window(0.0, 0.0, 1.0, 1.0, 0.0, mirrored).sample(picture, 48, -7.0)
+    seen = Crop(0.0, 0.0, 1.0, 1.0, 0.0, mirrored).sample(picture, 48, -7.0)
     expected = cv2.resize(picture[:, ::-1] if mirrored else picture, (48, 32), interpolation=cv2.INTER_AREA)
     np.testing.assert_allclose(seen[1:31, 1:47], expected[1:31, 1:47], atol=0.5)
     assert (seen[33:] == -7).all()
 
 
-def test_a_window_shows_the_rectangle_that_it_names_at_its_scale() -> None:
+def test_a_crop_shows_the_rectangle_that_it_names_at_its_scale() -> None:
     picture = smooth(100, 80)
-    seen = Window(0.2, 0.3, 0.5, 0.8).sample(picture, 100)
+    seen = Crop(0.2, 0.3, 0.5, 0.8).sample(picture, 100)
     expected = cv2.resize(picture[30:80, 20:70], (100, 100), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_allclose(seen[2:-2, 2:-2], expected[2:-2, 2:-2], atol=0.05)
 
 
-def test_a_turned_window_is_turned_about_its_middle() -> None:
+def test_a_turned_crop_is_turned_about_its_middle() -> None:
     picture = smooth(80, 80)
-    plain, turned = (Window(0.25, 0.25, 0.5, 1.0, turn).sample(picture, 41) for turn in (0.0, np.pi / 2))
+    plain, turned = (Crop(0.25, 0.25, 0.5, 1.0, turn).sample(picture, 41) for turn in (0.0, np.pi / 2))
     np.testing.assert_allclose(turned, np.rot90(plain), atol=0.05)
 
 
-def test_views_show_things_where_their_masks_are(photos: PhotoCorpus) -> None:
+def test_images_show_things_where_their_masks_are(photos: PhotoCorpus) -> None:
     """Things are brighter than what is around them, in whatever colours: the coarse masks are nearly all bright."""
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        image, masks = draw_view(photos, seed % len(photos), SIDES, rng)
+        image, masks = draw_image(photos, seed % len(photos), SIDES, rng)
         assert image.shape == (256, 256, 3)
         assert image.dtype == np.float32
         assert masks.shape[1:] == (128, 128)
@@ -65,12 +65,12 @@ def test_views_show_things_where_their_masks_are(photos: PhotoCorpus) -> None:
             assert (grey[mask] > 135).mean() > 0.97
 
 
-def test_windows_differ_and_all_of_a_view_follows_from_its_seed(photos: PhotoCorpus) -> None:
+def test_crops_differ_and_all_of_an_image_follows_from_its_seed(photos: PhotoCorpus) -> None:
     photo = photos.load(0)
-    windows = {draw_window(photo, np.random.default_rng(seed)) for seed in range(40)}
-    assert len({window.mirrored for window in windows}) == 2
-    assert sum(window.side == 1 for window in windows) == 2  # the whole photo, and mirrored
-    first, second, other = (draw_view(photos, 0, SIDES, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    crops = {draw_crop(photo, np.random.default_rng(seed)) for seed in range(40)}
+    assert len({crop.mirrored for crop in crops}) == 2
+    assert sum(crop.side == 1 for crop in crops) == 2  # the whole photo, and mirrored
+    first, second, other = (draw_image(photos, 0, SIDES, np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert np.array_equal(first[0], second[0])
     assert np.array_equal(first[1], second[1])
     assert not np.array_equal(first[0], other[0])
@@ -79,10 +79,10 @@ def test_windows_differ_and_all_of_a_view_follows_from_its_seed(photos: PhotoCor
 def test_padding_is_what_the_model_sees_as_nothing(photos: PhotoCorpus) -> None:
     sam = load_sam(PACKAGED).sam
     assert sam.pixel_mean.flatten().tolist() == pytest.approx(PADDING)
-    drawn = [draw_view(photos, 0, SIDES, np.random.default_rng(seed))[0] for seed in range(20)]
+    drawn = [draw_image(photos, 0, SIDES, np.random.default_rng(seed))[0] for seed in range(20)]
     padded = [image for image in drawn if np.allclose(image[-1], PADDING)]
     assert padded
-    assert (~visible(photos.load(0), Window(0, 0, 1.0, 1.0), 256)).sum() == pytest.approx(256 * 256 * 0.4, rel=0.02)
+    assert (~visible(photos.load(0), Crop(0, 0, 1.0, 1.0), 256)).sum() == pytest.approx(256 * 256 * 0.4, rel=0.02)
 
 
 def test_what_is_pasted_covers_what_was_there(photos: PhotoCorpus) -> None:
