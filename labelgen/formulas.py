@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from sum_factory.shared.shards.dataset import CERTAIN
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -34,10 +36,18 @@ def binary_entropy(s: Tensor) -> Tensor:
     return (nats / math.log(2)).clamp(max=1)
 
 
+def no_doubt(s: Tensor) -> Tensor:
+    """Return u = 0 for all logits s: of masks that people drew or corrected."""
+    return s.new_zeros(s.shape)
+
+
 FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "confidence": lack_of_confidence,
     "entropy": binary_entropy,
 }
 """How u follows from SAM's own logits, by the name of the source."""
-LABEL_FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {f"label-{name}": each for name, each in FORMULAS.items()}
+LABEL_FORMULAS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    **{f"label-{name}": each for name, each in FORMULAS.items()},
+    CERTAIN: no_doubt,
+}
 """How u follows from the logits that a stored label decodes to, by the name of the source: no model is run."""

@@ -25,7 +25,7 @@ REFINEMENT_SOURCE = "refinement"
 DISCREPANCY_SOURCE = "discrepancy"
 SOURCES = (REFINEMENT_SOURCE, DISCREPANCY_SOURCE, *FORMULAS, *LABEL_FORMULAS)
 """Where uncertainty comes from: a refiner, two models that differ, SAM's own confidence in one of two ways, or that of
-the stored label."""
+the stored label; or that there is none."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class UncertaintySettings:
     source: str = REFINEMENT_SOURCE
     """refinement: how far a refiner's mask differs from SAM's. discrepancy: how far two models differ in what they make
     of the label's box. confidence or entropy: how unsure SAM itself is. label-confidence or label-entropy: the same of
-    the stored label, whose magnitudes are kept near the boundary alone; no model is run."""
+    the stored label, whose magnitudes are kept near the boundary alone; no model is run. certain: 0 everywhere, of
+    masks that people drew or corrected."""
     min_refine_area: int = 0
     """Masks of fewer pixels, in a photo or crop whose longer side is 1024, are not refined but taken as certain. 0
     refines all."""

@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,6 +25,8 @@ from sum_factory.labelgen.importing.run import import_masks
 from sum_factory.labelgen.importing.settings import ImportSettings
 from sum_factory.labelgen.sets.export import ExportSummary, export, full_size_masks
 from sum_factory.labelgen.sets.export_settings import ExportSettings
+from sum_factory.labelgen.sets.formats.format import ExportedImage, Head, PhotoCopy
+from sum_factory.labelgen.sets.formats.yolo import YoloWriter
 from sum_factory.shared.automask.rle import encode_rle
 from sum_factory.shared.errors import SettingsError
 from sum_factory.shared.masks import iou
@@ -333,3 +336,13 @@ def test_what_a_format_cannot_do_is_refused(
     with pytest.raises(SettingsError, match=told):
         export(shards, tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_yolo_has_one_folder_of_the_name_that_ultralytics_replaces(shards: ShardSet, tmp_path: Path) -> None:
+    head = Head(ExportSettings("yolo"), "polygons", "", shards.layer(), ExitStack())
+    image = ExportedImage(1, "images/a", "a.jpg", "images/a", "", *SIZE, iter(()), lambda: PhotoCopy(b"", ".jpg"))
+    YoloWriter(tmp_path, head).add(image)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == [
+        "images/images_/a.jpg",
+        "labels/images_/a.txt",
+    ]

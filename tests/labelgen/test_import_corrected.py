@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +31,10 @@ from sum_factory.shared.errors import InputError
 from sum_factory.shared.masks import iou
 from sum_factory.shared.shards.shard_set import ShardSet
 from sum_factory.trainer.cli import main as trainer
+from sum_factory.trainer.data.pseudo import PseudoSet
+from sum_factory.trainer.data.samples import SampleId, SampleSettings
 from sum_factory.trainer.data.sets import CocoSettings, open_set
+from sum_factory.trainer.methods import METHODS
 
 Mask = npt.NDArray[np.bool_]
 SIZE = (48, 64)
@@ -174,6 +178,24 @@ def test_an_extension_adds_photos_and_keeps_masks(
     assert len(set(told)) == 2
     result = CliRunner().invoke(main, [*command, "--unit-size=2"])
     assert result.exit_code == 0, result.output
+
+
+def test_corrected_masks_are_certain_to_every_method(
+    labels: ShardSet, tmp_path: Path, add_maps: Callable[..., Any], problems: Callable[[Path], list[str]]
+) -> None:
+    made = add_maps(tmp_path / "labels", source="certain", layer_name="certain")
+    assert (made.masks, made.unknown, made.errors) == (6, 0, ())
+    assert problems(tmp_path / "labels") == []
+    shards = ShardSet.open(str(tmp_path / "labels"))
+    for number in shards.committed():
+        for rows in shards.uncertainty(number, "certain"):
+            assert [row.mean_u for row in rows] == [0.0, 0.0]
+            assert all(not found.u.any() for found in shards.read_uncertainty(number, rows, "certain") if found)
+    for name in ("sum", "sum-confidence-uncer", "u2pl-entropy"):
+        opened = PseudoSet(shards, "certain", METHODS[name], SampleSettings(shards.input_side, 4, 2, 0))
+        sample = opened.load(0, SampleId("pseudo", 0, 0)).on(torch.device("cpu"))
+        assert (len(sample.masks), sample.skipped) == (2, 0)
+        assert sample.certainty is None or bool((sample.certainty[:, : sample.valid[0], : sample.valid[1]] == 1).all())
 
 
 # Shapes, one by one

@@ -138,3 +138,17 @@ def test_cards_tell_what_is_known(tiny_sum: Path, tiny_weights: str, tmp_path: P
     ):
         assert told in unknown, told
     assert "Licence" in unknown
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+def test_a_vit_b_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Of random weights: written, compared by the export itself, and read as Hugging Face's."""
+    with torch.device("meta"):
+        empty = segment_anything.sam_model_registry["vit_b"]().state_dict()
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(value.shape, generator=generator) * 0.05 for name, value in empty.items()}
+    state |= {name: 1 + value for name, value in state.items() if value.ndim == 1 and name.endswith("weight")}
+    torch.save(state, tmp_path / "vit_b.pth")
+    assert export_hf(str(tmp_path / "vit_b.pth"), tmp_path / "hf") < 1e-3
+    assert load_sam(str(tmp_path / "hf")).identity == load_sam(str(tmp_path / "vit_b.pth")).identity

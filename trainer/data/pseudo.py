@@ -15,7 +15,7 @@ from sum_factory.shared.errors import ShardError
 from sum_factory.shared.photo_files import PhotoFile
 from sum_factory.shared.placement import Frame
 from sum_factory.shared.sam.settings import TASKS
-from sum_factory.shared.shards.dataset import PHOTOS, uncertainty_layer
+from sum_factory.shared.shards.dataset import CERTAIN, PHOTOS, uncertainty_layer
 from sum_factory.shared.shards.manifest import CROP_BOX
 from sum_factory.shared.shards.originals import decode_original, read_original
 from sum_factory.shared.shards.photos import read_photo
@@ -186,9 +186,10 @@ class PseudoSet:
 
 
 def _require_source(shards: ShardSet, layer: str, method: Method) -> None:
-    """Raise ``ShardError`` if a layer says that its maps are of another source than that of ``method``."""
+    """Raise ``ShardError`` if a layer says that its maps are of another source than that of ``method``, and are not
+    those of certain masks."""
     source = shards.layer(uncertainty_layer(layer)).settings.get("source", method.source)
-    if source.removeprefix("label-") != method.source:
+    if source.removeprefix("label-") not in (method.source, CERTAIN):
         raise ShardError(
             f"{shards.storage.url}: the maps of layer {layer!r} are of the source {source}, and this method is about "
             f"{method.source}; name a layer of that (--set uncertainty=NAME), or give the method for {source}"

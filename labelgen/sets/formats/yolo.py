@@ -21,18 +21,23 @@ JOINED = "masks of several parts or with holes are one outline each, in which li
 
 
 class YoloWriter:
-    """Writes ``images/NAME.jpg``, if photos are asked for, and ``labels/NAME.txt``."""
+    """Writes ``images/NAME.jpg``, if photos are asked for, and ``labels/NAME.txt``.
+
+    ultralytics looks for the text file where the last folder ``images`` of the path is called ``labels``: so there must
+    be no other.
+    """
 
     def __init__(self, folder: Path, head: Head) -> None:
         self.folder, self.head = folder, head
 
     def add(self, image: ExportedImage) -> None:
         """Write a photo and its text file, which is empty if it has no masks."""
+        stem = "/".join(f"{part}_" if part == "images" else part for part in image.stem.split("/"))
         if image.copy is not None:
             photo = image.copy()
-            write_new(self.folder, f"images/{image.stem}{photo.suffix}", photo.data)
+            write_new(self.folder, f"images/{stem}{photo.suffix}", photo.data)
         lines = [self._line(mask, image) for mask in image.masks]
-        write_new(self.folder, f"labels/{image.stem}.txt", "".join(lines).encode())
+        write_new(self.folder, f"labels/{stem}.txt", "".join(lines).encode())
 
     def close(self) -> None:
         """Write which folder has the photos, and the name of the one class."""
