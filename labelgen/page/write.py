@@ -69,7 +69,14 @@ def _photos(shown: ShownSet, picked: list[tuple[int, int]]) -> Iterator[dict[str
         size = photo.shape[0], photo.shape[1]
         entry = shown.entry(number, image, -1, layer if number in mapped else None)
         described = shown.described(number, image, Conditions(layer=layer if number in mapped else None))
-        told = {**entry, **described, "picture": jpeg_url(photo, PHOTO_SIDE), "refined": None, "doubt": None}
+        told = {
+            **entry,
+            **described,
+            "place": "",
+            "picture": jpeg_url(photo, PHOTO_SIDE),
+            "refined": None,
+            "doubt": None,
+        }
         if layer is not None and number in mapped:
             told["refined"] = shown.refined(number, image, layer)
             heat = heat_png(shown.doubt(number, image, layer, None), size, size_within(size, HEAT_SIDE))

@@ -118,10 +118,6 @@ class Catalog:
         """Whether units are still to come: they are planned, or being planned, and not committed."""
         return not self.shards.is_planned or len(self.committed) < self.shards.unit_count
 
-    def are_means_read(self, layer: str) -> bool:
-        """Whether ``mean_u`` of a layer is known of all units that are."""
-        return len(self._means.get(layer, ())) >= len(self.units)
-
     def unit(self, number: int) -> UnitColumns:
         """Return a committed unit. Raises ``ShardError`` if it cannot be read."""
         if number not in self.units:
@@ -150,9 +146,12 @@ class Catalog:
             self._means[layer] = {}
             self._woken.set()
 
-    def known_means(self, number: int, layer: str | None) -> npt.NDArray[np.float32] | None:
-        """Return ``means`` if they have been read, else None."""
-        return None if layer is None else self._means.get(layer, {}).get(number)
+    def known(self, number: int, layer: str | None) -> tuple[UnitColumns, npt.NDArray[np.float32] | None] | None:
+        """Return a unit and its ``means`` if both have been read, else None."""
+        means = {} if layer is None else self._means.get(layer, {})
+        if number not in self.units or (layer is not None and number not in means):
+            return None
+        return self.units[number], means.get(number)
 
     def look_again(self) -> None:
         """Open the set anew, if units have been committed since."""

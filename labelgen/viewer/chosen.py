@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -57,11 +57,11 @@ ORDERS = _orders()
 
 
 class Chooser:
-    """Chooses from a catalog, and keeps the last few answers until more is known."""
+    """Chooses from a catalog, and keeps what the last few conditions chose: only units that are new are looked at."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
-        self._kept: OrderedDict[tuple[Conditions, str], tuple[int, Chosen]] = OrderedDict()
+        self._kept: OrderedDict[Conditions, _Answer] = OrderedDict()
         self._lock = threading.Lock()
 
     def choose(self, conditions: Conditions, order: str) -> Chosen:
@@ -69,60 +69,77 @@ class Chooser:
         if order not in ORDERS:
             raise SettingsError(f"order: {order!r}; there are {', '.join(ORDERS)}")
         self.catalog.want(conditions.layer)
-        key, revision = (conditions, order), self.catalog.revision
         with self._lock:
-            kept = self._kept.get(key)
-        if kept is not None and kept[0] == revision:
-            return kept[1]
-        chosen = _choose(self.catalog, conditions, order)
-        with self._lock:
-            self._kept[key] = revision, chosen
+            answer = self._kept.get(conditions)
+            if answer is None or not answer.is_of(self.catalog):
+                answer = _Answer(conditions)
+            self._kept[conditions] = answer
+            self._kept.move_to_end(conditions)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
+            answer.add_new(self.catalog)
+            return answer.in_order(self.catalog, order)
+
+
+class _Answer:
+    """What conditions choose of the units that have been read: it grows with them."""
+
+    def __init__(self, conditions: Conditions) -> None:
+        self.conditions = conditions
+        self._of_units: dict[int, tuple[npt.NDArray[Any], ...]] = {}
+        self._histograms = {name: Histogram.empty(scale) for name, scale in SCALES.items()}
+        self._kinds: Counter[str] = Counter()
+        self._photos = self._masks = self._masks_met = 0
+        self._last: dict[str, tuple[int, int, Chosen]] = {}
+
+    def is_of(self, catalog: Catalog) -> bool:
+        """Whether all units that were counted are still there."""
+        return self._of_units.keys() <= catalog.units.keys()
+
+    def add_new(self, catalog: Catalog) -> None:
+        """Count the units that have been read since."""
+        for number in catalog.committed:
+            known = None if number in self._of_units else catalog.known(number, self.conditions.layer)
+            if known is None:
+                continue
+            unit, means = known
+            add_unit(self._histograms, unit, means, self.conditions)
+            part = self._of_units[number] = _of_unit(unit, means, self.conditions)
+            self._kinds.update(unit.kinds)
+            self._photos += len(unit.keys)
+            self._masks += int(unit.first[-1])
+            self._masks_met += int(part[2].sum())
+
+    def in_order(self, catalog: Catalog, order: str) -> Chosen:
+        """Return the photos in an order; without conditions, those of units that have not been read, too."""
+        state = len(self._of_units), len(catalog.committed)
+        if order in self._last and self._last[order][:2] == state:
+            return self._last[order][2]
+        parts = []
+        for number in catalog.committed:
+            if number in self._of_units:
+                parts.append(self._of_units[number])
+            elif self.conditions.is_empty:
+                parts.append(_unread(catalog, number))
+        units, images, masks, sums = map(np.concatenate, zip(*parts, strict=True)) if parts else [np.zeros(0)] * 4
+        if order != "set":
+            sorting = np.argsort(ORDERS[order](np.maximum(masks, 0).astype(float), sums), kind="stable")
+            units, images, masks = units[sorting], images[sorting], masks[sorting]
+        units, images, masks = (column.astype(np.int64) for column in (units, images, masks))
+        chosen = Chosen(units, images, masks, self._facts())
+        self._last[order] = (*state, chosen)
         return chosen
 
-
-@dataclass
-class _Totals:
-    photos: int = 0
-    masks: int = 0
-    masks_shown: int = 0
-    photos_of_kinds: dict[str, int] | None = None
-
-
-def _choose(catalog: Catalog, conditions: Conditions, order: str) -> Chosen:
-    histograms = {name: Histogram.empty(scale) for name, scale in SCALES.items()}
-    parts, totals, kinds = [], _Totals(), dict[str, int]()
-    for number in list(catalog.committed):
-        unit = catalog.units.get(number)
-        if unit is None:
-            if conditions.is_empty:
-                parts.append(_unread(catalog, number))
-            continue
-        means = catalog.known_means(number, conditions.layer)
-        add_unit(histograms, unit, means, conditions)
-        for kind in unit.kinds:
-            kinds[kind] = kinds.get(kind, 0) + 1
-        part = _of_unit(unit, means, conditions)
-        parts.append(part)
-        totals.photos += len(unit.keys)
-        totals.masks += int(unit.first[-1])
-        totals.masks_shown += int(part[2].sum())
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0)] * 4
-    units, images, masks, sums = columns
-    sorting = np.argsort(ORDERS[order](np.maximum(masks, 0).astype(float), sums), kind="stable")
-    facts = {
-        "units_read": len(catalog.units),
-        "photos_read": totals.photos,
-        "masks_read": totals.masks,
-        "masks": totals.masks_shown,
-        "kinds": kinds,
-        "histograms": {
-            name: {"all": each.all.tolist(), "shown": each.shown.tolist()} for name, each in histograms.items()
-        },
-    }
-    units, images, masks = (column[sorting].astype(np.int64) for column in (units, images, masks))
-    return Chosen(units, images, masks, facts)
+    def _facts(self) -> dict[str, Any]:
+        histograms = self._histograms.items()
+        return {
+            "units_read": len(self._of_units),
+            "photos_read": self._photos,
+            "masks_read": self._masks,
+            "masks": self._masks_met,
+            "kinds": dict(self._kinds),
+            "histograms": {name: {"all": each.all.tolist(), "shown": each.shown.tolist()} for name, each in histograms},
+        }
 
 
 def _of_unit(unit: UnitColumns, means: Means, conditions: Conditions) -> tuple[npt.NDArray[Any], ...]:
