@@ -6,15 +6,14 @@ waiting that feeds the GPU.
 
 from __future__ import annotations
 
-import os
-import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 
 from sum_factory.labelgen.kept import logits_of_labels
 from sum_factory.shared.automask.automask import GeneratedMasks
 from sum_factory.shared.codecs.label import encode_labels
+from sum_factory.shared.parent_process import end_with_parent
 from sum_factory.shared.progress import SPEAKER
 
 MOST_PROCESSES = 8
@@ -31,7 +30,7 @@ class LabelCoder:
         self.processes = processes
         self._pool: ProcessPoolExecutor | None = None
         if processes:
-            self._pool = ProcessPoolExecutor(processes, get_context("spawn"), _end_with_parent)
+            self._pool = ProcessPoolExecutor(processes, get_context("spawn"), end_with_parent)
 
     def encode(self, generated: GeneratedMasks) -> list[bytes]:
         """Return the blob of each mask in the layer of masks."""
@@ -58,15 +57,3 @@ def coding_processes(on_gpu: bool, cores: int) -> int:
     The two are for the thread that feeds the GPU, and for decoding photos.
     """
     return max(0, min(MOST_PROCESSES, cores - 2)) if on_gpu else 0
-
-
-def _end_with_parent() -> None:
-    """End this process when the one ends that started it, also if that was killed."""
-    parent = parent_process()
-    assert parent is not None, "started by another process"
-
-    def watch() -> None:
-        parent.join()
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()

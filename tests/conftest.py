@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pyarrow as pa
+    import torch
     from segment_anything.modeling import Sam
 
     from sum_factory.labelgen.engine.stop import Stop
@@ -174,6 +175,14 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> Speaker:
     for name in ("FIRST_SECONDS", "EVERY_SECONDS"):
         monkeypatch.setattr(progress, name, 0.0)
     return speaker
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and the GPU where there is one: what a test states of a GPU is stated of a CPU as far as that goes."""
+    import torch
+
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope="session")

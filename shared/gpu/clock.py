@@ -69,9 +69,9 @@ class BusyClock:
         self.mark = mark
         self._lock = threading.Lock()
         self._spans: list[tuple[str, Mark, Mark]] = []
-        self._first, self._host = mark(), time.perf_counter()
-        self._counted = 0.0
-        """Until when, in seconds since the first mark, busy time is counted."""
+        self._host = time.perf_counter()
+        self._counted = mark()
+        """Until when time is counted, and from where it is told: a GPU tells long times coarsely."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -96,10 +96,12 @@ class BusyClock:
             by_stage: defaultdict[str, float] = defaultdict(float)
             times = []
             for name, begun, ended in past:
-                start, end = begun.seconds(self._first), ended.seconds(self._first)
+                start, end = begun.seconds(self._counted), ended.seconds(self._counted)
                 by_stage[name] += end - start
                 times.append((start, end))
-            busy, self._counted = united(times, self._counted)
+            busy, last = united(times, 0.0)
+            if last > 0:
+                self._counted = next(span[2] for span, (_, end) in zip(past, times, strict=True) if end == last)
         return Busy(busy, seconds, by_stage)
 
 

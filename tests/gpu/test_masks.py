@@ -30,12 +30,12 @@ from sum_factory.shared.sam.settings import PACKAGED
 
 Label = Callable[..., RunSummary]
 Snapshot = Callable[[Path], dict[str, bytes]]
-POINTS = 12
+POINTS = 6
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[RgbImage]:
-    return [scene.image for scene in make_scenes(3, 0, 3)]
+    return [scene.image for scene in make_scenes(3, 0, 2)]
 
 
 def generator_on(device: torch.device, settings: AutomaskSettings, **options: object) -> LabelGenerator:
@@ -45,7 +45,7 @@ def generator_on(device: torch.device, settings: AutomaskSettings, **options: ob
 
 
 def test_exact_masks_are_upstreams(device: torch.device, scenes: list[RgbImage]) -> None:
-    settings = settings_for(PACKAGED, points_per_side=POINTS, max_area_share=2.0)
+    settings = settings_for(PACKAGED, points_per_side=POINTS, pred_iou_thresh=0.5, max_area_share=2.0)
     shared = {name: value for name, value in vars(settings).items() if name != "max_area_share"}
     upstream = segment_anything.SamAutomaticMaskGenerator(load_sam().sam.to(device), **shared)
     found = generator_on(device, settings, photos_per_batch=2).label_all([(image, None) for image in scenes])
@@ -82,7 +82,7 @@ def test_masks_of_a_gpu_are_those_of_the_cpu(scenes: list[RgbImage]) -> None:
     assert compare(on_gpu, records, settings).unexplained == []
 
 
-@pytest.mark.parametrize("exactness", ["exact", "encoder-bf16", "fast"])
+@pytest.mark.parametrize("exactness", ["exact", "fast"])
 def test_two_runs_give_equal_bytes(
     device: torch.device, exactness: Exactness, photos: Path, tmp_path: Path, label: Label, snapshot: Snapshot
 ) -> None:
@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_halved_until_it_does(scenes: list[RgbImage]) -> No
     """ViT-B decodes a grid in one go, and embeds 64 photos together, in a memory that is too small for either."""
     torch.manual_seed(0)
     sam = move_to_device(build_architecture(ARCHITECTURES["vit_b"]), Runtime("cuda"))
-    settings = AutomaskSettings(points_per_side=32, pred_iou_thresh=-1000.0, stability_score_thresh=0.5)
+    settings = AutomaskSettings(points_per_side=16, pred_iou_thresh=-1000.0, stability_score_thresh=0.5)
     whole = torch.cuda.get_device_properties(0).total_memory
     try:
         bound_memory(torch.device("cuda"), min(1.0, 4 * 2**30 / whole))

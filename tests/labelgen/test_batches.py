@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
@@ -163,3 +166,30 @@ def test_workers_that_share_a_gpu_share_its_memory(
     monkeypatch.setattr(run_module, "work", work)
     label(photos, tmp_path / "shards", **changes)
     assert seen == [(pytest.approx(share), None, None)]
+
+
+def test_process_ends_when_the_one_is_killed_that_started_it() -> None:
+    """It would wait for work for ever: all processes of a pool hold the end of the pipe that it waits at."""
+    script = """
+import os, signal
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from sum_factory.shared.parent_process import end_with_parent
+pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+print(pool.submit(os.getpid).result(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    started = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    process = int(started.stdout)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and is_running(process):
+        time.sleep(0.05)
+    assert not is_running(process)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is such a process, and it has not ended without anybody asking how."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

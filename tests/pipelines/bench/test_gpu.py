@@ -29,7 +29,9 @@ def test_requirements_are_the_projects_but_for_torch() -> None:
     own = {line for line in listed if line and not line.startswith("#")}
     for_tests = {line for line in own if re.match("(hypothesis|pytest)>=", line)}
     assert len(for_tests) == 2
-    assert own - for_tests == {line for line in wanted if not line.startswith("torch")}
+    assert own - for_tests == {line for line in wanted if not line.startswith("torch")}, (
+        "list what was added there, too"
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
