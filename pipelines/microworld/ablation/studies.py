@@ -30,7 +30,9 @@ class Study:
 
 
 STUDIES = (
-    Study("theta", "theta of the Dice loss", lambda plan: recipe_of(plan, Cell(STUDY_SETTING, "sum")).loss.theta),
+    Study(
+        "focal", "focal loss to one of Dice", lambda plan: recipe_of(plan, Cell(STUDY_SETTING, "sum")).loss.focal_weight
+    ),
     Study("human", "scenes with human masks", lambda plan: float(plan.human)),
 )
 

@@ -17,8 +17,8 @@ from sum_factory.pipelines.microworld.ablation.settings import Plan
 from sum_factory.pipelines.microworld.ablation.studies import STUDIES, study_charts, study_points, study_rows
 
 TableOf = Callable[[float], pa.Table]
-THETA, HUMAN = STUDIES
-LEVELS = {"theta=0.2": 0.3, "theta=0.8": 0.5, "human=60": 0.2, "full": 0.4}
+FOCAL, HUMAN = STUDIES
+LEVELS = {"focal=5": 0.3, "focal=60": 0.5, "human=60": 0.2, "full": 0.4}
 
 
 @pytest.fixture
@@ -39,19 +39,17 @@ def make_results(table_of: TableOf, seeds: int) -> Results:
 
 
 def test_points_are_by_value_and_of_the_seeds_that_were_turned(plan: Plan, results: Callable[[int], Results]) -> None:
-    entity = {
-        value: 100 * (level + 0.01 * np.arange(12).mean()) for value, level in {0.2: 0.3, 0.6: 0.4, 0.8: 0.5}.items()
-    }
-    found = study_points(plan, results(3), THETA, "sum", "entity")
-    assert list(found) == [0.2, 0.6, 0.8]
+    entity = {value: 100 * (level + 0.01 * np.arange(12).mean()) for value, level in {5: 0.3, 20: 0.4, 60: 0.5}.items()}
+    found = study_points(plan, results(3), FOCAL, "sum", "entity")
+    assert list(found) == [5, 20, 60]
     assert found == pytest.approx(entity)
     assert list(study_points(plan, results(1), HUMAN, "sum", "entity")) == [60, plan.human]
 
 
 def test_what_was_not_run_is_left_out(plan: Plan, results: Callable[[int], Results], table_of: TableOf) -> None:
-    assert study_points(plan, results(1), THETA, "vanilla", "all") == {}
+    assert study_points(plan, results(1), FOCAL, "vanilla", "all") == {}
     only_usual = Results({Cell("small", "sum"): table_of(0.4)})
-    assert study_points(plan, only_usual, THETA, "sum", "all") == {}
+    assert study_points(plan, only_usual, FOCAL, "sum", "all") == {}
     assert study_rows(plan, only_usual, ("all",)) == []
     assert study_charts(plan, only_usual) == {}
 
@@ -66,10 +64,10 @@ def points_in(chart: str) -> int:
 def test_every_study_has_rows_and_a_chart(plan: Plan, results: Callable[[int], Results]) -> None:
     rows = study_rows(plan, results(1), ("entity", "all"))
     assert [(row[0], row[1]) for row in rows] == [
-        (THETA.title, "0.2"), (THETA.title, "0.6"), (THETA.title, "0.8"), (HUMAN.title, "60"), (HUMAN.title, "1500"),
+        (FOCAL.title, "5"), (FOCAL.title, "20"), (FOCAL.title, "60"), (HUMAN.title, "60"), (HUMAN.title, "1500"),
     ]  # fmt: skip
     charts = study_charts(plan, results(1))
-    assert set(charts) == {THETA.chart_name, HUMAN.chart_name}
+    assert set(charts) == {FOCAL.chart_name, HUMAN.chart_name}
     assert [points_in(chart) for chart in charts.values()] == [3, 2]
     block = studies_block(plan, results(1))
-    assert f"![{THETA.title}](images/{THETA.chart_name})\n![{HUMAN.title}](images/{HUMAN.chart_name})" in block
+    assert f"![{FOCAL.title}](images/{FOCAL.chart_name})\n![{HUMAN.title}](images/{HUMAN.chart_name})" in block
