@@ -12,6 +12,7 @@ import pytest
 from sum_factory.labelgen.cli import main as labelgen
 from sum_factory.labelgen.importing.settings import ImportSettings
 from sum_factory.labelgen.run_settings import RunSettings, UncertaintyRunSettings
+from sum_factory.labelgen.sets.export_settings import ExportSettings
 from sum_factory.labelgen.sets.select import Filter
 from sum_factory.shared.field_docs import docs_of
 from sum_factory.trainer.cli import main as trainer
@@ -43,6 +44,7 @@ ROOTS = (
     RefinerRecipe,
     RunSettings,
     ImportSettings,
+    ExportSettings,
     UncertaintyRunSettings,
     Filter,
     Suite,

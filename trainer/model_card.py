@@ -10,7 +10,7 @@ from typing import Any
 from sum_factory.shared.names import printable
 from sum_factory.shared.sam.checkpoint import LoadedSam, read_header
 from sum_factory.shared.sam.forms.reading import is_safetensors
-from sum_factory.shared.sam.settings import WEIGHTS_FILE
+from sum_factory.shared.sam.settings import PACKAGED, WEIGHTS_FILE
 from sum_factory.trainer.run.overview import ABOUT, RunState, read_run
 
 DEEPEST = 3
@@ -121,7 +121,7 @@ def _told(value: Any) -> str:
 def _file_of(weights: str) -> Path | None:
     path = Path(weights)
     path = path / WEIGHTS_FILE if path.is_dir() else path
-    return path if path.is_file() else None
+    return path if path.is_file() and weights != PACKAGED else None
 
 
 def _header(weights: str) -> Mapping[str, Any]:

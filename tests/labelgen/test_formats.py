@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -298,6 +299,15 @@ def test_command_writes_each_format_once(shards: ShardSet, tmp_path: Path, forma
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 1
     assert "is there already, and nothing is written over" in result.output
+
+
+def test_photos_are_left_out_where_nobody_asks_for_them(shards: ShardSet, tmp_path: Path) -> None:
+    for format in FOLDERS:
+        exported(shards, tmp_path / format, format, photos="none")
+    assert [path for path in tmp_path.rglob("*") if path.suffix in (".jpg", ".jpeg")] == []
+    assert pq.read_schema(tmp_path / "hf/data/train-00000-of-00001.parquet").names[:2] == ["key", "source"]
+    told = json.loads((tmp_path / "labelme/sub/b.json").read_text())
+    assert told["imagePath"] == "b.jpg"  # to be laid beside the photo
 
 
 def test_files_are_cut_after_so_many_photos(shards: ShardSet, tmp_path: Path) -> None:
