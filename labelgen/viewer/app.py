@@ -17,12 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sum_factory.labelgen.page.drawing import heat_map
 from sum_factory.labelgen.viewer.chosen import ORDERS, positions
 from sum_factory.labelgen.viewer.conditions import Conditions, scales
 from sum_factory.labelgen.viewer.front import KINDS_OF_FILES, file_of, served_page
 from sum_factory.labelgen.viewer.guard import Guard
 from sum_factory.labelgen.viewer.photos import Photos
-from sum_factory.labelgen.viewer.pictures import heat_png, jpeg, size_within, smaller, with_masks
+from sum_factory.labelgen.viewer.pictures import heat_png, jpeg, largest_u, size_within, smaller, with_masks
 from sum_factory.labelgen.viewer.save import Wanted, save
 from sum_factory.labelgen.viewer.shown_set import ShownSet
 from sum_factory.shared.cores import usable_cores
@@ -110,6 +111,10 @@ class Viewer:
         photo = self._photos(request).small(number, image, side)
         if what == "masks":
             photo = self._with_masks(shown, photo, number, image, _conditions(request))
+        if what == "doubt":
+            size: tuple[int, int] = tuple(shown.catalog.unit(number).sizes[image].tolist())
+            maps = shown.doubt(number, image, _layer(request), None)
+            photo = heat_map(photo, largest_u(maps, size, photo.shape[:2]))
         return Response(jpeg(photo), media_type="image/jpeg", headers=KEEP)
 
     def _with_masks(self, shown: ShownSet, photo: Any, number: int, image: int, conditions: Conditions) -> Any:

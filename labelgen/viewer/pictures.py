@@ -97,11 +97,17 @@ def at_size(grid: Grid, frame: Frame, size: Size, shown: Size) -> Grid:
     return whole
 
 
+def largest_u(maps: Iterable[tuple[Grid, Frame]], size: Size, shown: Sequence[int]) -> Grid:
+    """Return the largest u of some maps of a photo of ``size`` that is shown at another, float32 (height, width)."""
+    largest = np.zeros((shown[0], shown[1]), np.float32)
+    for u, frame in maps:
+        np.maximum(largest, at_size(u, frame, size, (shown[0], shown[1])), out=largest)
+    return np.clip(largest, 0, 1)
+
+
 def heat_png(maps: Iterable[tuple[Grid, Frame]], size: Size, shown: Size) -> bytes:
     """Return the largest u of some maps of a photo as a PNG of size ``shown``: colours, and how opaque they are."""
-    largest = np.zeros(shown, np.float32)
-    for u, frame in maps:
-        np.maximum(largest, at_size(u, frame, size, shown), out=largest)
+    largest = largest_u(maps, size, shown)
     picture = Image.fromarray(np.rint(HEAT_LEVELS * largest).astype(np.uint8), "P")
     colours = doubt_colours(np.linspace(0, 1, HEAT_LEVELS + 1, dtype=np.float32)[None])[0]
     picture.putpalette(colours[:, :3].tobytes())

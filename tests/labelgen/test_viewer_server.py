@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from sum_factory.labelgen.page.drawing import DARKENED
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.labelgen.sets.select import Filter, select
 from sum_factory.labelgen.viewer.app import Viewer, make_app
@@ -35,7 +36,7 @@ Rows = list[dict[str, Any]]
 class Asker:
     """Asks a server, as the page does."""
 
-    def __init__(self, *places: Path, photos_from: Relocation = UNMOVED) -> None:
+    def __init__(self, *places: Path | str, photos_from: Relocation = UNMOVED) -> None:
         sets = [ShownSet(lambda place=place: open_shards(str(place), photos_from=photos_from)) for place in places]
         self.viewer = Viewer(sets)
         self.client = TestClient(make_app(self.viewer, TOKEN), base_url=HOME)
@@ -228,6 +229,25 @@ def test_doubt_of_one_mask_or_the_largest_of_all(asker: Asker) -> None:
     ]
     np.testing.assert_array_equal(whole, np.max(each, axis=0))
     assert "no layer" in asker.get(f"doubt/{named}", 422, layer="other")["error"]
+
+
+def test_a_tile_of_doubt_is_dark_where_there_is_none(asker: Asker) -> None:
+    entry = asker.entries()[0]
+    named = f"0/{entry['unit']}/{entry['index']}"
+    photo, tile = (
+        picture(asker.get(f"tile/{named}", what=w, side=160, layer="refinement")) for w in ("photo", "doubt")
+    )
+    data = io.BytesIO(asker.get(f"doubt/{named}", layer="refinement"))
+    opacity = np.asarray(Image.open(data).convert("RGBA"))[..., 3]
+    assert (opacity == 0).any()
+    assert np.abs(tile[opacity == 0] - DARKENED * photo[opacity == 0]).mean() < 12, "but for what a JPEG leaves out"
+
+
+def test_a_set_at_a_url_is_read(refined: Refined, upload: Callable[[Path, str], None]) -> None:
+    upload(refined[0], "memory://viewed/shards")
+    asker, local = Asker("memory://viewed/shards").read_all(), Asker(refined[0]).read_all()
+    assert asker.entries() == local.entries()
+    assert asker.get("image/0/1/0")["masks"] == local.get("image/0/1/0")["masks"]
 
 
 def test_a_photo_that_is_gone_is_told_and_its_masks_stay(

@@ -1,6 +1,6 @@
 // A page in one file: what a server would answer is computed from the photos that are in the page.
 
-import { paintMasks, pathsOf } from "viewer/paint.js";
+import { paintDoubt, paintMasks, pathsOf } from "viewer/paint.js";
 import { RANGES } from "viewer/state.js";
 
 const meets = (value, [least, most]) =>
@@ -121,6 +121,10 @@ export class Embedded {
     const pen = canvas.getContext("2d");
     pen.drawImage(bitmap, 0, 0);
     pen.scale(bitmap.width / photo.width, bitmap.height / photo.height);
+    if (what === "doubt") {
+      if (photo.doubt) paintDoubt(pen, await this.bitmap(photo.doubt), photo.width, photo.height, 1);
+      return canvas.toDataURL("image/jpeg", 0.85);
+    }
     const { masks } = await this.image(0, named, asked);
     const shown = masks.filter((mask) => mask.meets);
     paintMasks(pen, pathsOf(shown, photo.per_pixel), { stroke: (2 * photo.width) / bitmap.width, opacity: 1 });

@@ -43,7 +43,9 @@ class Page {
     const { order, what, side } = this.state;
     const orders = Object.entries(ORDERS).filter(([name]) => this.about.orders.includes(name));
     byId("order").append(...orders.map(([name, words]) => el("option", { value: name, selected: name === order }, words)));
+    if (!this.about.sets[0].layers.length) byId("what").lastElementChild.remove();
     byId("what").value = what;
+    if (!byId("what").value) byId("what").value = this.state.what = "masks";
     byId("side").value = side;
     byId("pattern").value = this.state.conditions.patterns.map((pattern) => pattern.replace(/^\*([^*?[]+)\*$/, "$1")).join(" ");
   }
@@ -149,7 +151,7 @@ class Page {
     }
     if (progress?.is_growing) {
       const planned = progress.is_planned ? "" : " so far";
-      notes.push(el("p", { class: "note" }, `Still being labelled: ${whole(progress.committed)} of ${whole(progress.units)} units${planned} are there. New ones appear as they come.`));
+      notes.push(el("p", { class: "note" }, `${whole(progress.committed)} of ${whole(progress.units)} units${planned} are labelled. New ones appear as they come.`));
     }
     if (progress?.problems.length) {
       const { problems } = progress;

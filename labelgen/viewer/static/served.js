@@ -62,7 +62,8 @@ export class Served {
   }
 
   tile({ unit, index }, what, conditions, side) {
-    return this.address(`tile/0/${unit}/${index}`, what === "photo" ? { what, side } : { what, side, conditions });
+    const more = { photo: {}, masks: { conditions }, doubt: { layer: JSON.parse(conditions).layer } };
+    return this.address(`tile/0/${unit}/${index}`, { what, side, ...more[what] });
   }
 
   // Why a tile cannot be shown, in words.
