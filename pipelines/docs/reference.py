@@ -19,6 +19,7 @@ import click
 
 from sum_factory.pipelines.docs.errors import errors_page
 from sum_factory.pipelines.docs.public_sets import public_sets_page
+from sum_factory.pipelines.docs.troubleshooting import troubleshooting_page
 from sum_factory.shared.field_docs import docs_of
 from sum_factory.trainer.evaluation.suites import Suite
 from sum_factory.trainer.methods import METHODS
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 HOME = Path(__file__).resolve().parents[2]
 EXAMPLES, RECIPES = HOME / "docs/examples", HOME / "trainer/recipes"
+NOTEBOOKS = HOME / "docs/notebooks"
 FRONT = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 """Pages that stand in the folder of the project, by their names on the site."""
 COMMANDS = ("labelgen", "trainer")
@@ -133,6 +135,8 @@ def pages() -> dict[str, str]:
         **{f"reference/{name}.md": commands_page(name) for name in COMMANDS},
         "reference/recipes.md": recipes_page(),
         "reference/errors.md": errors_page(),
+        "troubleshooting.md": troubleshooting_page(),
+        **{f"notebooks/{path.stem}.md": notebook_page(path.read_text()) for path in sorted(NOTEBOOKS.glob("*.py"))},
         "reference/public_sets.md": public_sets_page(),
         **{f"reference/api_{package}.md": api_page(package) for package in API},
     }
@@ -299,6 +303,23 @@ def classes_in(hint: Any) -> Iterator[type[Any]]:
         yield hint
     for part in get_args(hint):
         yield from classes_in(part)
+
+
+def notebook_page(script: str) -> str:
+    """Return the page of a script with cells: its comments between these as text, all else as code."""
+    parts, code = [], ""
+    for line in [*script.splitlines(), "# "]:
+        is_text = line.startswith("# ") and (not code or line == "# " or code.endswith("\n\n"))
+        if line == "# %%" or is_text:
+            if code.strip():
+                parts.append(f"\n```python\n{code.strip()}\n```\n")
+            code = ""
+            parts.append(line.removeprefix("# ") if is_text and line != "# %%" else "")
+        elif line == "#":
+            parts.append("")
+        else:
+            code += f"{line}\n"
+    return "\n".join(parts) + "\n"
 
 
 def api_page(package: str) -> str:

@@ -48,7 +48,7 @@ def test_table_tells_what_the_run_has_logged(run: Path) -> None:
     result = call(run.parent.parent)
     assert result.exit_code == 0, result.output
     best = Checkpoints(run).best()
-    heading, row = result.stdout.splitlines()
+    heading, row = result.stdout.splitlines()[:2]
     assert heading.split() == ["run", "method", "variant", "data", "step", "loss", "score", "best", "when"]
     assert row.startswith("lab/one  sum     decoder  salient + part + shards  4 of 4  ")
     assert f"  {sum(losses) / 4:.4f}  {scores[4]:.4f}  {scores[best]:.4f} at {best}  20" in row
@@ -69,6 +69,24 @@ def test_run_that_goes_on_and_one_that_has_begun(tmp_path: Path) -> None:
     assert (cut.step, cut.steps, cut.loss) == (30, 40, pytest.approx(20.5))
     assert (cut.score, cut.best, cut.best_step) == (0.25, 0.75, 10)
     assert (new.step, new.loss, new.score, new.best) == (0, None, None, None)
+
+
+def test_settings_in_which_runs_differ_are_compared(tmp_path: Path) -> None:
+    same = {"seed": 0, "sam_sha256": "a", "method": "sum", "loss.theta": 0.6}
+    write(tmp_path / "a", {**ABOUT, "settings": same})
+    other = {**same, "sam_sha256": "b", "method": "vanilla", "loss.theta": 0.5, "optimizer.learning_rate": 1e-4}
+    write(tmp_path / "b", {**ABOUT, "settings": other})
+    write(tmp_path / "old", ABOUT)
+    *_, heading, first, second, third = call(tmp_path).stdout.splitlines()
+    assert heading.split() == ["run", "seed", "loss.theta", "optimizer.learning_rate"]
+    assert [line.split() for line in (first, second, third)] == [
+        ["a", "0", "0.6", "-"],
+        ["b", "0", "0.5", "0.0001"],
+        ["old", "-", "-", "-"],
+    ]
+    (tmp_path / "old" / "run.json").unlink()
+    (tmp_path / "b" / "run.json").write_text(json.dumps({**ABOUT, "settings": same}))
+    assert "theta" not in call(tmp_path).stdout
 
 
 @pytest.mark.parametrize(

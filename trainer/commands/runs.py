@@ -13,7 +13,8 @@ from sum_factory.shared.errors import InputError
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs in place of a table.")
 def runs_command(folder: Path, as_json: bool) -> None:
-    """Tell of the runs in FOLDER and below: method, variant, data, steps, loss, scores of validations, and when.
+    """Tell of the runs in FOLDER and below: method, variant, data, steps, loss, scores of validations, and when; and
+    below that the settings in which they differ.
 
     Reads no weights. Folders that hold no run, or a damaged one, are named on standard error, and the exit status is 1.
     """

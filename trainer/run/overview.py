@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,10 @@ DEEPEST = 6
 LATEST = 20
 """Steps that the loss of a run is the mean of."""
 COLUMNS = ("run", "method", "variant", "data", "step", "loss", "score", "best", "when")
+OWN_COLUMNS = ("method", "variant")
+"""Settings that have a column anyway."""
+MOST_TOLD = 40
+"""Characters of a setting that are shown, at most."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class RunState:
 
     ``loss`` is the mean of the latest steps. ``score`` is that of the latest validation, which decides which checkpoint
     is the best; ``best`` is the highest, of the step ``best_step``. ``when`` is the time of the last step, in UTC.
+    ``settings`` are all that decides the result, by dotted keys; none for a run of an earlier version.
     """
 
     run: str
@@ -46,6 +51,7 @@ class RunState:
     best: float | None
     best_step: int | None
     when: str
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ def read_run(folder: Path, name: str) -> RunState:
         best=None if best is None else scores[best],
         best_step=best,
         when=datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d %H:%M"),
+        settings=about["settings"] if isinstance(about.get("settings"), dict) else {},
     )
 
 
@@ -147,9 +154,32 @@ def _object(text: bytes, what: str) -> dict[str, Any]:
 
 
 def as_table(runs: list[RunState]) -> str:
-    """Return runs as a table for people."""
-    rows = [COLUMNS, *(_row(run) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    """Return runs as a table for people, and below it the settings in which they differ, if they do."""
+    compared = differing(runs)
+    tables = [[COLUMNS, *(_row(run) for run in runs)]]
+    if compared:
+        tables.append([("run", *compared), *((printable(run.run), *_told(run, compared)) for run in runs)])
+    return "\n\n".join(map(_aligned, tables))
+
+
+def differing(runs: list[RunState]) -> list[str]:
+    """Return the keys of settings of which not all runs have the same value, but for those with a column and hashes."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    values = {key: {json.dumps(run.settings.get(key), sort_keys=True) for run in runs} for key in keys}
+    return [key for key in keys if len(values[key]) > 1 and key not in OWN_COLUMNS and not _is_hash(key)]
+
+
+def _is_hash(key: str) -> bool:
+    return key.endswith(("_sha256", "_data")) or key == "selection" or key.startswith("layer_")
+
+
+def _told(run: RunState, keys: list[str]) -> list[str]:
+    values = (json.dumps(run.settings[key]) if key in run.settings else "-" for key in keys)
+    return [printable(text if len(text) <= MOST_TOLD else f"{text[: MOST_TOLD - 3]}...") for text in values]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
