@@ -10,6 +10,7 @@ import torch
 
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.sam.checkpoint import LoadedSam, SamWeights, to_safetensors
+from sum_factory.shared.sam.hq import HqMaskDecoder
 from sum_factory.shared.sam.settings import TASKS
 from sum_factory.shared.store.local_files import is_stream, whole_file
 from sum_factory.trainer.model_card import model_card
@@ -17,14 +18,8 @@ from sum_factory.trainer.run.loop import software
 from sum_factory.trainer.variants.load import load_any
 
 PlainFormat = Literal["sam", "safetensors"]
-REGISTRY = "    from segment_anything import sam_model_registry\n\n"
-USE = {
-    "sam": REGISTRY + '    sam = sam_model_registry["{model}"](checkpoint="{name}")',
-    "safetensors": "    from safetensors.torch import load_file\n"
-    + REGISTRY
-    + '    sam = sam_model_registry["{model}"]()\n    sam.load_state_dict(load_file("{name}"))',
-}
-"""How an exported file is loaded."""
+UPSTREAM = ("vit_b", "vit_l", "vit_h")
+"""The architectures that ``segment_anything`` knows."""
 
 
 def export_plain_sam(
@@ -42,14 +37,29 @@ def export_plain_sam(
     """
     loaded = load_any(weights, sam, for_others=True)
     state = dict(for_task(loaded, weights, task).state)
-    model = loaded.architecture.name
     with Stage(f"writing {out}"):
         with whole_file(out) as file:
             file.write(_pickled(state) if format == "sam" else _as_safetensors(state, loaded, task))
         if not is_stream(out):
-            card = model_card(loaded, weights, task, USE[format].format(model=model, name=out.name))
+            card = model_card(loaded, weights, task, _use(loaded, out.name, format))
             with whole_file(card_of(out)) as file:
                 file.write(card.encode())
+
+
+def _use(loaded: LoadedSam, name: str, format: PlainFormat) -> str:
+    """Return the lines of Python that load an exported file of this name."""
+    model = loaded.architecture.name
+    if model not in UPSTREAM:
+        return (
+            f"`segment_anything` knows no `{model}`; this software loads it:\n\n"
+            f'    from sum_factory.shared.sam.checkpoint import load_sam\n\n    sam = load_sam("{name}").sam'
+        )
+    package = "segment_anything_hq" if isinstance(loaded.sam.mask_decoder, HqMaskDecoder) else "segment_anything"
+    registry = f"    from {package} import sam_model_registry\n"
+    if format == "sam":
+        return f'{registry}\n    sam = sam_model_registry["{model}"](checkpoint="{name}")'
+    loaded_by = f'    sam = sam_model_registry["{model}"]()\n    sam.load_state_dict(load_file("{name}"))'
+    return f"    from safetensors.torch import load_file\n{registry}\n{loaded_by}"
 
 
 def card_of(out: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -182,9 +183,10 @@ class Catalog:
         while not self._stopped.is_set():
             self._woken.clear()
             for number in self.committed:
-                if self._stopped.is_set():
-                    return
+                begun = time.monotonic()
                 self._take(number)
+                if self._stopped.wait(time.monotonic() - begun):  # half of the time is left to who looks at photos
+                    return
             self._woken.wait(LOOK_AGAIN_SECONDS if self.is_growing else None)
             if not self._stopped.is_set() and self.is_growing:
                 try:

@@ -73,8 +73,16 @@ def with_masks(
     masks = [at_size(grid, frame, size, shown) > 0 for grid, frame in zip(grids, frames, strict=True)]
     drawn = photo.astype(np.float32)
     for k in np.argsort([-int(mask.sum()) for mask in masks], kind="stable").tolist():
-        draw_mask(drawn, photo, masks[k], colour_of(numbers[k]))
+        if masks[k].any():
+            box = _extent(masks[k].any(1)), _extent(masks[k].any(0))
+            draw_mask(drawn[box], photo[box], masks[k][box], colour_of(numbers[k]))
     return drawn.astype(np.uint8)
+
+
+def _extent(has_any: npt.NDArray[np.bool_]) -> slice:
+    """Return from where to where there are rows, or columns, with anything: bool (N,), one of them at least."""
+    found = np.flatnonzero(has_any)
+    return slice(int(found[0]), int(found[-1]) + 1)
 
 
 def at_size(grid: Grid, frame: Frame, size: Size, shown: Size) -> Grid:

@@ -44,9 +44,9 @@ def _count(
 ):  # fmt: skip
     """Add a tile to the ``counts``, int32 (K, 7), of its mask: pixels above each cut, and the box of the first."""
     across = tl.cdiv(width, COLUMNS)
-    top, left = (tl.program_id(1) // across) * ROWS, (tl.program_id(1) % across) * COLUMNS
+    top, left = (tl.program_id(0) // across) * ROWS, (tl.program_id(0) % across) * COLUMNS
     bottom, right = tl.minimum(top + ROWS, height) - 1, tl.minimum(left + COLUMNS, width) - 1
-    plane = logits + tl.program_id(0).to(tl.int64) * grid_height * grid_width
+    plane = logits + tl.program_id(1).to(tl.int64) * grid_height * grid_width
     first_row, last_row = tl.load(sy0 + tl.load(cy0 + top)), tl.load(sy1 + tl.load(cy1 + bottom))
     first_column, last_column = tl.load(sx0 + tl.load(cx0 + left)), tl.load(sx1 + tl.load(cx1 + right))
     highest = lowest
@@ -78,7 +78,7 @@ def _count(
         from_above = tl.load(wcy0 + y, mask=in_rows, other=0.0)[:, None]
         from_below = tl.load(wcy1 + y, mask=in_rows, other=0.0)[:, None]
         pixels = tl.fma(above, from_above + tl.zeros_like(above), below * from_below)
-        own = counts + tl.program_id(0) * 7
+        own = counts + tl.program_id(1) * 7
         hits = (pixels > cut) & inside
         area = tl.sum(tl.sum(hits.to(tl.int32), 1), 0)
         tl.atomic_add(own + 1, tl.sum(tl.sum(((pixels > inner_cut) & inside).to(tl.int32), 1), 0))
@@ -111,7 +111,7 @@ def count(
     lowest = float(exact.min() - torch.tensor(1e-5, dtype=torch.float32) * exact.min().abs())
     tile_count = triton.cdiv(height, shape["ROWS"]) * triton.cdiv(width, shape["COLUMNS"])
     if len(logits):
-        _count[(len(logits), tile_count)](
+        _count[(tile_count, len(logits))](  # a photo may have more tiles than the second axis can count
             logits.contiguous(), *logits.shape[1:], *taps, height, width, *exact.tolist(), lowest, counts, **shape
         )
     found = counts.to(torch.int64)

@@ -47,6 +47,8 @@ def times_shared(image_HEN: Tensor, tokens_PHTE: Tensor) -> Tensor:
 
 def add_scaled(base_PHTN: Tensor, image_PHTN: Tensor, scale_PN: Tensor) -> Tensor:
     """Return ``base`` plus ``image`` times ``scale`` at each position, (P, H T, N), contiguous whatever they are."""
+    if torch.compiler.is_compiling():  # to which what is written into other memory keeps its own order
+        return torch.addcmul(base_PHTN, image_PHTN, scale_PN[:, None, None]).contiguous().flatten(1, 2)
     total = image_PHTN.new_empty(image_PHTN.shape)
     return torch.addcmul(base_PHTN, image_PHTN, scale_PN[:, None, None], out=total).flatten(1, 2)
 

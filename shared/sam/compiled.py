@@ -50,7 +50,7 @@ def _guarded(
             if not has_failed:
                 has_failed = True
                 give_up()
-                why = printable(f"{type(error).__name__}: {error}".splitlines()[0])[:LONGEST]
+                why = printable(" ".join(f"{type(error).__name__}: {error}".split()))[:LONGEST]
                 SPEAKER.say(f"{what} could not be compiled and runs as it is ({why})")
             return found
 

@@ -27,7 +27,9 @@ def onednn_helps() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x`` (..., K) times ``weight`` (N, K) transposed, plus ``bias`` (N): ``torch.nn.functional.linear``."""
     device = x.device.type
-    if device != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled(device) or not onednn_helps():
+    if device != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled(device):
+        return F.linear(x, weight, bias)
+    if torch.compiler.is_compiling() or not onednn_helps():  # a compiler cannot look into oneDNN's tensors
         return F.linear(x, weight, bias)
     product: Tensor = F.linear(x.to_mkldnn(), weight, bias).to_dense()
     return product

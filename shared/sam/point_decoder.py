@@ -323,8 +323,11 @@ class PointDecoder:
         """Read values that all prompts share with an ``attention`` (P, J, N) times ``scale`` (P, N): (P, T, D)."""
         by_head = torch.unflatten(attention, 1, (self.heads, -1))
         prompts, heads, count, positions = by_head.shape
-        scaled = attention.new_empty(heads, prompts, count, positions)
-        torch.mul(by_head, scale[:, None, None], out=scaled.transpose(0, 1))
+        if torch.compiler.is_compiling():
+            scaled = (by_head * scale[:, None, None]).transpose(0, 1).contiguous()
+        else:
+            scaled = attention.new_empty(heads, prompts, count, positions)
+            torch.mul(by_head, scale[:, None, None], out=scaled.transpose(0, 1))
         read = scaled.flatten(1, 2) @ value_HNE
         return read.view(heads, prompts, count, -1).permute(1, 2, 0, 3).flatten(2)
 

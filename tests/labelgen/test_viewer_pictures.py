@@ -13,9 +13,11 @@ import torch
 from matplotlib.path import Path as Outline
 from PIL import Image
 
+from sum_factory.labelgen.page.drawing import colour_of
 from sum_factory.labelgen.viewer.catalog import kind_of_error
 from sum_factory.labelgen.viewer.outlines import PER_PIXEL, outline
-from sum_factory.labelgen.viewer.pictures import at_size, decode_small, heat_png, size_within
+from sum_factory.labelgen.viewer.pictures import at_size, decode_small, heat_png, size_within, with_masks
+from sum_factory.shared.drawing import draw_mask
 from sum_factory.shared.errors import ImageError
 from sum_factory.shared.images import decode_image
 from sum_factory.shared.placement import Frame, paste
@@ -89,6 +91,20 @@ def test_a_heat_map_is_as_opaque_as_there_is_doubt() -> None:
     expected = cv2.resize(expected, shown[::-1], interpolation=cv2.INTER_AREA)
     assert found.shape[:2] == shown == (150, 200)
     assert np.abs(found[..., 3] / 255 - np.minimum(1, 2 * expected)).max() < 0.08
+
+
+def test_masks_are_drawn_as_on_every_picture() -> None:
+    frame, size = FRAMES["larger photo"]
+    shown = size_within(size, 256)
+    photo = np.random.default_rng(0).integers(0, 256, (*shown, 3), np.uint8)
+    nothing = np.full(frame.interpolation_cells, -1, np.float32)
+    grids = [rings(frame, 0), rings(frame, 1) - 2, nothing]
+    expected = photo.astype(np.float32)
+    masks = [at_size(grid, frame, size, shown) > 0 for grid in grids]
+    for k in sorted(range(3), key=lambda k: -int(masks[k].sum())):
+        draw_mask(expected, photo, masks[k], colour_of(7 + k))
+    found = with_masks(photo, grids, [frame] * 3, [7, 8, 9], size)
+    np.testing.assert_array_equal(found, expected.astype(np.uint8))
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])

@@ -14,9 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sum_factory.pipelines.bench.contention import prepare_training
+from sum_factory.labelgen.run import run as label
+from sum_factory.labelgen.run_settings import RunSettings
+from sum_factory.pipelines.microworld.sets import write_sets
+from sum_factory.shared.automask.settings import settings_for
 from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architecture
-from sum_factory.shared.sam.settings import WEIGHTS_FILE
+from sum_factory.shared.sam.settings import PACKAGED, WEIGHTS_FILE
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.log import LOG
 from sum_factory.trainer.variants import variants
@@ -32,15 +35,19 @@ STEPS, EVERY, LAST = 30, 10, 17
 """Steps of a run, steps between its checkpoints, and the step after which it is killed."""
 SMALL = {
     "steps": STEPS, "checkpoint.every": EVERY, "batch": 2, "micro_batch": 2, "masks": 2, "stride": 2,
-    "data_threads": 1, "uncertainty": "confidence",
+    "data_threads": 1,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of four scenes, eight with human masks, and a suite of these."""
+    """Shards of four scenes with maps of the packaged refiner, eight scenes with human masks, and a suite of these."""
     folder = tmp_path_factory.mktemp("data")
-    prepare_training(folder, 4)
+    write_sets(folder / "pool", 11, 4)
+    write_sets(folder / "human", 12, 8)
+    settings = settings_for(PACKAGED, points_per_side=12)
+    photos, shards = (str(folder / "pool" / "images"),), str(folder / "shards")
+    label(RunSettings(photos, shards, automask=settings, refiner=PACKAGED), say=lambda _: None)
     (folder / "suite.yaml").write_text(f"sets: [{salient_masks(folder)}]\n")
     return folder
 

@@ -39,6 +39,7 @@ def test_export_predicts_in_upstream_as_the_task_is_prompted_here(sum_checkpoint
     out = tmp_path / "plain.pth"
     result = CliRunner().invoke(main, ["export", f"--weights={sum_checkpoint}", f"--out={out}", "--task=salient"])
     assert result.exit_code == 0, result.output
+    assert f'    sam = sam_model_registry["vit_b"](checkpoint="{out.name}")' in (tmp_path / "plain.pth.md").read_text()
     loaded = load_sam(str(sum_checkpoint / WEIGHTS_FILE))
     upstream = segment_anything.sam_model_registry["vit_b"](checkpoint=out)
     ours, theirs = loaded.sam.state_dict(), upstream.state_dict()

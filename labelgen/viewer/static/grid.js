@@ -7,6 +7,7 @@ const CAPTION = 40;
 const GAP = 10;
 const TALLEST = 8_000_000; // pixels that an element may be high in every browser
 const SPARE_ROWS = 2;
+const MOST_LOADING = 4;
 
 export class Grid {
   constructor(node, source, state, open) {
@@ -19,6 +20,8 @@ export class Grid {
     this.chunks = new Map();
     this.tiles = new Map();
     this.ask = 0;
+    this.loading = new Set();
+    this.waiting = [];
     this.wants = later(() => this.fetchPictures(), 60);
     node.addEventListener("scroll", () => this.scrolled());
     node.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
@@ -35,7 +38,7 @@ export class Grid {
       this.focused = -1;
       this.offset = 0;
       this.node.scrollTop = 0;
-      for (const tile of this.tiles.values()) tile.node.remove();
+      for (const tile of this.tiles.values()) this.drop(tile);
       this.tiles.clear();
     }
     this.nothing.hidden = count > 0;
@@ -93,7 +96,7 @@ export class Grid {
     const end = Math.min(this.count, (first + rows + 1 + SPARE_ROWS) * this.columns);
     for (const [place, tile] of this.tiles) {
       if (place < start || place >= end) {
-        tile.node.remove();
+        this.drop(tile);
         this.tiles.delete(place);
       }
     }
@@ -117,7 +120,7 @@ export class Grid {
       this.open(place);
     };
     const node = el("div", { class: "tile", role: "option", "data-place": place, onclick: open }, el("div", { class: "frame" }, picture, trouble), el("div", { class: "caption" }, name, facts));
-    const tile = { node, picture, name, facts, trouble, entry: null, address: null };
+    const tile = { node, picture, name, facts, trouble, entry: null, wanted: null };
     this.tiles.set(place, tile);
     this.space.append(node);
     return tile;
@@ -172,19 +175,57 @@ export class Grid {
     tile.node.classList.toggle("broken", Boolean(words));
   }
 
-  async fetchPictures() {
+  // Pictures that tiles on the screen lack are loaded, a few at a time: a browser lets other questions wait for more.
+  fetchPictures() {
     const side = Math.ceil(this.tileWidth * Math.min(2, window.devicePixelRatio || 1));
-    for (const tile of [...this.tiles.values()]) {
+    this.waiting = [];
+    for (const [place, tile] of this.tiles) {
       const { entry } = tile;
       if (!entry || entry.problem || entry.error) continue;
       const name = `${entry.unit}/${entry.index} ${this.state.what} ${this.state.asked} ${side}`;
-      if (tile.address === name) continue;
-      tile.address = name;
-      const address = await this.source.tile(entry, this.state.what, this.state.asked, side);
-      tile.picture.onload = () => this.setTrouble(tile, null);
-      tile.picture.onerror = async () => this.setTrouble(tile, await this.source.whyNot(address));
-      tile.picture.src = address;
+      if (tile.wanted !== name) this.waiting.push({ place, tile, name, side });
     }
+    this.waiting.sort((a, b) => a.place - b.place);
+    this.fetchNext();
+  }
+
+  fetchNext() {
+    while (this.loading.size < MOST_LOADING && this.waiting.length) {
+      const { tile, name, side } = this.waiting.shift();
+      tile.wanted = name;
+      this.loading.add(tile);
+      this.fetchPicture(tile, side);
+    }
+  }
+
+  async fetchPicture(tile, side) {
+    const name = tile.wanted;
+    const address = await this.source.tile(tile.entry, this.state.what, this.state.asked, side);
+    if (tile.wanted !== name || !tile.node.isConnected) {
+      this.loaded(tile);
+      return;
+    }
+    tile.picture.onload = () => {
+      this.setTrouble(tile, null);
+      this.loaded(tile);
+    };
+    tile.picture.onerror = async () => {
+      this.loaded(tile);
+      this.setTrouble(tile, await this.source.whyNot(address));
+    };
+    tile.picture.src = address;
+  }
+
+  loaded(tile) {
+    this.loading.delete(tile);
+    this.fetchNext();
+  }
+
+  drop(tile) {
+    tile.node.remove();
+    tile.wanted = null;
+    tile.picture.removeAttribute("src");
+    this.loading.delete(tile);
   }
 
   focus(place) {

@@ -45,7 +45,7 @@ def test_kernel_for_gpus_counts_as_the_compiled_one_to_the_bit(crop: CropBox, ti
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("size", [(750, 1125), (333, 517), (40, 40), (8300, 200), (2, 700)], ids=str)
+@pytest.mark.parametrize("size", [(750, 1125), (333, 517), (40, 40), (8300, 200), (2, 700), (9000, 9000)], ids=str)
 def test_gpu_counts_as_the_cpu_to_the_bit(size: tuple[int, int]) -> None:
     frame, cuts = Frame.whole(1024, *size), (0.0, 1.0, -1.0)
     logits = torch.cat([random_logits(seed, 4, 256, 7, level) for seed, level in enumerate((-9.0, -2.0, 3.0))])

@@ -55,7 +55,9 @@ def test_compiler_that_fails_is_told_of_once_and_not_asked_again(
         assert torch.equal(work(x), expected)
     assert len(calls) == 1
     what = "the image encoder" if of_module else "the decoder"
-    assert said == [f"{what} could not be compiled and runs as it is (NoCompilerError: no C++ compiler)"]
+    assert said == [
+        f"{what} could not be compiled and runs as it is (NoCompilerError: no C++ compiler and a page of advice)"
+    ]
 
 
 def test_what_is_compiled_is_called_and_a_shortage_of_memory_is_the_callers(
