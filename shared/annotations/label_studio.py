@@ -35,7 +35,7 @@ def of_label_studio(content: Any, where: str) -> Record | None:
         told = _annotation_of(task, where)
         if told is None:
             continue
-        results = [each for each in told.get("result") or [] if isinstance(each, dict)]
+        results: list[Record] = told["result"]
         regions = _regions(results)
         number = len(images)
         images.append({"id": number, "file_name": _name_of(task, where), **_size_of(regions, task, where)})
@@ -62,7 +62,7 @@ def _told(task: Record) -> str:
 def _annotation_of(task: Record, where: str) -> Record | None:
     """Return the annotation of a task that counts. Raises ``InputError`` if several may."""
     found = task.get("annotations") or []
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+    if not isinstance(found, list) or not all(isinstance(each, dict) and _has_results(each) for each in found):
         raise InputError(f"{where}: {_told(task)} has no annotations with results: export the project as JSON")
     made = [each for each in found if not each.get("was_cancelled")]
     true = [each for each in made if each.get("ground_truth")]
@@ -72,6 +72,11 @@ def _annotation_of(task: Record, where: str) -> Record | None:
             "the others"
         )
     return next(iter(true or made), None)
+
+
+def _has_results(annotation: Record) -> bool:
+    found = annotation.get("result")
+    return isinstance(found, list) and all(isinstance(each, dict) for each in found)
 
 
 def _name_of(task: Record, where: str) -> str:
@@ -97,19 +102,21 @@ _SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "heic", 
 
 def _size_of(regions: list[Record], task: Record, where: str) -> Record:
     """Return the size of a task's picture as its regions tell it; nothing if it has none."""
-    sizes = {_size(each) for each in regions}
+    sizes = [_size(each) for each in regions]
     if any(each.get("image_rotation") for each in regions):
         raise InputError(f"{where}: {_told(task)}: its picture was turned in Label Studio; turn it back, or save it so")
-    if len(sizes) > 1:
+    if not all(map(is_size, sizes)):
+        raise InputError(f"{where}: {_told(task)}: a region does not tell the size of its picture; export it again")
+    if len({*sizes}) > 1:
         raise InputError(f"{where}: {_told(task)}: its regions are of pictures of several sizes; give one of each task")
-    return {"height": (size := sizes.pop())[0], "width": size[1]} if sizes else {}
+    return {"height": sizes[0][0], "width": sizes[0][1]} if sizes else {}
 
 
 def _regions(results: list[Record]) -> list[Record]:
     """Return the results that are areas, and those that are other shapes; not what is told of either, as its class."""
     areas = [each for each in results if _is_area(each)]
-    known = {each.get("id") for each in areas}
-    others = [each for each in results if each.get("id") not in known and _SHAPE.intersection(_names_in(each))]
+    known = {_id(each) for each in areas}
+    others = [each for each in results if _id(each) not in known and _SHAPE.intersection(_names_in(each))]
     return [*areas, *others]
 
 
@@ -124,11 +131,10 @@ _SHAPE = {"x", "points", "vertices"}
 
 def _masks(regions: list[Record], results: list[Record], task: Record) -> list[Record]:
     """Return the annotations of a task: a mask each, of a region and those below it."""
-    by_id = {each.get("id"): each for each in regions}
-    groups: dict[Any, list[Record]] = {}
+    by_id = {_id(each): each for each in regions}
+    groups: dict[str, list[Record]] = {}
     for number, region in enumerate(regions):
-        above = region.get("parentID")
-        own = region.get("id", number)
+        above, own = str(region.get("parentID")), _id(region) if "id" in region else f"number {number}"
         groups.setdefault(above if above in by_id and _is_area(by_id[above]) else own, []).append(region)
     return [
         {
@@ -140,13 +146,17 @@ def _masks(regions: list[Record], results: list[Record], task: Record) -> list[R
     ]
 
 
+def _id(region: Record) -> str:
+    return str(region.get("id"))
+
+
 def _is_area(region: Record) -> bool:
-    return region.get("type") in _LABELS
+    return str(region.get("type")) in _LABELS
 
 
-def _label_of(region: Any, results: list[Record]) -> str:
+def _label_of(region: str, results: list[Record]) -> str:
     """Return the first label of the region of this id; some projects tell it apart from the shape."""
-    values = (each.get("value") for each in results if each.get("id") == region)
+    values = (each.get("value") for each in results if _id(each) == region)
     lists = (value[name] for value in values if isinstance(value, dict) for name in value if name.endswith("labels"))
     return next((str(found[0]) for found in lists if isinstance(found, list) and found), "unlabelled")
 

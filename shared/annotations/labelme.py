@@ -51,7 +51,7 @@ def of_labelme(content: Any) -> Record | None:
 
 def _segmentation(shape: Record, size: tuple[Any, Any]) -> Any:
     """Return polygons or an RLE, whose numbers are yet to be checked; None for what is no area."""
-    make, points = _AREAS.get(shape.get("shape_type") or "polygon"), shape.get("points")
+    make, points = _AREAS.get(str(shape.get("shape_type") or "polygon")), shape.get("points")
     return make(shape, points, size) if make is not None and points is not None and are_points(points) else None
 
 

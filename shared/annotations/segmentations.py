@@ -179,7 +179,8 @@ def _areas(values: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64]) -> n
     is_x = (np.arange(len(values)) - np.repeat(ends - lengths, lengths)) % 2 == 0
     x = np.flatnonzero(is_x)
     y, next_x = np.minimum(x + 1, len(values) - 1), following[x]
-    terms = values[x] * values[np.minimum(next_x + 1, len(values) - 1)] - values[next_x] * values[y]
+    with np.errstate(over="ignore", invalid="ignore"):  # of coordinates that are far outside, and refused for that
+        terms = values[x] * values[np.minimum(next_x + 1, len(values) - 1)] - values[next_x] * values[y]
     return np.abs(np.bincount(np.repeat(np.arange(len(lengths)), lengths)[x], terms, minlength=len(lengths))) / 2
 
 

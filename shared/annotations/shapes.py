@@ -12,13 +12,19 @@ from sum_factory.shared.annotations.segmentations import check_segmentations, dr
 from sum_factory.shared.automask.rle import encode_rle
 from sum_factory.shared.images import MAX_PIXELS
 
+LARGEST = 1e300
+"""Whole numbers beyond this are no coordinates: no float holds them."""
+
 
 def are_points(told: Any) -> bool:
-    """Whether these are lists of two numbers each."""
+    """Whether these are lists of two numbers each, which may be infinite or none."""
     return isinstance(told, list) and all(
-        isinstance(point, list) and len(point) == 2 and all(type(value) in (int, float) for value in point)
-        for point in told
+        isinstance(point, list) and len(point) == 2 and all(_is_number(value) for value in point) for point in told
     )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < LARGEST)
 
 
 def is_size(size: tuple[Any, Any]) -> bool:

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from sum_factory.labelgen.sets.export import export, full_size_masks
 from sum_factory.labelgen.sets.export_settings import ExportSettings
 from sum_factory.shared.annotations.brush import decode_brush, encode_brush
 from sum_factory.shared.annotations.coco_file import read_annotations
-from sum_factory.shared.annotations.segmentations import draw
+from sum_factory.shared.annotations.segmentations import check_segmentations, draw
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.masks import iou
 from sum_factory.shared.shards.shard_set import ShardSet
@@ -291,3 +291,46 @@ def test_many_photos_are_made_side_by_side_as_one_by_one(
     for threads in (1, 3):
         imported("labelme", tmp_path / "fix", tmp_path / "fix", tmp_path / f"of_{threads}", threads=threads)
     assert snapshot(tmp_path / "of_1") == snapshot(tmp_path / "of_3")
+
+
+def places_in(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands in what a JSON file holds."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        yield (*above, key)
+        yield from places_in(each, (*above, key))
+
+
+STRANGE = [None, True, -1, 0.5, float("nan"), float("inf"), 10**400, "", "mask", [], [[]], [None], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize("format", ["labelme", "label-studio"])
+def test_whatever_stands_in_a_file_is_read_or_refused_in_words(tmp_path: Path, format: str) -> None:
+    random = np.random.default_rng(0)
+    size = {"original_width": 8, "original_height": 8, "image_rotation": 0}
+    brush = {"type": "brushlabels", "value": {"rle": encode_brush(np.eye(8, dtype=bool)), "brushlabels": ["x"]}}
+    polygon = {"type": "polygonlabels", "parentID": "a", "value": {"points": [[0, 0], [50, 0], [50, 50]]}}
+    results = [{"id": "a", **size, **brush}, {"id": "b", **size, **polygon}]
+    shapes = [labelme_of(kind, [[0, 0], [3, 3]], group_id=1, mask=png(np.eye(4, dtype=bool)))
+              for kind in ("polygon", "circle", "rectangle", "mask")]  # fmt: skip
+    of_labelme = {"imagePath": "a.jpg", "imageHeight": 8, "imageWidth": 8, "shapes": shapes}
+    task = {"id": 1, "data": {"image": "/data/upload/1/0123abcd-a.jpg"}, "annotations": [{"result": results}]}
+    whole: Any = of_labelme if format == "labelme" else [task]
+    places = list(places_in(whole))
+    for _ in range(300):
+        changed = json.loads(json.dumps(whole))
+        place = places[random.integers(len(places))]
+        inner = changed
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = STRANGE[random.integers(len(STRANGE))]
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps(changed))
+        try:
+            read = read_annotations(tmp_path if format == "labelme" else path)
+        except InputError:
+            continue
+        found = [each.get("segmentation") for each in read.annotations]
+        kinds = check_segmentations(found, np.full((len(found), 2), 8)).kinds
+        for segmentation, kind in zip(found, kinds, strict=True):
+            assert kind or draw(segmentation, 8, 8).shape == (8, 8)
