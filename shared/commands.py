@@ -14,6 +14,7 @@ import click
 from sum_factory.shared.cores import rest_while_waiting
 from sum_factory.shared.credentials import concealed
 from sum_factory.shared.errors import SumError
+from sum_factory.shared.names import printable_lines
 
 if TYPE_CHECKING:
     from sum_factory.shared.relocation import Relocation
@@ -77,16 +78,11 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SumError as error:
-            click.echo(f"error: {printable(str(error))}", err=True)
+            click.echo(f"error: {printable_lines(str(error))}", err=True)
             ctx.exit(FAILED)
-
-
-def printable(text: str) -> str:
-    """Return a text with what a terminal would act upon escaped: names in it may be anybody's."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def _tell_without_credentials(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an error that nobody expected, with where it came from: libraries name the URLs that they read."""
     lines = "".join(traceback.format_exception(kind, error, trace))
-    click.echo(printable(concealed(lines)), err=True, nl=False)
+    click.echo(printable_lines(concealed(lines)), err=True, nl=False)

@@ -59,11 +59,11 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
 
 
 def make_optimizer(
-    model: nn.Module, task_prompt: TaskPrompt | None, settings: OptimizerSettings, beside: nn.Module | None = None
+    model: nn.Module, task_prompt: TaskPrompt | None, settings: OptimizerSettings, companion: nn.Module | None = None
 ) -> torch.optim.AdamW:
     """Make AdamW over the parameters of a SAM or a refiner that need gradients, and give each a gradient of 0.
 
-    ``beside`` are modules that a method trains beside the model.
+    ``companion`` is what a method trains beside the model, if it trains anything.
 
     A parameter that a step does not reach then has a gradient of 0 instead of None, in every process that shares the
     step.
@@ -74,7 +74,7 @@ def make_optimizer(
     blocks = (_BLOCK.match(name) for name, _ in model.named_parameters())
     depth = max((int(block[1]) + 1 for block in blocks if block is not None), default=0)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    named = [*model.named_parameters(), *(() if beside is None else beside.named_parameters())]
+    named = [*model.named_parameters(), *(() if companion is None else companion.named_parameters())]
     for name, parameter in named:
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -122,11 +122,11 @@ def take_step(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, ste
 def _clip(parameters: Sequence[nn.Parameter], most: float) -> float:
     """Clip the gradients of all parameters together; return their norm before. PyTorch takes no mixture of parameters
     that are sharded over processes and others."""
-    kinds = [[each for each in parameters if is_sharded(each) == sharded] for sharded in (False, True)]
-    norms = [whole_norm(kind) for kind in kinds if kind]
+    both = [[each for each in parameters if is_sharded(each) == sharded] for sharded in (False, True)]
+    norms = [whole_norm(some) for some in both if some]
     norm = torch.linalg.vector_norm(torch.stack(norms))
-    for kind in kinds:
-        nn.utils.clip_grads_with_norm_(kind, most, norm)
+    for some in both:
+        nn.utils.clip_grads_with_norm_(some, most, norm)
     return float(norm)
 
 

@@ -240,16 +240,16 @@ class _Pool:
             return
         name = self.actors[worker].name
         self._remove(worker)
-        loss = self.scheduler.died(worker, is_shortage(getattr(error, "cause", None) or error))
-        if loss is None:
+        death = self.scheduler.died(worker, is_shortage(getattr(error, "cause", None) or error))
+        if death is None:
             return
-        lost = loss.assignment
-        if loss.is_final and not self.scheduler.has_succeeded:
+        lost = death.assignment
+        if death.is_final and not self.scheduler.has_succeeded:
             raise WorkerError(
                 f"workers die of whatever they are given: the last one at {lost.unit:06d} ({_why(error)}); try a few "
                 "images with --workers 0, which shows more"
             ) from error
-        yield Lost(lost.unit, lost.attempt, name, _why(error), loss.left_out, len(lost.probe or ()))
+        yield Lost(lost.unit, lost.attempt, name, _why(error), death.left_out, len(lost.probe or ()))
 
     def _remove(self, worker: WorkerId) -> None:
         """Forget a worker; if its process is alive, or out of reach and perhaps alive, it is killed."""

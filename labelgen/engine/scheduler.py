@@ -38,7 +38,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Loss:
+class Death:
     """A worker died while it worked on an assignment. ``left_out`` is the image that this was once too often for."""
 
     assignment: Assignment
@@ -177,7 +177,7 @@ class Scheduler:
         self._ahead.clear()
         self._fresh, self._are_all_known = iter(()), True
 
-    def died(self, worker: WorkerId, of_shortage: bool = False) -> Loss | None:
+    def died(self, worker: WorkerId, of_shortage: bool = False) -> Death | None:
         """Forget a worker that died, and queue again what it had; return what it worked on, if anything.
 
         ``of_shortage`` says that it had too little memory, which is no image's fault.
@@ -195,9 +195,9 @@ class Scheduler:
         suspect.attempts += 1
         if first.probe is not None:
             left_out = self._blame_probe(first, suspect, of_shortage)
-            return Loss(first, left_out, left_out is not None or suspect.lacks is not None)
+            return Death(first, left_out, left_out is not None or suspect.lacks is not None)
         self._blame(first, suspect)
-        return Loss(first)
+        return Death(first)
 
     def _blame(self, assignment: Assignment, suspect: _Suspect) -> None:
         """Count a death against a unit, and have it searched if that is one too many."""

@@ -26,7 +26,7 @@ NO_FORM = "have a segmentation that is neither polygons nor RLE"
 NOT_NUMBERS = "have coordinates that are no finite numbers"
 ODD = "have an odd number of coordinates"
 FEW_POINTS = "have polygons of fewer than three points"
-FAR = "have coordinates far outside their photos"
+FAR_OUTSIDE = "have coordinates far outside their photos"
 OUTSIDE = "lie outside their photos"
 RLE_SIZE = "have an RLE of no size, or of another than their photos"
 RLE_COUNTS = "have an RLE whose counts are no whole numbers from 0 on"
@@ -151,7 +151,7 @@ def _check_polygons(
     outside = (high[0] <= 0) | (high[1] <= 0) | (low[0] >= width) | (low[1] >= height)
     for flags, kind in (
         (outside, OUTSIDE),
-        (any_of(far, index), FAR),
+        (any_of(far, index), FAR_OUTSIDE),
         (~any_of(big, owner), FEW_POINTS),
         (any_of(lengths % 2 == 1, owner), ODD),
         (any_of(~finite, index), NOT_NUMBERS),

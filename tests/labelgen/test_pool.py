@@ -79,7 +79,7 @@ def reported(events: list[Event]) -> list[int]:
     return sorted(event.unit for event in events if isinstance(event, UnitReport))
 
 
-def losses(events: list[Event]) -> list[Lost]:
+def lost_in(events: list[Event]) -> list[Lost]:
     return [event for event in events if isinstance(event, Lost)]
 
 
@@ -120,9 +120,9 @@ def test_image_that_workers_do_not_survive_is_left_out(
     errors = {event.unit: event.errors for event in events if isinstance(event, UnitReport)}
     assert errors == {0: (), 1: (), 2: ("/photos/2-1: killed its worker 3 times, alone; look at it, or leave it out",),
                       3: ()}  # fmt: skip
-    lost = losses(events)
-    assert [(loss.unit, loss.attempt, loss.probed) for loss in lost] == [(2, 1, 0), (2, 2, 2), (2, 3, 1)]
-    assert [loss.left_out for loss in lost] == [None, None, 1]
+    lost = lost_in(events)
+    assert [(each.unit, each.attempt, each.probed) for each in lost] == [(2, 1, 0), (2, 2, 2), (2, 3, 1)]
+    assert [each.left_out for each in lost] == [None, None, 1]
     assert ("ZeroDivisionError: division by zero" in lost[0].why) == (how == "fail")
 
 
@@ -130,8 +130,8 @@ def test_worker_without_memory_is_replaced(work: Work, tmp_path: Path) -> None:
     (tmp_path / "1-0").write_text("memory once")
     events = work(3)
     assert reported(events) == [0, 1, 2]
-    (loss,) = losses(events)
-    assert (loss.unit, loss.why) == (1, "MemoryError: nothing left")
+    (only,) = lost_in(events)
+    assert (only.unit, only.why) == (1, "MemoryError: nothing left")
 
 
 @pytest.mark.long
@@ -148,7 +148,7 @@ def test_worker_that_hangs_is_told_of_and_replaced(work: Work, tmp_path: Path) -
     (tmp_path / "0-1").write_text("hang once")
     events = work(2, workers=1, worker=Lively, patience=Patience(unmoved=3.0))
     assert reported(events) == [0, 1]
-    (lost,) = losses(events)
+    (lost,) = lost_in(events)
     assert (lost.unit, lost.why) == (0, "nothing done for 3 s (--stuck-after), and replaced")
     (told,) = [event.text for event in events if isinstance(event, Notice)]
     assert told.startswith("unit 000000: ")
@@ -160,7 +160,7 @@ def test_worker_that_hangs_while_it_loads_is_told_of_and_replaced(work: Work, tm
     (tmp_path / "hang").touch()
     events = work(2, workers=1, worker=HangsAtStart, patience=Patience(unmoved=3.0))
     assert reported(events) == [0, 1]
-    assert losses(events) == []
+    assert lost_in(events) == []
     told = [event.text for event in events if isinstance(event, Notice)]
     assert [text.split(": ")[:2] for text in told] == [["loading the models", "worker 0"]] * 2
 
@@ -226,7 +226,7 @@ def test_workers_that_are_killed_at_random_moments_cost_only_what_they_were_work
     assert reported(events) == list(range(60))
     written = journal(tmp_path)
     again = sum(written[f"begun {unit}"] - 1 for unit in range(60))
-    assert again <= len(losses(events))
+    assert again <= len(lost_in(events))
 
 
 def test_stop_within_its_grace_finishes_what_is_begun_and_nothing_else(work: Work, tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_node_that_is_drained_gets_no_more_units_and_loses_none(
     events = work(24, workers=6, see=see)
     cluster.remove_node(node)
     assert reported(events) == list(range(24))
-    assert losses(events) == []
+    assert lost_in(events) == []
     assert all(times == 1 for times in journal(tmp_path).values())
     notices = [index for index, event in enumerate(events) if is_of_draining(event)]
     assert len(notices) == 2

@@ -120,9 +120,9 @@ def test_image_over_which_workers_run_out_of_memory_is_not_left_out_but_its_unit
         list(scheduler.assign())
         while assignments := scheduler.assignments_of(worker):
             if assignments[0].unit == 1 and 2 in images_of(assignments[0]):
-                loss = scheduler.died(worker, of_shortage=True)
-                assert loss is not None
-                assert loss.left_out is None
+                death = scheduler.died(worker, of_shortage=True)
+                assert death is not None
+                assert death.left_out is None
                 break
             scheduler.done(worker, assignments[0])
             done += [assignments[0].unit] if assignments[0].probe is None else []
@@ -150,9 +150,9 @@ def test_units_that_wait_behind_the_one_that_killed_are_not_blamed() -> None:
     scheduler.add_worker(0)
     given_out = list(scheduler.assign())
     assert [assignment.unit for _, assignment in given_out] == [0, 1]
-    loss = scheduler.died(0)
-    assert loss is not None
-    assert loss.assignment == Assignment(0)
+    death = scheduler.died(0)
+    assert death is not None
+    assert death.assignment == Assignment(0)
     scheduler.add_worker(1)
     assert [assignment for _, assignment in scheduler.assign()] == [Assignment(0, attempt=2), Assignment(1, attempt=1)]
 

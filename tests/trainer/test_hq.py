@@ -33,11 +33,11 @@ from sum_factory.trainer.prompts import HQ_POINTS, hq_prompts, noised
 from sum_factory.trainer.randomness import RowGenerators
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.log import read_log
+from sum_factory.trainer.run.settings import NoSettings
 from sum_factory.trainer.settings import read_settings
 from sum_factory.trainer.training import fit
 from sum_factory.trainer.variants import prepare, trainable
 from sum_factory.trainer.variants.hq import is_own
-from sum_factory.trainer.variants.variant import NoSettings
 
 
 @pytest.fixture(scope="module")

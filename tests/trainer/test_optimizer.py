@@ -15,8 +15,8 @@ from sum_factory.shared.sam.architecture import ARCHITECTURES, build_architectur
 from sum_factory.shared.sam.refiner import Refiner
 from sum_factory.shared.sam.task_prompt import TaskPrompt
 from sum_factory.trainer.optimizer import OptimizerSettings, layer_scale, make_optimizer, schedule, set_learning_rate
+from sum_factory.trainer.run.settings import NoSettings
 from sum_factory.trainer.variants import prepare
-from sum_factory.trainer.variants.variant import NoSettings
 
 
 @pytest.fixture(scope="module", params=["vit_micro", "vit_b"])

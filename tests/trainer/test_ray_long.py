@@ -44,7 +44,9 @@ def by_value() -> None:
 @pytest.fixture
 def recipe(make_recipe: Callable[..., Recipe]) -> Recipe:
     falling = OptimizerSettings(learning_rate=1e-3, warmup=2, schedule="cosine", task_prompt_scale=10)
-    return make_recipe(rounds=3, steps=6, optimizer=falling, checkpoint=CheckpointSettings(every=2, keep=2))
+    return make_recipe(
+        micro_batch=1, rounds=3, steps=6, optimizer=falling, checkpoint=CheckpointSettings(every=2, keep=2)
+    )
 
 
 def training(signal_at_4: int | None = None, died: Path | None = None) -> Work:

@@ -6,18 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic.dataclasses import dataclass as checked_dataclass
-
 from sum_factory.trainer.methods.addition import Addition, Student
-from sum_factory.trainer.run.settings import CHECKED
+from sum_factory.trainer.run.settings import NoSettings
 
 PseudoLabels = Literal["none", "raw", "refined"]
 TaskPromptRounds = Literal["none", "first", "all"]
-
-
-@checked_dataclass(frozen=True, config=CHECKED)
-class NoSettings:
-    """Of a method that has none."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,11 @@ CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, config=CHECKED)
+class NoSettings:
+    """Of a variant or a method that has none."""
+
+
+@dataclass(frozen=True, config=CHECKED)
 class CheckpointSettings:
     """A checkpoint every so many steps; the last ``keep`` are kept, and the best."""
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sum_factory.shared.sam.upstream import Sam, image_encoder
+from sum_factory.trainer.run.settings import CHECKED
 from sum_factory.trainer.variants.decoder import train_decoder
-from sum_factory.trainer.variants.variant import CHECKED, Variant
+from sum_factory.trainer.variants.variant import Variant
 
 
 @dataclass(frozen=True, config=CHECKED)

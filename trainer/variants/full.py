@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.trainer.variants.variant import NoSettings, Variant
+from sum_factory.trainer.run.settings import NoSettings
+from sum_factory.trainer.variants.variant import Variant
 
 
 def _prepare(sam: Sam, settings: NoSettings) -> None:

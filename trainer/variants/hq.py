@@ -19,7 +19,8 @@ from sum_factory.shared.sam.forms.names import find_model, flatten, plain
 from sum_factory.shared.sam.forms.reading import read_content
 from sum_factory.shared.sam.hq import OWN, HqMaskDecoder, add_hq
 from sum_factory.shared.sam.upstream import Sam
-from sum_factory.trainer.variants.variant import NoSettings, Variant
+from sum_factory.trainer.run.settings import NoSettings
+from sum_factory.trainer.variants.variant import Variant
 
 
 def _prepare(sam: Sam, settings: NoSettings) -> None:

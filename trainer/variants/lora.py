@@ -15,8 +15,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from sum_factory.shared.sam.upstream import Sam
+from sum_factory.trainer.run.settings import CHECKED
 from sum_factory.trainer.variants.decoder import train_decoder
-from sum_factory.trainer.variants.variant import CHECKED, Variant
+from sum_factory.trainer.variants.variant import Variant
 
 Layer = Literal["q", "k", "v", "mlp"]
 

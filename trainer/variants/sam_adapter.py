@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from sum_factory.shared.sam.architecture import PATCH
 from sum_factory.shared.sam.upstream import ImageEncoderViT, Sam
-from sum_factory.trainer.variants.variant import CHECKED, Variant
+from sum_factory.trainer.run.settings import CHECKED
+from sum_factory.trainer.variants.variant import Variant
 
 
 @dataclass(frozen=True, config=CHECKED)

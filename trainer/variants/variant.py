@@ -6,17 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass as checked_dataclass
-
 from sum_factory.shared.sam.upstream import Sam
-
-CHECKED = ConfigDict(extra="forbid")
-
-
-@checked_dataclass(frozen=True, config=CHECKED)
-class NoSettings:
-    """Of a variant that has none."""
+from sum_factory.trainer.run.settings import NoSettings
 
 
 @dataclass(frozen=True)

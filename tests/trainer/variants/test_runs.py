@@ -29,14 +29,13 @@ from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.run.checkpoints import Checkpoints
 from sum_factory.trainer.run.distributed import ALONE
 from sum_factory.trainer.run.log import read_log
-from sum_factory.trainer.run.settings import CheckpointSettings
+from sum_factory.trainer.run.settings import CheckpointSettings, NoSettings
 from sum_factory.trainer.settings import read_settings
 from sum_factory.trainer.training import fit, make_model
 from sum_factory.trainer.variants import trainable, variants
 from sum_factory.trainer.variants.adapter import AdapterSettings
 from sum_factory.trainer.variants.lora import LoraSettings
 from sum_factory.trainer.variants.sam_adapter import SamAdapterSettings
-from sum_factory.trainer.variants.variant import NoSettings
 
 MakeRecipe = Callable[..., Recipe]
 PARTS = [name for name, variant in variants().items() if not variant.saves_all_of_sam]
