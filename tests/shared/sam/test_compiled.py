@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from segment_anything.modeling import Sam
 from torch import nn
 
+from sum_factory.shared.automask.automask import LabelGenerator
+from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.sam import compiled
 from sum_factory.shared.sam.compiled import compile_encoder, compiled_or_plain
+from sum_factory.shared.sam.runtime import Runtime, move_to_device
 
 
 class NoCompilerError(RuntimeError):
@@ -78,3 +84,22 @@ def test_call_that_is_wrong_is_wrong_without_a_compiler_too(monkeypatch: pytest.
     with pytest.raises(RuntimeError):
         compiled_or_plain(torch.mm, "the decoder")(torch.ones(2, 3), torch.ones(2, 3))
     assert said == []
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+def test_encoder_and_decoder_are_compiled_and_give_the_same_masks(tiny_sam: Sam, said: list[str]) -> None:
+    """By torch's own compiler, which takes minutes."""
+    settings = AutomaskSettings(
+        points_per_side=4, pred_iou_thresh=-1000.0, stability_score_thresh=0.0, max_area_share=2.0
+    )
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    plain, made = (
+        LabelGenerator(
+            move_to_device(deepcopy(tiny_sam), Runtime("cpu", compile=is_compiled)), settings, compile=is_compiled
+        ).label(image)
+        for is_compiled in (False, True)
+    )
+    assert said == []
+    assert len(made) == len(plain) > 0
+    np.testing.assert_allclose(made.logits, plain.logits, rtol=1e-4, atol=1e-4)
