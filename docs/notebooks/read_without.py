@@ -92,7 +92,7 @@ for path in sorted(Path("labels/masks").glob("*.tar")):
         from_tars[about["key"]] = masks
 print({key: len(masks) for key, masks in from_tars.items()})
 
-# From Zarr: a row of the array is a mask, a byte a cell; from 128 on a cell is in the mask. The manifest has what the
+# From Zarr: a row of the array is a mask, a byte per cell; from 128 on a cell is in the mask. The manifest has what the
 # bytes mean.
 
 # %%

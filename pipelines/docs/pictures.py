@@ -66,7 +66,7 @@ def doubt_picture(scene: RgbImage) -> RgbImage:
 
 
 def example_picture(numbers: Sequence[int]) -> RgbImage:
-    """Return a row a scene: the photo, its masks, what the refiner makes of them, and where they are doubtful."""
+    """Return a row per scene: the photo, its masks, what the refiner makes of them, and where they are doubtful."""
     rows = []
     for number in numbers:
         (photo,) = label(make_scene(SEED, number).image, refiner="vit_micro")
