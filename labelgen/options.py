@@ -185,6 +185,6 @@ def _with_options(
 def refiner_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options about a refiner."""
     refiner = f"Weights that `trainer refiner` wrote, or {PACKAGED}; adds maps of uncertainty and refined masks."
-    least = "Masks of fewer pixels, in a photo 1024 long, are not refined but taken as certain (published code: 10000)."
+    least = "Masks of fewer pixels, in a crop 1024 long, are not refined but taken as certain (published code: 10000)."
     command = click.option("--min-refine-area", type=click.IntRange(min=0), default=0, help=least)(command)
     return click.option("--refiner", default=None, help=refiner)(command)

@@ -179,8 +179,8 @@ def _needs_photos(settings: UncertaintyRunSettings) -> bool:
     uncertainty, kept = settings.uncertainty, settings.use_kept
     if uncertainty.reads_labels:
         return False
-    encodes = uncertainty.needs_refiner or uncertainty.compares_models or LOGITS not in kept
-    return settings.teacher is not None or (EMBEDDINGS not in kept and encodes)
+    embeds = uncertainty.needs_refiner or uncertainty.compares_models or LOGITS not in kept
+    return settings.teacher is not None or (EMBEDDINGS not in kept and embeds)
 
 
 def _find_photos(shards: ShardSet, pending: Sequence[int]) -> None:

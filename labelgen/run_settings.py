@@ -96,7 +96,7 @@ class RunSettings(WorkerSettings):
     layer_name: str = REFINEMENT
     """Name of the layer of maps, as in ``uncertainty/NAME``. Maps of another refiner need another one."""
     min_refine_area: int = 0
-    """Masks of fewer pixels, in a photo whose longer side is 1024, are not refined but taken as certain. 0 refines
+    """Masks of fewer pixels, in a crop whose longer side is 1024, are not refined but taken as certain. 0 refines
     all."""
     keep_photos: bool = False
     """Keep the photos, scaled to SAM's input side: training then needs no access to the originals."""
@@ -105,7 +105,7 @@ class RunSettings(WorkerSettings):
     keep_embeddings: bool = False
     """Keep what the image encoder made of each photo: a later refiner then needs neither photos nor the encoder."""
     runtime: Runtime = field(default_factory=Runtime)
-    """Device, how near masks are to upstream's, and whether the image encoder is compiled."""
+    """Device, how near masks are to upstream's, and whether encoder and decoder are compiled."""
     stretch: bool = False
     """Stretch photos of more than 8 bits a channel, each from its darkest to its brightest values: for data in fewer
     bits than their files have. By default white is what the file calls white."""
@@ -153,6 +153,6 @@ class UncertaintyRunSettings(WorkerSettings):
     model_type: str | None = None
     """vit_micro, vit_b, vit_l or vit_h: other weights are refused. By default it is read off the weights."""
     runtime: Runtime = field(default_factory=Runtime)
-    """Device, how near masks are to upstream's, and whether the image encoder is compiled."""
+    """Device, how near masks are to upstream's, and whether encoder and decoder are compiled."""
     exactness: Exactness | None = None
     """How near the logits that maps are made of are to upstream's. By default as the masks; any other is refused."""

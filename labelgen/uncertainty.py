@@ -42,7 +42,7 @@ from sum_factory.shared.sam.upstream import Sam
 LEAST_IOU = 0.5
 """An output that agrees less with the label, on the low-resolution grid, is not where the label came from."""
 REFERENCE_SIDE = 1024
-"""The longer side of the image that ``min_refine_area`` counts pixels of."""
+"""The longer side of the crop that ``min_refine_area`` counts pixels of."""
 
 Embed = Callable[[CropBox], Tensor | None]
 """Gives the embedding (1, C, g, g) of a crop of the image at hand, or None if it is not to be had."""

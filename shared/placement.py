@@ -95,7 +95,7 @@ class Frame:
 
 
 def paste(crop_masks: Tensor, frame: Frame, height: int, width: int) -> Tensor:
-    """Put masks (K, h, w) of a frame's crop into all-False masks of the whole photo, (K, height, width)."""
+    """Put masks or maps (K, h, w) of a frame's crop into zeros of the whole photo, (K, height, width)."""
     import torch
 
     x0, y0, x1, y1 = frame.crop_box

@@ -1,10 +1,11 @@
-"""Interactive training: seven rounds of prompts on one encoding of the images (SUM, App. B.1, Sec. 3.2.4).
+"""Interactive training: rounds of prompts, seven by default, on images embedded once (SUM, App. B.1, Sec. 3.2.4).
 
-Round 1 gives a box or a point, rounds 2 to 6 add one click at an error each, round 7 adds nothing. Every round also
-gets the logits of the one before as mask prompt, detached. The image embedding is a detached leaf: each round is
-backpropagated at once into its gradient, and the encoder is run backwards once at the end, so that memory does not
-grow with the rounds while gradients stay those of the whole graph. Masks do not depend on each other, so a round is
-played in subsets of them, and memory does not grow with the masks either.
+Round 1 gives a box or a point, rounds 2 to 6 add one click at an error each, round 7 adds nothing. From the second on,
+a round also gets the logits of the one before as mask prompt, detached; HQ-SAM's first one may get a noisy mask. The
+image embedding is a detached leaf: each round is backpropagated at once into its gradient, and the encoder is run
+backwards once at the end, so that memory does not grow with the rounds while gradients stay those of the whole graph.
+Masks do not depend on each other, so a round is played in subsets of them, and memory does not grow with the masks
+either.
 """
 
 from __future__ import annotations

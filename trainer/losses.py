@@ -2,12 +2,12 @@
 
 All take logits and targets of P masks on one grid, (P, H, W), or in N points, (P, N), with ``valid`` True where the
 photo is: the padding of SAM's square enters no sum and no mean. ``certainty`` is c = 1 - u in [0, 1], or None for masks
-that count as certain everywhere: human masks, and labels where the method weighs no loss. With c = 1 everywhere the
-uncertainty-aware losses are the plain ones. All return one value per mask, (P,).
+that count as certain everywhere, as c = 1 does. With c = 1 everywhere the uncertainty-aware losses are the plain ones.
+All return one value per mask, (P,).
 
-Targets y are bool, or float: the share of a cell that the mask covers. Of shares, focal and Dice as published are least
-not where p = y, but where p is 0 or 1 (Dice), or drawn to 0 (focal, whose alpha weighs what is outside three times).
-So both are written such that they are the published ones if y is 0 or 1, and least at p = y whatever it is:
+Targets y are bool, or float: the share of a cell that the mask covers. If y is a share, the published losses are not
+least at p = y: Dice is at p = 0 or 1, and focal below y, since its alpha weighs the background three times as much. So
+both are written such that they are the published ones if y is 0 or 1, and least at p = y whatever it is:
 
     focal   w(y) |y - p|^gamma CE(p, y),  w(y) = alpha y + (1 - alpha) (1 - y)    (Li et al., Generalized Focal Loss)
     Dice    min(p, y) in place of p y                                             (Wang et al., Dice Semimetric Losses)
@@ -39,11 +39,11 @@ class LossSettings:
     iou_weight: float = Field(default=1.0, ge=0)
     """Factor of the squared error of the predicted IoU in the sum of losses."""
     alpha: float = Field(default=0.25, ge=0, le=1)
-    """Focal loss: weight of the pixels of the mask. Those outside weigh 1 - alpha."""
+    """Focal loss: weight of the cells of the mask. Those outside weigh 1 - alpha."""
     gamma: float = Field(default=2.0, ge=0)
-    """Focal loss: the larger, the less do pixels count that are nearly right. 0 is weighted cross-entropy."""
+    """Focal loss: the larger, the less do cells count that are nearly right. 0 is weighted cross-entropy."""
     theta: float = Field(default=0.6, ge=0, lt=1)
-    """Dice loss: pixels of pseudo-labels whose certainty is not above this are left out. Human masks have certainty
+    """Dice loss: cells of pseudo-labels whose certainty is not above this are left out. Human masks have certainty
     1."""
     epsilon: float = Field(default=1.0, gt=0)
     """Dice loss: what is added to numerator and denominator, so that empty masks divide nothing by nothing."""
@@ -55,24 +55,26 @@ class LossSettings:
 def focal_loss(
     logits: Tensor, targets: Tensor, valid: Tensor, certainty: Tensor | None, settings: LossSettings
 ) -> Tensor:
-    """UA-focal: the mean over *all* valid pixels of c * focal(p, y); not divided by the sum of c."""
+    """UA-focal: the mean over *all* valid cells of c * focal(p, y); not divided by the sum of c. Plainly: ``mask_loss``
+    computes it fused.
+    """
     wanted = targets.to(logits.dtype)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     miss = (wanted - logits.sigmoid()).abs()
     balance = wanted * settings.alpha + (1 - wanted) * (1 - settings.alpha)
-    per_pixel = balance * miss**settings.gamma * cross_entropy
+    per_cell = balance * miss**settings.gamma * cross_entropy
     if certainty is not None:
-        per_pixel = per_pixel * certainty
-    pixels = valid.flatten(1).sum(1).clamp(min=1)
-    return (per_pixel * valid).flatten(1).sum(1) / pixels
+        per_cell = per_cell * certainty
+    cells = valid.flatten(1).sum(1).clamp(min=1)
+    return (per_cell * valid).flatten(1).sum(1) / cells
 
 
 def dice_loss(
     logits: Tensor, targets: Tensor, valid: Tensor, certainty: Tensor | None, settings: LossSettings
 ) -> Tensor:
-    """UA-Dice: 1 - (2 sum(min(y, p) k) + eps) / (sum((y + p) k) + eps), with k = [c > theta] on valid pixels.
+    """UA-Dice: 1 - (2 sum(min(y, p) k) + eps) / (sum((y + p) k) + eps), with k = [c > theta] on valid cells.
 
-    If nothing is kept the loss is 0.
+    If nothing is kept the loss is 0. Plainly: ``mask_loss`` computes it fused.
     """
     kept = valid if certainty is None else valid & (certainty > settings.theta)
     k = kept.to(logits.dtype)
@@ -92,13 +94,13 @@ def mask_loss(
 
 
 def true_iou(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """IoU of [logits > 0] with the target, bool, on valid pixels, float32; empty with empty is 1. No gradient."""
+    """IoU of [logits > 0] with the target, bool, on valid cells, float32; empty with empty is 1. No gradient."""
     return ious((logits > 0) & valid, targets & valid)
 
 
 @torch.no_grad()
 def kept_fraction(valid: Tensor, certainty: Tensor | None, settings: LossSettings) -> Tensor:
-    """The share of valid pixels that the Dice loss keeps, (P,)."""
+    """The share of valid cells that the Dice loss keeps, (P,)."""
     if certainty is None:
         return torch.ones(len(valid), dtype=torch.float32, device=valid.device)
     kept = (valid & (certainty > settings.theta)).flatten(1).sum(1)

@@ -7,8 +7,8 @@ centre of a pixel of SAM's input, and lies in the photo. Its logit is that of bi
 inference.
 
 Points are spread evenly: they are those of a lattice whose steps are powers of the plastic number, shifted by two
-random numbers per mask (Roberts' R2 sequence). So a step draws two numbers per mask, whatever the number of points, and
-the rest is computed on the training device.
+random numbers per mask (Roberts' R2 sequence). So a round draws two numbers per mask, whatever the number of points,
+and the rest is computed on the training device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What masks are compared with in training, by name.
 
     authors    a bit per cell of SAM's low resolution, as in the authors' code
-    bits       a bit per cell of the loss grid: whether the mask covers half of it
+    bits       a bit per cell of the loss grid: whether a human mask covers half of it, and a label's sign there
     coverage   the share of each cell of the loss grid that the mask covers
     points     the mask on SAM's input, in points that are drawn: most of them where the logits are nearest to 0
 

@@ -123,7 +123,7 @@ class LabelGenerator:
     """Makes the masks of images with one SAM. ``points_per_batch`` limits the points that are decoded together.
 
     It is halved for good when a GPU's memory runs out, and the image is begun anew. ``photos_per_batch`` limits the
-    crops that are encoded together. ``clock`` measures when the device has work. ``compile`` compiles the decoder.
+    crops that are embedded together. ``clock`` measures when the device has work. ``compile`` compiles the decoder.
     ``exactness`` says what its parts compute in. Holds the weights as they are when it is made. Several threads may use
     it at once; those of ``lanes`` that have no image of their own help the others with theirs.
     """

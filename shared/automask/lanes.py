@@ -1,4 +1,5 @@
-"""Work on several images at once, each on a core of its own; on a GPU, each in a stream of its own.
+"""Work on several images at once, each on a core of its own; on a GPU, some together, in streams of
+their own.
 
 A small parallel region ends when its last thread does. Where something else runs on a core, the thread there may be
 out for milliseconds, and hundreds of regions per second wait for it. Images need not wait for each other; so on a CPU,
@@ -92,9 +93,9 @@ class Lanes:
     ) -> Iterator[Any]:
         """Yield ``finish(begin(item))`` of each item, in order, whichever is ready first.
 
-        With one lane, ``finish(item)`` is called after ``begin`` of the next ``BEHIND`` items, so background work of
-        ``begin`` has had time to end. Closing the generator drops items not begun; those begun stop at their next
-        ``spread``.
+        With one lane, ``finish(begin(item))`` is called after ``begin`` of the next ``BEHIND`` items, so background
+        work of ``begin`` has had time to end. Closing the generator drops items not begun; those begun stop at their
+        next ``spread``.
         """
         if self.count == 1:
             begun: deque[Any] = deque()

@@ -1,12 +1,12 @@
 """Pseudo-labels in a few hundred bytes: quantised logits in a band around the boundary.
 
-The mask that SAM means is "upsample the logits bilinearly, then threshold at 0". A pixel between four cells of one
-sign has that sign whatever their magnitude; where signs meet, the boundary lies a / (a + b) of the way from a cell of
-magnitude a to one of magnitude b. So a cell keeps its sign, and its magnitude m only if one of its eight neighbours
-has the other sign: as m / (m + typical), ``typical`` being the median of such magnitudes in this mask. Equal steps of
-that are nearly equal steps of the boundary, whether a mask is steep or shallow. The number of steps follows from the
-mask: an error of 1 / steps of a cell along the boundary costs IoU in proportion to the boundary's length over the
-area, and boundary IoU in proportion to a cell's share of the grid.
+The mask that SAM means is "upsample the logits bilinearly, then threshold at 0". A pixel between four cells of one sign
+has that sign whatever their magnitude; where signs meet, the boundary lies a / (a + b) of the way from a cell of
+magnitude a to one of magnitude b. So a cell keeps its sign, and its magnitude m only if one of its eight neighbours has
+the other sign: as m / (m + typical), ``typical`` being the median of such magnitudes in this mask. Equal steps of that
+move the boundary by nearly equal distances, however steep the logits are there. The number of steps follows from the
+mask: an error of 1 / steps of a cell along the boundary costs IoU in proportion to the boundary's length over the area,
+and boundary IoU in proportion to a cell's share of the grid.
 
 A blob is a header and a raw deflate stream (RFC 1951). Header: six bytes, the last row and the last column of the
 grid, then of the box that holds all positive cells and their neighbours the top, the left, the last row and the last

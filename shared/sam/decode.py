@@ -4,12 +4,12 @@ Upstream's ``MaskDecoder.predict_masks`` repeats the embedding of *one* image fo
 needs many prompts for each of many images, so these functions take, beside the prompts, the index of
 the image that each belongs to. For one image they compute what upstream computes, with sums in another order.
 
-Between a dozen tokens and thousands of cells of an image, upstream projects every cell to keys, values, queries and
-outputs. Here the projections are folded onto the tokens: a token's query times the weights of the keys is its product
-with the image itself, and so on. That takes half of the multiplications, and leaves nothing of a cell's projections to
-be kept for a backward pass. Cells stay rows of channels, which norms and products read in order.
+Between a dozen tokens and thousands of positions of an image, upstream projects every position to keys, values, queries
+and outputs. Here the projections are folded onto the tokens: a token's query times the weights of the keys is its
+product with the image itself, and so on. That takes half of the multiplications, and leaves nothing of a position's
+projections to be kept for a backward pass. Positions stay rows of channels, which norms and products read in order.
 
-Shape suffixes: P prompts, T tokens, H heads, E channels of a head, J = H T, N cells of the image, C channels.
+Shape suffixes: P prompts, T tokens, H heads, E channels of a head, J = H T, N positions of the image, C channels.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Prompts:
     """Prompts of P masks.
 
     ``coords`` is float32 (P, N, 2): x, y in pixels of the network's square input, pixel centres on whole numbers.
-    ``token_types`` is int64 (P, N) of the types above. ``mask_logits`` is float32 (P, 1, h, w), the previous
-    low-resolution logits, or None. Upstream gives a prompt without a box exactly one ``PAD`` token: so should
-    whoever builds these, for equal outputs.
+    ``token_types`` is int64 (P, N) of the types above. ``mask_logits`` is float32 (P, 1, h, w), the mask prompt: mostly
+    low-resolution logits of the round before, or None. Upstream gives a prompt without a box exactly one ``PAD`` token:
+    so should whoever builds these, for equal outputs.
     """
 
     coords: Tensor

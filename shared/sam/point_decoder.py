@@ -8,13 +8,14 @@ image takes few numbers to say: each layer adds an attention over T tokens (7 fo
 normalises every position. So with A_l (J, N), J = H T, the attention of layer l and M_l (J, C) what its tokens say, the
 images of a prompt are
 
-    keys_1 = d_1 (K + A_0' M_0) g_1 + b_1                                        after layer 0
-    keys_2 = d_2 (d_1 K g_1 + d_1 A_0' M_0 g_1 + A_1' M_1 + b) g_2 + b_2         after layer 1
+    keys_1 = d_1 (K + A_0' M_0) g_0 + b_0                                        after layer 0
+    keys_2 = d_2 (d_1 K g_0 + d_1 A_0' M_0 g_0 + A_1' M_1 + b) g_1 + b_1         after layer 1
 
-K (N, C) is the same for all prompts; d_l (N) is one over the standard deviation of layer l's norm, g_l and b_l are its
-weights, b is a constant. Here the image of a prompt is never made. Scores and values of the next attention are linear
-in it, variances quadratic: the products of K with weights are made once an image, those of A and M are small. K, M and
-b are centred over C, so that a variance is a sum of squares in which nothing cancels.
+K (N, C) is the same for all prompts; d_1 and d_2 (N) are one over the standard deviations in the norms of layers 0 and
+1, g_l and b_l are the weights of layer l's norm, b is a constant. Here the image of a prompt is never made. Scores and
+values of the next attention are linear in it, variances quadratic: the products of K with weights are made once an
+image, those of A and M are small. K, M and b are centred over C, so that a variance is a sum of squares in which
+nothing cancels.
 
 The quality of a mask is known (``decode``) before its image is upscaled, which is done for wanted masks alone
 (``masks``).
@@ -63,7 +64,7 @@ class PointImage:
 
     Numbers name the layer, 2 the last attention. Keys and queries are (H, E, N), values (H, N, E).
     ``square_l`` (N) is |K|^2 as the norm of layer l sees it, ``cross_lk`` (H, E, N) its product with what attention k
-    says, ``bias_1`` (N) that with the constant b; ``upscaled`` (N, 4 U) is K as the first upscaling sees it.
+    says, ``constant_1`` (N) that with the constant b; ``upscaled`` (N, 4 U) is K as the first upscaling sees it.
     """
 
     key_0: Tensor
@@ -75,7 +76,7 @@ class PointImage:
     value_1: Tensor
     query_1: Tensor
     square_1: Tensor
-    bias_1: Tensor
+    constant_1: Tensor
     cross_10: Tensor
     cross_11: Tensor
     key_2: Tensor
@@ -88,7 +89,7 @@ class DecodedPoints:
     """P points on ``image``, decoded as far as the quality of their masks.
 
     ``predicted_iou`` is (P, 3). The rest says what ``PointDecoder.masks`` upscales: ``mask_weights`` (P, 3, V) over the
-    upscaled channels; ``a_0`` and ``a_1`` (P, J, N), d_1 A_0 and A_1; ``m_0`` and ``m_1`` (P, J, C), M_0 g_1 and M_1;
+    upscaled channels; ``a_0`` and ``a_1`` (P, J, N), d_1 A_0 and A_1; ``m_0`` and ``m_1`` (P, J, C), M_0 g_0 and M_1;
     ``d_1`` and ``d_2`` (P, N).
     """
 
@@ -200,7 +201,7 @@ class PointDecoder:
             value_1=project_by_head(self.heads, k_0, self.value_1).mT,
             query_1=project_by_head(self.heads, k_0, self.query_1),
             square_1=k_1.square().sum(1),
-            bias_1=k_1 @ self.constant,
+            constant_1=k_1 @ self.constant,
             cross_10=self.say_10 @ k_1.T,
             cross_11=self.say_11 @ k_1.T,
             key_2=project_by_head(self.heads, k_1, self.key_2),
@@ -285,7 +286,7 @@ class PointDecoder:
             for m, cross, v in ((m_0, image.cross_10, v_0), (m_1, image.cross_11, v_1))
         )
         linear_0.baddbmm_(m_0 @ m_1.mT, a_1, alpha=2)
-        square = d_1 * (d_1 * image.square_1 + 2 * image.bias_1) + self.constant.square().sum()
+        square = d_1 * (d_1 * image.square_1 + 2 * image.constant_1) + self.constant.square().sum()
         square += quadratic(a_0, m_0, linear_0)
         square += quadratic(a_1, m_1, linear_1)
         return inverse_deviation(square, self.layers[1].norm4)

@@ -27,7 +27,7 @@ from sum_factory.shared.sam.upstream import Sam
 @dataclass(frozen=True)
 class Runtime:
     """``device`` "auto" picks CUDA, then Apple's GPU, then the CPU. ``exactness`` says how near masks are to
-    upstream's; ``compile`` compiles the image encoder."""
+    upstream's; ``compile`` compiles encoder and decoder."""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps. auto takes CUDA if it is there, then Apple's GPU, then the CPU."""
@@ -87,7 +87,7 @@ def embed_for(sams: Sequence[Sam], image: npt.NDArray[np.uint8], precision: Prec
     """Return the embedding (1, C, g, g) of an image, uint8 (H, W, 3), for each of several SAMs whose encoders have the
     same weights: the first one's runs. Embeddings are float32."""
     resized = resize(image, sams[0].image_encoder.img_size)
-    return _encode(sams, _to_input(sams[0], resized), precision)
+    return _embed(sams, _to_input(sams[0], resized), precision)
 
 
 def _to_input(sam: Sam, resized: npt.NDArray[np.uint8]) -> Tensor:
@@ -100,7 +100,7 @@ def _to_input(sam: Sam, resized: npt.NDArray[np.uint8]) -> Tensor:
 
 
 @torch.no_grad()
-def _encode(sams: Sequence[Sam], images: Tensor, precision: Precision) -> list[Tensor]:
+def _embed(sams: Sequence[Sam], images: Tensor, precision: Precision) -> list[Tensor]:
     with autocast(sams[0].device.type, precision):
         decoders = [sam.mask_decoder for sam in sams]
         found = embed_for_decoders(sams[0].image_encoder, decoders, images)
@@ -178,5 +178,5 @@ class Embedder:
             inputs = [_to_input(self.sam, each) for each in some]
             missing = self.batch.size - len(some)
             images = torch.cat([*inputs, *(torch.zeros_like(inputs[0]) for _ in range(missing))])
-            found += torch.split(_encode([self.sam], images, self.precision)[0], 1)[: len(some)]
+            found += torch.split(_embed([self.sam], images, self.precision)[0], 1)[: len(some)]
         return found

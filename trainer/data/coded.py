@@ -33,7 +33,7 @@ class CodedSample:
     reads none.
 
     ``crops`` int64 (K, 4) are the crops that the masks were found in (x0, y0, x1, y1), ``whole`` shows all of the
-    photo. The sample has a certainty for losses, or for what a method reads of it, if ``loss_by_certainty``, and one
+    photo. The sample has a certainty, for losses or for what a method reads of it, if ``needs_certainty``, and one
     for the drawing of points if ``sampling_by_certainty``. ``target`` says what losses compare with; the labels' logits
     are kept beside that if ``with_logits``. The rest is as in ``TrainingSample``; ``skipped`` counts the masks whose
     uncertainty is unknown.
@@ -47,7 +47,7 @@ class CodedSample:
     crops: npt.NDArray[np.int64]
     whole: Frame
     stride: int
-    loss_by_certainty: bool
+    needs_certainty: bool
     sampling_by_certainty: bool
     valid: tuple[int, int]
     task: int
@@ -95,7 +95,7 @@ class CodedSample:
             key=self.key,
             image=self.image.to(device),
             masks=masks,
-            certainty=certainty if self.loss_by_certainty else None,
+            certainty=certainty if self.needs_certainty else None,
             sampling=certainty if self.sampling_by_certainty else None,
             valid=self.valid,
             task=self.task,

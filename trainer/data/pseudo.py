@@ -147,7 +147,7 @@ class PseudoSet:
             crops=np.stack([unit.masks[name][picked] for name in CROP_BOX], 1).astype(np.int64),
             whole=whole,
             stride=self.settings.stride,
-            loss_by_certainty=self.method.loss_by_certainty or self.method.reads_certainty,
+            needs_certainty=self.method.loss_by_certainty or self.method.reads_certainty,
             sampling_by_certainty=self.method.sampling_by_certainty,
             valid=valid_cells(whole, self.settings.stride),
             task=UNSPECIFIED,

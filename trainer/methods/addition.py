@@ -1,6 +1,6 @@
 """What a method adds to a step: what the student is shown, how its rounds are judged, and what is done after the step.
 
-A class here or in a module beside it is all of a method beside its entry of the table. It has no part in the training
+A class here or in a module beside it is all of a method beside its entry in ``METHODS``. It has no part in the training
 loop: ``train_step`` asks it for the lesson of each micro-batch, and tells it when a step is done.
 """
 
