@@ -103,7 +103,8 @@ def test_unreadable_photo_has_no_row_and_no_problem(
 def test_what_people_are_shown_is_the_same(in_zarr: Path, in_tars: Path, tmp_path: Path) -> None:
     texts = []
     for shards in (in_zarr, in_tars):
-        files = tmp_path / "coco.json", tmp_path / "page.html"
+        (folder := tmp_path / str(len(texts))).mkdir()
+        files = folder / "coco.json", folder / "page.html"
         for command in (["export", f"--out={files[0]}"], ["view", f"--out={files[1]}"]):
             result = CliRunner().invoke(main, [*command, f"--shards={shards}"], catch_exceptions=False)
             assert result.exit_code == 0

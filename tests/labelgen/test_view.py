@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from page_content import embedded
 from sum_factory.labelgen.page.drawing import DARKENED, heat_map
 from sum_factory.labelgen.page.write import write_page
 from sum_factory.labelgen.run import RunSummary
@@ -26,13 +26,6 @@ from sum_factory.shared.shards.shard_set import ShardSet
 Refined = tuple[Path, RunSummary]
 ODD = "</script><img src=x onerror=alert(1)>"
 """The key of a photo `script><img ...` in a folder `<`."""
-
-
-def embedded(page: Path) -> dict[str, Any]:
-    """Return what a page has in itself."""
-    (found,) = re.findall(r'<script type="application/json" id="embedded">(.*?)</script>', page.read_text(), re.DOTALL)
-    told: dict[str, Any] = json.loads(found)
-    return told
 
 
 def picture(url: str) -> npt.NDArray[np.uint8]:

@@ -123,5 +123,5 @@ def test_damaged_matlab_file_is_named(tmp_path: Path) -> None:
 def test_folder_of_other_json_files_is_refused(content: str, tmp_path: Path) -> None:
     sa_1b(["SA-1B"])(tmp_path)
     (tmp_path / "SA-1B/other.json").write_text(content)
-    with pytest.raises(InputError, match=r"other\.json: expected the JSON of one photo, as in SA-1B"):
+    with pytest.raises(InputError, match=r"other\.json: expected the JSON of one photo: as in SA-1B"):
         open_set(PublicSettings("sa-1b", tmp_path))
