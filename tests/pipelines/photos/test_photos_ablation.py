@@ -1,4 +1,7 @@
-"""The ablation on photos, in miniature: every stage runs, comes back to what is there, and says what is compared."""
+"""The ablation on photos, in miniature: every stage runs, comes back to what is there, and says what is compared.
+
+What runs it is that of the micro-world's, whose miniature is no long test.
+"""
 
 from __future__ import annotations
 
@@ -110,6 +113,7 @@ def results_of(plan: PhotosPlan) -> Results:
     return Results.read(plan, cells_of_photos(plan))
 
 
+@pytest.mark.long
 def test_every_run_is_scored_on_the_test_photos_of_all_sets(plan: PhotosPlan) -> None:
     results = results_of(plan)
     assert [cell.name for cell in results.tables] == [cell.name for cell in cells_of_photos(plan)]
@@ -121,6 +125,7 @@ def test_every_run_is_scored_on_the_test_photos_of_all_sets(plan: PhotosPlan) ->
     assert {row["task"] for row in rows} == {"salient", "entity", "part", "all"}
 
 
+@pytest.mark.long
 def test_labels_are_of_train_photos_outside_the_fine_sets_and_human_masks_of_these(plan: PhotosPlan) -> None:
     listed = {"/".join(Path(line).parts[-3::2]) for line in (plan.out / "pool.txt").read_text().split()}
     assert listed == {f"{name}/p{n}.jpg" for name in ("things", "pieces", "plain") for n in range(2)}
@@ -132,6 +137,7 @@ def test_labels_are_of_train_photos_outside_the_fine_sets_and_human_masks_of_the
     assert recipe_of(plan, filled).photos_of(0) == 2
 
 
+@pytest.mark.long
 def test_what_is_there_is_left_and_another_plan_refused(plan: PhotosPlan) -> None:
     scores = {cell: (cell.folder(plan) / "scores.parquet").stat().st_mtime_ns for cell in cells_of_photos(plan)}
     run_photos(plan, 1)
@@ -142,6 +148,7 @@ def test_what_is_there_is_left_and_another_plan_refused(plan: PhotosPlan) -> Non
         is_done(replace(plan, fit_changes=("steps=2", *plan.fit_changes[1:])), Cell(SETTING, "sum"))
 
 
+@pytest.mark.long
 def test_page_has_tables_charts_and_pictures(plan: PhotosPlan, docs: Path) -> None:
     page = (docs / "photos.md").read_text()
     assert "Nothing of this has been run" not in page
@@ -152,6 +159,7 @@ def test_page_has_tables_charts_and_pictures(plan: PhotosPlan, docs: Path) -> No
     assert links == {path.name for path in (docs / "images").iterdir()} >= {"photos_all.svg", "photos.jpg"}
 
 
+@pytest.mark.long
 def test_every_set_counts_once_and_photos_of_equal_names_are_different(plan: PhotosPlan) -> None:
     results, measure = results_of(plan), Measure("mIoU", "box", 1, "single")
     (scores,) = scores_of_row(results, FROZEN_ROW, measure, ALL).values()

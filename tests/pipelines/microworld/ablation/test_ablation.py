@@ -34,6 +34,7 @@ from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.trainer.evaluation.metrics import boundary_iou
 from sum_factory.trainer.methods import METHODS
+from sum_factory.trainer.run import log as log_module
 
 BLOCKS = ("progress", "world", "means small", "claims small", "pictures", "studies", "anchors")
 LARGE_BLOCKS = ("means large", "claims large")
@@ -79,6 +80,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory, docs: Path) -> Plan:
     plan = plan_of(tmp_path_factory.mktemp("ablation") / "out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frozen, "detail_settings", lambda *of: replace(detail_settings(*of), images=2, masks=2))
+        patch.setattr(log_module, "draw_curves", lambda lines: b"")  # drawn in tests of it
         patch.setattr(frozen, "coarse_recipe", lambda *of: replace(coarse_recipe(*of), batch=2, masks=2))
         run_ablation(plan, 1, docs)
     return plan
