@@ -172,7 +172,7 @@ def label_with_upstream(
 
 def label_with_ours(generator: LabelGenerator, image: RgbImage, clock: StageClock) -> Any:
     """Label with our generator, in COCO's RLE."""
-    clock.watch(generator.embedder, "embed_crop", "encoder")
+    clock.watch(generator.embedder, "embed_crops", "encoder")
     for name in ("prepare", "decode", "masks"):
         clock.watch(generator.decoder, name, "decoder")
     with clock.stage("rest"):
