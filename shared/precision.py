@@ -1,7 +1,8 @@
 """What models compute in: fp32, or bf16 by autocast. Whether ``auto`` is one or the other is decided here alone.
 
 ``auto`` is bf16 where the device has instructions for bfloat16, and fp32 everywhere else: emulated, bfloat16 is many
-times slower than fp32. What it came to is what goes into records, never "auto".
+times slower than fp32. Of a processor that has them, a second's measurement tells whether they are fast: there are some
+whose AVX512-BF16 takes nearly twice as long as fp32. What it came to is what goes into records, never "auto".
 
 Nothing here needs torch before a device is asked, so that options and settings can be read without it.
 """
@@ -37,6 +38,11 @@ NATIVE = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "sve_bf16": "SVE
 TOLD = "SUM_FACTORY_TOLD_OF_EMULATION"
 """Variable of the environment, inherited by the processes that this one starts: one command says it once."""
 
+FACTOR = "SUM_FACTORY_BF16_FACTOR"
+"""Variable of the environment, inherited likewise: how many times as long as fp32 a processor's own bf16 takes."""
+WORTH_IT = 0.9
+"""The factor above which ``auto`` leaves a processor's bf16 alone: what is left to gain would be lost in casts."""
+
 
 def precision_option(
     default: PrecisionSetting | None, help_: str
@@ -47,7 +53,7 @@ def precision_option(
 
 @dataclass(frozen=True)
 class Hardware:
-    """Whether a device has instructions for bfloat16, and what to call it in "auto is fp32 on ..."."""
+    """Whether a device has fast instructions for bfloat16, and what to call it in "auto is fp32 on ..."."""
 
     has_bf16: bool
     described: str
@@ -90,7 +96,8 @@ def settle(asked: PrecisionSetting, device: torch.device) -> Resolved:
 
 
 def hardware_of(device: torch.device) -> Hardware:
-    """Ask torch whether ``device`` has instructions for bfloat16, that no variable of the environment forbids."""
+    """Ask torch whether ``device`` has instructions for bfloat16 that no variable of the environment forbids; of a CPU
+    that has them, measure once whether they are fast."""
     if device.type == "cuda":
         return _cuda(device)
     if device.type == "cpu":
@@ -121,7 +128,19 @@ def _processor() -> Hardware:
     limit = _limit(torch.backends.cpu.get_cpu_capability(), str(capabilities.get("architecture", "")))
     if limit is not None:
         return Hardware(False, f"this processor: it has {native[0]}, but {limit} keeps it from being used")
+    factor = _factor_of_bf16()
+    if factor > WORTH_IT:
+        return Hardware(False, f"this processor: its {native[0]} takes {factor:.1f} times as long as fp32")
     return Hardware(True, f"this processor, which has {native[0]}")
+
+
+def _factor_of_bf16() -> float:
+    """Measure this processor once per command: all its processes are to decide alike."""
+    import torch
+
+    if not os.environ.get(FACTOR):
+        os.environ[FACTOR] = f"{measure_slowdown(torch.device('cpu')):.2f}"
+    return float(os.environ[FACTOR])
 
 
 def _limit(capability: str, architecture: str) -> str | None:

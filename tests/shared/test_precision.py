@@ -36,13 +36,20 @@ X86, ARM = "x86_64", "arm64"
 
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``processor(architecture, *flags)`` makes torch see a processor with these instructions, and use them."""
+    """``processor(architecture, *flags)`` makes torch see a processor with these instructions, and use them.
 
-    def pretend(architecture: str, *flags: str, capability: str = "AVX512", onednn: bool = True) -> None:
+    Its bf16 takes ``factor`` times as long as fp32.
+    """
+
+    def pretend(
+        architecture: str, *flags: str, capability: str = "AVX512", onednn: bool = True, factor: float = 0.5
+    ) -> None:
         found = {"architecture": architecture, **dict.fromkeys(flags, True)}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+        monkeypatch.setenv(precision.FACTOR, "")
+        monkeypatch.setattr(precision, "measure_slowdown", lambda device: factor)
         for name in precision.LIMITS_OF_ONEDNN:
             monkeypatch.delenv(name, raising=False)
 
@@ -67,6 +74,20 @@ def test_auto_is_bf16_where_the_processor_multiplies_in_it(
 ) -> None:
     processor(*given, capability="DEFAULT" if given[0] == ARM else "AVX512")
     assert resolve("auto", CPU) == Resolved("auto", expected, f"auto is {expected} on this processor, {why}")
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.1, "bf16"), (0.9, "bf16"), (0.91, "fp32"), (1.88, "fp32")])
+def test_auto_is_fp32_where_the_processors_bf16_is_slow(
+    processor: Callable[..., None], monkeypatch: pytest.MonkeyPatch, factor: float, expected: Precision
+) -> None:
+    processor(X86, "avx512_bf16", factor=factor)
+    resolved = resolve("auto", CPU)
+    assert resolved.name == expected
+    slow = f"on this processor: its AVX512-BF16 takes {factor:.1f} times as long as fp32"
+    assert resolved.reason.endswith(slow) == (expected == "fp32")
+    monkeypatch.setattr(precision, "measure_slowdown", lambda device: pytest.fail("measured twice in a command"))
+    assert resolve("auto", CPU) == resolved
+    assert resolve("bf16", CPU).name == "bf16", "what is asked for is done"
 
 
 @pytest.mark.parametrize("limit", ["AVX2", "avx2", "AVX512_CORE", "AVX512_CORE_VNNI"])
