@@ -64,7 +64,8 @@ def test_embedding_does_not_depend_on_what_is_embedded_with_it(sam: Sam, images:
     embedder = Embedder(sam, batch=BatchSize(4))
     together = embedder.embed_crops([whole(image) for image in images])
     alone = [embedder.embed_crops([whole(image)])[0] for image in images]
-    assert all(map(torch.equal, together, alone))
+    for one, other in zip(together, alone, strict=True):  # MKL on some processors adds by the row's place in the batch
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_encoder_takes_half_as_many_when_memory_runs_out(
