@@ -1,5 +1,4 @@
-"""Work on several images at once, each on a core of its own; on a GPU, some together, in streams of
-their own.
+"""Work on several images at once, each on a core of its own; on a GPU, some together, in streams of their own.
 
 A small parallel region ends when its last thread does. Where something else runs on a core, the thread there may be
 out for milliseconds, and hundreds of regions per second wait for it. Images need not wait for each other; so on a CPU,
@@ -20,7 +19,7 @@ from typing import Any, TypeVar, overload
 import torch
 
 from sum_factory.shared.cores import usable_memory
-from sum_factory.shared.gpu.sizes import IN_FLIGHT
+from sum_factory.shared.gpu.sizes import GPU_LANES
 from sum_factory.shared.threads import GeneratorPool
 
 Item = TypeVar("Item")
@@ -43,7 +42,7 @@ def take_cores(device: torch.device, cores: int) -> Lanes:
     on_cpu = device.type == "cpu"
     torch.set_num_threads(1 if on_cpu else cores)
     if device.type == "cuda":
-        return Lanes(IN_FLIGHT, streams_of(device, IN_FLIGHT))
+        return Lanes(GPU_LANES, streams_of(device, GPU_LANES))
     return Lanes(max(1, min(cores, usable_memory() // LANE_BYTES)) if on_cpu else 1)
 
 

@@ -16,7 +16,7 @@ from sum_factory.shared.sam.upstream import Sam
 
 MEMORY_SHARE = 0.9
 """Share of a GPU's memory that a process takes at most, unless told otherwise."""
-IN_FLIGHT = 3
+GPU_LANES = 3
 """Batches of photos that a GPU has at once: while the host waits for the results of one, it works on the others."""
 MOST_PHOTOS, MOST_POINTS = 8, 512
 """More at once would keep no GPU busier."""
@@ -52,11 +52,11 @@ def bytes_of_point(sam: Sam) -> int:
     return FP32 * (DECODER_ARRAYS * heads * POINT_TOKENS * positions + UPSCALED_ARRAYS * upscaled)
 
 
-def fitting(sam: Sam, memory: int, in_flight: int = IN_FLIGHT) -> AtOnce:
+def fitting(sam: Sam, memory: int, lanes: int = GPU_LANES) -> AtOnce:
     """Return how much to work on at once with ``memory`` bytes, for so many batches of photos. Points are a power of 2:
     a grid of 32 x 32 then has no smaller rest."""
-    photos = int(OF_PHOTOS * memory) // (in_flight * bytes_of_photo(sam))
-    points = int(OF_POINTS * memory) // (in_flight * bytes_of_point(sam))
+    photos = int(OF_PHOTOS * memory) // (lanes * bytes_of_photo(sam))
+    points = int(OF_POINTS * memory) // (lanes * bytes_of_point(sam))
     return AtOnce(max(1, min(MOST_PHOTOS, photos)), 1 << (max(1, min(MOST_POINTS, points)).bit_length() - 1))
 
 
