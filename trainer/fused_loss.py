@@ -5,8 +5,8 @@ With p = sigmoid(z), the gradients of a cell, by its logit z, are those of
     focal   w |p - y|^gamma CE      w (gamma |p - y|^(gamma - 1) sign(p - y) p (1 - p) CE + |p - y|^gamma (p - y))
     Dice    1 - (2 O + eps) / (T + eps)      k p (1 - p) ((2 O + eps) / (T + eps)^2 - [p < y] 2 / (T + eps))
 
-w holds the certainty and the balance of mask and background; O = sum k min(p, y) and T = sum k (p + y), which for y of
-0 or 1 are the published ones.
+w holds a power of the certainty, by default c itself, and the balance of mask and background; O = sum k min(p, y) and
+T = sum k (p + y), which for y of 0 or 1 are the published ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class FusedMaskLoss(torch.autograd.Function):
         c = None if certainty is None else certainty.flatten(1).to(z.dtype)
         k = v if c is None else (c > settings.theta).to(z.dtype).mul_(v)
         weight = ((2 * settings.alpha - 1) * y).add_(1 - settings.alpha).mul_(v)
-        weight = weight if c is None else weight.mul_(c)
+        if c is not None:
+            weight.mul_(c if settings.certainty_exponent == 1 else c.pow(settings.certainty_exponent))
         p = z.sigmoid()
         cross_entropy = (1 - y).mul_(z).sub_(F.logsigmoid(z))
         off = p - y

@@ -18,6 +18,8 @@ sum (p + y), and is that if p = y alone.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -42,6 +44,8 @@ class LossSettings:
     """Focal loss: weight of the cells of the mask. Those outside weigh 1 - alpha."""
     gamma: float = Field(default=2.0, ge=0)
     """Focal loss: the larger, the less do cells count that are nearly right. 0 is weighted cross-entropy."""
+    certainty_exponent: float = Field(default=1.0, ge=0)
+    """Focal loss: cells of pseudo-labels weigh c to this power. Above 1, doubt counts for more; 0 weighs all alike."""
     theta: float = Field(default=0.6, ge=0, lt=1)
     """Dice loss: cells of pseudo-labels whose certainty is not above this are left out. Human masks have certainty
     1."""
@@ -51,12 +55,20 @@ class LossSettings:
     """The logits are divided by this before the focal and the Dice loss. Give what the model was trained with: 1 for
     SAM, 3 for ``vit_micro``. With 1, ``vit_micro`` would spend its first hundred steps on becoming less sure."""
 
+    def identity(self) -> dict[str, float]:
+        """Return what a run's identity says of its losses: nothing of an exponent of 1, that of earlier versions."""
+        settings = asdict(self)
+        if self.certainty_exponent == 1:
+            del settings["certainty_exponent"]
+        return settings
+
 
 def focal_loss(
     logits: Tensor, targets: Tensor, valid: Tensor, certainty: Tensor | None, settings: LossSettings
 ) -> Tensor:
-    """UA-focal: the mean over *all* valid cells of c * focal(p, y); not divided by the sum of c. Plainly: ``mask_loss``
-    computes it fused.
+    """UA-focal: the mean over *all* valid cells of c * focal(p, y), or of a power of c; not divided by the sum of c.
+
+    Plainly: ``mask_loss`` computes it fused.
     """
     wanted = targets.to(logits.dtype)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
@@ -64,7 +76,7 @@ def focal_loss(
     balance = wanted * settings.alpha + (1 - wanted) * (1 - settings.alpha)
     per_cell = balance * miss**settings.gamma * cross_entropy
     if certainty is not None:
-        per_cell = per_cell * certainty
+        per_cell = per_cell * certainty**settings.certainty_exponent
     cells = valid.flatten(1).sum(1).clamp(min=1)
     return (per_cell * valid).flatten(1).sum(1) / cells
 

@@ -284,7 +284,7 @@ class Recipe:
         if self.first_prompts == "interactive":  # what runs were before there was a choice
             left_out.add("first_prompts")
         of_parts = {"variant_settings": of_variant, "method_settings": of_method}
-        settings = {**asdict(self), "precision": self.computed_in, **of_parts}
+        settings = {**asdict(self), "precision": self.computed_in, "loss": self.loss.identity(), **of_parts}
         kept = {name: value for name, value in settings.items() if name not in left_out}
         return kept | self._mix_in_identity() | target_in_identity(self.target)
 

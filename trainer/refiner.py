@@ -111,7 +111,7 @@ class RefinerRecipe:
         """Return the settings that decide the result; of the precision, what it is on the device."""
         left_out = {"human", "sam", "task", "checkpoint", "kept_embeddings", "device", "data_threads", "target"}
         left_out |= {"tracker"}
-        settings = {**asdict(self), "precision": self.computed_in}
+        settings = {**asdict(self), "precision": self.computed_in, "loss": self.loss.identity()}
         kept = {name: value for name, value in settings.items() if name not in left_out}
         return kept | target_in_identity(self.target)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +60,31 @@ def test_losses_equal_naive_sums_over_the_valid_area() -> None:
             naive_dice(logits[k], targets[k], valid[k], certainty[k], 0.6), rel=1e-10
         )
     assert torch.allclose(mask_loss(logits, targets, valid, certainty, SETTINGS), 20 * focal + dice)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 2.0])
+def test_an_exponent_raises_the_certainty_of_focal_and_leaves_dice_alone(exponent: float) -> None:
+    logits, targets, valid, certainty = example()
+    turned, raised = replace(SETTINGS, certainty_exponent=exponent), certainty**exponent
+    focal, dice = (loss(logits, targets, valid, certainty, turned) for loss in (focal_loss, dice_loss))
+    for k in range(3):
+        assert float(focal[k]) == pytest.approx(naive_focal(logits[k], targets[k], valid[k], raised[k]), rel=1e-10)
+    assert torch.equal(dice, dice_loss(logits, targets, valid, certainty, SETTINGS))
+    leaf = logits.clone().requires_grad_()
+    mask_loss(leaf, targets, valid, certainty, turned).sum().backward()
+    plain = logits.clone().requires_grad_()
+    (
+        20 * focal_loss(plain, targets, valid, certainty, turned) + dice_loss(plain, targets, valid, certainty, turned)
+    ).sum().backward()
+    assert torch.allclose(mask_loss(logits, targets, valid, certainty, turned), 20 * focal + dice)
+    assert leaf.grad is not None
+    assert plain.grad is not None
+    assert torch.allclose(leaf.grad, plain.grad)
+
+
+def test_identity_tells_of_an_exponent_that_is_not_1() -> None:
+    assert "certainty_exponent" not in SETTINGS.identity()
+    assert replace(SETTINGS, certainty_exponent=2.0).identity() == {**SETTINGS.identity(), "certainty_exponent": 2.0}
 
 
 def shares(seed: int = 1) -> Tensor:

@@ -30,7 +30,7 @@ def test_defaults_are_the_papers() -> None:
     assert (recipe.steps, recipe.batch, recipe.masks, recipe.rounds, recipe.box_share) == (6000, 40, 30, 7, 0.5)
     assert (recipe.streams, recipe.fed_output) == (Mix(1, 1), "predicted")
     loss = {"focal_weight": 20, "dice_weight": 1, "iou_weight": 1, "alpha": 0.25, "gamma": 2, "theta": 0.6}
-    assert asdict(recipe.loss) == {**loss, "epsilon": 1, "temperature": 1}
+    assert asdict(recipe.loss) == {**loss, "certainty_exponent": 1, "epsilon": 1, "temperature": 1}
     optimizer = recipe.optimizer
     assert (optimizer.learning_rate, optimizer.layer_decay) == (1e-5, 0.8)
     assert (optimizer.schedule, optimizer.warmup, optimizer.task_prompt_scale) == ("constant", 0, 1)

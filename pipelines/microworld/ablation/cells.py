@@ -27,6 +27,8 @@ SINGLE_ROUNDS = 3
 FULL = "full"
 STUDIED = ("vanilla", "sum")
 """Methods that settings are chosen by, and whose gain is followed over the number of human masks."""
+FOLLOWED = ("human-only", *STUDIED)
+"""Methods of which runs of fewer steps are made: does human-only forget more, does SUM's lead grow?"""
 STUDY_SETTING = "small"
 """Where things are turned, and settings are chosen."""
 WHICH_RUNS = ("out", "settings", "methods", "seeds", "studies", "validation")
@@ -71,7 +73,7 @@ def cells_of(plan: Plan) -> list[Cell]:
             if "human-only" in plan.methods:
                 cells += controls(setting, seed)
         if plan.studies and setting == STUDY_SETTING:
-            cells += studies(plan.seeds[0])
+            cells += studies(plan, plan.seeds[0])
     return cells
 
 
@@ -82,11 +84,18 @@ def controls(setting: str, seed: int) -> Iterator[Cell]:
     yield Cell(setting, "human-only", "decoder", seed, (*FILLED, "variant=decoder"))
 
 
-def studies(seed: int) -> Iterator[Cell]:
-    """Yield what is turned, with one seed: how much focal loss comes with Dice, and the number of human masks.
+def studies(plan: Plan, seed: int) -> Iterator[Cell]:
+    """Yield what is turned, with one seed: steps, the exponent of the certainty, how much focal loss comes with Dice,
+    and the number of human masks.
 
     Theta acts on Dice alone, of which there is a twentieth: turned, it changed nothing.
     """
+    usual = recipe_of(plan, Cell(STUDY_SETTING, "sum")).steps
+    for steps in (steps for steps in (60, 120, 300) if steps < usual):
+        for method in FOLLOWED:
+            yield Cell(STUDY_SETTING, method, f"steps={steps}", seed, (f"steps={steps}",))
+    for exponent in (0.5, 2.0):
+        yield Cell(STUDY_SETTING, "sum", f"exponent={exponent:g}", seed, (f"loss.certainty_exponent={exponent}",))
     for weight in (1, 5):
         for method in STUDIED:
             yield Cell(STUDY_SETTING, method, f"focal={weight}", seed, (f"loss.focal_weight={weight}",))

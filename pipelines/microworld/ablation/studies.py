@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sum_factory.pipelines.microworld.ablation.cells import FULL, STUDIED, STUDY_SETTING, Cell, recipe_of
+from sum_factory.pipelines.microworld.ablation.cells import FOLLOWED, FULL, STUDIED, STUDY_SETTING, Cell, recipe_of
 from sum_factory.pipelines.microworld.ablation.claims import scores_of
 from sum_factory.pipelines.microworld.ablation.plots import Line, line_chart
 from sum_factory.pipelines.microworld.ablation.results import Measure, Results
@@ -22,6 +22,7 @@ class Study:
     key: str
     title: str
     usual: Callable[[Plan], float]
+    methods: tuple[str, ...] = STUDIED
 
     @property
     def chart_name(self) -> str:
@@ -33,7 +34,13 @@ STUDIES = (
     Study(
         "focal", "focal loss to one of Dice", lambda plan: recipe_of(plan, Cell(STUDY_SETTING, "sum")).loss.focal_weight
     ),
+    Study(
+        "exponent",
+        "exponent of the certainty in the focal loss",
+        lambda plan: recipe_of(plan, Cell(STUDY_SETTING, "sum")).loss.certainty_exponent,
+    ),
     Study("human", "scenes with human masks", lambda plan: float(plan.human)),
+    Study("steps", "steps", lambda plan: float(recipe_of(plan, Cell(STUDY_SETTING, "sum")).steps), FOLLOWED),
 )
 
 
@@ -61,7 +68,7 @@ def study_rows(plan: Plan, results: Results, groups: tuple[str, ...]) -> list[li
     """Return the rows of the table: what was turned, its value, the method, and mBIoU by task."""
     rows: list[list[object]] = []
     for study in STUDIES:
-        for method in STUDIED:
+        for method in study.methods:
             columns = [study_points(plan, results, study, method, group) for group in groups]
             rows += [
                 [study.title, f"{value:g}", method, *(f"{column[value]:.1f}" for column in columns)]
@@ -74,7 +81,7 @@ def study_charts(plan: Plan, results: Results) -> Mapping[str, str]:
     """Return charts of mBIoU over all tasks as SVG, by file name, of the studies of which something was run."""
     charts = {}
     for study in STUDIES:
-        found = {method: study_points(plan, results, study, method, ALL) for method in STUDIED}
+        found = {method: study_points(plan, results, study, method, ALL) for method in study.methods}
         lines = {method: Line(list(points), list(points.values())) for method, points in found.items() if points}
         if lines:
             charts[study.chart_name] = line_chart(study.title, study.title, "mBIoU after 3 points, all tasks, %", lines)

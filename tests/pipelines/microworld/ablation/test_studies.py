@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sum_factory.pipelines.microworld.ablation.cells import Cell
+from sum_factory.pipelines.microworld.ablation.cells import Cell, cells_of, recipe_of
 from sum_factory.pipelines.microworld.ablation.report import studies_block
 from sum_factory.pipelines.microworld.ablation.results import Results
 from sum_factory.pipelines.microworld.ablation.settings import Plan
 from sum_factory.pipelines.microworld.ablation.studies import STUDIES, study_charts, study_points, study_rows
 
 TableOf = Callable[[float], pa.Table]
-FOCAL, HUMAN = STUDIES
+FOCAL, HUMAN, STEPS = (next(study for study in STUDIES if study.key == key) for key in ("focal", "human", "steps"))
 LEVELS = {"focal=5": 0.3, "focal=60": 0.5, "human=60": 0.2, "full": 0.4}
 
 
@@ -71,3 +71,13 @@ def test_every_study_has_rows_and_a_chart(plan: Plan, results: Callable[[int], R
     assert [points_in(chart) for chart in charts.values()] == [3, 2]
     block = studies_block(plan, results(1))
     assert f"![{FOCAL.title}](images/{FOCAL.chart_name})\n![{HUMAN.title}](images/{HUMAN.chart_name})" in block
+
+
+def test_runs_of_fewer_steps_make_a_curve_of_human_only_too(tmp_path: Path, table_of: TableOf) -> None:
+    plan = Plan(tmp_path, seeds=(0,), fit_changes=("steps=200",))
+    cells = [cell for cell in cells_of(plan) if cell.variant.startswith("steps=")]
+    assert [(cell.method, recipe_of(plan, cell).steps) for cell in cells] == [
+        (method, steps) for steps in (60, 120) for method in ("human-only", "vanilla", "sum")
+    ]
+    tables = {cell: table_of(0.1) for cell in (*cells, Cell("small", "human-only"))}
+    assert list(study_points(plan, Results(tables), STEPS, "human-only", "entity")) == [60, 120, 200]
