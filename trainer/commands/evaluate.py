@@ -84,10 +84,11 @@ prompted_exactness_option = exactness_option(
 )
 @click.option(
     "--output",
+    "outputs",
     type=click.Choice(get_args(Output)),
-    default=None,
-    help="Output of a first point that counts: oracle, of its three the closest to the target; or single  [default: "
-    "oracle]. With --protocol hq-sam: hq, hq+sam or single, SAM's own  [default: hq]",
+    multiple=True,
+    help="Output of a first point that counts: oracle, of its three the closest to the target; or single; repeatable  "
+    "[default: oracle]. With --protocol hq-sam: hq, hq+sam or single, SAM's own  [default: hq]",
 )
 @click.option(
     "--task-prompt",
@@ -134,7 +135,7 @@ def evaluate_command(
     protocol: str,
     first: tuple[FirstPrompt, ...],
     rounds: int | None,
-    output: Output | None,
+    outputs: tuple[Output, ...],
     task_prompt: str,
     variables: tuple[str, ...],
     show: tuple[int, ...],
@@ -154,7 +155,7 @@ def evaluate_command(
     """
     if before is not None and not automatic:
         raise click.BadParameter("is for --automatic; give that, too", param_hint="--before")
-    protocols = _protocols(protocol, first, rounds, output, task_prompt)
+    protocols = _protocols(protocol, first, rounds, outputs, task_prompt)
     if show and max(show) > protocols[0].rounds:
         raise click.BadParameter(f"{max(show)} is beyond the last round, {protocols[0].rounds}", param_hint="--show")
     from sum_factory.trainer.evaluation.evaluation import Evaluation, evaluate_on_ranks
@@ -199,23 +200,34 @@ def _judge_automatic(evaluation: Evaluation, before: str | None) -> str:
 
 
 def _protocols(
-    kind: str, first: tuple[FirstPrompt, ...], rounds: int | None, output: Output | None, task_prompt: str
+    kind: str, first: tuple[FirstPrompt, ...], rounds: int | None, outputs: tuple[Output, ...], task_prompt: str
 ) -> tuple[Protocol, ...]:
-    """Return the protocols that options ask for. Raises ``click.UsageError`` for those that do not go together."""
+    """Return the protocols that options ask for: a first point with each output, a box, which has one, with the first.
+
+    Raises ``click.UsageError`` for those that do not go together.
+    """
+    asked = tuple(dict.fromkeys(outputs))
     if kind == "hq-sam":
         if first or rounds not in (None, 1):
             raise click.UsageError("--protocol hq-sam has a box as its only prompt; leave --first and --rounds out")
-        if output == "oracle":
+        if "oracle" in asked or len(asked) > 1:
             raise click.BadParameter("--protocol hq-sam has one output: hq, hq+sam or single", param_hint="--output")
-        return (Protocol(SQUEEZED, 1, output or "hq"),)
-    if output not in (None, "oracle", "single"):
-        raise click.BadParameter(
-            f"{output} is for --protocol hq-sam; otherwise --hq-output {output} --output single", param_hint="--output"
-        )
+        return (Protocol(SQUEEZED, 1, (*asked, "hq")[0]),)
+    for output in asked:
+        if output not in ("oracle", "single"):
+            raise click.BadParameter(
+                f"{output} is for --protocol hq-sam; otherwise --hq-output {output} --output single",
+                param_hint="--output",
+            )
     count = rounds or Protocol.rounds
     names: tuple[FirstPrompt, ...] = first or ("point",)
     task_rounds = 1 if task_prompt == "first" else count
-    return tuple(Protocol(name, count, output or Protocol.output, task_rounds) for name in dict.fromkeys(names))
+    counted = asked or (Protocol.output,)
+    return tuple(
+        Protocol(name, count, output, task_rounds)
+        for name in dict.fromkeys(names)
+        for output in (counted[:1] if name == "box" else counted)
+    )
 
 
 def _models(

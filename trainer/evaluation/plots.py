@@ -17,13 +17,19 @@ STYLE: Mapping[Any, Any] = {"font.size": 9, "svg.fonttype": "none", "svg.hashsal
 
 
 def draw_rounds(results: Results) -> Iterator[tuple[str, bytes]]:
-    """Yield names and contents of pictures, two for each protocol of more than one round."""
+    """Yield names and contents of pictures, two for each protocol of more than one round.
+
+    They are called by the first prompt, and by the output, too, if that prompt was played with several.
+    """
     by_model = {name: list(by_protocol(all_rows(of_model))) for name, of_model in results.items()}
-    for number, (first, _, rows) in enumerate(next(iter(by_model.values()))):
+    played = next(iter(by_model.values()))
+    prompts = [first for first, _, _ in played]
+    for number, (first, output, rows) in enumerate(played):
         last = max(rows["round"].unique().to_pylist())
         if last > 1:
             means = {name: summarise(each[number][2]) for name, each in by_model.items()}
-            yield from _draw(f"curves_{first}", means, range(1, last + 1))
+            name = f"curves_{first}" if prompts.count(first) == 1 else f"curves_{first}_{output}"
+            yield from _draw(name, means, range(1, last + 1))
 
 
 def _draw(name: str, means: Mapping[str, Means], rounds: Sequence[int]) -> Iterator[tuple[str, bytes]]:

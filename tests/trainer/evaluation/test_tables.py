@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -200,3 +201,12 @@ def test_curves_are_drawn_for_every_group_and_model_the_same_each_time(results: 
     assert first["curves_point.png"].startswith(b"\x89PNG")
     for words in ("salient, mIoU", "all, mBIoU", ">sam<", ">sum<"):
         assert words in first["curves_point.svg"].decode()
+
+
+def test_curves_of_a_prompt_played_with_two_outputs_do_not_share_a_name(results: Results) -> None:
+    (oracle,) = results["sam"][:1]
+    outputs = pa.array(["single"] * len(oracle.rows))
+    single = oracle.rows.set_column(oracle.rows.schema.names.index("output"), "output", outputs)
+    both = replace(oracle, rows=pa.concat_tables([oracle.rows, single]))
+    names = {name for name, _ in draw_rounds({"sam": [both]})}
+    assert names == {f"curves_point_{output}.{kind}" for output in ("oracle", "single") for kind in ("png", "svg")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -168,10 +169,25 @@ def test_several_models_are_named_and_compared_with_published_figures(
         ((*models, "--hq-output", "sam=best"), "expected hq or hq+sam, found 'best'"),
         ((*models, "--output=hq"), "hq is for --protocol hq-sam"),
         ((*models, "--protocol=hq-sam", "--first=box"), "leave --first and --rounds out"),
+        ((*models, "--protocol=hq-sam", "--output=hq", "--output=single"), "has one output: hq, hq+sam or single"),
     ):
         refused = evaluate("--suite", suite, "--out", out, *options)
         assert refused.exit_code == 2
         assert said in " ".join(refused.stderr.replace("│", " ").split())
+
+
+def test_each_output_that_is_asked_for_is_played_by_a_point_and_a_box_has_one(
+    checkpoint: Path, suite: Path, world: Path, tmp_path: Path
+) -> None:
+    common = ("--suite", suite, "--var", f"W={world}", "--rounds=2", "--weights", f"a={checkpoint}")
+    both = ("--output=single", "--output=oracle", "--output=single")
+    assert evaluate(*common, "--out", tmp_path / "both", "--first=point", "--first=box", *both).exit_code == 0
+    rows = pq.read_table(tmp_path / "both" / "masks.parquet")
+    played = {(row["first"], row["output"]) for row in rows.to_pylist()}
+    assert played == {("point", "single"), ("point", "oracle"), ("box", "single")}
+    assert evaluate(*common, "--out", tmp_path / "one", "--output=oracle").exit_code == 0
+    alone = pq.read_table(tmp_path / "one" / "masks.parquet")
+    assert rows.filter(pc.equal(rows["output"], "oracle")).to_pylist() == alone.to_pylist()
 
 
 def test_hq_sams_protocol_shows_its_published_figures(
