@@ -1,8 +1,8 @@
-"""Photos of val after 3 points, by method: a sheet of pictures."""
+"""Masks of photos of val after 3 points, by method: a sheet with the photos, and one of the shapes alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,18 +29,42 @@ PHOTOS_OF_SET = 1
 LEAST_SHARE = 0.02
 """Share of the photo that a shown mask covers, at least."""
 SIDE = 256
+RIGHT, MISSED, ADDED = (150, 150, 150), (40, 90, 220), (235, 120, 20)
+"""Colours of pixels that are in both a mask and the human one, in the human one alone, and in the mask alone."""
 
 
-def write_pictures(plan: PhotosPlan, results: Results, path: Path) -> None:
-    """Write a JPEG: a row per mask, its photo, the human mask, and what each method makes of it after 3 points."""
+def write_pictures(plan: PhotosPlan, results: Results, overlays: Path, shapes: Path) -> None:
+    """Write two sheets with a row per mask: what each method makes of it after 3 points.
+
+    ``overlays``, a JPEG, shows photos, the human mask and the clicks. ``shapes``, a PNG, shows masks alone.
+    """
     players = {title: Player(load_weights(weights, Runtime())) for title, weights in shown_weights(plan, results)}
-    rows = [titles_of(["photo", "human mask", *players], SIDE)]
+    drawn = [titles_of(["photo", "human mask", *players], SIDE)]
+    compared = [titles_of(["human mask", *players], SIDE)]
     for sample, mask, task in shown_masks(plan):
         exact = draw_prediction(sample.image, mask, UserPrompt())
-        played = [draw_played(player.play(sample, mask, task), sample.image) for player in players.values()]
-        rows.append(np.hstack([framed(each) for each in (sample.image, exact, *played)]))
-    _, encoded = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    Storage(str(path.parent)).write(path.name, encoded.tobytes())
+        played = [player.play(sample, mask, task) for player in players.values()]
+        drawn.append(beside([sample.image, exact, *(draw_played(each, sample.image) for each in played)]))
+        compared.append(beside([draw_errors(each, mask) for each in (mask, *(each.mask for each in played))]))
+    for path, rows, options in (
+        (overlays, drawn, [cv2.IMWRITE_JPEG_QUALITY, QUALITY]),
+        (shapes, compared, [cv2.IMWRITE_PNG_COMPRESSION, 9]),
+    ):
+        _, encoded = cv2.imencode(path.suffix, np.vstack(rows)[..., ::-1], options)
+        Storage(str(path.parent)).write(path.name, encoded.tobytes())
+
+
+def beside(images: Sequence[RgbImage]) -> RgbImage:
+    """Return images side by side, each in a square."""
+    return np.hstack([framed(each) for each in images])
+
+
+def draw_errors(mask: Mask, target: Mask) -> RgbImage:
+    """Draw where a mask, bool (H, W), is right, misses something of ``target``, and adds to it; RGB uint8 (H, W, 3)."""
+    image = np.full((*mask.shape, 3), 255, np.uint8)
+    for where, colour in ((mask & target, RIGHT), (target & ~mask, MISSED), (mask & ~target, ADDED)):
+        image[where] = colour
+    return image
 
 
 def shown_weights(plan: PhotosPlan, results: Results) -> Iterator[tuple[str, str]]:

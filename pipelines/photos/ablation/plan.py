@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sum_factory.pipelines.microworld.ablation.cells import (
     FILLED,
     FROZEN,
@@ -31,6 +33,7 @@ from sum_factory.trainer.settings import read_settings
 
 SETTING = "photos"
 """Name of the one setting among those of runs."""
+POOL_SEED = 0
 UNUSED = {"SCENES": "", "SHARDS": ""}
 """Of the recipes, whose sets are others here."""
 
@@ -58,6 +61,8 @@ class PhotosPlan:
         "model-merging",
     )
     seeds: tuple[int, ...] = (0, 1, 2)
+    pool: int | None = None
+    """Photos that the frozen model labels, at most; of more, so many are drawn at random, the same each time."""
     rounds: int = 5
     most_masks: int = 6
     points_per_side: int = 16
@@ -78,6 +83,15 @@ class PhotosPlan:
     def opened(self) -> Data:
         """The sets. Raises ``InputError``."""
         return read_data(self.data, self.fine)
+
+    @property
+    def labelled(self) -> list[Path]:
+        """The photos that the frozen model labels. Raises ``InputError``."""
+        found = list(self.opened.pool)
+        if self.pool is None or self.pool >= len(found):
+            return found
+        drawn = np.random.default_rng(POOL_SEED).permutation(len(found))[: self.pool]
+        return [found[index] for index in sorted(drawn)]
 
     @property
     def human(self) -> tuple[SetSettings, ...]:

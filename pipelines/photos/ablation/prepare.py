@@ -17,7 +17,7 @@ POOL = "pool.txt"
 def prepare_photos(plan: PhotosPlan, processes: int, say: Callable[[str], None]) -> Path:
     """Make what is not there yet, in so many processes; return the refiner. Raises ``SumError`` as the stages do."""
     workers = processes if processes > 1 else 0  # of Ray, or none and no Ray
-    text = "".join(f"{path.absolute()}\n" for path in plan.opened.pool)
+    text = "".join(f"{path.absolute()}\n" for path in plan.labelled)
     storage = Storage(str(plan.out))
     storage.make()
     storage.write(POOL, text.encode())

@@ -22,13 +22,16 @@ from sum_factory.shared.progress import Stage
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluation.report import ALL
 
-PAGE, PICTURES = "photos.md", "photos.jpg"
+PAGE, OVERLAYS, SHAPES = "photos.md", "photos.jpg", "photos.png"
 MAKER = "pipelines.photos.ablation"
 ROUNDS_SHOWN = (1, 3, 5)
 
 
 def write_photos_page(plan: PhotosPlan, results: Results, docs: Path) -> None:
-    """Write tables, charts and pictures of ``results`` into the page in ``docs``. Raises ``InputError``."""
+    """Write tables, charts and pictures of ``results`` into the page in ``docs``. Raises ``InputError``.
+
+    Pictures that show photos stay in the folder of the runs: whoever made the page may not be free to pass them on.
+    """
     with Stage("making tables and charts"):
         page = fill((docs / PAGE).read_text(), blocks_of(plan, results), str(docs / PAGE), MAKER)
         storage = Storage(str(docs))
@@ -36,7 +39,7 @@ def write_photos_page(plan: PhotosPlan, results: Results, docs: Path) -> None:
             storage.write(f"{IMAGES_FOLDER}/{name}", chart.encode())
     if results.tables:
         with Stage("drawing pictures"):
-            write_pictures(plan, results, docs / IMAGES_FOLDER / PICTURES)
+            write_pictures(plan, results, plan.out / OVERLAYS, docs / IMAGES_FOLDER / SHAPES)
     storage.write(PAGE, page.encode())
 
 
@@ -52,7 +55,7 @@ def blocks_of(plan: PhotosPlan, results: Results) -> dict[str, str]:
         "means": "\n\n".join([*means, *(prompts_table(plan, results, metric) for metric in ("mBIoU", "mIoU"))]),
         "differences": differences_table(plan, results, groups),
         "charts": "\n".join(links),
-        "pictures": f"![Photos of val after 3 points]({IMAGES_FOLDER}/{PICTURES})",
+        "pictures": f"![Masks of photos of val after 3 points]({IMAGES_FOLDER}/{SHAPES})",
     }
 
 
@@ -63,7 +66,7 @@ def progress(plan: PhotosPlan, results: Results) -> str:
     sets = [[each.name, each.kind, len(each.ids("train")), len(each.ids("val"))] for each in data.tested]
     fine = ", ".join(each.name for each in data.fine)
     text = (
-        f"The frozen model labels {sum(1 for _ in data.pool)} photos. Human masks are those of {fine}. Runs differ "
+        f"The frozen model labels {len(plan.labelled)} photos. Human masks are those of {fine}. Runs differ "
         f"from the recipe `ablation` by {', '.join(f'`{each}`' for each in plan.fit_changes) or 'nothing'}."
     )
     return "\n\n".join([text, table(["set", "masks", "train", "val"], sets), table(["method", "seeds done"], seeds)])

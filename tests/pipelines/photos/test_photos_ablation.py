@@ -28,6 +28,7 @@ from sum_factory.pipelines.photos.ablation.compare import (
     scores_of_row,
 )
 from sum_factory.pipelines.photos.ablation.data import read_data
+from sum_factory.pipelines.photos.ablation.pictures import ADDED, MISSED, RIGHT, draw_errors
 from sum_factory.pipelines.photos.ablation.plan import SETTING, PhotosPlan, cells_of_photos
 from sum_factory.pipelines.photos.ablation.study import run_photos
 from sum_factory.shared.errors import InputError, SettingsDifferError
@@ -156,7 +157,12 @@ def test_page_has_tables_charts_and_pictures(plan: PhotosPlan, docs: Path) -> No
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
     assert "| human-only, filled | 1 |" in page
     links = set(re.findall(r"\]\(images/(.*?)\)", page))
-    assert links == {path.name for path in (docs / "images").iterdir()} >= {"photos_all.svg", "photos.jpg"}
+    assert links == {path.name for path in (docs / "images").iterdir()} >= {"photos_all.svg", "photos.png"}
+    overlays, shapes = (cv2.imread(str(path)) for path in (plan.out / "photos.jpg", docs / "images" / "photos.png"))
+    assert overlays is not None
+    assert shapes is not None
+    assert overlays.shape[1] == 5 * 256  # photo, human mask, SAM, human-only, sum: no photo in what enters the page
+    assert shapes.shape[1] == 4 * 256
 
 
 @pytest.mark.long
@@ -189,3 +195,19 @@ def test_folders_that_are_no_sets_and_photos_in_both_splits_are_refused(data: Pa
     (folder / "things" / "val.txt").write_text("p5\n")
     with pytest.raises(InputError, match=r"1 photos of train\.txt are missing: p9"):
         list(read_data(folder, ("fine",)).pool)
+
+
+def test_a_smaller_pool_is_drawn_from_all_sets_the_same_each_time(data: Path, tmp_path: Path) -> None:
+    plan = PhotosPlan(tmp_path, data, fine=("fine",))
+    assert plan.labelled == list(plan.opened.pool) == replace(plan, pool=6).labelled
+    few = replace(plan, pool=4).labelled
+    assert few == replace(plan, pool=4).labelled == [path for path in plan.labelled if path in few]
+    assert len(few) == 4
+    assert {path.parts[-3] for path in few} > {"things"}
+
+
+def test_errors_are_drawn_apart_from_what_is_right() -> None:
+    mask, target = np.zeros((2, 4, 6), bool)
+    mask[:, :3], target[:, 2:4] = True, True
+    image = draw_errors(mask, target)
+    assert [tuple(image[0, x]) for x in range(6)] == [ADDED, ADDED, RIGHT, MISSED, (255,) * 3, (255,) * 3]
