@@ -10,8 +10,9 @@ of the photo; the map is upsampled like the label.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -36,50 +37,61 @@ PIXELS_OF_RANKS = 2_000_000
 
 Values = npt.NDArray[np.float32]
 Masks = npt.NDArray[np.bool_]
+TruthOf = Callable[[ImageRows], Sequence[tuple[str, Masks]]]
+"""The exact masks of an image, bool (H, W) each, with their tasks; none if they are not known."""
 
 
 @dataclass(frozen=True)
 class Judged:
     """One label beside the exact mask that it means: ``certainty`` float32, ``wrong`` and ``near`` bool, (H, W) each.
 
-    ``near`` are the pixels within ``BAND`` of the label's outline.
+    ``near`` are the pixels within ``BAND`` of the label's outline. ``overlap`` is the label's IoU with the exact mask,
+    ``refined_overlap`` that of the refined label, if the layer has one.
     """
 
     task: str
     overlap: float
+    refined_overlap: float | None
     certainty: Values
     wrong: Masks
     near: Masks
 
 
-def exact_masks(folder: Path, key: str) -> list[tuple[str, Masks]]:
-    """Return the exact masks of a scene with their tasks, bool (H, W) each."""
+def exact_masks(folder: Path, image: ImageRows) -> list[tuple[str, Masks]]:
+    """Return the exact masks of a scene with their tasks, bool (H, W) each; none of what is no scene of the folder."""
     masks: list[tuple[str, Masks]] = []
     for task in SCENE_TASKS:
-        labels = np.asarray(Image.open(folder / task / f"{key}.png"))
-        masks += [(task, labels == value) for value in np.unique(labels) if value != 0]
+        path = folder / task / f"{image.key}.png"
+        if path.exists():
+            labels = np.asarray(Image.open(path))
+            masks += [(task, labels == value) for value in np.unique(labels) if value != 0]
     return masks
 
 
-def judge_labels(shards: ShardSet, layer: str, scenes: Path, units: int | None = None) -> Iterator[Judged]:
+def judge_labels(shards: ShardSet, layer: str, truth_of: TruthOf, units: int | None = None) -> Iterator[Judged]:
     """Compare every label whose map is known with the exact mask that it overlaps most, if it overlaps one by half.
 
-    Of the first ``units`` units, or of all.
+    ``truth_of`` gives the exact masks of an image. Of the first ``units`` units, or of all.
     """
     for number in track(shards.committed()[:units], f"judging labels by {layer}", "unit"):
         rows = shards.uncertainty(number, layer)
         for image in shards.images(number):
-            if image.masks and (scenes / SCENE_TASKS[0] / f"{image.key}.png").exists():
-                yield from _judge_image(shards, number, image, rows[image.index], layer, scenes)
+            truth = truth_of(image) if image.masks else []
+            if truth:
+                yield from _judge_image(shards, number, image, rows[image.index], layer, truth)
 
 
 def _judge_image(
-    shards: ShardSet, number: int, image: ImageRows, rows: Sequence[UncertaintyRow], layer: str, scenes: Path
+    shards: ShardSet,
+    number: int,
+    image: ImageRows,
+    rows: Sequence[UncertaintyRow],
+    layer: str,
+    truth: Sequence[tuple[str, Masks]],
 ) -> Iterator[Judged]:
-    truth = exact_masks(scenes, image.key)
     chosen = list(range(len(image.masks)))
     labels = shards.read_label_logits(number, image, chosen)
-    maps = shards.read_uncertainty(number, rows, layer, refined=False)
+    maps = shards.read_uncertainty(number, rows, layer)
     for k, (label, doubt) in enumerate(zip(labels, maps, strict=True)):
         frame = image.frame(k, shards.input_side)
         if doubt is None or frame.crop_size != (image.height, image.width):
@@ -89,7 +101,11 @@ def _judge_image(
         best = int(np.argmax(overlaps))
         if overlaps[best] >= LEAST_IOU:
             u = frame.upsample(torch.from_numpy(doubt.u)[None])[0].numpy()
-            yield Judged(truth[best][0], overlaps[best], 1 - u, mask ^ truth[best][1], near_outline(mask))
+            task, exact = truth[best]
+            refined = None
+            if doubt.refined is not None:
+                refined = iou((frame.upsample(torch.from_numpy(doubt.refined)[None]) > 0)[0].numpy(), exact)
+            yield Judged(task, overlaps[best], refined, 1 - u, mask ^ exact, near_outline(mask))
 
 
 def near_outline(mask: Masks) -> Masks:
@@ -108,9 +124,11 @@ def figures(judged: list[Judged]) -> dict[str, float]:
     certainty = np.concatenate([each.certainty.ravel() for each in judged])
     wrong = np.concatenate([each.wrong.ravel() for each in judged])
     trusted = certainty > THRESHOLD
+    refined = [each.refined_overlap for each in judged if each.refined_overlap is not None]
     return {
         "labels": len(judged),
         "mean_iou": float(np.mean([each.overlap for each in judged])),
+        **({"mean_refined_iou": float(np.mean(refined))} if refined else {}),
         "accuracy_certain": float(1 - wrong[trusted].mean()) if trusted.any() else float("nan"),
         "accuracy_doubtful": float(1 - wrong[~trusted].mean()) if (~trusted).any() else float("nan"),
         "share_doubtful": float((~trusted).mean()),
@@ -137,7 +155,7 @@ def auroc(score: Values, positive: Masks) -> float:
 
 def measure(shards: ShardSet, layer: str, scenes: Path) -> dict[str, dict[str, float]]:
     """Return ``figures`` for the labels of each task, and for all of them."""
-    judged = list(judge_labels(shards, layer, scenes))
+    judged = list(judge_labels(shards, layer, partial(exact_masks, scenes)))
     with Stage("averaging"):
         return figures_by_task(judged)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sum_factory.pipelines.microworld.certainty import (
     Masks,
     Values,
     auroc,
+    exact_masks,
     figures_by_task,
     judge_labels,
     near_outline,
@@ -86,7 +88,7 @@ def describe_world(plan: Plan, refiner: Path) -> dict[str, Any]:
     units = max(1, plan.described // UNIT_SIZE)
     world["sources"] = {}
     for source in sources_read():
-        judged = list(judge_labels(shards, source, plan.scenes("pool"), units))
+        judged = list(judge_labels(shards, source, partial(exact_masks, plan.scenes("pool")), units))
         with Stage(f"averaging labels by {source}"):
             world["sources"][source] = {**figures_by_task(judged), "calibration": calibration(judged)}
     Storage(str(plan.out)).write(WORLD_FILE, (json.dumps(world, indent=1) + "\n").encode())

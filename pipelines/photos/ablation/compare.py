@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from sum_factory.pipelines.microworld.ablation.bootstrap import Difference, paired_difference
@@ -69,14 +70,19 @@ def scores_of_row(results: Results, row: Row, measure: Measure, group: str) -> d
 
 def set_scores(results: Results, cell: Cell, measure: Measure, group: str) -> MaskScores:
     """Return the scores of the masks of a task, or of all, by set; photos of different sets are different photos."""
+    table = rows_of_masks(results, cell, measure, group)
+    sets = table["set"].to_pylist()
+    images = tuple(f"{name}/{image}" for name, image in zip(sets, table["image"].to_pylist(), strict=True))
+    return MaskScores(np.asarray(table[METRICS[measure.metric]].to_numpy(), np.float64), images, tuple(sets))
+
+
+def rows_of_masks(results: Results, cell: Cell, measure: Measure, group: str) -> pa.Table:
+    """Return a row of ``trainer.evaluation.run.SCORES`` for each mask of a task, or of all, by set, image and mask."""
     wanted = {"first": measure.prompt, "round": measure.round, "output": measure.output}
     table = results.tables[cell]
     for name, value in (wanted | ({} if group == ALL else {"task": group})).items():
         table = table.filter(pc.equal(table[name], value))
-    table = table.sort_by([(name, "ascending") for name in ("set", "image", "mask")])
-    sets = table["set"].to_pylist()
-    images = tuple(f"{name}/{image}" for name, image in zip(sets, table["image"].to_pylist(), strict=True))
-    return MaskScores(np.asarray(table[METRICS[measure.metric]].to_numpy(), np.float64), images, tuple(sets))
+    return table.sort_by([(name, "ascending") for name in ("set", "image", "mask")])
 
 
 def difference_of(results: Results, better: Row, worse: Row, measure: Measure, group: str) -> Difference | None:

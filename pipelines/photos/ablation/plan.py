@@ -63,6 +63,8 @@ class PhotosPlan:
     seeds: tuple[int, ...] = (0, 1, 2)
     pool: int | None = None
     """Photos that the frozen model labels, at most; of more, so many are drawn at random, the same each time."""
+    described: int = 300
+    """Labelled photos with human masks, drawn at random, whose labels are compared with these."""
     rounds: int = 5
     most_masks: int = 6
     points_per_side: int = 16

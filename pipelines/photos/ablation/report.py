@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sum_factory.pipelines.microworld.ablation.claims import verdict
 from sum_factory.pipelines.microworld.ablation.plots import line_chart
 from sum_factory.pipelines.microworld.ablation.report import IMAGES_FOLDER, NOT_RUN, curve, fill, spread_text, table
 from sum_factory.pipelines.microworld.ablation.results import Measure, Results
 from sum_factory.pipelines.photos.ablation.compare import (
+    FROZEN_ROW,
+    Row,
     difference_of,
     groups_of,
     pairs_of,
@@ -16,8 +20,10 @@ from sum_factory.pipelines.photos.ablation.compare import (
     runs_of,
     scores_of_row,
 )
+from sum_factory.pipelines.photos.ablation.labels import describe_labels
 from sum_factory.pipelines.photos.ablation.pictures import write_pictures
 from sum_factory.pipelines.photos.ablation.plan import PhotosPlan
+from sum_factory.pipelines.photos.ablation.where import differences_by_kind, kinds_of_masks
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluation.report import ALL
@@ -46,14 +52,16 @@ def write_photos_page(plan: PhotosPlan, results: Results, docs: Path) -> None:
 def blocks_of(plan: PhotosPlan, results: Results) -> dict[str, str]:
     """Return the parts of the page that are made, by name."""
     if not results.tables:
-        return dict.fromkeys(("progress", "means", "differences", "charts", "pictures"), NOT_RUN)
+        return dict.fromkeys(("progress", "labels", "means", "differences", "where", "charts", "pictures"), NOT_RUN)
     groups = groups_of(results)
     means = [means_table(plan, results, metric, groups) for metric in ("mBIoU", "mIoU")]
     links = [f"![photos: {group}]({IMAGES_FOLDER}/{chart_name(group)})" for group in groups]
     return {
         "progress": progress(plan, results),
+        "labels": labels_tables(describe_labels(plan)),
         "means": "\n\n".join([*means, *(prompts_table(plan, results, metric) for metric in ("mBIoU", "mIoU"))]),
         "differences": differences_table(plan, results, groups),
+        "where": where_table(plan, results),
         "charts": "\n".join(links),
         "pictures": f"![Masks of photos of val after 3 points]({IMAGES_FOLDER}/{SHAPES})",
     }
@@ -70,6 +78,36 @@ def progress(plan: PhotosPlan, results: Results) -> str:
         f"from the recipe `ablation` by {', '.join(f'`{each}`' for each in plan.fit_changes) or 'nothing'}."
     )
     return "\n\n".join([text, table(["set", "masks", "train", "val"], sets), table(["method", "seeds done"], seeds)])
+
+
+def labels_tables(found: Mapping[str, Any]) -> str:
+    """Return what is known of the labels, by task, and how well each source of uncertainty finds their errors."""
+    columns = ["labels", "their mIoU", "refined", "right where c > 0.6", "right elsewhere", "AUROC", "near the outline"]
+    rows: list[list[object]] = []
+    for source, by_task in found["sources"].items():
+        for task, each in by_task.items():
+            if task != "calibration":
+                names = ("accuracy_certain", "accuracy_doubtful", "auroc", "auroc_near")
+                refined = f"{each['mean_refined_iou']:.3f}" if "mean_refined_iou" in each else ""
+                values = [f"{each[name]:.3f}" for name in names]
+                rows.append([source, task, each["labels"], f"{each['mean_iou']:.3f}", refined, *values])
+    text = f"Of {found['photos']} labelled photos whose human masks are known, the labels that overlap one by half."
+    return f"{text}\n\n{table(['source', 'task', *columns], rows)}"
+
+
+def where_table(plan: PhotosPlan, results: Results) -> str:
+    """Return where SUM is better than others, by the size and the thinness of masks."""
+    measure, ours = Measure(), Row("sum", "sum")
+    others = [other for better, other in (*pairs_of(plan), (ours, FROZEN_ROW)) if better == ours]
+    done = [other for other in dict.fromkeys(others) if runs_of(results, ours) and runs_of(results, other)]
+    if not done:
+        return NOT_RUN
+    kinds = kinds_of_masks(plan, results, measure)
+    columns = {other.title: dict(differences_by_kind(results, kinds, ours, other, measure)) for other in done}
+    rows = [
+        [kind.title, int(kind.chosen.sum()), *(of_kind[kind] or "" for of_kind in columns.values())] for kind in kinds
+    ]
+    return table(["mBIoU of sum, 3 points, above", "masks", *columns], rows)
 
 
 def means_table(plan: PhotosPlan, results: Results, metric: str, groups: tuple[str, ...]) -> str:

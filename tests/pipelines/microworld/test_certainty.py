@@ -37,7 +37,7 @@ def test_accuracy_counts_the_pixels_above_and_not_above_the_threshold() -> None:
     certainty = np.array([[0.9, 0.6, 0.61], [0.2, 0.7, 0.0]], np.float32)
     wrong = np.array([[False, True, True], [True, False, False]])
     near = np.array([[True, True, False], [True, False, False]])
-    found = figures([Judged("salient", 0.8, certainty, wrong, near), Judged("salient", 0.6, certainty, wrong, near)])
+    found = figures([Judged("salient", iou, 0.9, certainty, wrong, near) for iou in (0.8, 0.6)])
     assert np.isclose(found["accuracy_certain"], 2 / 3)
     assert np.isclose(found["accuracy_doubtful"], 1 / 3)
     assert np.isclose(found["share_doubtful"], 0.5)

@@ -31,12 +31,13 @@ from sum_factory.pipelines.photos.ablation.data import read_data
 from sum_factory.pipelines.photos.ablation.pictures import ADDED, MISSED, RIGHT, draw_errors
 from sum_factory.pipelines.photos.ablation.plan import SETTING, PhotosPlan, cells_of_photos
 from sum_factory.pipelines.photos.ablation.study import run_photos
+from sum_factory.pipelines.photos.ablation.where import differences_by_kind, kinds_of_masks, thin_share
 from sum_factory.shared.errors import InputError, SettingsDifferError
 from sum_factory.trainer.evaluation.report import ALL
 
 SIDE = 96
 KINDS = {"fine": "salient", "things": "entity", "pieces": "part", "plain": "unlabelled"}
-BLOCKS = ("progress", "means", "differences", "charts", "pictures")
+BLOCKS = ("progress", "labels", "means", "differences", "where", "charts", "pictures")
 
 
 def masks_of(number: int) -> np.ndarray:
@@ -156,6 +157,8 @@ def test_page_has_tables_charts_and_pictures(plan: PhotosPlan, docs: Path) -> No
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
     assert "| human-only, filled | 1 |" in page
+    assert "Of 4 labelled photos whose human masks are known" in page
+    assert "| 1% to 10% | 6 |" in page
     links = set(re.findall(r"\]\(images/(.*?)\)", page))
     assert links == {path.name for path in (docs / "images").iterdir()} >= {"photos_all.svg", "photos.png"}
     overlays, shapes = (cv2.imread(str(path)) for path in (plan.out / "photos.jpg", docs / "images" / "photos.png"))
@@ -178,6 +181,22 @@ def test_every_set_counts_once_and_photos_of_equal_names_are_different(plan: Pho
     assert found is not None
     assert found.mean == pytest.approx(ours.mean(ALL) - scores.mean(ALL))
     assert difference_of(results, Row("vanilla", "vanilla"), FILLED_ROW, measure, ALL) is None
+
+
+@pytest.mark.long
+def test_kinds_of_masks_are_of_all_that_were_tested(plan: PhotosPlan) -> None:
+    results, measure, ours = results_of(plan), Measure("mIoU"), Row("sum", "sum")
+    kinds = kinds_of_masks(plan, results, measure)
+    sizes, thinness = kinds[:3], kinds[3:]
+    assert sum(kind.chosen for kind in sizes).tolist() == sum(kind.chosen for kind in thinness).tolist() == [1] * 6
+    # discs of 14 and 15 px in 96: none is thin, all are 1 to 10 % of the photo
+    assert [kind.chosen.all() for kind in kinds] == [False, True, False, False, True]
+    found = dict(differences_by_kind(results, kinds, ours, FROZEN_ROW, measure))
+    (first,), (second,) = (scores_of_row(results, row, measure, ALL).values() for row in (ours, FROZEN_ROW))
+    middle = found[kinds[1]]
+    assert middle is not None
+    assert middle.mean == pytest.approx((first.values - second.values).mean())
+    assert found[kinds[0]] is None
 
 
 def test_folders_that_are_no_sets_and_photos_in_both_splits_are_refused(data: Path, tmp_path: Path) -> None:
@@ -211,3 +230,13 @@ def test_errors_are_drawn_apart_from_what_is_right() -> None:
     mask[:, :3], target[:, 2:4] = True, True
     image = draw_errors(mask, target)
     assert [tuple(image[0, x]) for x in range(6)] == [ADDED, ADDED, RIGHT, MISSED, (255,) * 3, (255,) * 3]
+
+
+def test_what_is_thin_is_told_from_what_is_full() -> None:
+    disc, comb = np.zeros((2, 200, 200), bool)
+    disc[50:150, 50:150] = True
+    comb[50:60, 20:180] = True  # ten wide
+    comb[60:120, 20:180:8] = True  # and teeth of one
+    assert thin_share(disc) == 0
+    assert thin_share(comb) == pytest.approx(20 * 60 / comb.sum())
+    assert thin_share(np.ones((90, 90), bool)) == 0  # the edge of a photo is no outline

@@ -17,7 +17,7 @@ def test_calibration_counts_pixels_and_errors_by_bins_of_u() -> None:
     judged = []
     for shape in ((9, 7), (4, 5)):
         certainty = random.integers(0, 26, shape).astype(np.float32) / 25
-        judged.append(Judged("part", 0.7, certainty, random.random(shape) < 0.3, np.ones(shape, bool)))
+        judged.append(Judged("part", 0.7, None, certainty, random.random(shape) < 0.3, np.ones(shape, bool)))
     u = np.concatenate([(1 - each.certainty).ravel() for each in judged])
     wrong = np.concatenate([each.wrong.ravel() for each in judged])
     edges = np.arange(BINS + 1) / BINS

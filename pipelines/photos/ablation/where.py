@@ -1,0 +1,96 @@
+"""Where is a method better than another, and where worse: on small masks or large ones, on thin ones or full ones?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sum_factory.pipelines.microworld.ablation.bootstrap import Difference, paired_difference
+from sum_factory.pipelines.microworld.ablation.cells import FROZEN
+from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
+from sum_factory.pipelines.photos.ablation.compare import FROZEN_ROW, Row, rows_of_masks, scores_of_row
+from sum_factory.pipelines.photos.ablation.plan import PhotosPlan
+from sum_factory.shared.masks import Mask
+from sum_factory.shared.progress import track
+from sum_factory.trainer.data.sets import open_set
+from sum_factory.trainer.evaluation.report import ALL
+
+SMALL, LARGE = 0.01, 0.1
+"""Shares of the photo that a small mask covers less of than, and a large one more."""
+OPENED = 0.03
+"""Width of what counts as thin, as a share of the photo's longer side: about two cells of a grid of 64."""
+THIN = 0.3
+"""Share of a mask's pixels that are thin, of a thin mask."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskKind:
+    """Some of the masks: ``title`` says which, ``chosen`` bool (M,) are they."""
+
+    title: str
+    chosen: npt.NDArray[np.bool_]
+
+
+def thin_share(mask: Mask) -> float:
+    """Return the share of the pixels of a mask, bool (H, W), that no square fits around which is ``OPENED`` wide."""
+    width = max(3, round(OPENED * max(mask.shape)) | 1)
+    padded = np.pad(mask.astype(np.uint8), width, mode="edge")
+    opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, np.ones((width, width), np.uint8))
+    return 1 - float(opened[width:-width, width:-width].sum()) / max(1, int(mask.sum()))
+
+
+def thin_shares(plan: PhotosPlan, rows: pa.Table) -> npt.NDArray[np.float64]:
+    """Return ``thin_share`` of the human mask of each row of scores, (M,)."""
+    wanted: dict[tuple[str, str], set[int]] = {}
+    keys = list(zip(*(rows[name].to_pylist() for name in ("set", "image", "mask")), strict=True))
+    for name, image, mask in keys:
+        wanted.setdefault((name, image), set()).add(mask)
+    found: dict[tuple[str, str, int], float] = {}
+    for each in track(plan.opened.tested, "measuring masks", "set"):
+        opened = open_set(each.settings("val"))
+        for index, key in enumerate(opened.keys):
+            numbers = sorted(wanted.get((each.name, key), ()))
+            if numbers:
+                masks = opened.load(index).masks_at(numbers)
+                found |= {(each.name, key, n): thin_share(mask) for n, mask in zip(numbers, masks, strict=True)}
+    return np.array([found[key] for key in keys])
+
+
+def kinds_of_masks(plan: PhotosPlan, results: Results, measure: Measure) -> list[MaskKind]:
+    """Return the kinds by size and by thinness of the masks that were tested, in the order of their scores."""
+    rows = rows_of_masks(results, FROZEN, measure, ALL)
+    area, height, width = (rows[name].to_numpy() for name in ("area", "height", "width"))
+    share, thin = area / (height.astype(np.int64) * width), thin_shares(plan, rows)
+    return [
+        MaskKind(f"below {SMALL:.0%} of the photo", share < SMALL),
+        MaskKind(f"{SMALL:.0%} to {LARGE:.0%}", (share >= SMALL) & (share <= LARGE)),
+        MaskKind(f"above {LARGE:.0%}", share > LARGE),
+        MaskKind(f"thin: more than {THIN:.0%} of it is", thin > THIN),
+        MaskKind("not thin", thin <= THIN),
+    ]
+
+
+def differences_by_kind(
+    results: Results, kinds: list[MaskKind], better: Row, worse: Row, measure: Measure
+) -> Iterator[tuple[MaskKind, Difference | None]]:
+    """Yield the mean difference of two rows for each kind of masks, whose masks all count alike, of whatever set."""
+    first, second = (scores_of_row(results, row, measure, ALL) for row in (better, worse))
+    if worse == FROZEN_ROW:
+        second = {seed: only for only in second.values() for seed in first}
+    for kind in kinds:
+        chosen = [_only(scores, kind) for scores in (first, second)]
+        yield kind, paired_difference(chosen[0], chosen[1], ALL) if kind.chosen.any() else None
+
+
+def _only(scores: Mapping[int, MaskScores], kind: MaskKind) -> dict[int, MaskScores]:
+    """Return the scores of the masks of a kind, as those of one set."""
+    places = np.flatnonzero(kind.chosen).tolist()
+    return {
+        seed: MaskScores(each.values[places], tuple(each.images[place] for place in places), (ALL,) * len(places))
+        for seed, each in scores.items()
+    }
