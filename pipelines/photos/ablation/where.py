@@ -67,10 +67,10 @@ def kinds_of_masks(plan: PhotosPlan, results: Results, measure: Measure) -> list
     area, height, width = (rows[name].to_numpy() for name in ("area", "height", "width"))
     share, thin = area / (height.astype(np.int64) * width), thin_shares(plan, rows)
     return [
-        MaskKind(f"below {SMALL:.0%} of the photo", share < SMALL),
-        MaskKind(f"{SMALL:.0%} to {LARGE:.0%}", (share >= SMALL) & (share <= LARGE)),
-        MaskKind(f"above {LARGE:.0%}", share > LARGE),
-        MaskKind(f"thin: more than {THIN:.0%} of it is", thin > THIN),
+        MaskKind(f"below {100 * SMALL:g} % of the photo", share < SMALL),
+        MaskKind(f"{100 * SMALL:g} to {100 * LARGE:g} %", (share >= SMALL) & (share <= LARGE)),
+        MaskKind(f"above {100 * LARGE:g} %", share > LARGE),
+        MaskKind(f"thin: more than {100 * THIN:g} % of it is", thin > THIN),
         MaskKind("not thin", thin <= THIN),
     ]
 

@@ -158,7 +158,7 @@ def test_page_has_tables_charts_and_pictures(plan: PhotosPlan, docs: Path) -> No
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
     assert "| human-only, filled | 1 |" in page
     assert "Of 4 labelled photos whose human masks are known" in page
-    assert "| 1% to 10% | 6 |" in page
+    assert "| 1 to 10 % | 6 |" in page
     links = set(re.findall(r"\]\(images/(.*?)\)", page))
     assert links == {path.name for path in (docs / "images").iterdir()} >= {"photos_all.svg", "photos.png"}
     overlays, shapes = (cv2.imread(str(path)) for path in (plan.out / "photos.jpg", docs / "images" / "photos.png"))
