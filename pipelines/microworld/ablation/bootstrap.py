@@ -28,25 +28,36 @@ class Difference:
 
 
 def paired_difference(
-    first: Mapping[int, MaskScores], second: Mapping[int, MaskScores], task: str, draws: int = DRAWS
+    first: Mapping[int, MaskScores],
+    second: Mapping[int, MaskScores],
+    task: str,
+    draws: int = DRAWS,
+    within_tasks: bool = False,
 ) -> Difference | None:
     """Compare the runs of two methods, by seed; None if they have no seed in common.
 
     A scene's masks and a seed's runs hang together, so scenes and seeds are drawn with replacement, not masks; the same
-    scenes for all seeds, and for both methods. For "all", tasks have equal weight. Raises ``ValueError`` if the masks
-    are not the same.
+    scenes for all seeds, and for both methods. For "all", tasks have equal weight. ``within_tasks`` is for tasks that
+    share no scene: as many of each are drawn as it has. Raises ``ValueError`` if the masks are not the same.
     """
     pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
     if not pairs:
         return None
     sums, counts = _by_scene(pairs, task)
     random = np.random.default_rng(0)
-    means = resampled_means(sums, counts, draws, random)
+    means = (_means_within_tasks if within_tasks else resampled_means)(sums, counts, draws, random)
     drawn = random.integers(len(pairs), size=(draws, len(pairs)))
     drawn_means = np.take_along_axis(means.mean(2), drawn, axis=1).mean(1)
     low, high = interval(drawn_means)
     mean = float((sums.sum(2) / counts.sum(1)).mean())
     return Difference(mean, low, high, len(pairs))
+
+
+def _means_within_tasks(sums: Values, counts: Values, draws: int, random: np.random.Generator) -> Values:
+    """Return ``resampled_means`` of which those of each task come from the scenes that have masks of it."""
+    own = [(slice(t, t + 1), row > 0) for t, row in enumerate(counts)]
+    parts = [resampled_means(sums[:, t][:, :, seen], counts[t][:, seen], draws, random) for t, seen in own]
+    return np.concatenate(parts, axis=2)
 
 
 def _by_scene(pairs: list[tuple[MaskScores, MaskScores]], task: str) -> tuple[Values, Values]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,26 @@ class Row:
 
 FROZEN_ROW = Row("SAM, frozen", SAM, "frozen")
 FILLED_ROW = Row("human-only, filled", "human-only", "filled")
+
+
+def read_results(plan: PhotosPlan, cells: Sequence[Cell]) -> Results:
+    """Read the scores that are there; photos are called by set and key, and sets that count as one have one name.
+
+    Raises ``SettingsDifferError`` for scores of other settings.
+    """
+    name_of = {name: joined for joined in plan.joined for name in joined.split("+")}
+    return Results({cell: _joined(table, name_of) for cell, table in Results.read(plan, cells).tables.items()})
+
+
+def _joined(table: pa.Table, name_of: Mapping[str, str]) -> pa.Table:
+    sets, images = table["set"].to_pylist(), table["image"].to_pylist()
+    columns = {
+        "set": [name_of.get(name, name) for name in sets],
+        "image": [f"{name}/{image}" for name, image in zip(sets, images, strict=True)],
+    }
+    for name, values in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+    return table
 
 
 def rows_of(plan: PhotosPlan) -> Iterator[Row]:
@@ -69,11 +89,10 @@ def scores_of_row(results: Results, row: Row, measure: Measure, group: str) -> d
 
 
 def set_scores(results: Results, cell: Cell, measure: Measure, group: str) -> MaskScores:
-    """Return the scores of the masks of a task, or of all, by set; photos of different sets are different photos."""
+    """Return the scores of the masks of a task, or of all, by set."""
     table = rows_of_masks(results, cell, measure, group)
-    sets = table["set"].to_pylist()
-    images = tuple(f"{name}/{image}" for name, image in zip(sets, table["image"].to_pylist(), strict=True))
-    return MaskScores(np.asarray(table[METRICS[measure.metric]].to_numpy(), np.float64), images, tuple(sets))
+    values = np.asarray(table[METRICS[measure.metric]].to_numpy(), np.float64)
+    return MaskScores(values, tuple(table["image"].to_pylist()), tuple(table["set"].to_pylist()))
 
 
 def rows_of_masks(results: Results, cell: Cell, measure: Measure, group: str) -> pa.Table:
@@ -93,4 +112,4 @@ def difference_of(results: Results, better: Row, worse: Row, measure: Measure, g
     first, second = (scores_of_row(results, row, measure, group) for row in (better, worse))
     if worse == FROZEN_ROW:
         second = {seed: only for only in second.values() for seed in first}
-    return paired_difference(first, second, ALL)
+    return paired_difference(first, second, ALL, within_tasks=True)

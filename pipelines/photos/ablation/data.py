@@ -83,15 +83,17 @@ def is_photo(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Data:
-    """All sets of a folder; ``fine`` are those whose exact masks are the human ones of the runs."""
+    """All sets of a folder. ``fine`` are those whose exact masks are the human ones of the runs; ``untested`` are the
+    names of those that methods are not tested on."""
 
     sets: tuple[PhotoSet, ...]
     fine: tuple[PhotoSet, ...]
+    untested: tuple[str, ...] = ()
 
     @property
     def tested(self) -> list[PhotoSet]:
-        """The sets that methods are tested on: all with masks."""
-        return [each for each in self.sets if each.kind != UNLABELLED]
+        """The sets that methods are tested on: those with masks, if nobody left them out."""
+        return [each for each in self.sets if each.kind != UNLABELLED and each.name not in self.untested]
 
     @property
     def pool(self) -> Iterator[Path]:
@@ -101,7 +103,7 @@ class Data:
                 yield from each.photos("train")
 
 
-def read_data(folder: Path, fine: Sequence[str]) -> Data:
+def read_data(folder: Path, fine: Sequence[str], untested: Sequence[str] = ()) -> Data:
     """Return the sets of a folder. Raises ``InputError`` for what is no set, and where train and val share a photo."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one with a folder a set")
@@ -114,10 +116,13 @@ def read_data(folder: Path, fine: Sequence[str]) -> Data:
             f"{folder}: fine sets: expected some of {masked or 'those with masks, of which there are none'}"
             f", found {', '.join(unknown) or 'none'}"
         )
+    strangers = [name for name in untested if name not in by_name]
+    if strangers:
+        raise InputError(f"{folder}: untested: expected some of {', '.join(by_name)}, found {', '.join(strangers)}")
     for each in sets:
         if each.kind != UNLABELLED and (shared := set(each.ids("train")) & set(each.ids("val"))):
             raise InputError(f"{each.folder}: {min(shared)} is in train.txt and in val.txt; expected it in one of them")
-    return Data(sets, tuple(by_name[name] for name in fine))
+    return Data(sets, tuple(by_name[name] for name in fine), tuple(untested))
 
 
 def _read(folder: Path) -> PhotoSet:

@@ -36,7 +36,8 @@ RIGHT, MISSED, ADDED = (150, 150, 150), (40, 90, 220), (235, 120, 20)
 def write_pictures(plan: PhotosPlan, results: Results, overlays: Path, shapes: Path) -> None:
     """Write two sheets with a row per mask: what each method makes of it after 3 points.
 
-    ``overlays``, a JPEG, shows photos, the human mask and the clicks. ``shapes``, a PNG, shows masks alone.
+    ``overlays``, a JPEG, shows photos, the human mask and the clicks. ``shapes``, a PNG, shows masks alone, of the sets
+    whose masks may be shown.
     """
     players = {title: Player(load_weights(weights, Runtime())) for title, weights in shown_weights(plan, results)}
     drawn = [titles_of(["photo", "human mask", *players], SIDE)]
@@ -45,7 +46,8 @@ def write_pictures(plan: PhotosPlan, results: Results, overlays: Path, shapes: P
         exact = draw_prediction(sample.image, mask, UserPrompt())
         played = [player.play(sample, mask, task) for player in players.values()]
         drawn.append(beside([sample.image, exact, *(draw_played(each, sample.image) for each in played)]))
-        compared.append(beside([draw_errors(each, mask) for each in (mask, *(each.mask for each in played))]))
+        if plan.shown is None or sample.key.partition("/")[0] in plan.shown:
+            compared.append(beside([draw_errors(each, mask) for each in (mask, *(each.mask for each in played))]))
     for path, rows, options in (
         (overlays, drawn, [cv2.IMWRITE_JPEG_QUALITY, QUALITY]),
         (shapes, compared, [cv2.IMWRITE_PNG_COMPRESSION, 9]),

@@ -49,12 +49,19 @@ class PhotosPlan:
     out: Path
     data: Path
     fine: tuple[str, ...] = ("ecssd", "ecssd_rest", "horses_rest")
+    untested: tuple[str, ...] = ()
+    """Sets that methods are not tested on, say because photos of theirs hardly differ from some that are trained on."""
+    joined: tuple[str, ...] = ()
+    """Sets that count as one in means, as ``one+other``."""
+    shown: tuple[str, ...] | None = None
+    """Sets whose masks may be shown on the page; None: all."""
     sam: str = PACKAGED
     """The frozen model."""
     methods: tuple[str, ...] = (
         "human-only",
         "vanilla",
         "mask-refinement",
+        "sum-no-task-prompt",
         "sum",
         "sum-confidence-uncer",
         "self-distillation",
@@ -62,7 +69,8 @@ class PhotosPlan:
     )
     seeds: tuple[int, ...] = (0, 1, 2)
     pool: int | None = None
-    """Photos that the frozen model labels, at most; of more, so many are drawn at random, the same each time."""
+    """Photos that the frozen model labels, at most; of more, so many are drawn at random, the same each time. With no
+    more than a run takes, all methods train on the same ones."""
     described: int = 300
     """Labelled photos with human masks, drawn at random, whose labels are compared with these."""
     rounds: int = 5
@@ -84,16 +92,17 @@ class PhotosPlan:
     @property
     def opened(self) -> Data:
         """The sets. Raises ``InputError``."""
-        return read_data(self.data, self.fine)
+        return read_data(self.data, self.fine, self.untested)
 
     @property
     def labelled(self) -> list[Path]:
-        """The photos that the frozen model labels. Raises ``InputError``."""
+        """The photos that the frozen model labels, shuffled: those of a unit are trained on together.
+
+        Raises ``InputError``.
+        """
         found = list(self.opened.pool)
-        if self.pool is None or self.pool >= len(found):
-            return found
         drawn = np.random.default_rng(POOL_SEED).permutation(len(found))[: self.pool]
-        return [found[index] for index in sorted(drawn)]
+        return [found[index] for index in drawn]
 
     @property
     def human(self) -> tuple[SetSettings, ...]:

@@ -60,7 +60,7 @@ def blocks_of(plan: PhotosPlan, results: Results) -> dict[str, str]:
         "progress": progress(plan, results),
         "labels": labels_tables(describe_labels(plan)),
         "means": "\n\n".join([*means, *(prompts_table(plan, results, metric) for metric in ("mBIoU", "mIoU"))]),
-        "differences": differences_table(plan, results, groups),
+        "differences": "\n\n".join(differences_table(plan, results, metric, groups) for metric in ("mBIoU", "mIoU")),
         "where": where_table(plan, results),
         "charts": "\n".join(links),
         "pictures": f"![Masks of photos of val after 3 points]({IMAGES_FOLDER}/{SHAPES})",
@@ -141,16 +141,16 @@ def prompts_table(plan: PhotosPlan, results: Results, metric: str) -> str:
     return table([f"{metric}, all sets", *measures], rows)
 
 
-def differences_table(plan: PhotosPlan, results: Results, groups: tuple[str, ...]) -> str:
+def differences_table(plan: PhotosPlan, results: Results, metric: str, groups: tuple[str, ...]) -> str:
     """Return paired differences after 3 points by task, over all sets with their verdict, and from a box."""
     rows: list[list[object]] = []
     for better, worse in pairs_of(plan):
-        found = {group: difference_of(results, better, worse, Measure(), group) for group in groups}
-        box = difference_of(results, better, worse, Measure("mBIoU", "box", 1, "single"), ALL)
+        found = {group: difference_of(results, better, worse, Measure(metric), group) for group in groups}
+        box = difference_of(results, better, worse, Measure(metric, "box", 1, "single"), ALL)
         if found[ALL] is not None:
             cells = [each or "" for each in found.values()]
             rows.append([f"{better.title} above {worse.title}", *cells, verdict(found[ALL]), box or ""])
-    return table(["mBIoU, 3 points", *groups, "", "box, all"], rows)
+    return table([f"{metric}, 3 points", *groups, "", "box, all"], rows)
 
 
 def chart_name(group: str) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from sum_factory.pipelines.microworld.ablation.reported import CSV
-from sum_factory.pipelines.microworld.ablation.results import Results, to_csv
+from sum_factory.pipelines.microworld.ablation.results import to_csv
 from sum_factory.pipelines.microworld.ablation.work import run_cells
+from sum_factory.pipelines.photos.ablation.compare import read_results
 from sum_factory.pipelines.photos.ablation.plan import PhotosPlan, cells_of_photos
 from sum_factory.pipelines.photos.ablation.prepare import prepare_photos
 from sum_factory.pipelines.photos.ablation.report import blocks_of, write_photos_page
@@ -23,7 +24,7 @@ def run_photos(plan: PhotosPlan, processes: int, docs: Path | None = None, repor
         prepare_photos(plan, processes, click.echo)
         run_cells(plan, cells, processes)
     with Stage("reading scores"):
-        results = Results.read(plan, cells)
+        results = read_results(plan, cells)
         Storage(str(plan.out)).write(CSV, to_csv(results.rows()).encode())
     if docs is not None:
         write_photos_page(plan, results, docs)

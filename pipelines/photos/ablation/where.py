@@ -46,18 +46,19 @@ def thin_share(mask: Mask) -> float:
 
 def thin_shares(plan: PhotosPlan, rows: pa.Table) -> npt.NDArray[np.float64]:
     """Return ``thin_share`` of the human mask of each row of scores, (M,)."""
-    wanted: dict[tuple[str, str], set[int]] = {}
-    keys = list(zip(*(rows[name].to_pylist() for name in ("set", "image", "mask")), strict=True))
-    for name, image, mask in keys:
-        wanted.setdefault((name, image), set()).add(mask)
-    found: dict[tuple[str, str, int], float] = {}
+    wanted: dict[str, set[int]] = {}
+    keys = list(zip(rows["image"].to_pylist(), rows["mask"].to_pylist(), strict=True))
+    for image, mask in keys:
+        wanted.setdefault(image, set()).add(mask)
+    found: dict[tuple[str, int], float] = {}
     for each in track(plan.opened.tested, "measuring masks", "set"):
         opened = open_set(each.settings("val"))
         for index, key in enumerate(opened.keys):
-            numbers = sorted(wanted.get((each.name, key), ()))
+            image = f"{each.name}/{key}"
+            numbers = sorted(wanted.get(image, ()))
             if numbers:
                 masks = opened.load(index).masks_at(numbers)
-                found |= {(each.name, key, n): thin_share(mask) for n, mask in zip(numbers, masks, strict=True)}
+                found |= {(image, n): thin_share(mask) for n, mask in zip(numbers, masks, strict=True)}
     return np.array([found[key] for key in keys])
 
 

@@ -25,6 +25,7 @@ from sum_factory.pipelines.photos.ablation.compare import (
     FROZEN_ROW,
     Row,
     difference_of,
+    read_results,
     scores_of_row,
 )
 from sum_factory.pipelines.photos.ablation.data import read_data
@@ -112,7 +113,7 @@ def plan(data: Path, docs: Path, tmp_path_factory: pytest.TempPathFactory) -> Ph
 
 
 def results_of(plan: PhotosPlan) -> Results:
-    return Results.read(plan, cells_of_photos(plan))
+    return read_results(plan, cells_of_photos(plan))
 
 
 @pytest.mark.long
@@ -120,7 +121,7 @@ def test_every_run_is_scored_on_the_test_photos_of_all_sets(plan: PhotosPlan) ->
     results = results_of(plan)
     assert [cell.name for cell in results.tables] == [cell.name for cell in cells_of_photos(plan)]
     for table in results.tables.values():
-        rows = {(row["set"], row["task"], row["image"]) for row in table.to_pylist()}
+        rows = {(row["set"], row["task"], row["image"].partition("/")[2]) for row in table.to_pylist()}
         tested = {name: kind for name, kind in KINDS.items() if kind != "unlabelled"}
         assert rows == {(name, kind, image) for name, kind in tested.items() for image in ("p4", "p5")}
     rows = list(csv.DictReader((plan.out / "ablation.csv").read_text().splitlines()))
@@ -218,11 +219,31 @@ def test_folders_that_are_no_sets_and_photos_in_both_splits_are_refused(data: Pa
 
 def test_a_smaller_pool_is_drawn_from_all_sets_the_same_each_time(data: Path, tmp_path: Path) -> None:
     plan = PhotosPlan(tmp_path, data, fine=("fine",))
-    assert plan.labelled == list(plan.opened.pool) == replace(plan, pool=6).labelled
+    assert sorted(plan.labelled) == sorted(plan.opened.pool)
+    assert plan.labelled != list(plan.opened.pool)  # photos of a set are not neighbours
     few = replace(plan, pool=4).labelled
-    assert few == replace(plan, pool=4).labelled == [path for path in plan.labelled if path in few]
-    assert len(few) == 4
+    assert few == plan.labelled[:4] == replace(plan, pool=4).labelled
     assert {path.parts[-3] for path in few} > {"things"}
+
+
+@pytest.mark.long
+def test_sets_that_count_as_one_are_one_in_means_and_their_photos_stay_apart(plan: PhotosPlan) -> None:
+    measure = Measure("mIoU", "box", 1, "single")
+    (apart,) = scores_of_row(results_of(plan), FROZEN_ROW, measure, ALL).values()
+    joined = read_results(replace(plan, joined=("things+pieces",)), cells_of_photos(plan))
+    (one,) = scores_of_row(joined, FROZEN_ROW, measure, ALL).values()
+    assert set(one.tasks) == {"fine", "things+pieces"}
+    assert sorted(one.images) == sorted(apart.images)
+    by_set = {name: apart.mean(name) for name in ("fine", "things", "pieces")}
+    assert one.mean(ALL) == pytest.approx((by_set["fine"] + (by_set["things"] + by_set["pieces"]) / 2) / 2)
+
+
+def test_sets_are_left_out_of_tests_by_name(data: Path, tmp_path: Path) -> None:
+    plan = PhotosPlan(tmp_path, data, fine=("fine",), untested=("things",))
+    assert [each.name for each in plan.opened.tested] == ["fine", "pieces"]
+    assert "things" in {path.parts[-3] for path in plan.labelled}
+    with pytest.raises(InputError, match="untested: expected some of fine, pieces, plain, things, found other"):
+        read_data(data, ("fine",), ("other",))
 
 
 def test_errors_are_drawn_apart_from_what_is_right() -> None:

@@ -45,6 +45,21 @@ def test_interval_of_one_seed_is_that_of_scenes_that_are_drawn_again() -> None:
     assert np.isclose((found.high + found.low) / 2, per_scene.mean(), atol=0.2 * half)
 
 
+def test_tasks_that_share_no_scene_are_drawn_apart() -> None:
+    """As many scenes of each as it has: with one scene, the interval of a task has no width."""
+    images, tasks = tuple(f"{n:03d}" for n in range(100)), ("salient",) + ("entity",) * 99
+    values = np.random.default_rng(0).normal(0.1, 0.05, 100)
+    first, second = MaskScores(values, images, tasks), MaskScores(np.zeros(100), images, tasks)
+    one = paired_difference({0: first}, {0: second}, "salient", within_tasks=True)
+    assert one is not None
+    assert (one.low, one.high) == pytest.approx((values[0], values[0]))
+    both = paired_difference({0: first}, {0: second}, "all", within_tasks=True)
+    assert both is not None
+    assert both.mean == pytest.approx((values[0] + values[1:].mean()) / 2)
+    half = 1.96 * values[1:].std() / np.sqrt(99) / 2
+    assert both.high - both.low == pytest.approx(2 * half, rel=0.1)
+
+
 def test_spread_of_seeds_widens_the_interval() -> None:
     still = {seed: scores(np.full(len(IMAGES), 0.5)) for seed in range(3)}
     offsets = (0.0, 0.03, 0.09)
