@@ -9,10 +9,8 @@ from torch.nn import functional as F
 from sum_factory.pipelines.microworld.corpus import TARGET_SIDE
 from sum_factory.shared.masks import ious
 from sum_factory.shared.sam.decode import PAD, Prompts
-from sum_factory.trainer import losses
 from sum_factory.trainer.prompts import click_errors
 
-FINE_TUNING = losses.LossSettings()
 STRIDE = 2
 """Input pixels to a pixel of a target."""
 ANYWHERE = torch.ones(1, 1, 1)
@@ -65,8 +63,3 @@ def mask_loss(logits: Tensor, targets: Tensor, balance: float) -> Tensor:
     overlap = (probability * wanted.flatten(1)).sum(1)
     dice = 1 - (2 * overlap + 1) / (probability.sum(1) + wanted.flatten(1).sum(1) + 1)
     return cross_entropy + dice
-
-
-def focal_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return 20 focal + Dice, (P,), of ``logits`` (P, T, T): the loss of fine-tuning, with targets that are certain."""
-    return losses.mask_loss(logits, targets, torch.ones_like(targets), None, FINE_TUNING)

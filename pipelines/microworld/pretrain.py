@@ -33,7 +33,6 @@ from sum_factory.pipelines.microworld.interaction import (
     STRIDE,
     best_iou,
     correct,
-    focal_loss,
     mask_loss,
     output_iou,
     upsample,
@@ -168,11 +167,11 @@ class Pretraining:
             best = 1 + iou[:, 1:].argmax(1) if several else torch.zeros_like(image_index)
             row = torch.arange(len(best))
             chosen = upsample(logits[row, best][:, None])[:, 0]
-            losses = self.mask_loss(chosen, targets, balance)
+            losses = mask_loss(chosen / s.temperature, targets, balance)
             loss = losses[~empty].mean()
             if several and boxed.any():
                 single = upsample(logits[boxed, :1])[:, 0]
-                loss = loss + self.mask_loss(single, targets[boxed], balance).sum() / len(losses)
+                loss = loss + mask_loss(single / s.temperature, targets[boxed], balance).sum() / len(losses)
             outputs = slice(None) if several else slice(0, 1)
             loss = loss + s.iou_weight * F.mse_loss(predicted_iou[:, outputs], quality[:, outputs])
             (loss / rounds).backward()  # type: ignore[no-untyped-call]
@@ -192,13 +191,6 @@ class Pretraining:
             if number + 1 < rounds:
                 prompts = correct(prompts, upsample(mask_prompts)[:, 0], targets, generator).with_mask(mask_prompts)
         return {"loss": sum(log[f"loss_{number + 1}"] for number in range(rounds)) / rounds, **log}
-
-    def mask_loss(self, logits: Tensor, targets: Tensor, balance: float) -> Tensor:
-        """Return the loss of each mask, (P,), of ``logits`` (P, T, T)."""
-        softened = logits / self.settings.temperature
-        if self.settings.loss == "focal":
-            return focal_loss(softened, targets)
-        return mask_loss(softened, targets, balance)
 
 
 def average_gradients(parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from sum_factory.pipelines.microworld.coarse import Coarseness
 from sum_factory.pipelines.microworld.scene import World
@@ -50,9 +50,6 @@ class PretrainSettings:
     """Steps over which the class balance of the cross-entropy fades out."""
     box_share: float = 0.4
     iou_weight: float = 3.0
-    loss: Literal["cross-entropy", "focal"] = "cross-entropy"
-    """What is added to Dice: cross-entropy, from which a model learns faster, or 20 times focal loss, as in
-    fine-tuning. A model that ends with the latter is at rest under it, and its own labels leave it as it is."""
     temperature: float = 3.0
     """The loss sees logits / temperature: logits end up that much steeper, and the model as sure as SAM is."""
     photos: int = 0
@@ -80,7 +77,7 @@ class PretrainSettings:
             )
 
 
-LATER = ("photos", "photo_masks", "fed_output", "loss")
+LATER = ("photos", "photo_masks", "fed_output")
 """Settings that runs of earlier versions did not have."""
 
 PHOTO_SETTINGS = PretrainSettings(

@@ -8,18 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
 
 from sum_factory.pipelines.microworld.corpus import TARGET_SIDE
-from sum_factory.pipelines.microworld.interaction import (
-    STRIDE,
-    best_iou,
-    correct,
-    focal_loss,
-    mask_loss,
-    output_iou,
-    upsample,
-)
+from sum_factory.pipelines.microworld.interaction import STRIDE, best_iou, correct, mask_loss, output_iou, upsample
 from sum_factory.shared.sam.decode import NEGATIVE, PAD, POSITIVE, Prompts
 
 
@@ -122,11 +113,3 @@ def test_corrections_are_clicks_in_the_error_region_with_the_label_of_what_was_m
     assert after.coords[1, 0].tolist() == [(7 + 0.5) * STRIDE - 0.5, (100 + 0.5) * STRIDE - 0.5]
     assert torch.equal(after.coords[:, 1:], before.coords)
     assert torch.equal(after.token_types[:, 1:], before.token_types)
-
-
-def test_focal_loss_is_that_of_fine_tuning() -> None:
-    logits, targets = random_logits(3, 8, 8), random_logits(3, 8, 8, seed=1) > 1
-    focal = sigmoid_focal_loss(logits, targets.float(), 0.25, 2.0).flatten(1).mean(1)
-    p, y = logits.sigmoid().flatten(1), targets.flatten(1).float()
-    dice = 1 - (2 * (p * y).sum(1) + 1) / (p.sum(1) + y.sum(1) + 1)
-    assert torch.allclose(focal_loss(logits, targets), 20 * focal + dice, atol=1e-6)

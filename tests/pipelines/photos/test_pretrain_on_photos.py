@@ -73,19 +73,9 @@ def test_run_on_photos_ends_and_is_refused_with_other_photos(photo_set: SetSetti
 
 
 def test_runs_of_earlier_versions_go_on_with_the_identity_that_they_have() -> None:
-    later = {"photos", "photo_masks", "fed_output", "loss"}
+    later = {"photos", "photo_masks", "fed_output"}
     assert not later & identity_of(PretrainSettings(), 1).keys()
     assert {"photos", "fed_output"} <= identity_of(SMALL, 1).keys()
-
-
-def test_loss_of_fine_tuning_is_taken_if_it_is_asked_for(tmp_path: Path) -> None:
-    batch = load_batch(draw_corpus(SMALL, tmp_path / "corpus", 1), replace(SMALL, photos=0), 0, ALONE)
-    losses = {}
-    for loss in ("cross-entropy", "focal"):
-        model = Pretraining(replace(SMALL, photos=0, loss=loss, rounds=1), ALONE)
-        leaf = torch.zeros(1, 32, 16, 16).requires_grad_()
-        losses[loss] = model.interact(batch, leaf, 1, 0.0, torch.Generator().manual_seed(0))["loss"]
-    assert losses["focal"] != losses["cross-entropy"]
 
 
 def test_rounds_go_on_from_the_best_output_if_that_is_asked_for(
