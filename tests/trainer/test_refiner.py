@@ -267,7 +267,7 @@ def test_task_that_the_weights_do_not_know_is_refused(
 
 def test_quality_filters_are_those_of_the_model_unless_given(make_refiner_recipe: MakeRecipe) -> None:
     recipe = make_refiner_recipe(pred_iou_thresh=None, stability_score_thresh=None)
-    for model, thresholds in {"vit_h": (0.88, 0.95), "vit_micro": (0.7, 0.9)}.items():
+    for model, thresholds in {"vit_h": (0.88, 0.95), "vit_micro": (0.5, 0.8)}.items():
         quality = recipe.quality(model)
         assert (quality.pred_iou_thresh, quality.stability_score_thresh) == thresholds
     chosen = make_refiner_recipe(pred_iou_thresh=0.5, stability_score_thresh=None).quality("vit_h")

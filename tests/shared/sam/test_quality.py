@@ -35,7 +35,7 @@ def test_defaults_are_the_papers_but_for_the_packaged_model() -> None:
         quality = QualityFilter.of_model(name)
         assert (quality.pred_iou_thresh, quality.stability_score_thresh) == (0.88, 0.95)
         assert (quality.stability_score_offset, quality.max_area_share) == (1.0, 0.95)
-    assert QualityFilter.of_model("vit_micro") == QualityFilter(0.7, 0.9)
+    assert QualityFilter.of_model("vit_micro") == QualityFilter(0.5, 0.8)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
