@@ -14,6 +14,7 @@ import click
 
 from sum_factory.pipelines.demo.plan import DemoPlan, full_plan
 from sum_factory.shared.cores import rest_while_waiting
+from sum_factory.shared.errors import SettingsDifferError, SumError
 from sum_factory.shared.precision import PrecisionSetting, precision_option
 
 
@@ -43,7 +44,16 @@ def main(
     from sum_factory.pipelines.demo.run import demo
 
     plan = full_plan(out or Path("out/demo-full")) if full else DemoPlan(out or Path("out/demo"))
-    demo(replace(plan, workers=workers, precision=precision, refiner_changes=set_refiner, fit_changes=set_fit), started)
+    plan = replace(plan, workers=workers, precision=precision, refiner_changes=set_refiner, fit_changes=set_fit)
+    try:
+        demo(plan, started)
+    except SettingsDifferError as error:
+        raise click.ClickException(
+            f"{error}\n{plan.out} was made with other settings, or by another version: remove that folder, or choose "
+            "another one by --out (make demo OUT=FOLDER)"
+        ) from error
+    except SumError as error:
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

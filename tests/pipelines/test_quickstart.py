@@ -8,14 +8,17 @@ import io
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from sum_factory.pipelines.demo.announcer import Announcer
 from sum_factory.pipelines.demo.plan import DemoPlan, full_plan
 from sum_factory.pipelines.demo.run import demo, first_page
 from sum_factory.pipelines.microworld.textures import PHOTOS
+from sum_factory.pipelines.quickstart import main
 from sum_factory.shared.sam.checkpoint import load_sam
 from sum_factory.shared.sam.refiner import load_refiner
 from sum_factory.shared.shards.shard_set import ShardSet
@@ -115,3 +118,12 @@ def test_estimates_follow_the_pace_of_the_machine(capsys: pytest.CaptureFixture[
 
 def test_demo_labels_all_photos_that_are_at_hand() -> None:
     assert DemoPlan(Path()).photos == len(PHOTOS)
+
+
+def test_a_folder_of_other_settings_is_named_with_what_to_do(out: Path, tmp_path: Path) -> None:
+    """As `make demo` leaves one, if the software is brought up to date between two."""
+    left = shutil.copytree(out, tmp_path / "left")
+    outcome = CliRunner().invoke(main, ["--out", str(left)])
+    assert outcome.exit_code == 1
+    assert "points_per_side: there 4, asked for 24" in outcome.output
+    assert f"{left} was made with other settings, or by another version: remove that folder" in outcome.output
