@@ -2,6 +2,7 @@
 
     python -m pipelines.docs.pictures                # into docs/images
     python -m pipelines.docs.pictures --out FOLDER
+    python -m pipelines.docs.pictures --demo out/demo      # and SAM and SUM of a demo
 
 Every picture is made by the functions that the commands call, with the SAM and the refiner that ship here.
 """
@@ -18,16 +19,27 @@ from PIL import Image
 
 from sum_factory.labelgen import LabelledPhoto, label
 from sum_factory.labelgen.page.drawing import colour_of, heat_map
+from sum_factory.pipelines.demo.player import Player, draw_played, shown_targets
 from sum_factory.pipelines.microworld.scene import make_scene
+from sum_factory.pipelines.microworld.textures import photo_paths
+from sum_factory.pipelines.photos.ablation.pictures import framed
 from sum_factory.shared.drawing import draw_mask
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.labelled_photo import Map, Mask
+from sum_factory.shared.sam.runtime import Runtime
+from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.shared.store.local_files import whole_file
+from sum_factory.trainer.evaluation.run import load_weights
+from sum_factory.trainer.predict import UserPrompt, draw_prediction
 from sum_factory.trainer.shown import join
 
 HOME = Path(__file__).resolve().parents[2]
 SEED, NUMBER = 0, 6
 """The scene of the micro-world that settings are shown on."""
+ACROSS = 2
+"""Photos in a row of the picture of photos."""
+SCENES_SHOWN, LEAST_SHOWN = 3, 0.03
+"""Scenes of the demo in the picture of SUM, and the share of them that a mask covers at least."""
 LOOSE = 0.5
 """A predicted IoU that lets many masks through."""
 CHOICES: Mapping[str, Sequence[Mapping[str, float | None]]] = {
@@ -41,6 +53,8 @@ CHOICES: Mapping[str, Sequence[Mapping[str, float | None]]] = {
     "crop_n_layers": [{"crop_n_layers": layers, "points_per_side": 16} for layers in (0, 1)],
 }
 """For each setting the values that are shown, with what else is set then."""
+SHOWN = ("astronaut", "chelsea", "coffee", "coins", "motorcycle_left", "rocket")
+"""Photos of scikit-image in the picture of photos."""
 DOUBTS = (1.0, 0.02, 0.01)
 """Largest means of u, as `labelgen select --max-mean-u` takes them."""
 
@@ -81,6 +95,33 @@ def example_picture(numbers: Sequence[int]) -> RgbImage:
     return np.concatenate(rows)
 
 
+def photos_picture(paths: Sequence[Path]) -> RgbImage:
+    """Return pairs of a photo and its masks, ``ACROSS`` in a row; the photos are those of scikit-image."""
+    pairs = []
+    for photo in label([str(path) for path in paths]):
+        panels = [(photo.key, framed(photo.image())), (f"{len(photo)} masks", framed(drawn(photo, range(len(photo)))))]
+        pairs.append(join(panels))
+    rows = [np.concatenate(pairs[start : start + ACROSS], 1) for start in range(0, len(pairs), ACROSS)]
+    return np.concatenate(rows)
+
+
+def played_picture(demo: Path) -> RgbImage:
+    """Return a row for each of some scenes of a demo: the scene, SAM and SUM after three clicks, and the truth."""
+    players = {
+        name: Player(load_weights(weights, Runtime()))
+        for name, weights in (("SAM", PACKAGED), ("SUM", str(demo / "sum")))
+    }
+    rows = []
+    for scene, target in shown_targets(demo / "held_out", "salient", SCENES_SHOWN, LEAST_SHOWN):
+        played = {name: player.play(scene, target, "salient") for name, player in players.items()}
+        panels = [(f"salient, {scene.key}", scene.image)]
+        for name, each in played.items():
+            scores = f"{100 * each.score.iou:.1f} / {100 * each.score.boundary_iou:.1f}"
+            panels.append((f"{name}: {scores}", draw_played(each, scene.image)))
+        rows.append(join([*panels, ("ground truth", draw_prediction(scene.image, target, UserPrompt()))]))
+    return np.concatenate(rows)
+
+
 def drawn(photo: LabelledPhoto, masks: Sequence[int]) -> RgbImage:
     """Return a photo with some of its masks over it."""
     return overlaid(photo.image(), [photo.mask(k) for k in masks])
@@ -108,11 +149,19 @@ def largest_u(photo: LabelledPhoto) -> Map:
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=HOME / "docs/images", help="The folder."
 )
-def main(out: Path) -> None:
+@click.option(
+    "--demo",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A demo's folder: SAM and SUM on its scenes are drawn, too.",
+)
+def main(out: Path, demo: Path | None) -> None:
     """Draw the pictures of the guides into a folder."""
     scene = make_scene(SEED, NUMBER).image
     pictures = {f"setting_{name}": settings_picture(scene, name) for name in CHOICES}
     pictures |= {"setting_max_mean_u": doubt_picture(scene), "half_hour_labels": example_picture((6, 9))}
+    pictures["demo"] = photos_picture([path for path in photo_paths() if path.stem in SHOWN])
+    if demo is not None:
+        pictures["sum"] = played_picture(demo)
     for name, picture in pictures.items():
         buffer = BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=85)
