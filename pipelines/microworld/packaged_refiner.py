@@ -3,7 +3,7 @@
     python -m pipelines.microworld.packaged_refiner --out runs/vit_micro_refiner --photos fine.yaml --var DATA=/data
 
 It learns from exact masks of scenes that nothing else in this project draws, and from those of photos beside them, if a
-suite of sets is given. Resumable; half an hour on two cores.
+suite of sets is given. Resumable; ten minutes on two cores.
 """
 
 from __future__ import annotations

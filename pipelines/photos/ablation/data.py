@@ -116,13 +116,19 @@ def read_data(folder: Path, fine: Sequence[str], untested: Sequence[str] = ()) -
             f"{folder}: fine sets: expected some of {masked or 'those with masks, of which there are none'}"
             f", found {', '.join(unknown) or 'none'}"
         )
-    strangers = [name for name in untested if name not in by_name]
-    if strangers:
-        raise InputError(f"{folder}: untested: expected some of {', '.join(by_name)}, found {', '.join(strangers)}")
+    require_named(folder, "untested", untested, sets)
     for each in sets:
         if each.kind != UNLABELLED and (shared := set(each.ids("train")) & set(each.ids("val"))):
             raise InputError(f"{each.folder}: {min(shared)} is in train.txt and in val.txt; expected it in one of them")
     return Data(sets, tuple(by_name[name] for name in fine), tuple(untested))
+
+
+def require_named(folder: Path, setting: str, names: Sequence[str], sets: Sequence[PhotoSet]) -> None:
+    """Raise ``InputError`` for names in a setting that no set of the folder has, or that are there twice."""
+    known = [each.name for each in sets]
+    wrong = ", ".join(dict.fromkeys(name for name in names if name not in known or names.count(name) > 1))
+    if wrong:
+        raise InputError(f"{folder}: {setting}: expected some of {', '.join(known)}, once each, found {wrong}")
 
 
 def _read(folder: Path) -> PhotoSet:

@@ -20,7 +20,7 @@ from sum_factory.pipelines.microworld.ablation.cells import (
     recipe_of,
     sets_of,
 )
-from sum_factory.pipelines.photos.ablation.data import Data, read_data
+from sum_factory.pipelines.photos.ablation.data import Data, read_data, require_named
 from sum_factory.shared.automask.settings import AutomaskSettings, settings_for
 from sum_factory.shared.precision import PrecisionSetting
 from sum_factory.shared.sam.checkpoint import identify_weights, load_sam
@@ -91,8 +91,11 @@ class PhotosPlan:
 
     @property
     def opened(self) -> Data:
-        """The sets. Raises ``InputError``."""
-        return read_data(self.data, self.fine, self.untested)
+        """The sets. Raises ``InputError``, also for names in ``joined`` and ``shown`` that no set has."""
+        data = read_data(self.data, self.fine, self.untested)
+        require_named(self.data, "joined", [name for joined in self.joined for name in joined.split("+")], data.sets)
+        require_named(self.data, "shown", self.shown or (), data.sets)
+        return data
 
     @property
     def labelled(self) -> list[Path]:

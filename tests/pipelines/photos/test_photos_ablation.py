@@ -242,8 +242,23 @@ def test_sets_are_left_out_of_tests_by_name(data: Path, tmp_path: Path) -> None:
     plan = PhotosPlan(tmp_path, data, fine=("fine",), untested=("things",))
     assert [each.name for each in plan.opened.tested] == ["fine", "pieces"]
     assert "things" in {path.parts[-3] for path in plan.labelled}
-    with pytest.raises(InputError, match="untested: expected some of fine, pieces, plain, things, found other"):
+    with pytest.raises(
+        InputError, match="untested: expected some of fine, pieces, plain, things, once each, found other"
+    ):
         read_data(data, ("fine",), ("other",))
+
+
+@pytest.mark.parametrize("changes", [{"joined": ("things+peices",)}, {"shown": ("peices",)}])
+def test_a_name_that_no_set_has_is_refused(data: Path, tmp_path: Path, changes: dict[str, tuple[str, ...]]) -> None:
+    plan = PhotosPlan(tmp_path, data, fine=("fine",), **changes)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"{next(iter(changes))}: expected some of .*, once each, found peices"):
+        _ = plan.opened
+
+
+def test_a_set_is_joined_once(data: Path, tmp_path: Path) -> None:
+    plan = PhotosPlan(tmp_path, data, fine=("fine",), joined=("things+pieces", "things+fine"))
+    with pytest.raises(InputError, match=r"joined: .* found things"):
+        _ = plan.opened
 
 
 def test_errors_are_drawn_apart_from_what_is_right() -> None:
