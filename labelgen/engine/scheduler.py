@@ -150,15 +150,24 @@ class Scheduler:
         """Hand out assignments: one to every idle worker, then a second each while more wait than there are workers.
 
         Towards the end an assignment waits here for whoever is free first, and not behind one that may take long.
+        Nothing waits beside a unit that has lost workers: what a worker had just finished may be lost with it, and
+        its death would be counted against the wrong one of the two.
         """
         for load, workers in enumerate(self._with_load):
             for worker in sorted(workers):
                 if not self._waiting(1 if load == 0 else self.workers + 1):
                     break
+                if load and self._is_suspect(self._assignments[worker][0]):
+                    continue
+                if load and self._again and self._is_suspect(self._again[0]):
+                    break
                 assignment = self._again.popleft() if self._again else Assignment(self._ahead.popleft())
                 self._assignments[worker].append(assignment)
                 self._sort_in(worker)
                 yield worker, assignment
+
+    def _is_suspect(self, assignment: Assignment) -> bool:
+        return assignment.unit in self._suspects
 
     def done(self, worker: WorkerId, assignment: Assignment) -> None:
         """Note that a worker has finished an assignment."""

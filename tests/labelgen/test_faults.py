@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from pretenders import is_alive
 from sum_factory.labelgen.cli import main
 from sum_factory.labelgen.sets.pace import pace
 from undisturbed import Finished, Label, Snapshot, require_undisturbed
@@ -116,13 +117,6 @@ class Killer(threading.Thread):
     def __exit__(self, *error: object) -> None:
         self.over.set()
         self.join()
-
-
-def is_alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 MORE: dict[str, Any] = {"unit_size": 1}

@@ -154,7 +154,9 @@ def test_units_that_wait_behind_the_one_that_killed_are_not_blamed() -> None:
     assert death is not None
     assert death.assignment == Assignment(0)
     scheduler.add_worker(1)
-    assert [assignment for _, assignment in scheduler.assign()] == [Assignment(0, attempt=2), Assignment(1, attempt=1)]
+    assert list(scheduler.assign()) == [(1, Assignment(0, attempt=2))]
+    scheduler.done(1, Assignment(0, attempt=2))
+    assert next(scheduler.assign()) == (1, Assignment(1, attempt=1))
 
 
 def test_idle_workers_come_first_and_seconds_are_handed_out_only_while_many_wait() -> None:
@@ -208,3 +210,20 @@ def test_has_work_for_as_many_workers_as_there_are_units(units: int, workers: in
         scheduler.add_worker(worker)
     list(scheduler.assign())
     assert scheduler.has_work_for(asked) == (asked <= units)
+
+
+@pytest.mark.parametrize("deaths", range(1, MAX_DEATHS + 2))
+def test_nothing_waits_beside_a_unit_that_has_lost_workers(deaths: int) -> None:
+    scheduler = Scheduler(range(100), lambda unit: SIZE)
+    for worker in range(deaths):
+        scheduler.add_worker(worker)
+        given = [assignment for _, assignment in scheduler.assign()]
+        assert given[0].unit == 0
+        assert len(given) == (IN_FLIGHT if worker == 0 else 1)
+        scheduler.died(worker)
+    scheduler.add_worker(deaths)
+    scheduler.add_worker(deaths + 1)
+    beside = {worker: [assignment.unit for assignment in scheduler.assignments_of(worker)]
+              for worker, _ in scheduler.assign()}  # fmt: skip
+    assert all(len(units) == 1 or 0 not in units for units in beside.values())
+    assert any(0 in units for units in beside.values())
