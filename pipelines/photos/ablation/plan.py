@@ -76,6 +76,8 @@ class PhotosPlan:
     rounds: int = 5
     most_masks: int = 6
     points_per_side: int = 16
+    crop_n_layers: int = 0
+    """Layers of crops that are labelled beside the whole photos: they find smaller things."""
     pred_iou_thresh: float = 0.6
     stability_score_thresh: float = 0.85
     """Filters of labels, and of what the refiner learns from. A tiny model is sure of little on photos."""
@@ -118,6 +120,7 @@ class PhotosPlan:
         return settings_for(
             load_sam(self.sam).architecture.name,
             points_per_side=self.points_per_side,
+            crop_n_layers=self.crop_n_layers,
             pred_iou_thresh=self.pred_iou_thresh,
             stability_score_thresh=self.stability_score_thresh,
         )
