@@ -19,11 +19,11 @@ import click
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
 from sum_factory.shared.masks import iou
+from sum_factory.shared.placement import at_full_size
 from sum_factory.shared.progress import Stage, track
 from sum_factory.shared.shards.shard_set import ImageRows, ShardSet, UncertaintyRow
 
@@ -93,19 +93,18 @@ def _judge_image(
     labels = shards.read_label_logits(number, image, chosen)
     maps = shards.read_uncertainty(number, rows, layer)
     for k, (label, doubt) in enumerate(zip(labels, maps, strict=True)):
-        frame = image.frame(k, shards.input_side)
-        if doubt is None or frame.crop_size != (image.height, image.width):
+        if doubt is None:
             continue
-        mask = (frame.upsample(torch.from_numpy(label)[None]) > 0)[0].numpy()
+        place = (image.frame(k, shards.input_side), image.height, image.width)
+        mask = at_full_size(label, *place) > 0
         overlaps = [iou(mask, exact) for _, exact in truth]
         best = int(np.argmax(overlaps))
         if overlaps[best] >= LEAST_IOU:
-            u = frame.upsample(torch.from_numpy(doubt.u)[None])[0].numpy()
             task, exact = truth[best]
-            refined = None
-            if doubt.refined is not None:
-                refined = iou((frame.upsample(torch.from_numpy(doubt.refined)[None]) > 0)[0].numpy(), exact)
-            yield Judged(task, overlaps[best], refined, 1 - u, mask ^ exact, near_outline(mask))
+            refined = None if doubt.refined is None else iou(at_full_size(doubt.refined, *place) > 0, exact)
+            yield Judged(
+                task, overlaps[best], refined, 1 - at_full_size(doubt.u, *place), mask ^ exact, near_outline(mask)
+            )
 
 
 def near_outline(mask: Masks) -> Masks:

@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from sum_factory.pipelines.microworld.ablation.world import calibration
-from sum_factory.pipelines.microworld.certainty import Judged, Masks, figures_by_task, judge_labels
+from sum_factory.pipelines.microworld.certainty import LEAST_IOU, Judged, Masks, figures_by_task, judge_labels
 from sum_factory.pipelines.photos.ablation.data import PhotoSet
 from sum_factory.pipelines.photos.ablation.plan import PhotosPlan
-from sum_factory.shared.progress import Stage
+from sum_factory.pipelines.photos.ablation.where import SIZES, is_of_size
+from sum_factory.shared.masks import iou
+from sum_factory.shared.placement import at_full_size
+from sum_factory.shared.progress import Stage, track
 from sum_factory.shared.sam.checkpoint import file_sha256
 from sum_factory.shared.shards.dataset import uncertainty_layer
 from sum_factory.shared.shards.shard_set import MASKS, ImageRows, ShardSet
@@ -60,6 +63,54 @@ def _places(photos: PhotoSet) -> Iterator[tuple[Path, HumanSet, str, int]]:
             yield path, opened, photos.kind, place_of[path.stem]
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """What the labels of some photos show of their human masks.
+
+    ``labels`` has the share of the photo that each label covers; ``masks`` has of each human mask its task, its share
+    of the photo, and the IoU of the label that is most like it (0 if there is none).
+    """
+
+    labels: list[float]
+    masks: list[tuple[str, float, float]]
+
+    @classmethod
+    def of(cls, shards: ShardSet, known: KnownPhotos) -> Coverage:
+        """Compare the labels of known photos with their human masks."""
+        found = cls([], [])
+        for number in track(shards.committed(), "looking for human masks among labels", "unit"):
+            for image in shards.images(number):
+                truth = known.truth_of(image)
+                labels = list(_pixels(shards, number, image)) if truth else []
+                found.labels.extend(float(label.mean()) for label in labels)
+                for task, mask in truth:
+                    best = max((iou(label, mask) for label in labels), default=0.0)
+                    found.masks.append((task, float(mask.mean()), best))
+        return found
+
+    def by_size(self) -> dict[str, Any]:
+        """Return by size the share of all labels, and by task the number of human masks and the share that is found: a
+        label overlaps it by half."""
+        labels, shares = np.array(self.labels), np.array([share for _, share, _ in self.masks])
+        found = np.array([best >= LEAST_IOU for *_, best in self.masks])
+        tasks = np.array([task for task, *_ in self.masks])
+        table: dict[str, Any] = {}
+        for size in SIZES:
+            of_size = {task: is_of_size(shares, size) & (tasks == task) for task in np.unique(tasks).tolist()}
+            table[size] = {
+                "labels": float(is_of_size(labels, size).mean()) if len(labels) else 0.0,
+                "masks": {task: int(chosen.sum()) for task, chosen in of_size.items()},
+                "found": {task: float(found[chosen].mean()) for task, chosen in of_size.items() if chosen.any()},
+            }
+        return table
+
+
+def _pixels(shards: ShardSet, number: int, image: ImageRows) -> Iterator[Masks]:
+    """Yield the labels of a photo in its pixels, bool (H, W) each; of those from a crop, what lies in the crop."""
+    for k, label in enumerate(shards.read_label_logits(number, image, list(range(len(image.masks))))):
+        yield at_full_size(label, image.frame(k, shards.input_side), image.height, image.width) > 0
+
+
 def describe_labels(plan: PhotosPlan) -> dict[str, Any]:
     """Return figures of the labels by source of uncertainty and task; they are kept beside the ids of their layers.
 
@@ -72,10 +123,11 @@ def describe_labels(plan: PhotosPlan) -> dict[str, Any]:
     path = plan.out / LABELS_FILE
     if path.exists():
         stored: dict[str, Any] = json.loads(path.read_text())
-        if stored["of"] == key:
+        if stored["of"] == key and "by size" in stored:
             return stored
     known = KnownPhotos.of(plan)
-    found: dict[str, Any] = {"of": key, "photos": len(known.places), "sources": {}}
+    coverage = Coverage.of(shards, known).by_size()
+    found: dict[str, Any] = {"of": key, "photos": len(known.places), "by size": coverage, "sources": {}}
     for source in shards.uncertainty_layers:
         judged: list[Judged] = list(judge_labels(shards, source, known.truth_of))
         with Stage(f"averaging labels by {source}"):

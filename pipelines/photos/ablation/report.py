@@ -10,6 +10,7 @@ from sum_factory.pipelines.microworld.ablation.claims import verdict
 from sum_factory.pipelines.microworld.ablation.plots import line_chart
 from sum_factory.pipelines.microworld.ablation.report import IMAGES_FOLDER, NOT_RUN, curve, fill, spread_text, table
 from sum_factory.pipelines.microworld.ablation.results import Measure, Results
+from sum_factory.pipelines.microworld.sets import SCENE_TASKS
 from sum_factory.pipelines.photos.ablation.compare import (
     FROZEN_ROW,
     Row,
@@ -92,7 +93,18 @@ def labels_tables(found: Mapping[str, Any]) -> str:
                 values = [f"{each[name]:.3f}" for name in names]
                 rows.append([source, task, each["labels"], f"{each['mean_iou']:.3f}", refined, *values])
     text = f"Of {found['photos']} labelled photos whose human masks are known, the labels that overlap one by half."
-    return f"{text}\n\n{table(['source', 'task', *columns], rows)}"
+    return f"{text}\n\n{table(['source', 'task', *columns], rows)}\n\n{found_table(found['by size'])}"
+
+
+def found_table(by_size: Mapping[str, Any]) -> str:
+    """Return by size which share of the human masks there is a label for, and how large labels are."""
+    tasks = sorted({task for each in by_size.values() for task in each["masks"]}, key=SCENE_TASKS.index)
+    rows: list[list[object]] = []
+    for size, each in by_size.items():
+        cells = [f"{100 * each['found'][t]:.0f} % of {each['masks'][t]}" if t in each["found"] else "" for t in tasks]
+        rows.append([size, *cells, f"{100 * each['labels']:.0f} %"])
+    text = "Human masks of these photos that a label overlaps by half, and the sizes of all labels:"
+    return f"{text}\n\n{table(['human mask', *tasks, 'of all labels'], rows)}"
 
 
 def where_table(plan: PhotosPlan, results: Results) -> str:

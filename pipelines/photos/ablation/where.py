@@ -22,6 +22,12 @@ from sum_factory.trainer.evaluation.report import ALL
 
 SMALL, LARGE = 0.01, 0.1
 """Shares of the photo that a small mask covers less of than, and a large one more."""
+SIZES = {
+    f"below {100 * SMALL:g} % of the photo": (0.0, SMALL),
+    f"{100 * SMALL:g} to {100 * LARGE:g} %": (SMALL, LARGE),
+    f"above {100 * LARGE:g} %": (LARGE, 1.0),
+}
+"""From which share of the photo to which, by the words of the page."""
 OPENED = 0.03
 """Width of what counts as thin, as a share of the photo's longer side: about two cells of a grid of 64."""
 THIN = 0.3
@@ -34,6 +40,12 @@ class MaskKind:
 
     title: str
     chosen: npt.NDArray[np.bool_]
+
+
+def is_of_size(share: npt.NDArray[np.float64], size: str) -> npt.NDArray[np.bool_]:
+    """Return which masks, that cover a ``share`` (M,) of their photo, are of one of ``SIZES``, bool (M,)."""
+    least, most = SIZES[size]
+    return (share >= least) & ((share < most) | (most == 1))
 
 
 def thin_share(mask: Mask) -> float:
@@ -68,9 +80,7 @@ def kinds_of_masks(plan: PhotosPlan, results: Results, measure: Measure) -> list
     area, height, width = (rows[name].to_numpy() for name in ("area", "height", "width"))
     share, thin = area / (height.astype(np.int64) * width), thin_shares(plan, rows)
     return [
-        MaskKind(f"below {100 * SMALL:g} % of the photo", share < SMALL),
-        MaskKind(f"{100 * SMALL:g} to {100 * LARGE:g} %", (share >= SMALL) & (share <= LARGE)),
-        MaskKind(f"above {100 * LARGE:g} %", share > LARGE),
+        *(MaskKind(size, is_of_size(share, size)) for size in SIZES),
         MaskKind(f"thin: more than {100 * THIN:g} % of it is", thin > THIN),
         MaskKind("not thin", thin <= THIN),
     ]

@@ -29,6 +29,7 @@ from sum_factory.pipelines.photos.ablation.compare import (
     scores_of_row,
 )
 from sum_factory.pipelines.photos.ablation.data import read_data
+from sum_factory.pipelines.photos.ablation.labels import Coverage
 from sum_factory.pipelines.photos.ablation.pictures import ADDED, MISSED, RIGHT, draw_errors
 from sum_factory.pipelines.photos.ablation.plan import SETTING, PhotosPlan, cells_of_photos
 from sum_factory.pipelines.photos.ablation.study import run_photos
@@ -160,6 +161,7 @@ def test_page_has_tables_charts_and_pictures(plan: PhotosPlan, docs: Path) -> No
     assert "| human-only, filled | 1 |" in page
     assert "Of 4 labelled photos whose human masks are known" in page
     assert "| 1 to 10 % | 6 |" in page
+    assert re.search(r"\| 1 to 10 % \| \d+ % of 4 \| \d+ % of 4 \| \d+ % \|", page)  # entities, parts, labels
     links = set(re.findall(r"\]\(images/(.*?)\)", page))
     assert links == {path.name for path in (docs / "images").iterdir()} >= {"photos_all.svg", "photos.png"}
     overlays, shapes = (cv2.imread(str(path)) for path in (plan.out / "photos.jpg", docs / "images" / "photos.png"))
@@ -198,6 +200,15 @@ def test_kinds_of_masks_are_of_all_that_were_tested(plan: PhotosPlan) -> None:
     assert middle is not None
     assert middle.mean == pytest.approx((first.values - second.values).mean())
     assert found[kinds[0]] is None
+
+
+def test_share_of_human_masks_that_labels_show_is_told_by_size() -> None:
+    labels = [0.001, 0.02, 0.1, 0.5]
+    masks = [("part", 0.005, 0.7), ("part", 0.005, 0.2), ("part", 0.01, 0.5), ("entity", 1.0, 0.9)]
+    small, middle, large = Coverage(labels, masks).by_size().values()
+    assert small == {"labels": 0.25, "masks": {"entity": 0, "part": 2}, "found": {"part": 0.5}}
+    assert middle == {"labels": 0.25, "masks": {"entity": 0, "part": 1}, "found": {"part": 1.0}}
+    assert large == {"labels": 0.5, "masks": {"entity": 1, "part": 0}, "found": {"entity": 1.0}}
 
 
 def test_folders_that_are_no_sets_and_photos_in_both_splits_are_refused(data: Path, tmp_path: Path) -> None:
