@@ -68,23 +68,40 @@ class PhotosPlan:
         "model-merging",
     )
     seeds: tuple[int, ...] = (0, 1, 2)
-    pool: int | None = None
+    pool: int | None = 450
     """Photos that the frozen model labels, at most; of more, so many are drawn at random, the same each time. With no
     more than a run takes, all methods train on the same ones."""
     described: int = 300
     """Labelled photos with human masks, drawn at random, whose labels are compared with these."""
     rounds: int = 5
-    most_masks: int = 6
+    most_masks: int = 3
     points_per_side: int = 16
-    crop_n_layers: int = 0
-    """Layers of crops that are labelled beside the whole photos: they find smaller things."""
-    pred_iou_thresh: float = 0.6
-    stability_score_thresh: float = 0.85
+    crop_n_layers: int = 1
+    """Layers of crops that are labelled beside the whole photos. They find small things, and what labels do not show is
+    forgotten."""
+    pred_iou_thresh: float = 0.4
+    stability_score_thresh: float = 0.8
     """Filters of labels, and of what the refiner learns from. A tiny model is sure of little on photos."""
     precision: PrecisionSetting = "auto"
     """What runs are trained in; the refiner, labels and scores are fp32's."""
-    fit_changes: tuple[str, ...] = ("steps=600", "rounds=7")
-    refiner_changes: tuple[str, ...] = ()
+    fit_changes: tuple[str, ...] = (
+        "steps=150",
+        "batch=4",
+        "micro_batch=4",
+        "masks=6",
+        "mix.human=1",
+        "mix.pseudo=3",
+        "rounds=5",
+        "target=coverage",
+        "optimizer.warmup=10",
+        "optimizer.learning_rate=5.0e-5",
+        "box_share=0.1",
+        "loss.alpha=0.5",
+        "loss.gamma=0",
+        "loss.focal_weight=6",
+    )
+    """Chosen on a part of train (docs/photos.md). The losses are those that ``vit_micro`` learnt by."""
+    refiner_changes: tuple[str, ...] = ("target=coverage", "steps=300")
 
     @property
     def shards(self) -> Path:
