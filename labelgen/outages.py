@@ -75,9 +75,9 @@ class Outages:
         try:
             return read()
         except (InputError, UnreachableError) as error:
-            if self._is_own_fault(error, photo, neighbours, failures):
-                raise _as_own(error) from error
-            return error
+            if not self._is_own_fault(error, photo, neighbours, failures):
+                return error
+            return _once_more(error, read)
 
     def _is_own_fault(self, error: Exception, photo: PhotoFile, neighbours: Sequence[PhotoFile], failures: int) -> bool:
         """Whether it is this photo alone that cannot be read: others beside it can, and what it lay in is there."""
@@ -97,6 +97,21 @@ class Outages:
                 return False
             time.sleep(min(STOP_SECONDS, pause))
         return True
+
+
+def _once_more(error: InputError | UnreachableError, read: Callable[[], bytes]) -> bytes | UnreachableError:
+    """Return what ``read`` gives now: the place of a photo may have come back before it was looked for.
+
+    Raises what it is this time as the photo's own fault, unless only now its place is gone.
+    """
+    try:
+        return read()
+    except UnreachableError as again:
+        if isinstance(error, InputError):
+            return again
+        raise _as_own(again) from error
+    except InputError as again:
+        raise again from error
 
 
 def _pauses(seconds: float) -> Iterator[tuple[float, float]]:

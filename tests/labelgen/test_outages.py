@@ -15,6 +15,7 @@ import pytest
 from shortages import NO_WAIT, Label, Snapshot, errors_in, labelgen, mount, unmount
 from sum_factory.labelgen import beside_masks, labeler
 from sum_factory.labelgen.engine.stop import Stop
+from sum_factory.labelgen.outages import Outages
 from sum_factory.labelgen.run import RunSummary
 from sum_factory.shared.errors import InputError, UnreachableError
 from sum_factory.shared.photo_files import PhotoFile, read_listed
@@ -66,12 +67,26 @@ def test_photos_that_went_in_mid_run_are_labelled_when_they_are_back(
 def test_run_waits_says_so_and_goes_on(
     own_photos: Path, tmp_path: Path, label: Label, gone_after: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    back = threading.Timer(1.0, lambda: mount(own_photos))
+    back = threading.Timer(2.5, lambda: mount(own_photos))
     gone_after(1, lambda: unmount(own_photos) or back.start())  # type: ignore[func-returns-value]
     summary = label(own_photos, tmp_path / "shards", wait_for_photos=60.0)
     back.join()
     assert (summary.images, summary.errors) == (6, ())
     assert "neither can what is beside it: waiting 1 s, 60 s at most" in capsys.readouterr().err
+
+
+def test_place_that_came_back_while_it_was_looked_for_is_no_fault_of_the_photo(own_photos: Path) -> None:
+    photo, *others = (PhotoFile(path.stem, str(path)) for path in sorted(own_photos.glob("photo*")))
+    unmount(own_photos)
+
+    def read() -> bytes:
+        try:
+            return read_listed(photo)
+        finally:
+            if not Path(photo.url).exists():
+                mount(own_photos)
+
+    assert Outages().read(photo, others, read) == Path(photo.url).read_bytes()
 
 
 def test_stop_ends_the_waiting(own_photos: Path, tmp_path: Path, label: Label, gone_after: Callable[..., None]) -> None:
