@@ -208,6 +208,7 @@ class _Pool:
             answer: Answer = ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, SumError):
+                yield from self._rest_of_progress()
                 raise error.cause from None
             yield from self._bury(worker, error)  # memory, a GPU or a library failed: the process is not to be trusted
         except RayError as error:

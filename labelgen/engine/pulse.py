@@ -90,11 +90,7 @@ class Pulses:
     def _look(self, worker: WorkerId, pulse: _Pulse, beats: Mapping[WorkerId, int], step: float) -> Iterator[Stuck]:
         self._count(pulse, beats.get(worker), step)
         silent, unmoved = self.patience.silent, self.patience.unmoved
-        if pulse.silent >= silent:
-            yield Stuck(worker, f"not heard of for {pulse.silent:.0f} s (--silent-after), and replaced", is_over=True)
-        elif pulse.unmoved >= unmoved:
-            yield Stuck(worker, f"nothing done for {pulse.unmoved:.0f} s (--stuck-after), and replaced", is_over=True)
-        elif pulse.silent >= min(SILENT_WARNED, silent / 2) and not pulse.is_told_silent:
+        if pulse.silent >= min(SILENT_WARNED, silent / 2) and not pulse.is_told_silent:
             pulse.is_told_silent = True
             yield Stuck(
                 worker,
@@ -102,6 +98,8 @@ class Pulses:
                 f"it is replaced after {silent:.0f} s (--silent-after)",
                 is_over=False,
             )
+        elif pulse.silent >= silent:
+            yield Stuck(worker, f"not heard of for {pulse.silent:.0f} s (--silent-after), and replaced", is_over=True)
         elif pulse.unmoved >= min(UNMOVED_WARNED, unmoved / 2) and not pulse.is_told_unmoved:
             pulse.is_told_unmoved = True
             yield Stuck(
@@ -110,6 +108,8 @@ class Pulses:
                 f"{unmoved:.0f} s (--stuck-after)",
                 is_over=False,
             )
+        elif pulse.unmoved >= unmoved:
+            yield Stuck(worker, f"nothing done for {pulse.unmoved:.0f} s (--stuck-after), and replaced", is_over=True)
 
     def _count(self, pulse: _Pulse, done: int | None, step: float) -> None:
         """Count a step of time, in which a worker was heard of if it is known how much it has done."""

@@ -138,7 +138,7 @@ def test_worker_that_is_stopped_is_told_of_and_replaced_and_the_bytes_are_those_
     stopped = (tmp_path / "tombstone").read_text()
     assert (summary.units_done, summary.masks, summary.errors) == (3, finished[1].masks, ())
     assert snapshot(tmp_path / "shards") == snapshot(finished[0])
-    warned, replaced = (
+    *_, warned, replaced = (  # a busy machine may have had it silent before
         line for line in capsys.readouterr().err.splitlines() if f"process {stopped}: not heard" in line
     )
     assert "unit 000001: " in warned
