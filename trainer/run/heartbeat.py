@@ -91,6 +91,7 @@ def heard_of(store: Store, rank: int, count: int, end: Callable[[WorkerError], N
                 number += 1
                 _count(own, rank, str(number))
                 silence.hear(own.multi_get([f"beat {other}" for other in others]))
+            _count(own, rank, LEFT.decode())  # here, or a beat on its way might count on after it
 
     def look() -> None:
         before = time.monotonic()
@@ -111,8 +112,9 @@ def heard_of(store: Store, rank: int, count: int, end: Callable[[WorkerError], N
         done.set()
         for thread in threads:
             thread.join(2 * BEAT_SECONDS)
-        with suppress(RuntimeError):
-            _count(own, rank, LEFT.decode())
+        if threads[0].is_alive():  # it waits for the others, who are to hear of it nonetheless
+            with suppress(RuntimeError):
+                _count(own, rank, LEFT.decode())
 
 
 def _count(store: Store, rank: int, value: str) -> None:
