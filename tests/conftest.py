@@ -27,7 +27,7 @@ import pytest
 from sum_factory.shared import progress
 from sum_factory.shared.automask.settings import AutomaskSettings
 from sum_factory.shared.precision import TOLD
-from sum_factory.shared.progress import Speaker
+from sum_factory.shared.progress import SPEAKER, Speaker
 
 pytest.register_assert_rewrite(*(path.stem for path in (Path(__file__).parent / "support").iterdir()))
 
@@ -50,7 +50,9 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same examples every time, and as slow as they like: what a test says must not depend on luck or load.
-hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("steady")
 
 
@@ -66,6 +68,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_collection_finish() -> None:
     """Have the garbage collector leave alone what libraries and tests are made of: it is there until the end."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def nothing_told_before() -> None:
+    """Progress is told of every so many seconds of a process: when a test begins, they begin."""
+    SPEAKER._spoken = None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,9 +33,11 @@ from sum_factory.shared.shards.verify import verify
 
 @pytest.fixture(scope="session", autouse=True)
 def unhindered_workers() -> Iterator[None]:
-    """Ray's workers yield to everything else on the machine by default, and would starve on a busy one."""
+    """Ray's workers yield to everything else on the machine by default, and would starve on a busy one; and Ray's own
+    processes are given half a minute to start."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_worker_niceness", "0")
+        environment.setenv("RAY_gcs_server_port_wait_time_s", "300")
         yield
 
 

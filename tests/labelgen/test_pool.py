@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ def test_image_that_workers_do_not_survive_is_left_out(
     work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(scheduler, "MAX_DEATHS", 1)
+    monkeypatch.setattr(scheduler, "IN_FLIGHT", 1)  # else the answer to what came before may die with the worker
     (tmp_path / "2-1").write_text(how)
     events = work(4)
     assert reported(events) == [0, 1, 2, 3]
@@ -206,12 +208,14 @@ def test_what_a_worker_cannot_help_ends_the_run_by_its_own_words(work: Work, tmp
 def kill_at_random(folder: Path, seed: int, times: int, end: threading.Event) -> None:
     """Kill a worker with SIGKILL at random moments, so many times."""
     chance = random.Random(seed)
+    wait_until(lambda: end.is_set() or bool(workers_in(folder)))
     for _ in range(times):
         if end.wait(chance.uniform(0.1, 1.0)):
             return
         alive = [process for process in workers_in(folder) if Path(f"/proc/{process}").exists()]
         if alive:
-            os.kill(chance.choice(alive), signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(chance.choice(alive), signal.SIGKILL)
 
 
 def test_workers_that_are_killed_at_random_moments_cost_only_what_they_were_working_on(
@@ -226,7 +230,7 @@ def test_workers_that_are_killed_at_random_moments_cost_only_what_they_were_work
     assert reported(events) == list(range(60))
     written = journal(tmp_path)
     again = sum(written[f"begun {unit}"] - 1 for unit in range(60))
-    assert again <= len(lost_in(events))
+    assert again <= scheduler.IN_FLIGHT * len(lost_in(events))  # the answer to what was done last may be lost, too
 
 
 def test_stop_within_its_grace_finishes_what_is_begun_and_nothing_else(work: Work, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def in_thread(pool: ThreadPoolExecutor, work: Callable[[], object]) -> Callable[
 
 
 def soon(is_so: Callable[[], bool]) -> bool:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 600
     while not is_so() and time.monotonic() < until:
         time.sleep(0.001)
     return is_so()

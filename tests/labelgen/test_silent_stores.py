@@ -36,7 +36,7 @@ def server() -> Iterator[Callable[[str], str]]:
         def answer(self) -> None:
             behaviour = self.path.split("/")[1]
             if behaviour == "silent":
-                released.wait(30)
+                released.wait(120)
                 return
             status = {"gone": 404, "failing": 503}.get(behaviour, 200)
             self.send_response(status)
@@ -74,7 +74,7 @@ def test_store_that_is_silent_is_named_and_not_the_list(server: Callable[[str], 
         with pytest.raises(InputError) as caught:
             list(list_photos([place]))
         assert str(caught.value).startswith(f"{url}: cannot be read (the store {store} has not answered within")
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
 
 
 def test_store_that_drips_is_an_outage(server: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,8 @@ def test_what_is_waited_for_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with pytest.raises(TimeoutError, match=r"^the store s3://b has not answered within 0 s$"):
         deadlines.within(0.05, "the store s3://b", over.wait)
     assert capsys.readouterr().err == "the store s3://b has not answered for 0 s; it is waited for 0 s\n"
-    assert deadlines.within(10, "the store s3://b", lambda: 7) == 7
+    monkeypatch.setattr(deadlines, "TOLD_SECONDS", 60.0)
+    assert deadlines.within(600, "the store s3://b", lambda: 7) == 7
     assert capsys.readouterr().err == ""
     over.set()
 

@@ -202,7 +202,7 @@ def test_command_that_gets_a_signal_says_what_is_left_and_leaves_nothing_half(
 
 
 def test_second_signal_ends_the_command_at_once(many_photos: Path, tmp_path: Path, snapshot: Snapshot) -> None:
-    process, log = begin(many_photos, tmp_path / "shards", [*MANY, "--grace=300"])
+    process, log = begin(many_photos, tmp_path / "shards", [*MANY, "--grace=300", f"--unit-size={PHOTOS}"])
     wait_for("unit begun", process, log)
     process.send_signal(signal.SIGTERM)
     assert process.stderr is not None

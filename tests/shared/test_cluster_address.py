@@ -116,7 +116,7 @@ def test_what_does_not_answer_is_waited_for_so_long_and_no_longer(
         WorkerError, match=r"no Ray cluster at '127.*nothing answers within .* s\); check --ray-address"
     ):
         require_cluster(serve(talk))
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 60
 
 
 @pytest.mark.parametrize(

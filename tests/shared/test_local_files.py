@@ -93,7 +93,7 @@ def test_output_goes_into_a_pipe_that_is_there(tmp_path: Path) -> None:
     reader.start()
     with whole_file(pipe) as file:
         file.write(b"all of it")
-    reader.join(10)
+    reader.join(60)
     assert read == [b"all of it"]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
