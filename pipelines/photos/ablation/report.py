@@ -61,7 +61,11 @@ def blocks_of(plan: PhotosPlan, results: Results) -> dict[str, str]:
         "progress": progress(plan, results),
         "labels": labels_tables(describe_labels(plan)),
         "means": "\n\n".join([*means, *(prompts_table(plan, results, metric) for metric in ("mBIoU", "mIoU"))]),
-        "differences": "\n\n".join(differences_table(plan, results, metric, groups) for metric in ("mBIoU", "mIoU")),
+        "differences": "\n\n".join(
+            make(plan, results, metric)
+            for make in (differences_table, differences_by_prompt_table)
+            for metric in ("mBIoU", "mIoU")
+        ),
         "where": where_table(plan, results),
         "charts": "\n".join(links),
         "pictures": f"![Masks of photos of val after 3 points]({IMAGES_FOLDER}/{SHAPES})",
@@ -153,16 +157,27 @@ def prompts_table(plan: PhotosPlan, results: Results, metric: str) -> str:
     return table([f"{metric}, all sets", *measures], rows)
 
 
-def differences_table(plan: PhotosPlan, results: Results, metric: str, groups: tuple[str, ...]) -> str:
-    """Return paired differences after 3 points by task, over all sets with their verdict, and from a box."""
+def differences_table(plan: PhotosPlan, results: Results, metric: str) -> str:
+    """Return paired differences after 3 points by task, and over all sets with their verdict."""
+    groups = groups_of(results)
     rows: list[list[object]] = []
     for better, worse in pairs_of(plan):
         found = {group: difference_of(results, better, worse, Measure(metric), group) for group in groups}
-        box = difference_of(results, better, worse, Measure(metric, "box", 1, "single"), ALL)
         if found[ALL] is not None:
             cells = [each or "" for each in found.values()]
-            rows.append([f"{better.title} above {worse.title}", *cells, verdict(found[ALL]), box or ""])
-    return table([f"{metric}, 3 points", *groups, "", "box, all"], rows)
+            rows.append([f"{better.title} above {worse.title}", *cells, verdict(found[ALL])])
+    return table([f"{metric}, 3 points", *groups, ""], rows)
+
+
+def differences_by_prompt_table(plan: PhotosPlan, results: Results, metric: str) -> str:
+    """Return paired differences over all sets by prompt, oracle and single output."""
+    measures = {title: each for title, each in measures_of(plan, metric).items() if each != Measure(metric)}
+    rows: list[list[object]] = []
+    for better, worse in pairs_of(plan):
+        found = [difference_of(results, better, worse, measure, ALL) for measure in measures.values()]
+        if any(found):
+            rows.append([f"{better.title} above {worse.title}", *(each or "" for each in found)])
+    return table([f"{metric}, all sets", *measures], rows)
 
 
 def chart_name(group: str) -> str:
