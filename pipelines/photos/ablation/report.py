@@ -8,7 +8,15 @@ from typing import Any
 
 from sum_factory.pipelines.microworld.ablation.claims import verdict
 from sum_factory.pipelines.microworld.ablation.plots import line_chart
-from sum_factory.pipelines.microworld.ablation.report import IMAGES_FOLDER, NOT_RUN, curve, fill, spread_text, table
+from sum_factory.pipelines.microworld.ablation.report import (
+    IMAGES_FOLDER,
+    NOT_RUN,
+    calibration_chart,
+    curve,
+    fill,
+    spread_text,
+    table,
+)
 from sum_factory.pipelines.microworld.ablation.results import Measure, Results
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
 from sum_factory.pipelines.photos.ablation.compare import (
@@ -29,7 +37,7 @@ from sum_factory.shared.progress import Stage
 from sum_factory.shared.store.storage import Storage
 from sum_factory.trainer.evaluation.report import ALL
 
-PAGE, OVERLAYS, SHAPES = "photos.md", "photos.jpg", "photos.png"
+PAGE, OVERLAYS, SHAPES, CALIBRATION = "photos.md", "photos.jpg", "photos.png", "photos_calibration.svg"
 MAKER = "pipelines.photos.ablation"
 ROUNDS_SHOWN = (1, 3, 5)
 
@@ -42,7 +50,10 @@ def write_photos_page(plan: PhotosPlan, results: Results, docs: Path) -> None:
     with Stage("making tables and charts"):
         page = fill((docs / PAGE).read_text(), blocks_of(plan, results), str(docs / PAGE), MAKER)
         storage = Storage(str(docs))
-        for name, chart in charts_of(plan, results).items():
+        charts = charts_of(plan, results)
+        if results.tables:
+            charts[CALIBRATION] = calibration_chart(describe_labels(plan))
+        for name, chart in charts.items():
             storage.write(f"{IMAGES_FOLDER}/{name}", chart.encode())
     if results.tables:
         with Stage("drawing pictures"):
@@ -97,7 +108,8 @@ def labels_tables(found: Mapping[str, Any]) -> str:
                 values = [f"{each[name]:.3f}" for name in names]
                 rows.append([source, task, each["labels"], f"{each['mean_iou']:.3f}", refined, *values])
     text = f"Of {found['photos']} labelled photos whose human masks are known, the labels that overlap one by half."
-    return f"{text}\n\n{table(['source', 'task', *columns], rows)}\n\n{found_table(found['by size'])}"
+    chart = f"![Pixels that are wrong, by u]({IMAGES_FOLDER}/{CALIBRATION})"
+    return "\n\n".join([text, table(["source", "task", *columns], rows), chart, found_table(found["by size"])])
 
 
 def found_table(by_size: Mapping[str, Any]) -> str:
