@@ -63,8 +63,8 @@ def main(
         plan = change_settings(quick_plan(out) if quick else Plan(out), (*changes, *chosen), "plan")
         if choose:
             prepare(plan, processes, click.echo)
-            run_cells(plan, choices(), processes)
-            click.echo(choices_table(Results.read(plan, choices())))
+            run_cells(plan, choices(plan), processes)
+            click.echo(choices_table(Results.read(plan, choices(plan))))
         elif report_only:
             write_results(plan, out / "refiner" / "refiner.safetensors", docs)
         else:

@@ -26,12 +26,13 @@ SINGLE_ROUNDS = 3
 """Rounds with one fixed output, at most; the curves are those of the oracle's."""
 FULL = "full"
 STUDIED = ("vanilla", "sum")
-"""Methods that settings are chosen by, and whose gain is followed over the number of human masks."""
+"""Methods whose gain is followed over what is turned."""
 FOLLOWED = ("human-only", *STUDIED)
-"""Methods of which runs of fewer steps are made: does human-only forget more, does SUM's lead grow?"""
+"""Methods that settings are chosen by, and of which runs of fewer steps are made: does human-only forget more, does
+SUM's lead grow?"""
 STUDY_SETTING = "small"
 """Where things are turned, and settings are chosen."""
-WHICH_RUNS = ("out", "settings", "methods", "seeds", "studies", "validation")
+WHICH_RUNS = ("out", "settings", "methods", "seeds", "rates", "studies", "validation")
 """What of a plan says which runs there are, and where, and nothing of their world."""
 FILLED = ("mix.pseudo=0",)
 """Has human photos fill the batch: without, a step has those that it has with any method, and no others."""
@@ -50,6 +51,11 @@ class Cell:
     seed: int = 0
     changes: tuple[str, ...] = ()
     split: str = "held_out"
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it is the frozen model, which is not trained."""
+        return self.method == SAM
 
     @property
     def name(self) -> str:
@@ -104,13 +110,14 @@ def studies(plan: Plan, seed: int) -> Iterator[Cell]:
             yield Cell(STUDY_SETTING, method, f"human={count}", seed, (f"human.0.limit={count}",))
 
 
-def choices() -> list[Cell]:
-    """Return the cells that the learning rate is chosen by, on the scenes of validation."""
-    return [
+def choices(plan: Plan) -> list[Cell]:
+    """Return the cells that the learning rate is chosen by, on the scenes of validation: the frozen model first."""
+    runs = [
         Cell(STUDY_SETTING, method, f"lr={rate}", CHOOSING_SEED, (f"optimizer.learning_rate={rate}",), "validation")
-        for rate in ("5.0e-5", "1.0e-4", "2.0e-4")
-        for method in STUDIED
+        for rate in plan.rates
+        for method in FOLLOWED
     ]
+    return [replace(FROZEN, seed=CHOOSING_SEED, split="validation"), *runs]
 
 
 @singledispatch
@@ -151,7 +158,7 @@ def _(plan: Plan, cell: Cell) -> list[Protocol]:
 
 def protocols_of_rounds(rounds: int, cell: Cell) -> list[Protocol]:
     """Return protocols of so many rounds: points with both outputs, and a box, which has one output."""
-    every = cell != FROZEN and METHODS[cell.method].task_prompt == "all"
+    every = not cell.is_frozen and METHODS[cell.method].task_prompt == "all"
     task_rounds = rounds if every else 1
     return [
         Protocol("point", rounds, "oracle", task_rounds),
@@ -185,7 +192,7 @@ def _(plan: Plan, cell: Cell) -> dict[str, Any]:
     identity["human_world"] = asdict(plan.human_world)
     identity["sam"] = identify_weights(plan.sam)["sha256"]
     identity["protocols"] = [asdict(protocol) for protocol in protocols_of(plan, cell)]
-    if cell != FROZEN:
+    if not cell.is_frozen:
         recipe = recipe_of(plan, cell)
         identity["recipe"] = recipe.identity()
         identity["precision"] = recipe.computed_in

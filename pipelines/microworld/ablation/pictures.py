@@ -36,7 +36,7 @@ def write_pictures(plan: Plan, results: Results, path: Path) -> None:
     """
     cells = shown_cells(plan, results)
     players = {
-        method: Player(load_weights(plan.sam if cell == FROZEN else str(cell.folder(plan)), Runtime()))
+        method: Player(load_weights(plan.sam if cell.is_frozen else str(cell.folder(plan)), Runtime()))
         for method, cell in cells.items()
     }
     titles = ["scene", "exact mask", *players]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sum_factory.pipelines.microworld.ablation.cells import FROZEN, FULL, SAM, STUDY_SETTING, cells_of
+from sum_factory.pipelines.microworld.ablation.cells import FULL, SAM, STUDY_SETTING, cells_of
 from sum_factory.pipelines.microworld.ablation.claims import anchors, claims_of, difference, scores_of, verdict
 from sum_factory.pipelines.microworld.ablation.plots import Line, line_chart
 from sum_factory.pipelines.microworld.ablation.reported import Reported
@@ -78,7 +78,7 @@ def progress(plan: Plan, results: Results, kept: Reported) -> str:
     cells, rows = cells_of(plan), []
     for setting in plan.settings:
         for seed in plan.seeds:
-            here = [cell for cell in cells if (cell.setting, cell.seed) == (setting, seed) and cell != FROZEN]
+            here = [cell for cell in cells if (cell.setting, cell.seed) == (setting, seed) and not cell.is_frozen]
             done = [cell for cell in here if cell in results.tables or kept.has(cell)]
             rows.append([setting, seed, f"{len(done)} of {len(here)}"])
     text = (

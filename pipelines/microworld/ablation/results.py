@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sum_factory.pipelines.microworld.ablation.cells import FROZEN, Cell
+from sum_factory.pipelines.microworld.ablation.cells import Cell
 from sum_factory.pipelines.microworld.ablation.settings import AnyPlan
 from sum_factory.pipelines.microworld.ablation.work import is_done, read_scores
 from sum_factory.trainer.evaluation.report import ALL, METRICS, by_protocol, summarise
@@ -82,9 +82,9 @@ class Results:
         The frozen model is in every setting of which something has been run: that of another setting may be one that
         was trained elsewhere.
         """
-        for setting in dict.fromkeys(cell.setting for cell in self.tables if cell != FROZEN):
+        for setting in dict.fromkeys(cell.setting for cell in self.tables if not cell.is_frozen):
             for cell, table in self.tables.items():
-                if cell == FROZEN or cell.setting == setting:
+                if cell.is_frozen or cell.setting == setting:
                     yield from _rows_of(replace(cell, setting=setting), table)
 
 

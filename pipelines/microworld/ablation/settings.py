@@ -131,6 +131,8 @@ class Plan:
     settings: tuple[str, ...] = ("small", "medium")
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = (0, 1, 2)
+    rates: tuple[str, ...] = ("5.0e-5", "1.0e-4", "2.0e-4")
+    """Learning rates that are compared on scenes of validation (``--choose``)."""
     studies: bool = True
     precision: PrecisionSetting = "auto"
     """What the frozen model and all runs are trained in; the refiner, labels and scores are fp32's."""

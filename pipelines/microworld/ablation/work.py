@@ -20,7 +20,6 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from sum_factory.pipelines.microworld.ablation.cells import (
-    FROZEN,
     Cell,
     identity_of,
     protocols_of,
@@ -72,7 +71,7 @@ def is_done(plan: AnyPlan, cell: Cell) -> bool:
         return False
     stored = json.loads(pq.read_schema(path).metadata[IDENTITY])
     wanted = json.loads(json.dumps(identity_of(plan, cell)))
-    if cell != FROZEN:
+    if not cell.is_frozen:
         recipe = recipe_of(plan, cell)
         resolve(recipe.precision, pick_device(recipe.device)).require_recorded(str(path), stored.get("precision"))
     require_same("settings", str(path), stored, wanted, REMEDY)
@@ -88,7 +87,7 @@ def run_cell(plan: AnyPlan, cell: Cell, say: Callable[[str], None] = click.echo)
     """Train and evaluate one cell, from its last checkpoint on if there is one."""
     out = cell.folder(plan)
     weights = plan.sam
-    if cell != FROZEN:
+    if not cell.is_frozen:
         weights = str(out)
         say(f"{cell.name}: {fit(recipe_of(plan, cell), out, lambda text: None).lines()}")
     model = load_weights(weights, Runtime())

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 
 from sum_factory.pipelines.demo.player import Player, draw_played
-from sum_factory.pipelines.microworld.ablation.cells import FROZEN
 from sum_factory.pipelines.microworld.ablation.pictures import QUALITY, titles_of
 from sum_factory.pipelines.microworld.ablation.results import Results
 from sum_factory.pipelines.photos.ablation.compare import FROZEN_ROW, Row, rows_of, runs_of
@@ -76,7 +75,7 @@ def shown_weights(plan: PhotosPlan, results: Results) -> Iterator[tuple[str, str
             yield row.title, plan.sam
         elif row == Row(row.method, row.method) and row.method in METHODS_SHOWN:
             cell = runs_of(results, row).get(plan.seeds[0])
-            if cell is not None and cell != FROZEN:
+            if cell is not None and not cell.is_frozen:
                 yield row.title, str(cell.folder(plan))
 
 

@@ -189,7 +189,7 @@ def _(plan: PhotosPlan, cell: Cell) -> dict[str, Any]:
         "sam": identify_weights(plan.sam)["sha256"],
         "protocols": [asdict(protocol) for protocol in protocols_of(plan, cell)],
     }
-    if cell != FROZEN:
+    if not cell.is_frozen:
         recipe = recipe_of(plan, cell)
         human = {each.name: each.digest("train") for each in data.fine}
         identity |= {"recipe": recipe.identity(), "precision": recipe.computed_in, "human": human}

@@ -246,9 +246,10 @@ def test_runs_hold_on_to_the_labels_and_maps_that_they_read(plan: Plan) -> None:
 
 
 def test_methods_join_by_name_and_every_run_has_a_folder_of_its_own() -> None:
-    cells = cells_of(Plan(Path("anywhere")))
+    plan = Plan(Path("anywhere"))
+    cells = cells_of(plan)
     assert {cell.method for cell in cells} == {"sam", *METHODS}
-    names = [cell.name for cell in [*cells, *choices()]]
+    names = [cell.name for cell in [*cells, *choices(plan)]]
     assert len(set(names)) == len(names)
     settings = [cell.setting for cell in cells]
     assert [*dict.fromkeys(settings)] == ["none", "small", "medium"]
@@ -268,10 +269,12 @@ def test_settings_choose_the_human_masks() -> None:
 
 
 def test_settings_are_chosen_on_scenes_and_seeds_that_are_not_reported() -> None:
-    reported = cells_of(Plan(Path("anywhere")))
-    assert {cell.split for cell in choices()} == {"validation"}
+    plan = Plan(Path("anywhere"))
+    reported = cells_of(plan)
+    assert {cell.split for cell in choices(plan)} == {"validation"}
     assert {cell.split for cell in reported} == {"held_out"}
-    assert not {cell.seed for cell in choices()} & {cell.seed for cell in reported}
+    assert {cell.method for cell in choices(plan)} == {"sam", "human-only", "vanilla", "sum"}
+    assert not {cell.seed for cell in choices(plan)} & {cell.seed for cell in reported}
 
 
 def test_page_without_a_mark_is_refused() -> None:
