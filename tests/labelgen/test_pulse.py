@@ -49,6 +49,18 @@ def test_worker_that_falls_silent_is_told_of_and_then_replaced(pulses: Pulses, c
     assert "not heard of for 120 s (--silent-after), and replaced" in told[1][0].text
 
 
+@pytest.mark.parametrize(("patience", "option"), [(Patience(silent=4), "silent"), (Patience(unmoved=4), "stuck")])
+def test_worker_is_told_of_first_though_the_board_answered_late(clock: Clock, patience: Patience, option: str) -> None:
+    pulses = Pulses(patience, clock)
+    pulses.add(1)
+    pulses.take({1: 0})
+    told = []
+    for _ in range(2):
+        clock.now += LONGEST_STEP  # more than the worker is given
+        told += pulses.take({} if option == "silent" else {1: 0})
+    assert [(each.is_over, f"--{option}-after" in each.text) for each in told] == [(False, True), (True, True)]
+
+
 def test_worker_that_is_heard_of_again_is_let_be(pulses: Pulses, clock: Clock) -> None:
     for worker in (1, 2):
         pulses.rest(worker)

@@ -79,6 +79,37 @@ def test_threads_of_three_processes_hear_of_one_another_until_one_falls_silent()
         assert not thread.is_alive()
 
 
+class SlowStore:
+    """A store that takes its time for a beat, but not for the first and the last word of a process."""
+
+    def __init__(self) -> None:
+        self.kept = {"beat 1": "0"}
+        self.taken = threading.Event()
+
+    def clone(self) -> SlowStore:
+        return self
+
+    def set(self, key: str, value: str, /) -> None:
+        if value.isdigit() and value != "0":
+            self.taken.set()
+            time.sleep(1.0)
+        self.kept[key] = value
+
+    def multi_get(self, keys: list[str], /) -> list[bytes]:
+        return [self.kept[key].encode() for key in keys]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_beat_that_is_late_does_not_undo_the_last_word() -> None:
+    store = SlowStore()
+    with heard_of(store, 0, 2, lambda error: None):
+        assert store.taken.wait(60)
+    for thread in [each for each in threading.enumerate() if each.name == "beat"]:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert store.kept["beat 0"] == LEFT.decode()
+
+
 def test_a_process_alone_has_nobody_to_hear_of() -> None:
     store: Any = None
     with heard_of(store, 0, 1):
