@@ -89,7 +89,10 @@ class Worker:
 
     def _tell_waiting(self, text: str) -> None:
         """Have the driver say what this worker waits for: what it prints is in a file of its node."""
-        self.board.put.remote([Notice(f"{socket.gethostname()}: {text}", of_waiting=True)])
+        import ray
+
+        said = self.board.put.remote([Notice(f"{socket.gethostname()}: {text}", of_waiting=True)])
+        ray.wait([said], timeout=TELL_SECONDS)  # or an error that follows may be there before it
 
     def start(self) -> WorkerAddress:
         """Begin to be heard of, and load the models: not in the constructor, whose errors Ray does not hand on as they

@@ -27,6 +27,7 @@ from pretenders import (
     HangsAtStart,
     Light,
     Lively,
+    TellsAndRefuses,
     wait_until,
     workers_in,
 )
@@ -203,6 +204,13 @@ def test_what_a_worker_cannot_help_ends_the_run_by_its_own_words(work: Work, tmp
     (tmp_path / "1-0").write_text("refuse")
     with pytest.raises(StorageError, match="No space left on device"):
         work(3)
+
+
+def test_what_a_worker_said_before_it_ends_the_run_is_told(work: Work) -> None:
+    told: list[str] = []
+    with pytest.raises(StorageError, match="cannot be helped"):
+        work(1, worker=TellsAndRefuses, see=lambda event: told.append(getattr(event, "text", "")))
+    assert any("what it waits for" in text for text in told)
 
 
 def kill_at_random(folder: Path, seed: int, times: int, end: threading.Event) -> None:

@@ -149,5 +149,13 @@ class DiesOfEverything(Light):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class TellsAndRefuses(Light):
+    """A worker that says why it waits, and then cannot go on."""
+
+    def work(self, assignment: Any, moved: Any) -> Any:
+        self._tell_waiting("what it waits for")
+        raise StorageError("cannot be helped")
+
+
 def workers_in(folder: Path) -> list[int]:
     return [int(path.name.removeprefix("worker-")) for path in folder.glob("worker-*")]
