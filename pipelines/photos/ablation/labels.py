@@ -130,7 +130,8 @@ def describe_labels(plan: PhotosPlan) -> dict[str, Any]:
     found: dict[str, Any] = {"of": key, "photos": len(known.places), "by size": coverage, "sources": {}}
     for source in shards.uncertainty_layers:
         judged: list[Judged] = list(judge_labels(shards, source, known.truth_of))
-        with Stage(f"averaging labels by {source}"):
-            found["sources"][source] = {**figures_by_task(judged), "calibration": calibration(judged)} if judged else {}
+        if judged:
+            with Stage(f"averaging labels by {source}"):
+                found["sources"][source] = {**figures_by_task(judged), "calibration": calibration(judged)}
     Storage(str(plan.out)).write(LABELS_FILE, (json.dumps(found, indent=1) + "\n").encode())
     return found

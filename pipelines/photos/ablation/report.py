@@ -51,8 +51,8 @@ def write_photos_page(plan: PhotosPlan, results: Results, docs: Path) -> None:
         page = fill((docs / PAGE).read_text(), blocks_of(plan, results), str(docs / PAGE), MAKER)
         storage = Storage(str(docs))
         charts = charts_of(plan, results)
-        if results.tables:
-            charts[CALIBRATION] = calibration_chart(describe_labels(plan))
+        if results.tables and (found := describe_labels(plan))["sources"]:
+            charts[CALIBRATION] = calibration_chart(found)
         for name, chart in charts.items():
             storage.write(f"{IMAGES_FOLDER}/{name}", chart.encode())
     if results.tables:
@@ -98,6 +98,8 @@ def progress(plan: PhotosPlan, results: Results) -> str:
 
 def labels_tables(found: Mapping[str, Any]) -> str:
     """Return what is known of the labels, by task, and how well each source of uncertainty finds their errors."""
+    if not found["sources"]:
+        return "No label of a photo whose human masks are known overlaps one of them by half."
     columns = ["labels", "their mIoU", "refined", "right where c > 0.6", "right elsewhere", "AUROC", "near the outline"]
     rows: list[list[object]] = []
     for source, by_task in found["sources"].items():

@@ -25,9 +25,9 @@ SMALL, LARGE = 0.01, 0.1
 SIZES = {
     f"below {100 * SMALL:g} % of the photo": (0.0, SMALL),
     f"{100 * SMALL:g} to {100 * LARGE:g} %": (SMALL, LARGE),
-    f"above {100 * LARGE:g} %": (LARGE, 1.0),
+    f"above {100 * LARGE:g} %": (LARGE, np.inf),
 }
-"""From which share of the photo to which, by the words of the page."""
+"""From which share of the photo up to which, by the words of the page."""
 OPENED = 0.03
 """Width of what counts as thin, as a share of the photo's longer side: about two cells of a grid of 64."""
 THIN = 0.3
@@ -45,7 +45,7 @@ class MaskKind:
 def is_of_size(share: npt.NDArray[np.float64], size: str) -> npt.NDArray[np.bool_]:
     """Return which masks, that cover a ``share`` (M,) of their photo, are of one of ``SIZES``, bool (M,)."""
     least, most = SIZES[size]
-    return (share >= least) & ((share < most) | (most == 1))
+    return (share >= least) & (share < most)
 
 
 def thin_share(mask: Mask) -> float:

@@ -32,6 +32,7 @@ from sum_factory.pipelines.photos.ablation.data import read_data
 from sum_factory.pipelines.photos.ablation.labels import Coverage
 from sum_factory.pipelines.photos.ablation.pictures import ADDED, MISSED, RIGHT, draw_errors
 from sum_factory.pipelines.photos.ablation.plan import SETTING, PhotosPlan, cells_of_photos
+from sum_factory.pipelines.photos.ablation.report import labels_tables
 from sum_factory.pipelines.photos.ablation.study import run_photos
 from sum_factory.pipelines.photos.ablation.where import differences_by_kind, kinds_of_masks, thin_share
 from sum_factory.shared.errors import InputError, SettingsDifferError
@@ -209,6 +210,11 @@ def test_share_of_human_masks_that_labels_show_is_told_by_size() -> None:
     assert small == {"labels": 0.25, "masks": {"entity": 0, "part": 2}, "found": {"part": 0.5}}
     assert middle == {"labels": 0.25, "masks": {"entity": 0, "part": 1}, "found": {"part": 1.0}}
     assert large == {"labels": 0.5, "masks": {"entity": 1, "part": 0}, "found": {"entity": 1.0}}
+
+
+def test_labels_that_nothing_is_known_of_are_told_in_words() -> None:
+    found = {"photos": 0, "by size": Coverage([], []).by_size(), "sources": {}}
+    assert labels_tables(found).startswith("No label of a photo whose human masks are known")
 
 
 def test_folders_that_are_no_sets_and_photos_in_both_splits_are_refused(data: Path, tmp_path: Path) -> None:
