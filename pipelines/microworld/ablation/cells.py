@@ -32,12 +32,47 @@ FOLLOWED = ("human-only", *STUDIED)
 SUM's lead grow?"""
 STUDY_SETTING = "small"
 """Where things are turned, and settings are chosen."""
-WHICH_RUNS = ("out", "settings", "methods", "seeds", "rates", "studies", "validation")
+WHICH_RUNS = ("out", "settings", "methods", "variants", "seeds", "rates", "studies", "validation")
 """What of a plan says which runs there are, and where, and nothing of their world."""
 FILLED = ("mix.pseudo=0",)
 """Has human photos fill the batch: without, a step has those that it has with any method, and no others."""
 CHOOSING_SEED = 100
 """That of the runs which settings are chosen by; none that is reported has it."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the tables beside the methods themselves: ``method`` with ``changes`` to its recipe, called ``name``."""
+
+    method: str
+    name: str
+    changes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """What the row is called."""
+        return f"{self.method}, {self.name}"
+
+
+HQ = (
+    "variant=hq",
+    "first_prompts=hq",
+    "rounds=1",
+    "stride=1",
+    "loss.iou_weight=0",
+    "optimizer.learning_rate=1.0e-3",
+    "optimizer.layer_decay=1",
+    "optimizer.weight_decay=0",
+)
+"""What HQ-SAM's modules are trained with, as published; they are new, and the rest of SAM is frozen."""
+VARIANTS = (
+    Variant("human-only", "filled", FILLED),
+    Variant("human-only", "decoder", (*FILLED, "variant=decoder")),
+    Variant("human-only", "hq", HQ),
+    Variant("sum", "hq", HQ),
+)
+"""Human-only with human photos in place of pseudo-labelled ones, of which it then sees more than any other method: all
+weights, and the decoder alone. HQ-SAM, taught by human masks alone and by SUM."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +111,15 @@ def cells_of(plan: Plan) -> list[Cell]:
     for setting in plan.settings:
         for seed in plan.seeds:
             cells += [Cell(setting, method, seed=seed) for method in plan.methods]
-            if "human-only" in plan.methods:
-                cells += controls(setting, seed)
+            cells += [Cell(setting, each.method, each.name, seed, each.changes) for each in variants_of(plan)]
         if plan.studies and setting == STUDY_SETTING:
             cells += studies(plan, plan.seeds[0])
     return cells
 
 
-def controls(setting: str, seed: int) -> Iterator[Cell]:
-    """Yield human-only with human photos in place of pseudo-labelled ones, of which it then sees more than any other
-    method: all weights, and the decoder alone."""
-    yield Cell(setting, "human-only", "filled", seed, FILLED)
-    yield Cell(setting, "human-only", "decoder", seed, (*FILLED, "variant=decoder"))
+def variants_of(plan: Plan) -> list[Variant]:
+    """Return the variants that are run."""
+    return [each for each in VARIANTS if each.method in plan.methods and each.name in plan.variants]
 
 
 def studies(plan: Plan, seed: int) -> Iterator[Cell]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sum_factory.pipelines.microworld.ablation.cells import FULL, SAM, STUDY_SETTING, cells_of
+from sum_factory.pipelines.microworld.ablation.cells import FULL, SAM, STUDY_SETTING, cells_of, variants_of
 from sum_factory.pipelines.microworld.ablation.claims import anchors, claims_of, difference, scores_of, verdict
 from sum_factory.pipelines.microworld.ablation.plots import Line, line_chart
 from sum_factory.pipelines.microworld.ablation.reported import Reported
@@ -221,9 +221,9 @@ def listed(plan: Plan) -> Iterator[tuple[str, str, str]]:
     yield "SAM", SAM, "frozen"
     for method in plan.methods:
         yield method, method, FULL
-        if method == "human-only":
-            yield "human-only, filled", method, "filled"
-            yield "human-only, decoder", method, "decoder"
+        for each in variants_of(plan):
+            if each.method == method:
+                yield each.title, method, each.name
 
 
 def write_charts(plan: Plan, results: Results, world: dict[str, Any] | None, out: Path) -> None:

@@ -95,7 +95,9 @@ def test_every_run_left_scores_of_all_tasks_prompts_and_outputs(plan: Plan) -> N
         ("small", "human-only", "full", "0"),
         ("small", "human-only", "filled", "0"),
         ("small", "human-only", "decoder", "0"),
+        ("small", "human-only", "hq", "0"),
         ("small", "sum", "full", "0"),
+        ("small", "sum", "hq", "0"),
     }
     assert {row["task"] for row in rows} == {"salient", "entity", "part", "all"}
     assert {(row["prompt"], row["output"], row["round"]) for row in rows} == {
@@ -112,6 +114,7 @@ def test_page_has_tables_between_its_words_and_charts_beside_it(plan: Plan, docs
     assert all(f"words about {name}" in page for name in BLOCKS)
     assert "| human-only, filled | 1 |" in page
     assert "| human-only, decoder | 1 |" in page
+    assert "| sum, hq | 1 |" in page
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
     assert (docs / "ablation.csv").read_bytes() == (plan.out / "ablation.csv").read_bytes()
@@ -128,7 +131,7 @@ def test_claims_stand_beside_the_differences_of_oracle_single_output_and_box(pla
         for row in rows
         if (row["task"], row["metric"]) == ("all", "mBIoU")
         and (row["prompt"], row["round"]) in (("point", "3"), ("box", "1"))
-        and row["variant"] != "decoder"
+        and row["variant"] in ("full", "frozen")
     }
     (line,) = re.findall(r"\| SUM is better than SAM \|.*", (docs / "ablation_tables.md").read_text())
     *_, oracle, _, single, box, _ = line.split("|")
@@ -171,7 +174,7 @@ def test_page_can_be_written_before_anything_is_run(docs: Path, tmp_path: Path) 
     plan = plan_of(tmp_path / "out")
     write_results(plan, plan.out / "refiner" / "refiner.safetensors", page.parent)
     text = page.read_text()
-    assert "| small | 0 | 0 of 4 |" in text
+    assert "| small | 0 | 0 of 6 |" in text
     assert "](images/" not in text
     assert "| SUM above SAM on part, after 1 point |  | not run |" in text
 
@@ -199,7 +202,7 @@ def test_page_keeps_a_setting_whose_runs_are_not_all_in_this_folder(
 def test_second_run_finds_all_present(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in (plan.out / "cells").rglob("*") if path.is_file()}
     run_cells(plan, cells_of(plan), 1)
-    assert "5 of 5 runs present, 0 to do" in capsys.readouterr().out
+    assert "7 of 7 runs present, 0 to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (plan.out / "cells").rglob("*") if path.is_file()}
 
 
@@ -287,6 +290,7 @@ def test_page_without_a_mark_is_refused() -> None:
 def test_plan_is_turned_by_options(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     turned = ["--set", "seeds=[4]", "--set", "methods=[sum]", "--set", "studies=false", "--set", "settings=[large]"]
+    turned += ["--set", "variants=[filled]"]
     page = tmp_path / "ablation_tables.md"
     page.write_text("".join(f"{BEGIN.format(name)}\n{END.format(name)}\n" for name in (*BLOCKS, *LARGE_BLOCKS)))
     done = CliRunner().invoke(main, ["--out", out, "--report-only", "--docs", str(tmp_path), *turned])

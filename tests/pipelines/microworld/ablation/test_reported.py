@@ -55,7 +55,9 @@ def test_settings_of_other_folders_stand_beside_those_of_this_one(docs: Path, re
 def test_page_leaves_settings_that_are_kept_and_what_is_of_them(docs: Path, results_of: Make, tmp_path: Path) -> None:
     results = results_of({"sam": 0.5, "sum": 0.7}, setting="medium")
     kept = reported_elsewhere(docs, results, WORLD)
-    plan = Plan(tmp_path, settings=("small", "medium"), methods=("vanilla", "sum"), seeds=(0, 1), studies=False)
+    plan = Plan(
+        tmp_path, settings=("small", "medium"), methods=("vanilla", "sum"), variants=(), seeds=(0, 1), studies=False
+    )
     blocks = blocks_of(plan, results, None, kept)
     assert set(blocks) == {"progress", "means medium", "claims medium"}
     assert "| small | 1 | 2 of 2 |" in blocks["progress"]
