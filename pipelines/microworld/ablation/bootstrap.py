@@ -27,6 +27,14 @@ class Difference:
         return f"{mean} [{low}, {high}]"
 
 
+def verdict(found: Difference | None) -> str:
+    """Say in words whether the first is better. The interval of one seed knows nothing of what seeds differ by."""
+    if found is None:
+        return "not run"
+    said = "holds" if found.low > 0 else "does not hold" if found.high < 0 else "not told apart"
+    return said if found.seeds > 1 else f"{said}, one seed"
+
+
 def paired_difference(
     first: Mapping[int, MaskScores],
     second: Mapping[int, MaskScores],

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sum_factory.pipelines.microworld.ablation.bootstrap import Difference, paired_difference
-from sum_factory.pipelines.microworld.ablation.cells import FULL, SAM
-from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
+from sum_factory.pipelines.microworld.ablation.bootstrap import Difference
+from sum_factory.pipelines.microworld.ablation.cells import SAM
+from sum_factory.pipelines.microworld.ablation.compare import difference_of
+from sum_factory.pipelines.microworld.ablation.results import Measure, Results
+from sum_factory.pipelines.microworld.ablation.rows import row_of
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
 from sum_factory.trainer.evaluation.published import Prompted, column_of, published_task
 from sum_factory.trainer.evaluation.report import ALL
@@ -94,34 +96,8 @@ def _published(method: str, setting: str, prompted: Prompted, task: str) -> floa
 def difference(
     results: Results, setting: str, better: str, worse: str, task: str, measure: Measure
 ) -> Difference | None:
-    """Return ``better`` minus ``worse`` in a setting, by seed; None if they have no seed in common.
-
-    The frozen model has no seed, and is compared with every run of the other.
-    """
-    first, second = (scores_of(results, setting, method, measure) for method in (better, worse))
-    if better == SAM:
-        first = {seed: only for only in first.values() for seed in second}
-    if worse == SAM:
-        second = {seed: only for only in second.values() for seed in first}
-    return paired_difference(first, second, task)
-
-
-def scores_of(
-    results: Results, setting: str, method: str, measure: Measure, variant: str = FULL
-) -> dict[int, MaskScores]:
-    """Return the scores of a method's runs by seed, of those that have such a round; the frozen model is the same in
-    every setting."""
-    runs = results.runs("none", SAM, "frozen") if method == SAM else results.runs(setting, method, variant)
-    scores = {seed: results.scores(cell, measure) for seed, cell in runs.items()}
-    return {seed: each for seed, each in scores.items() if len(each.values)}
-
-
-def verdict(found: Difference | None) -> str:
-    """Say in words whether the better one is. The interval of one seed knows nothing of what seeds differ by."""
-    if found is None:
-        return "not run"
-    said = "holds" if found.low > 0 else "does not hold" if found.high < 0 else "not told apart"
-    return said if found.seeds > 1 else f"{said}, one seed"
+    """Return method ``better`` minus ``worse`` in a setting, as ``difference_of`` does."""
+    return difference_of(results, setting, row_of(better), row_of(worse), task, measure)
 
 
 @dataclass(frozen=True)

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sum_factory.pipelines.microworld.ablation.cells import FULL, SAM, STUDY_SETTING, cells_of, variants_of
-from sum_factory.pipelines.microworld.ablation.claims import anchors, claims_of, difference, scores_of, verdict
+from sum_factory.pipelines.microworld.ablation.bootstrap import verdict
+from sum_factory.pipelines.microworld.ablation.cells import STUDY_SETTING, cells_of
+from sum_factory.pipelines.microworld.ablation.claims import anchors, claims_of, difference
+from sum_factory.pipelines.microworld.ablation.compare import GROUPS, SettingRuns
 from sum_factory.pipelines.microworld.ablation.plots import Line, line_chart
 from sum_factory.pipelines.microworld.ablation.reported import Reported
-from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
+from sum_factory.pipelines.microworld.ablation.results import Measure, Results
 from sum_factory.pipelines.microworld.ablation.settings import Plan
 from sum_factory.pipelines.microworld.ablation.studies import STUDIES, study_charts, study_rows
-from sum_factory.pipelines.microworld.sets import SCENE_TASKS
+from sum_factory.pipelines.microworld.ablation.tables import (
+    curves,
+    differences_by_prompt_table,
+    differences_table,
+    means_table,
+    percent,
+    prompts_table,
+    table,
+)
 from sum_factory.shared.errors import InputError
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.evaluation.report import ALL, table_row
+from sum_factory.trainer.evaluation.report import ALL
 
-GROUPS = (*SCENE_TASKS, ALL)
 IMAGES_FOLDER, CALIBRATION, PICTURES = "images", "ablation_calibration.svg", "ablation.jpg"
 """The folder beside the page, and names in it."""
-ROUNDS_SHOWN = (1, 3, 5)
 BOX = Measure("mBIoU", "box", 1, "single")
 NOT_RUN = "Nothing of this has been run."
 MAKER = "pipelines.microworld.ablation"
@@ -36,9 +41,7 @@ def blocks_of(plan: Plan, results: Results, world: dict[str, Any] | None, kept: 
     ``world`` that has been measured, no figures of it."""
     blocks = {"progress": progress(plan, results, kept)}
     for setting in (each for each in plan.settings if each not in kept.settings):
-        tables = [methods_table(plan, results, setting, metric) for metric in ("mBIoU", "mIoU")]
-        tables += [prompts_table(plan, results, setting), charts(results, setting)]
-        blocks[f"means {setting}"] = "\n\n".join(tables) if results.tables else NOT_RUN
+        blocks[f"means {setting}"], blocks[f"differences {setting}"] = setting_blocks(plan, results, setting)
         blocks[f"claims {setting}"] = claims_table(results, setting)
     if shows_pictures(plan, kept):
         blocks["pictures"] = (
@@ -51,16 +54,20 @@ def blocks_of(plan: Plan, results: Results, world: dict[str, Any] | None, kept: 
     return blocks
 
 
+def setting_blocks(plan: Plan, results: Results, setting: str) -> tuple[str, str]:
+    """Return the means of a setting with their charts, and its differences; it may not have been run."""
+    if not has_runs(results, setting):
+        return NOT_RUN, NOT_RUN
+    runs = SettingRuns(plan, results, setting)
+    tables = [means_table(runs, "mBIoU"), means_table(runs, "mIoU"), prompts_table(runs, "mBIoU")]
+    charts = "\n".join(f"![{setting}: {group}]({IMAGES_FOLDER}/{chart_name(setting, group)})" for group in GROUPS)
+    differences = [differences_table(runs, "mBIoU"), differences_by_prompt_table(runs, "mBIoU")]
+    return "\n\n".join([*tables, charts]), "\n\n".join(differences)
+
+
 def shows_pictures(plan: Plan, kept: Reported) -> bool:
     """Say whether the setting that pictures are of is shown, not kept."""
     return plan.settings[0] not in kept.settings
-
-
-def charts(results: Results, setting: str) -> str:
-    """Return the charts of a setting that has been run, by task."""
-    if not has_runs(results, setting):
-        return NOT_RUN
-    return "\n".join(f"![{setting}: {group}]({IMAGES_FOLDER}/{chart_name(setting, group)})" for group in GROUPS)
 
 
 def has_runs(results: Results, setting: str) -> bool:
@@ -145,33 +152,6 @@ def world_table(world: dict[str, Any]) -> str:
     return "\n\n".join([table(["labels", ""], facts), table(["source", *names], sources), table(header, exact)])
 
 
-def methods_table(plan: Plan, results: Results, setting: str, metric: str) -> str:
-    """Return the means after 3 points by task, with the standard deviation over seeds."""
-    rows = []
-    for title, method, variant in listed(plan):
-        scores = scores_of(results, setting, method, Measure(metric), variant)
-        if scores:
-            values = [[100 * each.mean(group) for each in scores.values()] for group in GROUPS]
-            rows.append([title, len(scores), *(spread_text(each) for each in values)])
-    return table([f"{metric}, 3 points", "seeds", *GROUPS], rows)
-
-
-def prompts_table(plan: Plan, results: Results, setting: str) -> str:
-    """Return the means over all tasks by prompt, oracle and single output."""
-    measures = {f"{number} pt": Measure("mBIoU", "point", number) for number in ROUNDS_SHOWN if number <= plan.rounds}
-    measures["box"] = BOX
-    singles = {
-        f"{name}, single": Measure("mBIoU", "point", number, "single") for name, number in (("1 pt", 1), ("3 pt", 3))
-    }
-    measures |= singles
-    rows = []
-    for title, method, variant in listed(plan):
-        values = [list(scores_of(results, setting, method, each, variant).values()) for each in measures.values()]
-        if values[0]:
-            rows.append([title, *(spread_text([100 * each.mean(ALL) for each in some]) for some in values)])
-    return table(["mBIoU, all tasks", *measures], rows)
-
-
 def claims_table(results: Results, setting: str) -> str:
     """Return the paper's claims beside what came out when an oracle picks one of the first point's three outputs, which
     is judged; beside it stand the single output and a box. The paper's figures are those with the same human masks."""
@@ -216,16 +196,6 @@ def anchors_table(results: Results, world: dict[str, Any] | None) -> str:
     return table(["expected", "found", ""], rows)
 
 
-def listed(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """Yield title, method and variant of the rows of a table."""
-    yield "SAM", SAM, "frozen"
-    for method in plan.methods:
-        yield method, method, FULL
-        for each in variants_of(plan):
-            if each.method == method:
-                yield each.title, method, each.name
-
-
 def write_charts(plan: Plan, results: Results, world: dict[str, Any] | None, out: Path) -> None:
     """Draw mBIoU over 1 to 6 points, the studies, and how often pixels are wrong by u, of what there is. Raises
     ``StorageError``."""
@@ -241,25 +211,11 @@ def curve_charts(plan: Plan, results: Results) -> dict[str, str]:
     """Return charts of mBIoU over points by file name, of all settings and tasks of which something was run."""
     charts = {}
     for setting in (each for each in plan.settings if has_runs(results, each)):
-        curves = {
-            title: [
-                list(scores_of(results, setting, method, Measure(round=number), variant).values())
-                for number in range(1, plan.rounds + 1)
-            ]
-            for title, method, variant in listed(plan)
-        }
+        runs = SettingRuns(plan, results, setting)
         for group in GROUPS:
-            lines = {title: curve(rounds, group) for title, rounds in curves.items() if rounds[0]}
             title = f"{setting}, {group}: mean and standard deviation over seeds"
-            charts[chart_name(setting, group)] = line_chart(title, "points", "mBIoU, %", lines)
+            charts[chart_name(setting, group)] = line_chart(title, "points", "mBIoU, %", curves(runs, group))
     return charts
-
-
-def curve(rounds: Sequence[Sequence[MaskScores]], group: str) -> Line:
-    """Return the mean over seeds by round, in percent, and the standard deviation, 0 if there is one seed."""
-    means = [[100 * seed.mean(group) for seed in seeds] for seeds in rounds]
-    spread = [float(np.std(each, ddof=1)) if len(each) > 1 else 0.0 for each in means]
-    return Line(range(1, len(rounds) + 1), [float(np.mean(each)) for each in means], spread)
 
 
 def calibration_chart(world: dict[str, Any]) -> str:
@@ -281,20 +237,3 @@ def fill(page: str, blocks: dict[str, str], name: str, maker: str = MAKER) -> st
             raise InputError(f"{name}: expected the lines {begin!r} and {end!r}; put them where {block} belongs")
         page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
     return page
-
-
-def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table in Markdown."""
-    return "\n".join(map(table_row, [header, ["---"] * len(header), *rows]))
-
-
-def percent(share: float) -> str:
-    """Return a share in percent."""
-    return f"{100 * share:.1f} %"
-
-
-def spread_text(values: Sequence[float]) -> str:
-    """Return the mean, with the standard deviation where there are several values."""
-    if not values:
-        return ""
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sum_factory.pipelines.microworld.ablation.cells import FOLLOWED, FULL, STUDIED, STUDY_SETTING, Cell, recipe_of
-from sum_factory.pipelines.microworld.ablation.claims import scores_of
+from sum_factory.pipelines.microworld.ablation.compare import scores_of
 from sum_factory.pipelines.microworld.ablation.plots import Line, line_chart
 from sum_factory.pipelines.microworld.ablation.results import Measure, Results
+from sum_factory.pipelines.microworld.ablation.rows import Row
 from sum_factory.pipelines.microworld.ablation.settings import Plan
 from sum_factory.trainer.evaluation.report import ALL
 
@@ -51,7 +52,7 @@ def study_points(plan: Plan, results: Results, study: Study, method: str, group:
     variants = dict.fromkeys(cell.variant for cell in results.tables if cell.variant.startswith(f"{study.key}="))
     values = {variant: float(variant.removeprefix(f"{study.key}=")) for variant in variants}
     for variant, value in {**values, FULL: study.usual(plan)}.items():
-        scores = scores_of(results, STUDY_SETTING, method, Measure(), variant)
+        scores = scores_of(results, STUDY_SETTING, Row(method, method, variant), Measure())
         runs[value] = {seed: 100 * each.mean(group) for seed, each in scores.items()}
     turned = [set(by_seed) for value, by_seed in runs.items() if value != study.usual(plan) and by_seed]
     if not turned:

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sum_factory.pipelines.microworld.ablation.bootstrap import Difference, paired_difference
-from sum_factory.pipelines.microworld.ablation.cells import FULL, SAM, Cell
+from sum_factory.pipelines.microworld.ablation.cells import Cell
 from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
+from sum_factory.pipelines.microworld.ablation.rows import FROZEN_ROW, Row, row_of
+from sum_factory.pipelines.microworld.ablation.tables import Comparison
 from sum_factory.pipelines.photos.ablation.plan import SETTING, PhotosPlan
 from sum_factory.trainer.evaluation.report import ALL, METRICS
 
 TASKS = ("salient", "entity", "part")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of the tables: a method, or a control of it, by the name of its variant."""
-
-    title: str
-    method: str
-    variant: str = FULL
-
-
-FROZEN_ROW = Row("SAM, frozen", SAM, "frozen")
 FILLED_ROW = Row("human-only, filled", "human-only", "filled")
+
+
+class PhotoRuns(Comparison):
+    """The runs on photos, and the frozen model."""
+
+    everything = "all sets"
+
+    def __init__(self, plan: PhotosPlan, results: Results) -> None:
+        self.results = results
+        self.rounds = plan.rounds
+        self.rows = list(rows_of(plan))
+        self.groups = groups_of(results)
+
+    def means(self, row: Row, measure: Measure, group: str) -> dict[int, float]:
+        scores = scores_of_row(self.results, row, measure, group)
+        return {seed: each.mean(ALL) for seed, each in scores.items()}
+
+    def difference(self, better: Row, worse: Row, measure: Measure, group: str) -> Difference | None:
+        return difference_of(self.results, better, worse, measure, group)
 
 
 def read_results(plan: PhotosPlan, cells: Sequence[Cell]) -> Results:
@@ -55,17 +65,9 @@ def rows_of(plan: PhotosPlan) -> Iterator[Row]:
     """Yield the rows of the tables, in their order."""
     yield FROZEN_ROW
     for method in plan.methods:
-        yield Row(method, method)
+        yield row_of(method)
         if method == "human-only":
             yield FILLED_ROW
-
-
-def pairs_of(plan: PhotosPlan) -> Iterator[tuple[Row, Row]]:
-    """Yield which rows are compared: each method with the frozen model, and SUM with each."""
-    rows = list(rows_of(plan))
-    yield from ((row, FROZEN_ROW) for row in rows if row != FROZEN_ROW)
-    ours = [row for row in rows if row.method == "sum"]
-    yield from ((row, other) for row in ours for other in rows if other not in (row, FROZEN_ROW))
 
 
 def runs_of(results: Results, row: Row) -> dict[int, Cell]:

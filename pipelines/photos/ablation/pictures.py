@@ -12,7 +12,8 @@ import numpy as np
 from sum_factory.pipelines.demo.player import Player, draw_played
 from sum_factory.pipelines.microworld.ablation.pictures import QUALITY, titles_of
 from sum_factory.pipelines.microworld.ablation.results import Results
-from sum_factory.pipelines.photos.ablation.compare import FROZEN_ROW, Row, rows_of, runs_of
+from sum_factory.pipelines.microworld.ablation.rows import FROZEN_ROW, row_of
+from sum_factory.pipelines.photos.ablation.compare import rows_of, runs_of
 from sum_factory.pipelines.photos.ablation.plan import PhotosPlan
 from sum_factory.shared.images import RgbImage
 from sum_factory.shared.masks import Mask
@@ -73,7 +74,7 @@ def shown_weights(plan: PhotosPlan, results: Results) -> Iterator[tuple[str, str
     for row in rows_of(plan):
         if row == FROZEN_ROW:
             yield row.title, plan.sam
-        elif row == Row(row.method, row.method) and row.method in METHODS_SHOWN:
+        elif row == row_of(row.method) and row.method in METHODS_SHOWN:
             cell = runs_of(results, row).get(plan.seeds[0])
             if cell is not None and not cell.is_frozen:
                 yield row.title, str(cell.folder(plan))

@@ -6,40 +6,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sum_factory.pipelines.microworld.ablation.claims import verdict
 from sum_factory.pipelines.microworld.ablation.plots import line_chart
-from sum_factory.pipelines.microworld.ablation.report import (
-    IMAGES_FOLDER,
-    NOT_RUN,
-    calibration_chart,
-    curve,
-    fill,
-    spread_text,
+from sum_factory.pipelines.microworld.ablation.report import IMAGES_FOLDER, NOT_RUN, calibration_chart, fill
+from sum_factory.pipelines.microworld.ablation.results import Measure, Results
+from sum_factory.pipelines.microworld.ablation.rows import OURS, pairs_of
+from sum_factory.pipelines.microworld.ablation.tables import (
+    curves,
+    differences_by_prompt_table,
+    differences_table,
+    means_table,
+    prompts_table,
     table,
 )
-from sum_factory.pipelines.microworld.ablation.results import Measure, Results
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS
-from sum_factory.pipelines.photos.ablation.compare import (
-    FROZEN_ROW,
-    Row,
-    difference_of,
-    groups_of,
-    pairs_of,
-    rows_of,
-    runs_of,
-    scores_of_row,
-)
+from sum_factory.pipelines.photos.ablation.compare import PhotoRuns, rows_of, runs_of
 from sum_factory.pipelines.photos.ablation.labels import describe_labels
 from sum_factory.pipelines.photos.ablation.pictures import write_pictures
 from sum_factory.pipelines.photos.ablation.plan import PhotosPlan
 from sum_factory.pipelines.photos.ablation.where import differences_by_kind, kinds_of_masks
 from sum_factory.shared.progress import Stage
 from sum_factory.shared.store.storage import Storage
-from sum_factory.trainer.evaluation.report import ALL
 
 PAGE, OVERLAYS, SHAPES, CALIBRATION = "photos.md", "photos.jpg", "photos.png", "photos_calibration.svg"
 MAKER = "pipelines.photos.ablation"
-ROUNDS_SHOWN = (1, 3, 5)
+METRICS_SHOWN = ("mBIoU", "mIoU")
 
 
 def write_photos_page(plan: PhotosPlan, results: Results, docs: Path) -> None:
@@ -50,7 +40,7 @@ def write_photos_page(plan: PhotosPlan, results: Results, docs: Path) -> None:
     with Stage("making tables and charts"):
         page = fill((docs / PAGE).read_text(), blocks_of(plan, results), str(docs / PAGE), MAKER)
         storage = Storage(str(docs))
-        charts = charts_of(plan, results)
+        charts = charts_of(PhotoRuns(plan, results)) if results.tables else {}
         if results.tables and (found := describe_labels(plan))["sources"]:
             charts[CALIBRATION] = calibration_chart(found)
         for name, chart in charts.items():
@@ -65,17 +55,14 @@ def blocks_of(plan: PhotosPlan, results: Results) -> dict[str, str]:
     """Return the parts of the page that are made, by name."""
     if not results.tables:
         return dict.fromkeys(("progress", "labels", "means", "differences", "where", "charts", "pictures"), NOT_RUN)
-    groups = groups_of(results)
-    means = [means_table(plan, results, metric, groups) for metric in ("mBIoU", "mIoU")]
-    links = [f"![photos: {group}]({IMAGES_FOLDER}/{chart_name(group)})" for group in groups]
+    runs = PhotoRuns(plan, results)
+    links = [f"![photos: {group}]({IMAGES_FOLDER}/{chart_name(group)})" for group in runs.groups]
     return {
         "progress": progress(plan, results),
         "labels": labels_tables(describe_labels(plan)),
-        "means": "\n\n".join([*means, *(prompts_table(plan, results, metric) for metric in ("mBIoU", "mIoU"))]),
+        "means": "\n\n".join(make(runs, metric) for make in (means_table, prompts_table) for metric in METRICS_SHOWN),
         "differences": "\n\n".join(
-            make(plan, results, metric)
-            for make in (differences_table, differences_by_prompt_table)
-            for metric in ("mBIoU", "mIoU")
+            make(runs, metric) for make in (differences_table, differences_by_prompt_table) for metric in METRICS_SHOWN
         ),
         "where": where_table(plan, results),
         "charts": "\n".join(links),
@@ -127,71 +114,17 @@ def found_table(by_size: Mapping[str, Any]) -> str:
 
 def where_table(plan: PhotosPlan, results: Results) -> str:
     """Return where SUM is better than others, by the size and the thinness of masks."""
-    measure, ours = Measure(), Row("sum", "sum")
-    others = [other for better, other in (*pairs_of(plan), (ours, FROZEN_ROW)) if better == ours]
-    done = [other for other in dict.fromkeys(others) if runs_of(results, ours) and runs_of(results, other)]
+    measure = Measure()
+    others = [worse for better, worse in pairs_of(rows_of(plan)) if better == OURS]
+    done = [other for other in others if runs_of(results, OURS) and runs_of(results, other)]
     if not done:
         return NOT_RUN
     kinds = kinds_of_masks(plan, results, measure)
-    columns = {other.title: dict(differences_by_kind(results, kinds, ours, other, measure)) for other in done}
+    columns = {other.title: dict(differences_by_kind(results, kinds, OURS, other, measure)) for other in done}
     rows = [
         [kind.title, int(kind.chosen.sum()), *(of_kind[kind] or "" for of_kind in columns.values())] for kind in kinds
     ]
     return table(["mBIoU of sum, 3 points, above", "masks", *columns], rows)
-
-
-def means_table(plan: PhotosPlan, results: Results, metric: str, groups: tuple[str, ...]) -> str:
-    """Return the means after 3 points by task, of the sets' means, with the standard deviation over seeds."""
-    rows: list[list[object]] = []
-    for row in rows_of(plan):
-        values = [scores_of_row(results, row, Measure(metric), group) for group in groups]
-        if values[0]:
-            percents = [[100 * each.mean(ALL) for each in seeds.values()] for seeds in values]
-            rows.append([row.title, len(values[0]), *(spread_text(each) for each in percents)])
-    return table([f"{metric}, 3 points", "seeds", *groups], rows)
-
-
-def measures_of(plan: PhotosPlan, metric: str) -> dict[str, Measure]:
-    """Return what else is looked at, by the title of its column."""
-    points = {f"{number} pt": Measure(metric, "point", number) for number in ROUNDS_SHOWN if number <= plan.rounds}
-    singles = {f"{number} pt, single": Measure(metric, "point", number, "single") for number in (1, 3)}
-    return {**points, "box": Measure(metric, "box", 1, "single"), **singles}
-
-
-def prompts_table(plan: PhotosPlan, results: Results, metric: str) -> str:
-    """Return the means over all sets by prompt, oracle and single output."""
-    measures = measures_of(plan, metric)
-    rows: list[list[object]] = []
-    for row in rows_of(plan):
-        values = [scores_of_row(results, row, measure, ALL) for measure in measures.values()]
-        if values[0]:
-            rows.append(
-                [row.title, *(spread_text([100 * each.mean(ALL) for each in some.values()]) for some in values)]
-            )
-    return table([f"{metric}, all sets", *measures], rows)
-
-
-def differences_table(plan: PhotosPlan, results: Results, metric: str) -> str:
-    """Return paired differences after 3 points by task, and over all sets with their verdict."""
-    groups = groups_of(results)
-    rows: list[list[object]] = []
-    for better, worse in pairs_of(plan):
-        found = {group: difference_of(results, better, worse, Measure(metric), group) for group in groups}
-        if found[ALL] is not None:
-            cells = [each or "" for each in found.values()]
-            rows.append([f"{better.title} above {worse.title}", *cells, verdict(found[ALL])])
-    return table([f"{metric}, 3 points", *groups, ""], rows)
-
-
-def differences_by_prompt_table(plan: PhotosPlan, results: Results, metric: str) -> str:
-    """Return paired differences over all sets by prompt, oracle and single output."""
-    measures = {title: each for title, each in measures_of(plan, metric).items() if each != Measure(metric)}
-    rows: list[list[object]] = []
-    for better, worse in pairs_of(plan):
-        found = [difference_of(results, better, worse, measure, ALL) for measure in measures.values()]
-        if any(found):
-            rows.append([f"{better.title} above {worse.title}", *(each or "" for each in found)])
-    return table([f"{metric}, all sets", *measures], rows)
 
 
 def chart_name(group: str) -> str:
@@ -199,16 +132,10 @@ def chart_name(group: str) -> str:
     return f"photos_{group}.svg"
 
 
-def charts_of(plan: PhotosPlan, results: Results) -> dict[str, str]:
+def charts_of(runs: PhotoRuns) -> dict[str, str]:
     """Return charts of mBIoU over points by file name."""
     charts = {}
-    for group in groups_of(results) if results.tables else ():
-        lines = {}
-        for row in rows_of(plan):
-            numbers = range(1, plan.rounds + 1)
-            rounds = [list(scores_of_row(results, row, Measure(round=number), group).values()) for number in numbers]
-            if rounds[0]:
-                lines[row.title] = curve(rounds, ALL)
+    for group in runs.groups:
         title = f"photos, {group}: mean and standard deviation over seeds"
-        charts[chart_name(group)] = line_chart(title, "points", "mBIoU, %", lines)
+        charts[chart_name(group)] = line_chart(title, "points", "mBIoU, %", curves(runs, group))
     return charts

@@ -13,7 +13,8 @@ import pyarrow as pa
 from sum_factory.pipelines.microworld.ablation.bootstrap import Difference, paired_difference
 from sum_factory.pipelines.microworld.ablation.cells import FROZEN
 from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
-from sum_factory.pipelines.photos.ablation.compare import FROZEN_ROW, Row, rows_of_masks, scores_of_row
+from sum_factory.pipelines.microworld.ablation.rows import FROZEN_ROW, Row
+from sum_factory.pipelines.photos.ablation.compare import rows_of_masks, scores_of_row
 from sum_factory.pipelines.photos.ablation.plan import PhotosPlan
 from sum_factory.shared.masks import Mask
 from sum_factory.shared.progress import track

@@ -19,15 +19,9 @@ from pycocotools import mask as rle
 
 from sum_factory.pipelines.microworld.ablation.cells import FROZEN, Cell, recipe_of
 from sum_factory.pipelines.microworld.ablation.results import Measure, Results
+from sum_factory.pipelines.microworld.ablation.rows import FROZEN_ROW, OURS, row_of
 from sum_factory.pipelines.microworld.ablation.work import is_done
-from sum_factory.pipelines.photos.ablation.compare import (
-    FILLED_ROW,
-    FROZEN_ROW,
-    Row,
-    difference_of,
-    read_results,
-    scores_of_row,
-)
+from sum_factory.pipelines.photos.ablation.compare import FILLED_ROW, difference_of, read_results, scores_of_row
 from sum_factory.pipelines.photos.ablation.data import read_data
 from sum_factory.pipelines.photos.ablation.labels import Coverage
 from sum_factory.pipelines.photos.ablation.pictures import ADDED, MISSED, RIGHT, draw_errors
@@ -180,16 +174,16 @@ def test_every_set_counts_once_and_photos_of_equal_names_are_different(plan: Pho
     by_set = {name: [row["iou"] for row in rows if row["set"] == name] for name in KINDS if name != "plain"}
     assert scores.mean(ALL) == pytest.approx(np.mean([np.mean(values) for values in by_set.values()]))
     assert len(set(scores.images)) == 6
-    found = difference_of(results, Row("sum", "sum"), FROZEN_ROW, measure, ALL)
-    (ours,) = scores_of_row(results, Row("sum", "sum"), measure, ALL).values()
+    found = difference_of(results, OURS, FROZEN_ROW, measure, ALL)
+    (ours,) = scores_of_row(results, OURS, measure, ALL).values()
     assert found is not None
     assert found.mean == pytest.approx(ours.mean(ALL) - scores.mean(ALL))
-    assert difference_of(results, Row("vanilla", "vanilla"), FILLED_ROW, measure, ALL) is None
+    assert difference_of(results, row_of("vanilla"), FILLED_ROW, measure, ALL) is None
 
 
 @pytest.mark.long
 def test_kinds_of_masks_are_of_all_that_were_tested(plan: PhotosPlan) -> None:
-    results, measure, ours = results_of(plan), Measure("mIoU"), Row("sum", "sum")
+    results, measure, ours = results_of(plan), Measure("mIoU"), OURS
     kinds = kinds_of_masks(plan, results, measure)
     sizes, thinness = kinds[:3], kinds[3:]
     assert sum(kind.chosen for kind in sizes).tolist() == sum(kind.chosen for kind in thinness).tolist() == [1] * 6

@@ -36,8 +36,8 @@ from sum_factory.trainer.evaluation.metrics import boundary_iou
 from sum_factory.trainer.methods import METHODS
 from sum_factory.trainer.run import log as log_module
 
-BLOCKS = ("progress", "world", "means small", "claims small", "pictures", "studies", "anchors")
-LARGE_BLOCKS = ("means large", "claims large")
+BLOCKS = ("progress", "world", "means small", "differences small", "claims small", "pictures", "studies", "anchors")
+LARGE_BLOCKS = ("means large", "differences large", "claims large")
 
 
 def plan_of(out: Path) -> Plan:

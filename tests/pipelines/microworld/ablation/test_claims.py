@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from sum_factory.pipelines.microworld.ablation.bootstrap import Difference
-from sum_factory.pipelines.microworld.ablation.claims import CLAIMS, anchors, claims_of, difference, verdict
+from sum_factory.pipelines.microworld.ablation.bootstrap import Difference, verdict
+from sum_factory.pipelines.microworld.ablation.claims import CLAIMS, anchors, claims_of, difference
 from sum_factory.pipelines.microworld.ablation.quick import judge_quick
 from sum_factory.pipelines.microworld.ablation.results import COLUMNS, Measure, Results, to_csv
 from sum_factory.pipelines.microworld.ablation.settings import QUICK_SETTING

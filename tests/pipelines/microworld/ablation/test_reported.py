@@ -59,7 +59,7 @@ def test_page_leaves_settings_that_are_kept_and_what_is_of_them(docs: Path, resu
         tmp_path, settings=("small", "medium"), methods=("vanilla", "sum"), variants=(), seeds=(0, 1), studies=False
     )
     blocks = blocks_of(plan, results, None, kept)
-    assert set(blocks) == {"progress", "means medium", "claims medium"}
+    assert set(blocks) == {"progress", "means medium", "differences medium", "claims medium"}
     assert "| small | 1 | 2 of 2 |" in blocks["progress"]
     assert "| medium | 0 | 1 of 2 |" in blocks["progress"]
     assert "| sum | 1 |" in blocks["means medium"]
