@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sum_factory.pipelines.microworld.ablation.cells import SAM
 from sum_factory.pipelines.microworld.ablation.claims import difference
-from sum_factory.pipelines.microworld.ablation.tables import table
 from sum_factory.pipelines.microworld.ablation.results import Measure, Results
 from sum_factory.pipelines.microworld.ablation.settings import QUICK_SETTING
+from sum_factory.pipelines.microworld.ablation.tables import table
 from sum_factory.trainer.evaluation.report import ALL
 
 TRAINED = ("vanilla", "sum")

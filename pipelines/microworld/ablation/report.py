@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sum_factory.pipelines.microworld.ablation.bootstrap import verdict
-from sum_factory.pipelines.microworld.ablation.cells import STUDY_SETTING, cells_of
+from sum_factory.pipelines.microworld.ablation.cells import FROZEN, STUDY_SETTING, cells_of
 from sum_factory.pipelines.microworld.ablation.claims import anchors, claims_of, difference
 from sum_factory.pipelines.microworld.ablation.compare import GROUPS, SettingRuns
+from sum_factory.pipelines.microworld.ablation.kinds import entities_table
 from sum_factory.pipelines.microworld.ablation.plots import Line, line_chart
 from sum_factory.pipelines.microworld.ablation.reported import Reported
 from sum_factory.pipelines.microworld.ablation.results import Measure, Results
@@ -62,6 +63,8 @@ def setting_blocks(plan: Plan, results: Results, setting: str) -> tuple[str, str
     tables = [means_table(runs, "mBIoU"), means_table(runs, "mIoU"), prompts_table(runs, "mBIoU")]
     charts = "\n".join(f"![{setting}: {group}]({IMAGES_FOLDER}/{chart_name(setting, group)})" for group in GROUPS)
     differences = [differences_table(runs, "mBIoU"), differences_by_prompt_table(runs, "mBIoU")]
+    if FROZEN in results.tables and plan.scenes(FROZEN.split).exists():
+        differences.append(entities_table(plan, results, setting))
     return "\n\n".join([*tables, charts]), "\n\n".join(differences)
 
 

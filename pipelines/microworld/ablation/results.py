@@ -67,14 +67,18 @@ class Results:
 
     def scores(self, cell: Cell, measure: Measure) -> MaskScores:
         """Return the scores of the masks of a run."""
-        wanted = {"first": measure.prompt, "round": measure.round, "output": measure.output}
-        table = self.tables[cell]
-        for name, value in wanted.items():
-            table = table.filter(pc.equal(table[name], value))
-        table = table.sort_by([(name, "ascending") for name in ("set", "image", "mask")])
+        table = self.rows_of_masks(cell, measure)
         values = table[METRICS[measure.metric]].to_numpy()
         images = tuple(f"{image}" for image in table["image"].to_pylist())
         return MaskScores(np.asarray(values, np.float64), images, tuple(table["task"].to_pylist()))
+
+    def rows_of_masks(self, cell: Cell, measure: Measure, task: str = ALL) -> pa.Table:
+        """Return a row of ``trainer.evaluation.run.SCORES`` for each mask of a task, or of all, by set, image, mask."""
+        wanted = {"first": measure.prompt, "round": measure.round, "output": measure.output}
+        table = self.tables[cell]
+        for name, value in (wanted | ({} if task == ALL else {"task": task})).items():
+            table = table.filter(pc.equal(table[name], value))
+        return table.sort_by([(name, "ascending") for name in ("set", "image", "mask")])
 
     def rows(self) -> Iterator[dict[str, object]]:
         """Yield the means over the masks as rows of ``COLUMNS``: by run, task, prompt, round, output and metric.

@@ -92,18 +92,9 @@ def scores_of_row(results: Results, row: Row, measure: Measure, group: str) -> d
 
 def set_scores(results: Results, cell: Cell, measure: Measure, group: str) -> MaskScores:
     """Return the scores of the masks of a task, or of all, by set."""
-    table = rows_of_masks(results, cell, measure, group)
+    table = results.rows_of_masks(cell, measure, group)
     values = np.asarray(table[METRICS[measure.metric]].to_numpy(), np.float64)
     return MaskScores(values, tuple(table["image"].to_pylist()), tuple(table["set"].to_pylist()))
-
-
-def rows_of_masks(results: Results, cell: Cell, measure: Measure, group: str) -> pa.Table:
-    """Return a row of ``trainer.evaluation.run.SCORES`` for each mask of a task, or of all, by set, image and mask."""
-    wanted = {"first": measure.prompt, "round": measure.round, "output": measure.output}
-    table = results.tables[cell]
-    for name, value in (wanted | ({} if group == ALL else {"task": group})).items():
-        table = table.filter(pc.equal(table[name], value))
-    return table.sort_by([(name, "ascending") for name in ("set", "image", "mask")])
 
 
 def difference_of(results: Results, better: Row, worse: Row, measure: Measure, group: str) -> Difference | None:

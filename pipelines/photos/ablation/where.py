@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sum_factory.pipelines.microworld.ablation.bootstrap import Difference, paired_difference
+from sum_factory.pipelines.microworld.ablation.bootstrap import Difference
 from sum_factory.pipelines.microworld.ablation.cells import FROZEN
-from sum_factory.pipelines.microworld.ablation.results import MaskScores, Measure, Results
+from sum_factory.pipelines.microworld.ablation.kinds import MaskKind, differences_of_kinds
+from sum_factory.pipelines.microworld.ablation.results import Measure, Results
 from sum_factory.pipelines.microworld.ablation.rows import FROZEN_ROW, Row
-from sum_factory.pipelines.photos.ablation.compare import rows_of_masks, scores_of_row
+from sum_factory.pipelines.photos.ablation.compare import scores_of_row
 from sum_factory.pipelines.photos.ablation.plan import PhotosPlan
 from sum_factory.shared.masks import Mask
 from sum_factory.shared.progress import track
@@ -33,14 +33,6 @@ OPENED = 0.03
 """Width of what counts as thin, as a share of the photo's longer side: about two cells of a grid of 64."""
 THIN = 0.3
 """Share of a mask's pixels that are thin, of a thin mask."""
-
-
-@dataclass(frozen=True, eq=False)
-class MaskKind:
-    """Some of the masks: ``title`` says which, ``chosen`` bool (M,) are they."""
-
-    title: str
-    chosen: npt.NDArray[np.bool_]
 
 
 def is_of_size(share: npt.NDArray[np.float64], size: str) -> npt.NDArray[np.bool_]:
@@ -77,7 +69,7 @@ def thin_shares(plan: PhotosPlan, rows: pa.Table) -> npt.NDArray[np.float64]:
 
 def kinds_of_masks(plan: PhotosPlan, results: Results, measure: Measure) -> list[MaskKind]:
     """Return the kinds by size and by thinness of the masks that were tested, in the order of their scores."""
-    rows = rows_of_masks(results, FROZEN, measure, ALL)
+    rows = results.rows_of_masks(FROZEN, measure)
     area, height, width = (rows[name].to_numpy() for name in ("area", "height", "width"))
     share, thin = area / (height.astype(np.int64) * width), thin_shares(plan, rows)
     return [
@@ -88,21 +80,10 @@ def kinds_of_masks(plan: PhotosPlan, results: Results, measure: Measure) -> list
 
 
 def differences_by_kind(
-    results: Results, kinds: list[MaskKind], better: Row, worse: Row, measure: Measure
+    results: Results, kinds: Sequence[MaskKind], better: Row, worse: Row, measure: Measure
 ) -> Iterator[tuple[MaskKind, Difference | None]]:
-    """Yield the mean difference of two rows for each kind of masks, whose masks all count alike, of whatever set."""
+    """Return the mean difference of two rows for each kind of masks, whose masks all count alike, of whatever set."""
     first, second = (scores_of_row(results, row, measure, ALL) for row in (better, worse))
     if worse == FROZEN_ROW:
         second = {seed: only for only in second.values() for seed in first}
-    for kind in kinds:
-        chosen = [_only(scores, kind) for scores in (first, second)]
-        yield kind, paired_difference(chosen[0], chosen[1], ALL) if kind.chosen.any() else None
-
-
-def _only(scores: Mapping[int, MaskScores], kind: MaskKind) -> dict[int, MaskScores]:
-    """Return the scores of the masks of a kind, as those of one set."""
-    places = np.flatnonzero(kind.chosen).tolist()
-    return {
-        seed: MaskScores(each.values[places], tuple(each.images[place] for place in places), (ALL,) * len(places))
-        for seed, each in scores.items()
-    }
+    return differences_of_kinds(first, second, kinds)
