@@ -54,25 +54,27 @@ class Variant:
         return f"{self.method}, {self.name}"
 
 
-HQ = (
-    "variant=hq",
-    "first_prompts=hq",
-    "rounds=1",
-    "stride=1",
+HQ_RATES = (
     "loss.iou_weight=0",
     "optimizer.learning_rate=1.0e-3",
     "optimizer.layer_decay=1",
     "optimizer.weight_decay=0",
 )
-"""What HQ-SAM's modules are trained with, as published; they are new, and the rest of SAM is frozen."""
+"""What HQ-SAM's modules are trained with, as published: they are new, and the rest of SAM is frozen."""
+HQ = ("variant=hq", "first_prompts=hq", "rounds=1", "stride=1", *HQ_RATES)
+"""HQ-SAM as published: one round, of a box, points or a noised mask."""
+HQ_ROUNDS = ("variant=hq", *HQ_RATES)
 VARIANTS = (
     Variant("human-only", "filled", FILLED),
     Variant("human-only", "decoder", (*FILLED, "variant=decoder")),
     Variant("human-only", "hq", HQ),
+    Variant("human-only", "hq-rounds", HQ_ROUNDS),
     Variant("sum", "hq", HQ),
+    Variant("sum", "hq-rounds", HQ_ROUNDS),
 )
 """Human-only with human photos in place of pseudo-labelled ones, of which it then sees more than any other method: all
-weights, and the decoder alone. HQ-SAM, taught by human masks alone and by SUM."""
+weights, and the decoder alone. HQ-SAM, taught by human masks alone and by SUM, as published and in the rounds of all
+others."""
 
 
 @dataclass(frozen=True)

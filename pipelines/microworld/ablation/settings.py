@@ -131,7 +131,7 @@ class Plan:
     """Where a part has no label of its own, the labels of what it is on say that a click there means the whole."""
     settings: tuple[str, ...] = ("small", "medium")
     methods: tuple[str, ...] = tuple(METHODS)
-    variants: tuple[str, ...] = ("filled", "decoder", "hq")
+    variants: tuple[str, ...] = ("filled", "decoder", "hq", "hq-rounds")
     """Which of ``cells.VARIANTS`` are run of these methods."""
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: tuple[str, ...] = ("5.0e-5", "1.0e-4", "2.0e-4")

@@ -96,8 +96,10 @@ def test_every_run_left_scores_of_all_tasks_prompts_and_outputs(plan: Plan) -> N
         ("small", "human-only", "filled", "0"),
         ("small", "human-only", "decoder", "0"),
         ("small", "human-only", "hq", "0"),
+        ("small", "human-only", "hq-rounds", "0"),
         ("small", "sum", "full", "0"),
         ("small", "sum", "hq", "0"),
+        ("small", "sum", "hq-rounds", "0"),
     }
     assert {row["task"] for row in rows} == {"salient", "entity", "part", "all"}
     assert {(row["prompt"], row["output"], row["round"]) for row in rows} == {
@@ -174,7 +176,7 @@ def test_page_can_be_written_before_anything_is_run(docs: Path, tmp_path: Path) 
     plan = plan_of(tmp_path / "out")
     write_results(plan, plan.out / "refiner" / "refiner.safetensors", page.parent)
     text = page.read_text()
-    assert "| small | 0 | 0 of 6 |" in text
+    assert "| small | 0 | 0 of 8 |" in text
     assert "](images/" not in text
     assert "| SUM above SAM on part, after 1 point |  | not run |" in text
 
@@ -202,7 +204,7 @@ def test_page_keeps_a_setting_whose_runs_are_not_all_in_this_folder(
 def test_second_run_finds_all_present(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in (plan.out / "cells").rglob("*") if path.is_file()}
     run_cells(plan, cells_of(plan), 1)
-    assert "7 of 7 runs present, 0 to do" in capsys.readouterr().out
+    assert "9 of 9 runs present, 0 to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (plan.out / "cells").rglob("*") if path.is_file()}
 
 
