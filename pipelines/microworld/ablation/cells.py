@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sum_factory.pipelines.microworld.ablation.prepare import refiner_recipe
-from sum_factory.pipelines.microworld.ablation.settings import METHOD_CHANGES, SETTINGS, AnyPlan, Plan
+from sum_factory.pipelines.microworld.ablation.settings import METHOD_CHANGES, SETTINGS, AnyPlan, Plan, VariantName
 from sum_factory.pipelines.microworld.sets import SCENE_TASKS, describe_set
 from sum_factory.shared.sam.checkpoint import identify_weights
 from sum_factory.shared.shards.dataset import uncertainty_layer
@@ -45,7 +45,7 @@ class Variant:
     """A row of the tables beside the methods themselves: ``method`` with ``changes`` to its recipe, called ``name``."""
 
     method: str
-    name: str
+    name: VariantName
     changes: tuple[str, ...]
 
     @property

@@ -78,9 +78,9 @@ def entities_table(plan: Plan, results: Results, setting: str) -> str:
 
 def entity_kinds(plan: Plan, results: Results) -> list[MaskKind]:
     """Return what the entities are that were tested, of all masks in the order of ``Results.scores``."""
-    rows = results.rows_of_masks(FROZEN, Measure())
+    rows = results.rows_of_masks(FROZEN, MEASURES["1 pt"])
     salient, entity = (open_set(describe_set(plan.scenes(FROZEN.split), task)) for task in ("salient", "entity"))
-    place_of = {key: place for place, key in enumerate(entity.keys)}
+    salient_at, entity_at = ({key: place for place, key in enumerate(each.keys)} for each in (salient, entity))
     known: dict[str, list[str]] = {}
     titles = []
     for task, image, number in zip(*(rows[name].to_pylist() for name in ("task", "image", "mask")), strict=True):
@@ -88,8 +88,8 @@ def entity_kinds(plan: Plan, results: Results) -> list[MaskKind]:
             titles.append("")
             continue
         if image not in known:
-            place = place_of[image]
-            known[image] = _kinds_in(_masks_of(salient.load(place))[0], _masks_of(entity.load(place)))
+            (mask,) = _masks_of(salient.load(salient_at[image]))
+            known[image] = _kinds_in(mask, _masks_of(entity.load(entity_at[image])))
         titles.append(known[image][number])
     return [MaskKind(title, np.array(titles) == title) for title in (SALIENT, MEMBER, OTHER)]
 

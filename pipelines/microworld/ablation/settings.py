@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sum_factory.pipelines.microworld.coarse import Coarseness
 from sum_factory.pipelines.microworld.scene import World
@@ -69,6 +69,8 @@ in all."""
 METHOD_CHANGES: dict[str, tuple[str, ...]] = {"sum-online": ("method_settings.every=100",)}
 """What changes the recipe for one method: by default a run here is hardly longer than until the first snapshot."""
 
+VariantName = Literal["filled", "decoder", "hq", "hq-rounds"]
+
 QUICK_SETTING = "large"
 """Where the fewest steps show that training works."""
 
@@ -131,7 +133,7 @@ class Plan:
     """Where a part has no label of its own, the labels of what it is on say that a click there means the whole."""
     settings: tuple[str, ...] = ("small", "medium")
     methods: tuple[str, ...] = tuple(METHODS)
-    variants: tuple[str, ...] = ("filled", "decoder", "hq", "hq-rounds")
+    variants: tuple[VariantName, ...] = ("filled", "decoder", "hq", "hq-rounds")
     """Which of ``cells.VARIANTS`` are run of these methods."""
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: tuple[str, ...] = ("5.0e-5", "1.0e-4", "2.0e-4")
