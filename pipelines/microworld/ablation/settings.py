@@ -58,6 +58,7 @@ QUICK_WORLD = World(
 )
 """Few objects, of which the salient one is vivid: here ``vit_micro`` as it ships learns something in a few minutes."""
 
+SettingName = Literal["small", "medium", "large"]
 SETTINGS: dict[str, tuple[Task, ...]] = {
     "small": ("salient",),
     "medium": ("salient", "entity"),
@@ -71,7 +72,7 @@ METHOD_CHANGES: dict[str, tuple[str, ...]] = {"sum-online": ("method_settings.ev
 
 VariantName = Literal["filled", "decoder", "hq", "hq-rounds"]
 
-QUICK_SETTING = "large"
+QUICK_SETTING: SettingName = "large"
 """Where the fewest steps show that training works."""
 
 SEEDS = {"pool": 7_000_003, "human": 7_100_009, "validation": 7_200_017, "held_out": 7_300_021}
@@ -131,7 +132,7 @@ class Plan:
     """Parts have low predicted IoU: at vit_micro's default of 0.7, one label in ten is of a part."""
     stability_score_thresh: float = 0.85
     """Where a part has no label of its own, the labels of what it is on say that a click there means the whole."""
-    settings: tuple[str, ...] = ("small", "medium")
+    settings: tuple[SettingName, ...] = ("small", "medium")
     methods: tuple[str, ...] = tuple(METHODS)
     variants: tuple[VariantName, ...] = ("filled", "decoder", "hq", "hq-rounds")
     """Which of ``cells.VARIANTS`` are run of these methods."""

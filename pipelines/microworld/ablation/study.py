@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -21,7 +22,7 @@ from sum_factory.pipelines.microworld.ablation.report import (
 )
 from sum_factory.pipelines.microworld.ablation.reported import CSV, IDENTITY, reported_elsewhere
 from sum_factory.pipelines.microworld.ablation.results import Results, to_csv
-from sum_factory.pipelines.microworld.ablation.settings import SETTINGS, Plan
+from sum_factory.pipelines.microworld.ablation.settings import Plan, SettingName
 from sum_factory.pipelines.microworld.ablation.work import run_cells
 from sum_factory.pipelines.microworld.ablation.world import describe_world, is_prepared
 from sum_factory.shared.progress import Stage
@@ -58,7 +59,9 @@ def write_page(plan: Plan, refiner: Path, docs: Path, results: Results) -> None:
     kept = reported_elsewhere(docs, results, identity)
     for setting in sorted(kept.settings):
         click.echo(f"{setting}: the page keeps what it has, of runs that are not in {plan.out}")
-    reported = replace(plan, settings=tuple(each for each in SETTINGS if each in {*plan.settings, *kept.settings}))
+    reported = replace(
+        plan, settings=tuple(each for each in get_args(SettingName) if each in {*plan.settings, *kept.settings})
+    )
     shown = results.without(kept.settings)
     described = STUDY_SETTING not in kept.settings and is_prepared(plan, refiner)
     world = describe_world(plan, refiner) if described else None

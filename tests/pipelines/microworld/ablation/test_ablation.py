@@ -301,7 +301,8 @@ def test_plan_is_turned_by_options(tmp_path: Path) -> None:
     refused = CliRunner().invoke(main, ["--out", out, "--set", "frozen.coarse_step=3"])
     assert refused.exit_code == 1
     assert "plan: frozen.coarse_step: unknown key; did you mean coarse_steps?" in refused.output
-    misspelt = CliRunner().invoke(main, ["--out", out, "--set", "variants=[hq-round]"])
-    assert misspelt.exit_code == 1
-    assert "plan: variants" in misspelt.output
+    for name, value in (("variants", "hq-round"), ("settings", "smal")):
+        misspelt = CliRunner().invoke(main, ["--out", out, "--set", f"{name}=[{value}]"])
+        assert misspelt.exit_code == 1
+        assert f"plan: {name}" in misspelt.output
     assert not Path(out, "frozen").exists()
