@@ -19,7 +19,7 @@ from sum_factory.trainer.data.order import Mix
 from sum_factory.trainer.data.sets import SetSettings
 from sum_factory.trainer.interactive import FedOutput, FirstPrompts, InteractiveSettings
 from sum_factory.trainer.losses import LossSettings
-from sum_factory.trainer.methods import METHODS, Method
+from sum_factory.trainer.methods import METHODS, Method, MethodName
 from sum_factory.trainer.optimizer import OptimizerSettings
 from sum_factory.trainer.run.settings import CHECKED, MOST, MOST_STEPS, CheckpointSettings, ValidationSettings
 from sum_factory.trainer.run.trackers import TrackerName
@@ -62,7 +62,7 @@ class Recipe:
     """Where photos lie now that have moved since they were labelled: new places by old ones."""
     cache: CacheSettings = field(default_factory=CacheSettings)
     """Copies of remote shards on a disk of this machine. Shards on a disk are read where they are."""
-    method: str = "sum"
+    method: MethodName = "sum"
     """Which labels are trained on, what their certainty weighs, and what is added to the losses: human-only, vanilla,
     mask-refinement, sum, sum-no-task-prompt, sum-continuous-tp, sum-no-ua-sampling, sum-confidence-uncer,
     sum-discrepancy-uncer, sum-discrepancy-online, sum-soft, sum-online, augseg-mixed-prompt, augseg-box-prompt, u2pl,
@@ -142,13 +142,6 @@ class Recipe:
     data_threads: int = Field(default=4, ge=1, le=1_024)
     """Threads, in each process, that read and decode photos ahead of the model. Give more if it waits for data (the log
     says how long)."""
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in METHODS:
-            raise ValueError(f"no such method; there are {', '.join(METHODS)}")
-        return name
 
     @field_validator("variant")
     @classmethod

@@ -6,6 +6,9 @@ An entry is plain data, and what a method does beside that is a class in a modul
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from sum_factory.trainer.methods.augseg import AugSeg, AugSegSettings
 from sum_factory.trainer.methods.discrepancy import DiscrepancySettings, discrepancy
@@ -66,3 +69,13 @@ METHODS = {
     "self-distillation": Method(addition=SelfDistillation, settings=DistillationSettings, copies=1),
     "model-merging": Method(pseudo_labels="none", addition=Merging, settings=MergingSettings, copies=1),
 }
+
+
+def _known(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"no such method; there are {', '.join(METHODS)}")
+    return name
+
+
+MethodName = Annotated[str, AfterValidator(_known)]
+"""The name of an entry of the table; settings with another one are refused."""

@@ -11,7 +11,7 @@ from sum_factory.pipelines.microworld.scene import World
 from sum_factory.shared.precision import PrecisionSetting
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.trainer.data.sets import Task
-from sum_factory.trainer.methods import METHODS
+from sum_factory.trainer.methods import METHODS, MethodName
 
 WORLD = World(
     distractors=(1, 3),
@@ -133,7 +133,7 @@ class Plan:
     stability_score_thresh: float = 0.85
     """Where a part has no label of its own, the labels of what it is on say that a click there means the whole."""
     settings: tuple[SettingName, ...] = ("small", "medium")
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[MethodName, ...] = tuple(METHODS)
     variants: tuple[VariantName, ...] = ("filled", "decoder", "hq", "hq-rounds")
     """Which of ``cells.VARIANTS`` are run of these methods."""
     seeds: tuple[int, ...] = (0, 1, 2)

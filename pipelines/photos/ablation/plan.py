@@ -27,6 +27,7 @@ from sum_factory.shared.sam.checkpoint import identify_weights, load_sam
 from sum_factory.shared.sam.settings import PACKAGED
 from sum_factory.trainer.data.sets import SetSettings
 from sum_factory.trainer.evaluation.settings import Protocol
+from sum_factory.trainer.methods import MethodName
 from sum_factory.trainer.recipe import Recipe
 from sum_factory.trainer.refiner import RefinerRecipe
 from sum_factory.trainer.settings import read_settings
@@ -57,7 +58,7 @@ class PhotosPlan:
     """Sets whose masks may be shown on the page; None: all."""
     sam: str = PACKAGED
     """The frozen model."""
-    methods: tuple[str, ...] = (
+    methods: tuple[MethodName, ...] = (
         "human-only",
         "vanilla",
         "mask-refinement",

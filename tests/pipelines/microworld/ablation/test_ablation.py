@@ -301,7 +301,7 @@ def test_plan_is_turned_by_options(tmp_path: Path) -> None:
     refused = CliRunner().invoke(main, ["--out", out, "--set", "frozen.coarse_step=3"])
     assert refused.exit_code == 1
     assert "plan: frozen.coarse_step: unknown key; did you mean coarse_steps?" in refused.output
-    for name, value in (("variants", "hq-round"), ("settings", "smal")):
+    for name, value in (("variants", "hq-round"), ("settings", "smal"), ("methods", "som")):
         misspelt = CliRunner().invoke(main, ["--out", out, "--set", f"{name}=[{value}]"])
         assert misspelt.exit_code == 1
         assert f"plan: {name}" in misspelt.output
