@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,20 @@ from sum_factory.trainer.evaluation.report import ALL
 IMAGES_FOLDER, CALIBRATION, PICTURES = "images", "ablation_calibration.svg", "ablation.jpg"
 """The folder beside the page, and names in it."""
 BOX = Measure("mBIoU", "box", 1, "single")
+CHARTED = (
+    "SAM, frozen",
+    "human-only",
+    "human-only, filled",
+    "vanilla",
+    "mask-refinement",
+    "sum",
+    "sum-soft",
+    "augseg-mixed-prompt",
+    "u2pl",
+    "self-distillation",
+    "model-merging",
+)
+"""The rows that are drawn where there are more than these: nobody tells two dozen curves apart."""
 NOT_RUN = "Nothing of this has been run."
 MAKER = "pipelines.microworld.ablation"
 BEGIN, END = f"<!-- {{}}: made by {MAKER} -->", "<!-- end of {} -->"
@@ -217,8 +232,14 @@ def curve_charts(plan: Plan, results: Results) -> dict[str, str]:
         runs = SettingRuns(plan, results, setting)
         for group in GROUPS:
             title = f"{setting}, {group}: mean and standard deviation over seeds"
-            charts[chart_name(setting, group)] = line_chart(title, "points", "mBIoU, %", curves(runs, group))
+            lines = charted(curves(runs, group))
+            charts[chart_name(setting, group)] = line_chart(title, "points", "mBIoU, %", lines)
     return charts
+
+
+def charted(lines: Mapping[str, Line]) -> dict[str, Line]:
+    """Return the curves that are drawn: all, or if these are too many, those of ``CHARTED``."""
+    return {title: line for title, line in lines.items() if len(lines) <= len(CHARTED) or title in CHARTED}
 
 
 def calibration_chart(world: dict[str, Any]) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from sum_factory.pipelines.microworld.ablation.compare import rows_of
 from sum_factory.pipelines.microworld.ablation.plots import Line, draw_lines, line_chart
+from sum_factory.pipelines.microworld.ablation.report import CHARTED, charted
+from sum_factory.pipelines.microworld.ablation.settings import Plan
 from sum_factory.trainer.methods import METHODS
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -90,3 +94,12 @@ def test_diagonal_is_where_x_is_y() -> None:
 def test_chart_without_a_point_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a point"):
         line_chart("t", "x", "y", {})
+
+
+def test_of_too_many_curves_those_that_the_story_tells_of_are_drawn(tmp_path: Path) -> None:
+    titles = [row.title for row in rows_of(Plan(tmp_path))]
+    assert set(CHARTED) < set(titles), "every one that is drawn is a row"
+    line = Line([1], [50.0])
+    assert list(charted(dict.fromkeys(titles, line))) == [title for title in titles if title in CHARTED]
+    few = dict.fromkeys(["SAM, frozen", "sum-online", "human-only, hq"], line)
+    assert charted(few) == few
